@@ -1,0 +1,237 @@
+//! From records back to a sale: replay goes through the rules of `sale.rs`, as the live server does.
+//!
+//! Streams may be replayed in any order within an epoch and must be in order of epochs: all records of one
+//! item in one epoch are in one stream. Only the newest sale matters; a record that contradicts the rules
+//! means that something before it is missing.
+
+use crate::partition::Partition;
+use crate::record::{Event, Record};
+use crate::sale::{Cancellation, Confirmation, Hold, Quotas, Stock, sale_at};
+use crate::shard::{Inventory, Rules};
+use crate::types::{ItemId, Moment, SaleId, ShardId, Terms, UserId};
+
+/// A replay in progress.
+pub struct Replay {
+    partition: Partition,
+    now: Moment,
+    sale: Option<(Terms, Vec<(Stock, Quotas)>)>,
+}
+
+/// What a replay found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Items sold in the sale that goes on.
+    pub sold: u32,
+    /// Items held in it.
+    pub held: u32,
+}
+
+impl Replay {
+    /// Starts from nothing. `partition` is the new run's, whatever the old one's was.
+    pub fn new(partition: Partition, now: Moment) -> Self {
+        assert!(now.monotonic_ms > 0, "zero is before every hold's end");
+        Replay { partition, now, sale: None }
+    }
+
+    /// Replays one record.
+    ///
+    /// # Errors
+    /// The record contradicts those before it.
+    pub fn record(&mut self, record: &Record) -> Result<(), String> {
+        if let Event::SaleOpened { items, user_limit } = record.event {
+            return self.open(Terms { sale: record.sale, items, user_limit });
+        }
+        match self.sale.as_ref().map(|(terms, _)| terms.sale) {
+            Some(sale) if record.sale < sale => Ok(()),
+            Some(sale) if record.sale == sale => self.apply(record),
+            _ => Err(format!("it belongs to sale {}, which no record opens", record.sale.0)),
+        }
+    }
+
+    fn open(&mut self, terms: Terms) -> Result<(), String> {
+        match &self.sale {
+            Some((current, _)) if terms.sale < current.sale => Ok(()),
+            Some((current, _)) if terms.sale == current.sale => {
+                let same = terms == *current;
+                if same { Ok(()) } else { Err(format!("it opens {terms:?}, which is open as {current:?}")) }
+            }
+            _ if terms.items == 0 => Err("it opens a sale of nothing".into()),
+            _ => {
+                self.sale = Some((terms, Self::fresh(self.partition, &terms)));
+                Ok(())
+            }
+        }
+    }
+
+    fn fresh(partition: Partition, terms: &Terms) -> Vec<(Stock, Quotas)> {
+        (0..partition.shards())
+            .map(|shard| {
+                let items = partition.owned_items(ShardId(shard), terms.items);
+                (Stock::new(items), Quotas::new(terms.user_limit))
+            })
+            .collect()
+    }
+
+    fn apply(&mut self, record: &Record) -> Result<(), String> {
+        match record.event {
+            Event::Checkout { item, user, code, ttl_ms } => {
+                // Wall time, because a monotonic clock does not outlive the machine; never longer than agreed.
+                let ends_unix_ms = record.unix_ms.saturating_add(u64::from(ttl_ms));
+                let left_ms = ends_unix_ms.saturating_sub(self.now.unix_ms).min(u64::from(ttl_ms));
+                let expires_ms = self.now.monotonic_ms + left_ms;
+                let (stock, slot) = self.place(item)?;
+                stock.reserve(slot).map_err(|_| format!("item {} is checked out twice", item.0))?;
+                stock.grant(slot, Hold { user, code, expires_ms });
+                self.quotas(user).restore(user);
+                Ok(())
+            }
+            Event::Purchase { item, code, key, .. } => {
+                let (stock, slot) = self.place(item)?;
+                match stock.confirm(slot, code, key, 0) {
+                    Confirmation::Bought(_) => {
+                        stock.sell(slot);
+                        Ok(())
+                    }
+                    other => Err(format!("item {} is bought, but its code is {other:?}", item.0)),
+                }
+            }
+            Event::Released { item, code, .. } => {
+                let (stock, slot) = self.place(item)?;
+                match stock.cancel(slot, code, 0) {
+                    Cancellation::Released(hold) => {
+                        self.quotas(hold.user).release(hold.user);
+                        Ok(())
+                    }
+                    other => Err(format!("item {} is released, but its code is {other:?}", item.0)),
+                }
+            }
+            Event::SaleOpened { .. } | Event::Refused { .. } => Ok(()),
+        }
+    }
+
+    fn place(&mut self, item: ItemId) -> Result<(&mut Stock, usize), String> {
+        let (terms, shards) = self.sale.as_mut().expect("records are applied to an open sale");
+        if item.0 >= terms.items {
+            return Err(format!("item {} is not in the stock of {}", item.0, terms.items));
+        }
+        let (stock, _) = &mut shards[usize::from(self.partition.owner_of_item(item).0)];
+        Ok((stock, self.partition.slot_of(item)))
+    }
+
+    fn quotas(&mut self, user: UserId) -> &mut Quotas {
+        let (_, shards) = self.sale.as_mut().expect("records are applied to an open sale");
+        &mut shards[usize::from(self.partition.owner_of_user(user).0)].1
+    }
+
+    /// The newest sale replayed.
+    pub fn sale(&self) -> Option<SaleId> {
+        self.sale.as_ref().map(|(terms, _)| terms.sale)
+    }
+
+    /// What each shard starts with: the replayed sale, or a new one if the clock says that it is over.
+    ///
+    /// # Errors
+    /// The records together contradict the rules.
+    pub fn finish(self, rules: &Rules) -> Result<(Vec<Inventory>, Found), String> {
+        let current = sale_at(self.now.unix_ms, rules.period_s);
+        let (terms, shards) = match self.sale {
+            Some((terms, shards)) if terms.sale >= current => (terms, shards),
+            _ => {
+                let terms = rules.terms(current);
+                (terms, Self::fresh(self.partition, &terms))
+            }
+        };
+        let mut found = Found::default();
+        for (stock, quotas) in &shards {
+            if let Some(user) = quotas.over_limit() {
+                return Err(format!("user {} has more than {} items of sale {}", user.0, terms.user_limit, terms.sale.0));
+            }
+            found.sold += stock.counts().sold;
+            found.held += stock.counts().held;
+        }
+        let inventories = shards.into_iter().map(|(stock, quotas)| Inventory { terms, stock, quotas }).collect();
+        Ok((inventories, found))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::code::Code;
+    use crate::record::ReleaseReason;
+    use uuid::Uuid;
+
+    const NOW: Moment = Moment { monotonic_ms: 1_000, unix_ms: 3_600_000 * 500 };
+    const RULES: Rules = Rules { period_s: 3600, items: 4, user_limit: 1, ttl_ms: 100 };
+
+    fn record(event: Event) -> Record {
+        Record { sale: SaleId(500), unix_ms: NOW.unix_ms - 40, event }
+    }
+
+    fn opened() -> Record {
+        record(Event::SaleOpened { items: 4, user_limit: 1 })
+    }
+
+    fn checkout(item: u32, user: i64) -> Record {
+        record(Event::Checkout { item: ItemId(item), user: UserId(user), code: code(item), ttl_ms: 100 })
+    }
+
+    fn code(item: u32) -> Code {
+        Code::from_bytes([item as u8 + 1; 16])
+    }
+
+    fn replay(records: &[Record]) -> Result<Replay, String> {
+        let mut replay = Replay::new(Partition::new(2), NOW);
+        records.iter().try_for_each(|record| replay.record(record))?;
+        Ok(replay)
+    }
+
+    #[test]
+    fn holds_keep_their_end() {
+        let (inventories, found) = replay(&[opened(), checkout(1, 7)]).unwrap().finish(&RULES).unwrap();
+        assert_eq!(found, Found { sold: 0, held: 1 });
+        assert_eq!(inventories[1].stock.next_expiry_ms(), Some(1_060));
+    }
+
+    #[test]
+    fn a_sale_that_is_over_is_not_taken_over() {
+        let mut old = opened();
+        old.sale = SaleId(499);
+        let (inventories, found) = replay(&[old]).unwrap().finish(&RULES).unwrap();
+        assert_eq!((inventories[0].terms, found), (RULES.terms(SaleId(500)), Found::default()));
+    }
+
+    #[test]
+    fn the_sale_never_goes_backwards() {
+        let mut future = opened();
+        future.sale = SaleId(600);
+        let (inventories, _) = replay(&[future, opened()]).unwrap().finish(&RULES).unwrap();
+        assert_eq!(inventories[0].terms.sale, SaleId(600));
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        let bought = |item: u32, user| {
+            record(Event::Purchase { item: ItemId(item), user: UserId(user), code: code(item), key: Uuid::nil() })
+        };
+        let released = |item: u32| {
+            let (user, reason) = (UserId(7), ReleaseReason::Expired);
+            record(Event::Released { item: ItemId(item), user, code: code(item), reason })
+        };
+        let other = record(Event::SaleOpened { items: 5, user_limit: 1 });
+        for (records, message) in [
+            (vec![checkout(0, 1)], "which no record opens"),
+            (vec![opened(), checkout(0, 1), checkout(0, 2)], "checked out twice"),
+            (vec![opened(), bought(0, 1)], "is bought, but"),
+            (vec![opened(), released(0)], "is released, but"),
+            (vec![opened(), checkout(9, 1)], "not in the stock"),
+            (vec![opened(), other], "which is open as"),
+        ] {
+            let error = replay(&records).err().unwrap();
+            assert!(error.contains(message), "{error}");
+        }
+        let error = replay(&[opened(), checkout(0, 1), checkout(1, 1)]).unwrap().finish(&RULES).err().unwrap();
+        assert!(error.contains("user 1 has more than 1"), "{error}");
+        assert!(replay(&[opened(), checkout(0, 7), released(0), checkout(0, 7), bought(0, 7)]).is_ok());
+    }
+}

@@ -1,0 +1,480 @@
+//! One shard's state machine: the two-owner protocol around the rules of `sale.rs`.
+//!
+//! A shard plays three roles. As *origin* it takes a client's command and asks the owners. As *item owner* it
+//! decides over its items and writes what it decided to its log. As *user owner* it counts what each of its
+//! users holds and has bought. Messages to itself are applied at once.
+//!
+//! `apply(event, now, effects)` never awaits, reads no clock, touches no file or socket. What must be durable
+//! before anyone hears of it waits in `awaiting` until the log reports it flushed:
+//! an answer to a buyer, and also the return of a quota, because another shard may log a grant that rests on it.
+
+use crate::code::{Code, CodeGenerator, Destination};
+use crate::message::{Reply, Request};
+use crate::partition::Partition;
+use crate::record::{Event as Logged, Record, RefusalReason, ReleaseReason};
+use crate::sale::{Cancellation, Confirmation, Counts, Hold, Quotas, State, Stock, Unavailable, sale_at};
+use crate::types::{Command, ItemId, Moment, Outcome, SaleId, Seq, ShardId, Terms, Ticket, UserId};
+use std::collections::VecDeque;
+use uuid::Uuid;
+
+/// Holds that one turn ends at most, so that a full stock running out at once does not stall the turn.
+const EXPIRIES_PER_TURN: usize = 1024;
+
+/// The settings that the rules need. `items` and `user_limit` apply from the next sale on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// Length of a sale in seconds.
+    pub period_s: u32,
+    /// Stock of the next sale.
+    pub items: u32,
+    /// Items per user in the next sale.
+    pub user_limit: u32,
+    /// How long a hold lasts, in milliseconds.
+    pub ttl_ms: u32,
+}
+
+impl Rules {
+    /// The terms of a sale that begins under these settings.
+    pub fn terms(&self, sale: SaleId) -> Terms {
+        Terms { sale, items: self.items, user_limit: self.user_limit }
+    }
+}
+
+/// What happens to a shard.
+#[derive(Debug)]
+pub enum Event {
+    /// Time passes. Once at the start of each turn.
+    Tick,
+    /// A client of this shard asks.
+    Command(Ticket, Command),
+    /// Another shard asks.
+    Request(ShardId, Request),
+    /// Another shard answers.
+    Reply(Reply),
+    /// Another shard is in this sale.
+    Sale(SaleId),
+    /// The purchase log is durable up to here.
+    Flushed(Seq),
+    /// The purchase log can take this many more blocks.
+    LogRoom(u64),
+}
+
+/// What a shard wants done. Filled by `apply`, drained by the pump, its buffers used again.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// To append to the purchase log, in order.
+    pub records: Vec<Record>,
+    /// To append to the attempt log, if it has room.
+    pub attempts: Vec<Record>,
+    /// To send to other shards.
+    pub requests: Vec<(ShardId, Request)>,
+    /// To send to other shards.
+    pub replies: Vec<(ShardId, Reply)>,
+    /// To tell clients of this shard.
+    pub answers: Vec<(Ticket, Outcome)>,
+    /// This shard's part of a sale that is over.
+    pub ended: Vec<Ended>,
+}
+
+/// One shard's part of a sale that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// The sale.
+    pub sale: SaleId,
+    /// Items sold by this shard.
+    pub sold: u32,
+    /// Items of this shard.
+    pub items: u32,
+}
+
+/// What waits for the log.
+#[derive(Debug)]
+enum Deferred {
+    /// Tell the client.
+    Answer(ShardId, Ticket, Outcome),
+    /// The purchase is durable: the item is sold. Tell the client.
+    Sell { sale: SaleId, item: ItemId, origin: ShardId, ticket: Ticket },
+    /// The release is durable: the quota can be used again.
+    GiveBack { sale: SaleId, user: UserId },
+}
+
+/// What recovery found, and a new shard starts with.
+pub struct Inventory {
+    /// The sale that goes on.
+    pub terms: Terms,
+    /// This shard's items.
+    pub stock: Stock,
+    /// This shard's users.
+    pub quotas: Quotas,
+}
+
+/// A shard.
+pub struct Shard {
+    id: ShardId,
+    partition: Partition,
+    rules: Rules,
+    terms: Terms,
+    stock: Stock,
+    quotas: Quotas,
+    /// Items that this shard, as origin, has been told are sold. "Sold" is final, so it may remember.
+    known_sold: Vec<u64>,
+    codes: CodeGenerator,
+    appended: Seq,
+    flushed: Seq,
+    awaiting: VecDeque<(Seq, Deferred)>,
+    log_room: u64,
+}
+
+impl Shard {
+    /// A shard that goes on with `inventory`. Its first record opens the sale in its new stream.
+    pub fn new(
+        id: ShardId,
+        partition: Partition,
+        rules: Rules,
+        inventory: Inventory,
+        codes: CodeGenerator,
+        now: Moment,
+        effects: &mut Effects,
+    ) -> Self {
+        let Inventory { terms, stock, quotas } = inventory;
+        let known_sold = Self::nothing_sold(&terms);
+        let awaiting = VecDeque::new();
+        let (appended, flushed, log_room) = (0, 0, 0);
+        let mut shard = Shard {
+            id, partition, rules, terms, stock, quotas, known_sold, codes, appended, flushed, awaiting, log_room,
+        };
+        shard.append(Record::sale_opened(&terms, now.unix_ms), effects);
+        shard
+    }
+
+    /// Applies one event.
+    pub fn apply(&mut self, event: Event, now: Moment, effects: &mut Effects) {
+        match event {
+            Event::Tick => self.tick(now, effects),
+            Event::Command(ticket, command) => self.command(ticket, command, now, effects),
+            Event::Request(from, request) => self.request(from, request, now, effects),
+            Event::Reply(reply) => self.reply(reply, now, effects),
+            Event::Sale(sale) => self.catch_up(sale, now, effects),
+            Event::Flushed(seq) => self.flushed(seq, now, effects),
+            Event::LogRoom(blocks) => self.log_room = blocks,
+        }
+    }
+
+    /// The current sale.
+    pub fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// How many of this shard's items are in each state.
+    pub fn counts(&self) -> Counts {
+        self.stock.counts()
+    }
+
+    /// This shard's items.
+    pub fn stock(&self) -> &Stock {
+        &self.stock
+    }
+
+    /// This shard's users.
+    pub fn quotas(&self) -> &Quotas {
+        &self.quotas
+    }
+
+    /// When `Tick` has something to do next, in monotonic milliseconds.
+    pub fn next_expiry_ms(&self) -> Option<u64> {
+        self.stock.next_expiry_ms()
+    }
+
+    /// Blocks that must stay free in the log: one for the end of each live hold, whatever it is, and for
+    /// each claim one more for the checkout itself. Each record may need a block of its own.
+    pub fn log_reserve(&self) -> u64 {
+        let Counts { claiming, held, .. } = self.stock.counts();
+        u64::from(held) + 2 * u64::from(claiming)
+    }
+
+    // --- time ---
+
+    fn tick(&mut self, now: Moment, effects: &mut Effects) {
+        self.catch_up(sale_at(now.unix_ms, self.rules.period_s), now, effects);
+        for _ in 0..EXPIRIES_PER_TURN {
+            let Some((slot, hold)) = self.stock.expire(now.monotonic_ms) else { break };
+            let item = self.partition.item_at(self.id, slot);
+            self.log_release(item, hold, ReleaseReason::Expired, now, effects);
+        }
+    }
+
+    /// Begins `sale` if it is newer. The old sale is forgotten at once: purchases that wait for the log are
+    /// answered all the same, everything else of it is refused.
+    fn catch_up(&mut self, sale: SaleId, now: Moment, effects: &mut Effects) {
+        if sale <= self.terms.sale {
+            return;
+        }
+        let Counts { committing, sold, .. } = self.stock.counts();
+        effects.ended.push(Ended { sale: self.terms.sale, sold: sold + committing, items: self.stock.items() as u32 });
+        self.terms = self.rules.terms(sale);
+        self.stock = Stock::new(self.partition.owned_items(self.id, self.terms.items));
+        self.quotas = Quotas::new(self.terms.user_limit);
+        self.known_sold = Self::nothing_sold(&self.terms);
+        self.append(Record::sale_opened(&self.terms, now.unix_ms), effects);
+    }
+
+    // --- as origin ---
+
+    fn command(&mut self, ticket: Ticket, command: Command, now: Moment, effects: &mut Effects) {
+        let (code, request) = match command {
+            Command::Checkout { item, user } => return self.checkout(ticket, item, user, now, effects),
+            Command::Purchase { code, key } => (code, Request::Confirm { ticket, code, key }),
+            Command::Cancel { code } => (code, Request::Cancel { ticket, code }),
+        };
+        match code.destination(&self.terms) {
+            Destination::Item(item) => self.ask(self.partition.owner_of_item(item), request, now, effects),
+            Destination::EndedSale => effects.answers.push((ticket, Outcome::SaleEnded)),
+            Destination::Nowhere => effects.answers.push((ticket, Outcome::CodeUnknown)),
+        }
+    }
+
+    fn checkout(&mut self, ticket: Ticket, item: ItemId, user: UserId, now: Moment, effects: &mut Effects) {
+        let sale = self.terms.sale;
+        if item.0 >= self.terms.items {
+            return effects.answers.push((ticket, Outcome::NoSuchItem));
+        }
+        if self.known_sold[item.0 as usize / 64] >> (item.0 % 64) & 1 == 1 {
+            self.log_refusal(item, user, RefusalReason::ItemSold, now, effects);
+            return effects.answers.push((ticket, Outcome::ItemSold { sale, item }));
+        }
+        self.ask(self.partition.owner_of_item(item), Request::Reserve { ticket, sale, item, user }, now, effects);
+    }
+
+    fn reply(&mut self, reply: Reply, now: Moment, effects: &mut Effects) {
+        match reply {
+            Reply::Claimed { origin, ticket, sale, item, user, granted } => {
+                self.claimed((origin, ticket), sale, item, user, granted, now, effects);
+            }
+            Reply::Answer { ticket, outcome } => {
+                if let Outcome::ItemSold { sale, item } | Outcome::Purchased { sale, item } = outcome
+                    && sale == self.terms.sale
+                {
+                    self.known_sold[item.0 as usize / 64] |= 1 << (item.0 % 64);
+                }
+                effects.answers.push((ticket, outcome));
+            }
+            // Each bounce takes the turn of a sale, so this ends.
+            Reply::Bounced { ticket, item, user } => self.checkout(ticket, item, user, now, effects),
+        }
+    }
+
+    // --- as owner ---
+
+    fn request(&mut self, from: ShardId, request: Request, now: Moment, effects: &mut Effects) {
+        match request {
+            Request::Reserve { ticket, sale, item, user } => {
+                self.reserve((from, ticket), sale, item, user, now, effects);
+            }
+            Request::Claim { origin, ticket, sale, item, user } => {
+                // Of another sale: denied, and the item's owner, whose sale is over too, bounces the buyer.
+                let granted = sale == self.terms.sale && self.quotas.claim(user);
+                self.answer(from, Reply::Claimed { origin, ticket, sale, item, user, granted }, now, effects);
+            }
+            Request::Release { sale, user } => {
+                if sale == self.terms.sale {
+                    self.quotas.release(user);
+                }
+            }
+            Request::Confirm { ticket, code, key } => self.confirm((from, ticket), code, key, now, effects),
+            Request::Cancel { ticket, code } => self.cancel((from, ticket), code, now, effects),
+        }
+    }
+
+    fn reserve(
+        &mut self,
+        (origin, ticket): (ShardId, Ticket),
+        sale: SaleId,
+        item: ItemId,
+        user: UserId,
+        now: Moment,
+        effects: &mut Effects,
+    ) {
+        if sale != self.terms.sale {
+            return self.answer(origin, Reply::Bounced { ticket, item, user }, now, effects);
+        }
+        let slot = self.partition.slot_of(item);
+        let (outcome, reason) = match self.stock.state(slot) {
+            State::Free if self.has_no_room() => (Outcome::LogFull, None),
+            _ => match self.stock.reserve(slot) {
+                Ok(()) => {
+                    let claim = Request::Claim { origin, ticket, sale, item, user };
+                    return self.ask(self.partition.owner_of_user(user), claim, now, effects);
+                }
+                Err(Unavailable::Sold) => (Outcome::ItemSold { sale, item }, Some(RefusalReason::ItemSold)),
+                Err(Unavailable::Reserved) => (Outcome::ItemReserved, Some(RefusalReason::ItemReserved)),
+            },
+        };
+        if let Some(reason) = reason {
+            self.log_refusal(item, user, reason, now, effects);
+        }
+        self.answer(origin, Reply::Answer { ticket, outcome }, now, effects);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a message's fields, taken apart")]
+    fn claimed(
+        &mut self,
+        (origin, ticket): (ShardId, Ticket),
+        sale: SaleId,
+        item: ItemId,
+        user: UserId,
+        granted: bool,
+        now: Moment,
+        effects: &mut Effects,
+    ) {
+        if sale != self.terms.sale {
+            // The slot and the quota went with the old sale.
+            return self.answer(origin, Reply::Bounced { ticket, item, user }, now, effects);
+        }
+        let slot = self.partition.slot_of(item);
+        if !granted {
+            self.stock.deny(slot);
+            self.log_refusal(item, user, RefusalReason::UserLimit, now, effects);
+            return self.answer(origin, Reply::Answer { ticket, outcome: Outcome::UserLimit }, now, effects);
+        }
+        let (code, ttl_ms) = (self.codes.mint(&self.terms, item), self.rules.ttl_ms);
+        let expires_ms = now.monotonic_ms + u64::from(ttl_ms);
+        self.stock.grant(slot, Hold { user, code, expires_ms });
+        let event = Logged::Checkout { item, user, code, ttl_ms };
+        self.append(Record { sale, unix_ms: now.unix_ms, event }, effects);
+        let expires_unix_ms = now.unix_ms + u64::from(ttl_ms);
+        let outcome = Outcome::Reserved { code, sale, item, expires_unix_ms };
+        self.defer(Deferred::Answer(origin, ticket, outcome));
+    }
+
+    fn confirm(
+        &mut self,
+        (origin, ticket): (ShardId, Ticket),
+        code: Code,
+        key: Uuid,
+        now: Moment,
+        effects: &mut Effects,
+    ) {
+        let sale = self.terms.sale;
+        let outcome = match code.destination(&self.terms) {
+            Destination::Nowhere => Outcome::CodeUnknown,
+            Destination::EndedSale => Outcome::SaleEnded,
+            Destination::Item(item) => {
+                match self.stock.confirm(self.partition.slot_of(item), code, key, now.monotonic_ms) {
+                    Confirmation::Bought(Hold { user, .. }) => {
+                        let event = Logged::Purchase { item, user, code, key };
+                        self.append(Record { sale, unix_ms: now.unix_ms, event }, effects);
+                        return self.defer(Deferred::Sell { sale, item, origin, ticket });
+                    }
+                    Confirmation::Joined => {
+                        return self.defer(Deferred::Answer(origin, ticket, Outcome::Purchased { sale, item }));
+                    }
+                    Confirmation::Replayed => Outcome::Purchased { sale, item },
+                    Confirmation::Used => Outcome::CodeUsed,
+                    Confirmation::Expired => Outcome::CodeExpired,
+                    Confirmation::Unknown => Outcome::CodeUnknown,
+                }
+            }
+        };
+        self.answer(origin, Reply::Answer { ticket, outcome }, now, effects);
+    }
+
+    fn cancel(
+        &mut self,
+        (origin, ticket): (ShardId, Ticket),
+        code: Code,
+        now: Moment,
+        effects: &mut Effects,
+    ) {
+        let outcome = match code.destination(&self.terms) {
+            Destination::Nowhere => Outcome::CodeUnknown,
+            Destination::EndedSale => Outcome::SaleEnded,
+            Destination::Item(item) => {
+                match self.stock.cancel(self.partition.slot_of(item), code, now.monotonic_ms) {
+                    Cancellation::Released(hold) => {
+                        self.log_release(item, hold, ReleaseReason::Cancelled, now, effects);
+                        return self.defer(Deferred::Answer(origin, ticket, Outcome::Released));
+                    }
+                    Cancellation::Used => Outcome::CodeUsed,
+                    Cancellation::Expired => Outcome::CodeExpired,
+                    Cancellation::Unknown => Outcome::CodeUnknown,
+                }
+            }
+        };
+        self.answer(origin, Reply::Answer { ticket, outcome }, now, effects);
+    }
+
+    // --- the log ---
+
+    fn flushed(&mut self, seq: Seq, now: Moment, effects: &mut Effects) {
+        debug_assert!(self.flushed <= seq && seq <= self.appended);
+        self.flushed = seq;
+        while let Some((_, deferred)) = self.awaiting.pop_front_if(|(needs, _)| *needs <= seq) {
+            match deferred {
+                Deferred::Answer(origin, ticket, outcome) => {
+                    self.answer(origin, Reply::Answer { ticket, outcome }, now, effects);
+                }
+                Deferred::Sell { sale, item, origin, ticket } => {
+                    if sale == self.terms.sale {
+                        self.stock.sell(self.partition.slot_of(item));
+                    }
+                    let outcome = Outcome::Purchased { sale, item };
+                    self.answer(origin, Reply::Answer { ticket, outcome }, now, effects);
+                }
+                Deferred::GiveBack { sale, user } => {
+                    let owner = self.partition.owner_of_user(user);
+                    self.ask(owner, Request::Release { sale, user }, now, effects);
+                }
+            }
+        }
+    }
+
+    fn append(&mut self, record: Record, effects: &mut Effects) {
+        self.appended += 1;
+        effects.records.push(record);
+    }
+
+    /// Waits for everything appended so far.
+    fn defer(&mut self, deferred: Deferred) {
+        self.awaiting.push_back((self.appended, deferred));
+    }
+
+    fn log_release(&mut self, item: ItemId, hold: Hold, reason: ReleaseReason, now: Moment, effects: &mut Effects) {
+        let Hold { user, code, .. } = hold;
+        let sale = self.terms.sale;
+        let event = Logged::Released { item, user, code, reason };
+        self.append(Record { sale, unix_ms: now.unix_ms, event }, effects);
+        self.defer(Deferred::GiveBack { sale, user });
+    }
+
+    fn log_refusal(&self, item: ItemId, user: UserId, reason: RefusalReason, now: Moment, effects: &mut Effects) {
+        let event = Logged::Refused { item, user, reason };
+        effects.attempts.push(Record { sale: self.terms.sale, unix_ms: now.unix_ms, event });
+    }
+
+    /// Whether one more hold could leave a live one without the block that its purchase needs.
+    fn has_no_room(&self) -> bool {
+        self.appended - self.flushed + self.log_reserve() + 2 > self.log_room
+    }
+
+    // --- messages ---
+
+    fn ask(&mut self, owner: ShardId, request: Request, now: Moment, effects: &mut Effects) {
+        if owner == self.id {
+            self.request(owner, request, now, effects);
+        } else {
+            effects.requests.push((owner, request));
+        }
+    }
+
+    fn answer(&mut self, to: ShardId, reply: Reply, now: Moment, effects: &mut Effects) {
+        if to == self.id {
+            self.reply(reply, now, effects);
+        } else {
+            effects.replies.push((to, reply));
+        }
+    }
+
+    fn nothing_sold(terms: &Terms) -> Vec<u64> {
+        vec![0; (terms.items as usize).div_ceil(64)]
+    }
+}

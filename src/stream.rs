@@ -1,0 +1,397 @@
+//! Reading a stream back: where it ends, and whether anything is missing before that.
+//!
+//! The decision table, for the first block that is not the expected one (*bad* below):
+//!
+//! | bad block | a later genuine block counts it as flushed | verdict |
+//! |---|---|---|
+//! | all zero | no | clean end |
+//! | anything else | no | torn tail: nobody was told of it, drop it |
+//! | anything | yes | damage: it was durable once, refuse to start |
+//! | genuine, but not in its place | — | damage: no torn write does that |
+//! | the file is shorter than it was made | — | damage |
+//!
+//! Recovery ends every stream with a seal, a block that counts everything before it as flushed. So once a
+//! process has recovered from a stream, any later damage to it is proven.
+
+use crate::block::{self, BLOCK_BYTES, StreamId};
+use crate::record::{NoRecord, Record};
+use std::fmt;
+
+/// One segment file of a stream, in memory.
+pub struct SegmentBytes {
+    /// Number of its first block.
+    pub first_block: u64,
+    /// The file's content.
+    pub bytes: Vec<u8>,
+    /// The name, for messages.
+    pub name: String,
+}
+
+/// How a stream ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// With a seal: recovered from before.
+    Sealed,
+    /// With nothing after the last block.
+    Clean,
+    /// With blocks that were being written when the process died.
+    Torn,
+}
+
+/// Where a stream ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    /// How.
+    pub ending: Ending,
+    /// Blocks before the end (and before the seal).
+    pub blocks: u64,
+    /// Records before the end.
+    pub records: u64,
+    /// Checksum of the last block.
+    pub checksum: u32,
+}
+
+/// A stream that lost something once durable, or that this version cannot read.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Damage {
+    /// A block is bad that a later one counts as flushed.
+    Block {
+        /// The file it is in.
+        file: String,
+        /// Its number in the stream.
+        number: u64,
+        /// Its offset in the file.
+        offset: u64,
+        /// The later block that proves it.
+        proven_by: u64,
+    },
+    /// A genuine block lies where another belongs.
+    Misplaced {
+        /// The file it is in.
+        file: String,
+        /// The block that belongs there.
+        number: u64,
+        /// The block that lies there.
+        found: u64,
+    },
+    /// A file is shorter than it was made.
+    Short {
+        /// The file.
+        file: String,
+        /// Its bytes.
+        bytes: usize,
+        /// The bytes it was made with.
+        expected: u64,
+    },
+    /// Another version wrote this.
+    Version {
+        /// The file.
+        file: String,
+        /// The version found.
+        version: u8,
+    },
+    /// A record makes no sense.
+    Record {
+        /// The file.
+        file: String,
+        /// Its number in the stream, from 1.
+        seq: u64,
+        /// What is wrong.
+        flaw: String,
+    },
+    /// Blocks are missing between two segment files.
+    Gap {
+        /// The file after the gap.
+        file: String,
+        /// The block that was expected at its start.
+        expected: u64,
+        /// The block it starts with.
+        found: u64,
+    },
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Damage::Block { file, number, offset, proven_by } => write!(
+                f,
+                "block {number} at byte {offset} of {file} is damaged; block {proven_by} proves that it was once durable"
+            ),
+            Damage::Misplaced { file, number, found } => {
+                write!(f, "in {file}, block {found} or one that only looks like it lies where block {number} belongs")
+            }
+            Damage::Short { file, bytes, expected } => write!(f, "{file} has {bytes} bytes and was made with {expected}"),
+            Damage::Version { file, version } => write!(
+                f,
+                "{file} is written in log format {version}; this version reads {}",
+                block::FORMAT_VERSION
+            ),
+            Damage::Record { file, seq, flaw } => write!(f, "record {seq} in {file}: {flaw}"),
+            Damage::Gap { file, expected, found } => write!(
+                f,
+                "{file} starts with block {found}, but block {expected} comes next: a segment is missing"
+            ),
+        }
+    }
+}
+
+/// Reads `segments` in order and hands every record before the end to `visit`, with its number from 1.
+///
+/// `made_bytes` is what each file was made with, known for streams that recovery has not sealed yet.
+/// `visit` may refuse a record; that is damage too.
+pub fn read(
+    stream: &StreamId,
+    segments: &[SegmentBytes],
+    made_bytes: Option<u64>,
+    mut visit: impl FnMut(u64, &Record) -> Result<(), String>,
+) -> Result<End, Damage> {
+    let first_block = segments.first().map_or(0, |segment| segment.first_block);
+    let mut end = End { ending: Ending::Clean, blocks: first_block, records: 0, checksum: 0 };
+    let mut blocks = segments.iter().flat_map(|segment| {
+        let numbers = segment.first_block..;
+        numbers.zip(segment.bytes.chunks(BLOCK_BYTES)).map(move |(number, block)| (segment, number, block))
+    });
+    let bad = loop {
+        let Some((segment, number, block)) = blocks.next() else { break None };
+        if number != end.blocks {
+            break Some((segment, number, block));
+        }
+        let Some((header, checksum)) = block::parse(block, stream) else { break Some((segment, number, block)) };
+        // The oldest segments of a stream may be gone for good; what is left starts the chain anew.
+        let starts = number == first_block && first_block > 0;
+        let follows = header.records_before == end.records && header.previous_checksum == end.checksum;
+        if header.number != number || !(starts || follows) {
+            return Err(Damage::Misplaced { file: segment.name.clone(), number, found: header.number });
+        }
+        if starts {
+            end.records = header.records_before;
+        }
+        if header.seals {
+            return Ok(End { ending: Ending::Sealed, ..end });
+        }
+        for bytes in block::records(block, header.records) {
+            end.records += 1;
+            let flaw = match Record::decode(bytes) {
+                Ok(record) => visit(end.records, &record).err(),
+                Err(NoRecord { kind, reason }) => Some(format!("unknown kind {kind} with reason {reason}")),
+            };
+            if let Some(flaw) = flaw {
+                return Err(Damage::Record { file: segment.name.clone(), seq: end.records, flaw });
+            }
+        }
+        end.blocks += 1;
+        end.checksum = checksum;
+    };
+    if let Some((segment, number, block)) = bad {
+        if let Some(version) = block::version(block).filter(|&version| version != block::FORMAT_VERSION) {
+            return Err(Damage::Version { file: segment.name.clone(), version });
+        }
+        let after = std::iter::once((segment, number, block)).chain(blocks.clone());
+        for (later, position, block) in after {
+            let Some((header, _)) = block::parse(block, stream) else { continue };
+            if header.number != position {
+                return Err(Damage::Misplaced { file: later.name.clone(), number: position, found: header.number });
+            }
+            if header.flushed > end.records {
+                let (file, expected) = (segment.name.clone(), end.blocks);
+                return Err(if number == expected {
+                    let offset = (number - segment.first_block) * BLOCK_BYTES as u64;
+                    Damage::Block { file, number, offset, proven_by: header.number }
+                } else {
+                    Damage::Gap { file, expected, found: number }
+                });
+            }
+        }
+        if block.iter().any(|&byte| byte != 0) || blocks.any(|(_, _, block)| block.iter().any(|&byte| byte != 0)) {
+            end.ending = Ending::Torn;
+        }
+    }
+    for segment in segments {
+        if let Some(expected) = made_bytes.filter(|&made| made != segment.bytes.len() as u64) {
+            return Err(Damage::Short { file: segment.name.clone(), bytes: segment.bytes.len(), expected });
+        }
+    }
+    Ok(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::{BLOCK_RECORDS, Header, LogKind};
+    use crate::record::{Event, RECORD_BYTES, RefusalReason};
+    use crate::types::{ItemId, SaleId, UserId};
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    const STREAM: StreamId = StreamId { cluster: Uuid::from_u128(1), epoch: 2, shard: 0, log: LogKind::Purchases };
+    const SEGMENT_BLOCKS: u64 = 4;
+    const SEGMENT_BYTES: usize = SEGMENT_BLOCKS as usize * BLOCK_BYTES;
+
+    fn record(seq: u64) -> Record {
+        let event = Event::Refused { item: ItemId(1), user: UserId(seq as i64), reason: RefusalReason::ItemSold };
+        Record { sale: SaleId(1), unix_ms: seq, event }
+    }
+
+    /// A stream written in group commits of the given block counts; a block holds `number + 1` records.
+    fn log(groups: &[u64], sealed: bool) -> Vec<SegmentBytes> {
+        let (mut bytes, mut number, mut records, mut checksum) = (Vec::new(), 0u64, 0u64, 0);
+        let mut add = |count: u64, flushed: &mut u64, seals: bool| {
+            for _ in 0..count {
+                let mut block = vec![0; BLOCK_BYTES];
+                let fill = if seals { 0 } else { (number as usize + 1).min(BLOCK_RECORDS) };
+                for (index, place) in block::records_mut(&mut block).chunks_mut(RECORD_BYTES).take(fill).enumerate() {
+                    place.copy_from_slice(&record(records + index as u64 + 1).encode());
+                }
+                let header = Header {
+                    records: fill as u8,
+                    seals,
+                    number,
+                    records_before: records,
+                    flushed: *flushed,
+                    previous_checksum: checksum,
+                };
+                checksum = block::finish(&mut block, &STREAM, &header);
+                records += fill as u64;
+                number += 1;
+                bytes.extend(block);
+            }
+            *flushed = records;
+        };
+        let mut flushed = 0;
+        groups.iter().for_each(|&count| add(count, &mut flushed, false));
+        if sealed {
+            add(1, &mut flushed, true);
+        }
+        bytes.resize(bytes.len().next_multiple_of(SEGMENT_BYTES), 0);
+        split(&bytes)
+    }
+
+    fn split(bytes: &[u8]) -> Vec<SegmentBytes> {
+        let numbers = (0..).step_by(SEGMENT_BLOCKS as usize);
+        let segments = bytes.chunks(SEGMENT_BYTES).zip(numbers);
+        segments
+            .map(|(bytes, first_block)| SegmentBytes { first_block, bytes: bytes.to_vec(), name: format!("b{first_block}") })
+            .collect()
+    }
+
+    fn join(segments: &[SegmentBytes]) -> Vec<u8> {
+        segments.iter().flat_map(|segment| segment.bytes.clone()).collect()
+    }
+
+    fn read_all(segments: &[SegmentBytes]) -> Result<End, Damage> {
+        let mut expected = 0;
+        read(&STREAM, segments, Some(SEGMENT_BYTES as u64), |seq, read| {
+            expected += 1;
+            assert_eq!((seq, read), (expected, &record(expected)));
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_clean_log_is_read_to_its_end() {
+        let end = read_all(&log(&[1, 2, 3], false)).unwrap();
+        assert_eq!((end.ending, end.blocks, end.records), (Ending::Clean, 6, 21));
+        let end = read_all(&log(&[1, 2, 3], true)).unwrap();
+        assert_eq!((end.ending, end.blocks, end.records), (Ending::Sealed, 6, 21));
+        let end = read_all(&[]).unwrap();
+        assert_eq!((end.ending, end.blocks, end.records), (Ending::Clean, 0, 0));
+    }
+
+    /// All 2^8 fates of the eight sectors of each block in flight: the flushed records stay, whole.
+    #[test]
+    fn any_torn_tail_is_dropped() {
+        let good = join(&log(&[1, 2, 3], false));
+        for torn in 0..256u32 {
+            for block in 3..6 {
+                let mut bytes = good.clone();
+                for sector in (0..8).filter(|sector| torn >> sector & 1 == 0) {
+                    bytes[block * BLOCK_BYTES + sector * 512..][..512].fill(0);
+                }
+                let end = read_all(&split(&bytes)).unwrap();
+                // Sectors past the last record are zero anyway: losing those loses nothing.
+                let whole = if bytes == good { 6 } else { block as u64 };
+                assert_eq!(end.blocks, whole, "block {block}, sectors {torn:08b}");
+            }
+        }
+    }
+
+    #[test]
+    fn any_flipped_bit_in_a_proven_block_is_refused() {
+        let good = join(&log(&[1, 1, 1], false));
+        for bit in 0..2 * BLOCK_BYTES * 8 {
+            let mut bytes = good.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let damage = read_all(&split(&bytes)).unwrap_err();
+            assert!(matches!(damage, Damage::Block { .. } | Damage::Version { .. }), "bit {bit}: {damage}");
+        }
+    }
+
+    #[test]
+    fn after_the_seal_every_block_is_proven() {
+        let good = join(&log(&[1, 1, 3], true));
+        for block in 0..5 {
+            let mut bytes = good.clone();
+            bytes[block * BLOCK_BYTES + 700] ^= 1;
+            let damage = read_all(&split(&bytes)).unwrap_err();
+            assert!(matches!(damage, Damage::Block { number, .. } if number == block as u64), "{damage}");
+        }
+    }
+
+    #[test]
+    fn every_truncation_is_noticed() {
+        let bytes = join(&log(&[1, 2, 2], false));
+        for length in (0..bytes.len()).step_by(97).chain([0, 4095, 4096, bytes.len() - 1]) {
+            let mut segments = split(&bytes[..length]);
+            if segments.is_empty() {
+                segments = split(&[0]);
+            }
+            assert!(read_all(&segments).is_err(), "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn swapped_and_missing_blocks_are_noticed() {
+        let good = join(&log(&[1, 1, 1, 4], false));
+        for (a, b) in (0..7).flat_map(|a| (0..a).map(move |b| (a, b))) {
+            let mut bytes = good.clone();
+            let (front, back) = bytes.split_at_mut(a * BLOCK_BYTES);
+            front[b * BLOCK_BYTES..][..BLOCK_BYTES].swap_with_slice(&mut back[..BLOCK_BYTES]);
+            let damage = read_all(&split(&bytes)).unwrap_err();
+            assert!(matches!(damage, Damage::Misplaced { .. }), "{a} and {b}: {damage}");
+        }
+        let mut segments = log(&[4, 4, 4], false);
+        segments.remove(1);
+        assert!(matches!(read_all(&segments), Err(Damage::Gap { expected: 4, found: 8, .. })));
+    }
+
+    #[test]
+    fn a_stream_may_have_lost_its_oldest_segments_to_retention() {
+        let mut segments = log(&[4, 3], true);
+        segments.remove(0);
+        let mut seqs = Vec::new();
+        let end = read(&STREAM, &segments, None, |seq, _| {
+            seqs.push(seq);
+            Ok(())
+        });
+        assert_eq!(end.unwrap().records, 28);
+        assert_eq!(seqs, (11..=28).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn another_format_is_named() {
+        let mut segments = log(&[1], false);
+        segments[0].bytes[4] = 9;
+        assert_eq!(read_all(&segments), Err(Damage::Version { file: "b0".into(), version: 9 }));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_panic(noise in prop::collection::vec((0usize..6 * BLOCK_BYTES, any::<u8>()), 0..200)) {
+            let mut bytes = join(&log(&[1, 2, 3], false));
+            for (place, byte) in noise {
+                bytes[place] = byte;
+            }
+            let _ = read(&STREAM, &split(&bytes), None, |_, _| Ok(()));
+        }
+    }
+}
