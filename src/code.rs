@@ -8,7 +8,7 @@
 //! A code is valid only if it equals the code stored in its slot; nothing is inferred from the ticket
 //! but where to look.
 
-use crate::types::{ItemId, SaleId, Terms};
+use crate::types::{ItemId, Terms};
 use rand_chacha::{
     ChaCha12Rng,
     rand_core::{Rng, SeedableRng},
@@ -119,6 +119,7 @@ impl CodeGenerator {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::SaleId;
     use proptest::prelude::*;
 
     fn terms(sale: u32, items: u32) -> Terms {

@@ -1,13 +1,35 @@
 //! Stampede
 pub mod block;
+pub mod body;
+pub mod catalogue;
+pub mod clock;
 pub mod code;
+pub mod config;
+pub mod connection;
+pub mod data_dir;
+pub mod fatal;
+pub mod host;
+pub mod http;
+pub mod listener;
+pub mod logging;
+pub mod mesh;
 pub mod message;
+pub mod page;
 pub mod partition;
+pub mod pump;
+pub mod purchase_log;
 pub mod record;
+pub mod recovery;
 pub mod replay;
+pub mod response;
+pub mod retention;
+pub mod route;
 pub mod sale;
+pub mod segment;
+pub mod server;
 pub mod shard;
 #[cfg(test)]
 mod sim;
+pub mod status;
 pub mod stream;
 pub mod types;

@@ -1,1 +1,296 @@
-fn main(){}
+//! The `stampede` program: settings, start-up in order, watching over the shards, the end.
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use glommio::{LocalExecutorBuilder, Placement};
+use rustix::fd::OwnedFd;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use stampede::block::{BLOCK_BYTES, LogKind, StreamId};
+use stampede::clock::Clock;
+use stampede::code::CodeGenerator;
+use stampede::config::{self, Config, SETTINGS, Sources};
+use stampede::data_dir::DataDir;
+use stampede::fatal::{self, Fatal};
+use stampede::mesh::{self, Doorbell, Endpoint};
+use stampede::partition::Partition;
+use stampede::pump::{Logs, Notice, Outside, Pump};
+use stampede::purchase_log::PurchaseLog;
+use stampede::recovery::{Recovered, recover};
+use stampede::retention::{OldSegment, Retention};
+use stampede::server::Server;
+use stampede::shard::{Effects, Ended, Inventory, Rules, Shard};
+use stampede::status::{Phase, Status};
+use stampede::types::{SaleId, ShardId};
+use stampede::{host, listener, logging};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long requests in flight may take to finish after a signal to stop.
+const DRAIN_TIME: Duration = Duration::from_secs(2);
+/// A segment is at most this large; at a small budget a sixteenth of a shard's part.
+const SEGMENT_BYTES_MAX: u64 = 4 << 20;
+const SEGMENT_BYTES_MIN: u64 = 64 << 10;
+/// The least that a shard's logs can work with.
+const SHARD_BUDGET_MIN: u64 = 1 << 20;
+
+fn main() {
+    let arguments = config::command().get_matches();
+    let flags = SETTINGS.iter().map(|setting| setting.flag);
+    let flags = flags.filter_map(|flag| Some((flag, arguments.get_one::<String>(flag)?.clone()))).collect();
+    let dotenv = dotenvy::dotenv_iter().map(|file| file.filter_map(Result::ok).collect()).unwrap_or_default();
+    let sources = Sources { flags, environment: &|name| std::env::var(name).ok(), dotenv };
+    let config = Config::new(&sources).unwrap_or_else(|bad| {
+        let reason = Fatal::Settings(bad.to_string());
+        eprintln!("stampede: {reason}");
+        std::process::exit(reason.exit_code());
+    });
+    if arguments.get_flag("check-config") {
+        return println!("{config}");
+    }
+    logging::start(config.log_format);
+    fatal::exit_on_panic();
+    match Process::start(config).and_then(Process::supervise) {
+        Ok(()) => tracing::info!(exit_code = 0, "stopped"),
+        Err(reason) => reason.exit(),
+    }
+}
+
+/// What a shard's thread needs to begin selling.
+struct Start {
+    inventory: Inventory,
+    old: Vec<OldSegment>,
+    rules: Rules,
+    partition: Partition,
+    cluster: uuid::Uuid,
+    epoch: u32,
+    logs: PathBuf,
+    direct_io: bool,
+    budget: u64,
+    seed: [u8; 32],
+}
+
+/// The running process, seen from its main thread.
+struct Process {
+    started: Instant,
+    status: Arc<Status>,
+    doorbells: Arc<[Doorbell]>,
+    notices: Receiver<Notice>,
+    threads: Vec<thread::JoinHandle<()>>,
+    _data: DataDir,
+}
+
+impl Process {
+    /// Starts everything: first what can fail for the operator's reasons, then the shards, which answer that they
+    /// are not ready yet, then recovery.
+    fn start(config: Config) -> Result<Process, Fatal> {
+        let started = Instant::now();
+        let clock = Clock::start();
+        let shards = config.shards.unwrap_or_else(host::default_shards);
+        let connections = host::connections_max(config.max_connections, shards)?;
+        let budget = config.log_budget / u64::from(shards);
+        if budget < SHARD_BUDGET_MIN {
+            let needed = shards;
+            return Err(Fatal::Settings(format!(
+                "--log-budget is too small for {shards} shards; give at least {needed}MiB"
+            )));
+        }
+        host::check_io_uring()?;
+        let (address, listeners) = listener::listen(config.listen, shards)?;
+        let data = DataDir::open(&config.data_dir, config.rules.period_s)?;
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"), listen = %address, shards, cpus = ?host::cpus(),
+            data_dir = %config.data_dir.display(), items = config.rules.items, user_limit = config.rules.user_limit,
+            sale_period_s = config.rules.period_s, reservation_ttl_ms = config.rules.ttl_ms,
+            log_budget = config.log_budget, max_connections = connections, epoch = data.epoch, "starting"
+        );
+        if !data.direct_io {
+            tracing::warn!(
+                "the file system of the data directory has no direct I/O: the log goes through the page cache"
+            );
+        }
+
+        let status = Arc::new(Status::new(shards));
+        let doorbells: Result<Arc<[Doorbell]>, _> = (0..shards).map(|_| Doorbell::new()).collect();
+        let doorbells = doorbells.map_err(|error| Fatal::Host(format!("no descriptors: {error}")))?;
+        let (notices, noticed) = unbounded();
+        let clients_max = connections.div_ceil(u32::from(shards)) as usize;
+        let mut starts = Vec::new();
+        let mut threads = Vec::new();
+        let places = host::placements(shards).into_iter().zip(listeners).zip(mesh::connect(&doorbells));
+        for (id, ((placement, listener), mesh)) in (0..shards).map(ShardId).zip(places) {
+            let (start, begun) = bounded(1);
+            starts.push(start);
+            let status = status.clone();
+            let notices = notices.clone();
+            let door = Door { id, listener, mesh, clients_max, clock, status, notices };
+            threads.push(spawn(door, placement, begun)?);
+        }
+        listen_to_signals(notices)?;
+
+        let partition = Partition::new(shards);
+        let recovered = recover(&data, partition, &config.rules, clock.now())?;
+        let Recovered { inventories, old, found, records, torn } = recovered;
+        let sale = inventories.first().map(|inventory| inventory.terms.sale.0);
+        tracing::info!(
+            records,
+            sold = found.sold,
+            held = found.held,
+            torn_tails = torn,
+            sale,
+            ms = started.elapsed().as_millis() as u64,
+            "recovered"
+        );
+        let mut old_of = vec![Vec::new(); usize::from(shards)];
+        old.into_iter().enumerate().for_each(|(number, segment)| old_of[number % usize::from(shards)].push(segment));
+        for ((start, inventory), old) in starts.into_iter().zip(inventories).zip(old_of) {
+            let mut seed = [0; 32];
+            getrandom::fill(&mut seed).map_err(|error| Fatal::Host(format!("no random numbers: {error}")))?;
+            let (rules, cluster, epoch, logs) = (config.rules, data.cluster, data.epoch, data.logs.clone());
+            let direct_io = data.direct_io;
+            let begin = Start { inventory, old, rules, partition, cluster, epoch, logs, direct_io, budget, seed };
+            // A shard that cannot receive this has ended the process.
+            let _ = start.send(begin);
+        }
+        doorbells.iter().for_each(Doorbell::ring);
+        Ok(Process { started, status, doorbells, notices: noticed, threads, _data: data })
+    }
+
+    /// Logs what the shards report, and sees to an orderly end.
+    fn supervise(self) -> Result<(), Fatal> {
+        let shards = self.threads.len();
+        let (mut ready, mut drained) = (0, 0);
+        let mut ended = BTreeMap::new();
+        let mut drain_ends: Option<Instant> = None;
+        loop {
+            let notice = match drain_ends {
+                None => self.notices.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(end) => self.notices.recv_deadline(end),
+            };
+            match notice {
+                Ok(Notice::Ready(_)) => {
+                    ready += 1;
+                    if ready == shards && self.status.phase() == Phase::Recovering {
+                        self.enter(Phase::Serving);
+                        tracing::info!(ms = self.started.elapsed().as_millis() as u64, "serving");
+                    }
+                }
+                Ok(Notice::Ended(part)) => log_ended(&mut ended, part, shards),
+                Ok(Notice::LogFull(ShardId(shard), true)) => tracing::warn!(
+                    shard,
+                    "the log is full: no more items are reserved until there is space; raise --log-budget or free disk"
+                ),
+                Ok(Notice::LogFull(ShardId(shard), false)) => tracing::info!(shard, "the log has space again"),
+                Ok(Notice::AttemptsLost(ShardId(shard), true)) => {
+                    tracing::warn!(
+                        shard,
+                        "refused attempts are not recorded until there is space; raise --log-budget or free disk"
+                    );
+                }
+                Ok(Notice::AttemptsLost(ShardId(shard), false)) => {
+                    tracing::info!(shard, "refused attempts are recorded again")
+                }
+                Ok(Notice::Signal(signal)) if drain_ends.is_none() => {
+                    tracing::info!(signal, "draining: no new connections, requests in flight finish");
+                    self.enter(Phase::Draining);
+                    drain_ends = Some(Instant::now() + DRAIN_TIME);
+                }
+                Ok(Notice::Drained(_)) => {
+                    drained += 1;
+                    if drained == shards {
+                        break;
+                    }
+                }
+                Ok(Notice::Signal(signal)) => {
+                    tracing::warn!(signal, "told to stop again: not waiting for requests in flight");
+                    break;
+                }
+                Err(_) => {
+                    tracing::warn!(seconds = DRAIN_TIME.as_secs(), "some requests did not finish in time");
+                    break;
+                }
+            }
+        }
+        self.enter(Phase::Stopping);
+        for thread in self.threads {
+            // A panic has ended the process already.
+            let _ = thread.join();
+        }
+        Ok(())
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.status.set_phase(phase);
+        self.doorbells.iter().for_each(Doorbell::ring);
+    }
+}
+
+/// What a shard's thread serves clients with before it can sell.
+struct Door {
+    id: ShardId,
+    listener: OwnedFd,
+    mesh: Endpoint,
+    clients_max: usize,
+    clock: Clock,
+    status: Arc<Status>,
+    notices: Sender<Notice>,
+}
+
+/// Starts a shard's thread. Whatever goes wrong on it ends the process.
+fn spawn(door: Door, placement: Placement, begun: Receiver<Start>) -> Result<thread::JoinHandle<()>, Fatal> {
+    let builder = thread::Builder::new().name(format!("shard-{}", door.id.0));
+    let run = move || {
+        let executor = LocalExecutorBuilder::new(placement).io_memory(host::IO_MEMORY).make();
+        let executor = executor.unwrap_or_else(|error| host::refusal(error).exit());
+        executor.run(sell(door, begun)).unwrap_or_else(|reason| reason.exit());
+    };
+    builder.spawn(run).map_err(|error| Fatal::Host(format!("no thread for a shard: {error}")))
+}
+
+async fn sell(door: Door, begun: Receiver<Start>) -> Result<(), Fatal> {
+    let Door { id, listener, mesh, clients_max, clock, status, notices } = door;
+    let server = Server::new(listener, mesh.doorbell(), clients_max)
+        .map_err(|error| Fatal::Host(format!("no epoll set: {error}; raise LimitNOFILE or ulimit -n")))?;
+    let mut outside = Outside { id, server, mesh, clock, status, notices };
+    let mut start = None;
+    outside
+        .wait_for_recovery(|| {
+            start = begun.try_recv().ok();
+            start.is_some()
+        })
+        .await;
+    let Start { inventory, old, rules, partition, cluster, epoch, logs, direct_io, budget, seed } =
+        start.expect("recovery is over when there is something to start with");
+    let segment_bytes = (budget / 16).clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
+    let log = |log| {
+        let stream = StreamId { cluster, epoch, shard: id.0, log };
+        PurchaseLog::new(stream, &logs, direct_io, (segment_bytes / BLOCK_BYTES as u64) as u32)
+    };
+    let retention = Retention::new(&logs, budget, old);
+    let logs = Logs { purchases: log(LogKind::Purchases), attempts: log(LogKind::Attempts), retention };
+    let mut effects = Effects::default();
+    let codes = CodeGenerator::new(seed);
+    let shard = Shard::new(id, partition, rules, inventory, codes, clock.now(), &mut effects);
+    Pump::new(outside, shard, effects, logs, rules.period_s).run().await
+}
+
+fn listen_to_signals(notices: Sender<Notice>) -> Result<(), Fatal> {
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|error| Fatal::Host(format!("no signals: {error}")))?;
+    let forward = move || signals.forever().all(|signal| notices.send(Notice::Signal(signal)).is_ok());
+    let thread = thread::Builder::new().name("signals".into()).spawn(forward);
+    thread.map(drop).map_err(|error| Fatal::Host(format!("no thread for signals: {error}")))
+}
+
+/// Adds one shard's part of a sale that is over, and logs the sale when all parts are there.
+fn log_ended(sales: &mut BTreeMap<SaleId, (usize, u32, u32)>, part: Ended, shards: usize) {
+    let (parts, sold, items) = sales.entry(part.sale).or_default();
+    *parts += 1;
+    *sold += part.sold;
+    *items += part.items;
+    if *parts == shards {
+        tracing::info!(sale = part.sale.0, sold = *sold, items = *items, "sale over, the next one is open");
+        sales.remove(&part.sale);
+    }
+}

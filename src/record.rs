@@ -233,11 +233,28 @@ mod tests {
         let of = (any::<u32>().prop_map(ItemId), any::<i64>().prop_map(UserId), code);
         prop_oneof![
             (any::<u32>(), any::<u32>()).prop_map(|(items, user_limit)| Event::SaleOpened { items, user_limit }),
-            (of.clone(), any::<u32>()).prop_map(|((item, user, code), ttl_ms)| Event::Checkout { item, user, code, ttl_ms }),
+            (of.clone(), any::<u32>()).prop_map(|((item, user, code), ttl_ms)| Event::Checkout {
+                item,
+                user,
+                code,
+                ttl_ms
+            }),
             (of.clone(), prop_oneof![Just(ReleaseReason::Expired), Just(ReleaseReason::Cancelled)])
                 .prop_map(|((item, user, code), reason)| Event::Released { item, user, code, reason }),
-            (of.clone(), any::<u128>()).prop_map(|((item, user, code), key)| Event::Purchase { item, user, code, key: Uuid::from_u128(key) }),
-            (of, prop_oneof![Just(RefusalReason::ItemSold), Just(RefusalReason::ItemReserved), Just(RefusalReason::UserLimit)])
+            (of.clone(), any::<u128>()).prop_map(|((item, user, code), key)| Event::Purchase {
+                item,
+                user,
+                code,
+                key: Uuid::from_u128(key)
+            }),
+            (
+                of,
+                prop_oneof![
+                    Just(RefusalReason::ItemSold),
+                    Just(RefusalReason::ItemReserved),
+                    Just(RefusalReason::UserLimit)
+                ]
+            )
                 .prop_map(|((item, user, _), reason)| Event::Refused { item, user, reason }),
         ]
     }

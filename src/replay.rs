@@ -144,7 +144,10 @@ impl Replay {
         let mut found = Found::default();
         for (stock, quotas) in &shards {
             if let Some(user) = quotas.over_limit() {
-                return Err(format!("user {} has more than {} items of sale {}", user.0, terms.user_limit, terms.sale.0));
+                return Err(format!(
+                    "user {} has more than {} items of sale {}",
+                    user.0, terms.user_limit, terms.sale.0
+                ));
             }
             found.sold += stock.counts().sold;
             found.held += stock.counts().held;

@@ -172,13 +172,7 @@ impl Stock {
     pub fn grant(&mut self, slot: usize, hold: Hold) {
         let item = &mut self.slots[slot];
         assert_eq!(item.state, State::Claiming, "only a claimed item can be granted");
-        *item = Slot {
-            state: State::Held,
-            user: hold.user,
-            code: hold.code,
-            expires_ms: hold.expires_ms,
-            ..FREE_SLOT
-        };
+        *item = Slot { state: State::Held, user: hold.user, code: hold.code, expires_ms: hold.expires_ms, ..FREE_SLOT };
         self.counts.claiming -= 1;
         self.counts.held += 1;
         self.enqueue(slot as u32);

@@ -8,6 +8,7 @@
 //! before anyone hears of it waits in `awaiting` until the log reports it flushed:
 //! an answer to a buyer, and also the return of a quota, because another shard may log a grant that rests on it.
 
+use crate::block::BLOCK_RECORDS;
 use crate::code::{Code, CodeGenerator, Destination};
 use crate::message::{Reply, Request};
 use crate::partition::Partition;
@@ -141,7 +142,18 @@ impl Shard {
         let awaiting = VecDeque::new();
         let (appended, flushed, log_room) = (0, 0, 0);
         let mut shard = Shard {
-            id, partition, rules, terms, stock, quotas, known_sold, codes, appended, flushed, awaiting, log_room,
+            id,
+            partition,
+            rules,
+            terms,
+            stock,
+            quotas,
+            known_sold,
+            codes,
+            appended,
+            flushed,
+            awaiting,
+            log_room,
         };
         shard.append(Record::sale_opened(&terms, now.unix_ms), effects);
         shard
@@ -185,8 +197,8 @@ impl Shard {
         self.stock.next_expiry_ms()
     }
 
-    /// Blocks that must stay free in the log: one for the end of each live hold, whatever it is, and for
-    /// each claim one more for the checkout itself. Each record may need a block of its own.
+    /// Blocks that must stay free in the log for records yet to come: one for the end of each live hold, whatever
+    /// it is, and for each claim one more for the checkout itself. Each may come alone and need a whole block.
     pub fn log_reserve(&self) -> u64 {
         let Counts { claiming, held, .. } = self.stock.counts();
         u64::from(held) + 2 * u64::from(claiming)
@@ -378,27 +390,19 @@ impl Shard {
         self.answer(origin, Reply::Answer { ticket, outcome }, now, effects);
     }
 
-    fn cancel(
-        &mut self,
-        (origin, ticket): (ShardId, Ticket),
-        code: Code,
-        now: Moment,
-        effects: &mut Effects,
-    ) {
+    fn cancel(&mut self, (origin, ticket): (ShardId, Ticket), code: Code, now: Moment, effects: &mut Effects) {
         let outcome = match code.destination(&self.terms) {
             Destination::Nowhere => Outcome::CodeUnknown,
             Destination::EndedSale => Outcome::SaleEnded,
-            Destination::Item(item) => {
-                match self.stock.cancel(self.partition.slot_of(item), code, now.monotonic_ms) {
-                    Cancellation::Released(hold) => {
-                        self.log_release(item, hold, ReleaseReason::Cancelled, now, effects);
-                        return self.defer(Deferred::Answer(origin, ticket, Outcome::Released));
-                    }
-                    Cancellation::Used => Outcome::CodeUsed,
-                    Cancellation::Expired => Outcome::CodeExpired,
-                    Cancellation::Unknown => Outcome::CodeUnknown,
+            Destination::Item(item) => match self.stock.cancel(self.partition.slot_of(item), code, now.monotonic_ms) {
+                Cancellation::Released(hold) => {
+                    self.log_release(item, hold, ReleaseReason::Cancelled, now, effects);
+                    return self.defer(Deferred::Answer(origin, ticket, Outcome::Released));
                 }
-            }
+                Cancellation::Used => Outcome::CodeUsed,
+                Cancellation::Expired => Outcome::CodeExpired,
+                Cancellation::Unknown => Outcome::CodeUnknown,
+            },
         };
         self.answer(origin, Reply::Answer { ticket, outcome }, now, effects);
     }
@@ -453,7 +457,9 @@ impl Shard {
 
     /// Whether one more hold could leave a live one without the block that its purchase needs.
     fn has_no_room(&self) -> bool {
-        self.appended - self.flushed + self.log_reserve() + 2 > self.log_room
+        // What is appended already goes together, in one flush or in the one after it.
+        let pending = (self.appended - self.flushed).div_ceil(BLOCK_RECORDS as u64) + 1;
+        pending + self.log_reserve() + 2 > self.log_room
     }
 
     // --- messages ---

@@ -21,6 +21,8 @@ use std::fmt;
 pub struct SegmentBytes {
     /// Number of its first block.
     pub first_block: u64,
+    /// How many blocks it was made with. A sealed stream's last segment has been cut to what it holds.
+    pub made_blocks: u64,
     /// The file's content.
     pub bytes: Vec<u8>,
     /// The name, for messages.
@@ -120,29 +122,26 @@ impl fmt::Display for Damage {
             Damage::Misplaced { file, number, found } => {
                 write!(f, "in {file}, block {found} or one that only looks like it lies where block {number} belongs")
             }
-            Damage::Short { file, bytes, expected } => write!(f, "{file} has {bytes} bytes and was made with {expected}"),
-            Damage::Version { file, version } => write!(
-                f,
-                "{file} is written in log format {version}; this version reads {}",
-                block::FORMAT_VERSION
-            ),
+            Damage::Short { file, bytes, expected } => {
+                write!(f, "{file} has {bytes} bytes and was made with {expected}")
+            }
+            Damage::Version { file, version } => {
+                write!(f, "{file} is written in log format {version}; this version reads {}", block::FORMAT_VERSION)
+            }
             Damage::Record { file, seq, flaw } => write!(f, "record {seq} in {file}: {flaw}"),
-            Damage::Gap { file, expected, found } => write!(
-                f,
-                "{file} starts with block {found}, but block {expected} comes next: a segment is missing"
-            ),
+            Damage::Gap { file, expected, found } => {
+                write!(f, "{file} starts with block {found}, but block {expected} comes next: a segment is missing")
+            }
         }
     }
 }
 
 /// Reads `segments` in order and hands every record before the end to `visit`, with its number from 1.
 ///
-/// `made_bytes` is what each file was made with, known for streams that recovery has not sealed yet.
 /// `visit` may refuse a record; that is damage too.
 pub fn read(
     stream: &StreamId,
     segments: &[SegmentBytes],
-    made_bytes: Option<u64>,
     mut visit: impl FnMut(u64, &Record) -> Result<(), String>,
 ) -> Result<End, Damage> {
     let first_block = segments.first().map_or(0, |segment| segment.first_block);
@@ -207,8 +206,9 @@ pub fn read(
         }
     }
     for segment in segments {
-        if let Some(expected) = made_bytes.filter(|&made| made != segment.bytes.len() as u64) {
-            return Err(Damage::Short { file: segment.name.clone(), bytes: segment.bytes.len(), expected });
+        let (bytes, expected) = (segment.bytes.len(), segment.made_blocks * BLOCK_BYTES as u64);
+        if bytes as u64 != expected {
+            return Err(Damage::Short { file: segment.name.clone(), bytes, expected });
         }
     }
     Ok(end)
@@ -270,7 +270,12 @@ mod tests {
         let numbers = (0..).step_by(SEGMENT_BLOCKS as usize);
         let segments = bytes.chunks(SEGMENT_BYTES).zip(numbers);
         segments
-            .map(|(bytes, first_block)| SegmentBytes { first_block, bytes: bytes.to_vec(), name: format!("b{first_block}") })
+            .map(|(bytes, first_block)| SegmentBytes {
+                first_block,
+                made_blocks: SEGMENT_BLOCKS,
+                bytes: bytes.to_vec(),
+                name: format!("b{first_block}"),
+            })
             .collect()
     }
 
@@ -280,7 +285,7 @@ mod tests {
 
     fn read_all(segments: &[SegmentBytes]) -> Result<End, Damage> {
         let mut expected = 0;
-        read(&STREAM, segments, Some(SEGMENT_BYTES as u64), |seq, read| {
+        read(&STREAM, segments, |seq, read| {
             expected += 1;
             assert_eq!((seq, read), (expected, &record(expected)));
             Ok(())
@@ -369,7 +374,7 @@ mod tests {
         let mut segments = log(&[4, 3], true);
         segments.remove(0);
         let mut seqs = Vec::new();
-        let end = read(&STREAM, &segments, None, |seq, _| {
+        let end = read(&STREAM, &segments, |seq, _| {
             seqs.push(seq);
             Ok(())
         });
@@ -391,7 +396,7 @@ mod tests {
             for (place, byte) in noise {
                 bytes[place] = byte;
             }
-            let _ = read(&STREAM, &split(&bytes), None, |_, _| Ok(()));
+            let _ = read(&STREAM, &split(&bytes), |_, _| Ok(()));
         }
     }
 }

@@ -123,7 +123,8 @@ impl World {
                 self.command(shard % shards, Command::Cancel { code });
             }
             Step::Deliver { pick } => {
-                let busy: Vec<_> = self.lanes.iter().filter(|(_, lane)| !lane.is_empty()).map(|(key, _)| *key).collect();
+                let busy: Vec<_> =
+                    self.lanes.iter().filter(|(_, lane)| !lane.is_empty()).map(|(key, _)| *key).collect();
                 if !busy.is_empty() {
                     self.deliver(busy[pick.index(busy.len())]);
                 }
@@ -248,7 +249,8 @@ impl World {
         assert!(self.waiting.is_empty(), "never answered: {:?}", self.waiting);
         let taken: u64 = self.shards.iter().map(|shard| shard.quotas().total()).sum();
         let counts = self.shards.iter().map(Shard::counts);
-        let live: u32 = counts.map(|counts| counts.held + counts.sold + 1000 * (counts.claiming + counts.committing)).sum();
+        let live: u32 =
+            counts.map(|counts| counts.held + counts.sold + 1000 * (counts.claiming + counts.committing)).sum();
         assert_eq!(u64::from(live), taken, "the quotas are not what is held and sold");
     }
 
@@ -269,7 +271,8 @@ impl World {
             }
         }
         let sold = self.shadow.bought.keys().filter(|(sale, _)| *sale == terms.sale).count();
-        let lost = self.shards.iter().flat_map(|shard| (0..shard.stock().items()).map(|slot| shard.stock().state(slot)));
+        let lost =
+            self.shards.iter().flat_map(|shard| (0..shard.stock().items()).map(|slot| shard.stock().state(slot)));
         assert!(lost.into_iter().all(|state| state == State::Sold), "an item was left over");
         assert!(sold <= terms.items as usize);
         let outcome = Outcome::ItemSold { sale: terms.sale, item: ItemId(0) };

@@ -1,0 +1,50 @@
+//! Names of items: generated, the same for everyone who asks about an item of a sale.
+
+use crate::types::{ItemId, SaleId};
+use std::fmt;
+
+const QUALITIES: [&str; 16] = [
+    "Amber", "Brisk", "Cobalt", "Dapper", "Electric", "Feral", "Golden", "Hushed", "Ivory", "Jolly", "Keen", "Lunar",
+    "Mellow", "Northern", "Opal", "Polished",
+];
+const THINGS: [&str; 16] = [
+    "Anvil", "Bicycle", "Compass", "Drum", "Easel", "Fiddle", "Globe", "Hammock", "Inkwell", "Jacket", "Kettle",
+    "Lantern", "Mandolin", "Notebook", "Orrery", "Parasol",
+];
+
+/// The name of an item of a sale, like "Cobalt Lantern 42".
+#[derive(Clone, Copy, Debug)]
+pub struct ItemName(pub SaleId, pub ItemId);
+
+impl fmt::Display for ItemName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Fibonacci hashing: neighbours get names far apart.
+        let mixed = (u64::from(self.0.0) << 32 | u64::from(self.1.0)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let (quality, thing) = (mixed >> 60, mixed >> 56 & 0xf);
+        write!(f, "{} {} {}", QUALITIES[quality as usize], THINGS[thing as usize], self.1.0)
+    }
+}
+
+/// Where the image of an item is.
+#[derive(Clone, Copy, Debug)]
+pub struct ItemImage(pub ItemId);
+
+impl fmt::Display for ItemImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "/items/{}/image.svg", self.0.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_are_stable_and_distinct_within_a_sale() {
+        let names = |sale| (0..1000).map(move |item| ItemName(SaleId(sale), ItemId(item)).to_string());
+        assert_eq!(names(7).collect::<BTreeSet<_>>().len(), 1000);
+        assert!(names(7).eq(names(7)) && !names(7).eq(names(8)));
+        assert_eq!(ItemImage(ItemId(3)).to_string(), "/items/3/image.svg");
+    }
+}

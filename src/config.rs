@@ -1,0 +1,394 @@
+//! Settings: flags over environment over `.env` over defaults; raw text to a validated [`Config`].
+//!
+//! One table, [`SETTINGS`], is the source of the flags, of the variables, of `--help` and of error messages.
+
+use crate::code::ITEMS_MAX;
+use crate::shard::Rules;
+use clap::{Arg, ArgAction, Command};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// More shards than this are a mistake.
+pub const SHARDS_MAX: u16 = 256;
+
+/// One setting.
+pub struct Setting {
+    /// The long flag, without dashes.
+    pub flag: &'static str,
+    /// The variables that set it, the first one winning.
+    pub variables: &'static [&'static str],
+    /// What stands for the value in `--help`.
+    pub value: &'static str,
+    /// What applies when nothing is set; for people, if it starts with a parenthesis.
+    pub default: &'static str,
+    /// The sentence in `--help`.
+    pub help: &'static str,
+}
+
+/// All settings, in the order of `--help`.
+pub const SETTINGS: &[Setting] = &[
+    Setting {
+        flag: "listen",
+        variables: &["LISTEN"],
+        value: "ADDRESS:PORT",
+        default: "0.0.0.0:8080",
+        help: "Where to serve the public; port 0 takes a free one. PORT or APP_PORT set the port alone",
+    },
+    Setting {
+        flag: "shards",
+        variables: &["SHARDS"],
+        value: "NUMBER",
+        default: "(CPUs this process may use)",
+        help: "Threads that serve, each pinned to a CPU of its own if there are enough",
+    },
+    Setting {
+        flag: "data-dir",
+        variables: &["DATA_DIR"],
+        value: "PATH",
+        default: "./data",
+        help: "Where the purchase log lives; one server at a time",
+    },
+    Setting {
+        flag: "items",
+        variables: &["ITEMS", "APP_ITEM_NUMBER"],
+        value: "NUMBER",
+        default: "10000",
+        help: "Stock of each sale; applies from the next sale on",
+    },
+    Setting {
+        flag: "user-limit",
+        variables: &["USER_LIMIT", "APP_USER_LIMIT"],
+        value: "NUMBER",
+        default: "10",
+        help: "Items that one user may hold and buy in a sale; applies from the next sale on",
+    },
+    Setting {
+        flag: "sale-period",
+        variables: &["SALE_PERIOD"],
+        value: "DURATION",
+        default: "1h",
+        help: "Length of a sale, in whole seconds; sales begin at multiples of it since 1970, so 1h means on the hour",
+    },
+    Setting {
+        flag: "reservation-ttl",
+        variables: &["RESERVATION_TTL"],
+        value: "DURATION",
+        default: "30s",
+        help: "How long a checkout holds its item",
+    },
+    Setting {
+        flag: "log-budget",
+        variables: &["LOG_BUDGET"],
+        value: "BYTES",
+        default: "1GiB",
+        help: "Disk that the logs may use; of ended sales, refused attempts are removed first and purchases last",
+    },
+    Setting {
+        flag: "max-connections",
+        variables: &["MAX_CONNECTIONS"],
+        value: "NUMBER",
+        default: "(16384, or what the descriptor limit allows)",
+        help: "Connections served at once; more are answered 503 and closed",
+    },
+    Setting {
+        flag: "log-format",
+        variables: &["LOG_FORMAT"],
+        value: "text|json",
+        default: "(text on a terminal, else json)",
+        help: "How log lines on standard error look",
+    },
+];
+
+/// Variables of the persistence in Postgres, which this version does not have: better refused than ignored.
+const NOT_YET: &[&str] = &["DATABASE_URL", "DB_HOST", "DB_NAME"];
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines, one object a line.
+    Json,
+}
+
+/// Validated settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where to serve the public.
+    pub listen: SocketAddr,
+    /// How many shards, if it was said.
+    pub shards: Option<u16>,
+    /// Where the log lives.
+    pub data_dir: PathBuf,
+    /// What the rules need.
+    pub rules: Rules,
+    /// Bytes that all logs together may use.
+    pub log_budget: u64,
+    /// Connections at once, if it was said.
+    pub max_connections: Option<u32>,
+    /// How log lines look, if it was said.
+    pub log_format: Option<LogFormat>,
+}
+
+/// A setting that cannot be used. Names the setting, the value and the remedy.
+#[derive(Debug, PartialEq, Eq)]
+pub struct BadSetting(String);
+
+impl fmt::Display for BadSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The command line, from the table.
+pub fn command() -> Command {
+    let command = Command::new("stampede")
+        .version(clap::crate_version!())
+        .about("A flash-sale server: sells a limited stock exactly, durable before every 200.")
+        .after_help(
+            "Each setting is taken from its flag, else from the first of its variables in the environment, else from \
+             the file .env in the working directory, else from its default.",
+        )
+        .arg(
+            Arg::new("check-config")
+                .long("check-config")
+                .action(ArgAction::SetTrue)
+                .help("Print the settings in force and exit: 0 if they are good, 2 if not"),
+        );
+    SETTINGS.iter().fold(command, |command, setting| {
+        let Setting { flag, variables, value, default, help } = *setting;
+        let default = default.trim_matches(['(', ')']);
+        let help = format!("{help} [env: {}] [default: {default}]", variables.join(", "));
+        command.arg(Arg::new(flag).long(flag).value_name(value).help(help))
+    })
+}
+
+/// Where values come from.
+pub struct Sources<'a> {
+    /// By flag.
+    pub flags: BTreeMap<&'static str, String>,
+    /// The environment.
+    pub environment: &'a dyn Fn(&str) -> Option<String>,
+    /// The variables in `.env`.
+    pub dotenv: BTreeMap<String, String>,
+}
+
+/// A raw value, and how it was given.
+struct Raw {
+    text: String,
+    origin: String,
+}
+
+impl Raw {
+    fn bad(&self, expected: &str) -> BadSetting {
+        BadSetting(format!("{} is \"{}\"; give {expected}", self.origin, self.text))
+    }
+
+    fn number(&self, range: std::ops::RangeInclusive<u64>) -> Result<u64, BadSetting> {
+        let number = self.text.parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| self.bad(&format!("a whole number from {} to {}", range.start(), range.end())))
+    }
+
+    fn duration(&self, range: std::ops::RangeInclusive<Duration>, unit: &str) -> Result<Duration, BadSetting> {
+        let duration = humantime::parse_duration(&self.text).ok().filter(|duration| range.contains(duration));
+        duration.ok_or_else(|| {
+            let bounds = [range.start(), range.end()].map(|bound| humantime::format_duration(*bound).to_string());
+            self.bad(&format!("a duration from {} to {} in {unit}, like 30s or 1h", bounds[0], bounds[1]))
+        })
+    }
+
+    fn bytes(&self, range: std::ops::RangeInclusive<u64>) -> Result<u64, BadSetting> {
+        let digits = self.text.find(|c: char| !c.is_ascii_digit()).unwrap_or(self.text.len());
+        let (number, unit) = self.text.split_at(digits);
+        let shift = match unit.trim() {
+            "" | "B" => Some(0),
+            "KiB" | "K" => Some(10),
+            "MiB" | "M" => Some(20),
+            "GiB" | "G" => Some(30),
+            "TiB" | "T" => Some(40),
+            _ => None,
+        };
+        let bytes = number.parse::<u64>().ok().zip(shift).and_then(|(number, shift)| number.checked_mul(1 << shift));
+        let good = bytes.filter(|bytes| range.contains(bytes));
+        good.ok_or_else(|| self.bad("a number of bytes of at least 1MiB, like 512MiB or 4GiB"))
+    }
+}
+
+impl Sources<'_> {
+    fn variable(&self, name: &str) -> Option<Raw> {
+        let given = (self.environment)(name).map(|text| (text, ""));
+        let given = given.or_else(|| self.dotenv.get(name).map(|text| (text.clone(), " in .env")));
+        // Compose files and unit files set what they leave open to nothing.
+        given.filter(|(text, _)| !text.is_empty()).map(|(text, place)| Raw { text, origin: format!("{name}{place}") })
+    }
+
+    /// The value of a setting; a parenthesised default counts as none.
+    fn get(&self, flag: &str) -> Option<Raw> {
+        let setting = SETTINGS.iter().find(|setting| setting.flag == flag).expect("the setting is in the table");
+        let flag = self.flags.get(flag).map(|text| Raw { text: text.clone(), origin: format!("--{flag}") });
+        let given = flag.or_else(|| setting.variables.iter().find_map(|name| self.variable(name)));
+        given.or_else(|| {
+            let default = Some(setting.default).filter(|default| !default.starts_with('('))?;
+            Some(Raw { text: default.into(), origin: format!("the default of --{}", setting.flag) })
+        })
+    }
+
+    fn listen(&self) -> Result<SocketAddr, BadSetting> {
+        let is_whole = self.flags.contains_key("listen") || self.variable("LISTEN").is_some();
+        let raw = self.get("listen").expect("it has a default");
+        let mut listen: SocketAddr =
+            raw.text.parse().map_err(|_| raw.bad("an IP address and a port, like 0.0.0.0:8080 or [::]:8080"))?;
+        if let Some(port) = ["PORT", "APP_PORT"].iter().find_map(|name| self.variable(name)).filter(|_| !is_whole) {
+            listen.set_port(port.number(0..=65535)? as u16);
+        }
+        Ok(listen)
+    }
+}
+
+impl Config {
+    /// Validates what the sources say.
+    ///
+    /// # Errors
+    /// The first setting that cannot be used.
+    pub fn new(sources: &Sources<'_>) -> Result<Config, BadSetting> {
+        if let Some(raw) = NOT_YET.iter().find_map(|name| sources.variable(name)) {
+            return Err(BadSetting(format!(
+                "{} is set, but this version keeps its log on disk only and writes to no database; unset it",
+                raw.origin
+            )));
+        }
+        let get = |flag| sources.get(flag).expect("it has a default");
+        let second = Duration::from_secs(1);
+        let period = get("sale-period");
+        let period_s = period.duration(second..=Duration::from_secs(366 * 86400), "whole seconds")?;
+        if period_s.subsec_nanos() != 0 {
+            return Err(period.bad("a duration in whole seconds, like 30s or 1h"));
+        }
+        let ttl =
+            get("reservation-ttl").duration(Duration::from_millis(1)..=Duration::from_secs(86400), "milliseconds")?;
+        let rules = Rules {
+            period_s: period_s.as_secs() as u32,
+            items: get("items").number(1..=ITEMS_MAX.into())? as u32,
+            user_limit: get("user-limit").number(1..=ITEMS_MAX.into())? as u32,
+            ttl_ms: ttl.as_millis() as u32,
+        };
+        let log_format = sources.get("log-format").map(|raw| match raw.text.as_str() {
+            "text" => Ok(LogFormat::Text),
+            "json" => Ok(LogFormat::Json),
+            _ => Err(raw.bad("text or json")),
+        });
+        let shards = sources.get("shards").map(|raw| raw.number(1..=SHARDS_MAX.into()));
+        let max_connections = sources.get("max-connections").map(|raw| raw.number(1..=10_000_000));
+        Ok(Config {
+            listen: sources.listen()?,
+            shards: shards.transpose()?.map(|shards| shards as u16),
+            data_dir: get("data-dir").text.into(),
+            rules,
+            log_budget: get("log-budget").bytes(1 << 20..=1 << 50)?,
+            max_connections: max_connections.transpose()?.map(|connections| connections as u32),
+            log_format: log_format.transpose()?,
+        })
+    }
+}
+
+/// One setting a line, as `--check-config` prints them.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Config { listen, shards, data_dir, rules, log_budget, max_connections, log_format } = self;
+        let open = |value: Option<String>| value.unwrap_or_else(|| "auto".into());
+        let duration = |ms: u64| humantime::format_duration(Duration::from_millis(ms)).to_string().replace(' ', "");
+        writeln!(f, "listen = {listen}")?;
+        writeln!(f, "shards = {}", open(shards.map(|shards| shards.to_string())))?;
+        writeln!(f, "data-dir = {}", data_dir.display())?;
+        writeln!(f, "items = {}", rules.items)?;
+        writeln!(f, "user-limit = {}", rules.user_limit)?;
+        writeln!(f, "sale-period = {}", duration(u64::from(rules.period_s) * 1000))?;
+        writeln!(f, "reservation-ttl = {}", duration(rules.ttl_ms.into()))?;
+        writeln!(f, "log-budget = {log_budget}")?;
+        writeln!(f, "max-connections = {}", open(max_connections.map(|connections| connections.to_string())))?;
+        let format = log_format.map(|format| if format == LogFormat::Text { "text" } else { "json" });
+        write!(f, "log-format = {}", open(format.map(str::to_owned)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(
+        flags: &[(&'static str, &str)],
+        environment: &[(&str, &str)],
+        dotenv: &[(&str, &str)],
+    ) -> Result<Config, String> {
+        let look_up = |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, text)| text.to_string());
+        let sources = Sources {
+            flags: flags.iter().map(|(flag, text)| (*flag, text.to_string())).collect(),
+            environment: &look_up,
+            dotenv: dotenv.iter().map(|(key, text)| (key.to_string(), text.to_string())).collect(),
+        };
+        Config::new(&sources).map_err(|bad| bad.to_string())
+    }
+
+    #[test]
+    fn nothing_set_gives_the_defaults() {
+        let config = config(&[], &[], &[]).unwrap();
+        assert_eq!(config.listen, "0.0.0.0:8080".parse().unwrap());
+        assert_eq!(config.rules, Rules { period_s: 3600, items: 10_000, user_limit: 10, ttl_ms: 30_000 });
+        assert_eq!((config.data_dir, config.log_budget), ("./data".into(), 1 << 30));
+        assert_eq!((config.shards, config.max_connections, config.log_format), (None, None, None));
+    }
+
+    #[test]
+    fn flags_win_over_the_environment_over_the_file() {
+        let items = |flags: &[(&'static str, &str)], env: &[(&str, &str)], file: &[(&str, &str)]| {
+            config(flags, env, file).unwrap().rules.items
+        };
+        assert_eq!(items(&[("items", "1")], &[("ITEMS", "2")], &[("ITEMS", "3")]), 1);
+        assert_eq!(items(&[], &[("ITEMS", "2"), ("APP_ITEM_NUMBER", "4")], &[("ITEMS", "3")]), 2);
+        assert_eq!(items(&[], &[("APP_ITEM_NUMBER", "4")], &[]), 4);
+        assert_eq!(items(&[], &[("ITEMS", "")], &[("ITEMS", "3")]), 10_000, "empty means unset");
+        assert_eq!(items(&[], &[], &[("ITEMS", "3")]), 3);
+    }
+
+    #[test]
+    fn the_port_alone_can_be_set() {
+        let port =
+            |flags: &[(&'static str, &str)], env: &[(&str, &str)]| config(flags, env, &[]).unwrap().listen.port();
+        assert_eq!(port(&[], &[("PORT", "81")]), 81);
+        assert_eq!(port(&[], &[("APP_PORT", "82")]), 82);
+        assert_eq!(port(&[], &[("PORT", "81"), ("LISTEN", "1.2.3.4:5")]), 5);
+        assert_eq!(port(&[("listen", "1.2.3.4:6")], &[("PORT", "81")]), 6);
+    }
+
+    #[test]
+    fn errors_name_the_setting_the_value_and_the_remedy() {
+        for (flag, text, parts) in [
+            ("items", "0", ["--items", "\"0\"", "1 to 16777216"]),
+            ("items", "many", ["--items", "\"many\"", "whole number"]),
+            ("user-limit", "-1", ["--user-limit", "\"-1\"", "whole number"]),
+            ("shards", "257", ["--shards", "\"257\"", "1 to 256"]),
+            ("sale-period", "0s", ["--sale-period", "\"0s\"", "from 1s"]),
+            ("sale-period", "1500ms", ["--sale-period", "\"1500ms\"", "whole seconds"]),
+            ("reservation-ttl", "forever", ["--reservation-ttl", "\"forever\"", "like 30s"]),
+            ("listen", "localhost", ["--listen", "\"localhost\"", "0.0.0.0:8080"]),
+            ("log-budget", "5 stones", ["--log-budget", "\"5 stones\"", "512MiB"]),
+            ("log-format", "xml", ["--log-format", "\"xml\"", "text or json"]),
+            ("max-connections", "0", ["--max-connections", "\"0\"", "from 1"]),
+        ] {
+            let error = config(&[(flag, text)], &[], &[]).unwrap_err();
+            assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+        }
+        let error = config(&[], &[], &[("PORT", "99999")]).unwrap_err();
+        assert!(error.starts_with("PORT in .env is \"99999\""), "{error}");
+        let error = config(&[], &[("DATABASE_URL", "postgres://x:secret@y/z")], &[]).unwrap_err();
+        assert!(error.starts_with("DATABASE_URL is set") && !error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        command().debug_assert();
+    }
+}

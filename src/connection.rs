@@ -1,0 +1,246 @@
+//! One client's connection, without its socket: bytes in, requests out; deadlines; what is left to write.
+
+use crate::body::Body;
+use crate::http::{Head, Reject, parse_head};
+use crate::response::Style;
+
+/// A connection with nothing to say is closed after this.
+const IDLE_MS: u64 = 75_000;
+/// A head must be complete this long after its first byte.
+const HEAD_MS: u64 = 10_000;
+/// A body must be complete this long after its head.
+const BODY_MS: u64 = 30_000;
+/// A decision must be there this long after the request.
+const DECISION_MS: u64 = 10_000;
+/// A client must take its answers this long after it stopped taking them.
+const WRITE_MS: u64 = 30_000;
+/// A connection that is being closed must end after this.
+const LINGER_MS: u64 = 2_000;
+
+/// What a connection is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Reading requests.
+    Reading,
+    /// Waiting for the decision on one.
+    Deciding,
+    /// Writing the last answer.
+    Closing,
+    /// Everything is written; what the client still sends is dropped until it hangs up, lest a reset destroy the
+    /// answer on its way.
+    Lingering,
+}
+
+/// What a connection waits for, each with a deadline of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Awaits {
+    /// A request.
+    Request,
+    /// The rest of a head.
+    Head,
+    /// The rest of a body.
+    Body,
+    /// A decision.
+    Decision,
+    /// Room to write.
+    Write,
+    /// The client's end.
+    HangUp,
+}
+
+/// What the bytes so far amount to.
+#[derive(Debug)]
+pub enum Step<'a> {
+    /// More bytes are needed.
+    More,
+    /// A part is done; there may be more in what is left.
+    Again,
+    /// The same, and the client waits to be told to go on.
+    SayContinue,
+    /// A whole request.
+    Request(Head<'a>),
+}
+
+/// A connection.
+#[derive(Debug)]
+pub struct Connection {
+    /// What it is doing.
+    pub state: State,
+    /// Bytes received and not yet understood. Empty, without memory, while idle.
+    pub input: Vec<u8>,
+    /// Bytes to be written.
+    pub output: Vec<u8>,
+    /// How many of them are written.
+    pub written: usize,
+    /// How the answer being decided must look.
+    pub style: Style,
+    /// The socket may have more to read.
+    pub readable: bool,
+    /// The client has sent all it will send.
+    pub ended: bool,
+    head: Vec<u8>,
+    body: Option<Body>,
+    awaits: Awaits,
+    deadline_ms: u64,
+}
+
+impl Connection {
+    /// A new connection.
+    pub fn new(now_ms: u64) -> Self {
+        Connection {
+            state: State::Reading,
+            input: Vec::new(),
+            output: Vec::new(),
+            written: 0,
+            style: Style::default(),
+            readable: false,
+            ended: false,
+            head: Vec::new(),
+            body: None,
+            awaits: Awaits::Request,
+            deadline_ms: now_ms + IDLE_MS,
+        }
+    }
+
+    /// Takes the next step in `bytes`; also says how many of them it used.
+    ///
+    /// # Errors
+    /// The connection must end: nothing that follows can be understood.
+    pub fn next<'a>(&'a mut self, bytes: &'a [u8]) -> Result<(usize, Step<'a>), Reject> {
+        if let Some(body) = &mut self.body {
+            let used = body.skip(bytes)?;
+            if !body.is_done() {
+                return Ok((used, Step::More));
+            }
+            self.body = None;
+            let head = parse_head(&self.head)?.expect("only a whole head is kept");
+            return Ok((used, Step::Request(head)));
+        }
+        let Some(head) = parse_head(bytes)? else { return Ok((0, Step::More)) };
+        let body = Body::new(head.framing)?;
+        if body.is_done() {
+            return Ok((head.bytes, Step::Request(head)));
+        }
+        // The bytes will be gone when the body ends.
+        self.head.clear();
+        self.head.extend_from_slice(&bytes[..head.bytes]);
+        self.body = Some(body);
+        let waits = head.expects_continue && bytes.len() == head.bytes;
+        Ok((head.bytes, if waits { Step::SayContinue } else { Step::Again }))
+    }
+
+    /// Starts or goes on with the deadline for what the connection now waits for. A request begun earlier keeps
+    /// the deadline it had: sending a byte now and then does not move it.
+    pub fn set_deadline(&mut self, now_ms: u64) {
+        let (awaits, time_ms) = match self.state {
+            State::Lingering => (Awaits::HangUp, LINGER_MS),
+            _ if self.written < self.output.len() => (Awaits::Write, WRITE_MS),
+            State::Deciding => (Awaits::Decision, DECISION_MS),
+            _ if self.body.is_some() => (Awaits::Body, BODY_MS),
+            _ if !self.input.is_empty() => (Awaits::Head, HEAD_MS),
+            _ => (Awaits::Request, IDLE_MS),
+        };
+        if awaits != self.awaits || awaits == Awaits::Request {
+            self.awaits = awaits;
+            self.deadline_ms = now_ms + time_ms;
+        }
+    }
+
+    /// Ends the deadline of the request that has just been understood.
+    pub fn understood(&mut self) {
+        self.awaits = Awaits::Request;
+    }
+
+    /// What the connection has waited for too long.
+    pub fn overdue(&self, now_ms: u64) -> Option<Awaits> {
+        (self.deadline_ms <= now_ms).then_some(self.awaits)
+    }
+
+    /// Whether it waits for nothing but the next request.
+    pub fn is_idle(&self) -> bool {
+        self.state == State::Reading && self.body.is_none() && self.input.is_empty() && self.output.is_empty()
+    }
+
+    /// Gives back memory that an idle connection does not need.
+    pub fn shrink(&mut self) {
+        self.head = Vec::new();
+        if self.input.is_empty() {
+            self.input = Vec::new();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &str = "POST /checkout?user_id=1&item_id=2 HTTP/1.1\r\nHost: x\r\n";
+
+    /// Paths of the requests understood when `bytes` arrive in pieces of these sizes.
+    fn feed(bytes: &[u8], cuts: &[usize]) -> Result<Vec<String>, Reject> {
+        let mut connection = Connection::new(0);
+        let (mut paths, mut kept, mut from) = (Vec::new(), Vec::new(), 0);
+        for to in cuts.iter().copied().chain([bytes.len()]) {
+            kept.extend_from_slice(&bytes[from..to]);
+            from = to;
+            let mut at = 0;
+            loop {
+                let (used, step) = connection.next(&kept[at..])?;
+                at += used;
+                match step {
+                    Step::More => break,
+                    Step::Again | Step::SayContinue => {}
+                    Step::Request(head) => paths.push(head.query.to_owned()),
+                }
+            }
+            kept.drain(..at);
+        }
+        Ok(paths)
+    }
+
+    #[test]
+    fn requests_are_the_same_however_they_are_cut() {
+        let stream = [
+            format!("{HEAD}\r\n"),
+            format!("{HEAD}Content-Length: 5\r\n\r\nhello"),
+            format!("{HEAD}Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"),
+            "\r\nGET /sale?last HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(),
+        ]
+        .concat();
+        let expected = vec!["user_id=1&item_id=2"; 3].into_iter().chain(["last"]).collect::<Vec<_>>();
+        for cut in 0..stream.len() {
+            assert_eq!(feed(stream.as_bytes(), &[cut]).unwrap(), expected, "cut at {cut}");
+        }
+        let every: Vec<usize> = (0..stream.len()).collect();
+        assert_eq!(feed(stream.as_bytes(), &every).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_client_that_waits_is_told_to_go_on_once() {
+        let mut connection = Connection::new(0);
+        let head = format!("{HEAD}Content-Length: 2\r\nExpect: 100-continue\r\n\r\n");
+        assert!(matches!(connection.next(head.as_bytes()), Ok((used, Step::SayContinue)) if used == head.len()));
+        assert!(matches!(connection.next(b"o"), Ok((1, Step::More))));
+        assert!(matches!(connection.next(b"k"), Ok((1, Step::Request(_)))));
+        let with_body = format!("{head}ok");
+        assert!(matches!(Connection::new(0).next(with_body.as_bytes()), Ok((_, Step::Again))));
+    }
+
+    #[test]
+    fn deadlines_are_absolute() {
+        let mut connection = Connection::new(0);
+        assert_eq!(connection.overdue(IDLE_MS), Some(Awaits::Request));
+        connection.input.push(b'P');
+        connection.set_deadline(100);
+        connection.input.push(b'O');
+        connection.set_deadline(HEAD_MS);
+        assert_eq!(connection.overdue(HEAD_MS + 99), None);
+        assert_eq!(connection.overdue(HEAD_MS + 100), Some(Awaits::Head));
+        connection.understood();
+        connection.set_deadline(200);
+        assert_eq!(connection.overdue(HEAD_MS + 100), None, "the next head has time of its own");
+        connection.state = State::Deciding;
+        connection.set_deadline(300);
+        assert_eq!(connection.overdue(DECISION_MS + 300), Some(Awaits::Decision));
+    }
+}

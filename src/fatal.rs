@@ -1,0 +1,66 @@
+//! Why the process ends, and the exit code that says so.
+//!
+//! One shard never dies alone: whatever cannot be repaired while running ends the process, and recovery decides.
+
+use std::fmt;
+
+/// A reason to end, with the sentence for the operator.
+#[derive(Debug)]
+pub enum Fatal {
+    /// A setting is wrong.
+    Settings(String),
+    /// The address cannot be listened on.
+    Listen(String),
+    /// The data directory cannot be used: locked, unwritable, another installation's.
+    DataDir(String),
+    /// The machine or container does not give what is needed: io_uring, locked memory, descriptors.
+    Host(String),
+    /// The log lost something that was durable once. Restarting does not help.
+    Damaged(String),
+    /// A write or sync of the log failed. What is on disk is unknown until recovery reads it.
+    LogFailed(String),
+}
+
+impl Fatal {
+    /// The process's exit code. A panic exits with [`INTERNAL_ERROR`].
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            Fatal::Settings(_) => 2,
+            Fatal::Listen(_) => 3,
+            Fatal::DataDir(_) => 4,
+            Fatal::Host(_) => 5,
+            Fatal::Damaged(_) => 6,
+            Fatal::LogFailed(_) => 7,
+        }
+    }
+
+    /// Ends the process at once, with one log line.
+    pub fn exit(&self) -> ! {
+        tracing::error!(exit_code = self.exit_code(), "{self}");
+        std::process::exit(self.exit_code())
+    }
+}
+
+/// The exit code of a panic.
+pub const INTERNAL_ERROR: i32 = 70;
+
+/// Makes a panic on any thread end the process, with one log line.
+pub fn exit_on_panic() {
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!(exit_code = INTERNAL_ERROR, "internal error: {panic}");
+        std::process::exit(INTERNAL_ERROR);
+    }));
+}
+
+impl fmt::Display for Fatal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fatal::Settings(why) => write!(f, "wrong setting: {why}"),
+            Fatal::Listen(why) => write!(f, "cannot listen: {why}"),
+            Fatal::DataDir(why) => write!(f, "cannot use the data directory: {why}"),
+            Fatal::Host(why) => write!(f, "the host does not give what is needed: {why}"),
+            Fatal::Damaged(why) => write!(f, "the log is damaged, and nothing was changed: {why}"),
+            Fatal::LogFailed(why) => write!(f, "the log cannot be written: {why}"),
+        }
+    }
+}

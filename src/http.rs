@@ -1,0 +1,375 @@
+//! Bytes to request heads, strictly: what two parsers could read in two ways is refused.
+//!
+//! On top of httparse: no bare line feeds, no request smuggled past `Content-Length` or `Transfer-Encoding`,
+//! exactly one `Host` in HTTP/1.1, one spelling of each number.
+
+/// Bytes of a request's head, at most.
+pub const HEAD_BYTES_MAX: usize = 8 * 1024;
+/// Header fields of a request, at most.
+pub const HEADERS_MAX: usize = 64;
+/// Bytes of a request's body, at most.
+pub const BODY_BYTES_MAX: u64 = 64 * 1024;
+
+/// What the request wants done, as far as Stampede tells methods apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// GET.
+    Get,
+    /// HEAD: GET without the body.
+    Head,
+    /// POST.
+    Post,
+    /// DELETE.
+    Delete,
+    /// Any other token.
+    Other,
+}
+
+/// How the end of the body is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// So many bytes; also 0, and when nothing was said.
+    Length(u64),
+    /// Chunked transfer coding.
+    Chunked,
+}
+
+/// A request's head. Borrows from the bytes it was read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head<'a> {
+    /// The method.
+    pub method: Method,
+    /// The target's path.
+    pub path: &'a str,
+    /// The target's query, without the question mark.
+    pub query: &'a str,
+    /// HTTP/1.0, which has no chunks and closes by default.
+    pub is_http10: bool,
+    /// Whether the client wants to go on after this.
+    pub keep_alive: bool,
+    /// Whether the client waits for a word before it sends the body.
+    pub expects_continue: bool,
+    /// How long the body is.
+    pub framing: Framing,
+    /// Whether the client asked for JSON.
+    pub accepts_json: bool,
+    /// The `Idempotency-Key`.
+    pub idempotency_key: Option<&'a [u8]>,
+    /// Bytes of the head, with the empty line.
+    pub bytes: usize,
+}
+
+/// Why a connection must end: what follows on it cannot be understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reject {
+    /// Not HTTP, or HTTP that could be read in two ways.
+    Malformed,
+    /// The head is over its limits.
+    HeadTooLarge,
+    /// The body is over its limit.
+    BodyTooLarge,
+    /// A transfer coding other than chunked.
+    UnknownCoding,
+    /// An expectation other than `100-continue`.
+    UnknownExpectation,
+    /// A version other than 1.0 and 1.1.
+    UnknownVersion,
+    /// The client took too long.
+    TimedOut,
+}
+
+/// Reads a head. `Ok(None)`: it is not complete yet.
+///
+/// # Errors
+/// The first reason to refuse it, as soon as it is certain.
+pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Reject> {
+    // RFC 9112 §2.2: an empty line before the request is tolerated, once.
+    let skipped = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
+    let bytes = &bytes[skipped..];
+    let Some(end) = find_end(&bytes[..bytes.len().min(HEAD_BYTES_MAX)])? else {
+        return if bytes.len() < HEAD_BYTES_MAX { Ok(None) } else { Err(Reject::HeadTooLarge) };
+    };
+    let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut request = httparse::Request::new(&mut fields);
+    match request.parse(&bytes[..end]) {
+        Ok(httparse::Status::Complete(length)) if length == end => {}
+        Err(httparse::Error::TooManyHeaders) => return Err(Reject::HeadTooLarge),
+        Err(httparse::Error::Version) => return Err(version_reject(&bytes[..end])),
+        _ => return Err(Reject::Malformed),
+    }
+    let is_http10 = request.version == Some(0);
+    let (path, query) = split_target(request.path.unwrap_or_default())?;
+    let method = match request.method.unwrap_or_default() {
+        "GET" => Method::Get,
+        "HEAD" => Method::Head,
+        "POST" => Method::Post,
+        "DELETE" => Method::Delete,
+        _ => Method::Other,
+    };
+    let mut seen = Fields::default();
+    for field in request.headers.iter() {
+        seen.add(field.name, field.value)?;
+    }
+    seen.check(is_http10)?;
+    Ok(Some(Head {
+        method,
+        path,
+        query,
+        is_http10,
+        keep_alive: !seen.close && (!is_http10 || seen.keep_alive),
+        expects_continue: seen.expects_continue && !is_http10,
+        framing: if seen.chunked { Framing::Chunked } else { Framing::Length(seen.length.unwrap_or(0)) },
+        accepts_json: seen.accepts_json,
+        idempotency_key: seen.idempotency_key,
+        bytes: skipped + end,
+    }))
+}
+
+/// The length of the head with its empty line. Every line feed must follow a carriage return.
+fn find_end(bytes: &[u8]) -> Result<Option<usize>, Reject> {
+    let mut line = 0;
+    for feed in memchr::memchr_iter(b'\n', bytes) {
+        if feed == line || bytes[feed - 1] != b'\r' {
+            return Err(Reject::Malformed);
+        }
+        if feed == line + 1 {
+            // The empty line; an empty first one is no request.
+            return if line == 0 { Err(Reject::Malformed) } else { Ok(Some(feed + 1)) };
+        }
+        line = feed + 1;
+    }
+    Ok(None)
+}
+
+fn version_reject(head: &[u8]) -> Reject {
+    let line = head.split(|&byte| byte == b'\r').next().unwrap_or_default();
+    let version = line.rsplit(|&byte| byte == b' ').next().unwrap_or_default();
+    match version {
+        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit() => {
+            Reject::UnknownVersion
+        }
+        _ => Reject::Malformed,
+    }
+}
+
+/// Origin form, or absolute form with its authority dropped (RFC 9112 §3.2.2).
+fn split_target(target: &str) -> Result<(&str, &str), Reject> {
+    if target.bytes().any(|byte| !byte.is_ascii_graphic() || matches!(byte, b'#' | b'\\')) {
+        return Err(Reject::Malformed);
+    }
+    let target = match target.strip_prefix("http://").or_else(|| target.strip_prefix("https://")) {
+        Some(rest) => rest.find('/').map_or("/", |slash| &rest[slash..]),
+        None if target.starts_with('/') || target == "*" => target,
+        None => return Err(Reject::Malformed),
+    };
+    Ok(target.split_once('?').unwrap_or((target, "")))
+}
+
+/// The header fields that matter.
+#[derive(Default)]
+struct Fields<'a> {
+    hosts: u32,
+    length: Option<u64>,
+    has_coding: bool,
+    chunked: bool,
+    close: bool,
+    keep_alive: bool,
+    expects_continue: bool,
+    accepts_json: bool,
+    idempotency_key: Option<&'a [u8]>,
+}
+
+impl<'a> Fields<'a> {
+    fn add(&mut self, name: &str, value: &'a [u8]) -> Result<(), Reject> {
+        // The length tells most names apart without comparing them.
+        match name.len() {
+            4 if name.eq_ignore_ascii_case("host") => {
+                self.hosts += 1;
+                let odd =
+                    |byte: &u8| !byte.is_ascii_graphic() || matches!(byte, b',' | b'/' | b'@' | b'?' | b'#' | b'\\');
+                if value.iter().any(odd) {
+                    return Err(Reject::Malformed);
+                }
+            }
+            14 if name.eq_ignore_ascii_case("content-length") => {
+                let digits = !value.is_empty() && value.len() <= 18 && value.iter().all(u8::is_ascii_digit);
+                if !digits || self.length.is_some() {
+                    return Err(Reject::Malformed);
+                }
+                self.length = Some(value.iter().fold(0, |length, digit| length * 10 + u64::from(digit - b'0')));
+            }
+            17 if name.eq_ignore_ascii_case("transfer-encoding") => {
+                if self.has_coding {
+                    return Err(Reject::Malformed);
+                }
+                self.has_coding = true;
+                self.chunked = value.eq_ignore_ascii_case(b"chunked");
+                if !self.chunked {
+                    let token = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-';
+                    let known_shape = !value.is_empty() && value.iter().all(token);
+                    return Err(if known_shape { Reject::UnknownCoding } else { Reject::Malformed });
+                }
+            }
+            10 if name.eq_ignore_ascii_case("connection") => {
+                for option in value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
+                    self.close |= option.eq_ignore_ascii_case(b"close");
+                    self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+                }
+            }
+            6 if name.eq_ignore_ascii_case("expect") => {
+                if !value.eq_ignore_ascii_case(b"100-continue") {
+                    return Err(Reject::UnknownExpectation);
+                }
+                self.expects_continue = true;
+            }
+            6 if name.eq_ignore_ascii_case("accept") => {
+                let types = value.split(|&byte| matches!(byte, b',' | b';')).map(<[u8]>::trim_ascii);
+                self.accepts_json |= types.clone().any(|kind| kind.eq_ignore_ascii_case(b"application/json"));
+            }
+            15 if name.eq_ignore_ascii_case("idempotency-key") => {
+                if value.is_empty() || self.idempotency_key.is_some() {
+                    return Err(Reject::Malformed);
+                }
+                self.idempotency_key = Some(value);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn check(&self, is_http10: bool) -> Result<(), Reject> {
+        let two_framings = self.has_coding && (self.length.is_some() || is_http10);
+        let hosts = if is_http10 { 0..=1 } else { 1..=1 };
+        if two_framings || !hosts.contains(&self.hosts) { Err(Reject::Malformed) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(head: &str) -> Result<Option<Head<'_>>, Reject> {
+        parse_head(head.as_bytes())
+    }
+
+    fn with(line: &str) -> Result<bool, Reject> {
+        parse(&format!("POST /checkout HTTP/1.1\r\nHost: x\r\n{line}\r\n\r\n")).map(|head| head.is_some())
+    }
+
+    #[test]
+    fn a_head_is_read_whole() {
+        let text = "POST /checkout?user_id=1&item_id=2 HTTP/1.1\r\nHost: shop\r\nAccept: text/html, application/json\r\n\
+                    Idempotency-Key: k\r\nContent-Length: 3\r\n\r\nabc";
+        let head = parse(text).unwrap().unwrap();
+        assert_eq!((head.method, head.path, head.query), (Method::Post, "/checkout", "user_id=1&item_id=2"));
+        assert_eq!((head.framing, head.keep_alive, head.accepts_json), (Framing::Length(3), true, true));
+        assert_eq!((head.idempotency_key, head.bytes), (Some(&b"k"[..]), text.len() - 3));
+        for length in 0..text.len() - 3 {
+            assert_eq!(parse(&text[..length]), Ok(None), "cut at {length}");
+        }
+    }
+
+    #[test]
+    fn keep_alive_follows_the_version() {
+        for (head, keeps) in [
+            ("GET / HTTP/1.1\r\nHost: x\r\n\r\n", true),
+            ("GET / HTTP/1.1\r\nHost: x\r\nConnection: Close\r\n\r\n", false),
+            ("GET / HTTP/1.1\r\nHost: x\r\nConnection: x, close\r\n\r\n", false),
+            ("GET / HTTP/1.0\r\n\r\n", false),
+            ("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", true),
+        ] {
+            assert_eq!(parse(head).unwrap().unwrap().keep_alive, keeps, "{head:?}");
+        }
+    }
+
+    #[test]
+    fn targets_may_be_absolute() {
+        for (target, path, query) in
+            [("http://shop/sale?x", "/sale", "x"), ("https://shop", "/", ""), ("/a?b?c", "/a", "b?c"), ("*", "*", "")]
+        {
+            let text = format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
+            let head = parse(&text).unwrap().unwrap();
+            assert_eq!((head.path, head.query), (path, query));
+        }
+    }
+
+    #[test]
+    fn malformed_heads_are_refused() {
+        for head in [
+            "\r\n\r\n",
+            "GET / HTTP/1.1\n\n",
+            "GET / HTTP/1.1\r\nHost: x\n\r\n",
+            " GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+            "GET  / HTTP/1.1\r\nHost: x\r\n\r\n",
+            "GET / HTTP/1.1 \r\nHost: x\r\n\r\n",
+            "GET\t/ HTTP/1.1\r\nHost: x\r\n\r\n",
+            "GET /#a HTTP/1.1\r\nHost: x\r\n\r\n",
+            "GET \\ HTTP/1.1\r\nHost: x\r\n\r\n",
+            "GET a HTTP/1.1\r\nHost: x\r\n\r\n",
+            "GET /\r\n\r\n",
+            "GET / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a, b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: u@x\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: x/y\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: x\r\n folded: x\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost : x\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: x\r\n: empty\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: x\r\na: \0\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: x\r\na: b\rc\r\n\r\n",
+            "GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "GET / http/1.1\r\nHost: x\r\n\r\n",
+            "\u{16}\u{3}\u{1}\u{0}\u{a5}\u{1}\u{0}\u{0}\n",
+        ] {
+            assert_eq!(parse(head), Err(Reject::Malformed), "{head:?}");
+        }
+        for head in [
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            "GET / HTTP/9.9\r\nHost: x\r\n\r\n",
+            "GET / HTTP/1.2\r\nHost: x\r\n\r\n",
+        ] {
+            assert_eq!(parse(head), Err(Reject::UnknownVersion), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn framing_has_one_reading() {
+        for line in [
+            "Content-Length: 1\r\nContent-Length: 1",
+            "Content-Length: 1, 1",
+            "Content-Length:",
+            "Content-Length: +1",
+            "Content-Length: -1",
+            "Content-Length: 0x1",
+            "Content-Length: 1 1",
+            "Content-Length: 99999999999999999999",
+            "Content-Length: 1\r\nTransfer-Encoding: chunked",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+            "Transfer-Encoding: chunked, gzip",
+            "Transfer-Encoding: \"chunked\"",
+            "Transfer-Encoding:",
+            "Idempotency-Key:",
+        ] {
+            assert_eq!(with(line), Err(Reject::Malformed), "{line:?}");
+        }
+        assert_eq!(with("Transfer-Encoding: gzip"), Err(Reject::UnknownCoding));
+        assert_eq!(with("Expect: a-miracle"), Err(Reject::UnknownExpectation));
+        assert_eq!(with("Transfer-Encoding: Chunked"), Ok(true));
+    }
+
+    #[test]
+    fn large_heads_are_refused_before_they_end() {
+        let long = format!("GET /{} HTTP/1.1\r\n", "x".repeat(HEAD_BYTES_MAX));
+        assert_eq!(parse(&long), Err(Reject::HeadTooLarge));
+        assert_eq!(with(&"a: b\r\n".repeat(HEADERS_MAX)[..6 * HEADERS_MAX - 2]), Err(Reject::HeadTooLarge));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_parser_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = parse_head(&bytes);
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! What can be read: how the sale stands, and how the process is.
+
+use crate::response::{Responder, Style};
+use crate::route::{Page, Problem, rfc3339};
+use crate::status::{Phase, Status};
+use crate::types::Terms;
+use serde::Serialize;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+#[derive(Serialize)]
+struct Sale {
+    sale_id: u32,
+    starts_at: String,
+    ends_at: String,
+    items_total: u32,
+    sold: u32,
+    reserved: u32,
+    available: u32,
+    user_limit: u32,
+}
+
+#[derive(Serialize)]
+struct Health {
+    status: &'static str,
+    version: &'static str,
+    live: bool,
+    ready: bool,
+    sale: Option<Sale>,
+    shards: Vec<ShardHealth>,
+}
+
+#[derive(Serialize)]
+struct ShardHealth {
+    shard: usize,
+    connections: u64,
+    log_records: u64,
+    log_records_durable: u64,
+    log_blocks_free: u64,
+    attempts_unrecorded: u64,
+}
+
+/// What a page is written from. Without terms, nothing is known about the sale yet.
+pub struct Facts<'a> {
+    /// What all shards publish.
+    pub status: &'a Status,
+    /// The sale of the shard that writes the page, and its period in seconds.
+    pub sale: Option<(Terms, u32)>,
+}
+
+/// Writes a page.
+pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Responder, out: &mut Vec<u8>) {
+    let phase = facts.status.phase();
+    let is_ready = phase == Phase::Serving;
+    match page {
+        Page::Live => responder.text("200 OK", "live\n", style, out),
+        Page::Ready if is_ready => responder.text("200 OK", "ready\n", style, out),
+        Page::Ready => responder.problem(Problem::NotReady, style, out),
+        Page::Sale => match sale(facts) {
+            Some(sale) => responder.json("200 OK", &sale, style, out),
+            None => responder.problem(Problem::NotReady, style, out),
+        },
+        Page::Health => {
+            let status = if is_ready { "200 OK" } else { "503 Service Unavailable\r\nretry-after: 1" };
+            responder.json(status, &health(facts, phase), style, out);
+        }
+    }
+}
+
+fn sale(facts: &Facts<'_>) -> Option<Sale> {
+    let (terms, period_s) = facts.sale?;
+    let stands = facts.status.sales(terms.sale);
+    let starts_s = u64::from(terms.sale.0) * u64::from(period_s);
+    // Shards publish one after the other, so the sum may be ahead by what is under way.
+    let available = terms.items.saturating_sub(stands.sold + stands.reserved);
+    Some(Sale {
+        sale_id: terms.sale.0,
+        starts_at: rfc3339(starts_s * 1000),
+        ends_at: rfc3339((starts_s + u64::from(period_s)) * 1000),
+        items_total: terms.items,
+        sold: stands.sold,
+        reserved: stands.reserved,
+        available,
+        user_limit: terms.user_limit,
+    })
+}
+
+fn health(facts: &Facts<'_>, phase: Phase) -> Health {
+    let read = |number: &AtomicU64| number.load(Ordering::Relaxed);
+    let shards = facts.status.shards.iter().enumerate().map(|(shard, status)| ShardHealth {
+        shard,
+        connections: read(&status.connections),
+        log_records: read(&status.appended),
+        log_records_durable: read(&status.flushed),
+        log_blocks_free: read(&status.log_room),
+        attempts_unrecorded: read(&status.unrecorded),
+    });
+    Health {
+        status: match phase {
+            Phase::Recovering => "recovering",
+            Phase::Serving => "serving",
+            Phase::Draining | Phase::Stopping => "draining",
+        },
+        version: env!("CARGO_PKG_VERSION"),
+        live: true,
+        ready: phase == Phase::Serving,
+        sale: sale(facts),
+        shards: shards.collect(),
+    }
+}

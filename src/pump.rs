@@ -1,0 +1,461 @@
+//! The turn of a shard: the one place where everything meets, in the order that keeps the promises.
+//!
+//! 1. Collect: sockets, messages, finished flushes, time.
+//! 2. Apply each to the state machine, with no await between.
+//! 3. Append the records it produced.
+//! 4. Start a flush, if none is under way.
+//! 5. Send one batch to each peer, write every answer that may leave.
+//! 6. If there is nothing to do, wait for any source.
+//!
+//! Log before reply: an answer that needs the log comes out of the state machine only in step 2 of a turn that
+//! begins after its flush has ended.
+
+use crate::block::{BLOCK_BYTES, LogKind};
+use crate::clock::Clock;
+use crate::fatal::Fatal;
+use crate::http::Head;
+use crate::mesh::{Delivery, Endpoint};
+use crate::page::{self, Facts};
+use crate::purchase_log::{Progress, PurchaseLog};
+use crate::response::{Responder, Style};
+use crate::retention::Retention;
+use crate::route::{Problem, Route, respond, route};
+use crate::server::{Handled, Server};
+use crate::shard::{Effects, Ended, Event, Shard};
+use crate::status::{Phase, ShardStatus, Status};
+use crate::types::{Moment, Seq, ShardId, Ticket};
+use crossbeam_channel::Sender;
+use glommio::timer::Timer;
+use std::future::poll_fn;
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// Blocks of the purchase log that no hold may count on: for the records that open sales.
+const LOG_SLACK_BLOCKS: u64 = 16;
+/// Attempts waiting in memory beyond which further ones are not recorded.
+const ATTEMPTS_MAX: usize = 16 * 1024;
+/// Attempts that are worth a flush at once.
+const ATTEMPTS_FLUSH: usize = 1024;
+/// Attempts are flushed after this in any case.
+const ATTEMPTS_FLUSH_MS: u64 = 50;
+/// Blocks of the purchase log kept free on top of one for each item, for what a rush has under way.
+const RUSH_BLOCKS: u64 = 1024;
+/// How long a used-up budget or a full disk is left alone before it is asked again.
+const RETRY_MS: u64 = 500;
+/// Connections are looked over, and clocks watched, at least this often.
+const SWEEP_MS: u64 = 1_000;
+
+/// What a shard tells the main thread.
+#[derive(Debug)]
+pub enum Notice {
+    /// The shard can sell.
+    Ready(ShardId),
+    /// The shard's part of a sale is over.
+    Ended(Ended),
+    /// No hold is granted any more, for want of log space; or again.
+    LogFull(ShardId, bool),
+    /// Attempts are no longer recorded, for want of log space; or again.
+    AttemptsLost(ShardId, bool),
+    /// Every request has been answered.
+    Drained(ShardId),
+    /// A signal arrived.
+    Signal(i32),
+}
+
+/// A shard's two logs, and the disk they may use.
+pub struct Logs {
+    /// What the rules need.
+    pub purchases: PurchaseLog,
+    /// Refused checkouts.
+    pub attempts: PurchaseLog,
+    /// The budget of both.
+    pub retention: Retention,
+}
+
+/// Everything a shard's thread works with, while there is no state machine yet.
+pub struct Outside {
+    /// Which shard.
+    pub id: ShardId,
+    /// Sockets.
+    pub server: Server,
+    /// Other shards.
+    pub mesh: Endpoint,
+    /// Time.
+    pub clock: Clock,
+    /// What everyone publishes.
+    pub status: Arc<Status>,
+    /// To the main thread.
+    pub notices: Sender<Notice>,
+}
+
+impl Outside {
+    /// Answers clients before there is anything to sell, until `is_over`.
+    pub async fn wait_for_recovery(&mut self, mut is_over: impl FnMut() -> bool) {
+        while !is_over() {
+            let now = self.clock.now();
+            if self.server.look() {
+                self.mesh.doorbell().silence();
+            }
+            let status = self.status.clone();
+            let facts = Facts { status: &status, sale: None };
+            self.server.serve(now, &mut |_, head: &Head<'_>, style, responder: &mut Responder, out: &mut Vec<u8>| {
+                match route(head) {
+                    Route::Page(page) => page::write(page, &facts, style, responder, out),
+                    Route::Refused(problem) => responder.problem(problem, style, out),
+                    Route::Command(..) => responder.problem(Problem::NotReady, style, out),
+                }
+                Handled::Answered
+            });
+            self.server.write_replies(now);
+            let timeout_ms = if self.server.has_work() { 0 } else { 5 };
+            self.wait(timeout_ms, |_| Poll::Pending).await;
+        }
+    }
+
+    /// Waits for a socket, the doorbell, `other` or the time. Always lets the executor do its own work, too.
+    async fn wait(&mut self, timeout_ms: u64, mut other: impl FnMut(&mut Context<'_>) -> Poll<()>) {
+        let mut timer = Timer::new(Duration::from_millis(timeout_ms));
+        poll_fn(|cx| {
+            let is_ready = other(cx).is_ready() | self.server.poll_ready(cx).is_ready();
+            let is_time = Pin::new(&mut timer).poll(cx).is_ready();
+            if is_ready || is_time { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    fn tell(&self, notice: Notice) {
+        // The main thread listens until it has joined this one.
+        let _ = self.notices.send(notice);
+    }
+}
+
+/// A shard at work.
+pub struct Pump {
+    outside: Outside,
+    shard: Shard,
+    logs: Logs,
+    period_s: u32,
+    effects: Effects,
+    applied: Seq,
+    attempts_due_ms: u64,
+    unrecorded: u64,
+    purchases_retry_ms: u64,
+    attempts_retry_ms: u64,
+    doomed: Vec<PathBuf>,
+    is_log_full: bool,
+    is_losing_attempts: bool,
+    is_draining: bool,
+    has_drained: bool,
+    next_sweep_ms: u64,
+}
+
+impl Pump {
+    /// A pump around `shard`, whose first effects are in `effects`.
+    pub fn new(outside: Outside, shard: Shard, effects: Effects, logs: Logs, period_s: u32) -> Self {
+        Pump {
+            outside,
+            shard,
+            logs,
+            period_s,
+            effects,
+            applied: 0,
+            attempts_due_ms: 0,
+            unrecorded: 0,
+            purchases_retry_ms: 0,
+            attempts_retry_ms: 0,
+            doomed: Vec::new(),
+            is_log_full: false,
+            is_losing_attempts: false,
+            is_draining: false,
+            has_drained: false,
+            next_sweep_ms: 0,
+        }
+    }
+
+    /// Makes room in the logs, says that the shard is ready, and takes turns until the process stops.
+    ///
+    /// # Errors
+    /// [`Fatal::LogFailed`]: nothing may be answered any more.
+    pub async fn run(mut self) -> Result<(), Fatal> {
+        self.make_first_segments().await?;
+        self.outside.tell(Notice::Ready(self.outside.id));
+        while !self.turn().await? {}
+        Ok(())
+    }
+
+    async fn make_first_segments(&mut self) -> Result<(), Fatal> {
+        loop {
+            self.make_segments(self.outside.clock.now());
+            if !self.logs.purchases.is_making() && !self.logs.attempts.is_making() {
+                return Ok(());
+            }
+            self.wait(SWEEP_MS).await?;
+        }
+    }
+
+    /// One turn. Returns whether it was the last.
+    async fn turn(&mut self) -> Result<bool, Fatal> {
+        let now = self.outside.clock.now();
+        self.outside.mesh.doorbell().wake_up();
+        if self.outside.server.look() {
+            self.outside.mesh.doorbell().silence();
+        }
+
+        self.keep_time(now);
+        let mut is_busy = self.take_flushed(now);
+        is_busy |= self.receive(now);
+        is_busy |= self.serve(now);
+
+        self.append(now);
+        self.start_flushes(now);
+        self.outside.mesh.dispatch(self.shard.terms().sale);
+        self.publish();
+        self.outside.server.write_replies(now);
+
+        if self.has_finished(now) {
+            return Ok(true);
+        }
+        self.make_segments(now);
+        let timeout_ms = if is_busy { 0 } else { self.time_to_next(now) };
+        self.wait(timeout_ms).await?;
+        Ok(false)
+    }
+
+    // --- collect and apply ---
+
+    fn keep_time(&mut self, now: Moment) {
+        self.shard.apply(Event::Tick, now, &mut self.effects);
+        if now.monotonic_ms >= self.next_sweep_ms {
+            self.next_sweep_ms = now.monotonic_ms + SWEEP_MS;
+            self.outside.server.sweep(now);
+        }
+    }
+
+    fn take_flushed(&mut self, now: Moment) -> bool {
+        let flushed = self.logs.purchases.flushed();
+        let has_moved = flushed > self.applied;
+        if has_moved {
+            self.applied = flushed;
+            self.shard.apply(Event::Flushed(flushed), now, &mut self.effects);
+        }
+        let room = self.logs.purchases.room().saturating_sub(LOG_SLACK_BLOCKS);
+        self.shard.apply(Event::LogRoom(room), now, &mut self.effects);
+        has_moved
+    }
+
+    fn receive(&mut self, now: Moment) -> bool {
+        let (shard, effects) = (&mut self.shard, &mut self.effects);
+        let any = self.outside.mesh.receive(|delivery| {
+            let event = match delivery {
+                Delivery::Sale(sale) => Event::Sale(sale),
+                Delivery::Request(from, request) => Event::Request(from, request),
+                Delivery::Reply(reply) => Event::Reply(reply),
+            };
+            shard.apply(event, now, effects);
+        });
+        self.answer(now);
+        any
+    }
+
+    fn serve(&mut self, now: Moment) -> bool {
+        let Outside { server, status, .. } = &mut self.outside;
+        let (shard, effects, period_s) = (&mut self.shard, &mut self.effects, self.period_s);
+        let mut handle = |ticket: Ticket, head: &Head<'_>, style, responder: &mut Responder, out: &mut Vec<u8>| {
+            let (command, json) = match route(head) {
+                Route::Command(command, json) => (command, json),
+                Route::Page(page) => {
+                    let facts = Facts { status, sale: Some((*shard.terms(), period_s)) };
+                    page::write(page, &facts, style, responder, out);
+                    return Handled::Answered;
+                }
+                Route::Refused(problem) => {
+                    responder.problem(problem, style, out);
+                    return Handled::Answered;
+                }
+            };
+            shard.apply(Event::Command(ticket, command), now, effects);
+            // What needs nobody else and no log is decided already.
+            match effects.answers.pop_if(|(decided, _)| *decided == ticket) {
+                Some((_, outcome)) => {
+                    respond(outcome, Style { json, ..style }, responder, out);
+                    Handled::Answered
+                }
+                None => Handled::Deciding { json },
+            }
+        };
+        let any = server.serve(now, &mut handle);
+        self.answer(now);
+        any
+    }
+
+    fn answer(&mut self, now: Moment) {
+        for (ticket, outcome) in self.effects.answers.drain(..) {
+            self.outside.server.answer(ticket, now, |style, responder, out| respond(outcome, style, responder, out));
+        }
+    }
+
+    // --- log before reply ---
+
+    fn append(&mut self, now: Moment) {
+        for record in self.effects.records.drain(..) {
+            self.logs.purchases.append(&record);
+        }
+        if !self.effects.attempts.is_empty() && self.logs.attempts.buffered() == 0 {
+            self.attempts_due_ms = now.monotonic_ms + ATTEMPTS_FLUSH_MS;
+        }
+        for record in self.effects.attempts.drain(..) {
+            if self.logs.attempts.buffered() < ATTEMPTS_MAX {
+                self.logs.attempts.append(&record);
+            } else {
+                self.unrecorded += 1;
+            }
+        }
+        for (to, request) in self.effects.requests.drain(..) {
+            self.outside.mesh.request(to, request);
+        }
+        for (to, reply) in self.effects.replies.drain(..) {
+            self.outside.mesh.reply(to, reply);
+        }
+        for ended in self.effects.ended.drain(..) {
+            let _ = self.outside.notices.send(Notice::Ended(ended));
+        }
+    }
+
+    fn start_flushes(&mut self, now: Moment) {
+        let Logs { purchases, attempts, retention } = &mut self.logs;
+        purchases.start_flush();
+        let is_due = now.monotonic_ms >= self.attempts_due_ms || self.is_draining;
+        if attempts.buffered() >= ATTEMPTS_FLUSH || is_due {
+            attempts.start_flush();
+        }
+        for name in purchases.take_finished().into_iter().chain(attempts.take_finished()) {
+            retention.finished(name, self.shard.terms().sale);
+        }
+    }
+
+    /// Keeps room ahead in both logs, as far as the budget and the disk allow: enough for a crowd that reserves a
+    /// whole new stock at once, because making segments takes longer than that.
+    fn make_segments(&mut self, now: Moment) {
+        let sale = self.shard.terms().sale;
+        let Logs { purchases, attempts, retention } = &mut self.logs;
+        let bytes = purchases.segment_bytes();
+        let half = bytes / BLOCK_BYTES as u64 / 2;
+        let rush = (self.shard.stock().items() as u64 + RUSH_BLOCKS).min(retention.budget() / BLOCK_BYTES as u64 / 4);
+        let reserve = self.shard.log_reserve() + 2 * LOG_SLACK_BLOCKS;
+        let wants_purchases = purchases.room() < rush.max(reserve + half) && !purchases.is_making();
+        if wants_purchases && now.monotonic_ms >= self.purchases_retry_ms {
+            self.purchases_retry_ms = now.monotonic_ms + RETRY_MS;
+            if let Some(mut doomed) = retention.allow(LogKind::Purchases, bytes, sale) {
+                doomed.append(&mut self.doomed);
+                purchases.make_segment(doomed);
+            }
+        }
+        let wants_attempts = attempts.room() < half && !attempts.is_making();
+        if wants_attempts && now.monotonic_ms >= self.attempts_retry_ms {
+            self.attempts_retry_ms = now.monotonic_ms + RETRY_MS;
+            if let Some(doomed) = retention.allow(LogKind::Attempts, bytes, sale) {
+                attempts.make_segment(doomed);
+            }
+        }
+        let is_full = purchases.room() < reserve && !purchases.is_making();
+        let is_losing = attempts.room() == 0 && attempts.buffered() >= ATTEMPTS_MAX;
+        let id = self.outside.id;
+        if is_full != std::mem::replace(&mut self.is_log_full, is_full) {
+            self.outside.tell(Notice::LogFull(id, is_full));
+        }
+        if is_losing != std::mem::replace(&mut self.is_losing_attempts, is_losing) {
+            self.outside.tell(Notice::AttemptsLost(id, is_losing));
+        }
+    }
+
+    fn publish(&self) {
+        let ShardStatus { connections, appended, flushed, log_room, unrecorded, .. } = self.numbers();
+        self.numbers().publish_sales(self.shard.terms().sale, self.shard.counts());
+        connections.store(self.outside.server.connections() as u64, Ordering::Relaxed);
+        appended.store(self.logs.purchases.appended(), Ordering::Relaxed);
+        flushed.store(self.logs.purchases.flushed(), Ordering::Relaxed);
+        log_room.store(self.logs.purchases.room(), Ordering::Relaxed);
+        unrecorded.store(self.unrecorded, Ordering::Relaxed);
+    }
+
+    fn numbers(&self) -> &ShardStatus {
+        &self.outside.status.shards[usize::from(self.outside.id.0)]
+    }
+
+    // --- stopping ---
+
+    fn has_finished(&mut self, now: Moment) -> bool {
+        let phase = self.outside.status.phase();
+        if phase >= Phase::Draining && !self.is_draining {
+            self.is_draining = true;
+            self.outside.server.drain(now);
+        }
+        if self.is_draining && !self.has_drained && self.outside.server.is_drained() {
+            self.has_drained = true;
+            self.outside.tell(Notice::Drained(self.outside.id));
+        }
+        // What finds no room stays unrecorded: waiting for space could take for ever.
+        let is_recorded = self.logs.attempts.is_flushed() || self.logs.attempts.room() == 0;
+        phase == Phase::Stopping && self.logs.purchases.is_flushed() && is_recorded
+    }
+
+    // --- wait ---
+
+    fn time_to_next(&self, now: Moment) -> u64 {
+        let server = &self.outside.server;
+        if server.has_work() || self.outside.mesh.is_busy() {
+            return 0;
+        }
+        let attempts = &self.logs.attempts;
+        let attempts_due =
+            (attempts.buffered() > 0 && !attempts.is_flushing() && attempts.room() > 0).then_some(self.attempts_due_ms);
+        let due = [Some(self.next_sweep_ms), self.shard.next_expiry_ms(), server.accepts_again_ms(), attempts_due];
+        let due_ms = due.into_iter().flatten().min().expect("the next sweep is always due");
+        let period_ms = u64::from(self.period_s) * 1000;
+        let to_next_sale_ms = period_ms - now.unix_ms % period_ms;
+        due_ms.saturating_sub(now.monotonic_ms).min(to_next_sale_ms)
+    }
+
+    /// Sleeps unless something is there already, and notes what the logs have come to meanwhile.
+    async fn wait(&mut self, timeout_ms: u64) -> Result<(), Fatal> {
+        let Pump { outside, logs, .. } = self;
+        let mut timeout_ms = timeout_ms;
+        if timeout_ms > 0 {
+            outside.mesh.doorbell().fall_asleep();
+            if outside.mesh.is_busy() {
+                timeout_ms = 0;
+            }
+        }
+        let mut progress: [io::Result<Option<Progress>>; 2] = [Ok(None), Ok(None)];
+        outside
+            .wait(timeout_ms, |cx| {
+                progress = [&mut logs.purchases, &mut logs.attempts].map(|log| match log.poll(cx) {
+                    Poll::Ready(result) => result.map(Some),
+                    Poll::Pending => Ok(None),
+                });
+                let is_over = progress.iter().any(|progress| !matches!(progress, Ok(None)));
+                if is_over { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+        for (kind, progress) in [LogKind::Purchases, LogKind::Attempts].into_iter().zip(progress) {
+            let failed = |error| Fatal::LogFailed(format!("{}: {error}", kind.name()));
+            match progress.map_err(failed)? {
+                Some(Progress::NoSegment) => {
+                    let bytes = self.logs.purchases.segment_bytes();
+                    self.doomed.extend(self.logs.retention.refused(kind, bytes, self.shard.terms().sale));
+                }
+                Some(Progress::SegmentMade) => {
+                    // There may be more to make.
+                    (self.purchases_retry_ms, self.attempts_retry_ms) = (0, 0);
+                }
+                Some(Progress::Flushed) | None => {}
+            }
+        }
+        Ok(())
+    }
+}

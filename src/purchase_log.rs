@@ -1,0 +1,239 @@
+//! Writing a log: records are appended to memory, and group commits flush them, one at a time.
+//!
+//! Watermarks: `appended ≥ flushed`. What is appended is ordered; what is flushed is durable.
+//! Both logs of a shard, the purchases and the attempts, are of this one make.
+
+use crate::block::{self, BLOCK_BYTES, BLOCK_RECORDS, Header, StreamId};
+use crate::record::{RECORD_BYTES, Record};
+use crate::segment::{Blocks, SegmentFile, SegmentName};
+use crate::types::Seq;
+use std::collections::VecDeque;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+/// Blocks that one flush writes at most.
+const FLUSH_BLOCKS_MAX: usize = 64;
+
+type Work<T> = Pin<Box<dyn Future<Output = io::Result<T>>>>;
+
+/// A segment, and how much of it is used.
+struct Segment {
+    file: Rc<SegmentFile>,
+    name: SegmentName,
+    used: u32,
+}
+
+impl Segment {
+    fn free(&self) -> u32 {
+        self.name.blocks - self.used
+    }
+}
+
+/// One log of one shard, being written.
+pub struct PurchaseLog {
+    stream: StreamId,
+    dir: PathBuf,
+    direct: bool,
+    segment_blocks: u32,
+    /// The first one is being written; the others wait.
+    segments: VecDeque<Segment>,
+    /// Segments that are full, for retention to know.
+    finished: Vec<SegmentName>,
+    /// Where the next segment to be made starts.
+    next_segment: u64,
+    /// Encoded records that no flush has taken yet.
+    buffer: Vec<u8>,
+    appended: Seq,
+    /// Durable, or on its way there.
+    taken: Seq,
+    flushed: Seq,
+    next_block: u64,
+    checksum: u32,
+    flush: Option<Work<()>>,
+    making: Option<Work<Segment>>,
+}
+
+impl PurchaseLog {
+    /// A log with nothing in it and no room. `make_segment` gives it some.
+    pub fn new(stream: StreamId, dir: &Path, direct: bool, segment_blocks: u32) -> Self {
+        PurchaseLog {
+            stream,
+            dir: dir.to_owned(),
+            direct,
+            segment_blocks,
+            segments: VecDeque::new(),
+            finished: Vec::new(),
+            next_segment: 0,
+            buffer: Vec::new(),
+            appended: 0,
+            taken: 0,
+            flushed: 0,
+            next_block: 0,
+            checksum: 0,
+            flush: None,
+            making: None,
+        }
+    }
+
+    /// Adds a record to the end. It is not durable before `flushed` says so.
+    pub fn append(&mut self, record: &Record) -> Seq {
+        self.buffer.extend_from_slice(&record.encode());
+        self.appended += 1;
+        self.appended
+    }
+
+    /// Everything up to here has been appended.
+    pub fn appended(&self) -> Seq {
+        self.appended
+    }
+
+    /// Everything up to here is durable.
+    pub fn flushed(&self) -> Seq {
+        self.flushed
+    }
+
+    /// Records that no flush has taken yet.
+    pub fn buffered(&self) -> usize {
+        self.buffer.len() / RECORD_BYTES
+    }
+
+    /// Blocks that can still be written into the segments there are.
+    pub fn room(&self) -> u64 {
+        self.segments.iter().map(|segment| u64::from(segment.free())).sum()
+    }
+
+    /// Bytes of a segment.
+    pub fn segment_bytes(&self) -> u64 {
+        u64::from(self.segment_blocks) * BLOCK_BYTES as u64
+    }
+
+    /// Whether a flush is under way.
+    pub fn is_flushing(&self) -> bool {
+        self.flush.is_some()
+    }
+
+    /// Whether a segment is being made.
+    pub fn is_making(&self) -> bool {
+        self.making.is_some()
+    }
+
+    /// Whether everything appended is durable.
+    pub fn is_flushed(&self) -> bool {
+        self.flushed == self.appended
+    }
+
+    /// Segments that have become full since the last call.
+    pub fn take_finished(&mut self) -> Vec<SegmentName> {
+        std::mem::take(&mut self.finished)
+    }
+
+    /// Begins a group commit of what is buffered, unless one is under way or there is no room.
+    pub fn start_flush(&mut self) {
+        if self.flush.is_some() || self.buffer.is_empty() {
+            return;
+        }
+        while self.segments.front().is_some_and(|segment| segment.free() == 0) {
+            let full = self.segments.pop_front().expect("there is a front");
+            self.finished.push(full.name);
+            if let Ok(file) = Rc::try_unwrap(full.file) {
+                glommio::spawn_local(file.close()).detach();
+            }
+        }
+        let Some(segment) = self.segments.front_mut() else { return };
+        let records = self.buffer.len() / RECORD_BYTES;
+        let blocks = records.div_ceil(BLOCK_RECORDS).min(segment.free() as usize).min(FLUSH_BLOCKS_MAX);
+        let records = records.min(blocks * BLOCK_RECORDS);
+        let (file, offset) = (segment.file.clone(), u64::from(segment.used) * BLOCK_BYTES as u64);
+        segment.used += blocks as u32;
+        let buffer = self.encode(file.allocate(blocks), records);
+        self.flush = Some(Box::pin(async move { file.flush(buffer, offset).await }));
+    }
+
+    fn encode(&mut self, mut blocks: Blocks, records: usize) -> Blocks {
+        let bytes = records * RECORD_BYTES;
+        let groups = self.buffer[..bytes].chunks(BLOCK_RECORDS * RECORD_BYTES);
+        for (block, group) in blocks.as_bytes_mut().chunks_mut(BLOCK_BYTES).zip(groups) {
+            block::records_mut(block)[..group.len()].copy_from_slice(group);
+            let header = Header {
+                records: (group.len() / RECORD_BYTES) as u8,
+                seals: false,
+                number: self.next_block,
+                records_before: self.taken,
+                flushed: self.flushed,
+                previous_checksum: self.checksum,
+            };
+            self.checksum = block::finish(block, &self.stream, &header);
+            self.next_block += 1;
+            self.taken += u64::from(header.records);
+        }
+        self.buffer.drain(..bytes);
+        blocks
+    }
+
+    /// Begins to make one more segment, after removing `doomed` files. One at a time.
+    pub fn make_segment(&mut self, doomed: Vec<PathBuf>) {
+        assert!(self.making.is_none(), "segments are made one at a time");
+        let name = SegmentName { stream: self.stream, first_block: self.next_segment, blocks: self.segment_blocks };
+        let (dir, direct) = (self.dir.clone(), self.direct);
+        self.making = Some(Box::pin(async move {
+            let path = name.path(&dir);
+            let made = glommio::executor().spawn_blocking(move || {
+                doomed.iter().try_for_each(fs::remove_file)?;
+                name.make(&dir)
+            });
+            made.await?;
+            let file = Rc::new(SegmentFile::open(&path, direct).await?);
+            Ok(Segment { file, name, used: 0 })
+        }));
+    }
+
+    /// Moves what is under way forward; ready when something came to its end.
+    ///
+    /// # Errors
+    /// Of a flush: fatal. Of making a segment: see [`Progress::NoSegment`].
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Progress>> {
+        if let Some(flush) = &mut self.flush
+            && let Poll::Ready(result) = flush.as_mut().poll(cx)
+        {
+            self.flush = None;
+            result?;
+            self.flushed = self.taken;
+            return Poll::Ready(Ok(Progress::Flushed));
+        }
+        if let Some(making) = &mut self.making
+            && let Poll::Ready(result) = making.as_mut().poll(cx)
+        {
+            self.making = None;
+            return Poll::Ready(match result {
+                Ok(segment) => {
+                    self.next_segment += u64::from(segment.name.blocks);
+                    self.segments.push_back(segment);
+                    Ok(Progress::SegmentMade)
+                }
+                Err(error) if is_full(&error) => Ok(Progress::NoSegment),
+                Err(error) => Err(error),
+            });
+        }
+        Poll::Pending
+    }
+}
+
+/// What came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// A flush: `flushed` has moved.
+    Flushed,
+    /// A segment: there is more room.
+    SegmentMade,
+    /// The disk is full: no segment could be made.
+    NoSegment,
+}
+
+/// Whether an error means that the disk, or the user's part of it, is full.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}

@@ -1,0 +1,150 @@
+//! Responses to bytes. Everything that can be rendered beforehand is.
+
+use crate::route::Problem;
+use std::io::Write;
+use std::time::{Duration, UNIX_EPOCH};
+
+/// How one response must look for its client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Style {
+    /// The request came in HTTP/1.0, where keeping the connection must be said.
+    pub is_http10: bool,
+    /// The connection goes on.
+    pub keep_alive: bool,
+    /// The head only.
+    pub head_only: bool,
+    /// JSON instead of bare text, where there is a choice.
+    pub json: bool,
+}
+
+/// A refusal rendered up to its date, and its body.
+struct Rendered {
+    head: Vec<u8>,
+    body: Vec<u8>,
+}
+
+/// Writes responses.
+pub struct Responder {
+    problems: Vec<Rendered>,
+    second: u64,
+    date: String,
+    body: Vec<u8>,
+}
+
+impl Default for Responder {
+    fn default() -> Self {
+        let problems = Problem::ALL.iter().map(|problem| render(*problem)).collect();
+        Responder { problems, second: 0, date: httpdate::fmt_http_date(UNIX_EPOCH), body: Vec::new() }
+    }
+}
+
+fn render(problem: Problem) -> Rendered {
+    let about = problem.about();
+    let code: u16 = about.status[..3].parse().expect("a status begins with its code");
+    let mut object = serde_json::json!({
+        "type": format!("/problems/{}", about.slug), "title": about.title, "status": code,
+    });
+    if !about.detail.is_empty() {
+        object["detail"] = about.detail.into();
+    }
+    let body = object.to_string().into_bytes();
+    let (status, headers, length) = (about.status, about.headers, body.len());
+    let head = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/problem+json\r\ncontent-length: {length}\r\n{headers}date: "
+    );
+    Rendered { head: head.into_bytes(), body }
+}
+
+impl Responder {
+    /// Sets the time for the `Date` of what follows.
+    pub fn set_time(&mut self, unix_ms: u64) {
+        let second = unix_ms / 1000;
+        if second != self.second {
+            self.second = second;
+            self.date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(second));
+        }
+    }
+
+    /// Writes a refusal.
+    pub fn problem(&self, problem: Problem, style: Style, out: &mut Vec<u8>) {
+        let Rendered { head, body } = &self.problems[problem as usize];
+        out.extend_from_slice(head);
+        self.finish_head(style, out);
+        if !style.head_only {
+            out.extend_from_slice(body);
+        }
+    }
+
+    /// Writes a response with a body of text.
+    pub fn text(&mut self, status: &str, body: impl std::fmt::Display, style: Style, out: &mut Vec<u8>) {
+        self.body.clear();
+        write!(self.body, "{body}").expect("a vector takes everything");
+        self.with_body(status, "text/plain", style, out);
+    }
+
+    /// Writes a response with a body of JSON.
+    pub fn json(&mut self, status: &str, body: &impl serde::Serialize, style: Style, out: &mut Vec<u8>) {
+        self.body.clear();
+        serde_json::to_writer(&mut self.body, body).expect("what is answered can be written as JSON");
+        self.with_body(status, "application/json", style, out);
+    }
+
+    /// Writes a response that cannot have a body.
+    pub fn empty(&self, status: &str, style: Style, out: &mut Vec<u8>) {
+        write!(out, "HTTP/1.1 {status}\r\ndate: ").expect("a vector takes everything");
+        self.finish_head(style, out);
+    }
+
+    fn with_body(&self, status: &str, kind: &str, style: Style, out: &mut Vec<u8>) {
+        let length = self.body.len();
+        write!(
+            out,
+            "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncache-control: no-store\r\ncontent-length: {length}\r\ndate: "
+        )
+        .expect("a vector takes everything");
+        self.finish_head(style, out);
+        if !style.head_only {
+            out.extend_from_slice(&self.body);
+        }
+    }
+
+    fn finish_head(&self, style: Style, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.date.as_bytes());
+        out.extend_from_slice(match (style.keep_alive, style.is_http10) {
+            (true, false) => b"\r\n\r\n",
+            (true, true) => b"\r\nconnection: keep-alive\r\n\r\n",
+            (false, _) => b"\r\nconnection: close\r\n\r\n",
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_problem_is_rendered_under_its_own_number() {
+        for (number, problem) in Problem::ALL.iter().enumerate() {
+            assert_eq!(*problem as usize, number);
+            let mut out = Vec::new();
+            Responder::default().problem(*problem, Style { keep_alive: true, ..Style::default() }, &mut out);
+            let text = String::from_utf8(out).unwrap();
+            let (head, body) = text.split_once("\r\n\r\n").unwrap();
+            assert!(head.contains(&format!("content-length: {}\r\n", body.len())), "{head}");
+            assert_eq!(head.contains("retry-after: "), head.starts_with("HTTP/1.1 503"), "{head}");
+            assert!(body.contains(&format!("\"type\":\"/problems/{}\"", problem.about().slug)), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_head_is_all_that_head_gets() {
+        let mut responder = Responder::default();
+        responder.set_time(784_111_777_000);
+        let style = Style { is_http10: true, keep_alive: true, head_only: true, json: false };
+        let mut out = Vec::new();
+        responder.text("200 OK", "hello", style, &mut out);
+        let expected = "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncache-control: no-store\r\ncontent-length: 5\r\n\
+                        date: Sun, 06 Nov 1994 08:49:37 GMT\r\nconnection: keep-alive\r\n\r\n";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+}

@@ -1,0 +1,417 @@
+//! Requests to commands, outcomes to responses. The only file with status codes.
+
+use crate::catalogue::{ItemImage, ItemName};
+use crate::code::Code;
+use crate::http::{Head, Method, Reject};
+use crate::response::{Responder, Style};
+use crate::types::{Command, ItemId, Outcome, UserId};
+use serde::Serialize;
+use uuid::Uuid;
+
+/// Where a request leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// To the sale. The answer is JSON if the flag is set and there is a choice.
+    Command(Command, bool),
+    /// To something to be read.
+    Page(Page),
+    /// Nowhere.
+    Refused(Problem),
+}
+
+/// Something to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Page {
+    /// How the sale stands.
+    Sale,
+    /// Whether the process is up.
+    Live,
+    /// Whether it is ready to sell.
+    Ready,
+    /// Everything about it.
+    Health,
+}
+
+/// Finds the way of a request.
+pub fn route(head: &Head<'_>) -> Route {
+    let page = |page| match head.method {
+        Method::Get | Method::Head => Route::Page(page),
+        _ => Route::Refused(Problem::OnlyGet),
+    };
+    match (head.path, head.method) {
+        ("/checkout", Method::Post) => checkout(head).unwrap_or_else(Route::Refused),
+        ("/checkout", Method::Delete) => cancel(head).unwrap_or_else(Route::Refused),
+        ("/checkout", _) => Route::Refused(Problem::OnlyPostOrDelete),
+        ("/purchase", Method::Post) => purchase(head).unwrap_or_else(Route::Refused),
+        ("/purchase", _) => Route::Refused(Problem::OnlyPost),
+        ("/sale", _) => page(Page::Sale),
+        ("/livez", _) => page(Page::Live),
+        ("/readyz", _) => page(Page::Ready),
+        ("/health", _) => page(Page::Health),
+        _ => Route::Refused(Problem::NotFound),
+    }
+}
+
+fn checkout(head: &Head<'_>) -> Result<Route, Problem> {
+    let (mut user, mut item, mut short_name) = (None, None, false);
+    for (name, value) in parameters(head.query) {
+        match name {
+            "user_id" if user.is_some() => return Err(Problem::InvalidUser),
+            "user_id" => {
+                let id = number(value).and_then(|id| i64::try_from(id).ok());
+                user = Some(UserId(id.ok_or(Problem::InvalidUser)?));
+            }
+            "item_id" | "id" if item.is_some() => return Err(Problem::InvalidItem),
+            "item_id" | "id" => {
+                let id = number(value).and_then(|id| u32::try_from(id).ok());
+                item = Some(ItemId(id.ok_or(Problem::InvalidItem)?));
+                short_name = name == "id";
+            }
+            _ => {}
+        }
+    }
+    let user = user.ok_or(Problem::InvalidUser)?;
+    let item = item.ok_or(Problem::InvalidItem)?;
+    Ok(Route::Command(Command::Checkout { item, user }, short_name || head.accepts_json))
+}
+
+fn purchase(head: &Head<'_>) -> Result<Route, Problem> {
+    let code = code(head)?;
+    // A name-based UUID (RFC 9562 §5.5) under the code: the fingerprint of a key never meets another code's.
+    let fingerprint = |key| Uuid::new_v5(&Uuid::from_bytes(*code.as_bytes()), key);
+    let key = head.idempotency_key.map_or(Uuid::nil(), fingerprint);
+    Ok(Route::Command(Command::Purchase { code, key }, true))
+}
+
+fn cancel(head: &Head<'_>) -> Result<Route, Problem> {
+    Ok(Route::Command(Command::Cancel { code: code(head)? }, true))
+}
+
+fn code(head: &Head<'_>) -> Result<Code, Problem> {
+    let mut values = parameters(head.query).filter(|(name, _)| *name == "code").map(|(_, value)| value);
+    match (values.next(), values.next()) {
+        (Some(value), None) => Code::parse(value.as_bytes()).ok_or(Problem::InvalidCode),
+        _ => Err(Problem::InvalidCode),
+    }
+}
+
+fn parameters(query: &str) -> impl Iterator<Item = (&str, &str)> {
+    query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+}
+
+/// A whole number in its one spelling: digits, no sign, no leading zero, nothing encoded.
+fn number(text: &str) -> Option<u64> {
+    let plain = text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+    if plain { text.parse().ok() } else { None }
+}
+
+/// A refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "`about` says it in the words of the client")]
+pub enum Problem {
+    ItemSold,
+    ItemReserved,
+    UserLimit,
+    CodeUnknown,
+    CodeExpired,
+    CodeUsed,
+    SaleEnded,
+    InvalidUser,
+    InvalidItem,
+    NoSuchItem,
+    InvalidCode,
+    NotFound,
+    OnlyGet,
+    OnlyPost,
+    OnlyPostOrDelete,
+    Malformed,
+    HeadTooLarge,
+    BodyTooLarge,
+    UnknownCoding,
+    UnknownExpectation,
+    UnknownVersion,
+    TimedOut,
+    LogFull,
+    NotReady,
+    TooManyConnections,
+    Overdue,
+}
+
+/// What a client is told about a problem.
+#[derive(Clone, Copy, Debug)]
+pub struct About {
+    /// Code and phrase.
+    pub status: &'static str,
+    /// The last part of the problem's type.
+    pub slug: &'static str,
+    /// A sentence for people.
+    pub title: &'static str,
+    /// What to do, where that helps.
+    pub detail: &'static str,
+    /// Header lines of its own.
+    pub headers: &'static str,
+}
+
+impl Problem {
+    /// Every problem, in order.
+    pub const ALL: &[Problem] = &[
+        Problem::ItemSold,
+        Problem::ItemReserved,
+        Problem::UserLimit,
+        Problem::CodeUnknown,
+        Problem::CodeExpired,
+        Problem::CodeUsed,
+        Problem::SaleEnded,
+        Problem::InvalidUser,
+        Problem::InvalidItem,
+        Problem::NoSuchItem,
+        Problem::InvalidCode,
+        Problem::NotFound,
+        Problem::OnlyGet,
+        Problem::OnlyPost,
+        Problem::OnlyPostOrDelete,
+        Problem::Malformed,
+        Problem::HeadTooLarge,
+        Problem::BodyTooLarge,
+        Problem::UnknownCoding,
+        Problem::UnknownExpectation,
+        Problem::UnknownVersion,
+        Problem::TimedOut,
+        Problem::LogFull,
+        Problem::NotReady,
+        Problem::TooManyConnections,
+        Problem::Overdue,
+    ];
+
+    /// What a client is told.
+    pub fn about(self) -> About {
+        const CONFLICT: &str = "409 Conflict";
+        const BAD: &str = "400 Bad Request";
+        const UNAVAILABLE: &str = "503 Service Unavailable";
+        const LATER: &str = "retry-after: 1\r\n";
+        let with = |status, slug, title, detail, headers| About { status, slug, title, detail, headers };
+        let conflict = |slug, title| with(CONFLICT, slug, title, "", "");
+        let invalid = |detail| with(BAD, "invalid-parameter", "A parameter is missing or wrong", detail, "");
+        let not_allowed = |headers| {
+            with("405 Method Not Allowed", "method-not-allowed", "This path knows other methods", "", headers)
+        };
+        match self {
+            Problem::ItemSold => conflict("item-sold", "The item is sold"),
+            Problem::ItemReserved => conflict("item-reserved", "Somebody else holds the item"),
+            Problem::UserLimit => conflict("user-limit", "The user holds and has bought as many items as one may"),
+            Problem::CodeUnknown => conflict("code-unknown", "No reservation has this code"),
+            Problem::CodeExpired => conflict("code-expired", "The reservation has expired or was cancelled"),
+            Problem::CodeUsed => conflict("code-used", "The item of this code is already bought"),
+            Problem::SaleEnded => conflict("sale-ended", "The sale of this code is over"),
+            Problem::InvalidUser => invalid("give user_id once, a whole number from 0 to 9223372036854775807"),
+            Problem::InvalidItem => invalid("give item_id (or id) once, a whole number"),
+            Problem::NoSuchItem => invalid("item_id must be less than items_total, see GET /sale"),
+            Problem::InvalidCode => invalid("give code once, a UUID of 36 characters in lower case"),
+            Problem::NotFound => with("404 Not Found", "not-found", "There is nothing here", "", ""),
+            Problem::OnlyGet => not_allowed("allow: GET, HEAD\r\n"),
+            Problem::OnlyPost => not_allowed("allow: POST\r\n"),
+            Problem::OnlyPostOrDelete => not_allowed("allow: POST, DELETE\r\n"),
+            Problem::Malformed => with(BAD, "malformed-request", "The request is not good HTTP", "", ""),
+            Problem::HeadTooLarge => with(
+                "431 Request Header Fields Too Large",
+                "header-too-large",
+                "The request's head is too large",
+                "send at most 8 KiB in at most 64 fields",
+                "",
+            ),
+            Problem::BodyTooLarge => with(
+                "413 Content Too Large",
+                "body-too-large",
+                "The request's body is too large",
+                "no request needs a body; at most 64 KiB are read",
+                "",
+            ),
+            Problem::UnknownCoding => {
+                with("501 Not Implemented", "unknown-coding", "This transfer coding is not known", "", "")
+            }
+            Problem::UnknownExpectation => {
+                with("417 Expectation Failed", "unknown-expectation", "This expectation cannot be met", "", "")
+            }
+            Problem::UnknownVersion => {
+                with("505 HTTP Version Not Supported", "unknown-version", "Speak HTTP/1.1 or HTTP/1.0", "", "")
+            }
+            Problem::TimedOut => with("408 Request Timeout", "request-timeout", "The request took too long", "", ""),
+            Problem::LogFull => {
+                let title = "The log is nearly full: held items can be bought, no others reserved";
+                with(UNAVAILABLE, "log-full", title, "", LATER)
+            }
+            Problem::NotReady => with(UNAVAILABLE, "not-ready", "The server is starting or stopping", "", LATER),
+            Problem::TooManyConnections => {
+                with(UNAVAILABLE, "too-many-connections", "The server has too many connections", "", LATER)
+            }
+            Problem::Overdue => {
+                let detail = "the request may still take effect: ask again with the same parameters";
+                with(UNAVAILABLE, "overdue", "No answer in time", detail, LATER)
+            }
+        }
+    }
+}
+
+impl From<Reject> for Problem {
+    fn from(reject: Reject) -> Problem {
+        match reject {
+            Reject::Malformed => Problem::Malformed,
+            Reject::HeadTooLarge => Problem::HeadTooLarge,
+            Reject::BodyTooLarge => Problem::BodyTooLarge,
+            Reject::UnknownCoding => Problem::UnknownCoding,
+            Reject::UnknownExpectation => Problem::UnknownExpectation,
+            Reject::UnknownVersion => Problem::UnknownVersion,
+            Reject::TimedOut => Problem::TimedOut,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Reservation {
+    code: String,
+    sale_id: u32,
+    item_id: u32,
+    expires_at: String,
+}
+
+#[derive(Serialize)]
+struct Receipt {
+    success: bool,
+    message: &'static str,
+    sale_id: u32,
+    item_id: u32,
+    item_name: String,
+    item_image: String,
+}
+
+/// Writes what became of a command.
+pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &mut Vec<u8>) {
+    let problem = match outcome {
+        Outcome::Reserved { code, sale, item, expires_unix_ms } => {
+            if !style.json {
+                return responder.text("200 OK", code, style, out);
+            }
+            let (code, expires_at) = (code.to_string(), rfc3339(expires_unix_ms));
+            return responder.json(
+                "200 OK",
+                &Reservation { code, sale_id: sale.0, item_id: item.0, expires_at },
+                style,
+                out,
+            );
+        }
+        Outcome::Purchased { sale, item } => {
+            let receipt = Receipt {
+                success: true,
+                message: "Purchase successful",
+                sale_id: sale.0,
+                item_id: item.0,
+                item_name: ItemName(sale, item).to_string(),
+                item_image: ItemImage(item).to_string(),
+            };
+            return responder.json("200 OK", &receipt, style, out);
+        }
+        Outcome::Released => return responder.empty("204 No Content", style, out),
+        Outcome::ItemSold { .. } => Problem::ItemSold,
+        Outcome::ItemReserved => Problem::ItemReserved,
+        Outcome::UserLimit => Problem::UserLimit,
+        Outcome::NoSuchItem => Problem::NoSuchItem,
+        Outcome::CodeUnknown => Problem::CodeUnknown,
+        Outcome::CodeExpired => Problem::CodeExpired,
+        Outcome::CodeUsed => Problem::CodeUsed,
+        Outcome::SaleEnded => Problem::SaleEnded,
+        Outcome::LogFull => Problem::LogFull,
+    };
+    responder.problem(problem, style, out);
+}
+
+/// A time as answers spell it: RFC 3339, UTC, milliseconds.
+pub fn rfc3339(unix_ms: u64) -> String {
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_millis(unix_ms);
+    humantime::format_rfc3339_millis(time).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::parse_head;
+
+    fn way(request: &str) -> Route {
+        let text = format!("{request} HTTP/1.1\r\nHost: x\r\n\r\n");
+        route(&parse_head(text.as_bytes()).unwrap().unwrap())
+    }
+
+    #[test]
+    fn commands_are_found() {
+        let checkout = |item, user| Command::Checkout { item: ItemId(item), user: UserId(user) };
+        assert_eq!(way("POST /checkout?user_id=1&item_id=2"), Route::Command(checkout(2, 1), false));
+        assert_eq!(
+            way("POST /checkout?id=0&x=y&user_id=9223372036854775807"),
+            Route::Command(checkout(0, i64::MAX), true)
+        );
+        let text = "00027232-4538-87b2-840d-b281356ddb74";
+        let code = Code::parse(text.as_bytes()).unwrap();
+        let purchase = Command::Purchase { code, key: Uuid::nil() };
+        assert_eq!(way(&format!("POST /purchase?code={text}")), Route::Command(purchase, true));
+        assert_eq!(way(&format!("DELETE /checkout?code={text}")), Route::Command(Command::Cancel { code }, true));
+        assert_eq!(way("HEAD /sale"), Route::Page(Page::Sale));
+    }
+
+    #[test]
+    fn bad_values_are_named() {
+        for value in [
+            "",
+            "+1",
+            "-1",
+            "1e3",
+            "007",
+            "00",
+            "18446744073709551616",
+            "9223372036854775808",
+            "%31",
+            "1 ",
+            "x",
+            "1.0",
+            "0x1",
+        ] {
+            if !value.contains(' ') {
+                assert_eq!(
+                    way(&format!("POST /checkout?user_id={value}&item_id=1")),
+                    Route::Refused(Problem::InvalidUser),
+                    "{value}"
+                );
+                assert_eq!(
+                    way(&format!("POST /checkout?user_id=1&item_id={value}")),
+                    Route::Refused(Problem::InvalidItem),
+                    "{value}"
+                );
+            }
+        }
+        for query in
+            ["", "?item_id=1", "?user_id=1&user_id=1&item_id=1", "?user%5Fid=1&item_id=1", "?USER_ID=1&item_id=1"]
+        {
+            assert_eq!(way(&format!("POST /checkout{query}")), Route::Refused(Problem::InvalidUser), "{query}");
+        }
+        for query in ["?user_id=1", "?user_id=1&item_id=1&item_id=1", "?user_id=1&item_id=1&id=1"] {
+            assert_eq!(way(&format!("POST /checkout{query}")), Route::Refused(Problem::InvalidItem), "{query}");
+        }
+        for query in [
+            "",
+            "?code=",
+            "?code=1",
+            "?code=00027232-4538-87b2-840d-b281356ddb74&code=x",
+            "?code=00027232-4538-87B2-840d-b281356ddb74",
+        ] {
+            assert_eq!(way(&format!("POST /purchase{query}")), Route::Refused(Problem::InvalidCode), "{query}");
+        }
+    }
+
+    #[test]
+    fn wrong_paths_and_methods_are_told_apart() {
+        assert_eq!(way("GET /nothing"), Route::Refused(Problem::NotFound));
+        assert_eq!(way("GET /checkout/"), Route::Refused(Problem::NotFound));
+        assert_eq!(way("GET /checkout"), Route::Refused(Problem::OnlyPostOrDelete));
+        assert_eq!(way("DELETE /purchase"), Route::Refused(Problem::OnlyPost));
+        assert_eq!(way("POST /sale"), Route::Refused(Problem::OnlyGet));
+        assert_eq!(way("BREW /readyz"), Route::Refused(Problem::OnlyGet));
+    }
+}

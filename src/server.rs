@@ -1,0 +1,476 @@
+//! A shard's listener and its clients' sockets: one epoll set, read in batches.
+//!
+//! Sockets are registered once, edge-triggered. One read per readable socket and turn, into a buffer that all
+//! share; a connection keeps bytes of its own only while a request is incomplete. One write per connection and
+//! turn. What a request means is the handler's business.
+
+use crate::connection::{Awaits, Connection, State, Step};
+use crate::http::{HEAD_BYTES_MAX, Head, Method};
+use crate::response::{Responder, Style};
+use crate::route::Problem;
+use crate::types::{Moment, Ticket};
+use glommio::io::{PollState, PollableFd};
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags, accept_with, recv, send, shutdown};
+use slab::Slab;
+use std::io;
+use std::task::{Context, Poll};
+
+/// Bytes of one read.
+const READ_BYTES: usize = 64 * 1024;
+/// Bytes that a connection may send ahead while its request is being decided.
+const AHEAD_BYTES_MAX: usize = 2 * HEAD_BYTES_MAX;
+/// Unsent answers beyond which a connection's further requests wait.
+const OUTPUT_BYTES_MAX: usize = 64 * 1024;
+/// Sockets reported by one look at the epoll set.
+const EVENTS_MAX: usize = 512;
+/// Connections accepted in one turn, so that a crowd at the door does not stop the service inside.
+const ACCEPTS_PER_TURN: usize = 128;
+/// How long accepting rests when no descriptor is left.
+const ACCEPT_REST_MS: u64 = 50;
+/// Answer buffers kept for use again.
+const SPARE_BUFFERS_MAX: usize = 1024;
+
+const LISTENER: u64 = u64::MAX;
+const DOORBELL: u64 = u64::MAX - 1;
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handled {
+    /// Its answer is written.
+    Answered,
+    /// Its answer will come by `answer`. The flag asks for JSON.
+    Deciding {
+        /// The answer must be JSON.
+        json: bool,
+    },
+}
+
+/// Decides what a request means: gets the ticket, the request and the style, and where to write.
+pub trait Handler: FnMut(Ticket, &Head<'_>, Style, &mut Responder, &mut Vec<u8>) -> Handled {}
+impl<H: FnMut(Ticket, &Head<'_>, Style, &mut Responder, &mut Vec<u8>) -> Handled> Handler for H {}
+
+struct Client {
+    socket: OwnedFd,
+    generation: u32,
+    connection: Connection,
+    is_dirty: bool,
+}
+
+/// The listener and the sockets of one shard.
+pub struct Server {
+    epoll: PollableFd<OwnedFd>,
+    poll: PollState,
+    events: Vec<epoll::Event>,
+    listener: Option<OwnedFd>,
+    /// The listener has somebody waiting, as far as is known.
+    is_listener_ready: bool,
+    accepts_again_ms: u64,
+    clients: Slab<Client>,
+    clients_max: usize,
+    generation: u32,
+    responder: Responder,
+    /// Clients to be read or gone on with.
+    ready: Vec<usize>,
+    /// Clients with something to write, or to be closed.
+    dirty: Vec<usize>,
+    spare_buffers: Vec<Vec<u8>>,
+    scratch: Vec<u8>,
+    is_draining: bool,
+}
+
+impl Server {
+    /// Serves what `listener` accepts, `clients_max` at once; `doorbell` wakes it too. Must be called on the
+    /// executor that will run it.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn new(listener: OwnedFd, doorbell: impl AsFd, clients_max: usize) -> io::Result<Self> {
+        let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(
+            &set,
+            &listener,
+            epoll::EventData::new_u64(LISTENER),
+            epoll::EventFlags::IN | epoll::EventFlags::ET,
+        )?;
+        epoll::add(&set, doorbell, epoll::EventData::new_u64(DOORBELL), epoll::EventFlags::IN)?;
+        Ok(Server {
+            epoll: PollableFd::new(set).map_err(io::Error::from)?,
+            poll: PollState::new(),
+            events: Vec::with_capacity(EVENTS_MAX),
+            listener: Some(listener),
+            is_listener_ready: true,
+            accepts_again_ms: 0,
+            clients: Slab::new(),
+            clients_max,
+            generation: 0,
+            responder: Responder::default(),
+            ready: Vec::new(),
+            dirty: Vec::new(),
+            spare_buffers: Vec::new(),
+            scratch: vec![0; READ_BYTES],
+            is_draining: false,
+        })
+    }
+
+    /// Open connections.
+    pub fn connections(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// Looks for sockets that are ready, without waiting. Returns whether the doorbell rang.
+    pub fn look(&mut self) -> bool {
+        self.events.clear();
+        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        match epoll::wait(self.epoll.get_ref(), spare_capacity(&mut self.events), Some(&zero)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => panic!("the epoll set cannot be read: {error}"),
+        }
+        let mut is_ringing = false;
+        for event in &self.events {
+            let (data, flags) = (event.data, event.flags);
+            match data.u64() {
+                LISTENER => self.is_listener_ready = true,
+                DOORBELL => is_ringing = true,
+                key => {
+                    let Some(client) = self.clients.get_mut(key as usize) else { continue };
+                    if flags.intersects(epoll::EventFlags::ERR | epoll::EventFlags::HUP) {
+                        self.clients.remove(key as usize);
+                        continue;
+                    }
+                    client.connection.readable |= flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::RDHUP);
+                    self.ready.push(key as usize);
+                    let is_writable = flags.contains(epoll::EventFlags::OUT);
+                    if is_writable && !client.connection.output.is_empty() && !client.is_dirty {
+                        client.is_dirty = true;
+                        self.dirty.push(key as usize);
+                    }
+                }
+            }
+        }
+        is_ringing
+    }
+
+    /// Waits until a socket is ready, for `poll_fn` of the caller.
+    pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.epoll.poll_readable(cx, &mut self.poll) {
+            Poll::Ready(Ok(())) => Poll::Ready(()),
+            Poll::Ready(Err(error)) => panic!("the epoll set cannot be waited for: {error}"),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Whether there is something to do without waiting.
+    pub fn has_work(&self) -> bool {
+        !self.ready.is_empty() || !self.dirty.is_empty()
+    }
+
+    /// Accepts, reads what is readable and hands every whole request to `handler`. Returns whether there was any.
+    pub fn serve(&mut self, now: Moment, handler: &mut impl Handler) -> bool {
+        self.responder.set_time(now.unix_ms);
+        self.accept(now);
+        let ready = std::mem::take(&mut self.ready);
+        for &key in &ready {
+            self.read(key, now, handler);
+        }
+        let any = !ready.is_empty();
+        // Keep the larger of the two allocations.
+        let mut ready = ready;
+        ready.clear();
+        ready.append(&mut self.ready);
+        self.ready = ready;
+        any
+    }
+
+    fn accept(&mut self, now: Moment) {
+        let Some(listener) = &self.listener else { return };
+        if !self.is_listener_ready || now.monotonic_ms < self.accepts_again_ms {
+            return;
+        }
+        for _ in 0..ACCEPTS_PER_TURN {
+            match accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+                Ok(socket) if self.clients.len() >= self.clients_max => {
+                    let mut refusal = Vec::new();
+                    self.responder.problem(Problem::TooManyConnections, Style::default(), &mut refusal);
+                    // One try each: a client that is not served is not waited for either.
+                    let _ = send(&socket, &refusal, SendFlags::NOSIGNAL);
+                    let _ = shutdown(&socket, Shutdown::Write);
+                    let _ = recv(&socket, &mut self.scratch[..], RecvFlags::empty());
+                }
+                Ok(socket) => {
+                    self.generation = self.generation.wrapping_add(1);
+                    let entry = self.clients.vacant_entry();
+                    let flags = epoll::EventFlags::IN
+                        | epoll::EventFlags::OUT
+                        | epoll::EventFlags::RDHUP
+                        | epoll::EventFlags::ET;
+                    let data = epoll::EventData::new_u64(entry.key() as u64);
+                    // Out of memory for the set: the client hears it by the closing of its connection.
+                    if epoll::add(self.epoll.get_ref(), &socket, data, flags).is_ok() {
+                        let connection = Connection::new(now.monotonic_ms);
+                        entry.insert(Client { socket, generation: self.generation, connection, is_dirty: false });
+                    }
+                }
+                Err(Errno::AGAIN) => {
+                    self.is_listener_ready = false;
+                    return;
+                }
+                Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                    self.accepts_again_ms = now.monotonic_ms + ACCEPT_REST_MS;
+                    return;
+                }
+                // The client has gone, or the network says something about it: the next one may be fine.
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// When accepting goes on, if it rests or there is more to accept.
+    pub fn accepts_again_ms(&self) -> Option<u64> {
+        (self.listener.is_some() && self.is_listener_ready).then_some(self.accepts_again_ms)
+    }
+
+    fn read(&mut self, key: usize, now: Moment, handler: &mut impl Handler) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let connection = &mut client.connection;
+        let may_read = connection.readable && !connection.ended && connection.input.len() < AHEAD_BYTES_MAX;
+        let mut received = 0;
+        if may_read {
+            match recv(&client.socket, &mut self.scratch[..], RecvFlags::empty()) {
+                Ok((_, 0)) => connection.ended = true,
+                Ok((_, bytes)) => {
+                    received = bytes;
+                    connection.readable = bytes == self.scratch.len();
+                }
+                Err(Errno::AGAIN) => connection.readable = false,
+                Err(Errno::INTR) => {}
+                Err(_) => {
+                    self.clients.remove(key);
+                    return;
+                }
+            }
+            if connection.readable {
+                self.ready.push(key);
+            }
+        }
+        match connection.state {
+            State::Reading if received > 0 || !connection.input.is_empty() => self.understand(key, received, handler),
+            State::Deciding => connection.input.extend_from_slice(&self.scratch[..received]),
+            _ => {}
+        }
+        let connection = &mut self.clients[key].connection;
+        if connection.ended && connection.state == State::Reading && connection.output.len() < OUTPUT_BYTES_MAX {
+            // Whatever is left is no whole request and never will be.
+            connection.state = State::Closing;
+        }
+        self.conclude(key, now);
+    }
+
+    /// Hands on every whole request in what the connection has kept and has just received.
+    fn understand(&mut self, key: usize, received: usize, handler: &mut impl Handler) {
+        let client = &mut self.clients[key];
+        let connection = &mut client.connection;
+        let ticket = Ticket(u64::from(client.generation) << 32 | key as u64);
+        let mut out = std::mem::take(&mut connection.output);
+        if out.capacity() == 0 {
+            out = self.spare_buffers.pop().unwrap_or_default();
+        }
+        let mut kept = std::mem::take(&mut connection.input);
+        let bytes = if kept.is_empty() {
+            &self.scratch[..received]
+        } else {
+            kept.extend_from_slice(&self.scratch[..received]);
+            &kept[..]
+        };
+        let mut at = 0;
+        let is_draining = self.is_draining;
+        while connection.state == State::Reading && out.len() < OUTPUT_BYTES_MAX {
+            let step = match connection.next(&bytes[at..]) {
+                Ok((used, step)) => {
+                    at += used;
+                    step
+                }
+                Err(reject) => {
+                    self.responder.problem(reject.into(), Style::default(), &mut out);
+                    connection.state = State::Closing;
+                    break;
+                }
+            };
+            let (style, handled) = match step {
+                Step::More => break,
+                Step::Again => continue,
+                Step::SayContinue => {
+                    out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+                    continue;
+                }
+                Step::Request(head) => {
+                    let style = Style {
+                        is_http10: head.is_http10,
+                        keep_alive: head.keep_alive && !is_draining,
+                        head_only: head.method == Method::Head,
+                        json: false,
+                    };
+                    (style, handler(ticket, &head, style, &mut self.responder, &mut out))
+                }
+            };
+            connection.understood();
+            connection.state = match handled {
+                Handled::Answered if style.keep_alive => State::Reading,
+                Handled::Answered => State::Closing,
+                Handled::Deciding { json } => {
+                    connection.style = Style { json, ..style };
+                    State::Deciding
+                }
+            };
+        }
+        if at < bytes.len() && connection.state != State::Closing {
+            if kept.is_empty() {
+                kept.extend_from_slice(&self.scratch[at..received]);
+            } else {
+                kept.drain(..at);
+            }
+            connection.input = kept;
+        }
+        connection.output = out;
+    }
+
+    /// Gives a decided request its answer, unless the client has gone. `write` writes it.
+    pub fn answer(&mut self, ticket: Ticket, now: Moment, write: impl FnOnce(Style, &mut Responder, &mut Vec<u8>)) {
+        self.responder.set_time(now.unix_ms);
+        let key = (ticket.0 & 0xffff_ffff) as usize;
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let connection = &mut client.connection;
+        if u64::from(client.generation) != ticket.0 >> 32 || connection.state != State::Deciding {
+            return;
+        }
+        if connection.output.capacity() == 0 {
+            connection.output = self.spare_buffers.pop().unwrap_or_default();
+        }
+        let style = Style { keep_alive: connection.style.keep_alive && !self.is_draining, ..connection.style };
+        write(style, &mut self.responder, &mut connection.output);
+        connection.state = if style.keep_alive { State::Reading } else { State::Closing };
+        if !connection.input.is_empty() || connection.readable || connection.ended {
+            self.ready.push(key);
+        }
+        self.conclude(key, now);
+    }
+
+    /// After anything has happened to a connection: sets its deadline, and marks it if it has something to write
+    /// or is to be closed.
+    fn conclude(&mut self, key: usize, now: Moment) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let connection = &mut client.connection;
+        connection.set_deadline(now.monotonic_ms);
+        let has_work = !connection.output.is_empty()
+            || connection.state == State::Closing
+            || connection.state == State::Lingering && connection.ended;
+        if has_work && !client.is_dirty {
+            client.is_dirty = true;
+            self.dirty.push(key);
+        }
+    }
+
+    /// Writes every answer that may leave, once for each connection.
+    pub fn write_replies(&mut self, now: Moment) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for key in dirty.drain(..) {
+            self.write(key, now);
+        }
+        self.dirty = dirty;
+    }
+
+    fn write(&mut self, key: usize, now: Moment) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.is_dirty = false;
+        let connection = &mut client.connection;
+        while connection.written < connection.output.len() {
+            match send(&client.socket, &connection.output[connection.written..], SendFlags::NOSIGNAL) {
+                Ok(bytes) => connection.written += bytes,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return connection.set_deadline(now.monotonic_ms),
+                Err(_) => {
+                    self.clients.remove(key);
+                    return;
+                }
+            }
+        }
+        connection.written = 0;
+        let mut buffer = std::mem::take(&mut connection.output);
+        if buffer.capacity() > 0
+            && buffer.capacity() <= OUTPUT_BYTES_MAX
+            && self.spare_buffers.len() < SPARE_BUFFERS_MAX
+        {
+            buffer.clear();
+            self.spare_buffers.push(buffer);
+        }
+        match connection.state {
+            State::Closing if !connection.ended => {
+                connection.state = State::Lingering;
+                connection.input = Vec::new();
+                // Fails only if the client has reset the connection, which the next read says too.
+                let _ = shutdown(&client.socket, Shutdown::Write);
+                if connection.readable {
+                    self.ready.push(key);
+                }
+            }
+            State::Closing => {
+                self.clients.remove(key);
+                return;
+            }
+            State::Lingering if connection.ended => {
+                self.clients.remove(key);
+                return;
+            }
+            // What waited for room to write.
+            State::Reading if !connection.input.is_empty() => self.ready.push(key),
+            _ => {}
+        }
+        connection.set_deadline(now.monotonic_ms);
+    }
+
+    /// Ends what has waited too long. To be called about once a second.
+    pub fn sweep(&mut self, now: Moment) {
+        let overdue = |(key, client): (usize, &mut Client)| {
+            client.connection.overdue(now.monotonic_ms).map(|awaits| (key, awaits))
+        };
+        let overdue: Vec<_> = self.clients.iter_mut().filter_map(overdue).collect();
+        for (key, awaits) in overdue {
+            let problem = match awaits {
+                Awaits::Request | Awaits::Write | Awaits::HangUp => {
+                    self.clients.remove(key);
+                    continue;
+                }
+                Awaits::Head | Awaits::Body => Problem::TimedOut,
+                Awaits::Decision => Problem::Overdue,
+            };
+            let connection = &mut self.clients[key].connection;
+            self.responder.problem(problem, Style::default(), &mut connection.output);
+            // Closed in any case: a late decision must not meet the next request.
+            connection.state = State::Closing;
+            self.conclude(key, now);
+        }
+        self.clients
+            .iter_mut()
+            .filter(|(_, client)| client.connection.is_idle())
+            .for_each(|(_, client)| client.connection.shrink());
+    }
+
+    /// Accepts who already waits, then nobody; lets go of idle connections, and of the others after their answer.
+    pub fn drain(&mut self, now: Moment) {
+        self.is_draining = true;
+        self.is_listener_ready = true;
+        self.accept(now);
+        self.listener = None;
+        let idle: Vec<usize> =
+            self.clients.iter().filter(|(_, client)| client.connection.is_idle()).map(|(key, _)| key).collect();
+        idle.into_iter().for_each(|key| drop(self.clients.remove(key)));
+    }
+
+    /// Whether every request has its answer, and every answer is written.
+    pub fn is_drained(&self) -> bool {
+        self.clients.iter().all(|(_, client)| client.connection.state == State::Lingering)
+    }
+}

@@ -1,0 +1,112 @@
+//! What shards publish for others to read: single-writer numbers, no more. Never on the way of a request.
+
+use crate::sale::Counts;
+use crate::types::SaleId;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+/// What the process is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Reading the log. Asks are answered 503.
+    Recovering,
+    /// Selling.
+    Serving,
+    /// Told to stop: no new connections, what is in flight is finished.
+    Draining,
+    /// Every shard has finished, or time is up: flush and end.
+    Stopping,
+}
+
+/// Items of one shard or of all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sales {
+    /// Bought.
+    pub sold: u32,
+    /// Held, or on the way to be or to be bought.
+    pub reserved: u32,
+}
+
+/// One shard's numbers, on cache lines of their own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct ShardStatus {
+    /// Low 16 bits of the sale, then 24 bits sold, then 24 bits reserved: one word, so that they belong together.
+    sales: AtomicU64,
+    /// Open connections.
+    pub connections: AtomicU64,
+    /// Records appended to the purchase log.
+    pub appended: AtomicU64,
+    /// Records of it that are durable.
+    pub flushed: AtomicU64,
+    /// Blocks that the purchase log can still take.
+    pub log_room: AtomicU64,
+    /// Refused checkouts that were not recorded, for want of room.
+    pub unrecorded: AtomicU64,
+}
+
+impl ShardStatus {
+    /// Publishes how the sale stands.
+    pub fn publish_sales(&self, sale: SaleId, counts: Counts) {
+        let reserved = u64::from(counts.claiming + counts.held + counts.committing);
+        let word = u64::from(sale.0 & 0xffff) << 48 | u64::from(counts.sold) << 24 | reserved;
+        self.sales.store(word, Ordering::Release);
+    }
+
+    /// How the sale stands here; nothing sold, if this shard has not begun it yet.
+    fn sales(&self, sale: SaleId) -> Sales {
+        let word = self.sales.load(Ordering::Acquire);
+        if word >> 48 != u64::from(sale.0 & 0xffff) {
+            return Sales::default();
+        }
+        Sales { sold: (word >> 24 & 0xff_ffff) as u32, reserved: (word & 0xff_ffff) as u32 }
+    }
+}
+
+/// What the whole process publishes.
+#[derive(Debug)]
+pub struct Status {
+    phase: AtomicU8,
+    /// By shard.
+    pub shards: Box<[ShardStatus]>,
+}
+
+impl Status {
+    /// For `shards` shards, recovering.
+    pub fn new(shards: u16) -> Self {
+        let shards = (0..shards).map(|_| ShardStatus::default()).collect();
+        Status { phase: AtomicU8::new(Phase::Recovering as u8), shards }
+    }
+
+    /// What the process is doing.
+    pub fn phase(&self) -> Phase {
+        let phases = [Phase::Recovering, Phase::Serving, Phase::Draining, Phase::Stopping];
+        phases[usize::from(self.phase.load(Ordering::Acquire))]
+    }
+
+    /// Moves on. The caller wakes the shards.
+    pub fn set_phase(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    /// How a sale stands over all shards.
+    pub fn sales(&self, sale: SaleId) -> Sales {
+        self.shards.iter().map(|shard| shard.sales(sale)).fold(Sales::default(), |sum, shard| Sales {
+            sold: sum.sold + shard.sold,
+            reserved: sum.reserved + shard.reserved,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_shards_in_the_sale_count() {
+        let status = Status::new(2);
+        let counts = Counts { claiming: 1, held: 2, committing: 3, sold: 4 };
+        status.shards[0].publish_sales(SaleId(70_000), counts);
+        status.shards[1].publish_sales(SaleId(69_999), counts);
+        assert_eq!(status.sales(SaleId(70_000)), Sales { sold: 4, reserved: 6 });
+    }
+}
