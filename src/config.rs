@@ -147,6 +147,7 @@ impl fmt::Display for BadSetting {
 pub fn command() -> Command {
     let command = Command::new("stampede")
         .version(clap::crate_version!())
+        .args_override_self(true)
         .about("A flash-sale server: sells a limited stock exactly, durable before every 200.")
         .after_help(
             "Each setting is taken from its flag, else from the first of its variables in the environment, else from \
@@ -294,19 +295,26 @@ impl Config {
     }
 }
 
+/// A duration as a setting can be given: "90m", "31536000s", "250ms".
+pub fn in_one_unit(ms: u64) -> String {
+    let units = [(3_600_000, "h"), (60_000, "m"), (1_000, "s"), (1, "ms")];
+    let (length, unit) =
+        units.into_iter().find(|(length, _)| ms.is_multiple_of(*length)).expect("any number is so many ms");
+    format!("{}{unit}", ms / length)
+}
+
 /// One setting a line, as `--check-config` prints them.
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Config { listen, shards, data_dir, rules, log_budget, max_connections, log_format } = self;
         let open = |value: Option<String>| value.unwrap_or_else(|| "auto".into());
-        let duration = |ms: u64| humantime::format_duration(Duration::from_millis(ms)).to_string().replace(' ', "");
         writeln!(f, "listen = {listen}")?;
         writeln!(f, "shards = {}", open(shards.map(|shards| shards.to_string())))?;
         writeln!(f, "data-dir = {}", data_dir.display())?;
         writeln!(f, "items = {}", rules.items)?;
         writeln!(f, "user-limit = {}", rules.user_limit)?;
-        writeln!(f, "sale-period = {}", duration(u64::from(rules.period_s) * 1000))?;
-        writeln!(f, "reservation-ttl = {}", duration(rules.ttl_ms.into()))?;
+        writeln!(f, "sale-period = {}", in_one_unit(u64::from(rules.period_s) * 1000))?;
+        writeln!(f, "reservation-ttl = {}", in_one_unit(rules.ttl_ms.into()))?;
         writeln!(f, "log-budget = {log_budget}")?;
         writeln!(f, "max-connections = {}", open(max_connections.map(|connections| connections.to_string())))?;
         let format = log_format.map(|format| if format == LogFormat::Text { "text" } else { "json" });

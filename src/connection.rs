@@ -76,7 +76,9 @@ pub struct Connection {
     pub style: Style,
     /// The socket may have more to read.
     pub readable: bool,
-    /// The client has sent all it will send.
+    /// The client has said that it will send no more: no further event comes, so what is there must be read.
+    pub hung_up: bool,
+    /// The client has sent all it will send, and all of it has been read.
     pub ended: bool,
     head: Vec<u8>,
     body: Option<Body>,
@@ -94,6 +96,7 @@ impl Connection {
             written: 0,
             style: Style::default(),
             readable: false,
+            hung_up: false,
             ended: false,
             head: Vec::new(),
             body: None,

@@ -1,5 +1,6 @@
 //! The data directory: its lock, and `control.json`, which says whose it is.
 
+use crate::config::in_one_unit;
 use crate::fatal::Fatal;
 use crate::segment::sync_dir;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
@@ -61,9 +62,9 @@ impl DataDir {
             Err(error) => return Err(unwritable(error)),
         };
         if control.sale_period_s != sale_period_s {
-            let period = humantime::format_duration(std::time::Duration::from_secs(control.sale_period_s.into()));
+            let period = in_one_unit(u64::from(control.sale_period_s) * 1000);
             return Err(Fatal::DataDir(format!(
-                "{shown} counts its sales in periods of {period}; start with --sale-period \"{period}\", or set --data-dir to another"
+                "{shown} counts its sales in periods of {period}; start with --sale-period {period}, or set --data-dir to another"
             )));
         }
         control.epoch += 1;
@@ -147,7 +148,7 @@ mod tests {
     fn another_period_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         drop(DataDir::open(dir.path(), 5400).unwrap());
-        assert!(refused(dir.path(), 3600).contains("--sale-period \"1h 30m\""));
+        assert!(refused(dir.path(), 3600).contains("--sale-period 90m"));
     }
 
     #[test]

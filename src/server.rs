@@ -141,7 +141,8 @@ impl Server {
                         self.clients.remove(key as usize);
                         continue;
                     }
-                    client.connection.readable |= flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::RDHUP);
+                    client.connection.hung_up |= flags.contains(epoll::EventFlags::RDHUP);
+                    client.connection.readable |= flags.contains(epoll::EventFlags::IN) || client.connection.hung_up;
                     self.ready.push(key as usize);
                     let is_writable = flags.contains(epoll::EventFlags::OUT);
                     if is_writable && !client.connection.output.is_empty() && !client.is_dirty {
@@ -243,7 +244,7 @@ impl Server {
                 Ok((_, 0)) => connection.ended = true,
                 Ok((_, bytes)) => {
                     received = bytes;
-                    connection.readable = bytes == self.scratch.len();
+                    connection.readable = bytes == self.scratch.len() || connection.hung_up;
                 }
                 Err(Errno::AGAIN) => connection.readable = false,
                 Err(Errno::INTR) => {}

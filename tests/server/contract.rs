@@ -1,0 +1,290 @@
+//! Every row of the public contract, and every bad value, with 1, 2, 3 and 8 shards.
+
+use crate::harness::{LONG_SALE, Response, Server};
+
+fn with_shards(mut test: impl FnMut(Server)) {
+    for shards in ["1", "2", "3", "8"] {
+        let dir = tempfile::tempdir().unwrap();
+        let arguments = ["--shards", shards, "--items", "100", "--user-limit", "2", "--reservation-ttl", "1s"];
+        test(Server::start(dir.path(), &[&LONG_SALE[..], &arguments].concat()));
+    }
+}
+
+#[test]
+fn an_item_is_reserved_bought_and_gone() {
+    with_shards(|server| {
+        let mut client = server.connect();
+        let reserved = client.checkout(1, 7);
+        assert_eq!((reserved.status, reserved.header("content-type")), (200, Some("text/plain")));
+        assert_eq!(reserved.body.len(), 36);
+        assert_eq!(client.checkout(2, 7).problem(), "item-reserved");
+
+        let bought = client.purchase(&reserved.body);
+        let receipt = bought.json();
+        assert_eq!((bought.status, bought.header("content-type")), (200, Some("application/json")));
+        assert_eq!((&receipt["success"], &receipt["message"]), (&true.into(), &"Purchase successful".into()));
+        assert_eq!((&receipt["item_id"], &receipt["item_image"]), (&7.into(), &"/items/7/image.svg".into()));
+        assert!(receipt["sale_id"].is_u64() && receipt["item_name"].as_str().is_some_and(|name| name.ends_with(" 7")));
+
+        assert_eq!(client.purchase(&reserved.body).problem(), "code-used");
+        assert_eq!(client.checkout(2, 7).problem(), "item-sold");
+        assert_eq!(client.checkout(2, 7).problem(), "item-sold", "and again, from the origin's memory");
+    });
+}
+
+#[test]
+fn json_is_given_to_who_asks_for_it() {
+    with_shards(|server| {
+        let mut client = server.connect();
+        let by_name = client.request("POST /checkout?user_id=1&id=3");
+        let by_header =
+            client.try_request("POST /checkout?user_id=1&item_id=4", "Accept: application/json\r\n").unwrap();
+        for (response, item) in [(by_name, 3), (by_header, 4)] {
+            let json = response.json();
+            assert_eq!((response.status, &json["item_id"]), (200, &item.into()));
+            assert!(json["code"].as_str().is_some_and(|code| code.len() == 36) && json["sale_id"].is_u64());
+            assert!(json["expires_at"].as_str().is_some_and(|time| time.ends_with('Z')));
+        }
+    });
+}
+
+#[test]
+fn quotas_count_held_and_bought_and_come_back() {
+    with_shards(|server| {
+        let mut client = server.connect();
+        let first = client.reserve(1, 0);
+        let second = client.reserve(1, 1);
+        assert_eq!(client.checkout(1, 2).problem(), "user-limit");
+        assert_eq!(client.purchase(&first).status, 200);
+        assert_eq!(client.checkout(1, 2).problem(), "user-limit");
+        assert_eq!(client.checkout(1, 0).problem(), "item-sold", "the item speaks before the quota");
+
+        let released = client.request(&format!("DELETE /checkout?code={second}"));
+        assert_eq!((released.status, released.body.as_str()), (204, ""));
+        assert_eq!(client.request(&format!("DELETE /checkout?code={second}")).problem(), "code-expired");
+        assert_eq!(client.purchase(&second).problem(), "code-expired");
+        assert_eq!(client.request(&format!("DELETE /checkout?code={first}")).problem(), "code-used");
+        // The quota travels back to the user's owner behind the answer.
+        let again = (0..200).map(|_| client.checkout(1, 2)).find(|response| response.status == 200);
+        assert!(again.is_some(), "the quota never came back");
+    });
+}
+
+#[test]
+fn holds_run_out_and_items_come_back() {
+    with_shards(|server| {
+        let mut client = server.connect();
+        let code = client.reserve(1, 5);
+        std::thread::sleep(std::time::Duration::from_millis(1_100));
+        assert_eq!(client.purchase(&code).problem(), "code-expired");
+        let next = client.reserve(2, 5);
+        assert_eq!(client.purchase(&code).problem(), "code-unknown");
+        assert_eq!(client.purchase(&next).status, 200);
+    });
+}
+
+#[test]
+fn the_same_key_gets_the_same_receipt() {
+    with_shards(|server| {
+        let mut client = server.connect();
+        let code = client.reserve(1, 9);
+        let mut buy = |key: &str| client.try_request(&format!("POST /purchase?code={code}"), key).unwrap();
+        let first = buy("Idempotency-Key: a\r\n");
+        assert_eq!(first.status, 200);
+        assert_eq!(buy("Idempotency-Key: a\r\n").body, first.body);
+        assert_eq!(buy("Idempotency-Key: b\r\n").problem(), "code-used");
+        assert_eq!(buy("").problem(), "code-used");
+    });
+}
+
+#[test]
+fn the_sale_and_the_server_can_be_looked_at() {
+    with_shards(|server| {
+        let mut client = server.connect();
+        let bought = client.reserve(1, 1);
+        client.purchase(&bought);
+        client.reserve(2, 2);
+        let sale = client.sale();
+        for (name, value) in [("items_total", 100), ("sold", 1), ("reserved", 1), ("available", 98), ("user_limit", 2)]
+        {
+            assert_eq!(sale[name], value, "{sale}");
+        }
+        assert!(sale["sale_id"].is_u64() && sale["starts_at"].as_str() < sale["ends_at"].as_str(), "{sale}");
+        assert_eq!(client.request("GET /livez").status, 200);
+        assert_eq!(client.request("GET /readyz").status, 200);
+        let health = client.request("GET /health").json();
+        assert_eq!((&health["ready"], &health["sale"]["sold"]), (&true.into(), &1.into()), "{health}");
+    });
+}
+
+#[test]
+fn bad_values_are_refused_by_name() {
+    with_shards(|server| {
+        let mut client = server.connect();
+        let bad_numbers =
+            ["", "+1", "-1", "1e3", "007", "18446744073709551616", "9223372036854775808", "%31", "x", "1.0", "%D9%A1"];
+        for value in bad_numbers {
+            assert_invalid(client.request(&format!("POST /checkout?user_id={value}&item_id=1")), "user_id");
+            assert_invalid(client.request(&format!("POST /checkout?user_id=1&item_id={value}")), "item_id");
+            assert_invalid(client.request(&format!("POST /checkout?user_id=1&id={value}")), "item_id");
+        }
+        for query in ["", "item_id=1", "user_id=1&user_id=2&item_id=1"] {
+            assert_invalid(client.request(&format!("POST /checkout?{query}")), "user_id");
+        }
+        for query in
+            ["user_id=1", "user_id=1&item_id=1&item_id=2", "user_id=1&item_id=100", "user_id=1&item_id=4294967295"]
+        {
+            assert_invalid(client.request(&format!("POST /checkout?{query}")), "item_id");
+        }
+        let good = client.reserve(1, 1);
+        let bad_codes = [
+            String::new(),
+            "x".into(),
+            good.to_uppercase(),
+            format!("%7B{good}%7D"),
+            format!("{{{good}}}"),
+            good.replace('-', ""),
+            format!("{good}&code={good}"),
+            good[1..].to_owned(),
+        ];
+        for code in bad_codes {
+            // A code without letters looks the same in upper case.
+            if code != good {
+                assert_invalid(client.request(&format!("POST /purchase?code={code}")), "code");
+                assert_invalid(client.request(&format!("DELETE /checkout?code={code}")), "code");
+            }
+        }
+        for unknown in ["00000000-0000-0000-0000-000000000000", "6ba7b810-9dad-41d1-80b4-00c04fd430c8"] {
+            assert_eq!(client.purchase(unknown).problem(), "code-unknown");
+            assert_eq!(client.request(&format!("DELETE /checkout?code={unknown}")).problem(), "code-unknown");
+        }
+        let forged = format!("{}{}", &good[..35], if good.ends_with('0') { '1' } else { '0' });
+        assert_eq!(client.purchase(&forged).problem(), "code-unknown");
+        assert_eq!(client.purchase(&good).status, 200, "and nothing of this hurt the hold");
+    });
+}
+
+fn assert_invalid(response: Response, parameter: &str) {
+    assert_eq!((response.status, response.problem().as_str()), (400, "invalid-parameter"), "{response:?}");
+    assert!(response.json()["detail"].as_str().is_some_and(|detail| detail.contains(parameter)), "{response:?}");
+}
+
+#[test]
+fn wrong_methods_and_paths_are_told_apart() {
+    with_shards(|server| {
+        let mut client = server.connect();
+        for (line, status, allow) in [
+            ("GET /checkout", 405, Some("POST, DELETE")),
+            ("GET /purchase", 405, Some("POST")),
+            ("DELETE /sale", 405, Some("GET, HEAD")),
+            ("BREW /livez", 405, Some("GET, HEAD")),
+            ("GET /", 404, None),
+            ("POST /checkout/1", 404, None),
+        ] {
+            let response = client.request(line);
+            assert_eq!((response.status, response.header("allow")), (status, allow), "{line}");
+        }
+        client.send(b"HEAD /sale HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let head = client.read_head().unwrap();
+        assert!(head.status == 200 && head.header("content-length").is_some());
+        assert_eq!(client.request("GET /livez").status, 200, "the connection goes on");
+    });
+}
+
+#[test]
+fn http_is_spoken_as_clients_expect() {
+    with_shards(|server| {
+        // Pipelined requests are answered in order, decided ones and immediate ones mixed.
+        let mut client = server.connect();
+        let lines = [
+            "POST /checkout?user_id=1&item_id=20",
+            "GET /nothing",
+            "POST /checkout?user_id=2&item_id=20",
+            "GET /livez",
+        ];
+        let all: String = lines.iter().map(|line| format!("{line} HTTP/1.1\r\nHost: x\r\n\r\n")).collect();
+        client.send(all.as_bytes()).unwrap();
+        let statuses: Vec<u16> = lines.iter().map(|_| client.read().unwrap().status).collect();
+        assert_eq!(statuses, [200, 404, 409, 200]);
+
+        // A body is skipped, whatever its framing, and waited for when announced.
+        let checkout = "POST /checkout?user_id=3&item_id=";
+        client.send(format!("{checkout}21 HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhe").as_bytes()).unwrap();
+        client.send(b"llo").unwrap();
+        assert_eq!(client.read().unwrap().status, 200);
+        let chunked =
+            format!("{checkout}22 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n");
+        client.send(chunked.as_bytes()).unwrap();
+        assert_eq!(client.read().unwrap().status, 200);
+        let expects = "POST /purchase?code=x HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n";
+        client.send(expects.as_bytes()).unwrap();
+        assert_eq!(client.read().unwrap().status, 100);
+        client.send(b"!").unwrap();
+        assert_eq!(client.read().unwrap().status, 400);
+
+        // Connections end when the client says so, in the way of its version.
+        client.send(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        assert_eq!(client.read().unwrap().header("connection"), Some("close"));
+        assert!(client.is_closed());
+        let mut old = server.connect();
+        old.send(b"GET /livez HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").unwrap();
+        assert_eq!(old.read().unwrap().header("connection"), Some("keep-alive"));
+        old.send(b"GET /livez HTTP/1.0\r\n\r\n").unwrap();
+        assert_eq!(old.read().unwrap().status, 200);
+        assert!(old.is_closed());
+
+        // A client that has said everything still gets every answer.
+        let mut half = server.connect();
+        half.send(format!("{checkout}23 HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())
+            .unwrap();
+        half.finish();
+        assert_eq!([half.read().unwrap().status, half.read().unwrap().status], [409, 200]);
+        assert!(half.is_closed());
+    });
+}
+
+#[test]
+fn limits_are_answered_and_the_connection_ends() {
+    with_shards(|server| {
+        let long_target = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "x".repeat(64 * 1024));
+        let many_fields = format!("GET /livez HTTP/1.1\r\nHost: x\r\n{}\r\n", "a: b\r\n".repeat(100));
+        let large_body = "POST /checkout HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n".to_owned();
+        let two_framings =
+            "GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned();
+        let good_then_bad = "GET /livez HTTP/1.1\r\nHost: x\r\n\r\nrubbish\n\n".to_owned();
+        for (bytes, statuses) in [
+            (long_target, &[431][..]),
+            (many_fields, &[431]),
+            (large_body, &[413]),
+            (two_framings, &[400]),
+            (good_then_bad, &[200, 400]),
+        ] {
+            let mut client = server.connect();
+            client.send(bytes.as_bytes()).unwrap();
+            for status in statuses {
+                assert_eq!(client.read().unwrap().status, *status, "{:.80}", bytes);
+            }
+            assert!(client.is_closed());
+        }
+    });
+}
+
+#[test]
+fn every_answer_has_a_date_and_every_503_says_when_to_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", "1", "--max-connections", "2"]].concat());
+    let mut clients = [server.connect(), server.connect()];
+    for client in &mut clients {
+        assert!(client.request("GET /livez").header("date").is_some_and(|date| date.ends_with("GMT")));
+    }
+    let mut third = server.connect();
+    let refusal = third.read().unwrap();
+    assert_eq!((refusal.problem().as_str(), refusal.header("retry-after")), ("too-many-connections", Some("1")));
+    assert!(third.is_closed());
+    drop(clients);
+    let served = (0..200).find(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        server.connect().try_request("GET /livez", "").is_ok_and(|response| response.status == 200)
+    });
+    assert!(served.is_some(), "nobody is let in after others have left");
+}

@@ -1,0 +1,83 @@
+//! kill -9, again and again.
+
+use crate::harness::{Client, LONG_SALE, Server};
+use crate::load::{Promise, Promises, buy, check_books, crowd};
+use std::time::Duration;
+
+/// How many times to kill; more before a release.
+fn kills() -> u32 {
+    std::env::var("STAMPEDE_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(50)
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_to_kill_9() {
+    /// Each round has items of its own.
+    const ITEMS: u32 = 400;
+    let dir = tempfile::tempdir().unwrap();
+    let items = (kills() * ITEMS).to_string();
+    let mut all: Vec<Promise> = Vec::new();
+    let mut last = 0;
+    let mut slowest = Duration::ZERO;
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    for round in 0..kills() {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let shards = (1 + random % 3).to_string();
+        let arguments =
+            ["--shards", &shards, "--items", &items, "--user-limit", "1000000", "--reservation-ttl", "1h"];
+        let server = Server::start(dir.path(), &[&LONG_SALE[..], &arguments].concat());
+        slowest = slowest.max(server.start_time);
+        check_survivors(&server, &mut all, last, round);
+        last = all.len();
+
+        let promises = Promises::default();
+        let address = server.address;
+        let kill_after = Duration::from_millis(20 + random % 80);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                crowd(8, |number| shop_until_it_dies(address, round, number, ITEMS, &promises))
+            });
+            std::thread::sleep(kill_after);
+            server.kill();
+        });
+        all.extend(promises.take());
+    }
+    check_books(&all, usize::MAX);
+    let bought = all.iter().filter(|promise| promise.bought).count();
+    assert!(bought as u32 > kills() * 3, "only {bought} purchases in all: the kills came too early to prove anything");
+    assert!(slowest < Duration::from_secs(2), "selling went on after {slowest:?}");
+}
+
+/// Buys most, leaves every fourth hold as it is. Items are the round's own, so only buyers of one round meet.
+fn shop_until_it_dies(address: std::net::SocketAddr, round: u32, number: u32, items: u32, promises: &Promises) {
+    let Ok(mut client) = Client::connect(address) else { return };
+    for turn in 0.. {
+        let item = round * items + (turn * 8 + number) % items;
+        let user = i64::from(number);
+        if turn % 4 == 3 {
+            let Ok(reserved) = client.try_checkout(user, item) else { return };
+            if reserved.status == 200 {
+                promises.add(Promise { user, item, code: reserved.body, bought: false, unknown: false });
+            }
+        } else if buy(&mut client, user, item, promises).is_err() {
+            return;
+        }
+    }
+}
+
+/// Every purchase acknowledged in the last round, and every 50th of those before, is there; every hold can still be
+/// bought, nothing can be bought twice. Promises before `last` are of earlier rounds.
+fn check_survivors(server: &Server, all: &mut [Promise], last: usize, round: u32) {
+    let mut client = server.connect();
+    for (index, promise) in all.iter_mut().enumerate() {
+        if index < last && index % 50 != round as usize % 50 {
+            continue;
+        }
+        let outcome = client.purchase(&promise.code).outcome();
+        match (promise.bought, promise.unknown, outcome.as_str()) {
+            (true, _, "code-used") => {}
+            (false, true, "code-used" | "200") | (false, false, "200") => promise.bought = true,
+            _ => panic!("round {round}: {promise:?} now answers {outcome}"),
+        }
+        assert_eq!(client.checkout(1, promise.item).problem(), "item-sold", "{promise:?}");
+    }
+}

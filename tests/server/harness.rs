@@ -1,0 +1,253 @@
+//! Starts servers, speaks HTTP to them, ends them.
+
+use std::fmt;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+/// A sale that no test lives to see the end of.
+pub const LONG_SALE: [&str; 2] = ["--sale-period", "365days"];
+
+/// How long anything may take before a test gives up.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running server.
+pub struct Server {
+    child: Child,
+    pub address: SocketAddr,
+    lines: Receiver<String>,
+    /// From the start of the process to its "serving".
+    pub start_time: Duration,
+}
+
+/// A command for the binary, free of the settings of whoever runs the tests.
+pub fn stampede(data_dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stampede"));
+    command.env_clear().current_dir(data_dir).args(["--listen", "127.0.0.1:0", "--log-format", "json", "--data-dir"]);
+    command.arg(data_dir).args(arguments).stderr(Stdio::piped()).stdout(Stdio::piped()).stdin(Stdio::null());
+    command
+}
+
+impl Server {
+    /// Starts a server on a free port and waits until it serves.
+    pub fn start(data_dir: &Path, arguments: &[&str]) -> Server {
+        let started = Instant::now();
+        let mut child = stampede(data_dir, arguments).spawn().expect("the binary starts");
+        let stderr = BufReader::new(child.stderr.take().expect("it is piped"));
+        let (sender, lines) = channel();
+        std::thread::spawn(move || stderr.lines().map_while(Result::ok).all(|line| sender.send(line).is_ok()));
+        let mut server = Server { child, address: ([127, 0, 0, 1], 0).into(), lines, start_time: Duration::ZERO };
+        let starting = server.wait_for_line("starting");
+        server.address = starting["listen"].as_str().expect("it says where").parse().expect("an address");
+        server.wait_for_line("serving");
+        server.start_time = started.elapsed();
+        server
+    }
+
+    /// Waits for a log line with this message, and returns its fields.
+    pub fn wait_for_line(&self, message: &str) -> serde_json::Value {
+        let end = Instant::now() + PATIENCE;
+        let mut seen = Vec::new();
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let Ok(line) = self.lines.recv_timeout(left) else { panic!("no line \"{message}\" in {seen:#?}") };
+            let fields: serde_json::Value =
+                serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            if fields["message"].as_str().is_some_and(|text| text.starts_with(message)) {
+                return fields;
+            }
+            seen.push(line);
+        }
+    }
+
+    /// A new connection.
+    pub fn connect(&self) -> Client {
+        Client::connect(self.address).expect("the server accepts")
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).expect("the server can be signalled");
+    }
+
+    /// Ends it without any warning.
+    pub fn kill(mut self) {
+        self.child.kill().expect("it can be killed");
+        self.child.wait().expect("it can be waited for");
+    }
+
+    /// Ends it as an operator would.
+    pub fn terminate(mut self) -> ExitStatus {
+        self.signal(rustix::process::Signal::TERM);
+        self.child.wait().expect("it can be waited for")
+    }
+
+    /// Resident memory in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        self.proc_number("status", "VmRSS:")
+    }
+
+    fn proc_number(&self, file: &str, name: &str) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).expect("it runs");
+        let line = text.lines().find(|line| line.starts_with(name)).expect("the kernel says");
+        line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Killed or terminated already, unless a test failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A response.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Response {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+impl Response {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let lines = self.head.lines().skip(1).filter_map(|line| line.split_once(": "));
+        lines.into_iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// The last part of the problem's type.
+    pub fn problem(&self) -> String {
+        assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
+        let json = self.json();
+        assert_eq!(json["status"], self.status, "{self:?}");
+        json["type"].as_str().and_then(|kind| kind.strip_prefix("/problems/")).expect("a type").to_owned()
+    }
+
+    /// "200", or the problem's name.
+    pub fn outcome(&self) -> String {
+        if self.status < 300 { self.status.to_string() } else { self.problem() }
+    }
+}
+
+impl fmt::Debug for Response {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\n{}", self.head, self.body)
+    }
+}
+
+/// One keep-alive connection.
+pub struct Client {
+    stream: TcpStream,
+    received: Vec<u8>,
+}
+
+impl Client {
+    pub fn connect(address: SocketAddr) -> std::io::Result<Client> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_nodelay(true)?;
+        Ok(Client { stream, received: Vec::new() })
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.write_all(bytes)
+    }
+
+    /// No more will be sent.
+    pub fn finish(&self) {
+        self.stream.shutdown(std::net::Shutdown::Write).expect("it is open");
+    }
+
+    /// Reads one response; its body only if there is one.
+    pub fn read(&mut self) -> std::io::Result<Response> {
+        self.read_after(false)
+    }
+
+    pub fn read_head(&mut self) -> std::io::Result<Response> {
+        self.read_after(true)
+    }
+
+    fn read_after(&mut self, head_only: bool) -> std::io::Result<Response> {
+        let end = loop {
+            if let Some(end) = self.received.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+                break end;
+            }
+            self.receive()?;
+        };
+        let head = String::from_utf8(self.received.drain(..end + 4).collect()).expect("heads are text");
+        let head = head.trim_end().to_owned();
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
+        let mut response = Response { status, head, body: String::new() };
+        let length = response.header("content-length").map_or(0, |length| length.parse().expect("a length"));
+        let length = if head_only { 0 } else { length };
+        while self.received.len() < length {
+            self.receive()?;
+        }
+        response.body = String::from_utf8(self.received.drain(..length).collect()).expect("bodies are text");
+        Ok(response)
+    }
+
+    fn receive(&mut self) -> std::io::Result<()> {
+        let mut bytes = [0; 16 * 1024];
+        match self.stream.read(&mut bytes)? {
+            0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
+            received => {
+                self.received.extend_from_slice(&bytes[..received]);
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether the server has closed the connection and said nothing more.
+    pub fn is_closed(&mut self) -> bool {
+        self.received.is_empty() && self.receive().is_err_and(|error| error.kind() == std::io::ErrorKind::UnexpectedEof)
+    }
+
+    pub fn try_request(&mut self, line: &str, fields: &str) -> std::io::Result<Response> {
+        self.send(format!("{line} HTTP/1.1\r\nHost: shop\r\n{fields}\r\n").as_bytes())?;
+        self.read()
+    }
+
+    pub fn request(&mut self, line: &str) -> Response {
+        self.try_request(line, "").unwrap_or_else(|error| panic!("{line}: {error}"))
+    }
+
+    pub fn try_checkout(&mut self, user: i64, item: u32) -> std::io::Result<Response> {
+        self.try_request(&format!("POST /checkout?user_id={user}&item_id={item}"), "")
+    }
+
+    pub fn checkout(&mut self, user: i64, item: u32) -> Response {
+        self.try_checkout(user, item).unwrap_or_else(|error| panic!("checkout: {error}"))
+    }
+
+    /// Reserves an item that must be free, and returns the code.
+    pub fn reserve(&mut self, user: i64, item: u32) -> String {
+        let response = self.checkout(user, item);
+        assert_eq!(response.status, 200, "{response:?}");
+        response.body
+    }
+
+    pub fn try_purchase(&mut self, code: &str) -> std::io::Result<Response> {
+        self.try_request(&format!("POST /purchase?code={code}"), "")
+    }
+
+    pub fn purchase(&mut self, code: &str) -> Response {
+        self.try_purchase(code).unwrap_or_else(|error| panic!("purchase: {error}"))
+    }
+
+    pub fn sale(&mut self) -> serde_json::Value {
+        self.request("GET /sale").json()
+    }
+}

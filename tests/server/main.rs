@@ -1,0 +1,10 @@
+//! The real binary over real sockets.
+
+mod abuse;
+mod contract;
+mod crash;
+mod harness;
+mod load;
+mod rollover;
+mod sell_out;
+mod start_up;

@@ -1,0 +1,80 @@
+//! The top of the hour, every two seconds.
+
+use crate::harness::Server;
+use crate::load::{connect, crowd};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+const ITEMS: u32 = 300;
+
+/// How many sales to live through; more before a release.
+fn sales() -> u32 {
+    std::env::var("STAMPEDE_SALES").ok().and_then(|sales| sales.parse().ok()).unwrap_or(4)
+}
+
+#[test]
+fn sales_follow_each_other_without_a_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let arguments = ["--sale-period", "2s", "--items", "300", "--shards", "3", "--reservation-ttl", "1s"];
+    let server = Server::start(dir.path(), &arguments);
+    let end = Instant::now() + Duration::from_secs(2) * sales();
+    let bought: Mutex<BTreeMap<u64, BTreeSet<u64>>> = Mutex::default();
+    let ended: Mutex<u32> = Mutex::default();
+    crowd(12, |number| {
+        // One connection for everything: were it ever closed or reset, the buyer would fail.
+        let mut client = connect(server.address);
+        let mut turn = number * 31;
+        let mut old_code: Option<(u64, String)> = None;
+        while Instant::now() < end {
+            turn += 1;
+            let (user, item) = (i64::from(turn), turn % ITEMS);
+            let reserved = client.checkout(user, item);
+            if reserved.status != 200 {
+                assert!(["item-sold", "item-reserved"].contains(&reserved.problem().as_str()), "{reserved:?}");
+                continue;
+            }
+            if let Some((sale, code)) = old_code.take() {
+                let now = client.sale()["sale_id"].as_u64().unwrap();
+                if now > sale {
+                    assert_eq!(client.purchase(&code).problem(), "sale-ended");
+                    *ended.lock().unwrap() += 1;
+                } else {
+                    old_code = Some((sale, code));
+                }
+            }
+            if turn % 10 == 0 && old_code.is_none() {
+                let before = client.sale()["sale_id"].as_u64().unwrap();
+                old_code = Some((before, reserved.body));
+                continue;
+            }
+            let response = client.purchase(&reserved.body);
+            match response.outcome().as_str() {
+                "200" => {
+                    let receipt = response.json();
+                    let (sale, item) = (receipt["sale_id"].as_u64().unwrap(), receipt["item_id"].as_u64().unwrap());
+                    assert!(
+                        bought.lock().unwrap().entry(sale).or_default().insert(item),
+                        "item {item} of {sale} sold twice"
+                    );
+                }
+                "sale-ended" | "code-expired" => {}
+                other => panic!("{other}"),
+            }
+        }
+    });
+    let bought = bought.into_inner().unwrap();
+    assert!(bought.len() as u32 >= sales(), "only {} sales", bought.len());
+    assert!(*ended.lock().unwrap() > 0, "no code outlived its sale");
+    // All sales but the first and the last were whole, and the server's own books say the same.
+    for (sale, items) in bought.iter().skip(1).take(bought.len() - 2) {
+        let line = loop {
+            let line = server.wait_for_line("sale over");
+            if line["sale"].as_u64() == Some(*sale) {
+                break line;
+            }
+        };
+        assert_eq!((line["sold"].as_u64(), line["items"].as_u64()), (Some(items.len() as u64), Some(ITEMS.into())));
+    }
+    assert!(server.terminate().success());
+}

@@ -1,0 +1,140 @@
+//! Starting, stopping, and being told why not.
+
+use crate::harness::{LONG_SALE, Server, stampede};
+use std::fs;
+use std::path::Path;
+
+/// Runs to the end; returns the exit code and everything it printed.
+fn run(dir: &Path, arguments: &[&str]) -> (i32, String) {
+    let output = stampede(dir, arguments).output().expect("the binary starts");
+    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).expect("text")).concat();
+    (output.status.code().expect("an exit code"), text)
+}
+
+fn assert_refused(dir: &Path, arguments: &[&str], code: i32, parts: &[&str]) {
+    let (actual, text) = run(dir, arguments);
+    assert_eq!(actual, code, "{text}");
+    assert!(parts.iter().all(|part| text.contains(part)), "{parts:?} in {text}");
+}
+
+#[test]
+fn help_teaches_and_settings_can_be_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, help) = run(dir.path(), &["--help"]);
+    assert_eq!(code, 0);
+    for setting in stampede::config::SETTINGS {
+        assert!(help.contains(&format!("--{}", setting.flag)), "{}", setting.flag);
+        assert!(setting.variables.iter().all(|variable| help.contains(variable)), "{}", setting.flag);
+    }
+    assert_eq!(run(dir.path(), &["--version"]), (0, format!("stampede {}\n", env!("CARGO_PKG_VERSION"))));
+    fs::write(dir.path().join(".env"), "ITEMS=77\n").unwrap();
+    let (code, settings) = run(dir.path(), &["--check-config", "--user-limit", "3"]);
+    assert_eq!(code, 0, "{settings}");
+    assert!(settings.contains("items = 77\nuser-limit = 3\nsale-period = 1h\n"), "{settings}");
+}
+
+#[test]
+fn wrong_settings_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_refused(dir.path(), &["--items", "none"], 2, &["--items", "none", "whole number"]);
+    assert_refused(dir.path(), &["--check-config", "--shards", "0"], 2, &["--shards", "1 to 256"]);
+    assert_refused(dir.path(), &["--shards", "8", "--log-budget", "2MiB"], 2, &["--log-budget", "8MiB"]);
+    assert_refused(dir.path(), &["--no-such-flag"], 2, &["--no-such-flag", "--help"]);
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = Server::start(dir.path(), &LONG_SALE);
+    let listen = server.address.to_string();
+    assert_refused(other.path(), &["--listen", &listen], 3, &[&listen, "in use", "--listen"]);
+    assert_refused(other.path(), &["--listen", "192.0.2.1:80"], 3, &["192.0.2.1:80", "no address of this machine"]);
+}
+
+#[test]
+fn a_data_directory_that_cannot_be_used_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &LONG_SALE);
+    assert_refused(dir.path(), &LONG_SALE, 4, &["is locked", "--data-dir"]);
+    assert!(server.terminate().success());
+    assert_refused(dir.path(), &["--sale-period", "1h"], 4, &["--sale-period 8760h"]);
+    let file = dir.path().join("a-file");
+    fs::write(&file, "").unwrap();
+    assert_refused(dir.path(), &["--data-dir", file.to_str().unwrap()], 4, &["a-file", "--data-dir"]);
+}
+
+#[test]
+fn too_few_descriptors_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_refused(
+        dir.path(),
+        &["--max-connections", "9999999"],
+        5,
+        &["descriptors", "LimitNOFILE", "--max-connections"],
+    );
+}
+
+#[test]
+fn a_damaged_log_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", "1"]].concat());
+    let mut client = server.connect();
+    for item in 0..5 {
+        let code = client.reserve(1, item);
+        assert_eq!(client.purchase(&code).status, 200);
+    }
+    server.kill();
+    let segments = || fs::read_dir(dir.path().join("log")).unwrap().map(|entry| entry.unwrap().path());
+    let log =
+        segments().find(|path| path.to_str().unwrap().contains("purchases-0000000001-00000-000000000000")).unwrap();
+    let good = fs::read(&log).unwrap();
+    let mut bad = good.clone();
+    bad[4096 + 100] ^= 1;
+    fs::write(&log, &bad).unwrap();
+    for _ in 0..2 {
+        assert_refused(dir.path(), &LONG_SALE, 6, &["block 1 at byte 4096", "purchases-0000000001", "once durable"]);
+        assert_eq!(fs::read(&log).unwrap(), bad);
+    }
+    fs::write(&log, &good).unwrap();
+    let server = Server::start(dir.path(), &LONG_SALE);
+    assert_eq!(server.connect().sale()["sold"], 5);
+}
+
+#[test]
+fn a_signal_drains_and_nothing_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    for signal in [rustix::process::Signal::TERM, rustix::process::Signal::INT] {
+        let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", "2"]].concat());
+        let mut client = server.connect();
+        let mut idle = server.connect();
+        let sold = client.sale()["sold"].as_u64().unwrap();
+        let code = client.reserve(1, sold as u32);
+        // A request in flight: its body is not complete yet.
+        client
+            .send(format!("POST /purchase?code={code} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n.").as_bytes())
+            .unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        server.signal(signal);
+        server.wait_for_line("draining");
+        assert!(idle.is_closed(), "an idle connection is let go");
+        client.send(b".").unwrap();
+        let bought = client.read().unwrap();
+        assert_eq!((bought.status, bought.header("connection")), (200, Some("close")));
+        assert!(client.is_closed());
+        server.wait_for_line("stopped");
+        assert_eq!(server.terminate().code(), Some(0));
+        let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", "3"]].concat());
+        assert_eq!(server.connect().sale()["sold"], sold + 1);
+        assert!(server.terminate().success());
+    }
+}
+
+#[test]
+fn a_client_that_never_finishes_does_not_hold_up_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &LONG_SALE);
+    let mut client = server.connect();
+    client.send(b"POST /purchase?code=x HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n.").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert!(server.terminate().success());
+}
