@@ -9,8 +9,8 @@ use crate::block::{self, BLOCK_BYTES, Header, LogKind, StreamId};
 use crate::record::Record;
 use crate::stream::{End, SegmentBytes};
 use crate::types::SaleId;
-use glommio::GlommioError;
 use glommio::io::{BufferedFile, DmaBuffer, DmaFile, OpenOptions};
+use rustix::fs::OFlags;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -184,6 +184,7 @@ impl SegmentFile {
         let mut options = OpenOptions::new();
         options.write(true);
         Ok(if direct {
+            options.custom_flags(OFlags::DSYNC.bits() as i32);
             SegmentFile::Direct(options.dma_open(path).await?)
         } else {
             SegmentFile::Plain(options.buffered_open(path).await?)
@@ -202,7 +203,9 @@ impl SegmentFile {
         }
     }
 
-    /// Writes `blocks` at `offset`, then makes them durable. The ring orders nothing, so one waits for the other.
+    /// Writes `blocks` at `offset` and makes them durable. A direct write does both in one operation (`O_DSYNC`), which
+    /// takes one trip through the ring instead of two. A plain one is followed by a sync; the ring orders nothing, so
+    /// one waits for the other.
     ///
     /// # Errors
     /// Of the file system, and for a write that came out short. Never to be tried again: what is on disk then is
@@ -223,8 +226,8 @@ impl SegmentFile {
             return Err(io::Error::new(io::ErrorKind::WriteZero, format!("{written} of {expected} bytes written")));
         }
         match self {
-            SegmentFile::Direct(file) => file.fdatasync().await.map_err(io_error),
-            SegmentFile::Plain(file) => file.fdatasync().await.map_err(io_error),
+            SegmentFile::Direct(_) => Ok(()),
+            SegmentFile::Plain(file) => Ok(file.fdatasync().await?),
         }
     }
 
@@ -246,8 +249,4 @@ impl Blocks {
             Blocks::Plain(bytes) => bytes,
         }
     }
-}
-
-fn io_error(error: GlommioError<()>) -> io::Error {
-    error.into()
 }

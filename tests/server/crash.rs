@@ -22,8 +22,7 @@ fn nothing_acknowledged_is_lost_to_kill_9() {
     for round in 0..kills() {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let shards = (1 + random % 3).to_string();
-        let arguments =
-            ["--shards", &shards, "--items", &items, "--user-limit", "1000000", "--reservation-ttl", "1h"];
+        let arguments = ["--shards", &shards, "--items", &items, "--user-limit", "1000000", "--reservation-ttl", "1h"];
         let server = Server::start(dir.path(), &[&LONG_SALE[..], &arguments].concat());
         slowest = slowest.max(server.start_time);
         check_survivors(&server, &mut all, last, round);
@@ -33,9 +32,7 @@ fn nothing_acknowledged_is_lost_to_kill_9() {
         let address = server.address;
         let kill_after = Duration::from_millis(20 + random % 80);
         std::thread::scope(|scope| {
-            scope.spawn(|| {
-                crowd(8, |number| shop_until_it_dies(address, round, number, ITEMS, &promises))
-            });
+            scope.spawn(|| crowd(8, |number| shop_until_it_dies(address, round, number, ITEMS, &promises)));
             std::thread::sleep(kill_after);
             server.kill();
         });
