@@ -1,9 +1,60 @@
-//! Stampede
+//! Stampede, a flash-sale server: the map of the house.
+//!
+//! The files in the order in which a request travels, with the rules that never break. What is above the line
+//! touches the world; what is below is pure: it never awaits, reads no clock, draws no randomness, opens nothing.
+//!
+//! **Start.** [`config`] turns flags and variables into validated settings. [`host`] asks the machine for CPUs,
+//! descriptors and io_uring. [`listener`] listens, once for each shard. [`data_dir`] locks the data directory and
+//! raises the epoch. [`recovery`] reads the log back. [`logging`] and [`fatal`] say what happens and why it ended;
+//! [`clock`] is the only file that reads a clock. `main.rs` does these in order, then watches.
+//!
+//! **A request.** [`server`] holds a shard's sockets: it reads bytes in batches and knows no rule of the sale.
+//! [`pump`] is the turn: collect, apply, append, flush, send, wait; *log before reply* stands there, in one place.
+//! [`mesh`] carries batches of messages between shards; sending never blocks. [`purchase_log`] appends and flushes,
+//! [`segment`] makes and writes its files, [`retention`] keeps them within their budget. [`status`] holds the few
+//! numbers that shards publish, [`page`] shows them.
+//!
+//! ----
+//!
+//! **Bytes.** [`connection`] turns bytes into requests by [`http`] and [`body`]. [`route`] turns requests into
+//! commands and outcomes into responses; [`problem`] lists every refusal; status codes are in these two files and
+//! nowhere else. [`response`] renders. [`catalogue`] makes up names.
+//!
+//! **Rules.** [`shard`] is one shard's state machine: the two-owner protocol, what waits for the log. [`sale`] has
+//! the rules: stock, holds, quotas. [`command`] and [`message`] are what it hears and says, [`partition`] who owns
+//! what, [`code`] what buys an item, [`types`] the words.
+//!
+//! **The log.** [`record`] and [`block`] are its bytes. [`stream`] decides where a log ends and whether anything is
+//! missing. [`replay`] brings a sale back, through the same rules that made it.
+//!
+//! `sim/` (tests only) drives shards through any order of messages, flushes, clocks and crashes.
+//!
+//! Rules that never break:
+//!
+//! - Imports point from the top of this map to its bottom; `tests/architecture.rs` holds them to it.
+//! - Nothing is shared between shards but lanes, doorbells and published numbers. Nobody takes a lock.
+//! - An answer that promises anything leaves after its record is durable. So does the return of a quota, because
+//!   another shard may write a grant that rests on it.
+//! - A failed write is never tried again, and nothing is freed on its account: the process ends, recovery decides.
+//! - One shard never dies alone.
+//!
+//! Where this departs from what one might expect, and why:
+//!
+//! - *Two logs a shard.* Refused attempts are most of the traffic and nobody waits for them; in a log of their own
+//!   they can be dropped first, and recovery need not read them.
+//! - *A stream for each run.* A process never appends to what an earlier one wrote. Recovery ends each old stream
+//!   with a seal, which proves everything before it; so damage is told from a torn tail for ever after.
+//! - *Lanes on credit.* Two buffers circulate in each lane. What finds no buffer waits with its sender, where the
+//!   limits on connections and stock bound it, so no lane can fill and none can block.
+//! - *One request in flight for each connection.* Pipelined ones wait in the connection: answers are in order by
+//!   construction, and the table of connections is the table of requests in flight.
+
 pub mod block;
 pub mod body;
 pub mod catalogue;
 pub mod clock;
 pub mod code;
+pub mod command;
 pub mod config;
 pub mod connection;
 pub mod data_dir;
@@ -16,6 +67,7 @@ pub mod mesh;
 pub mod message;
 pub mod page;
 pub mod partition;
+pub mod problem;
 pub mod pump;
 pub mod purchase_log;
 pub mod record;

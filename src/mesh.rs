@@ -232,7 +232,8 @@ impl Endpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Outcome, Ticket, UserId};
+    use crate::command::Outcome;
+    use crate::types::{Ticket, UserId};
     use std::thread;
 
     const SALE: SaleId = SaleId(1);

@@ -4,7 +4,8 @@
 //! the way back, so no shard keeps a table of requests in flight.
 
 use crate::code::Code;
-use crate::types::{ItemId, Outcome, SaleId, ShardId, Ticket, UserId};
+use crate::command::Outcome;
+use crate::types::{ItemId, SaleId, ShardId, Ticket, UserId};
 use uuid::Uuid;
 
 /// Asks an owner to decide.

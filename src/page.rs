@@ -1,7 +1,8 @@
 //! What can be read: how the sale stands, and how the process is.
 
+use crate::problem::Problem;
 use crate::response::{Responder, Style};
-use crate::route::{Page, Problem, rfc3339};
+use crate::route::{Page, rfc3339};
 use crate::status::{Phase, Status};
 use crate::types::Terms;
 use serde::Serialize;

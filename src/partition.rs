@@ -31,7 +31,7 @@ impl Partition {
         hash = (hash ^ hash >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
         hash = (hash ^ hash >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
         hash ^= hash >> 33;
-        ShardId((u128::from(hash) * u128::from(self.shards) >> 64) as u16)
+        ShardId(((u128::from(hash) * u128::from(self.shards)) >> 64) as u16)
     }
 
     /// Where an item lives in its owner's array.

@@ -1,6 +1,6 @@
 //! Responses to bytes. Everything that can be rendered beforehand is.
 
-use crate::route::Problem;
+use crate::problem::Problem;
 use std::io::Write;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -123,9 +123,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_problem_is_rendered_under_its_own_number() {
-        for (number, problem) in Problem::ALL.iter().enumerate() {
-            assert_eq!(*problem as usize, number);
+    fn every_problem_is_rendered_whole() {
+        for problem in Problem::ALL {
             let mut out = Vec::new();
             Responder::default().problem(*problem, Style { keep_alive: true, ..Style::default() }, &mut out);
             let text = String::from_utf8(out).unwrap();

@@ -6,8 +6,8 @@
 
 use crate::connection::{Awaits, Connection, State, Step};
 use crate::http::{HEAD_BYTES_MAX, Head, Method};
+use crate::problem::Problem;
 use crate::response::{Responder, Style};
-use crate::route::Problem;
 use crate::types::{Moment, Ticket};
 use glommio::io::{PollState, PollableFd};
 use rustix::buffer::spare_capacity;

@@ -10,11 +10,12 @@
 
 use crate::block::BLOCK_RECORDS;
 use crate::code::{Code, CodeGenerator, Destination};
+use crate::command::{Command, Outcome};
 use crate::message::{Reply, Request};
 use crate::partition::Partition;
 use crate::record::{Event as Logged, Record, RefusalReason, ReleaseReason};
 use crate::sale::{Cancellation, Confirmation, Counts, Hold, Quotas, State, Stock, Unavailable, sale_at};
-use crate::types::{Command, ItemId, Moment, Outcome, SaleId, Seq, ShardId, Terms, Ticket, UserId};
+use crate::types::{ItemId, Moment, SaleId, Seq, ShardId, Terms, Ticket, UserId};
 use std::collections::VecDeque;
 use uuid::Uuid;
 

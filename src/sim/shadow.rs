@@ -1,7 +1,8 @@
 //! The naive model: remembers every promise made to a buyer and checks each answer against it.
 
 use crate::code::Code;
-use crate::types::{Command, ItemId, Outcome, SaleId, UserId};
+use crate::command::{Command, Outcome};
+use crate::types::{ItemId, SaleId, UserId};
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 

@@ -2,13 +2,14 @@
 
 use super::shadow::Shadow;
 use crate::code::{Code, CodeGenerator};
+use crate::command::{Command, Outcome};
 use crate::message::{Reply, Request};
 use crate::partition::Partition;
 use crate::record::{Event as Logged, Record};
 use crate::replay::Replay;
 use crate::sale::State;
 use crate::shard::{Effects, Event, Rules, Shard};
-use crate::types::{Command, ItemId, Moment, Outcome, SaleId, ShardId, Ticket, UserId};
+use crate::types::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
 use proptest::sample::Index;
 use std::collections::{BTreeMap, VecDeque};
 use uuid::Uuid;

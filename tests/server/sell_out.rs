@@ -71,3 +71,23 @@ fn a_crowd_buys_every_item_exactly_once() {
         }
     }
 }
+
+#[test]
+fn memory_stays_flat_under_refusals() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", "2"]].concat());
+    let sold = server.connect().reserve(1, 7);
+    assert_eq!(server.connect().purchase(&sold).status, 200);
+    let refuse = || {
+        crowd(BUYERS, |number| {
+            let mut client = connect(server.address);
+            for turn in 0..500 {
+                assert_eq!(client.checkout(i64::from(number * 1000 + turn), 7).problem(), "item-sold");
+            }
+        });
+        server.resident_kib()
+    };
+    refuse();
+    let (before, after) = (refuse(), refuse());
+    assert!(after < before + 2048, "{before} KiB grew to {after} KiB");
+}
