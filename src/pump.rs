@@ -199,10 +199,13 @@ impl Pump {
         Ok(())
     }
 
+    /// Waits for the first segments only: the others are made while the shard sells.
     async fn make_first_segments(&mut self) -> Result<(), Fatal> {
         loop {
             self.make_segments(self.outside.clock.now());
-            if !self.logs.purchases.is_making() && !self.logs.attempts.is_making() {
+            let Logs { purchases, attempts, .. } = &self.logs;
+            let has_room = attempts.room() > 0 && purchases.room() > self.shard.log_reserve() + 2 * LOG_SLACK_BLOCKS;
+            if has_room || !self.logs.are_busy() {
                 return Ok(());
             }
             self.wait(SWEEP_MS).await?;
@@ -357,6 +360,9 @@ impl Pump {
     /// Keeps room ahead in both logs, as far as the budget and the disk allow: enough for a crowd that reserves a
     /// whole new stock at once, because making segments takes longer than that.
     fn make_segments(&mut self, now: Moment) {
+        if self.is_draining {
+            return; // What is still to come has its room already.
+        }
         let sale = self.shard.terms().sale;
         let Logs { purchases, attempts, retention } = &mut self.logs;
         let bytes = purchases.segment_bytes();
@@ -417,7 +423,7 @@ impl Pump {
         }
         // What finds no room stays unrecorded: waiting for space could take for ever.
         let is_recorded = self.logs.attempts.is_flushed() || self.logs.attempts.room() == 0;
-        phase == Phase::Stopping && self.logs.purchases.is_flushed() && is_recorded
+        phase == Phase::Stopping && self.logs.purchases.is_flushed() && is_recorded && !self.logs.are_busy()
     }
 
     // --- wait ---

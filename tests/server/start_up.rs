@@ -138,3 +138,13 @@ fn a_client_that_never_finishes_does_not_hold_up_the_end() {
     std::thread::sleep(std::time::Duration::from_millis(50));
     assert!(server.terminate().success());
 }
+
+/// While segments are still being made, the end waits for them.
+#[test]
+fn a_server_can_be_stopped_as_soon_as_it_serves() {
+    for _ in 0..5 {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--items", "60000"]].concat());
+        assert_eq!(server.terminate().code(), Some(0));
+    }
+}
