@@ -149,6 +149,11 @@ pub fn parse(block: &[u8], stream: &StreamId) -> Option<(Header, u32)> {
     })
 }
 
+/// Whether this is a whole block, of whichever stream. No torn write makes one.
+pub fn is_whole(block: &[u8]) -> bool {
+    version(block).is_some() && checksum(block) == u32::from_le_bytes(field(block, 60))
+}
+
 /// The format version of a block that has the right magic, whoever wrote it.
 pub fn version(block: &[u8]) -> Option<u8> {
     (block.len() == BLOCK_BYTES && block[0..4] == MAGIC.to_le_bytes()).then(|| block[4])
@@ -212,6 +217,7 @@ mod tests {
             StreamId { log: LogKind::Attempts, ..STREAM },
         ] {
             assert_eq!(parse(&block, &stream), None);
+            assert!(is_whole(&block));
         }
     }
 }

@@ -48,7 +48,7 @@ impl DataDir {
             Fatal::DataDir(format!("{shown}: {error}; make it writable for this user, or set --data-dir to another"))
         };
         let logs = path.join("log");
-        fs::create_dir_all(&logs).map_err(unwritable)?;
+        create_durably(&logs).map_err(unwritable)?;
         let lock =
             File::options().create(true).truncate(false).write(true).open(path.join("lock")).map_err(unwritable)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
@@ -115,6 +115,17 @@ impl DataDir {
         fs::remove_file(&probe)?;
         Ok(direct)
     }
+}
+
+/// Creates a directory and its parents, and makes them durable.
+fn create_durably(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    create_durably(parent)?;
+    fs::create_dir(path)?;
+    sync_dir(parent)
 }
 
 #[cfg(test)]

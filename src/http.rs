@@ -158,7 +158,17 @@ fn split_target(target: &str) -> Result<(&str, &str), Reject> {
         return Err(Reject::Malformed);
     }
     let target = match target.strip_prefix("http://").or_else(|| target.strip_prefix("https://")) {
-        Some(rest) => rest.find('/').map_or("/", |slash| &rest[slash..]),
+        Some(rest) => {
+            let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+            if authority.is_empty() || authority.contains(['@', ',']) {
+                return Err(Reject::Malformed);
+            }
+            match path.strip_prefix('?') {
+                Some(query) => return Ok(("/", query)),
+                None if path.is_empty() => "/",
+                None => path,
+            }
+        }
         None if target.starts_with('/') || target == "*" => target,
         None => return Err(Reject::Malformed),
     };
@@ -285,9 +295,13 @@ mod tests {
 
     #[test]
     fn targets_may_be_absolute() {
-        for (target, path, query) in
-            [("http://shop/sale?x", "/sale", "x"), ("https://shop", "/", ""), ("/a?b?c", "/a", "b?c"), ("*", "*", "")]
-        {
+        for (target, path, query) in [
+            ("http://shop/sale?x", "/sale", "x"),
+            ("https://shop", "/", ""),
+            ("http://shop?x=/purchase", "/", "x=/purchase"),
+            ("/a?b?c", "/a", "b?c"),
+            ("*", "*", ""),
+        ] {
             let text = format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
             let head = parse(&text).unwrap().unwrap();
             assert_eq!((head.path, head.query), (path, query));
@@ -313,6 +327,8 @@ mod tests {
             "GET / HTTP/1.1\r\nHost: a, b\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: u@x\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: x/y\r\n\r\n",
+            "GET http://u@x/ HTTP/1.1\r\nHost: x\r\n\r\n",
+            "GET http:///x HTTP/1.1\r\nHost: x\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: x\r\n folded: x\r\n\r\n",
             "GET / HTTP/1.1\r\nHost : x\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n",

@@ -1,7 +1,9 @@
 //! The `stampede` program: settings, start-up in order, watching over the shards, the end.
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use glommio::io::PollableFd;
 use glommio::{LocalExecutorBuilder, Placement};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -23,6 +25,7 @@ use stampede::status::{Phase, Status};
 use stampede::types::{SaleId, ShardId};
 use stampede::{host, listener, logging};
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -114,7 +117,7 @@ impl Process {
 
         let status = Arc::new(Status::new(shards));
         let doorbells: Result<Arc<[Doorbell]>, _> = (0..shards).map(|_| Doorbell::new()).collect();
-        let doorbells = doorbells.map_err(|error| Fatal::Host(format!("no descriptors: {error}")))?;
+        let doorbells = doorbells.map_err(no_descriptors)?;
         let (notices, noticed) = unbounded();
         let clients_max = connections.div_ceil(u32::from(shards)) as usize;
         let mut starts = Vec::new();
@@ -144,7 +147,8 @@ impl Process {
             "recovered"
         );
         let mut old_of = vec![Vec::new(); usize::from(shards)];
-        old.into_iter().enumerate().for_each(|(number, segment)| old_of[number % usize::from(shards)].push(segment));
+        // Whole streams, so that each loses only its beginning to retention.
+        old.into_iter().for_each(|segment| old_of[usize::from(segment.name.stream.shard % shards)].push(segment));
         for ((start, inventory), old) in starts.into_iter().zip(inventories).zip(old_of) {
             let mut seed = [0; 32];
             getrandom::fill(&mut seed).map_err(|error| Fatal::Host(format!("no random numbers: {error}")))?;
@@ -251,9 +255,10 @@ fn spawn(door: Door, placement: Placement, begun: Receiver<Start>) -> Result<thr
 
 async fn sell(door: Door, begun: Receiver<Start>) -> Result<(), Fatal> {
     let Door { id, listener, mesh, clients_max, clock, status, notices } = door;
-    let server = Server::new(listener, mesh.doorbell(), clients_max)
-        .map_err(|error| Fatal::Host(format!("no epoll set: {error}; raise LimitNOFILE or ulimit -n")))?;
-    let mut outside = Outside { id, server, mesh, clock, status, notices };
+    let server = Server::new(listener, mesh.doorbell(), clients_max).map_err(no_descriptors)?;
+    let always_ready = eventfd(1, EventfdFlags::CLOEXEC).map_err(io::Error::from);
+    let always_ready = always_ready.and_then(|event| Ok(PollableFd::new(event)?)).map_err(no_descriptors)?;
+    let mut outside = Outside { id, server, mesh, clock, status, notices, always_ready };
     let mut start = None;
     outside
         .wait_for_recovery(|| {
@@ -274,6 +279,10 @@ async fn sell(door: Door, begun: Receiver<Start>) -> Result<(), Fatal> {
     let codes = CodeGenerator::new(seed);
     let shard = Shard::new(id, partition, rules, inventory, codes, clock.now(), &mut effects);
     Pump::new(outside, shard, effects, logs, rules.period_s).run().await
+}
+
+fn no_descriptors(error: io::Error) -> Fatal {
+    Fatal::Host(format!("no descriptors are left: {error}; raise LimitNOFILE or ulimit -n"))
 }
 
 fn listen_to_signals(notices: Sender<Notice>) -> Result<(), Fatal> {

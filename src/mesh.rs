@@ -8,7 +8,7 @@
 
 use crate::message::{Batch, Reply, Request};
 use crate::types::{SaleId, ShardId};
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::{read, write};
@@ -102,9 +102,11 @@ impl<M> Outlet<M> {
         }
         let Ok(spare) = self.spares.try_recv() else { return false };
         let messages = std::mem::replace(&mut self.waiting, spare);
-        let sent = self.batches.try_send(Batch { from, to: self.to, sale, messages });
-        assert!(sent.is_ok(), "a spare buffer is the right to send one batch");
-        true
+        match self.batches.try_send(Batch { from, to: self.to, sale, messages }) {
+            Err(TrySendError::Full(_)) => panic!("a spare buffer is the right to send one batch"),
+            // At the end of the process, the peer may have stopped first.
+            Ok(()) | Err(TrySendError::Disconnected(_)) => true,
+        }
     }
 }
 
@@ -215,11 +217,15 @@ impl Endpoint {
         any
     }
 
-    /// Whether anything has arrived, or anything still waits to be sent.
-    pub fn is_busy(&self) -> bool {
+    /// Whether anything has arrived.
+    pub fn has_mail(&self) -> bool {
         self.replies_in.iter().any(|inlet| !inlet.batches.is_empty())
             || self.requests_in.iter().any(|inlet| !inlet.batches.is_empty())
-            || self.requests_out.iter().any(|outlet| !outlet.waiting.is_empty())
+    }
+
+    /// Whether anything waits to be sent for want of a spare buffer.
+    pub fn is_held_up(&self) -> bool {
+        self.requests_out.iter().any(|outlet| !outlet.waiting.is_empty())
             || self.replies_out.iter().any(|outlet| !outlet.waiting.is_empty())
     }
 
@@ -270,7 +276,7 @@ mod tests {
             assert!(endpoint.replies_in.iter().all(|inlet| inlet.batches.len() == LANE_BATCHES));
         }
         let mut received = vec![(vec![0; SHARDS], 0); SHARDS];
-        while endpoints.iter().any(Endpoint::is_busy) {
+        while endpoints.iter().any(|endpoint| endpoint.has_mail() || endpoint.is_held_up()) {
             for (endpoint, (requests, replies)) in endpoints.iter_mut().zip(&mut received) {
                 endpoint.receive(|delivery| match delivery {
                     Delivery::Request(from, request) => {
@@ -300,7 +306,7 @@ mod tests {
                 let peers: Vec<_> = (0..SHARDS as u16).map(ShardId).filter(|to| *to != me).collect();
                 let (mut sent, mut answered, mut served) = (0, 0, 0);
                 let total = REQUESTS * peers.len() as u64;
-                while answered < total || served < total || endpoint.is_busy() {
+                while answered < total || served < total || endpoint.is_held_up() {
                     let mut arrived = Vec::new();
                     endpoint.doorbell().wake_up();
                     endpoint.receive(|delivery| arrived.push(delivery));
@@ -321,7 +327,7 @@ mod tests {
                     endpoint.dispatch(SALE);
                     endpoint.doorbell().fall_asleep();
                     let done = answered == total && served == total;
-                    if arrived.is_empty() && !endpoint.is_busy() && !done {
+                    if arrived.is_empty() && !endpoint.has_mail() && !endpoint.is_held_up() && !done {
                         let bell = rustix::event::PollFd::new(endpoint.doorbell(), rustix::event::PollFlags::IN);
                         let timeout = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
                         let rung = rustix::event::poll(&mut [bell], Some(&timeout)).unwrap();

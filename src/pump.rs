@@ -24,12 +24,13 @@ use crate::route::{Route, respond, route};
 use crate::server::{Handled, Server};
 use crate::shard::{Effects, Ended, Event, Shard};
 use crate::status::{Phase, ShardStatus, Status};
-use crate::types::{Moment, Seq, ShardId, Ticket};
+use crate::types::{Moment, SaleId, Seq, ShardId, Ticket};
 use crossbeam_channel::Sender;
+use glommio::io::{PollState, PollableFd};
 use glommio::timer::Timer;
+use rustix::fd::OwnedFd;
 use std::future::poll_fn;
 use std::io;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -48,6 +49,8 @@ const ATTEMPTS_FLUSH_MS: u64 = 50;
 const RUSH_BLOCKS: u64 = 1024;
 /// How long a used-up budget or a full disk is left alone before it is asked again.
 const RETRY_MS: u64 = 500;
+/// How long a shard waits for a peer that has not yet read what it was sent.
+const LANE_RETRY_MS: u64 = 1;
 /// Turns that a busy shard takes before it lets the executor look after itself.
 const TURNS_IN_A_ROW: u32 = 16;
 /// Connections are looked over, and clocks watched, at least this often.
@@ -100,6 +103,8 @@ pub struct Outside {
     pub status: Arc<Status>,
     /// To the main thread.
     pub notices: Sender<Notice>,
+    /// A descriptor that can always be read: to wait for it is to let the executor pass over its rings once.
+    pub always_ready: PollableFd<OwnedFd>,
 }
 
 impl Outside {
@@ -126,8 +131,18 @@ impl Outside {
         }
     }
 
-    /// Waits for a socket, the doorbell, `other` or the time. Always lets the executor do its own work, too.
+    /// Waits for a socket, the doorbell, `other` or the time. The executor gets at least one pass over its rings in
+    /// any case: without it, no flush would ever begin or end.
     async fn wait(&mut self, timeout_ms: u64, mut other: impl FnMut(&mut Context<'_>) -> Poll<()>) {
+        if timeout_ms == 0 {
+            let mut pass = PollState::new();
+            poll_fn(|cx| {
+                let _ = other(cx);
+                self.always_ready.poll_readable(cx, &mut pass).map(drop)
+            })
+            .await;
+            return;
+        }
         let mut timer = Timer::new(Duration::from_millis(timeout_ms));
         poll_fn(|cx| {
             let is_ready = other(cx).is_ready() | self.server.poll_ready(cx).is_ready();
@@ -149,13 +164,17 @@ pub struct Pump {
     shard: Shard,
     logs: Logs,
     period_s: u32,
+    /// As it was when the turn began.
+    phase: Phase,
     effects: Effects,
     applied: Seq,
     attempts_due_ms: u64,
     unrecorded: u64,
     purchases_retry_ms: u64,
     attempts_retry_ms: u64,
-    doomed: Vec<PathBuf>,
+    /// The sale whose opening is durable: what came before it may be removed.
+    durable_sale: SaleId,
+    is_ready: bool,
     is_log_full: bool,
     is_losing_attempts: bool,
     is_draining: bool,
@@ -172,13 +191,15 @@ impl Pump {
             shard,
             logs,
             period_s,
+            phase: Phase::Recovering,
             effects,
             applied: 0,
             attempts_due_ms: 0,
             unrecorded: 0,
             purchases_retry_ms: 0,
             attempts_retry_ms: 0,
-            doomed: Vec::new(),
+            durable_sale: SaleId(0),
+            is_ready: false,
             is_log_full: false,
             is_losing_attempts: false,
             is_draining: false,
@@ -188,33 +209,19 @@ impl Pump {
         }
     }
 
-    /// Makes room in the logs, says that the shard is ready, and takes turns until the process stops.
+    /// Takes turns until the process stops.
     ///
     /// # Errors
     /// [`Fatal::LogFailed`]: nothing may be answered any more.
     pub async fn run(mut self) -> Result<(), Fatal> {
-        self.make_first_segments().await?;
-        self.outside.tell(Notice::Ready(self.outside.id));
         while !self.turn().await? {}
         Ok(())
-    }
-
-    /// Waits for the first segments only: the others are made while the shard sells.
-    async fn make_first_segments(&mut self) -> Result<(), Fatal> {
-        loop {
-            self.make_segments(self.outside.clock.now());
-            let Logs { purchases, attempts, .. } = &self.logs;
-            let has_room = attempts.room() > 0 && purchases.room() > self.shard.log_reserve() + 2 * LOG_SLACK_BLOCKS;
-            if has_room || !self.logs.are_busy() {
-                return Ok(());
-            }
-            self.wait(SWEEP_MS).await?;
-        }
     }
 
     /// One turn. Returns whether it was the last.
     async fn turn(&mut self) -> Result<bool, Fatal> {
         let now = self.outside.clock.now();
+        self.phase = self.outside.status.phase();
         self.outside.mesh.doorbell().wake_up();
         if self.outside.server.look() {
             self.outside.mesh.doorbell().silence();
@@ -235,6 +242,7 @@ impl Pump {
             return Ok(true);
         }
         self.make_segments(now);
+        self.note_ready();
         // The executor has work of its own only while the logs do; now and then it gets a pass anyway.
         self.turns_in_a_row = if is_busy && !self.logs.are_busy() { self.turns_in_a_row + 1 } else { TURNS_IN_A_ROW };
         if self.turns_in_a_row >= TURNS_IN_A_ROW {
@@ -260,6 +268,9 @@ impl Pump {
         let has_moved = flushed > self.applied;
         if has_moved {
             self.applied = flushed;
+            if self.logs.purchases.is_flushed() {
+                self.durable_sale = self.shard.terms().sale;
+            }
             self.shard.apply(Event::Flushed(flushed), now, &mut self.effects);
         }
         let room = self.logs.purchases.room().saturating_sub(LOG_SLACK_BLOCKS);
@@ -283,9 +294,15 @@ impl Pump {
 
     fn serve(&mut self, now: Moment) -> bool {
         let Outside { server, status, .. } = &mut self.outside;
+        let is_recovering = self.phase == Phase::Recovering;
         let (shard, effects, period_s) = (&mut self.shard, &mut self.effects, self.period_s);
         let mut handle = |ticket: Ticket, head: &Head<'_>, style, responder: &mut Responder, out: &mut Vec<u8>| {
             let (command, json) = match route(head) {
+                Route::Command(..) if is_recovering => {
+                    // This shard may be ready, but another one is not.
+                    responder.problem(Problem::NotReady, style, out);
+                    return Handled::Answered;
+                }
                 Route::Command(command, json) => (command, json),
                 Route::Page(page) => {
                     let facts = Facts { status, sale: Some((*shard.terms(), period_s)) };
@@ -360,27 +377,28 @@ impl Pump {
     /// Keeps room ahead in both logs, as far as the budget and the disk allow: enough for a crowd that reserves a
     /// whole new stock at once, because making segments takes longer than that.
     fn make_segments(&mut self, now: Moment) {
-        if self.is_draining {
-            return; // What is still to come has its room already.
+        if self.phase == Phase::Stopping {
+            return;
         }
-        let sale = self.shard.terms().sale;
+        let durable_sale = self.durable_sale;
         let Logs { purchases, attempts, retention } = &mut self.logs;
         let bytes = purchases.segment_bytes();
         let half = bytes / BLOCK_BYTES as u64 / 2;
         let rush = (self.shard.stock().items() as u64 + RUSH_BLOCKS).min(retention.budget() / BLOCK_BYTES as u64 / 4);
         let reserve = self.shard.log_reserve() + 2 * LOG_SLACK_BLOCKS;
+        let lacks_reserve = purchases.room() < reserve;
         let wants_purchases = purchases.room() < rush.max(reserve + half) && !purchases.is_making();
         if wants_purchases && now.monotonic_ms >= self.purchases_retry_ms {
             self.purchases_retry_ms = now.monotonic_ms + RETRY_MS;
-            if let Some(mut doomed) = retention.allow(LogKind::Purchases, bytes, sale) {
-                doomed.append(&mut self.doomed);
+            if let Some(doomed) = retention.allow(LogKind::Purchases, bytes, durable_sale, lacks_reserve) {
                 purchases.make_segment(doomed);
             }
         }
-        let wants_attempts = attempts.room() < half && !attempts.is_making();
+        // Attempts come second: what is held must be bought.
+        let wants_attempts = attempts.room() < half && !attempts.is_making() && !lacks_reserve;
         if wants_attempts && now.monotonic_ms >= self.attempts_retry_ms {
             self.attempts_retry_ms = now.monotonic_ms + RETRY_MS;
-            if let Some(doomed) = retention.allow(LogKind::Attempts, bytes, sale) {
+            if let Some(doomed) = retention.allow(LogKind::Attempts, bytes, durable_sale, false) {
                 attempts.make_segment(doomed);
             }
         }
@@ -392,6 +410,15 @@ impl Pump {
         }
         if is_losing != std::mem::replace(&mut self.is_losing_attempts, is_losing) {
             self.outside.tell(Notice::AttemptsLost(id, is_losing));
+        }
+    }
+
+    /// Says once that the shard can sell: it has room for the end of every hold that it took over.
+    fn note_ready(&mut self) {
+        let has_room = self.logs.purchases.room() > self.shard.log_reserve() + 2 * LOG_SLACK_BLOCKS;
+        if !self.is_ready && has_room {
+            self.is_ready = true;
+            self.outside.tell(Notice::Ready(self.outside.id));
         }
     }
 
@@ -412,7 +439,7 @@ impl Pump {
     // --- stopping ---
 
     fn has_finished(&mut self, now: Moment) -> bool {
-        let phase = self.outside.status.phase();
+        let phase = self.phase;
         if phase >= Phase::Draining && !self.is_draining {
             self.is_draining = true;
             self.outside.server.drain(now);
@@ -421,22 +448,25 @@ impl Pump {
             self.has_drained = true;
             self.outside.tell(Notice::Drained(self.outside.id));
         }
-        // What finds no room stays unrecorded: waiting for space could take for ever.
+        // What finds no room is not waited for: space may never come, and nobody has been told of it.
         let is_recorded = self.logs.attempts.is_flushed() || self.logs.attempts.room() == 0;
-        phase == Phase::Stopping && self.logs.purchases.is_flushed() && is_recorded && !self.logs.are_busy()
+        let is_flushed = self.logs.purchases.is_flushed() || self.logs.purchases.room() == 0;
+        phase == Phase::Stopping && is_flushed && is_recorded && !self.logs.are_busy()
     }
 
     // --- wait ---
 
     fn time_to_next(&self, now: Moment) -> u64 {
         let server = &self.outside.server;
-        if server.has_work() || self.outside.mesh.is_busy() {
+        if server.has_work() {
             return 0;
         }
         let attempts = &self.logs.attempts;
         let attempts_due =
             (attempts.buffered() > 0 && !attempts.is_flushing() && attempts.room() > 0).then_some(self.attempts_due_ms);
-        let due = [Some(self.next_sweep_ms), self.shard.next_expiry_ms(), server.accepts_again_ms(), attempts_due];
+        let held_up = self.outside.mesh.is_held_up().then_some(now.monotonic_ms + LANE_RETRY_MS);
+        let due =
+            [held_up, Some(self.next_sweep_ms), self.shard.next_expiry_ms(), server.accepts_again_ms(), attempts_due];
         let due_ms = due.into_iter().flatten().min().expect("the next sweep is always due");
         let period_ms = u64::from(self.period_s) * 1000;
         let to_next_sale_ms = period_ms - now.unix_ms % period_ms;
@@ -445,21 +475,23 @@ impl Pump {
 
     /// Sleeps unless something is there already, and notes what the logs have come to meanwhile.
     async fn wait(&mut self, timeout_ms: u64) -> Result<(), Fatal> {
-        let Pump { outside, logs, .. } = self;
+        let Pump { outside, logs, phase, .. } = self;
         let mut timeout_ms = timeout_ms;
         if timeout_ms > 0 {
             outside.mesh.doorbell().fall_asleep();
-            if outside.mesh.is_busy() {
+            // Whoever rings from now on wakes this shard; who rang before left something to see.
+            if outside.mesh.has_mail() || outside.status.phase() != *phase {
                 timeout_ms = 0;
             }
         }
         let mut progress: [io::Result<Option<Progress>>; 2] = [Ok(None), Ok(None)];
         outside
             .wait(timeout_ms, |cx| {
-                progress = [&mut logs.purchases, &mut logs.attempts].map(|log| match log.poll(cx) {
-                    Poll::Ready(result) => result.map(Some),
-                    Poll::Pending => Ok(None),
-                });
+                for (log, progress) in [&mut logs.purchases, &mut logs.attempts].into_iter().zip(&mut progress) {
+                    if let (Ok(None), Poll::Ready(result)) = (&progress, log.poll(cx)) {
+                        *progress = result.map(Some);
+                    }
+                }
                 let is_over = progress.iter().any(|progress| !matches!(progress, Ok(None)));
                 if is_over { Poll::Ready(()) } else { Poll::Pending }
             })
@@ -469,7 +501,7 @@ impl Pump {
             match progress.map_err(failed)? {
                 Some(Progress::NoSegment) => {
                     let bytes = self.logs.purchases.segment_bytes();
-                    self.doomed.extend(self.logs.retention.refused(kind, bytes, self.shard.terms().sale));
+                    self.logs.retention.refused(kind, bytes, self.durable_sale);
                 }
                 Some(Progress::SegmentMade) => {
                     // There may be more to make.

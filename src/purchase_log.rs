@@ -182,7 +182,7 @@ impl PurchaseLog {
         self.making = Some(Box::pin(async move {
             let path = name.path(&dir);
             let made = glommio::executor().spawn_blocking(move || {
-                doomed.iter().try_for_each(fs::remove_file)?;
+                doomed.iter().try_for_each(|path| remove(path))?;
                 name.make(&dir)
             });
             made.await?;
@@ -231,6 +231,14 @@ pub enum Progress {
     SegmentMade,
     /// The disk is full: no segment could be made.
     NoSegment,
+}
+
+/// Removes a file that somebody else may have removed already.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
 }
 
 /// Whether an error means that the disk, or the user's part of it, is full.

@@ -7,6 +7,7 @@ use crate::block::{LogKind, StreamId};
 use crate::data_dir::DataDir;
 use crate::fatal::Fatal;
 use crate::partition::Partition;
+use crate::record::Record;
 use crate::replay::{Found, Replay};
 use crate::retention::OldSegment;
 use crate::segment::{SegmentName, seal};
@@ -43,15 +44,24 @@ pub fn recover(data: &DataDir, partition: Partition, rules: &Rules, now: Moment)
     let streams = list(data).map_err(unreadable)?;
     let mut replay = Replay::new(partition, now);
     let (mut records, mut torn) = (0, 0);
+    let mut contradiction: Option<(SaleId, String)> = None;
     let mut ends = Vec::new();
     for (&(log, epoch, shard), names) in &streams {
         let stream = StreamId { cluster: data.cluster, epoch, shard, log };
         let end = match log {
             LogKind::Purchases => {
                 let segments = load(data, names).map_err(unreadable)?;
-                let visit = |_, record: &_| {
+                let visit = |seq, record: &Record| {
                     records += 1;
-                    replay.record(record)
+                    // Ended sales may have lost their beginning to retention, so judgement waits for which sale goes on.
+                    if let Err(flaw) = replay.record(record)
+                        && contradiction.as_ref().is_none_or(|(sale, _)| *sale < record.sale)
+                    {
+                        let (log, sale) = (log.name(), record.sale.0);
+                        let place = format!("record {seq} of {log} of epoch {epoch}, shard {shard}, sale {sale}");
+                        contradiction = Some((record.sale, format!("{place}: {flaw}")));
+                    }
+                    Ok(())
                 };
                 stream::read(&stream, &segments, visit).map_err(damaged)?
             }
@@ -65,6 +75,10 @@ pub fn recover(data: &DataDir, partition: Partition, rules: &Rules, now: Moment)
         ends.push((names, end));
     }
     let (inventories, found) = replay.finish(rules).map_err(Fatal::Damaged)?;
+    let goes_on = inventories.first().map(|inventory| inventory.terms.sale);
+    if let Some((_, text)) = contradiction.filter(|(sale, _)| Some(*sale) >= goes_on) {
+        return Err(Fatal::Damaged(text));
+    }
     let mut old = Vec::new();
     for (names, end) in ends {
         let left = if end.ending == Ending::Sealed {
@@ -72,9 +86,11 @@ pub fn recover(data: &DataDir, partition: Partition, rules: &Rules, now: Moment)
         } else {
             seal(&data.logs, names, &end).map_err(unreadable)?
         };
+        // A segment with nothing but the seal is needed as long as what it seals.
+        let mut newest_sale = SaleId(0);
         for name in left {
             let bytes = fs::metadata(name.path(&data.logs)).map_err(unreadable)?.len();
-            let newest_sale = name.newest_sale(&data.logs).map_err(unreadable)?.unwrap_or(SaleId(0));
+            newest_sale = name.newest_sale(&data.logs).map_err(unreadable)?.unwrap_or(newest_sale);
             old.push(OldSegment { name, bytes, newest_sale });
         }
     }
@@ -95,6 +111,11 @@ fn list(data: &DataDir) -> io::Result<Streams> {
         if file_name.ends_with(".new") {
             fs::remove_file(entry.path())?;
         } else if let Some(name) = SegmentName::parse(&file_name, data.cluster) {
+            if name.stream.epoch >= data.epoch {
+                return Err(io::Error::other(format!(
+                    "control.json is older than {file_name}; restore its latest version"
+                )));
+            }
             let StreamId { log, epoch, shard, .. } = name.stream;
             streams.entry((log, epoch, shard)).or_default().push(name);
         }
@@ -107,7 +128,7 @@ fn load(data: &DataDir, names: &[SegmentName]) -> io::Result<Vec<SegmentBytes>> 
     names.iter().map(|name| name.read(&data.logs)).collect()
 }
 
-/// Reads the last segments only: as many as it takes to find one that has a block in it.
+/// Reads the last segments only: as many as it takes to find a good block in them.
 fn end_of_attempts(
     data: &DataDir,
     stream: &StreamId,
@@ -116,7 +137,7 @@ fn end_of_attempts(
     for first in (0..names.len()).rev() {
         let segments = load(data, &names[first..])?;
         let end = stream::read(stream, &segments, |_, _| Ok(()));
-        if first == 0 || !matches!(&end, Ok(end) if end.blocks == names[first].first_block) {
+        if first == 0 || matches!(&end, Ok(end) if end.blocks > names[first].first_block) {
             return Ok(end);
         }
     }

@@ -28,8 +28,10 @@ pub struct Retention {
     used: u64,
     /// Of these, bytes of the attempt log.
     used_by_attempts: u64,
-    /// Oldest first.
+    /// Oldest first. A stream's segments are all here, in order, so that it only ever loses its beginning.
     old: Vec<OldSegment>,
+    /// Let go of, and to be removed with the next segment made.
+    doomed: Vec<PathBuf>,
 }
 
 impl Retention {
@@ -38,7 +40,7 @@ impl Retention {
         let used = old.iter().map(|segment| segment.bytes).sum();
         let attempts = old.iter().filter(|segment| segment.name.stream.log == LogKind::Attempts);
         let used_by_attempts = attempts.map(|segment| segment.bytes).sum();
-        Retention { dir: dir.to_owned(), budget, used, used_by_attempts, old }
+        Retention { dir: dir.to_owned(), budget, used, used_by_attempts, old, doomed: Vec::new() }
     }
 
     /// The bytes that this shard's logs may use.
@@ -46,23 +48,39 @@ impl Retention {
         self.budget
     }
 
-    /// Allows one more segment of `bytes` bytes, or does not. If it does, these files must go first.
-    pub fn allow(&mut self, log: LogKind, bytes: u64, current: SaleId) -> Option<Vec<PathBuf>> {
-        let mut doomed = Vec::new();
-        while self.lacks_room(log, bytes) {
-            let victim = self.victim(log, current)?;
-            doomed.push(self.forget(victim));
+    /// Allows one more segment of `bytes` bytes, or does not. If it does, these files must go first. `ended_before` is
+    /// the sale before which nothing is needed. A segment that live holds need is allowed at any price.
+    pub fn allow(
+        &mut self,
+        log: LogKind,
+        bytes: u64,
+        ended_before: SaleId,
+        at_any_price: bool,
+    ) -> Option<Vec<PathBuf>> {
+        let removable = self.removable(log, ended_before);
+        let (all, attempts) = removable.fold((0, 0), |(all, attempts), segment| {
+            let is_attempt = segment.name.stream.log == LogKind::Attempts;
+            (all + segment.bytes, attempts + if is_attempt { segment.bytes } else { 0 })
+        });
+        if self.lacks_room(log, bytes, all, attempts) && !at_any_price {
+            return None;
+        }
+        while self.lacks_room(log, bytes, 0, 0) {
+            let Some(victim) = self.victim(log, ended_before) else { break };
+            self.forget(victim);
         }
         self.used += bytes;
         self.used_by_attempts += if log == LogKind::Attempts { bytes } else { 0 };
-        Some(doomed)
+        Some(std::mem::take(&mut self.doomed))
     }
 
-    /// The disk refused a segment that was allowed: takes it back, and names a file whose removal may help.
-    pub fn refused(&mut self, log: LogKind, bytes: u64, current: SaleId) -> Option<PathBuf> {
+    /// The disk refused a segment that was allowed: takes it back, and lets go of another if that may help.
+    pub fn refused(&mut self, log: LogKind, bytes: u64, ended_before: SaleId) {
         self.used -= bytes;
         self.used_by_attempts -= if log == LogKind::Attempts { bytes } else { 0 };
-        self.victim(log, current).map(|victim| self.forget(victim))
+        if let Some(victim) = self.victim(log, ended_before) {
+            self.forget(victim);
+        }
     }
 
     /// A segment is full: from now on it is old.
@@ -70,26 +88,33 @@ impl Retention {
         self.old.push(OldSegment { name, bytes: u64::from(name.blocks) * BLOCK_BYTES as u64, newest_sale });
     }
 
-    fn lacks_room(&self, log: LogKind, bytes: u64) -> bool {
-        let too_many_attempts = log == LogKind::Attempts && self.used_by_attempts + bytes > self.budget / 2;
-        too_many_attempts || self.used + bytes > self.budget
+    /// Whether `bytes` more are too much, even after removing so many bytes, so many of them attempts.
+    fn lacks_room(&self, log: LogKind, bytes: u64, removed: u64, removed_attempts: u64) -> bool {
+        let attempts = self.used_by_attempts - removed_attempts + bytes;
+        (log == LogKind::Attempts && attempts > self.budget / 2) || self.used - removed + bytes > self.budget
     }
 
-    /// The place in `old` of the segment to remove first: attempts before purchases, and never purchases for attempts.
-    fn victim(&self, log: LogKind, current: SaleId) -> Option<usize> {
-        let ended = |of| {
-            let is_ended = move |segment: &OldSegment| segment.newest_sale < current && segment.name.stream.log == of;
-            self.old.iter().position(is_ended)
+    /// What may be removed for a segment of `log`: never purchases for attempts.
+    fn removable(&self, log: LogKind, ended_before: SaleId) -> impl Iterator<Item = &OldSegment> {
+        let may_go = move |segment: &&OldSegment| {
+            let kind = segment.name.stream.log;
+            segment.newest_sale < ended_before && (kind == LogKind::Attempts || log == LogKind::Purchases)
         };
-        let purchases = if log == LogKind::Purchases { ended(LogKind::Purchases) } else { None };
-        ended(LogKind::Attempts).or(purchases)
+        self.old.iter().filter(may_go)
     }
 
-    fn forget(&mut self, place: usize) -> PathBuf {
+    /// The place in `old` of the segment to remove first: attempts before purchases.
+    fn victim(&self, log: LogKind, ended_before: SaleId) -> Option<usize> {
+        let attempts = self.removable(log, ended_before).find(|segment| segment.name.stream.log == LogKind::Attempts);
+        let victim = attempts.or_else(|| self.removable(log, ended_before).next())?;
+        self.old.iter().position(|segment| segment == victim)
+    }
+
+    fn forget(&mut self, place: usize) {
         let segment = self.old.remove(place);
         self.used -= segment.bytes;
         self.used_by_attempts -= if segment.name.stream.log == LogKind::Attempts { segment.bytes } else { 0 };
-        segment.name.path(&self.dir)
+        self.doomed.push(segment.name.path(&self.dir));
     }
 }
 
@@ -97,6 +122,7 @@ impl Retention {
 mod tests {
     use super::*;
     use crate::block::StreamId;
+    use proptest::prelude::*;
     use uuid::Uuid;
 
     const NOW: SaleId = SaleId(10);
@@ -117,7 +143,7 @@ mod tests {
     fn attempts_of_ended_sales_go_first_and_purchases_oldest_first() {
         use LogKind::{Attempts, Purchases};
         let mut kept = retention(3, &[old(Purchases, 0, 8), old(Purchases, 1, 9), old(Attempts, 0, 9)]);
-        let allowed: Vec<_> = (0..4).map(|_| kept.allow(Purchases, 4096, NOW)).collect();
+        let allowed: Vec<_> = (0..4).map(|_| kept.allow(Purchases, 4096, NOW, false)).collect();
         let files = |log, block| Some(vec![name(log, block).path(Path::new(""))]);
         assert_eq!(allowed, [files(Attempts, 0), files(Purchases, 0), files(Purchases, 1), None]);
     }
@@ -126,28 +152,61 @@ mod tests {
     fn attempts_use_half_and_never_push_purchases_out() {
         use LogKind::{Attempts, Purchases};
         let mut kept = retention(4, &[]);
-        assert!(kept.allow(Attempts, 4096, NOW).is_some());
-        assert!(kept.allow(Attempts, 4096, NOW).is_some());
-        assert!(kept.allow(Attempts, 4096, NOW).is_none());
-        assert!(kept.allow(Purchases, 4096, NOW).is_some());
+        let allowed = [Attempts, Attempts, Attempts, Purchases].map(|log| kept.allow(log, 4096, NOW, false).is_some());
+        assert_eq!(allowed, [true, true, false, true]);
         let mut kept = retention(2, &[old(Purchases, 0, 8), old(Purchases, 1, 8)]);
-        assert!(kept.allow(Attempts, 4096, NOW).is_none());
+        assert!(kept.allow(Attempts, 4096, NOW, false).is_none());
     }
 
     #[test]
-    fn the_current_sale_is_never_removed() {
+    fn the_current_sale_is_never_removed_and_live_holds_get_their_room() {
         let mut kept = retention(1, &[old(LogKind::Purchases, 0, 10)]);
-        assert!(kept.allow(LogKind::Purchases, 4096, NOW).is_none());
-        assert!(kept.allow(LogKind::Purchases, 4096, SaleId(11)).is_some());
+        assert_eq!(kept.allow(LogKind::Purchases, 4096, NOW, false), None);
+        assert_eq!(kept.allow(LogKind::Purchases, 4096, NOW, true), Some(vec![]));
+        assert_eq!(kept.allow(LogKind::Purchases, 4096, SaleId(11), true).map(|doomed| doomed.len()), Some(1));
+    }
+
+    #[test]
+    fn what_would_not_be_enough_is_not_removed() {
+        let mut kept = retention(4, &[old(LogKind::Purchases, 0, 8), old(LogKind::Purchases, 1, 10)]);
+        assert_eq!(kept.allow(LogKind::Purchases, 4 * 4096, NOW, false), None);
+        assert_eq!((kept.old.len(), kept.doomed.len()), (2, 0));
     }
 
     #[test]
     fn a_full_disk_takes_old_segments_too() {
         let mut kept = retention(9, &[old(LogKind::Purchases, 0, 8)]);
-        assert_eq!(kept.allow(LogKind::Purchases, 4096, NOW), Some(vec![]));
-        assert!(kept.refused(LogKind::Purchases, 4096, NOW).is_some());
-        assert_eq!(kept.allow(LogKind::Purchases, 4096, NOW), Some(vec![]));
-        assert!(kept.refused(LogKind::Purchases, 4096, NOW).is_none());
-        assert_eq!(kept.used, 0);
+        assert_eq!(kept.allow(LogKind::Purchases, 4096, NOW, false), Some(vec![]));
+        kept.refused(LogKind::Purchases, 4096, NOW);
+        assert_eq!(kept.allow(LogKind::Purchases, 4096, NOW, false).map(|doomed| doomed.len()), Some(1));
+        kept.refused(LogKind::Purchases, 4096, NOW);
+        assert_eq!((kept.used, kept.doomed.len()), (0, 0));
+    }
+
+    proptest! {
+        /// Whatever is asked, the files that remain are those accounted for, and each stream loses only its beginning.
+        #[test]
+        fn streams_lose_only_their_beginning(asks in prop::collection::vec((any::<bool>(), 0u8..4), 1..200), blocks in 4u64..20) {
+            let mut kept = retention(blocks, &[]);
+            let mut files = std::collections::BTreeSet::new();
+            let (mut sale, mut next) = (1, [0u64; 2]);
+            for (is_attempt, advance) in asks {
+                sale += u32::from(advance == 0);
+                let log = if is_attempt { LogKind::Attempts } else { LogKind::Purchases };
+                if let Some(doomed) = kept.allow(log, 4096, SaleId(sale), false) {
+                    doomed.iter().for_each(|file| assert!(files.remove(file)));
+                    let name = name(log, next[usize::from(is_attempt)]);
+                    next[usize::from(is_attempt)] += 1;
+                    files.insert(name.path(Path::new("")));
+                    kept.finished(name, SaleId(sale));
+                }
+                prop_assert!(kept.used <= kept.budget && kept.used == files.len() as u64 * 4096);
+                for log in [LogKind::Purchases, LogKind::Attempts] {
+                    let numbers = kept.old.iter().filter(|segment| segment.name.stream.log == log);
+                    let numbers: Vec<u64> = numbers.map(|segment| segment.name.first_block).collect();
+                    prop_assert!(numbers.is_sorted() && numbers.windows(2).all(|pair| pair[1] == pair[0] + 1));
+                }
+            }
+        }
     }
 }

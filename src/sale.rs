@@ -65,7 +65,9 @@ pub enum Confirmation {
     Joined,
     /// The item was bought with this code and this idempotency key before.
     Replayed,
-    /// The item was, or is being, bought with this code.
+    /// Another request with this code is being written: the item will be bought.
+    Preceded,
+    /// The item was bought with this code.
     Used,
     /// The hold of this code is over.
     Expired,
@@ -78,7 +80,9 @@ pub enum Confirmation {
 pub enum Cancellation {
     /// The item is free again; this was its hold.
     Released(Hold),
-    /// The item was, or is being, bought with this code.
+    /// A purchase with this code is being written: the item will be bought.
+    Preceded,
+    /// The item was bought with this code.
     Used,
     /// The hold of this code is over.
     Expired,
@@ -207,7 +211,8 @@ impl Stock {
             }
             State::Committing if same_request => Confirmation::Joined,
             State::Sold if same_request => Confirmation::Replayed,
-            State::Committing | State::Sold => Confirmation::Used,
+            State::Committing => Confirmation::Preceded,
+            State::Sold => Confirmation::Used,
         }
     }
 
@@ -230,7 +235,8 @@ impl Stock {
             State::Free | State::Claiming => Cancellation::Expired,
             State::Held if item.expires_ms <= now_ms => Cancellation::Expired,
             State::Held => Cancellation::Released(self.free(slot)),
-            State::Committing | State::Sold => Cancellation::Used,
+            State::Committing => Cancellation::Preceded,
+            State::Sold => Cancellation::Used,
         }
     }
 
@@ -362,7 +368,7 @@ mod tests {
         assert_eq!(stock.confirm(0, code(8), Uuid::nil(), 50), Confirmation::Unknown);
         assert_eq!(stock.confirm(0, code(7), Uuid::nil(), 50), Confirmation::Bought(hold(1, 7, 100)));
         assert_eq!(stock.reserve(0), Err(Unavailable::Reserved), "not final before it is durable");
-        assert_eq!(stock.confirm(0, code(7), Uuid::nil(), 50), Confirmation::Used);
+        assert_eq!(stock.confirm(0, code(7), Uuid::nil(), 50), Confirmation::Preceded);
         stock.sell(0);
         assert_eq!(stock.reserve(0), Err(Unavailable::Sold));
         assert_eq!(stock.confirm(0, code(7), Uuid::nil(), 50), Confirmation::Used);
@@ -376,7 +382,7 @@ mod tests {
         held(&mut stock, 0, hold(1, 7, 100));
         assert!(matches!(stock.confirm(0, code(7), key, 0), Confirmation::Bought(_)));
         assert_eq!(stock.confirm(0, code(7), key, 0), Confirmation::Joined);
-        assert_eq!(stock.confirm(0, code(7), Uuid::from_u128(6), 0), Confirmation::Used);
+        assert_eq!(stock.confirm(0, code(7), Uuid::from_u128(6), 0), Confirmation::Preceded);
         stock.sell(0);
         assert_eq!(stock.confirm(0, code(7), key, 0), Confirmation::Replayed);
         assert_eq!(stock.confirm(0, code(7), Uuid::nil(), 0), Confirmation::Used);
@@ -401,7 +407,7 @@ mod tests {
         held(&mut stock, 1, hold(1, 7, 100));
         stock.confirm(1, code(7), Uuid::nil(), 99);
         assert_eq!(stock.expire(u64::MAX), None);
-        assert_eq!(stock.cancel(1, code(7), 99), Cancellation::Used);
+        assert_eq!(stock.cancel(1, code(7), 99), Cancellation::Preceded);
         stock.deny(0);
         assert_eq!(stock.counts(), Counts { committing: 1, ..Counts::default() });
     }

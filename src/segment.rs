@@ -68,6 +68,12 @@ impl SegmentName {
                 left -= zeros.len();
             }
             file.sync_all()?;
+            if path.exists() {
+                return Err(io::Error::new(
+                    io::ErrorKind::AlreadyExists,
+                    format!("{} is there already", path.display()),
+                ));
+            }
             fs::rename(&unfinished, &path)?;
             sync_dir(dir)
         })();
@@ -131,26 +137,36 @@ pub fn seal(dir: &Path, names: &[SegmentName], end: &End) -> io::Result<Vec<Segm
         return Ok(left);
     }
     let stream = names[0].stream;
-    // A stream that filled its last segment to the brim has no place for a seal, and no torn tail either.
-    if let Some(home) = names.iter().find(home) {
-        let mut bytes = [0; BLOCK_BYTES];
-        let header = Header {
-            records: 0,
-            seals: true,
-            number: end.blocks,
-            records_before: end.records,
-            flushed: end.records,
-            previous_checksum: end.checksum,
-        };
-        block::finish(&mut bytes, &stream, &header);
-        let file = File::options().write(true).open(home.path(dir))?;
-        let offset = (end.blocks - home.first_block) * BLOCK_BYTES as u64;
-        file.write_all_at(&bytes, offset)?;
-        file.set_len(offset + BLOCK_BYTES as u64)?;
-        file.sync_all()?;
-        if left.last() != Some(home) {
-            left.push(*home);
+    // What is adopted may so far be in the page cache only, and the seal will say that it is durable.
+    left.iter().try_for_each(|name| File::open(name.path(dir))?.sync_all())?;
+    let home = match names.iter().find(home) {
+        Some(home) => *home,
+        None => {
+            // Full to the brim: the seal gets a segment of its own.
+            let brim = SegmentName { stream, first_block: end.blocks, blocks: 1 };
+            brim.make(dir)?;
+            brim
         }
+    };
+    let mut bytes = [0; BLOCK_BYTES];
+    let header = Header {
+        records: 0,
+        seals: true,
+        number: end.blocks,
+        records_before: end.records,
+        flushed: end.records,
+        previous_checksum: end.checksum,
+    };
+    block::finish(&mut bytes, &stream, &header);
+    let file = File::options().write(true).open(home.path(dir))?;
+    let offset = (end.blocks - home.first_block) * BLOCK_BYTES as u64;
+    file.write_all_at(&bytes, offset)?;
+    // First the seal, then the cut: a shorter file without a seal would look damaged.
+    file.sync_all()?;
+    file.set_len(offset + BLOCK_BYTES as u64)?;
+    file.sync_all()?;
+    if left.last() != Some(&home) {
+        left.push(home);
     }
     for name in names.iter().filter(|name| !left.contains(name)) {
         fs::remove_file(name.path(dir))?;

@@ -20,17 +20,19 @@ use std::io;
 use std::task::{Context, Poll};
 
 /// Bytes of one read.
-const READ_BYTES: usize = 64 * 1024;
-/// Bytes that a connection may send ahead while its request is being decided.
+const READ_BYTES: usize = 16 * 1024;
+/// Bytes of one connection that are kept until they can be understood.
 const AHEAD_BYTES_MAX: usize = 2 * HEAD_BYTES_MAX;
 /// Unsent answers beyond which a connection's further requests wait.
-const OUTPUT_BYTES_MAX: usize = 64 * 1024;
+const OUTPUT_BYTES_MAX: usize = 16 * 1024;
 /// Sockets reported by one look at the epoll set.
 const EVENTS_MAX: usize = 512;
 /// Connections accepted in one turn, so that a crowd at the door does not stop the service inside.
 const ACCEPTS_PER_TURN: usize = 128;
 /// How long accepting rests when no descriptor is left.
 const ACCEPT_REST_MS: u64 = 50;
+/// Wakers that the executor may keep for one registration of the epoll set.
+const POLLS_MAX: u32 = 64;
 /// Answer buffers kept for use again.
 const SPARE_BUFFERS_MAX: usize = 1024;
 
@@ -57,13 +59,27 @@ struct Client {
     socket: OwnedFd,
     generation: u32,
     connection: Connection,
+    /// It is in `ready`.
+    is_ready: bool,
+    /// It is in `dirty`.
     is_dirty: bool,
+}
+
+impl Client {
+    /// Puts the client into `ready`, once.
+    fn queue(&mut self, key: usize, ready: &mut Vec<usize>) {
+        if !std::mem::replace(&mut self.is_ready, true) {
+            ready.push(key);
+        }
+    }
 }
 
 /// The listener and the sockets of one shard.
 pub struct Server {
     epoll: PollableFd<OwnedFd>,
     poll: PollState,
+    /// How often `poll` has been asked since it was new: the executor keeps one waker for each time.
+    polls: u32,
     events: Vec<epoll::Event>,
     listener: Option<OwnedFd>,
     /// The listener has somebody waiting, as far as is known.
@@ -100,6 +116,7 @@ impl Server {
         Ok(Server {
             epoll: PollableFd::new(set).map_err(io::Error::from)?,
             poll: PollState::new(),
+            polls: 0,
             events: Vec::with_capacity(EVENTS_MAX),
             listener: Some(listener),
             is_listener_ready: true,
@@ -137,13 +154,14 @@ impl Server {
                 DOORBELL => is_ringing = true,
                 key => {
                     let Some(client) = self.clients.get_mut(key as usize) else { continue };
-                    if flags.intersects(epoll::EventFlags::ERR | epoll::EventFlags::HUP) {
+                    if flags.contains(epoll::EventFlags::ERR) {
                         self.clients.remove(key as usize);
                         continue;
                     }
-                    client.connection.hung_up |= flags.contains(epoll::EventFlags::RDHUP);
-                    client.connection.readable |= flags.contains(epoll::EventFlags::IN) || client.connection.hung_up;
-                    self.ready.push(key as usize);
+                    let connection = &mut client.connection;
+                    connection.hung_up |= flags.intersects(epoll::EventFlags::RDHUP | epoll::EventFlags::HUP);
+                    connection.readable |= flags.contains(epoll::EventFlags::IN) || connection.hung_up;
+                    client.queue(key as usize, &mut self.ready);
                     let is_writable = flags.contains(epoll::EventFlags::OUT);
                     if is_writable && !client.connection.output.is_empty() && !client.is_dirty {
                         client.is_dirty = true;
@@ -157,6 +175,10 @@ impl Server {
 
     /// Waits until a socket is ready, for `poll_fn` of the caller.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.polls += 1;
+        if self.polls > POLLS_MAX {
+            (self.poll, self.polls) = (PollState::new(), 1);
+        }
         match self.epoll.poll_readable(cx, &mut self.poll) {
             Poll::Ready(Ok(())) => Poll::Ready(()),
             Poll::Ready(Err(error)) => panic!("the epoll set cannot be waited for: {error}"),
@@ -212,7 +234,8 @@ impl Server {
                     // Out of memory for the set: the client hears it by the closing of its connection.
                     if epoll::add(self.epoll.get_ref(), &socket, data, flags).is_ok() {
                         let connection = Connection::new(now.monotonic_ms);
-                        entry.insert(Client { socket, generation: self.generation, connection, is_dirty: false });
+                        let generation = self.generation;
+                        entry.insert(Client { socket, generation, connection, is_ready: false, is_dirty: false });
                     }
                 }
                 Err(Errno::AGAIN) => {
@@ -236,15 +259,17 @@ impl Server {
 
     fn read(&mut self, key: usize, now: Moment, handler: &mut impl Handler) {
         let Some(client) = self.clients.get_mut(key) else { return };
+        client.is_ready = false;
         let connection = &mut client.connection;
-        let may_read = connection.readable && !connection.ended && connection.input.len() < AHEAD_BYTES_MAX;
+        // However much is on its way, only so much is kept: whole heads fit, and bodies are not kept at all.
+        let limit = AHEAD_BYTES_MAX.saturating_sub(connection.input.len()).min(READ_BYTES);
         let mut received = 0;
-        if may_read {
-            match recv(&client.socket, &mut self.scratch[..], RecvFlags::empty()) {
+        if connection.readable && !connection.ended && limit > 0 {
+            match recv(&client.socket, &mut self.scratch[..limit], RecvFlags::empty()) {
                 Ok((_, 0)) => connection.ended = true,
                 Ok((_, bytes)) => {
                     received = bytes;
-                    connection.readable = bytes == self.scratch.len() || connection.hung_up;
+                    connection.readable = bytes == limit || connection.hung_up;
                 }
                 Err(Errno::AGAIN) => connection.readable = false,
                 Err(Errno::INTR) => {}
@@ -253,19 +278,26 @@ impl Server {
                     return;
                 }
             }
-            if connection.readable {
-                self.ready.push(key);
-            }
         }
         match connection.state {
             State::Reading if received > 0 || !connection.input.is_empty() => self.understand(key, received, handler),
             State::Deciding => connection.input.extend_from_slice(&self.scratch[..received]),
             _ => {}
         }
-        let connection = &mut self.clients[key].connection;
-        if connection.ended && connection.state == State::Reading && connection.output.len() < OUTPUT_BYTES_MAX {
+        let client = &mut self.clients[key];
+        let connection = &mut client.connection;
+        let has_output_room = connection.output.len() < OUTPUT_BYTES_MAX;
+        if connection.state == State::Reading && has_output_room && connection.ended {
             // Whatever is left is no whole request and never will be.
             connection.state = State::Closing;
+        }
+        let may_read_more = match connection.state {
+            State::Reading => has_output_room,
+            State::Deciding | State::Lingering => connection.input.len() < AHEAD_BYTES_MAX,
+            State::Closing => false,
+        };
+        if connection.readable && !connection.ended && may_read_more {
+            client.queue(key, &mut self.ready);
         }
         self.conclude(key, now);
     }
@@ -354,7 +386,7 @@ impl Server {
         write(style, &mut self.responder, &mut connection.output);
         connection.state = if style.keep_alive { State::Reading } else { State::Closing };
         if !connection.input.is_empty() || connection.readable || connection.ended {
-            self.ready.push(key);
+            client.queue(key, &mut self.ready);
         }
         self.conclude(key, now);
     }
@@ -364,6 +396,9 @@ impl Server {
     fn conclude(&mut self, key: usize, now: Moment) {
         let Some(client) = self.clients.get_mut(key) else { return };
         let connection = &mut client.connection;
+        if self.is_draining && connection.is_idle() && !connection.readable {
+            connection.state = State::Closing;
+        }
         connection.set_deadline(now.monotonic_ms);
         let has_work = !connection.output.is_empty()
             || connection.state == State::Closing
@@ -407,15 +442,16 @@ impl Server {
             buffer.clear();
             self.spare_buffers.push(buffer);
         }
+        if self.is_draining && connection.is_idle() && !connection.readable {
+            connection.state = State::Closing;
+        }
         match connection.state {
             State::Closing if !connection.ended => {
                 connection.state = State::Lingering;
                 connection.input = Vec::new();
                 // Fails only if the client has reset the connection, which the next read says too.
                 let _ = shutdown(&client.socket, Shutdown::Write);
-                if connection.readable {
-                    self.ready.push(key);
-                }
+                client.queue(key, &mut self.ready);
             }
             State::Closing => {
                 self.clients.remove(key);
@@ -426,10 +462,12 @@ impl Server {
                 return;
             }
             // What waited for room to write.
-            State::Reading if !connection.input.is_empty() => self.ready.push(key),
+            State::Reading if !connection.input.is_empty() || connection.readable || connection.ended => {
+                client.queue(key, &mut self.ready);
+            }
             _ => {}
         }
-        connection.set_deadline(now.monotonic_ms);
+        self.clients[key].connection.set_deadline(now.monotonic_ms);
     }
 
     /// Ends what has waited too long. To be called about once a second.
@@ -460,14 +498,18 @@ impl Server {
     }
 
     /// Accepts who already waits, then nobody; lets go of idle connections, and of the others after their answer.
+    /// Whoever has sent something that was not read yet is still served.
     pub fn drain(&mut self, now: Moment) {
         self.is_draining = true;
         self.is_listener_ready = true;
-        self.accept(now);
+        while self.is_listener_ready && now.monotonic_ms >= self.accepts_again_ms {
+            self.accept(now);
+        }
         self.listener = None;
-        let idle: Vec<usize> =
-            self.clients.iter().filter(|(_, client)| client.connection.is_idle()).map(|(key, _)| key).collect();
-        idle.into_iter().for_each(|key| drop(self.clients.remove(key)));
+        for (key, client) in &mut self.clients {
+            client.connection.readable = true;
+            client.queue(key, &mut self.ready);
+        }
     }
 
     /// Whether every request has its answer, and every answer is written.

@@ -371,6 +371,8 @@ impl Shard {
         let outcome = match code.destination(&self.terms) {
             Destination::Nowhere => Outcome::CodeUnknown,
             Destination::EndedSale => Outcome::SaleEnded,
+            // The origin read the code under the terms of an earlier sale.
+            Destination::Item(item) if self.partition.owner_of_item(item) != self.id => Outcome::SaleEnded,
             Destination::Item(item) => {
                 match self.stock.confirm(self.partition.slot_of(item), code, key, now.monotonic_ms) {
                     Confirmation::Bought(Hold { user, .. }) => {
@@ -382,6 +384,10 @@ impl Shard {
                         return self.defer(Deferred::Answer(origin, ticket, Outcome::Purchased { sale, item }));
                     }
                     Confirmation::Replayed => Outcome::Purchased { sale, item },
+                    // Not before the one that precedes it is durable: it could still be undone.
+                    Confirmation::Preceded => {
+                        return self.defer(Deferred::Answer(origin, ticket, Outcome::CodeUsed));
+                    }
                     Confirmation::Used => Outcome::CodeUsed,
                     Confirmation::Expired => Outcome::CodeExpired,
                     Confirmation::Unknown => Outcome::CodeUnknown,
@@ -395,10 +401,15 @@ impl Shard {
         let outcome = match code.destination(&self.terms) {
             Destination::Nowhere => Outcome::CodeUnknown,
             Destination::EndedSale => Outcome::SaleEnded,
+            // The origin read the code under the terms of an earlier sale.
+            Destination::Item(item) if self.partition.owner_of_item(item) != self.id => Outcome::SaleEnded,
             Destination::Item(item) => match self.stock.cancel(self.partition.slot_of(item), code, now.monotonic_ms) {
                 Cancellation::Released(hold) => {
                     self.log_release(item, hold, ReleaseReason::Cancelled, now, effects);
                     return self.defer(Deferred::Answer(origin, ticket, Outcome::Released));
+                }
+                Cancellation::Preceded => {
+                    return self.defer(Deferred::Answer(origin, ticket, Outcome::CodeUsed));
                 }
                 Cancellation::Used => Outcome::CodeUsed,
                 Cancellation::Expired => Outcome::CodeExpired,

@@ -7,7 +7,7 @@
 //! | all zero | no | clean end |
 //! | anything else | no | torn tail: nobody was told of it, drop it |
 //! | anything | yes | damage: it was durable once, refuse to start |
-//! | genuine, but not in its place | — | damage: no torn write does that |
+//! | whole, but not in its place or of another stream | — | damage: no torn write does that |
 //! | the file is shorter than it was made | — | damage |
 //!
 //! Recovery ends every stream with a seal, a block that counts everything before it as flushed. So once a
@@ -76,6 +76,13 @@ pub enum Damage {
         /// The block that lies there.
         found: u64,
     },
+    /// A whole block of another stream lies here.
+    Foreign {
+        /// The file it is in.
+        file: String,
+        /// The block that belongs there.
+        number: u64,
+    },
     /// A file is shorter than it was made.
     Short {
         /// The file.
@@ -121,6 +128,9 @@ impl fmt::Display for Damage {
             ),
             Damage::Misplaced { file, number, found } => {
                 write!(f, "in {file}, block {found} or one that only looks like it lies where block {number} belongs")
+            }
+            Damage::Foreign { file, number } => {
+                write!(f, "in {file}, a block of another log or installation lies where block {number} belongs")
             }
             Damage::Short { file, bytes, expected } => {
                 write!(f, "{file} has {bytes} bytes and was made with {expected}")
@@ -185,13 +195,22 @@ pub fn read(
         if let Some(version) = block::version(block).filter(|&version| version != block::FORMAT_VERSION) {
             return Err(Damage::Version { file: segment.name.clone(), version });
         }
+        let is_beginning_unknown = first_block > 0 && end.blocks == first_block;
+        let mut known = (!is_beginning_unknown).then_some(end.records);
         let after = std::iter::once((segment, number, block)).chain(blocks.clone());
         for (later, position, block) in after {
-            let Some((header, _)) = block::parse(block, stream) else { continue };
+            let Some((header, _)) = block::parse(block, stream) else {
+                if block::is_whole(block) {
+                    return Err(Damage::Foreign { file: later.name.clone(), number: position });
+                }
+                continue;
+            };
             if header.number != position {
                 return Err(Damage::Misplaced { file: later.name.clone(), number: position, found: header.number });
             }
-            if header.flushed > end.records {
+            // Blocks of one flight say the same; without a beginning, only a second flight proves the first.
+            let known = *known.get_or_insert(header.flushed);
+            if header.flushed > known {
                 let (file, expected) = (segment.name.clone(), end.blocks);
                 return Err(if number == expected {
                     let offset = (number - segment.first_block) * BLOCK_BYTES as u64;
@@ -380,6 +399,26 @@ mod tests {
         });
         assert_eq!(end.unwrap().records, 28);
         assert_eq!(seqs, (11..=28).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_torn_flight_at_an_unknown_beginning_is_a_torn_tail() {
+        let mut segments = log(&[4, 3], false);
+        segments.remove(0);
+        segments[0].bytes[..BLOCK_BYTES].fill(0);
+        let end = read(&STREAM, &segments, |_, _| panic!("nothing is left")).unwrap();
+        assert_eq!((end.ending, end.blocks), (Ending::Torn, 4));
+        let mut segments = log(&[4, 1, 1, 1], false);
+        segments.remove(0);
+        segments[0].bytes[..BLOCK_BYTES].fill(0);
+        assert!(matches!(read(&STREAM, &segments, |_, _| Ok(())), Err(Damage::Block { number: 4, .. })));
+    }
+
+    #[test]
+    fn a_foreign_block_is_no_torn_tail() {
+        let other = StreamId { cluster: Uuid::from_u128(2), ..STREAM };
+        let damage = read(&other, &log(&[1, 2], false), |_, _| Ok(())).unwrap_err();
+        assert_eq!(damage, Damage::Foreign { file: "b0".into(), number: 0 });
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use crate::harness::{LONG_SALE, Server};
 use crate::load::{connect, crowd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 #[test]
 fn a_hoarder_never_holds_more_than_ten() {
@@ -54,4 +55,77 @@ fn a_thousand_purchases_of_one_code_buy_once() {
         );
     }
     assert_eq!(client.sale()["sold"], 3);
+}
+
+/// Clients that always have something to ask must not keep the log from being flushed.
+#[test]
+fn a_busy_shard_still_sells() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", "1"]].concat());
+    let is_over = AtomicBool::new(false);
+    let pipelined = "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n".repeat(64);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut client = connect(server.address);
+                client.send(pipelined.as_bytes()).unwrap();
+                while !is_over.load(Ordering::Relaxed) {
+                    client.send(pipelined.as_bytes()).unwrap();
+                    (0..64).for_each(|_| assert_eq!(client.read().unwrap().status, 200));
+                }
+            });
+        }
+        let mut client = server.connect();
+        for item in 0..100 {
+            let code = client.reserve(i64::from(item), item);
+            assert_eq!(client.purchase(&code).status, 200);
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+}
+
+/// A client that asks for much and reads nothing costs a bounded amount of memory.
+#[test]
+fn who_does_not_read_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", "1"]].concat());
+    let rude = Mutex::new(Vec::new());
+    let before = server.resident_kib();
+    let flood = "GET /sale HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1_000);
+    // Until the server stops reading from each.
+    crowd(50, |_| {
+        let mut client = connect(server.address);
+        client.send_until_stuck(flood.as_bytes());
+        rude.lock().unwrap().push(client);
+    });
+    let mut client = server.connect();
+    let code = client.reserve(1, 1);
+    assert_eq!(client.purchase(&code).status, 200);
+    let grown = server.resident_kib().saturating_sub(before);
+    assert!(grown < 50 * 200, "{grown} KiB for 50 clients");
+}
+
+/// Ten thousand requests in one go are answered one by one, in order.
+#[test]
+fn a_long_pipeline_is_served_to_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", "2"]].concat());
+    let mut client = server.connect();
+    let mut writer = client.another_handle();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let line = |turn: u32| match turn % 3 {
+                0 => format!("POST /checkout?user_id={turn}&item_id={} HTTP/1.1\r\nHost: x\r\n\r\n", turn % 10_000),
+                1 => "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(),
+                _ => "POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc".to_owned(),
+            };
+            writer.send((0..10_000).map(line).collect::<String>().as_bytes()).unwrap();
+            writer.finish();
+        });
+        for turn in 0..10_000 {
+            let expected = [200, 200, 404][turn % 3];
+            assert_eq!(client.read().unwrap().status, expected, "turn {turn}");
+        }
+        assert!(client.is_closed());
+    });
 }

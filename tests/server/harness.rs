@@ -161,6 +161,17 @@ impl Client {
         self.stream.write_all(bytes)
     }
 
+    /// Sends `bytes` over and over, until nothing more has been taken for a while.
+    pub fn send_until_stuck(&mut self, bytes: &[u8]) {
+        self.stream.set_write_timeout(Some(Duration::from_millis(200))).expect("it is open");
+        while self.stream.write_all(bytes).is_ok() {}
+    }
+
+    /// For reading here and writing there.
+    pub fn another_handle(&self) -> Client {
+        Client { stream: self.stream.try_clone().expect("it is open"), received: Vec::new() }
+    }
+
     /// No more will be sent.
     pub fn finish(&self) {
         self.stream.shutdown(std::net::Shutdown::Write).expect("it is open");

@@ -1,6 +1,7 @@
 //! The real binary over real sockets.
 
 mod abuse;
+mod budget;
 mod contract;
 mod crash;
 mod harness;

@@ -1,0 +1,96 @@
+//! Little disk: what gives way, and that it comes back.
+
+use crate::harness::Server;
+use crate::load::{Promises, buy, connect, crowd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+fn log_bytes(dir: &Path) -> u64 {
+    let files = std::fs::read_dir(dir.join("log")).unwrap();
+    files.filter_map(|file| file.ok()?.metadata().ok()).map(|file| file.len()).sum()
+}
+
+/// Short sales on a small budget: old sales are removed, the server goes on, and every restart, by whatever number
+/// of shards, finds a log that it can read.
+#[test]
+fn old_sales_make_room_and_the_rest_can_always_be_read() {
+    const BUDGET: u64 = 4 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    for shards in ["1", "3", "2", "4", "1", "2"] {
+        let arguments = [
+            "--sale-period",
+            "1s",
+            "--items",
+            "500",
+            "--log-budget",
+            "4MiB",
+            "--user-limit",
+            "500",
+            "--shards",
+            shards,
+        ];
+        let server = Server::start(dir.path(), &arguments);
+        let promises = Promises::default();
+        let end = Instant::now() + Duration::from_millis(2_500);
+        crowd(12, |number| {
+            let mut client = connect(server.address);
+            for turn in 0.. {
+                if Instant::now() > end {
+                    return;
+                }
+                let item = (turn * 12 + number) % 500;
+                let outcome = buy(&mut client, i64::from(number), item, &promises).expect("the server goes on");
+                let known = ["200", "item-sold", "item-reserved", "sale-ended", "log-full"];
+                assert!(known.contains(&outcome.as_str()), "{outcome}");
+            }
+        });
+        let bought = promises.take().iter().filter(|promise| promise.bought).count();
+        assert!(bought > 500, "only {bought} were sold on {shards} shards");
+        // After a restart, what was promised to live holds may cost a little more than the budget.
+        assert!(log_bytes(dir.path()) <= BUDGET / 4 * 5, "{} bytes", log_bytes(dir.path()));
+        server.kill();
+    }
+}
+
+/// When the log is full, nothing more is reserved, but all that is held can be bought.
+#[test]
+fn a_full_log_still_buys_what_is_held() {
+    let dir = tempfile::tempdir().unwrap();
+    let arguments = [
+        "--sale-period",
+        "365days",
+        "--reservation-ttl",
+        "1h",
+        "--log-budget",
+        "1MiB",
+        "--shards",
+        "1",
+        "--user-limit",
+        "100000",
+    ];
+    let server = Server::start(dir.path(), &arguments);
+    let mut client = server.connect();
+    let mut codes = Vec::new();
+    let refused = (0..).find_map(|item| {
+        let response = client.checkout(1, item);
+        if response.status == 200 {
+            codes.push(response.body);
+            return None;
+        }
+        Some(response)
+    });
+    let refused = refused.expect("the budget is small");
+    assert_eq!((refused.problem().as_str(), refused.header("retry-after")), ("log-full", Some("1")));
+    server.wait_for_line("the log is full");
+    assert!(codes.len() > 50, "only {} were held", codes.len());
+    let (now, later) = codes.split_at(codes.len() / 2);
+    now.iter().for_each(|code| assert_eq!(client.purchase(code).status, 200));
+    server.kill();
+
+    // Nor does a crash take the room that was promised.
+    let server = Server::start(dir.path(), &arguments);
+    let mut client = server.connect();
+    later.iter().for_each(|code| assert_eq!(client.purchase(code).status, 200));
+    now.iter().for_each(|code| assert_eq!(client.purchase(code).problem(), "code-used"));
+    assert!(server.terminate().success());
+}
