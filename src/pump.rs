@@ -234,8 +234,9 @@ impl Pump {
 
         self.append(now);
         self.start_flushes(now);
-        self.outside.mesh.dispatch(self.shard.terms().sale);
+        // Before any answer leaves, here or by another shard: who reads the sale after a 200 finds it counted.
         self.publish();
+        self.outside.mesh.dispatch(self.shard.terms().sale);
         self.outside.server.write_replies(now);
 
         if self.has_finished(now) {
