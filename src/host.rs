@@ -4,7 +4,6 @@ use crate::fatal::Fatal;
 use glommio::{GlommioError, LocalExecutorBuilder, Placement};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity};
-use std::io;
 
 /// Bytes of registered memory that each executor asks for: what its flushes need.
 pub const IO_MEMORY: usize = 512 * 1024;
@@ -69,18 +68,15 @@ pub fn check_io_uring() -> Result<(), Fatal> {
 /// Why an executor could not be had.
 pub fn refusal(error: GlommioError<()>) -> Fatal {
     let text = error.to_string();
-    if text.contains("memlock") {
-        return Fatal::Host(format!("{text}; raise LimitMEMLOCK or ulimit -l to 8 MiB for each shard"));
-    }
-    let io: io::Error = error.into();
-    Fatal::Host(match io.kind() {
-        io::ErrorKind::PermissionDenied => {
-            "io_uring is refused; allow it in the container's seccomp profile, and set kernel.io_uring_disabled to 0"
-                .into()
-        }
-        io::ErrorKind::OutOfMemory => {
-            format!("io_uring has no memory to lock: {text}; raise LimitMEMLOCK or ulimit -l to 8 MiB for each shard")
-        }
-        _ => format!("io_uring cannot be used: {text}; Linux 5.11 or newer is needed"),
-    })
+    Fatal::Host(
+        if text.contains("MemLockLimit") || text.contains("memlock") || text.contains("Cannot allocate memory") {
+            format!(
+                "too little memory may be locked: {text}; raise LimitMEMLOCK or ulimit -l to 8 MiB and 2 MiB for each shard"
+            )
+        } else if text.contains("not permitted") {
+            format!("{text}; allow io_uring in the container's seccomp profile, and set kernel.io_uring_disabled to 0")
+        } else {
+            format!("io_uring cannot be used: {text}; Linux 5.11 or newer is needed")
+        },
+    )
 }

@@ -74,6 +74,25 @@ fn too_few_descriptors_are_counted() {
     );
 }
 
+/// The limits of a shell that starts the server.
+fn run_limited(dir: &Path, limit: &str) -> (i32, String) {
+    let server = stampede(dir, &[]);
+    let words: Vec<_> =
+        std::iter::once(server.get_program()).chain(server.get_args()).map(|word| word.to_str().unwrap()).collect();
+    let script = format!("{limit} && exec {}", words.join(" "));
+    let output = std::process::Command::new("sh").args(["-c", &script]).env_clear().current_dir(dir).output().unwrap();
+    (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn limits_of_the_host_are_named_with_the_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    for (limit, part) in [("ulimit -l 64", "LimitMEMLOCK"), ("ulimit -n 100", "LimitNOFILE")] {
+        let (code, text) = run_limited(dir.path(), limit);
+        assert!(code == 5 && text.contains(part), "{limit}: {code}: {text}");
+    }
+}
+
 #[test]
 fn a_damaged_log_is_refused_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
