@@ -10,6 +10,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+use tokio_postgres::config::SslMode;
 
 /// More shards than this are a mistake.
 pub const SHARDS_MAX: u16 = 256;
@@ -87,6 +88,13 @@ pub const SETTINGS: &[Setting] = &[
         help: "Disk that the logs may use; of ended sales, refused attempts are removed first and purchases last",
     },
     Setting {
+        flag: "database-url",
+        variables: &["DATABASE_URL"],
+        value: "URL",
+        default: "(none: the log alone)",
+        help: "PostgreSQL to persist to, like postgres://user@host/name. Or in parts: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME",
+    },
+    Setting {
         flag: "max-connections",
         variables: &["MAX_CONNECTIONS"],
         value: "NUMBER",
@@ -102,9 +110,6 @@ pub const SETTINGS: &[Setting] = &[
     },
 ];
 
-/// Variables of the persistence in Postgres, which this version does not have: better refused than ignored.
-const NOT_YET: &[&str] = &["DATABASE_URL", "DB_HOST", "DB_NAME"];
-
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -115,7 +120,7 @@ pub enum LogFormat {
 }
 
 /// Validated settings.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Where to serve the public.
     pub listen: SocketAddr,
@@ -127,6 +132,8 @@ pub struct Config {
     pub rules: Rules,
     /// Bytes that all logs together may use.
     pub log_budget: u64,
+    /// Where to persist to. Its `Debug` shows no password.
+    pub database: Option<tokio_postgres::Config>,
     /// Connections at once, if it was said.
     pub max_connections: Option<u32>,
     /// How log lines look, if it was said.
@@ -237,6 +244,51 @@ impl Sources<'_> {
         })
     }
 
+    fn database(&self) -> Result<Option<tokio_postgres::Config>, BadSetting> {
+        let mut config = match (self.get("database-url"), self.variable("DB_HOST")) {
+            // The value may hold a password: it is never repeated.
+            (Some(url), _) => url.text.parse::<tokio_postgres::Config>().map_err(|error| {
+                let why = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+                BadSetting(format!(
+                    "{} cannot be read ({why}); give a URL like postgres://user@host:5432/name",
+                    url.origin
+                ))
+            })?,
+            (None, Some(host)) => self.database_from_parts(&host.text)?,
+            (None, None) => return Ok(None),
+        };
+        if config.get_ssl_mode() == SslMode::Require {
+            return Err(BadSetting("the database is to be reached by TLS only, which this version does not speak; set sslmode to prefer, on a network that you trust".into()));
+        }
+        config
+            .application_name("stampede")
+            .connect_timeout(Duration::from_secs(5))
+            .keepalives_idle(Duration::from_secs(10));
+        Ok(Some(config))
+    }
+
+    fn database_from_parts(&self, host: &str) -> Result<tokio_postgres::Config, BadSetting> {
+        let mut config = tokio_postgres::Config::new();
+        config.host(host);
+        if let Some(port) = self.variable("DB_PORT") {
+            config.port(port.number(1..=65535)? as u16);
+        }
+        config.user(self.variable("DB_USER").map_or("stampede".into(), |user| user.text));
+        config.dbname(self.variable("DB_NAME").map_or("stampede".into(), |name| name.text));
+        if let Some(password) = self.variable("DB_PASSWORD") {
+            config.password(password.text);
+        }
+        if let Some(mode) = self.variable("DB_SSL_MODE") {
+            config.ssl_mode(match mode.text.as_str() {
+                "disable" => SslMode::Disable,
+                "prefer" => SslMode::Prefer,
+                "require" | "verify-full" => SslMode::Require,
+                _ => return Err(mode.bad("disable, prefer, require or verify-full")),
+            });
+        }
+        Ok(config)
+    }
+
     fn listen(&self) -> Result<SocketAddr, BadSetting> {
         let is_whole = self.flags.contains_key("listen") || self.variable("LISTEN").is_some();
         let raw = self.get("listen").expect("it has a default");
@@ -255,12 +307,6 @@ impl Config {
     /// # Errors
     /// The first setting that cannot be used.
     pub fn new(sources: &Sources<'_>) -> Result<Config, BadSetting> {
-        if let Some(raw) = NOT_YET.iter().find_map(|name| sources.variable(name)) {
-            return Err(BadSetting(format!(
-                "{} is set, but this version keeps its log on disk only and writes to no database; unset it",
-                raw.origin
-            )));
-        }
         let get = |flag| sources.get(flag).expect("it has a default");
         let second = Duration::from_secs(1);
         let period = get("sale-period");
@@ -289,6 +335,7 @@ impl Config {
             data_dir: get("data-dir").text.into(),
             rules,
             log_budget: get("log-budget").bytes(1 << 20..=1 << 50)?,
+            database: sources.database()?,
             max_connections: max_connections.transpose()?.map(|connections| connections as u32),
             log_format: log_format.transpose()?,
         })
@@ -306,7 +353,7 @@ pub fn in_one_unit(ms: u64) -> String {
 /// One setting a line, as `--check-config` prints them.
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Config { listen, shards, data_dir, rules, log_budget, max_connections, log_format } = self;
+        let Config { listen, shards, data_dir, rules, log_budget, database, max_connections, log_format } = self;
         let open = |value: Option<String>| value.unwrap_or_else(|| "auto".into());
         writeln!(f, "listen = {listen}")?;
         writeln!(f, "shards = {}", open(shards.map(|shards| shards.to_string())))?;
@@ -316,6 +363,7 @@ impl fmt::Display for Config {
         writeln!(f, "sale-period = {}", in_one_unit(u64::from(rules.period_s) * 1000))?;
         writeln!(f, "reservation-ttl = {}", in_one_unit(rules.ttl_ms.into()))?;
         writeln!(f, "log-budget = {log_budget}")?;
+        writeln!(f, "database = {}", if database.is_some() { "postgres" } else { "none" })?;
         writeln!(f, "max-connections = {}", open(max_connections.map(|connections| connections.to_string())))?;
         let format = log_format.map(|format| if format == LogFormat::Text { "text" } else { "json" });
         write!(f, "log-format = {}", open(format.map(str::to_owned)))
@@ -391,8 +439,20 @@ mod tests {
         }
         let error = config(&[], &[], &[("PORT", "99999")]).unwrap_err();
         assert!(error.starts_with("PORT in .env is \"99999\""), "{error}");
-        let error = config(&[], &[("DATABASE_URL", "postgres://x:secret@y/z")], &[]).unwrap_err();
-        assert!(error.starts_with("DATABASE_URL is set") && !error.contains("secret"), "{error}");
+        let error = config(&[], &[("DATABASE_URL", "postgres://x:secret@y:z/w")], &[]).unwrap_err();
+        assert!(error.starts_with("DATABASE_URL cannot be read") && !error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn the_database_can_be_given_whole_or_in_parts() {
+        let database = |env: &[(&str, &str)]| config(&[], env, &[]).unwrap().database;
+        assert_eq!(database(&[]), None);
+        let whole = database(&[("DATABASE_URL", "postgres://u:p@h:7/n")]).unwrap();
+        let parts = [("DB_HOST", "h"), ("DB_PORT", "7"), ("DB_USER", "u"), ("DB_PASSWORD", "p"), ("DB_NAME", "n")];
+        assert_eq!(Some(whole), database(&parts));
+        assert!(!format!("{:?}", database(&parts)).contains("\"p\""));
+        let error = config(&[], &[("DB_HOST", "h"), ("DB_SSL_MODE", "require")], &[]).unwrap_err();
+        assert!(error.contains("TLS"), "{error}");
     }
 
     #[test]

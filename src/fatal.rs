@@ -17,6 +17,8 @@ pub enum Fatal {
     Host(String),
     /// The log lost something that was durable once. Restarting does not help.
     Damaged(String),
+    /// The database cannot be this server's: another installation's, taken over, newer, or it holds what it must not.
+    Database(String),
     /// A write or sync of the log failed. What is on disk is unknown until recovery reads it.
     LogFailed(String),
 }
@@ -31,6 +33,7 @@ impl Fatal {
             Fatal::Host(_) => 5,
             Fatal::Damaged(_) => 6,
             Fatal::LogFailed(_) => 7,
+            Fatal::Database(_) => 8,
         }
     }
 
@@ -60,6 +63,7 @@ impl fmt::Display for Fatal {
             Fatal::DataDir(why) => write!(f, "cannot use the data directory: {why}"),
             Fatal::Host(why) => write!(f, "the host does not give what is needed: {why}"),
             Fatal::Damaged(why) => write!(f, "the log is damaged, and nothing was changed: {why}"),
+            Fatal::Database(why) => write!(f, "cannot use the database: {why}"),
             Fatal::LogFailed(why) => write!(f, "the log cannot be written: {why}"),
         }
     }

@@ -14,6 +14,10 @@
 //! [`segment`] makes and writes its files, [`retention`] keeps them within their budget. [`status`] holds the few
 //! numbers that shards publish, [`page`] shows them.
 //!
+//! **Postgres.** [`persistence`] is the one thread that brings every flushed record there, exactly once: from a
+//! channel while it keeps up, from the files by [`log_reader`] when it does not. [`postgres`] has the connection, the
+//! schema and the transaction; [`copy_rows`] turns records into rows.
+//!
 //! ----
 //!
 //! **Bytes.** [`connection`] turns bytes into requests by [`http`] and [`body`]. [`route`] turns requests into
@@ -57,16 +61,20 @@ pub mod code;
 pub mod command;
 pub mod config;
 pub mod connection;
+pub mod copy_rows;
 pub mod data_dir;
 pub mod fatal;
 pub mod host;
 pub mod http;
 pub mod listener;
+pub mod log_reader;
 pub mod logging;
 pub mod mesh;
 pub mod message;
 pub mod page;
 pub mod partition;
+pub mod persistence;
+pub mod postgres;
 pub mod problem;
 pub mod pump;
 pub mod purchase_log;

@@ -15,7 +15,8 @@ use stampede::data_dir::DataDir;
 use stampede::fatal::{self, Fatal};
 use stampede::mesh::{self, Doorbell, Endpoint};
 use stampede::partition::Partition;
-use stampede::pump::{Logs, Notice, Outside, Pump};
+use stampede::persistence::{Persistence, Plan};
+use stampede::pump::{Logs, Notice, Outside, Pump, Shipping};
 use stampede::purchase_log::PurchaseLog;
 use stampede::recovery::{Recovered, recover};
 use stampede::retention::{OldSegment, Retention};
@@ -73,6 +74,7 @@ struct Start {
     direct_io: bool,
     budget: u64,
     seed: [u8; 32],
+    persistence: Option<Shipping>,
 }
 
 /// The running process, seen from its main thread.
@@ -82,6 +84,7 @@ struct Process {
     doorbells: Arc<[Doorbell]>,
     notices: Receiver<Notice>,
     threads: Vec<thread::JoinHandle<()>>,
+    persistence: Option<Persistence>,
     _data: DataDir,
 }
 
@@ -115,7 +118,7 @@ impl Process {
             );
         }
 
-        let status = Arc::new(Status::new(shards));
+        let status = Arc::new(Status::new(shards, config.database.is_some()));
         let doorbells: Result<Arc<[Doorbell]>, _> = (0..shards).map(|_| Doorbell::new()).collect();
         let doorbells = doorbells.map_err(no_descriptors)?;
         let (notices, noticed) = unbounded();
@@ -135,7 +138,7 @@ impl Process {
 
         let partition = Partition::new(shards);
         let recovered = recover(&data, partition, &config.rules, clock.now())?;
-        let Recovered { inventories, old, found, records, torn } = recovered;
+        let Recovered { inventories, old, earlier, found, records, torn } = recovered;
         let sale = inventories.first().map(|inventory| inventory.terms.sale.0);
         tracing::info!(
             records,
@@ -149,17 +152,26 @@ impl Process {
         let mut old_of = vec![Vec::new(); usize::from(shards)];
         // Whole streams, so that each loses only its beginning to retention.
         old.into_iter().for_each(|segment| old_of[usize::from(segment.name.stream.shard % shards)].push(segment));
-        for ((start, inventory), old) in starts.into_iter().zip(inventories).zip(old_of) {
+        let (ways, returns): (Vec<_>, Vec<_>) = (0..shards).map(|_| unbounded()).unzip();
+        let owner = StreamId { cluster: data.cluster, epoch: data.epoch, shard: 0, log: LogKind::Purchases };
+        let persistence = config.database.map(|database| {
+            let (logs, status) = (data.logs.clone(), status.clone());
+            Persistence::start(Plan { database, owner, logs, status, earlier, shipped: ways })
+        });
+        let (persistence, feed) = persistence.transpose()?.unzip();
+        for (((start, inventory), old), shipped) in starts.into_iter().zip(inventories).zip(old_of).zip(returns) {
             let mut seed = [0; 32];
             getrandom::fill(&mut seed).map_err(|error| Fatal::Host(format!("no random numbers: {error}")))?;
             let (rules, cluster, epoch, logs) = (config.rules, data.cluster, data.epoch, data.logs.clone());
             let direct_io = data.direct_io;
-            let begin = Start { inventory, old, rules, partition, cluster, epoch, logs, direct_io, budget, seed };
+            let persistence = feed.clone().map(|feed| Shipping { feed, shipped });
+            let begin =
+                Start { inventory, old, rules, partition, cluster, epoch, logs, direct_io, budget, seed, persistence };
             // A shard that cannot receive this has ended the process.
             let _ = start.send(begin);
         }
         doorbells.iter().for_each(Doorbell::ring);
-        Ok(Process { started, status, doorbells, notices: noticed, threads, _data: data })
+        Ok(Process { started, status, doorbells, notices: noticed, threads, persistence, _data: data })
     }
 
     /// Logs what the shards report, and sees to an orderly end.
@@ -222,6 +234,9 @@ impl Process {
             // A panic has ended the process already.
             let _ = thread.join();
         }
+        if let Some(persistence) = self.persistence {
+            persistence.finish();
+        }
         Ok(())
     }
 
@@ -266,15 +281,20 @@ async fn sell(door: Door, begun: Receiver<Start>) -> Result<(), Fatal> {
             start.is_some()
         })
         .await;
-    let Start { inventory, old, rules, partition, cluster, epoch, logs, direct_io, budget, seed } =
+    let Start { inventory, old, rules, partition, cluster, epoch, logs, direct_io, budget, seed, persistence } =
         start.expect("recovery is over when there is something to start with");
     let segment_bytes = (budget / 16).clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
     let log = |log| {
         let stream = StreamId { cluster, epoch, shard: id.0, log };
         PurchaseLog::new(stream, &logs, direct_io, (segment_bytes / BLOCK_BYTES as u64) as u32)
     };
-    let retention = Retention::new(&logs, budget, old);
-    let logs = Logs { purchases: log(LogKind::Purchases), attempts: log(LogKind::Attempts), retention };
+    let retention = Retention::new(&logs, budget, old, persistence.is_some());
+    let (mut purchases, mut attempts) = (log(LogKind::Purchases), log(LogKind::Attempts));
+    if persistence.is_some() {
+        purchases.keep_chunks();
+        attempts.keep_chunks();
+    }
+    let logs = Logs { purchases, attempts, retention, persistence };
     let mut effects = Effects::default();
     let codes = CodeGenerator::new(seed);
     let shard = Shard::new(id, partition, rules, inventory, codes, clock.now(), &mut effects);

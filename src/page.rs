@@ -27,6 +27,7 @@ struct Health {
     live: bool,
     ready: bool,
     sale: Option<Sale>,
+    records_not_in_postgres: Option<u64>,
     shards: Vec<ShardHealth>,
 }
 
@@ -105,6 +106,7 @@ fn health(facts: &Facts<'_>, phase: Phase) -> Health {
         live: true,
         ready: phase == Phase::Serving,
         sale: sale(facts),
+        records_not_in_postgres: facts.status.has_database.then(|| read(&facts.status.records_behind)),
         shards: shards.collect(),
     }
 }

@@ -10,12 +10,13 @@
 //! Log before reply: an answer that needs the log comes out of the state machine only in step 2 of a turn that
 //! begins after its flush has ended.
 
-use crate::block::{BLOCK_BYTES, LogKind};
+use crate::block::{BLOCK_BYTES, LogKind, StreamId};
 use crate::clock::Clock;
 use crate::fatal::Fatal;
 use crate::http::Head;
 use crate::mesh::{Delivery, Endpoint};
 use crate::page::{self, Facts};
+use crate::persistence::Feed;
 use crate::problem::Problem;
 use crate::purchase_log::{Progress, PurchaseLog};
 use crate::response::{Responder, Style};
@@ -25,7 +26,7 @@ use crate::server::{Handled, Server};
 use crate::shard::{Effects, Ended, Event, Shard};
 use crate::status::{Phase, ShardStatus, Status};
 use crate::types::{Moment, SaleId, Seq, ShardId, Ticket};
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, Sender};
 use glommio::io::{PollState, PollableFd};
 use glommio::timer::Timer;
 use rustix::fd::OwnedFd;
@@ -81,6 +82,16 @@ pub struct Logs {
     pub attempts: PurchaseLog,
     /// The budget of both.
     pub retention: Retention,
+    /// The way to Postgres, if there is one.
+    pub persistence: Option<Shipping>,
+}
+
+/// A shard's two ends at the persistence thread.
+pub struct Shipping {
+    /// There: what has been flushed.
+    pub feed: Feed,
+    /// Back: how much of the streams that this shard looks after has arrived.
+    pub shipped: Receiver<(StreamId, Seq)>,
 }
 
 impl Logs {
@@ -364,14 +375,14 @@ impl Pump {
     }
 
     fn start_flushes(&mut self, now: Moment) {
-        let Logs { purchases, attempts, retention } = &mut self.logs;
+        let Logs { purchases, attempts, retention, .. } = &mut self.logs;
         purchases.start_flush();
         let is_due = now.monotonic_ms >= self.attempts_due_ms || self.is_draining;
         if attempts.buffered() >= ATTEMPTS_FLUSH || is_due {
             attempts.start_flush();
         }
-        for name in purchases.take_finished().into_iter().chain(attempts.take_finished()) {
-            retention.finished(name, self.shard.terms().sale);
+        for (name, last) in purchases.take_finished().into_iter().chain(attempts.take_finished()) {
+            retention.finished(name, self.shard.terms().sale, last);
         }
     }
 
@@ -382,7 +393,9 @@ impl Pump {
             return;
         }
         let durable_sale = self.durable_sale;
-        let Logs { purchases, attempts, retention } = &mut self.logs;
+        let Logs { purchases, attempts, retention, persistence } = &mut self.logs;
+        let arrived = persistence.iter().flat_map(|shipping| shipping.shipped.try_iter());
+        arrived.for_each(|(stream, position)| retention.shipped(stream, position));
         let bytes = purchases.segment_bytes();
         let half = bytes / BLOCK_BYTES as u64 / 2;
         let rush = (self.shard.stock().items() as u64 + RUSH_BLOCKS).min(retention.budget() / BLOCK_BYTES as u64 / 4);
@@ -424,11 +437,12 @@ impl Pump {
     }
 
     fn publish(&self) {
-        let ShardStatus { connections, appended, flushed, log_room, unrecorded, .. } = self.numbers();
+        let ShardStatus { connections, appended, flushed, attempts_flushed, log_room, unrecorded, .. } = self.numbers();
         self.numbers().publish_sales(self.shard.terms().sale, self.shard.counts());
         connections.store(self.outside.server.connections() as u64, Ordering::Relaxed);
         appended.store(self.logs.purchases.appended(), Ordering::Relaxed);
-        flushed.store(self.logs.purchases.flushed(), Ordering::Relaxed);
+        flushed.store(self.logs.purchases.flushed(), Ordering::Release);
+        attempts_flushed.store(self.logs.attempts.flushed(), Ordering::Release);
         log_room.store(self.logs.purchases.room(), Ordering::Relaxed);
         unrecorded.store(self.unrecorded, Ordering::Relaxed);
     }
@@ -508,7 +522,14 @@ impl Pump {
                     // There may be more to make.
                     (self.purchases_retry_ms, self.attempts_retry_ms) = (0, 0);
                 }
-                Some(Progress::Flushed) | None => {}
+                Some(Progress::Flushed) => {
+                    let Logs { purchases, attempts, persistence, .. } = &mut self.logs;
+                    let log = if kind == LogKind::Purchases { purchases } else { attempts };
+                    if let (Some(chunk), Some(shipping)) = (log.take_chunk(), &persistence) {
+                        shipping.feed.offer(chunk);
+                    }
+                }
+                None => {}
             }
         }
         Ok(())

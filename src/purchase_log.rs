@@ -20,6 +20,17 @@ const FLUSH_BLOCKS_MAX: usize = 64;
 
 type Work<T> = Pin<Box<dyn Future<Output = io::Result<T>>>>;
 
+/// Records that have just been flushed.
+#[derive(Debug)]
+pub struct Chunk {
+    /// Of which stream.
+    pub stream: StreamId,
+    /// Number of the first one.
+    pub first: Seq,
+    /// As they are in the log.
+    pub records: Vec<u8>,
+}
+
 /// A segment, and how much of it is used.
 struct Segment {
     file: Rc<SegmentFile>,
@@ -42,7 +53,7 @@ pub struct PurchaseLog {
     /// The first one is being written; the others wait.
     segments: VecDeque<Segment>,
     /// Segments that are full, for retention to know.
-    finished: Vec<SegmentName>,
+    finished: Vec<(SegmentName, Seq)>,
     /// Where the next segment to be made starts.
     next_segment: u64,
     /// Encoded records that no flush has taken yet.
@@ -54,6 +65,9 @@ pub struct PurchaseLog {
     next_block: u64,
     checksum: u32,
     flush: Option<Work<()>>,
+    /// What the flush under way writes, if somebody wants to know: the first record's number, and the records.
+    flushing: Option<(Seq, Vec<u8>)>,
+    wants_chunks: bool,
     making: Option<Work<Segment>>,
 }
 
@@ -75,6 +89,8 @@ impl PurchaseLog {
             next_block: 0,
             checksum: 0,
             flush: None,
+            flushing: None,
+            wants_chunks: false,
             making: None,
         }
     }
@@ -111,6 +127,20 @@ impl PurchaseLog {
         u64::from(self.segment_blocks) * BLOCK_BYTES as u64
     }
 
+    /// Keeps a copy of what is being flushed, for `take_chunk`.
+    pub fn keep_chunks(&mut self) {
+        self.wants_chunks = true;
+    }
+
+    /// What the last flush has made durable, once.
+    pub fn take_chunk(&mut self) -> Option<Chunk> {
+        if self.flush.is_some() {
+            return None;
+        }
+        let (first, records) = self.flushing.take()?;
+        Some(Chunk { stream: self.stream, first, records })
+    }
+
     /// Whether a flush is under way.
     pub fn is_flushing(&self) -> bool {
         self.flush.is_some()
@@ -126,8 +156,8 @@ impl PurchaseLog {
         self.flushed == self.appended
     }
 
-    /// Segments that have become full since the last call.
-    pub fn take_finished(&mut self) -> Vec<SegmentName> {
+    /// Segments that have become full since the last call, and the records in the stream up to their end.
+    pub fn take_finished(&mut self) -> Vec<(SegmentName, Seq)> {
         std::mem::take(&mut self.finished)
     }
 
@@ -138,7 +168,7 @@ impl PurchaseLog {
         }
         while self.segments.front().is_some_and(|segment| segment.free() == 0) {
             let full = self.segments.pop_front().expect("there is a front");
-            self.finished.push(full.name);
+            self.finished.push((full.name, self.taken));
             if let Ok(file) = Rc::try_unwrap(full.file) {
                 glommio::spawn_local(file.close()).detach();
             }
@@ -149,6 +179,7 @@ impl PurchaseLog {
         let records = records.min(blocks * BLOCK_RECORDS);
         let (file, offset) = (segment.file.clone(), u64::from(segment.used) * BLOCK_BYTES as u64);
         segment.used += blocks as u32;
+        self.flushing = self.wants_chunks.then(|| (self.taken + 1, self.buffer[..records * RECORD_BYTES].to_vec()));
         let buffer = self.encode(file.allocate(blocks), records);
         self.flush = Some(Box::pin(async move { file.flush(buffer, offset).await }));
     }

@@ -13,7 +13,7 @@ use crate::retention::OldSegment;
 use crate::segment::{SegmentName, seal};
 use crate::shard::{Inventory, Rules};
 use crate::stream::{self, End, Ending, SegmentBytes};
-use crate::types::{Moment, SaleId};
+use crate::types::{Moment, SaleId, Seq};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -24,6 +24,8 @@ pub struct Recovered {
     pub inventories: Vec<Inventory>,
     /// Segments of earlier runs, for retention to look after.
     pub old: Vec<OldSegment>,
+    /// Streams of earlier runs, and how many records each has.
+    pub earlier: Vec<(StreamId, Seq)>,
     /// What the sale that goes on had come to.
     pub found: Found,
     /// Records replayed.
@@ -80,7 +82,9 @@ pub fn recover(data: &DataDir, partition: Partition, rules: &Rules, now: Moment)
         return Err(Fatal::Damaged(text));
     }
     let mut old = Vec::new();
+    let mut earlier = Vec::new();
     for (names, end) in ends {
+        earlier.push((names[0].stream, end.records));
         let left = if end.ending == Ending::Sealed {
             names.clone()
         } else {
@@ -90,12 +94,13 @@ pub fn recover(data: &DataDir, partition: Partition, rules: &Rules, now: Moment)
         let mut newest_sale = SaleId(0);
         for name in left {
             let bytes = fs::metadata(name.path(&data.logs)).map_err(unreadable)?.len();
-            newest_sale = name.newest_sale(&data.logs).map_err(unreadable)?.unwrap_or(newest_sale);
-            old.push(OldSegment { name, bytes, newest_sale });
+            let (sale, last) = name.newest(&data.logs).map_err(unreadable)?;
+            newest_sale = sale.unwrap_or(newest_sale);
+            old.push(OldSegment { name, bytes, newest_sale, last });
         }
     }
     old.sort_by_key(|segment| (segment.name.stream.epoch, segment.name.first_block));
-    Ok(Recovered { inventories, old, found, records, torn })
+    Ok(Recovered { inventories, old, earlier, found, records, torn })
 }
 
 fn damaged(damage: stream::Damage) -> Fatal {

@@ -4,9 +4,10 @@
 //! use half the budget at most; then purchases of ended sales are removed, oldest first; then there is no new
 //! segment, and the shard grants no hold that it could not let be bought. Nothing of the current sale is removed.
 
-use crate::block::{BLOCK_BYTES, LogKind};
+use crate::block::{BLOCK_BYTES, LogKind, StreamId};
 use crate::segment::SegmentName;
-use crate::types::SaleId;
+use crate::types::{SaleId, Seq};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// A segment that nobody writes any more.
@@ -18,6 +19,8 @@ pub struct OldSegment {
     pub bytes: u64,
     /// The newest sale in it. Nothing in it is needed once this has ended.
     pub newest_sale: SaleId,
+    /// Records in the stream up to its end.
+    pub last: Seq,
 }
 
 /// What one shard's logs use of the disk.
@@ -32,15 +35,25 @@ pub struct Retention {
     old: Vec<OldSegment>,
     /// Let go of, and to be removed with the next segment made.
     doomed: Vec<PathBuf>,
+    /// With a database: how much of each stream is there. What is not there yet is not removed.
+    shipped: Option<BTreeMap<(u32, u16, LogKind), Seq>>,
 }
 
 impl Retention {
     /// `budget` bytes for one shard, and the segments of earlier runs that it looks after.
-    pub fn new(dir: &Path, budget: u64, old: Vec<OldSegment>) -> Self {
+    pub fn new(dir: &Path, budget: u64, old: Vec<OldSegment>, has_database: bool) -> Self {
         let used = old.iter().map(|segment| segment.bytes).sum();
         let attempts = old.iter().filter(|segment| segment.name.stream.log == LogKind::Attempts);
         let used_by_attempts = attempts.map(|segment| segment.bytes).sum();
-        Retention { dir: dir.to_owned(), budget, used, used_by_attempts, old, doomed: Vec::new() }
+        Retention {
+            dir: dir.to_owned(),
+            budget,
+            used,
+            used_by_attempts,
+            old,
+            doomed: Vec::new(),
+            shipped: has_database.then(BTreeMap::new),
+        }
     }
 
     /// The bytes that this shard's logs may use.
@@ -83,9 +96,21 @@ impl Retention {
         }
     }
 
-    /// A segment is full: from now on it is old.
-    pub fn finished(&mut self, name: SegmentName, newest_sale: SaleId) {
-        self.old.push(OldSegment { name, bytes: u64::from(name.blocks) * BLOCK_BYTES as u64, newest_sale });
+    /// So many records of a stream are in the database.
+    pub fn shipped(&mut self, stream: StreamId, position: Seq) {
+        let streams = self.shipped.get_or_insert_default();
+        streams.insert((stream.epoch, stream.shard, stream.log), position);
+    }
+
+    fn is_shipped(&self, segment: &OldSegment) -> bool {
+        let StreamId { epoch, shard, log, .. } = segment.name.stream;
+        let position = |streams: &BTreeMap<_, _>| streams.get(&(epoch, shard, log)).copied().unwrap_or(0);
+        self.shipped.as_ref().is_none_or(|streams| position(streams) >= segment.last)
+    }
+
+    /// A segment is full: from now on it is old. `last` counts the records in its stream up to its end.
+    pub fn finished(&mut self, name: SegmentName, newest_sale: SaleId, last: Seq) {
+        self.old.push(OldSegment { name, bytes: u64::from(name.blocks) * BLOCK_BYTES as u64, newest_sale, last });
     }
 
     /// Whether `bytes` more are too much, even after removing so many bytes, so many of them attempts.
@@ -98,7 +123,9 @@ impl Retention {
     fn removable(&self, log: LogKind, ended_before: SaleId) -> impl Iterator<Item = &OldSegment> {
         let may_go = move |segment: &&OldSegment| {
             let kind = segment.name.stream.log;
-            segment.newest_sale < ended_before && (kind == LogKind::Attempts || log == LogKind::Purchases)
+            segment.newest_sale < ended_before
+                && self.is_shipped(segment)
+                && (kind == LogKind::Attempts || log == LogKind::Purchases)
         };
         self.old.iter().filter(may_go)
     }
@@ -121,7 +148,6 @@ impl Retention {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::block::StreamId;
     use proptest::prelude::*;
     use uuid::Uuid;
 
@@ -132,11 +158,11 @@ mod tests {
     }
 
     fn old(log: LogKind, first_block: u64, sale: u32) -> OldSegment {
-        OldSegment { name: name(log, first_block), bytes: 4096, newest_sale: SaleId(sale) }
+        OldSegment { name: name(log, first_block), bytes: 4096, newest_sale: SaleId(sale), last: first_block + 1 }
     }
 
     fn retention(blocks: u64, old: &[OldSegment]) -> Retention {
-        Retention::new(Path::new(""), blocks * 4096, old.to_vec())
+        Retention::new(Path::new(""), blocks * 4096, old.to_vec(), false)
     }
 
     #[test]
@@ -164,6 +190,15 @@ mod tests {
         assert_eq!(kept.allow(LogKind::Purchases, 4096, NOW, false), None);
         assert_eq!(kept.allow(LogKind::Purchases, 4096, NOW, true), Some(vec![]));
         assert_eq!(kept.allow(LogKind::Purchases, 4096, SaleId(11), true).map(|doomed| doomed.len()), Some(1));
+    }
+
+    #[test]
+    fn what_the_database_lacks_is_kept() {
+        let segment = old(LogKind::Purchases, 0, 8);
+        let mut kept = Retention::new(Path::new(""), 4096, vec![segment.clone()], true);
+        assert_eq!(kept.allow(LogKind::Purchases, 4096, NOW, false), None);
+        kept.shipped(segment.name.stream, segment.last);
+        assert!(kept.allow(LogKind::Purchases, 4096, NOW, false).is_some());
     }
 
     #[test]
@@ -198,7 +233,7 @@ mod tests {
                     let name = name(log, next[usize::from(is_attempt)]);
                     next[usize::from(is_attempt)] += 1;
                     files.insert(name.path(Path::new("")));
-                    kept.finished(name, SaleId(sale));
+                    kept.finished(name, SaleId(sale), 0);
                 }
                 prop_assert!(kept.used <= kept.budget && kept.used == files.len() as u64 * 4096);
                 for log in [LogKind::Purchases, LogKind::Attempts] {

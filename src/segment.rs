@@ -8,7 +8,7 @@
 use crate::block::{self, BLOCK_BYTES, Header, LogKind, StreamId};
 use crate::record::Record;
 use crate::stream::{End, SegmentBytes};
-use crate::types::SaleId;
+use crate::types::{SaleId, Seq};
 use glommio::io::{BufferedFile, DmaBuffer, DmaFile, OpenOptions};
 use rustix::fs::OFlags;
 use std::fs::{self, File};
@@ -95,22 +95,25 @@ impl SegmentName {
         Ok(SegmentBytes { first_block: self.first_block, made_blocks: self.blocks.into(), bytes, name })
     }
 
-    /// The sale of the newest record in a segment whose stream is sealed, from its last two blocks.
+    /// The sale of the newest record in a segment whose stream is sealed, and how many records the stream has up to
+    /// the segment's end; from its last two blocks.
     ///
     /// # Errors
     /// Of the file system.
-    pub fn newest_sale(&self, dir: &Path) -> io::Result<Option<SaleId>> {
+    pub fn newest(&self, dir: &Path) -> io::Result<(Option<SaleId>, Seq)> {
         let file = File::open(self.path(dir))?;
         let blocks = file.metadata()?.len() / BLOCK_BYTES as u64;
+        let mut last = 0;
         for number in (0..blocks).rev().take(2) {
             let mut bytes = [0; BLOCK_BYTES];
             file.read_exact_at(&mut bytes, number * BLOCK_BYTES as u64)?;
             let Some((header, _)) = block::parse(&bytes, &self.stream) else { continue };
+            last = last.max(header.records_before + u64::from(header.records));
             if let Some(Ok(record)) = block::records(&bytes, header.records).last().map(Record::decode) {
-                return Ok(Some(record.sale));
+                return Ok((Some(record.sale), last));
             }
         }
-        Ok(None)
+        Ok((None, last))
     }
 }
 

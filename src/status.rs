@@ -38,6 +38,10 @@ pub struct ShardStatus {
     pub appended: AtomicU64,
     /// Records of it that are durable.
     pub flushed: AtomicU64,
+    /// Records of the attempt log that are durable.
+    pub attempts_flushed: AtomicU64,
+    /// Records of the purchase log that are in Postgres.
+    pub persisted: AtomicU64,
     /// Blocks that the purchase log can still take.
     pub log_room: AtomicU64,
     /// Refused checkouts that were not recorded, for want of room.
@@ -68,13 +72,22 @@ pub struct Status {
     phase: AtomicU8,
     /// By shard.
     pub shards: Box<[ShardStatus]>,
+    /// Whether there is a database to persist to.
+    pub has_database: bool,
+    /// Durable records of all logs, earlier runs' too, that are not in Postgres.
+    pub records_behind: AtomicU64,
 }
 
 impl Status {
-    /// For `shards` shards, recovering.
-    pub fn new(shards: u16) -> Self {
+    /// For `shards` shards, recovering; with or without a database.
+    pub fn new(shards: u16, has_database: bool) -> Self {
         let shards = (0..shards).map(|_| ShardStatus::default()).collect();
-        Status { phase: AtomicU8::new(Phase::Recovering as u8), shards }
+        Status {
+            phase: AtomicU8::new(Phase::Recovering as u8),
+            shards,
+            has_database,
+            records_behind: AtomicU64::new(0),
+        }
     }
 
     /// What the process is doing.
@@ -103,7 +116,7 @@ mod tests {
 
     #[test]
     fn only_shards_in_the_sale_count() {
-        let status = Status::new(2);
+        let status = Status::new(2, false);
         let counts = Counts { claiming: 1, held: 2, committing: 3, sold: 4 };
         status.shards[0].publish_sales(SaleId(70_000), counts);
         status.shards[1].publish_sales(SaleId(69_999), counts);

@@ -17,6 +17,7 @@ const LAYERS: &[&str] = &[
     "sale",
     "shard",
     "replay",
+    "copy_rows",
     "catalogue",
     "http",
     "body",
@@ -33,6 +34,9 @@ const LAYERS: &[&str] = &[
     "segment",
     "retention",
     "purchase_log",
+    "log_reader",
+    "postgres",
+    "persistence",
     "mesh",
     "server",
     "pump",
@@ -57,6 +61,7 @@ const PURE: &[&str] = &[
     "sale",
     "shard",
     "replay",
+    "copy_rows",
     "catalogue",
     "http",
     "body",
@@ -158,7 +163,7 @@ fn the_readme_lists_every_setting_exit_code_and_problem() {
             assert!(readme.contains(&format!("`{variable}`")), "{variable}");
         }
     }
-    for code in 2..=7 {
+    for code in 2..=8 {
         assert!(readme.contains(&format!("| {code} |")), "exit code {code}");
     }
     assert!(readme.contains(&format!("| {} |", stampede::fatal::INTERNAL_ERROR)));

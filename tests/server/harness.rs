@@ -1,5 +1,6 @@
 //! Starts servers, speaks HTTP to them, ends them.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -19,6 +20,8 @@ pub struct Server {
     child: Child,
     pub address: SocketAddr,
     lines: Receiver<String>,
+    /// Lines read, but not yet waited for.
+    seen: RefCell<Vec<serde_json::Value>>,
     /// From the start of the process to its "serving".
     pub start_time: Duration,
 }
@@ -39,7 +42,13 @@ impl Server {
         let stderr = BufReader::new(child.stderr.take().expect("it is piped"));
         let (sender, lines) = channel();
         std::thread::spawn(move || stderr.lines().map_while(Result::ok).all(|line| sender.send(line).is_ok()));
-        let mut server = Server { child, address: ([127, 0, 0, 1], 0).into(), lines, start_time: Duration::ZERO };
+        let mut server = Server {
+            child,
+            address: ([127, 0, 0, 1], 0).into(),
+            lines,
+            seen: RefCell::default(),
+            start_time: Duration::ZERO,
+        };
         let starting = server.wait_for_line("starting");
         server.address = starting["listen"].as_str().expect("it says where").parse().expect("an address");
         server.wait_for_line("serving");
@@ -47,19 +56,19 @@ impl Server {
         server
     }
 
-    /// Waits for a log line with this message, and returns its fields.
+    /// Waits for a log line with this message, past or to come, and returns its fields. Each line is found once.
     pub fn wait_for_line(&self, message: &str) -> serde_json::Value {
         let end = Instant::now() + PATIENCE;
-        let mut seen = Vec::new();
+        let mut seen = self.seen.borrow_mut();
+        let is_it =
+            |fields: &serde_json::Value| fields["message"].as_str().is_some_and(|text| text.starts_with(message));
         loop {
+            if let Some(place) = seen.iter().position(is_it) {
+                return seen.remove(place);
+            }
             let left = end.saturating_duration_since(Instant::now());
             let Ok(line) = self.lines.recv_timeout(left) else { panic!("no line \"{message}\" in {seen:#?}") };
-            let fields: serde_json::Value =
-                serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
-            if fields["message"].as_str().is_some_and(|text| text.starts_with(message)) {
-                return fields;
-            }
-            seen.push(line);
+            seen.push(serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}")));
         }
     }
 

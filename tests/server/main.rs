@@ -2,10 +2,12 @@
 
 mod abuse;
 mod budget;
+mod cluster;
 mod contract;
 mod crash;
 mod harness;
 mod load;
+mod persistence;
 mod rollover;
 mod sell_out;
 mod start_up;

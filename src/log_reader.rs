@@ -1,0 +1,91 @@
+//! Reads flushed records of one stream from its files, forwards, while they are being written.
+
+use crate::block::{self, BLOCK_BYTES, StreamId};
+use crate::record::RECORD_BYTES;
+use crate::segment::SegmentName;
+use crate::types::Seq;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// A place in a stream's files.
+pub struct LogReader {
+    dir: PathBuf,
+    stream: StreamId,
+    /// The segment being read, and the next block in it.
+    segment: Option<(SegmentName, File, u32)>,
+}
+
+impl LogReader {
+    /// A reader at the beginning of what is left of the stream.
+    pub fn new(dir: &Path, stream: StreamId) -> Self {
+        LogReader { dir: dir.to_owned(), stream, segment: None }
+    }
+
+    /// Records before the first one that is left: retention may have removed some. 0 if there is nothing at all.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn first(&self) -> io::Result<Seq> {
+        let Ok((_, file, _)) = self.open_segment(0) else { return Ok(0) };
+        let mut bytes = [0; BLOCK_BYTES];
+        file.read_exact_at(&mut bytes, 0)?;
+        Ok(block::parse(&bytes, &self.stream).map_or(0, |(header, _)| header.records_before))
+    }
+
+    /// Appends to `records` those after `after` up to `until`, which must be flushed, but stops at `bytes_max`.
+    /// Returns the number of the last one appended.
+    ///
+    /// # Errors
+    /// Of the file system; and if a flushed record is not there.
+    pub fn read(&mut self, after: Seq, until: Seq, bytes_max: usize, records: &mut Vec<u8>) -> io::Result<Seq> {
+        let mut at = after;
+        let mut bytes = [0; BLOCK_BYTES];
+        while at < until && records.len() < bytes_max {
+            let Some((name, file, next)) = &mut self.segment else {
+                self.segment = Some(self.open_segment(0)?);
+                continue;
+            };
+            if *next == name.blocks || u64::from(*next) * BLOCK_BYTES as u64 >= file.metadata()?.len() {
+                let first_block = name.first_block + u64::from(*next);
+                self.segment = Some(self.open_segment(first_block)?);
+                continue;
+            }
+            file.read_exact_at(&mut bytes, u64::from(*next) * BLOCK_BYTES as u64)?;
+            let missing =
+                || io::Error::other(format!("record {} is not in {}", at + 1, name.path(&self.dir).display()));
+            let (header, _) = block::parse(&bytes, &self.stream).ok_or_else(missing)?;
+            let end = header.records_before + u64::from(header.records);
+            if header.records_before > at {
+                return Err(missing());
+            }
+            if end > at {
+                let skipped = (at - header.records_before) as usize;
+                let wanted = (end.min(until) - header.records_before) as usize;
+                let taken = block::records(&bytes, header.records).take(wanted).skip(skipped);
+                taken.for_each(|record| records.extend_from_slice(record));
+                at = end.min(until);
+            }
+            if end <= until {
+                *next += 1;
+            }
+        }
+        debug_assert!(records.len().is_multiple_of(RECORD_BYTES));
+        Ok(at)
+    }
+
+    /// The first segment that holds `block` or comes after it.
+    fn open_segment(&self, block: u64) -> io::Result<(SegmentName, File, u32)> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let name = SegmentName::parse(&entry?.file_name().to_string_lossy(), self.stream.cluster);
+            names.extend(name.filter(|name| name.stream == self.stream));
+        }
+        names.sort_by_key(|name| name.first_block);
+        let name = names.into_iter().find(|name| name.first_block + u64::from(name.blocks) > block);
+        let name = name.ok_or_else(|| io::Error::other(format!("a segment of {:?} is gone", self.stream)))?;
+        let file = File::open(name.path(&self.dir))?;
+        Ok((name, file, block.saturating_sub(name.first_block) as u32))
+    }
+}

@@ -1,0 +1,220 @@
+//! Every record in a real Postgres, exactly once.
+
+use crate::cluster::Cluster;
+use crate::harness::{LONG_SALE, Server, stampede};
+use crate::load::{Promise, Promises, buy, check_books, connect, crowd};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How many times to kill; more before a release.
+fn kills() -> u32 {
+    std::env::var("STAMPEDE_POSTGRES_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(10)
+}
+
+fn start(dir: &Path, cluster: &Cluster, arguments: &[&str]) -> Server {
+    let url = cluster.url();
+    Server::start(dir, &[&LONG_SALE[..], &["--database-url", &url, "--user-limit", "1000000"], arguments].concat())
+}
+
+/// Every purchase promised is one row with the right item, user and code, and there are no others but unknown ones.
+fn assert_books_agree(cluster: &Cluster, promises: &[Promise]) {
+    let rows = cluster.ask("select item_id || ' ' || user_id || ' ' || code from purchases");
+    let rows: BTreeSet<&str> = rows.lines().collect();
+    let text = |promise: &Promise| format!("{} {} {}", promise.item, promise.user, promise.code);
+    for promise in promises.iter().filter(|promise| promise.bought) {
+        assert!(rows.contains(text(promise).as_str()), "not in Postgres: {promise:?}");
+    }
+    let possible: BTreeSet<String> =
+        promises.iter().filter(|promise| promise.bought || promise.unknown).map(text).collect();
+    assert!(rows.iter().all(|row| possible.contains(*row)), "a purchase nobody made");
+    let codes = "select count(*) - count(distinct code) from checkouts where outcome = 0";
+    assert_eq!(cluster.count(codes), 0, "a checkout arrived twice");
+    let orphans = "select count(*) from purchases p left join checkouts c using (sale_id, item_id, user_id, code) where c.at is null";
+    assert_eq!(cluster.count(orphans), 0, "a purchase without its checkout");
+}
+
+#[test]
+fn a_sold_out_sale_is_all_in_postgres() {
+    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let server = start(dir.path(), &cluster, &["--shards", "3", "--items", "3000"]);
+    let (promises, answered) = (Promises::default(), AtomicU64::new(0));
+    crowd(16, |number| {
+        let mut client = connect(server.address);
+        for place in 0..600 {
+            let item = (place * 8 + number / 2) % 3000;
+            // Beyond 32 bits: ids are 64 bits end to end.
+            buy(&mut client, (1 << 40) + i64::from(number), item, &promises).unwrap();
+            answered.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let mut client = server.connect();
+    for item in 0..3000 {
+        buy(&mut client, 7, item, &promises).unwrap();
+        answered.fetch_add(1, Ordering::Relaxed);
+    }
+    assert!(server.terminate().success());
+    let promises = promises.take();
+    let bought = check_books(&promises, usize::MAX);
+    assert_eq!((bought.len(), cluster.count("select count(*) from purchases")), (3000, 3000));
+    assert_eq!(
+        cluster.count("select count(*) from checkouts"),
+        answered.into_inner(),
+        "every attempt that was answered"
+    );
+    assert_books_agree(&cluster, &promises);
+    assert_eq!(cluster.ask("select count(*), count(*) filter (where purchased) from item_status"), "3000|3000");
+}
+
+#[test]
+fn the_catalogue_has_the_names_that_buyers_were_told() {
+    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let server = start(dir.path(), &cluster, &["--items", "300"]);
+    let mut client = server.connect();
+    let receipts: Vec<_> = (0..300)
+        .map(|item| {
+            let code = client.reserve(1, item);
+            client.purchase(&code).json()
+        })
+        .collect();
+    assert!(server.terminate().success());
+    let names = cluster.ask("select name || ' ' || image_url from sale_items order by item_id");
+    for (row, receipt) in names.lines().zip(&receipts) {
+        let told = [&receipt["item_name"], &receipt["item_image"]].map(|text| text.as_str().unwrap().to_owned());
+        assert_eq!(row, told.join(" "));
+    }
+    for query in
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/sql/examples.sql")).unwrap().split_inclusive(';')
+    {
+        if query.contains("select") {
+            cluster.ask(query);
+        }
+    }
+    let bare = "select count(*) from pg_class c join pg_attribute a on a.attrelid = c.oid \
+        where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition \
+        and c.relname <> 'schema_migrations' and a.attnum > 0 and col_description(c.oid, a.attnum) is null";
+    assert_eq!(cluster.count(bare), 0, "columns without a comment");
+}
+
+#[test]
+fn kill_9_of_the_server_loses_and_doubles_nothing() {
+    const ITEMS: u32 = 400;
+    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let items = (kills() * ITEMS).to_string();
+    let mut all = Vec::new();
+    for round in 0..kills() {
+        let shards = (1 + round % 3).to_string();
+        let server = start(dir.path(), &cluster, &["--shards", &shards, "--items", &items, "--reservation-ttl", "1h"]);
+        let (promises, address) = (Promises::default(), server.address);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                crowd(6, |number| {
+                    let mut client = connect(address);
+                    for turn in 0.. {
+                        let item = round * ITEMS + (turn * 6 + number) % ITEMS;
+                        if buy(&mut client, i64::from(number), item, &promises).is_err() {
+                            return;
+                        }
+                    }
+                });
+            });
+            std::thread::sleep(Duration::from_millis(20 + u64::from(round * 37 % 90)));
+            server.kill();
+        });
+        all.extend(promises.take());
+    }
+    assert!(start(dir.path(), &cluster, &["--items", &items]).terminate().success());
+    check_books(&all, usize::MAX);
+    assert!(all.iter().any(|promise| promise.bought));
+    assert_books_agree(&cluster, &all);
+}
+
+#[test]
+fn postgres_may_die_and_stand_still_while_selling_goes_on() {
+    const ITEMS: u32 = 20_000;
+    let (mut cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let server = start(dir.path(), &cluster, &["--shards", "2", "--items", "20000", "--reservation-ttl", "1h"]);
+    let (promises, answered) = (Promises::default(), AtomicU64::new(0));
+    let rounds_left = AtomicU32::new(kills());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            crowd(4, |number| {
+                let mut client = connect(server.address);
+                for turn in 0.. {
+                    if rounds_left.load(Ordering::Relaxed) == 0 {
+                        return;
+                    }
+                    let item = (turn * 4 + number) % ITEMS;
+                    buy(&mut client, i64::from(number), item, &promises).expect("selling goes on");
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        });
+        while rounds_left.load(Ordering::Relaxed) > 0 {
+            let round = u64::from(rounds_left.load(Ordering::Relaxed));
+            std::thread::sleep(Duration::from_millis(30 + round * 29 % 100));
+            if round.is_multiple_of(2) {
+                cluster.kill();
+                cluster.go_on();
+            } else {
+                cluster.pause();
+                std::thread::sleep(Duration::from_millis(100));
+                cluster.resume();
+            }
+            rounds_left.fetch_sub(1, Ordering::Relaxed);
+        }
+    });
+    assert!(server.terminate().success());
+    let promises = promises.take();
+    check_books(&promises, usize::MAX);
+    assert_books_agree(&cluster, &promises);
+    assert_eq!(cluster.count("select count(*) from checkouts"), answered.into_inner());
+}
+
+#[test]
+fn postgres_may_be_absent_at_start() {
+    let (mut cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    cluster.kill();
+    let server = start(dir.path(), &cluster, &[]);
+    server.wait_for_line("the database is away");
+    let mut client = server.connect();
+    let code = client.reserve(1, 1);
+    assert_eq!(client.purchase(&code).status, 200);
+    let mut is_behind = |expected: bool| {
+        (0..500).any(|_| {
+            std::thread::sleep(Duration::from_millis(20));
+            (client.request("GET /health").json()["records_not_in_postgres"] != 0) == expected
+        })
+    };
+    assert!(is_behind(true));
+    cluster.go_on();
+    server.wait_for_line("the database is connected");
+    assert!(is_behind(false));
+    assert_eq!(cluster.ask("select code from purchases"), code);
+}
+
+#[test]
+fn a_database_has_one_owner() {
+    let (cluster, dir, other) = (Cluster::start(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = start(dir.path(), &cluster, &[]);
+    server.wait_for_line("the database is connected");
+
+    // Another installation.
+    let stranger = stampede(other.path(), &["--database-url", &cluster.url()]).output().unwrap();
+    let text = String::from_utf8(stranger.stderr).unwrap();
+    assert!(stranger.status.code() == Some(8) && text.contains("belongs to another installation"), "{text}");
+
+    // A copy of this one: the later run wins, the earlier changes no row and says why it ends.
+    std::thread::sleep(Duration::from_millis(500)); // Segments are being made: let their names settle.
+    let copy = other.path().join("copy");
+    let copied = std::process::Command::new("cp").arg("-r").arg(dir.path()).arg(&copy).status().unwrap();
+    assert!(copied.success());
+    let later = start(&copy, &cluster, &[]);
+    later.wait_for_line("the database is connected");
+    server.connect().checkout(1, 1);
+    let line = server.wait_for_line("cannot use the database");
+    assert_eq!(line["exit_code"], 8);
+    assert_eq!(cluster.count("select count(*) from checkouts"), 0);
+    assert!(later.terminate().success());
+}
