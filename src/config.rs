@@ -4,6 +4,7 @@
 
 use crate::code::ITEMS_MAX;
 use crate::shard::Rules;
+use crate::waiting::Watermark;
 use clap::{Arg, ArgAction, Command};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -93,6 +94,13 @@ pub const SETTINGS: &[Setting] = &[
         value: "URL",
         default: "(none: the log alone)",
         help: "PostgreSQL to persist to, like postgres://user@host/name. Or in parts: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME",
+    },
+    Setting {
+        flag: "ack",
+        variables: &["ACK"],
+        value: "local|postgres",
+        default: "local",
+        help: "What a purchase's 200 waits for: this machine's disk, or Postgres too",
     },
     Setting {
         flag: "max-connections",
@@ -316,11 +324,19 @@ impl Config {
         }
         let ttl =
             get("reservation-ttl").duration(Duration::from_millis(1)..=Duration::from_secs(86400), "milliseconds")?;
+        let (database, ack) = (sources.database()?, get("ack"));
+        let purchase_ack = match ack.text.as_str() {
+            "local" => Watermark::Flushed,
+            "postgres" if database.is_some() => Watermark::Persisted,
+            "postgres" => return Err(ack.bad("a database too, by --database-url, or local")),
+            _ => return Err(ack.bad("local or postgres")),
+        };
         let rules = Rules {
             period_s: period_s.as_secs() as u32,
             items: get("items").number(1..=ITEMS_MAX.into())? as u32,
             user_limit: get("user-limit").number(1..=ITEMS_MAX.into())? as u32,
             ttl_ms: ttl.as_millis() as u32,
+            purchase_ack,
         };
         let log_format = sources.get("log-format").map(|raw| match raw.text.as_str() {
             "text" => Ok(LogFormat::Text),
@@ -335,7 +351,7 @@ impl Config {
             data_dir: get("data-dir").text.into(),
             rules,
             log_budget: get("log-budget").bytes(1 << 20..=1 << 50)?,
-            database: sources.database()?,
+            database,
             max_connections: max_connections.transpose()?.map(|connections| connections as u32),
             log_format: log_format.transpose()?,
         })
@@ -364,6 +380,7 @@ impl fmt::Display for Config {
         writeln!(f, "reservation-ttl = {}", in_one_unit(rules.ttl_ms.into()))?;
         writeln!(f, "log-budget = {log_budget}")?;
         writeln!(f, "database = {}", if database.is_some() { "postgres" } else { "none" })?;
+        writeln!(f, "ack = {}", if rules.purchase_ack == Watermark::Flushed { "local" } else { "postgres" })?;
         writeln!(f, "max-connections = {}", open(max_connections.map(|connections| connections.to_string())))?;
         let format = log_format.map(|format| if format == LogFormat::Text { "text" } else { "json" });
         write!(f, "log-format = {}", open(format.map(str::to_owned)))
@@ -392,7 +409,10 @@ mod tests {
     fn nothing_set_gives_the_defaults() {
         let config = config(&[], &[], &[]).unwrap();
         assert_eq!(config.listen, "0.0.0.0:8080".parse().unwrap());
-        assert_eq!(config.rules, Rules { period_s: 3600, items: 10_000, user_limit: 10, ttl_ms: 30_000 });
+        assert_eq!(
+            config.rules,
+            Rules { period_s: 3600, items: 10_000, user_limit: 10, ttl_ms: 30_000, purchase_ack: Watermark::Flushed }
+        );
         assert_eq!((config.data_dir, config.log_budget), ("./data".into(), 1 << 30));
         assert_eq!((config.shards, config.max_connections, config.log_format), (None, None, None));
     }
@@ -431,6 +451,8 @@ mod tests {
             ("reservation-ttl", "forever", ["--reservation-ttl", "\"forever\"", "like 30s"]),
             ("listen", "localhost", ["--listen", "\"localhost\"", "0.0.0.0:8080"]),
             ("log-budget", "5 stones", ["--log-budget", "\"5 stones\"", "512MiB"]),
+            ("ack", "postgres", ["--ack", "\"postgres\"", "--database-url"]),
+            ("ack", "twice", ["--ack", "\"twice\"", "local or postgres"]),
             ("log-format", "xml", ["--log-format", "\"xml\"", "text or json"]),
             ("max-connections", "0", ["--max-connections", "\"0\"", "from 1"]),
         ] {

@@ -24,7 +24,7 @@
 //! commands and outcomes into responses; [`problem`] lists every refusal; status codes are in these two files and
 //! nowhere else. [`response`] renders. [`catalogue`] makes up names.
 //!
-//! **Rules.** [`shard`] is one shard's state machine: the two-owner protocol, what waits for the log. [`sale`] has
+//! **Rules.** [`shard`] is one shard's state machine: the two-owner protocol. [`waiting`] is what waits for the log. [`sale`] has
 //! the rules: stock, holds, quotas. [`command`] and [`message`] are what it hears and says, [`partition`] who owns
 //! what, [`code`] what buys an item, [`types`] the words.
 //!
@@ -93,3 +93,4 @@ mod sim;
 pub mod status;
 pub mod stream;
 pub mod types;
+pub mod waiting;

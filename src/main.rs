@@ -156,7 +156,8 @@ impl Process {
         let owner = StreamId { cluster: data.cluster, epoch: data.epoch, shard: 0, log: LogKind::Purchases };
         let persistence = config.database.map(|database| {
             let (logs, status) = (data.logs.clone(), status.clone());
-            Persistence::start(Plan { database, owner, logs, status, earlier, shipped: ways })
+            let doorbells = doorbells.clone();
+            Persistence::start(Plan { database, owner, logs, status, earlier, doorbells, shipped: ways })
         });
         let (persistence, feed) = persistence.transpose()?.unzip();
         for (((start, inventory), old), shipped) in starts.into_iter().zip(inventories).zip(old_of).zip(returns) {

@@ -51,6 +51,11 @@ pub enum Request {
         /// Fingerprint of the idempotency key; nil when there is none.
         key: Uuid,
     },
+    /// Origin → every owner: the client of this ticket is gone; whoever repeats its purchase may have its answer.
+    Withdraw {
+        /// The ticket.
+        ticket: Ticket,
+    },
     /// Origin → item owner: free the item of this code.
     Cancel {
         /// Names the client's request to the origin.

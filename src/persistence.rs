@@ -8,6 +8,7 @@ use crate::block::{LogKind, StreamId};
 use crate::copy_rows::Rows;
 use crate::fatal::Fatal;
 use crate::log_reader::LogReader;
+use crate::mesh::Doorbell;
 use crate::postgres::{Database, Failure, Move, stream_name};
 use crate::purchase_log::Chunk;
 use crate::record::{RECORD_BYTES, Record};
@@ -72,6 +73,8 @@ pub struct Plan {
     pub status: Arc<Status>,
     /// Streams of earlier runs, and how many records each has.
     pub earlier: Vec<(StreamId, Seq)>,
+    /// Wakes each shard.
+    pub doorbells: Arc<[Doorbell]>,
     /// To each shard: how much of the streams that it looks after is in the database.
     pub shipped: Vec<Sender<(StreamId, Seq)>>,
 }
@@ -314,6 +317,7 @@ impl Shipper {
                 shard.persisted.store(tail.position, Ordering::Release);
             }
         }
+        self.plan.doorbells.iter().for_each(Doorbell::ring);
         self.plan.status.records_behind.store(self.behind(), Ordering::Relaxed);
     }
 

@@ -179,6 +179,8 @@ pub struct Pump {
     phase: Phase,
     effects: Effects,
     applied: Seq,
+    /// As the persistence thread has published it.
+    persisted: Seq,
     attempts_due_ms: u64,
     unrecorded: u64,
     purchases_retry_ms: u64,
@@ -205,6 +207,7 @@ impl Pump {
             phase: Phase::Recovering,
             effects,
             applied: 0,
+            persisted: 0,
             attempts_due_ms: 0,
             unrecorded: 0,
             purchases_retry_ms: 0,
@@ -284,6 +287,14 @@ impl Pump {
                 self.durable_sale = self.shard.terms().sale;
             }
             self.shard.apply(Event::Flushed(flushed), now, &mut self.effects);
+        }
+        let persisted = self.numbers().persisted.load(Ordering::Acquire);
+        if persisted > self.persisted {
+            self.persisted = persisted;
+            self.shard.apply(Event::Persisted(persisted), now, &mut self.effects);
+        }
+        for ticket in self.outside.server.withdrawn() {
+            self.shard.apply(Event::Withdrawn(ticket), now, &mut self.effects);
         }
         let room = self.logs.purchases.room().saturating_sub(LOG_SLACK_BLOCKS);
         self.shard.apply(Event::LogRoom(room), now, &mut self.effects);
@@ -490,12 +501,14 @@ impl Pump {
 
     /// Sleeps unless something is there already, and notes what the logs have come to meanwhile.
     async fn wait(&mut self, timeout_ms: u64) -> Result<(), Fatal> {
-        let Pump { outside, logs, phase, .. } = self;
+        let Pump { outside, logs, phase, persisted, .. } = self;
         let mut timeout_ms = timeout_ms;
         if timeout_ms > 0 {
             outside.mesh.doorbell().fall_asleep();
             // Whoever rings from now on wakes this shard; who rang before left something to see.
-            if outside.mesh.has_mail() || outside.status.phase() != *phase {
+            let published = &outside.status.shards[usize::from(outside.id.0)];
+            let is_persisted = published.persisted.load(Ordering::Acquire) != *persisted;
+            if outside.mesh.has_mail() || outside.status.phase() != *phase || is_persisted {
                 timeout_ms = 0;
             }
         }

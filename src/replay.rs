@@ -162,10 +162,12 @@ mod tests {
     use super::*;
     use crate::code::Code;
     use crate::record::ReleaseReason;
+    use crate::waiting::Watermark;
     use uuid::Uuid;
 
     const NOW: Moment = Moment { monotonic_ms: 1_000, unix_ms: 3_600_000 * 500 };
-    const RULES: Rules = Rules { period_s: 3600, items: 4, user_limit: 1, ttl_ms: 100 };
+    const RULES: Rules =
+        Rules { period_s: 3600, items: 4, user_limit: 1, ttl_ms: 100, purchase_ack: Watermark::Flushed };
 
     fn record(event: Event) -> Record {
         Record { sale: SaleId(500), unix_ms: NOW.unix_ms - 40, event }

@@ -65,6 +65,8 @@ pub enum Confirmation {
     Joined,
     /// The item was bought with this code and this idempotency key before.
     Replayed,
+    /// The same request without a key: it may be the same buyer, or may not.
+    Repeated,
     /// Another request with this code is being written: the item will be bought.
     Preceded,
     /// The item was bought with this code.
@@ -211,6 +213,7 @@ impl Stock {
             }
             State::Committing if same_request => Confirmation::Joined,
             State::Sold if same_request => Confirmation::Replayed,
+            State::Committing if item.key.is_nil() && key.is_nil() => Confirmation::Repeated,
             State::Committing => Confirmation::Preceded,
             State::Sold => Confirmation::Used,
         }
@@ -368,7 +371,8 @@ mod tests {
         assert_eq!(stock.confirm(0, code(8), Uuid::nil(), 50), Confirmation::Unknown);
         assert_eq!(stock.confirm(0, code(7), Uuid::nil(), 50), Confirmation::Bought(hold(1, 7, 100)));
         assert_eq!(stock.reserve(0), Err(Unavailable::Reserved), "not final before it is durable");
-        assert_eq!(stock.confirm(0, code(7), Uuid::nil(), 50), Confirmation::Preceded);
+        assert_eq!(stock.confirm(0, code(7), Uuid::nil(), 50), Confirmation::Repeated);
+        assert_eq!(stock.confirm(0, code(7), Uuid::max(), 50), Confirmation::Preceded);
         stock.sell(0);
         assert_eq!(stock.reserve(0), Err(Unavailable::Sold));
         assert_eq!(stock.confirm(0, code(7), Uuid::nil(), 50), Confirmation::Used);

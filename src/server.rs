@@ -66,6 +66,10 @@ struct Client {
 }
 
 impl Client {
+    fn ticket(&self, key: usize) -> Ticket {
+        Ticket(u64::from(self.generation) << 32 | key as u64)
+    }
+
     /// Puts the client into `ready`, once.
     fn queue(&mut self, key: usize, ready: &mut Vec<usize>) {
         if !std::mem::replace(&mut self.is_ready, true) {
@@ -93,6 +97,8 @@ pub struct Server {
     ready: Vec<usize>,
     /// Clients with something to write, or to be closed.
     dirty: Vec<usize>,
+    /// Tickets that no client waits with any more.
+    withdrawn: Vec<Ticket>,
     spare_buffers: Vec<Vec<u8>>,
     scratch: Vec<u8>,
     is_draining: bool,
@@ -127,6 +133,7 @@ impl Server {
             responder: Responder::default(),
             ready: Vec::new(),
             dirty: Vec::new(),
+            withdrawn: Vec::new(),
             spare_buffers: Vec::new(),
             scratch: vec![0; READ_BYTES],
             is_draining: false,
@@ -155,7 +162,7 @@ impl Server {
                 key => {
                     let Some(client) = self.clients.get_mut(key as usize) else { continue };
                     if flags.contains(epoll::EventFlags::ERR) {
-                        self.clients.remove(key as usize);
+                        remove(&mut self.clients, &mut self.withdrawn, key as usize);
                         continue;
                     }
                     let connection = &mut client.connection;
@@ -274,7 +281,7 @@ impl Server {
                 Err(Errno::AGAIN) => connection.readable = false,
                 Err(Errno::INTR) => {}
                 Err(_) => {
-                    self.clients.remove(key);
+                    remove(&mut self.clients, &mut self.withdrawn, key);
                     return;
                 }
             }
@@ -305,8 +312,8 @@ impl Server {
     /// Hands on every whole request in what the connection has kept and has just received.
     fn understand(&mut self, key: usize, received: usize, handler: &mut impl Handler) {
         let client = &mut self.clients[key];
+        let ticket = client.ticket(key);
         let connection = &mut client.connection;
-        let ticket = Ticket(u64::from(client.generation) << 32 | key as u64);
         let mut out = std::mem::take(&mut connection.output);
         if out.capacity() == 0 {
             out = self.spare_buffers.pop().unwrap_or_default();
@@ -428,7 +435,7 @@ impl Server {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return connection.set_deadline(now.monotonic_ms),
                 Err(_) => {
-                    self.clients.remove(key);
+                    remove(&mut self.clients, &mut self.withdrawn, key);
                     return;
                 }
             }
@@ -454,11 +461,11 @@ impl Server {
                 client.queue(key, &mut self.ready);
             }
             State::Closing => {
-                self.clients.remove(key);
+                remove(&mut self.clients, &mut self.withdrawn, key);
                 return;
             }
             State::Lingering if connection.ended => {
-                self.clients.remove(key);
+                remove(&mut self.clients, &mut self.withdrawn, key);
                 return;
             }
             // What waited for room to write.
@@ -479,12 +486,15 @@ impl Server {
         for (key, awaits) in overdue {
             let problem = match awaits {
                 Awaits::Request | Awaits::Write | Awaits::HangUp => {
-                    self.clients.remove(key);
+                    remove(&mut self.clients, &mut self.withdrawn, key);
                     continue;
                 }
                 Awaits::Head | Awaits::Body => Problem::TimedOut,
                 Awaits::Decision => Problem::Overdue,
             };
+            if awaits == Awaits::Decision {
+                self.withdrawn.push(self.clients[key].ticket(key));
+            }
             let connection = &mut self.clients[key].connection;
             self.responder.problem(problem, Style::default(), &mut connection.output);
             // Closed in any case: a late decision must not meet the next request.
@@ -512,8 +522,21 @@ impl Server {
         }
     }
 
+    /// Tickets of requests whose clients have gone, or were told to ask again, since the last call.
+    pub fn withdrawn(&mut self) -> impl Iterator<Item = Ticket> {
+        self.withdrawn.drain(..)
+    }
+
     /// Whether every request has its answer, and every answer is written.
     pub fn is_drained(&self) -> bool {
         self.clients.iter().all(|(_, client)| client.connection.state == State::Lingering)
+    }
+}
+
+/// Closes a client's connection.
+fn remove(clients: &mut Slab<Client>, withdrawn: &mut Vec<Ticket>, key: usize) {
+    let client = clients.remove(key);
+    if client.connection.state == State::Deciding {
+        withdrawn.push(client.ticket(key));
     }
 }

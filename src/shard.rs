@@ -5,7 +5,7 @@
 //! users holds and has bought. Messages to itself are applied at once.
 //!
 //! `apply(event, now, effects)` never awaits, reads no clock, touches no file or socket. What must be durable
-//! before anyone hears of it waits in `awaiting` until the log reports it flushed:
+//! before anyone hears of it waits in `waiting` until the log reports it flushed, or Postgres has it:
 //! an answer to a buyer, and also the return of a quota, because another shard may log a grant that rests on it.
 
 use crate::block::BLOCK_RECORDS;
@@ -16,7 +16,7 @@ use crate::partition::Partition;
 use crate::record::{Event as Logged, Record, RefusalReason, ReleaseReason};
 use crate::sale::{Cancellation, Confirmation, Counts, Hold, Quotas, State, Stock, Unavailable, sale_at};
 use crate::types::{ItemId, Moment, SaleId, Seq, ShardId, Terms, Ticket, UserId};
-use std::collections::VecDeque;
+use crate::waiting::{Deferred, Waiter, Waiting, Watermark};
 use uuid::Uuid;
 
 /// Holds that one turn ends at most, so that a full stock running out at once does not stall the turn.
@@ -33,6 +33,8 @@ pub struct Rules {
     pub user_limit: u32,
     /// How long a hold lasts, in milliseconds.
     pub ttl_ms: u32,
+    /// How far a purchase must have come before its 200 leaves. Everything else waits for the flush.
+    pub purchase_ack: Watermark,
 }
 
 impl Rules {
@@ -57,6 +59,10 @@ pub enum Event {
     Sale(SaleId),
     /// The purchase log is durable up to here.
     Flushed(Seq),
+    /// The purchase log is in Postgres up to here.
+    Persisted(Seq),
+    /// The client that waited with this ticket is gone, or has been told to ask again.
+    Withdrawn(Ticket),
     /// The purchase log can take this many more blocks.
     LogRoom(u64),
 }
@@ -89,17 +95,6 @@ pub struct Ended {
     pub items: u32,
 }
 
-/// What waits for the log.
-#[derive(Debug)]
-enum Deferred {
-    /// Tell the client.
-    Answer(ShardId, Ticket, Outcome),
-    /// The purchase is durable: the item is sold. Tell the client.
-    Sell { sale: SaleId, item: ItemId, origin: ShardId, ticket: Ticket },
-    /// The release is durable: the quota can be used again.
-    GiveBack { sale: SaleId, user: UserId },
-}
-
 /// What recovery found, and a new shard starts with.
 pub struct Inventory {
     /// The sale that goes on.
@@ -123,7 +118,7 @@ pub struct Shard {
     codes: CodeGenerator,
     appended: Seq,
     flushed: Seq,
-    awaiting: VecDeque<(Seq, Deferred)>,
+    waiting: Waiting,
     log_room: u64,
 }
 
@@ -140,7 +135,7 @@ impl Shard {
     ) -> Self {
         let Inventory { terms, stock, quotas } = inventory;
         let known_sold = Self::nothing_sold(&terms);
-        let awaiting = VecDeque::new();
+        let waiting = Waiting::default();
         let (appended, flushed, log_room) = (0, 0, 0);
         let mut shard = Shard {
             id,
@@ -153,7 +148,7 @@ impl Shard {
             codes,
             appended,
             flushed,
-            awaiting,
+            waiting,
             log_room,
         };
         shard.append(Record::sale_opened(&terms, now.unix_ms), effects);
@@ -168,7 +163,18 @@ impl Shard {
             Event::Request(from, request) => self.request(from, request, now, effects),
             Event::Reply(reply) => self.reply(reply, now, effects),
             Event::Sale(sale) => self.catch_up(sale, now, effects),
-            Event::Flushed(seq) => self.flushed(seq, now, effects),
+            Event::Flushed(seq) => {
+                debug_assert!(self.flushed <= seq && seq <= self.appended);
+                self.flushed = seq;
+                self.reached(Watermark::Flushed, seq, now, effects);
+            }
+            Event::Persisted(seq) => self.reached(Watermark::Persisted, seq, now, effects),
+            Event::Withdrawn(ticket) => {
+                // Which owner it waits at, nobody has kept: this is rare.
+                for owner in (0..self.partition.shards()).map(ShardId) {
+                    self.ask(owner, Request::Withdraw { ticket }, now, effects);
+                }
+            }
             Event::LogRoom(blocks) => self.log_room = blocks,
         }
     }
@@ -293,8 +299,11 @@ impl Shard {
                     self.quotas.release(user);
                 }
             }
-            Request::Confirm { ticket, code, key } => self.confirm((from, ticket), code, key, now, effects),
-            Request::Cancel { ticket, code } => self.cancel((from, ticket), code, now, effects),
+            Request::Confirm { ticket, code, key } => {
+                self.confirm(Waiter { origin: from, ticket }, code, key, now, effects);
+            }
+            Request::Withdraw { ticket } => self.waiting.withdraw(Waiter { origin: from, ticket }),
+            Request::Cancel { ticket, code } => self.cancel(Waiter { origin: from, ticket }, code, now, effects),
         }
     }
 
@@ -356,17 +365,10 @@ impl Shard {
         self.append(Record { sale, unix_ms: now.unix_ms, event }, effects);
         let expires_unix_ms = now.unix_ms + u64::from(ttl_ms);
         let outcome = Outcome::Reserved { code, sale, item, expires_unix_ms };
-        self.defer(Deferred::Answer(origin, ticket, outcome));
+        self.defer(Deferred::Answer(Waiter { origin, ticket }, outcome));
     }
 
-    fn confirm(
-        &mut self,
-        (origin, ticket): (ShardId, Ticket),
-        code: Code,
-        key: Uuid,
-        now: Moment,
-        effects: &mut Effects,
-    ) {
+    fn confirm(&mut self, waiter: Waiter, code: Code, key: Uuid, now: Moment, effects: &mut Effects) {
         let sale = self.terms.sale;
         let outcome = match code.destination(&self.terms) {
             Destination::Nowhere => Outcome::CodeUnknown,
@@ -378,15 +380,18 @@ impl Shard {
                     Confirmation::Bought(Hold { user, .. }) => {
                         let event = Logged::Purchase { item, user, code, key };
                         self.append(Record { sale, unix_ms: now.unix_ms, event }, effects);
-                        return self.defer(Deferred::Sell { sale, item, origin, ticket });
+                        return self.defer_purchase(Deferred::Sell { sale, item, waiter: Some(waiter) });
                     }
                     Confirmation::Joined => {
-                        return self.defer(Deferred::Answer(origin, ticket, Outcome::Purchased { sale, item }));
+                        let outcome = Outcome::Purchased { sale, item };
+                        return self.defer_purchase(Deferred::Answer(waiter, outcome));
                     }
                     Confirmation::Replayed => Outcome::Purchased { sale, item },
-                    // Not before the one that precedes it is durable: it could still be undone.
-                    Confirmation::Preceded => {
-                        return self.defer(Deferred::Answer(origin, ticket, Outcome::CodeUsed));
+                    // Whoever repeats the purchase of a client that is gone is told in its place.
+                    Confirmation::Repeated if self.waiting.inherit(sale, item, waiter) => return,
+                    // Anybody else hears that the code is used, but not before that is certain.
+                    Confirmation::Repeated | Confirmation::Preceded => {
+                        return self.defer_purchase(Deferred::Answer(waiter, Outcome::CodeUsed));
                     }
                     Confirmation::Used => Outcome::CodeUsed,
                     Confirmation::Expired => Outcome::CodeExpired,
@@ -394,10 +399,10 @@ impl Shard {
                 }
             }
         };
-        self.answer(origin, Reply::Answer { ticket, outcome }, now, effects);
+        self.tell(waiter, outcome, now, effects);
     }
 
-    fn cancel(&mut self, (origin, ticket): (ShardId, Ticket), code: Code, now: Moment, effects: &mut Effects) {
+    fn cancel(&mut self, waiter: Waiter, code: Code, now: Moment, effects: &mut Effects) {
         let outcome = match code.destination(&self.terms) {
             Destination::Nowhere => Outcome::CodeUnknown,
             Destination::EndedSale => Outcome::SaleEnded,
@@ -406,35 +411,32 @@ impl Shard {
             Destination::Item(item) => match self.stock.cancel(self.partition.slot_of(item), code, now.monotonic_ms) {
                 Cancellation::Released(hold) => {
                     self.log_release(item, hold, ReleaseReason::Cancelled, now, effects);
-                    return self.defer(Deferred::Answer(origin, ticket, Outcome::Released));
+                    return self.defer(Deferred::Answer(waiter, Outcome::Released));
                 }
                 Cancellation::Preceded => {
-                    return self.defer(Deferred::Answer(origin, ticket, Outcome::CodeUsed));
+                    return self.defer_purchase(Deferred::Answer(waiter, Outcome::CodeUsed));
                 }
                 Cancellation::Used => Outcome::CodeUsed,
                 Cancellation::Expired => Outcome::CodeExpired,
                 Cancellation::Unknown => Outcome::CodeUnknown,
             },
         };
-        self.answer(origin, Reply::Answer { ticket, outcome }, now, effects);
+        self.tell(waiter, outcome, now, effects);
     }
 
     // --- the log ---
 
-    fn flushed(&mut self, seq: Seq, now: Moment, effects: &mut Effects) {
-        debug_assert!(self.flushed <= seq && seq <= self.appended);
-        self.flushed = seq;
-        while let Some((_, deferred)) = self.awaiting.pop_front_if(|(needs, _)| *needs <= seq) {
+    fn reached(&mut self, watermark: Watermark, seq: Seq, now: Moment, effects: &mut Effects) {
+        while let Some(deferred) = self.waiting.pop(watermark, seq) {
             match deferred {
-                Deferred::Answer(origin, ticket, outcome) => {
-                    self.answer(origin, Reply::Answer { ticket, outcome }, now, effects);
-                }
-                Deferred::Sell { sale, item, origin, ticket } => {
+                Deferred::Answer(waiter, outcome) => self.tell(waiter, outcome, now, effects),
+                Deferred::Sell { sale, item, waiter } => {
                     if sale == self.terms.sale {
                         self.stock.sell(self.partition.slot_of(item));
                     }
-                    let outcome = Outcome::Purchased { sale, item };
-                    self.answer(origin, Reply::Answer { ticket, outcome }, now, effects);
+                    if let Some(waiter) = waiter {
+                        self.tell(waiter, Outcome::Purchased { sale, item }, now, effects);
+                    }
                 }
                 Deferred::GiveBack { sale, user } => {
                     let owner = self.partition.owner_of_user(user);
@@ -449,9 +451,14 @@ impl Shard {
         effects.records.push(record);
     }
 
-    /// Waits for everything appended so far.
+    /// Waits until everything appended so far is flushed.
     fn defer(&mut self, deferred: Deferred) {
-        self.awaiting.push_back((self.appended, deferred));
+        self.waiting.push(Watermark::Flushed, self.appended, deferred);
+    }
+
+    /// Waits until everything appended so far has come as far as a purchase must.
+    fn defer_purchase(&mut self, deferred: Deferred) {
+        self.waiting.push(self.rules.purchase_ack, self.appended, deferred);
     }
 
     fn log_release(&mut self, item: ItemId, hold: Hold, reason: ReleaseReason, now: Moment, effects: &mut Effects) {
@@ -482,6 +489,10 @@ impl Shard {
         } else {
             effects.requests.push((owner, request));
         }
+    }
+
+    fn tell(&mut self, waiter: Waiter, outcome: Outcome, now: Moment, effects: &mut Effects) {
+        self.answer(waiter.origin, Reply::Answer { ticket: waiter.ticket, outcome }, now, effects);
     }
 
     fn answer(&mut self, to: ShardId, reply: Reply, now: Moment, effects: &mut Effects) {

@@ -4,6 +4,7 @@
 mod shadow;
 mod world;
 
+use crate::waiting::Watermark;
 use proptest::prelude::*;
 use world::{Step, World};
 
@@ -14,7 +15,9 @@ fn any_step(shards: u16, items: u32) -> impl Strategy<Value = Step> {
         6 => (shard.clone(), any::<prop::sample::Index>(), 0u8..3).prop_map(|(shard, pick, key)| Step::Purchase { shard, pick, key }),
         2 => (shard.clone(), any::<prop::sample::Index>()).prop_map(|(shard, pick)| Step::Cancel { shard, pick }),
         30 => any::<prop::sample::Index>().prop_map(|pick| Step::Deliver { pick }),
-        8 => shard.prop_map(|shard| Step::Flush { shard }),
+        8 => shard.clone().prop_map(|shard| Step::Flush { shard }),
+        8 => shard.prop_map(|shard| Step::Persist { shard }),
+        2 => any::<prop::sample::Index>().prop_map(|pick| Step::GiveUp { pick }),
         3 => (0u64..60).prop_map(|ms| Step::Wait { ms }),
         1 => (900u64..1500).prop_map(|ms| Step::Wait { ms }),
         1 => (1u16..5, any::<u64>()).prop_map(|(shards, keep)| Step::Crash { shards, keep }),
@@ -29,11 +32,12 @@ proptest! {
     /// Any interleaving of buyers, deliveries, flushes, time, rollovers and crashes keeps every promise.
     #[test]
     fn every_interleaving_keeps_the_promises(
-        (shards, items, steps) in (1u16..5, 1u32..6).prop_flat_map(|(shards, items)| {
-            (Just(shards), Just(items), prop::collection::vec(any_step(shards, items), 1..200))
+        (shards, items, is_local, steps) in (1u16..5, 1u32..6, any::<bool>()).prop_flat_map(|(shards, items, is_local)| {
+            (Just(shards), Just(items), Just(is_local), prop::collection::vec(any_step(shards, items), 1..200))
         })
     ) {
-        let mut world = World::new(shards, items);
+        let ack = if is_local { Watermark::Flushed } else { Watermark::Persisted };
+        let mut world = World::new(shards, items, ack);
         for step in steps {
             world.step(step);
             world.check();

@@ -10,8 +10,9 @@ use crate::replay::Replay;
 use crate::sale::State;
 use crate::shard::{Effects, Event, Rules, Shard};
 use crate::types::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
+use crate::waiting::Watermark;
 use proptest::sample::Index;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use uuid::Uuid;
 
 const USER_LIMIT: u32 = 2;
@@ -29,6 +30,10 @@ pub enum Step {
     Deliver { pick: Index },
     /// A log becomes durable.
     Flush { shard: u16 },
+    /// What is durable of a log comes to Postgres.
+    Persist { shard: u16 },
+    /// A buyer stops waiting. Whether it bought anything, it cannot know.
+    GiveUp { pick: Index },
     /// Time passes.
     Wait { ms: u64 },
     /// All shards die and `shards` start; of what was not flushed, the bits of `keep` decide how much each log kept.
@@ -46,6 +51,7 @@ enum Message {
 struct Log {
     records: Vec<Record>,
     flushed: usize,
+    persisted: usize,
 }
 
 /// The whole machine.
@@ -60,14 +66,16 @@ pub struct World {
     /// By sender, receiver, and whether it is the lane for replies.
     lanes: BTreeMap<(u16, u16, bool), VecDeque<(SaleId, Message)>>,
     waiting: BTreeMap<u64, (u16, Command)>,
+    /// Tickets of buyers who gave up: an answer may still be on its way.
+    gave_up: BTreeSet<u64>,
     shadow: Shadow,
     tickets: u64,
     runs: u8,
 }
 
 impl World {
-    pub fn new(shards: u16, items: u32) -> Self {
-        let rules = Rules { period_s: 2, items, user_limit: USER_LIMIT, ttl_ms: 100 };
+    pub fn new(shards: u16, items: u32, purchase_ack: Watermark) -> Self {
+        let rules = Rules { period_s: 2, items, user_limit: USER_LIMIT, ttl_ms: 100, purchase_ack };
         let mut world = World {
             rules,
             partition: Partition::new(shards),
@@ -77,6 +85,7 @@ impl World {
             history: Vec::new(),
             lanes: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            gave_up: BTreeSet::new(),
             shadow: Shadow::default(),
             tickets: 0,
             runs: 0,
@@ -95,6 +104,7 @@ impl World {
         let (inventories, _) = replay.finish(&self.rules).expect("the log is consistent");
         self.lanes.clear();
         self.waiting.clear();
+        self.gave_up.clear();
         self.shards.clear();
         self.logs = (0..shards).map(|_| Log::default()).collect();
         for (id, inventory) in (0..).zip(inventories) {
@@ -131,6 +141,14 @@ impl World {
                 }
             }
             Step::Flush { shard } => self.flush(shard % shards),
+            Step::Persist { shard } => self.persist(shard % shards),
+            Step::GiveUp { pick } => {
+                let ticket = self.waiting.keys().nth(pick.index(self.waiting.len().max(1))).copied();
+                if let Some((ticket, (origin, _))) = ticket.and_then(|ticket| self.waiting.remove_entry(&ticket)) {
+                    self.gave_up.insert(ticket);
+                    self.apply(origin, Event::Withdrawn(Ticket(ticket)));
+                }
+            }
             Step::Wait { ms } => {
                 self.now.monotonic_ms += ms;
                 self.now.unix_ms += ms;
@@ -179,6 +197,13 @@ impl World {
         self.apply(shard, Event::Flushed(seq));
     }
 
+    fn persist(&mut self, shard: u16) {
+        let log = &mut self.logs[usize::from(shard)];
+        log.persisted = log.flushed;
+        let seq = log.persisted as u64;
+        self.apply(shard, Event::Persisted(seq));
+    }
+
     fn apply(&mut self, shard: u16, event: Event) {
         let mut effects = Effects::default();
         self.shards[usize::from(shard)].apply(event, self.now, &mut effects);
@@ -196,16 +221,24 @@ impl World {
         }
         let newest = self.shards.iter().map(|shard| shard.terms().sale).max().expect("a world has shards");
         for (ticket, outcome) in effects.answers {
+            if self.gave_up.remove(&ticket.0) {
+                continue;
+            }
             let (origin, command) = self.waiting.remove(&ticket.0).expect("each request is answered once");
             assert_eq!(origin, shard, "answered by a shard that was not asked");
             self.shadow.answered(command, outcome, newest);
         }
     }
 
+    /// How much of a log a purchase may rest on.
+    fn promised(&self, log: &Log) -> usize {
+        if self.rules.purchase_ack == Watermark::Flushed { log.flushed } else { log.persisted }
+    }
+
     /// The invariants, after every step.
     pub fn check(&self) {
         let durable: Vec<&Record> =
-            self.history.iter().chain(self.logs.iter().flat_map(|log| &log.records[..log.flushed])).collect();
+            self.history.iter().chain(self.logs.iter().flat_map(|log| &log.records[..self.promised(log)])).collect();
         for (&(sale, item), (code, _)) in &self.shadow.bought {
             let times = durable
                 .iter()
@@ -240,6 +273,7 @@ impl World {
                 self.deliver(lane);
             }
             (0..self.partition.shards()).for_each(|shard| self.flush(shard));
+            (0..self.partition.shards()).for_each(|shard| self.persist(shard));
             (0..self.partition.shards()).for_each(|shard| self.apply(shard, Event::Tick));
             let quiet = self.lanes.values().all(VecDeque::is_empty)
                 && self.logs.iter().all(|log| log.flushed == log.records.len());

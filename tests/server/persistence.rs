@@ -18,14 +18,21 @@ fn start(dir: &Path, cluster: &Cluster, arguments: &[&str]) -> Server {
     Server::start(dir, &[&LONG_SALE[..], &["--database-url", &url, "--user-limit", "1000000"], arguments].concat())
 }
 
+fn assert_all_bought(cluster: &Cluster, promises: &[Promise]) {
+    let rows = cluster.ask("select item_id || ' ' || user_id || ' ' || code from purchases");
+    let rows: BTreeSet<&str> = rows.lines().collect();
+    for promise in promises.iter().filter(|promise| promise.bought) {
+        let row = format!("{} {} {}", promise.item, promise.user, promise.code);
+        assert!(rows.contains(row.as_str()), "not in Postgres: {promise:?}");
+    }
+}
+
 /// Every purchase promised is one row with the right item, user and code, and there are no others but unknown ones.
 fn assert_books_agree(cluster: &Cluster, promises: &[Promise]) {
     let rows = cluster.ask("select item_id || ' ' || user_id || ' ' || code from purchases");
     let rows: BTreeSet<&str> = rows.lines().collect();
     let text = |promise: &Promise| format!("{} {} {}", promise.item, promise.user, promise.code);
-    for promise in promises.iter().filter(|promise| promise.bought) {
-        assert!(rows.contains(text(promise).as_str()), "not in Postgres: {promise:?}");
-    }
+    assert_all_bought(cluster, promises);
     let possible: BTreeSet<String> =
         promises.iter().filter(|promise| promise.bought || promise.unknown).map(text).collect();
     assert!(rows.iter().all(|row| possible.contains(*row)), "a purchase nobody made");
@@ -37,8 +44,13 @@ fn assert_books_agree(cluster: &Cluster, promises: &[Promise]) {
 
 #[test]
 fn a_sold_out_sale_is_all_in_postgres() {
+    sell_out("local");
+    sell_out("postgres");
+}
+
+fn sell_out(ack: &str) {
     let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
-    let server = start(dir.path(), &cluster, &["--shards", "3", "--items", "3000"]);
+    let server = start(dir.path(), &cluster, &["--shards", "3", "--items", "3000", "--ack", ack]);
     let (promises, answered) = (Promises::default(), AtomicU64::new(0));
     crowd(16, |number| {
         let mut client = connect(server.address);
@@ -99,13 +111,22 @@ fn the_catalogue_has_the_names_that_buyers_were_told() {
 
 #[test]
 fn kill_9_of_the_server_loses_and_doubles_nothing() {
+    kill_servers("local");
+    kill_servers("postgres");
+}
+
+fn kill_servers(ack: &str) {
     const ITEMS: u32 = 400;
     let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
     let items = (kills() * ITEMS).to_string();
     let mut all = Vec::new();
     for round in 0..kills() {
         let shards = (1 + round % 3).to_string();
-        let server = start(dir.path(), &cluster, &["--shards", &shards, "--items", &items, "--reservation-ttl", "1h"]);
+        let server = start(
+            dir.path(),
+            &cluster,
+            &["--shards", &shards, "--items", &items, "--reservation-ttl", "1h", "--ack", ack],
+        );
         let (promises, address) = (Promises::default(), server.address);
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -123,6 +144,9 @@ fn kill_9_of_the_server_loses_and_doubles_nothing() {
             server.kill();
         });
         all.extend(promises.take());
+        if ack == "postgres" {
+            assert_all_bought(&cluster, &all); // Whatever was acknowledged is there, with the server dead.
+        }
     }
     assert!(start(dir.path(), &cluster, &["--items", &items]).terminate().success());
     check_books(&all, usize::MAX);
@@ -217,4 +241,36 @@ fn a_database_has_one_owner() {
     assert_eq!(line["exit_code"], 8);
     assert_eq!(cluster.count("select count(*) from checkouts"), 0);
     assert!(later.terminate().success());
+}
+
+/// With `--ack postgres`: no 200 without Postgres, nobody else gets the item, and whoever asks again gets the answer.
+#[test]
+fn a_purchase_waits_for_postgres_and_a_retry_joins_the_wait() {
+    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let server = start(dir.path(), &cluster, &["--ack", "postgres", "--shards", "2", "--reservation-ttl", "12s"]);
+    server.wait_for_line("the database is connected");
+    let mut client = server.connect();
+    let codes = [client.reserve(1, 1), client.reserve(1, 2)];
+    let address = server.address;
+    cluster.pause();
+    std::thread::scope(|scope| {
+        for code in &codes {
+            scope.spawn(move || {
+                let overdue = connect(address).purchase(code);
+                assert_eq!((overdue.problem().as_str(), overdue.header("retry-after")), ("overdue", Some("1")));
+            });
+        }
+    });
+    assert_eq!(client.checkout(2, 1).problem(), "item-reserved");
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(client.checkout(2, 1).problem(), "item-reserved", "what is being bought does not expire");
+    std::thread::scope(|scope| {
+        let retry = scope.spawn(|| connect(address).purchase(&codes[0]).outcome());
+        std::thread::sleep(Duration::from_millis(200));
+        cluster.resume();
+        assert_eq!(retry.join().unwrap(), "200");
+    });
+    assert_eq!(client.purchase(&codes[0]).problem(), "code-used");
+    assert_eq!(client.checkout(2, 2).problem(), "item-sold", "bought too, though nobody has asked again");
+    assert_eq!(cluster.count("select count(*) from purchases"), 2);
 }
