@@ -3,11 +3,13 @@
 create table clusters (
     cluster uuid primary key,
     epoch bigint not null,
+    run uuid not null,
     since timestamptz not null default now()
 );
 comment on table clusters is 'The one installation that writes here. Its epoch rises at each start of a server; a stale server changes no row';
 comment on column clusters.cluster is 'Cluster id, from the control.json of the data directory';
 comment on column clusters.epoch is 'The latest run';
+comment on column clusters.run is 'Random for each process: tells two runs apart that copies of one data directory gave the same epoch';
 comment on column clusters.since is 'When that run began';
 
 create table log_positions (
@@ -105,7 +107,9 @@ create index purchases_by_user on purchases (user_id, sale_id);
 create function prepare_sale(sale bigint) returns void language plpgsql as $$
 begin
     if to_regclass('checkouts_' || sale) is null then
-        execute format('create table %I partition of checkouts for values in (%s)', 'checkouts_' || sale, sale);
+        -- Made apart and then attached: "partition of" would lock out every reader until the rows are in.
+        execute format('create table %I (like checkouts including all)', 'checkouts_' || sale);
+        execute format('alter table checkouts attach partition %I for values in (%s)', 'checkouts_' || sale, sale);
     end if;
 end $$;
 comment on function prepare_sale is 'Makes the partition of checkouts for a sale, if there is none';

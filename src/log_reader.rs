@@ -28,7 +28,10 @@ impl LogReader {
     /// # Errors
     /// Of the file system.
     pub fn first(&self) -> io::Result<Seq> {
-        let Ok((_, file, _)) = self.open_segment(0) else { return Ok(0) };
+        if self.names()?.is_empty() {
+            return Ok(0);
+        }
+        let (_, file, _) = self.open_segment(0)?;
         let mut bytes = [0; BLOCK_BYTES];
         file.read_exact_at(&mut bytes, 0)?;
         Ok(block::parse(&bytes, &self.stream).map_or(0, |(header, _)| header.records_before))
@@ -77,15 +80,26 @@ impl LogReader {
 
     /// The first segment that holds `block` or comes after it.
     fn open_segment(&self, block: u64) -> io::Result<(SegmentName, File, u32)> {
+        loop {
+            let name = self.names()?.into_iter().find(|name| name.first_block + u64::from(name.blocks) > block);
+            let name = name.ok_or_else(|| io::Error::other(format!("a segment of {:?} is gone", self.stream)))?;
+            match File::open(name.path(&self.dir)) {
+                Ok(file) => return Ok((name, file, block.saturating_sub(name.first_block) as u32)),
+                // Retention has removed it since it was listed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The stream's segments, in order.
+    fn names(&self) -> io::Result<Vec<SegmentName>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
             let name = SegmentName::parse(&entry?.file_name().to_string_lossy(), self.stream.cluster);
             names.extend(name.filter(|name| name.stream == self.stream));
         }
         names.sort_by_key(|name| name.first_block);
-        let name = names.into_iter().find(|name| name.first_block + u64::from(name.blocks) > block);
-        let name = name.ok_or_else(|| io::Error::other(format!("a segment of {:?} is gone", self.stream)))?;
-        let file = File::open(name.path(&self.dir))?;
-        Ok((name, file, block.saturating_sub(name.first_block) as u32))
+        Ok(names)
     }
 }

@@ -16,6 +16,7 @@ use stampede::fatal::{self, Fatal};
 use stampede::mesh::{self, Doorbell, Endpoint};
 use stampede::partition::Partition;
 use stampede::persistence::{Persistence, Plan};
+use stampede::postgres::Owner;
 use stampede::pump::{Logs, Notice, Outside, Pump, Shipping};
 use stampede::purchase_log::PurchaseLog;
 use stampede::recovery::{Recovered, recover};
@@ -153,7 +154,7 @@ impl Process {
         // Whole streams, so that each loses only its beginning to retention.
         old.into_iter().for_each(|segment| old_of[usize::from(segment.name.stream.shard % shards)].push(segment));
         let (ways, returns): (Vec<_>, Vec<_>) = (0..shards).map(|_| unbounded()).unzip();
-        let owner = StreamId { cluster: data.cluster, epoch: data.epoch, shard: 0, log: LogKind::Purchases };
+        let owner = Owner { cluster: data.cluster, epoch: data.epoch, run: random_uuid()? };
         let persistence = config.database.map(|database| {
             let (logs, status) = (data.logs.clone(), status.clone());
             let doorbells = doorbells.clone();
@@ -300,6 +301,12 @@ async fn sell(door: Door, begun: Receiver<Start>) -> Result<(), Fatal> {
     let codes = CodeGenerator::new(seed);
     let shard = Shard::new(id, partition, rules, inventory, codes, clock.now(), &mut effects);
     Pump::new(outside, shard, effects, logs, rules.period_s).run().await
+}
+
+fn random_uuid() -> Result<uuid::Uuid, Fatal> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| Fatal::Host(format!("no random numbers: {error}")))?;
+    Ok(uuid::Builder::from_random_bytes(bytes).into_uuid())
 }
 
 fn no_descriptors(error: io::Error) -> Fatal {

@@ -9,7 +9,7 @@ use crate::copy_rows::Rows;
 use crate::fatal::Fatal;
 use crate::log_reader::LogReader;
 use crate::mesh::Doorbell;
-use crate::postgres::{Database, Failure, Move, stream_name};
+use crate::postgres::{Database, Failure, Move, Owner, stream_name};
 use crate::purchase_log::Chunk;
 use crate::record::{RECORD_BYTES, Record};
 use crate::status::Status;
@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_postgres::Config;
 
@@ -39,7 +39,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// The thread looks for work at least this often.
 const IDLE_TIME: Duration = Duration::from_millis(500);
 /// How long the end of the process waits for a database that takes what there is.
-const DRAIN_TIME: Duration = Duration::from_secs(30);
+const DRAIN_TIME: Duration = Duration::from_secs(20);
 
 fn end(chunk: &Chunk) -> Seq {
     chunk.first - 1 + (chunk.records.len() / RECORD_BYTES) as Seq
@@ -65,8 +65,8 @@ impl Feed {
 pub struct Plan {
     /// Where to connect.
     pub database: Config,
-    /// This run; the shard and log in it mean nothing.
-    pub owner: StreamId,
+    /// This run.
+    pub owner: Owner,
     /// Where the segments are.
     pub logs: PathBuf,
     /// What shards publish.
@@ -182,14 +182,14 @@ struct Shipper {
     stop: Arc<AtomicBool>,
     /// Purchases before attempts, earlier runs before this one: a sale's opening comes before its rows.
     tails: Vec<Tail>,
-    stop_seen: Option<Instant>,
 }
 
 impl Shipper {
     fn new(plan: Plan, chunks: Receiver<Chunk>, bell: Arc<Notify>, stop: Arc<AtomicBool>) -> Self {
         let shards = 0..plan.status.shards.len() as u16;
         let kinds = [LogKind::Purchases, LogKind::Attempts];
-        let of_this_run = shards.flat_map(|shard| kinds.map(|log| (StreamId { shard, log, ..plan.owner }, None)));
+        let Owner { cluster, epoch, .. } = plan.owner;
+        let of_this_run = shards.flat_map(|shard| kinds.map(|log| (StreamId { cluster, epoch, shard, log }, None)));
         let earlier = plan.earlier.iter().map(|(stream, end)| (*stream, Some(*end)));
         let mut tails: Vec<Tail> = earlier
             .chain(of_this_run)
@@ -203,23 +203,20 @@ impl Shipper {
             })
             .collect();
         tails.sort_by_key(|tail| (tail.stream.log, tail.stream.epoch, tail.stream.shard));
-        Shipper { plan, chunks, bell, stop, tails, stop_seen: None }
+        Shipper { plan, chunks, bell, stop, tails }
     }
 
     async fn run(mut self) {
         let mut backoff = BACKOFF_MIN;
         let mut is_away = false;
-        while !self.must_give_up() {
-            let failure = match self.connect().await {
-                Ok(mut database) => {
-                    tracing::info!(records_behind = self.behind(), "the database is connected");
-                    (is_away, backoff) = (false, BACKOFF_MIN);
-                    match self.ship(&mut database).await {
-                        Ok(()) => return,
-                        Err(failure) => failure,
-                    }
-                }
-                Err(failure) => failure,
+        loop {
+            let drain_over = drain_over(self.stop.clone());
+            let failure = tokio::select! {
+                result = self.serve(&mut is_away, &mut backoff) => match result {
+                    Ok(()) => return,
+                    Err(failure) => failure,
+                },
+                () = drain_over => break,
             };
             let why = match failure {
                 Failure::Final(fatal) => fatal.exit(),
@@ -229,57 +226,87 @@ impl Shipper {
                 tracing::warn!(why, "the database is away: selling goes on, and the log keeps what it misses");
             }
             self.publish();
-            let _ = tokio::time::timeout(backoff, self.stopping()).await;
+            if self.stop.load(Ordering::Acquire) && backoff == BACKOFF_MAX {
+                break;
+            }
+            tokio::time::sleep(backoff).await;
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
         tracing::warn!(records_behind = self.behind(), "stopping without the database: the log keeps what it misses");
     }
 
+    /// Connects and ships until the process stops and everything is shipped.
+    async fn serve(&mut self, is_away: &mut bool, backoff: &mut Duration) -> Result<(), Failure> {
+        let connecting = tokio::time::timeout(CONNECT_TIME, self.connect());
+        let mut database = connecting.await.map_err(|_| Failure::Passing("connecting took too long".into()))??;
+        let mut is_proven = false;
+        loop {
+            // First this: what is flushed before the end is seen by what follows.
+            let is_stopping = self.stop.load(Ordering::Acquire);
+            let (rows, moves) = self.gather()?;
+            if !moves.is_empty() {
+                let shipping = tokio::time::timeout(SHIP_TIME, database.ship(&rows, &moves));
+                shipping.await.map_err(|_| Failure::Passing("a transaction took too long".into()))??;
+                moves.iter().for_each(|moved| self.arrived(moved.stream, moved.to));
+                self.publish();
+            }
+            if !std::mem::replace(&mut is_proven, true) {
+                // Only now: a database that takes connections but no rows is away.
+                tracing::info!(records_behind = self.behind(), "the database is connected");
+                (*is_away, *backoff) = (false, BACKOFF_MIN);
+            }
+            if moves.is_empty() {
+                if is_stopping {
+                    return Ok(());
+                }
+                let _ = tokio::time::timeout(IDLE_TIME, self.bell.notified()).await;
+            }
+        }
+    }
+
     /// Connects, and finds out how far each stream has come.
     async fn connect(&mut self) -> Result<Database, Failure> {
-        let connecting = tokio::time::timeout(CONNECT_TIME, Database::take_over(&self.plan.database, self.plan.owner));
-        let database = connecting.await.map_err(|_| Failure::Passing("connecting took too long".into()))??;
-        for tail in &mut self.tails {
+        let database = Database::take_over(&self.plan.database, self.plan.owner).await?;
+        let positions = database.positions().await?;
+        for place in 0..self.tails.len() {
+            let tail = &mut self.tails[place];
+            let StreamId { epoch, shard, log, .. } = tail.stream;
+            let known = positions.get(&(epoch, shard, log.name().to_owned())).copied();
             let first = tail.reader.first().map_err(lost)?;
-            let position = database.position(&tail.stream, first).await?;
-            if tail.end.is_some_and(|end| position > end) {
-                let (stream, end) = (stream_name(&tail.stream), tail.end.unwrap_or_default());
+            let position = known.unwrap_or(0).max(first);
+            if known != Some(position) {
+                if known.is_some() {
+                    let (stream, from) = (stream_name(&tail.stream), known.unwrap_or(0));
+                    tracing::warn!(
+                        stream,
+                        missing = first - from,
+                        "records were removed from the log while no database was set"
+                    );
+                }
+                database.begin(&tail.stream, position).await?;
+            }
+            if let Some(end) = tail.end.filter(|end| position > *end) {
+                let stream = stream_name(&tail.stream);
                 return Err(Failure::Final(Fatal::Database(format!(
                     "it has {position} records of {stream}, and this data directory has {end}: the data directory is older; restore its latest version"
                 ))));
             }
             tail.rewind(position, &self.plan.logs);
+            let stream = tail.stream;
+            self.arrived(stream, position);
         }
+        self.tails.retain(|tail| tail.end != Some(tail.position));
         self.publish();
         Ok(database)
     }
 
-    /// Ships until the process stops and everything is shipped.
-    async fn ship(&mut self, database: &mut Database) -> Result<(), Failure> {
-        loop {
-            let (rows, moves) = self.gather()?;
-            if moves.is_empty() {
-                if self.stop.load(Ordering::Acquire) {
-                    return Ok(());
-                }
-                let _ = tokio::time::timeout(IDLE_TIME, self.bell.notified()).await;
-                continue;
-            }
-            let shipping = tokio::time::timeout(SHIP_TIME, database.ship(&rows, &moves));
-            shipping.await.map_err(|_| Failure::Passing("a transaction took too long".into()))??;
-            for Move { stream, to, .. } in moves {
-                let tail = self.tails.iter_mut().find(|tail| tail.stream == stream).expect("it was gathered from it");
-                tail.position = to;
-                let keeper = usize::from(stream.shard) % self.plan.shipped.len();
-                // The shard may have stopped.
-                let _ = self.plan.shipped[keeper].send((stream, to));
-            }
-            self.publish();
-            self.tails.retain(|tail| tail.end != Some(tail.position));
-            if self.must_give_up() {
-                return Err(Failure::Passing("the process stops".into()));
-            }
-        }
+    /// Notes how much of a stream is in the database, and tells the shard that looks after it.
+    fn arrived(&mut self, stream: StreamId, position: Seq) {
+        let tail = self.tails.iter_mut().find(|tail| tail.stream == stream).expect("it was gathered from it");
+        tail.position = position;
+        let keeper = usize::from(stream.shard) % self.plan.shipped.len();
+        // The shard may have stopped.
+        let _ = self.plan.shipped[keeper].send((stream, position));
     }
 
     /// The next rows of all streams, and how far they move on.
@@ -325,23 +352,14 @@ impl Shipper {
     fn behind(&self) -> u64 {
         self.tails.iter().map(|tail| tail.durable(&self.plan.status).saturating_sub(tail.position)).sum()
     }
+}
 
-    fn must_give_up(&mut self) -> bool {
-        let is_stopping = self.stop.load(Ordering::Acquire);
-        if is_stopping && self.stop_seen.is_none() {
-            self.stop_seen = Some(Instant::now());
-        }
-        self.stop_seen.is_some_and(|seen| seen.elapsed() > DRAIN_TIME)
+/// Comes back when the process has waited long enough for the database.
+async fn drain_over(stop: Arc<AtomicBool>) {
+    while !stop.load(Ordering::Acquire) {
+        tokio::time::sleep(IDLE_TIME).await;
     }
-
-    /// Comes back when the process stops.
-    async fn stopping(&self) {
-        while !self.stop.load(Ordering::Acquire) {
-            self.bell.notified().await;
-        }
-        // Without a database there is little to wait for.
-        tokio::time::sleep(BACKOFF_MAX).await;
-    }
+    tokio::time::sleep(DRAIN_TIME).await;
 }
 
 /// The log cannot be read back: it may be a passing fault of the disk, but nothing can be shipped before it is gone.

@@ -507,7 +507,7 @@ impl Pump {
             outside.mesh.doorbell().fall_asleep();
             // Whoever rings from now on wakes this shard; who rang before left something to see.
             let published = &outside.status.shards[usize::from(outside.id.0)];
-            let is_persisted = published.persisted.load(Ordering::Acquire) != *persisted;
+            let is_persisted = published.persisted.load(Ordering::Acquire) > *persisted;
             if outside.mesh.has_mail() || outside.status.phase() != *phase || is_persisted {
                 timeout_ms = 0;
             }

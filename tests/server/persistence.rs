@@ -6,7 +6,7 @@ use crate::load::{Promise, Promises, buy, check_books, connect, crowd};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How many times to kill; more before a release.
 fn kills() -> u32 {
@@ -273,4 +273,51 @@ fn a_purchase_waits_for_postgres_and_a_retry_joins_the_wait() {
     assert_eq!(client.purchase(&codes[0]).problem(), "code-used");
     assert_eq!(client.checkout(2, 2).problem(), "item-sold", "bought too, though nobody has asked again");
     assert_eq!(cluster.count("select count(*) from purchases"), 2);
+}
+
+/// A small budget, short sales, many restarts: what Postgres has is removed, and every
+/// run sells. (Right after a restart by other shards, the budget may be spread badly until the sale ends.)
+#[test]
+fn what_is_in_postgres_makes_room() {
+    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let url = cluster.url();
+    for shards in ["1", "2", "3", "2", "1"] {
+        let budget = ["--sale-period", "1s", "--items", "500", "--log-budget", "16MiB", "--user-limit", "500"];
+        let server = Server::start(dir.path(), &[&budget[..], &["--shards", shards, "--database-url", &url]].concat());
+        server.wait_for_line("the database is connected");
+        let end = Instant::now() + Duration::from_millis(2_500);
+        let promises = Promises::default();
+        crowd(8, |number| {
+            let mut client = connect(server.address);
+            for turn in 0.. {
+                if Instant::now() > end {
+                    return;
+                }
+                buy(&mut client, i64::from(number), (turn * 8 + number) % 500, &promises).unwrap();
+            }
+        });
+        assert!(server.terminate().success());
+        let bought = promises.take().iter().filter(|promise| promise.bought).count();
+        assert!(bought > 300, "only {bought} were sold on {shards} shards");
+    }
+    let per_sale = "select coalesce(max(sold), 0) from (select count(*) as sold from purchases group by sale_id) sales";
+    assert!((1..=500).contains(&cluster.count(per_sale)));
+    let gaps = "select count(*) from sales s where not exists (select 1 from sale_items i where i.sale_id = s.sale_id)";
+    assert_eq!(cluster.count(gaps), 0);
+}
+
+/// Two copies of one data directory count to the same epoch; still only one of them may write.
+#[test]
+fn two_copies_of_a_data_directory_are_told_apart() {
+    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    assert!(start(dir.path(), &cluster, &[]).terminate().success());
+    let other = tempfile::tempdir().unwrap();
+    let copy = other.path().join("copy");
+    assert!(std::process::Command::new("cp").arg("-r").arg(dir.path()).arg(&copy).status().unwrap().success());
+    let first = start(dir.path(), &cluster, &[]);
+    first.wait_for_line("the database is connected");
+    let second = stampede(&copy, &[&LONG_SALE[..], &["--database-url", &cluster.url()]].concat()).output().unwrap();
+    let text = String::from_utf8(second.stderr).unwrap();
+    assert!(second.status.code() == Some(8) && text.contains("another run of this installation"), "{text}");
+    assert!(first.terminate().success());
 }
