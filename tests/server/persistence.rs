@@ -119,6 +119,10 @@ fn kill_servers(ack: &str) {
     const ITEMS: u32 = 400;
     let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
     let items = (kills() * ITEMS).to_string();
+    // The tables are made before anything is killed.
+    let first = start(dir.path(), &cluster, &["--items", &items]);
+    first.wait_for_line("the database is connected");
+    first.kill();
     let mut all = Vec::new();
     for round in 0..kills() {
         let shards = (1 + round % 3).to_string();
