@@ -50,6 +50,8 @@
 //!   with a seal, which proves everything before it; so damage is told from a torn tail for ever after.
 //! - *Lanes on credit.* Two buffers circulate in each lane. What finds no buffer waits with its sender, where the
 //!   limits on connections and stock bound it, so no lane can fill and none can block.
+//! - *One operation for a flush.* A direct write with `O_DSYNC` is durable when it completes: one trip through the ring
+//!   instead of a write and a sync.
 //! - *One request in flight for each connection.* Pipelined ones wait in the connection: answers are in order by
 //!   construction, and the table of connections is the table of requests in flight.
 
