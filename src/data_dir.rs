@@ -2,6 +2,7 @@
 
 use crate::config::in_one_unit;
 use crate::fatal::Fatal;
+use crate::host;
 use crate::segment::sync_dir;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use serde::{Deserialize, Serialize};
@@ -93,9 +94,7 @@ impl DataDir {
                 path.display()
             )));
         }
-        let mut random = [0; 16];
-        getrandom::fill(&mut random).map_err(|error| Fatal::Host(format!("no random numbers: {error}")))?;
-        let cluster = uuid::Builder::from_random_bytes(random).into_uuid();
+        let cluster = uuid::Builder::from_random_bytes(host::random()?).into_uuid();
         Ok(Control { format: FORMAT, cluster, epoch: 0, sale_period_s })
     }
 

@@ -57,6 +57,16 @@ pub fn connections_max(wanted: Option<u32>, shards: u16) -> Result<u32, Fatal> {
     Ok(wanted.unwrap_or(CONNECTIONS_DEFAULT.min(available)))
 }
 
+/// Random bytes from the operating system.
+///
+/// # Errors
+/// [`Fatal::Host`]: it has none.
+pub fn random<const N: usize>() -> Result<[u8; N], Fatal> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| Fatal::Host(format!("no random numbers: {error}")))?;
+    Ok(bytes)
+}
+
 /// Tries whether an executor can be had at all.
 ///
 /// # Errors

@@ -21,8 +21,8 @@
 //! ----
 //!
 //! **Bytes.** [`connection`] turns bytes into requests by [`http`] and [`body`]. [`route`] turns requests into
-//! commands and outcomes into responses; [`problem`] lists every refusal; status codes are in these two files and
-//! nowhere else. [`response`] renders. [`catalogue`] makes up names.
+//! commands and outcomes into responses; [`problem`] lists every refusal; the status codes of commands are in these two
+//! files and nowhere else. [`response`] renders. [`catalogue`] makes up names.
 //!
 //! **Rules.** [`shard`] is one shard's state machine: the two-owner protocol. [`waiting`] is what waits for the log. [`sale`] has
 //! the rules: stock, holds, quotas. [`command`] and [`message`] are what it hears and says, [`partition`] who owns

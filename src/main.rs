@@ -99,9 +99,8 @@ impl Process {
         let connections = host::connections_max(config.max_connections, shards)?;
         let budget = config.log_budget / u64::from(shards);
         if budget < SHARD_BUDGET_MIN {
-            let needed = shards;
             return Err(Fatal::Settings(format!(
-                "--log-budget is too small for {shards} shards; give at least {needed}MiB"
+                "--log-budget is too small for {shards} shards; give at least {shards}MiB"
             )));
         }
         host::check_io_uring()?;
@@ -154,7 +153,11 @@ impl Process {
         // Whole streams, so that each loses only its beginning to retention.
         old.into_iter().for_each(|segment| old_of[usize::from(segment.name.stream.shard % shards)].push(segment));
         let (ways, returns): (Vec<_>, Vec<_>) = (0..shards).map(|_| unbounded()).unzip();
-        let owner = Owner { cluster: data.cluster, epoch: data.epoch, run: random_uuid()? };
+        let owner = Owner {
+            cluster: data.cluster,
+            epoch: data.epoch,
+            run: uuid::Builder::from_random_bytes(host::random()?).into_uuid(),
+        };
         let persistence = config.database.map(|database| {
             let (logs, status) = (data.logs.clone(), status.clone());
             let doorbells = doorbells.clone();
@@ -162,8 +165,7 @@ impl Process {
         });
         let (persistence, feed) = persistence.transpose()?.unzip();
         for (((start, inventory), old), shipped) in starts.into_iter().zip(inventories).zip(old_of).zip(returns) {
-            let mut seed = [0; 32];
-            getrandom::fill(&mut seed).map_err(|error| Fatal::Host(format!("no random numbers: {error}")))?;
+            let seed = host::random()?;
             let (rules, cluster, epoch, logs) = (config.rules, data.cluster, data.epoch, data.logs.clone());
             let direct_io = data.direct_io;
             let persistence = feed.clone().map(|feed| Shipping { feed, shipped });
@@ -301,12 +303,6 @@ async fn sell(door: Door, begun: Receiver<Start>) -> Result<(), Fatal> {
     let codes = CodeGenerator::new(seed);
     let shard = Shard::new(id, partition, rules, inventory, codes, clock.now(), &mut effects);
     Pump::new(outside, shard, effects, logs, rules.period_s).run().await
-}
-
-fn random_uuid() -> Result<uuid::Uuid, Fatal> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| Fatal::Host(format!("no random numbers: {error}")))?;
-    Ok(uuid::Builder::from_random_bytes(bytes).into_uuid())
 }
 
 fn no_descriptors(error: io::Error) -> Fatal {

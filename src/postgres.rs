@@ -1,6 +1,6 @@
 //! The database: connection, schema, one transaction for each batch.
 
-use crate::block::{LogKind, StreamId};
+use crate::block::StreamId;
 use crate::copy_rows::{CopyRows, Rows};
 use crate::fatal::Fatal;
 use crate::types::Seq;
@@ -263,8 +263,7 @@ async fn claim(client: &mut Client, owner: Owner) -> Result<(), Failure> {
     Ok(transaction.commit().await?)
 }
 
-/// The name of a log, for SQL and log lines.
+/// A stream, as log lines name it.
 pub fn stream_name(stream: &StreamId) -> String {
-    let log = if stream.log == LogKind::Purchases { "purchases" } else { "attempts" };
-    format!("{log} of epoch {}, shard {}", stream.epoch, stream.shard)
+    format!("{} of epoch {}, shard {}", stream.log.name(), stream.epoch, stream.shard)
 }

@@ -267,7 +267,7 @@ impl Shard {
     fn reply(&mut self, reply: Reply, now: Moment, effects: &mut Effects) {
         match reply {
             Reply::Claimed { origin, ticket, sale, item, user, granted } => {
-                self.claimed((origin, ticket), sale, item, user, granted, now, effects);
+                self.claimed(Waiter { origin, ticket }, sale, item, user, granted, now, effects);
             }
             Reply::Answer { ticket, outcome } => {
                 if let Outcome::ItemSold { sale, item } | Outcome::Purchased { sale, item } = outcome
@@ -287,7 +287,7 @@ impl Shard {
     fn request(&mut self, from: ShardId, request: Request, now: Moment, effects: &mut Effects) {
         match request {
             Request::Reserve { ticket, sale, item, user } => {
-                self.reserve((from, ticket), sale, item, user, now, effects);
+                self.reserve(Waiter { origin: from, ticket }, sale, item, user, now, effects);
             }
             Request::Claim { origin, ticket, sale, item, user } => {
                 // Of another sale: denied, and the item's owner, whose sale is over too, bounces the buyer.
@@ -309,7 +309,7 @@ impl Shard {
 
     fn reserve(
         &mut self,
-        (origin, ticket): (ShardId, Ticket),
+        Waiter { origin, ticket }: Waiter,
         sale: SaleId,
         item: ItemId,
         user: UserId,
@@ -340,7 +340,7 @@ impl Shard {
     #[expect(clippy::too_many_arguments, reason = "a message's fields, taken apart")]
     fn claimed(
         &mut self,
-        (origin, ticket): (ShardId, Ticket),
+        Waiter { origin, ticket }: Waiter,
         sale: SaleId,
         item: ItemId,
         user: UserId,

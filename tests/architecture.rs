@@ -41,10 +41,10 @@ const LAYERS: &[&str] = &[
     "persistence",
     "server",
     "pump",
+    "host",
     "data_dir",
     "recovery",
     "listener",
-    "host",
     "lib",
     "main",
 ];

@@ -2,7 +2,7 @@
 
 use super::shadow::Shadow;
 use crate::code::{Code, CodeGenerator};
-use crate::command::{Command, Outcome};
+use crate::command::Command;
 use crate::message::{Reply, Request};
 use crate::partition::Partition;
 use crate::record::{Event as Logged, Record};
@@ -310,7 +310,5 @@ impl World {
             self.shards.iter().flat_map(|shard| (0..shard.stock().items()).map(|slot| shard.stock().state(slot)));
         assert!(lost.into_iter().all(|state| state == State::Sold), "an item was left over");
         assert!(sold <= terms.items as usize);
-        let outcome = Outcome::ItemSold { sale: terms.sale, item: ItemId(0) };
-        self.shadow.answered(Command::Checkout { item: ItemId(0), user: UserId(0) }, outcome, terms.sale);
     }
 }
