@@ -2,15 +2,19 @@
 
 create table clusters (
     cluster uuid primary key,
+    sale_period_s integer not null,
     epoch bigint not null,
     run uuid not null,
-    since timestamptz not null default now()
+    since timestamptz not null default now(),
+    seen_at timestamptz not null default now()
 );
 comment on table clusters is 'The one installation that writes here. Its epoch rises at each start of a server; a stale server changes no row';
 comment on column clusters.cluster is 'Cluster id, from the control.json of the data directory';
+comment on column clusters.sale_period_s is 'Length of a sale in seconds: sale ids count these';
 comment on column clusters.epoch is 'The latest run';
 comment on column clusters.run is 'Random for each process: tells two runs apart that copies of one data directory gave the same epoch';
 comment on column clusters.since is 'When that run began';
+comment on column clusters.seen_at is 'When that run last said that it lives; -infinity when it has stopped and shipped everything';
 
 create table log_positions (
     cluster uuid not null references clusters,
@@ -70,6 +74,8 @@ comment on column checkouts.outcome is '0 reserved, 1 item-sold, 2 item-reserved
 comment on column checkouts.at is 'When it was decided';
 comment on column checkouts.expires_at is 'When the reservation ends, if there is one';
 
+create index checkouts_granted on checkouts (sale_id, item_id) where outcome = 0;
+
 create table releases (
     sale_id bigint not null,
     item_id integer not null,
@@ -93,6 +99,7 @@ create table purchases (
     user_id bigint not null,
     code uuid not null unique,
     at timestamptz not null,
+    idempotency_key uuid,
     primary key (sale_id, item_id)
 );
 comment on table purchases is 'Every item sold. The keys are an alarm, never a filter: a conflict stops the server';
@@ -101,6 +108,7 @@ comment on column purchases.item_id is 'The item';
 comment on column purchases.user_id is 'Who bought it';
 comment on column purchases.code is 'The code it was bought with';
 comment on column purchases.at is 'When it was decided';
+comment on column purchases.idempotency_key is 'Fingerprint of the Idempotency-Key it was bought with, if there was one';
 create index purchases_by_user on purchases (user_id, sale_id);
 
 -- Makes a sale's partition of checkouts. Attempts may arrive before the record that opens their sale.

@@ -22,6 +22,7 @@
 //! records lets a later block prove that an earlier one was once durable.
 
 use crate::record::{RECORD_BYTES, field};
+use std::fmt;
 use uuid::Uuid;
 
 /// Bytes of one block.
@@ -72,6 +73,13 @@ pub struct StreamId {
     pub shard: u16,
     /// Which of its logs.
     pub log: LogKind,
+}
+
+/// As in log lines.
+impl fmt::Display for StreamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of epoch {}, shard {}", self.log.name(), self.epoch, self.shard)
+    }
 }
 
 /// What a block says of itself.

@@ -3,6 +3,8 @@
 //! One table, [`SETTINGS`], is the source of the flags, of the variables, of `--help` and of error messages.
 
 use crate::code::ITEMS_MAX;
+use crate::database_url::{DatabaseUrl, TlsMode};
+use crate::ownership::RecoverFrom;
 use crate::shard::Rules;
 use crate::waiting::Watermark;
 use clap::{Arg, ArgAction, Command};
@@ -11,7 +13,6 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
-use tokio_postgres::config::SslMode;
 
 /// More shards than this are a mistake.
 pub const SHARDS_MAX: u16 = 256;
@@ -93,7 +94,7 @@ pub const SETTINGS: &[Setting] = &[
         variables: &["DATABASE_URL"],
         value: "URL",
         default: "(none: the log alone)",
-        help: "PostgreSQL to persist to, like postgres://user@host/name. Or in parts: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME",
+        help: "PostgreSQL to persist to, like postgres://user@host/name. Or in parts: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT",
     },
     Setting {
         flag: "ack",
@@ -101,6 +102,13 @@ pub const SETTINGS: &[Setting] = &[
         value: "local|postgres",
         default: "local",
         help: "What a purchase's 200 waits for: this machine's disk, or Postgres too",
+    },
+    Setting {
+        flag: "recover-from",
+        variables: &["RECOVER_FROM"],
+        value: "auto|log|postgres",
+        default: "auto",
+        help: "Which wins if the log and Postgres contradict each other; auto refuses to start then, and takes the sale over from Postgres if the data directory is empty",
     },
     Setting {
         flag: "max-connections",
@@ -141,7 +149,9 @@ pub struct Config {
     /// Bytes that all logs together may use.
     pub log_budget: u64,
     /// Where to persist to. Its `Debug` shows no password.
-    pub database: Option<tokio_postgres::Config>,
+    pub database: Option<DatabaseUrl>,
+    /// What wins if it and the log contradict each other.
+    pub recover_from: RecoverFrom,
     /// Connections at once, if it was said.
     pub max_connections: Option<u32>,
     /// How log lines look, if it was said.
@@ -252,11 +262,10 @@ impl Sources<'_> {
         })
     }
 
-    fn database(&self) -> Result<Option<tokio_postgres::Config>, BadSetting> {
-        let mut config = match (self.get("database-url"), self.variable("DB_HOST")) {
+    fn database(&self) -> Result<Option<DatabaseUrl>, BadSetting> {
+        let mut database = match (self.get("database-url"), self.variable("DB_HOST")) {
             // The value may hold a password: it is never repeated.
-            (Some(url), _) => url.text.parse::<tokio_postgres::Config>().map_err(|error| {
-                let why = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+            (Some(url), _) => DatabaseUrl::parse(&url.text).map_err(|why| {
                 BadSetting(format!(
                     "{} cannot be read ({why}); give a URL like postgres://user@host:5432/name",
                     url.origin
@@ -265,17 +274,13 @@ impl Sources<'_> {
             (None, Some(host)) => self.database_from_parts(&host.text)?,
             (None, None) => return Ok(None),
         };
-        if config.get_ssl_mode() == SslMode::Require {
-            return Err(BadSetting("the database is to be reached by TLS only, which this version does not speak; set sslmode to prefer, on a network that you trust".into()));
+        if let Some(password) = self.variable("DB_PASSWORD").filter(|_| database.config.get_password().is_none()) {
+            database.config.password(password.text);
         }
-        config
-            .application_name("stampede")
-            .connect_timeout(Duration::from_secs(5))
-            .keepalives_idle(Duration::from_secs(10));
-        Ok(Some(config))
+        Ok(Some(database))
     }
 
-    fn database_from_parts(&self, host: &str) -> Result<tokio_postgres::Config, BadSetting> {
+    fn database_from_parts(&self, host: &str) -> Result<DatabaseUrl, BadSetting> {
         let mut config = tokio_postgres::Config::new();
         config.host(host);
         if let Some(port) = self.variable("DB_PORT") {
@@ -283,18 +288,14 @@ impl Sources<'_> {
         }
         config.user(self.variable("DB_USER").map_or("stampede".into(), |user| user.text));
         config.dbname(self.variable("DB_NAME").map_or("stampede".into(), |name| name.text));
-        if let Some(password) = self.variable("DB_PASSWORD") {
-            config.password(password.text);
-        }
+        let mut database = DatabaseUrl::new(config);
         if let Some(mode) = self.variable("DB_SSL_MODE") {
-            config.ssl_mode(match mode.text.as_str() {
-                "disable" => SslMode::Disable,
-                "prefer" => SslMode::Prefer,
-                "require" | "verify-full" => SslMode::Require,
-                _ => return Err(mode.bad("disable, prefer, require or verify-full")),
-            });
+            database.tls =
+                TlsMode::parse(&mode.text).ok_or_else(|| mode.bad("disable, prefer, require or verify-full"))?;
         }
-        Ok(config)
+        database.root_certificates = self.variable("DB_SSL_ROOT_CERT").map(|path| path.text.into());
+        database.settle();
+        Ok(database)
     }
 
     fn listen(&self) -> Result<SocketAddr, BadSetting> {
@@ -331,6 +332,14 @@ impl Config {
             "postgres" => return Err(ack.bad("a database too, by --database-url, or local")),
             _ => return Err(ack.bad("local or postgres")),
         };
+        let recover_from = get("recover-from");
+        let recover_from = match recover_from.text.as_str() {
+            "auto" => RecoverFrom::Auto,
+            "log" => RecoverFrom::Log,
+            "postgres" if database.is_some() => RecoverFrom::Postgres,
+            "postgres" => return Err(recover_from.bad("a database too, by --database-url, or auto")),
+            _ => return Err(recover_from.bad("auto, log or postgres")),
+        };
         let rules = Rules {
             period_s: period_s.as_secs() as u32,
             items: get("items").number(1..=ITEMS_MAX.into())? as u32,
@@ -352,6 +361,7 @@ impl Config {
             rules,
             log_budget: get("log-budget").bytes(1 << 20..=1 << 50)?,
             database,
+            recover_from,
             max_connections: max_connections.transpose()?.map(|connections| connections as u32),
             log_format: log_format.transpose()?,
         })
@@ -369,7 +379,8 @@ pub fn in_one_unit(ms: u64) -> String {
 /// One setting a line, as `--check-config` prints them.
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Config { listen, shards, data_dir, rules, log_budget, database, max_connections, log_format } = self;
+        let Config { listen, shards, data_dir, rules, log_budget, database, recover_from, max_connections, log_format } =
+            self;
         let open = |value: Option<String>| value.unwrap_or_else(|| "auto".into());
         writeln!(f, "listen = {listen}")?;
         writeln!(f, "shards = {}", open(shards.map(|shards| shards.to_string())))?;
@@ -379,8 +390,9 @@ impl fmt::Display for Config {
         writeln!(f, "sale-period = {}", in_one_unit(u64::from(rules.period_s) * 1000))?;
         writeln!(f, "reservation-ttl = {}", in_one_unit(rules.ttl_ms.into()))?;
         writeln!(f, "log-budget = {log_budget}")?;
-        writeln!(f, "database = {}", if database.is_some() { "postgres" } else { "none" })?;
+        writeln!(f, "database = {}", database.as_ref().map_or("none".into(), DatabaseUrl::place))?;
         writeln!(f, "ack = {}", if rules.purchase_ack == Watermark::Flushed { "local" } else { "postgres" })?;
+        writeln!(f, "recover-from = {}", format!("{recover_from:?}").to_lowercase())?;
         writeln!(f, "max-connections = {}", open(max_connections.map(|connections| connections.to_string())))?;
         let format = log_format.map(|format| if format == LogFormat::Text { "text" } else { "json" });
         write!(f, "log-format = {}", open(format.map(str::to_owned)))
@@ -453,6 +465,8 @@ mod tests {
             ("log-budget", "5 stones", ["--log-budget", "\"5 stones\"", "512MiB"]),
             ("ack", "postgres", ["--ack", "\"postgres\"", "--database-url"]),
             ("ack", "twice", ["--ack", "\"twice\"", "local or postgres"]),
+            ("recover-from", "postgres", ["--recover-from", "\"postgres\"", "--database-url"]),
+            ("recover-from", "luck", ["--recover-from", "\"luck\"", "auto, log or postgres"]),
             ("log-format", "xml", ["--log-format", "\"xml\"", "text or json"]),
             ("max-connections", "0", ["--max-connections", "\"0\"", "from 1"]),
         ] {
@@ -473,8 +487,10 @@ mod tests {
         let parts = [("DB_HOST", "h"), ("DB_PORT", "7"), ("DB_USER", "u"), ("DB_PASSWORD", "p"), ("DB_NAME", "n")];
         assert_eq!(Some(whole), database(&parts));
         assert!(!format!("{:?}", database(&parts)).contains("\"p\""));
-        let error = config(&[], &[("DB_HOST", "h"), ("DB_SSL_MODE", "require")], &[]).unwrap_err();
-        assert!(error.contains("TLS"), "{error}");
+        let secure = database(&[("DB_HOST", "h"), ("DB_SSL_MODE", "verify-full"), ("DB_SSL_ROOT_CERT", "/r")]).unwrap();
+        assert_eq!((secure.tls, secure.root_certificates), (TlsMode::VerifyFull, Some("/r".into())));
+        let apart = database(&[("DATABASE_URL", "postgres://u@h:7/n"), ("DB_PASSWORD", "p")]);
+        assert_eq!(apart, database(&parts), "the password need not be in the URL");
     }
 
     #[test]

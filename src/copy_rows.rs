@@ -132,14 +132,16 @@ impl Rows {
                 });
                 row.time(at);
             }
-            Event::Purchase { item, user, code, .. } => {
+            Event::TakenOver => {}
+            Event::Purchase { item, user, code, key } => {
                 let row = &mut self.purchases;
-                row.begin(5);
+                row.begin(6);
                 row.int8(sale);
                 row.int4(item.0);
                 row.int8(user.0);
                 row.uuid(code.as_bytes());
                 row.time(at);
+                if key.is_nil() { row.null() } else { row.uuid(key.as_bytes()) }
             }
         }
     }
@@ -159,13 +161,14 @@ mod tests {
         rows.add(&Record { sale: SaleId(1), unix_ms: 946_684_800_001, event });
         let mut expected = b"PGCOPY\n\xff\r\n\0".to_vec();
         expected.extend([0; 8]);
-        expected.extend([0, 5]);
+        expected.extend([0, 6]);
         expected.extend([0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 1]);
         expected.extend([0, 0, 0, 4, 0, 0, 0, 2]);
         expected.extend([0, 0, 0, 8, 255, 255, 255, 255, 255, 255, 255, 253]);
         expected.extend([0, 0, 0, 16]);
         expected.extend([7; 16]);
         expected.extend([0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 3, 232]);
+        expected.extend([255; 4]);
         expected.extend([255, 255]);
         assert_eq!(rows.purchases.finish(), expected);
     }

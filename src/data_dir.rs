@@ -1,8 +1,9 @@
-//! The data directory: its lock, and `control.json`, which says whose it is.
+//! The data directory: its lock, and `control.json`, which says whose it is and what it knows of the database.
 
 use crate::config::in_one_unit;
 use crate::fatal::Fatal;
 use crate::host;
+use crate::ownership::Memory;
 use crate::segment::sync_dir;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use serde::{Deserialize, Serialize};
@@ -12,21 +13,40 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 const FORMAT: u32 = 1;
+const CONTROL: &str = "control.json";
+const LOGS: &str = "log";
 
+/// What `control.json` says.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Control {
+pub struct Control {
     /// Of this file and of the directory's layout.
     format: u32,
     /// Names this installation in every block.
-    cluster: Uuid,
+    pub cluster: Uuid,
     /// The latest run.
-    epoch: u32,
+    pub epoch: u32,
     /// Sale ids count periods, so the period cannot change under them.
-    sale_period_s: u32,
+    pub sale_period_s: u32,
+    /// What the database was last seen to be.
+    #[serde(default)]
+    pub database: Memory,
 }
 
-/// An open, locked data directory. The lock lives as long as this.
+impl Control {
+    /// Of an installation whose latest run is `run`.
+    pub fn new(cluster: Uuid, epoch: u32, sale_period_s: u32, database: Memory) -> Control {
+        Control { format: FORMAT, cluster, epoch, sale_period_s, database }
+    }
+}
+
+/// The data directory, locked as long as this lives.
 pub struct DataDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// The data directory, ready for a run.
+pub struct Opened {
     /// Where the segments are.
     pub logs: PathBuf,
     /// Names this installation.
@@ -35,47 +55,131 @@ pub struct DataDir {
     pub epoch: u32,
     /// Whether files here can be written past the page cache.
     pub direct_io: bool,
-    _lock: File,
+}
+
+/// `control.json`, which says whose the directory is.
+pub struct ControlFile {
+    dir: PathBuf,
+    content: Control,
+}
+
+impl ControlFile {
+    /// What is known of the database.
+    pub fn database(&self) -> Memory {
+        self.content.database
+    }
+
+    /// Remembers this of the database.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn remember(&mut self, database: Memory) -> io::Result<()> {
+        if self.content.database != database {
+            self.content.database = database;
+            self.write()?;
+        }
+        Ok(())
+    }
+
+    fn write(&self) -> io::Result<()> {
+        let new = self.dir.join("control.json.new");
+        let mut file = File::create(&new)?;
+        file.write_all(&serde_json::to_vec_pretty(&self.content)?)?;
+        file.sync_all()?;
+        fs::rename(new, self.dir.join(CONTROL))?;
+        sync_dir(&self.dir)
+    }
 }
 
 impl DataDir {
-    /// Opens or creates the directory, locks it and raises the epoch.
+    /// Creates the directory if there is none, and locks it.
     ///
     /// # Errors
-    /// [`Fatal::DataDir`]: it is locked, cannot be written, or belongs to another setting or version.
-    pub fn open(path: &Path, sale_period_s: u32) -> Result<DataDir, Fatal> {
-        let shown = path.display();
-        let unwritable = |error: io::Error| {
-            Fatal::DataDir(format!("{shown}: {error}; make it writable for this user, or set --data-dir to another"))
-        };
-        let logs = path.join("log");
-        create_durably(&logs).map_err(unwritable)?;
+    /// [`Fatal::DataDir`]: it is locked, or cannot be written.
+    pub fn lock(path: &Path) -> Result<DataDir, Fatal> {
+        let dir = |lock| DataDir { path: path.to_owned(), _lock: lock };
+        let unwritable = |error| unwritable(path, error);
+        create_durably(&path.join(LOGS)).map_err(unwritable)?;
         let lock =
             File::options().create(true).truncate(false).write(true).open(path.join("lock")).map_err(unwritable)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+            let shown = path.display();
             Fatal::DataDir(format!(
                 "{shown} is locked: another stampede is running on it; stop it, or set --data-dir to another"
             ))
         })?;
-        let mut control = match fs::read(path.join("control.json")) {
-            Ok(bytes) => Self::read_control(&bytes, path)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::new_control(path, sale_period_s)?,
+        Ok(dir(lock))
+    }
+
+    /// Where the segments are.
+    pub fn logs(&self) -> PathBuf {
+        self.path.join(LOGS)
+    }
+
+    /// Whether nothing was ever sold from here.
+    pub fn is_new(&self) -> bool {
+        !self.path.join(CONTROL).exists() && !self.has_logs()
+    }
+
+    /// Makes this the directory of an installation that has been running elsewhere.
+    ///
+    /// # Errors
+    /// [`Fatal::DataDir`]: it cannot be written.
+    pub fn adopt(&self, content: Control) -> Result<(), Fatal> {
+        let file = ControlFile { dir: self.path.clone(), content };
+        file.write().map_err(|error| unwritable(&self.path, error))
+    }
+
+    /// Moves what is here to a directory of its own, whose path is returned, so that this one is new again.
+    ///
+    /// # Errors
+    /// [`Fatal::DataDir`]: it cannot be written.
+    pub fn set_aside(&self) -> Result<PathBuf, Fatal> {
+        let aside = (1..).map(|number| self.path.join(format!("set-aside-{number}"))).find(|path| !path.exists());
+        let aside = aside.expect("numbers do not run out");
+        let moved = (|| {
+            create_durably(&aside)?;
+            // First the control file: logs without one are refused, the other way round they would seem never to have been.
+            if self.path.join(CONTROL).exists() {
+                fs::rename(self.path.join(CONTROL), aside.join(CONTROL))?;
+                sync_dir(&self.path)?;
+            }
+            fs::rename(self.logs(), aside.join(LOGS))?;
+            sync_dir(&aside)?;
+            create_durably(&self.logs())?;
+            sync_dir(&self.path)
+        })();
+        moved.map(|()| aside).map_err(|error| unwritable(&self.path, error))
+    }
+
+    /// Raises the epoch: a run begins. The second value is to be kept up to date by whoever deals with the database.
+    ///
+    /// # Errors
+    /// [`Fatal::DataDir`]: it cannot be written, or belongs to another setting or version.
+    pub fn open(&self, sale_period_s: u32) -> Result<(Opened, ControlFile), Fatal> {
+        let (path, shown) = (&self.path, self.path.display());
+        let unwritable = |error| unwritable(path, error);
+        let mut content = match fs::read(path.join(CONTROL)) {
+            Ok(bytes) => self.read_control(&bytes)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.first_control(sale_period_s)?,
             Err(error) => return Err(unwritable(error)),
         };
-        if control.sale_period_s != sale_period_s {
-            let period = in_one_unit(u64::from(control.sale_period_s) * 1000);
+        if content.sale_period_s != sale_period_s {
+            let period = in_one_unit(u64::from(content.sale_period_s) * 1000);
             return Err(Fatal::DataDir(format!(
                 "{shown} counts its sales in periods of {period}; start with --sale-period {period}, or set --data-dir to another"
             )));
         }
-        control.epoch += 1;
-        Self::write_control(&control, path).map_err(unwritable)?;
+        content.epoch += 1;
+        let (cluster, epoch) = (content.cluster, content.epoch);
+        let control = ControlFile { dir: path.clone(), content };
+        control.write().map_err(unwritable)?;
         let direct_io = Self::has_direct_io(path).map_err(unwritable)?;
-        Ok(DataDir { logs, cluster: control.cluster, epoch: control.epoch, direct_io, _lock: lock })
+        Ok((Opened { logs: self.logs(), cluster, epoch, direct_io }, control))
     }
 
-    fn read_control(bytes: &[u8], path: &Path) -> Result<Control, Fatal> {
-        let file = path.join("control.json");
+    fn read_control(&self, bytes: &[u8]) -> Result<Control, Fatal> {
+        let file = self.path.join(CONTROL);
         let control: Control = serde_json::from_slice(bytes).map_err(|error| {
             Fatal::DataDir(format!("{}: {error}; restore the file, or set --data-dir to another", file.display()))
         })?;
@@ -86,25 +190,19 @@ impl DataDir {
         Ok(control)
     }
 
-    fn new_control(path: &Path, sale_period_s: u32) -> Result<Control, Fatal> {
-        let has_logs = fs::read_dir(path.join("log")).is_ok_and(|mut entries| entries.next().is_some());
-        if has_logs {
+    fn has_logs(&self) -> bool {
+        fs::read_dir(self.logs()).is_ok_and(|mut entries| entries.next().is_some())
+    }
+
+    fn first_control(&self, sale_period_s: u32) -> Result<Control, Fatal> {
+        if self.has_logs() {
             return Err(Fatal::DataDir(format!(
                 "{} has logs but no control.json; restore the file, or set --data-dir to another",
-                path.display()
+                self.path.display()
             )));
         }
         let cluster = uuid::Builder::from_random_bytes(host::random()?).into_uuid();
-        Ok(Control { format: FORMAT, cluster, epoch: 0, sale_period_s })
-    }
-
-    fn write_control(control: &Control, path: &Path) -> io::Result<()> {
-        let new = path.join("control.json.new");
-        let mut file = File::create(&new)?;
-        file.write_all(&serde_json::to_vec_pretty(control)?)?;
-        file.sync_all()?;
-        fs::rename(new, path.join("control.json"))?;
-        sync_dir(path)
+        Ok(Control::new(cluster, 0, sale_period_s, Memory::default()))
     }
 
     fn has_direct_io(path: &Path) -> io::Result<bool> {
@@ -114,6 +212,11 @@ impl DataDir {
         fs::remove_file(&probe)?;
         Ok(direct)
     }
+}
+
+fn unwritable(path: &Path, error: io::Error) -> Fatal {
+    let shown = path.display();
+    Fatal::DataDir(format!("{shown}: {error}; make it writable for this user, or set --data-dir to another"))
 }
 
 /// Creates a directory and its parents, and makes them durable.
@@ -130,45 +233,68 @@ fn create_durably(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ownership::Run;
+
+    fn open(path: &Path, period_s: u32) -> Result<Opened, Fatal> {
+        Ok(DataDir::lock(path)?.open(period_s)?.0)
+    }
 
     fn refused(path: &Path, period_s: u32) -> String {
-        DataDir::open(path, period_s).err().expect("it must be refused").to_string()
+        open(path, period_s).err().expect("it must be refused").to_string()
     }
 
     #[test]
     fn the_epoch_rises_and_the_cluster_stays() {
         let dir = tempfile::tempdir().unwrap();
-        let (first, second) = {
-            let first = DataDir::open(dir.path(), 3600).unwrap();
-            let kept = (first.cluster, first.epoch);
-            drop(first);
-            (kept, DataDir::open(dir.path(), 3600).unwrap())
-        };
-        assert_eq!(first, (second.cluster, second.epoch - 1));
+        let [first, second] = [(); 2].map(|()| open(dir.path(), 3600).unwrap());
+        assert_eq!((first.cluster, first.epoch), (second.cluster, second.epoch - 1));
     }
 
     #[test]
     fn one_process_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
-        let _first = DataDir::open(dir.path(), 3600).unwrap();
+        let _first = DataDir::lock(dir.path()).unwrap();
         assert!(refused(dir.path(), 3600).contains("is locked"));
     }
 
     #[test]
     fn another_period_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        drop(DataDir::open(dir.path(), 5400).unwrap());
+        drop(open(dir.path(), 5400).unwrap());
         assert!(refused(dir.path(), 3600).contains("--sale-period 90m"));
     }
 
     #[test]
     fn a_lost_or_foreign_control_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        drop(DataDir::open(dir.path(), 3600).unwrap());
+        drop(open(dir.path(), 3600).unwrap());
         fs::write(dir.path().join("control.json"), "{").unwrap();
         assert!(refused(dir.path(), 3600).contains("control.json"));
         fs::remove_file(dir.path().join("control.json")).unwrap();
         fs::write(dir.path().join("log/purchases-0000000001-00000-000000000000-16.log"), "").unwrap();
         assert!(refused(dir.path(), 3600).contains("no control.json"));
+    }
+
+    #[test]
+    fn what_is_set_aside_is_kept_and_makes_room() {
+        let path = tempfile::tempdir().unwrap();
+        let first = open(path.path(), 3600).unwrap();
+        fs::write(path.path().join("log/a.log"), "a").unwrap();
+        let dir = DataDir::lock(path.path()).unwrap();
+        assert!(!dir.is_new());
+        let aside = dir.set_aside().unwrap();
+        assert!(dir.is_new() && aside.join("log/a.log").exists() && aside.join("control.json").exists());
+        assert_ne!(dir.open(3600).unwrap().0.cluster, first.cluster);
+        assert_ne!(dir.set_aside().unwrap(), aside);
+    }
+
+    #[test]
+    fn the_database_is_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = Run { epoch: 1, id: Uuid::from_u128(9) };
+        let memory = Memory::default().claiming(None, run);
+        let dir = DataDir::lock(dir.path()).unwrap();
+        dir.open(3600).unwrap().1.remember(memory).unwrap();
+        assert_eq!(dir.open(3600).unwrap().1.database(), memory);
     }
 }

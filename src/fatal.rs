@@ -19,6 +19,8 @@ pub enum Fatal {
     Damaged(String),
     /// The database cannot be this server's: another installation's, taken over, newer, or it holds what it must not.
     Database(String),
+    /// The database has what the data directory lacks, or another installation's sale.
+    DirectoryOlder(String),
     /// A write or sync of the log failed. What is on disk is unknown until recovery reads it.
     LogFailed(String),
 }
@@ -33,7 +35,7 @@ impl Fatal {
             Fatal::Host(_) => 5,
             Fatal::Damaged(_) => 6,
             Fatal::LogFailed(_) => 7,
-            Fatal::Database(_) => 8,
+            Fatal::Database(_) | Fatal::DirectoryOlder(_) => 8,
         }
     }
 
@@ -62,8 +64,11 @@ impl fmt::Display for Fatal {
             Fatal::Listen(why) => write!(f, "cannot listen: {why}"),
             Fatal::DataDir(why) => write!(f, "cannot use the data directory: {why}"),
             Fatal::Host(why) => write!(f, "the host does not give what is needed: {why}"),
-            Fatal::Damaged(why) => write!(f, "the log is damaged, and nothing was changed: {why}"),
-            Fatal::Database(why) => write!(f, "cannot use the database: {why}"),
+            Fatal::Damaged(why) => write!(
+                f,
+                "the log is damaged, and nothing was changed: {why}; restore it from a copy, or, with a database, go on from there by --recover-from postgres"
+            ),
+            Fatal::Database(why) | Fatal::DirectoryOlder(why) => write!(f, "cannot use the database: {why}"),
             Fatal::LogFailed(why) => write!(f, "the log cannot be written: {why}"),
         }
     }

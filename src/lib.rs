@@ -5,8 +5,9 @@
 //!
 //! **Start.** [`config`] turns flags and variables into validated settings. [`host`] asks the machine for CPUs,
 //! descriptors and io_uring. [`listener`] listens, once for each shard. [`data_dir`] locks the data directory and
-//! raises the epoch. [`recovery`] reads the log back. [`logging`] and [`fatal`] say what happens and why it ended;
-//! [`clock`] is the only file that reads a clock. `main.rs` does these in order, then watches.
+//! raises the epoch. [`resume`] finds out what to go on with: [`recovery`] reads the log back; a new directory may go
+//! on with a sale that Postgres knows, by [`takeover`]. [`logging`] and [`fatal`] say what happens and why it ended;
+//! [`clock`] reads the clocks. `main.rs` does these in order, then watches.
 //!
 //! **A request.** [`server`] holds a shard's sockets: it reads bytes in batches and knows no rule of the sale.
 //! [`pump`] is the turn: collect, apply, append, flush, send, wait; *log before reply* stands there, in one place.
@@ -15,8 +16,10 @@
 //! numbers that shards publish, [`page`] shows them.
 //!
 //! **Postgres.** [`persistence`] is the one thread that brings every flushed record there, exactly once: from a
-//! channel while it keeps up, from the files by [`log_reader`] when it does not. [`postgres`] has the connection, the
-//! schema and the transaction; [`copy_rows`] turns records into rows.
+//! channel while it keeps up, from the files by [`log_reader`] when it does not. [`claim`] takes the database for this
+//! run, if [`ownership`] finds that the two fit together. [`postgres`] has the schema and the transactions;
+//! [`copy_rows`] turns records into rows. [`database_url`] says where it is, [`tls`] and [`pgpass`] what libpq would do
+//! about encryption and passwords, [`lag`] how far it is behind.
 //!
 //! ----
 //!
@@ -58,6 +61,7 @@
 pub mod block;
 pub mod body;
 pub mod catalogue;
+pub mod claim;
 pub mod clock;
 pub mod code;
 pub mod command;
@@ -65,17 +69,21 @@ pub mod config;
 pub mod connection;
 pub mod copy_rows;
 pub mod data_dir;
+pub mod database_url;
 pub mod fatal;
 pub mod host;
 pub mod http;
+pub mod lag;
 pub mod listener;
 pub mod log_reader;
 pub mod logging;
 pub mod mesh;
 pub mod message;
+pub mod ownership;
 pub mod page;
 pub mod partition;
 pub mod persistence;
+pub mod pgpass;
 pub mod postgres;
 pub mod problem;
 pub mod pump;
@@ -84,6 +92,7 @@ pub mod record;
 pub mod recovery;
 pub mod replay;
 pub mod response;
+pub mod resume;
 pub mod retention;
 pub mod route;
 pub mod sale;
@@ -94,5 +103,7 @@ pub mod shard;
 mod sim;
 pub mod status;
 pub mod stream;
+pub mod takeover;
+pub mod tls;
 pub mod types;
 pub mod waiting;

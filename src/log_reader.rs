@@ -23,18 +23,18 @@ impl LogReader {
         LogReader { dir: dir.to_owned(), stream, segment: None }
     }
 
-    /// Records before the first one that is left: retention may have removed some. 0 if there is nothing at all.
+    /// Records before the first one that is left: retention may have removed some. `None` if there is nothing at all.
     ///
     /// # Errors
     /// Of the file system.
-    pub fn first(&self) -> io::Result<Seq> {
+    pub fn first(&self) -> io::Result<Option<Seq>> {
         if self.names()?.is_empty() {
-            return Ok(0);
+            return Ok(None);
         }
         let (_, file, _) = self.open_segment(0)?;
         let mut bytes = [0; BLOCK_BYTES];
         file.read_exact_at(&mut bytes, 0)?;
-        Ok(block::parse(&bytes, &self.stream).map_or(0, |(header, _)| header.records_before))
+        Ok(Some(block::parse(&bytes, &self.stream).map_or(0, |(header, _)| header.records_before)))
     }
 
     /// Appends to `records` those after `after` up to `until`, which must be flushed, but stops at `bytes_max`.

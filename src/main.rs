@@ -12,14 +12,16 @@ use stampede::clock::Clock;
 use stampede::code::CodeGenerator;
 use stampede::config::{self, Config, SETTINGS, Sources};
 use stampede::data_dir::DataDir;
+use stampede::database_url::DatabaseUrl;
 use stampede::fatal::{self, Fatal};
+use stampede::lag::{Change, Lag};
 use stampede::mesh::{self, Doorbell, Endpoint};
 use stampede::partition::Partition;
 use stampede::persistence::{Persistence, Plan};
-use stampede::postgres::Owner;
 use stampede::pump::{Logs, Notice, Outside, Pump, Shipping};
 use stampede::purchase_log::PurchaseLog;
-use stampede::recovery::{Recovered, recover};
+use stampede::recovery::Recovered;
+use stampede::resume::{Resumed, resume};
 use stampede::retention::{OldSegment, Retention};
 use stampede::server::Server;
 use stampede::shard::{Effects, Ended, Inventory, Rules, Shard};
@@ -30,11 +32,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long requests in flight may take to finish after a signal to stop.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
+/// How often main looks how far Postgres is behind.
+const LOOK_TIME: Duration = Duration::from_millis(250);
 /// A segment is at most this large; at a small budget a sixteenth of a shard's part.
 const SEGMENT_BYTES_MAX: u64 = 4 << 20;
 const SEGMENT_BYTES_MIN: u64 = 64 << 10;
@@ -57,7 +62,8 @@ fn main() {
     }
     logging::start(config.log_format);
     fatal::exit_on_panic();
-    match Process::start(config).and_then(Process::supervise) {
+    let ended = Process::start(config).and_then(|process| process.map_or(Ok(()), Process::supervise));
+    match ended {
         Ok(()) => tracing::info!(exit_code = 0, "stopped"),
         Err(reason) => reason.exit(),
     }
@@ -91,8 +97,8 @@ struct Process {
 
 impl Process {
     /// Starts everything: first what can fail for the operator's reasons, then the shards, which answer that they
-    /// are not ready yet, then recovery.
-    fn start(config: Config) -> Result<Process, Fatal> {
+    /// are not ready yet, then recovery. Nothing, if it was told to stop meanwhile.
+    fn start(config: Config) -> Result<Option<Process>, Fatal> {
         let started = Instant::now();
         let clock = Clock::start();
         let shards = config.shards.unwrap_or_else(host::default_shards);
@@ -105,18 +111,14 @@ impl Process {
         }
         host::check_io_uring()?;
         let (address, listeners) = listener::listen(config.listen, shards)?;
-        let data = DataDir::open(&config.data_dir, config.rules.period_s)?;
+        let dir = DataDir::lock(&config.data_dir)?;
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"), listen = %address, shards, cpus = ?host::cpus(),
             data_dir = %config.data_dir.display(), items = config.rules.items, user_limit = config.rules.user_limit,
             sale_period_s = config.rules.period_s, reservation_ttl_ms = config.rules.ttl_ms,
-            log_budget = config.log_budget, max_connections = connections, epoch = data.epoch, "starting"
+            log_budget = config.log_budget, max_connections = connections,
+            database = config.database.as_ref().map(DatabaseUrl::place), "starting"
         );
-        if !data.direct_io {
-            tracing::warn!(
-                "the file system of the data directory has no direct I/O: the log goes through the page cache"
-            );
-        }
 
         let status = Arc::new(Status::new(shards, config.database.is_some()));
         let doorbells: Result<Arc<[Doorbell]>, _> = (0..shards).map(|_| Doorbell::new()).collect();
@@ -137,10 +139,13 @@ impl Process {
         listen_to_signals(notices)?;
 
         let partition = Partition::new(shards);
-        let recovered = recover(&data, partition, &config.rules, clock.now())?;
-        let Recovered { inventories, old, earlier, found, records, torn } = recovered;
+        let is_stopped = |wait| matches!(noticed.recv_timeout(wait), Ok(Notice::Signal(_)));
+        let Some(resumed) = resume(&config, &dir, partition, clock.now(), is_stopped)? else { return Ok(None) };
+        let Resumed { data, recovered, claim } = resumed;
+        let Recovered { inventories, old, found, records, torn, .. } = recovered;
         let sale = inventories.first().map(|inventory| inventory.terms.sale.0);
         tracing::info!(
+            epoch = data.epoch,
             records,
             sold = found.sold,
             held = found.held,
@@ -149,19 +154,18 @@ impl Process {
             ms = started.elapsed().as_millis() as u64,
             "recovered"
         );
+        if !data.direct_io {
+            tracing::warn!(
+                "the file system of the data directory has no direct I/O: the log goes through the page cache"
+            );
+        }
         let mut old_of = vec![Vec::new(); usize::from(shards)];
         // Whole streams, so that each loses only its beginning to retention.
         old.into_iter().for_each(|segment| old_of[usize::from(segment.name.stream.shard % shards)].push(segment));
         let (ways, returns): (Vec<_>, Vec<_>) = (0..shards).map(|_| unbounded()).unzip();
-        let owner = Owner {
-            cluster: data.cluster,
-            epoch: data.epoch,
-            run: uuid::Builder::from_random_bytes(host::random()?).into_uuid(),
-        };
-        let persistence = config.database.map(|database| {
-            let (logs, status) = (data.logs.clone(), status.clone());
-            let doorbells = doorbells.clone();
-            Persistence::start(Plan { database, owner, logs, status, earlier, doorbells, shipped: ways })
+        let persistence = claim.map(|claim| {
+            let (status, doorbells) = (status.clone(), doorbells.clone());
+            Persistence::start(Plan { claim, status, doorbells, shipped: ways })
         });
         let (persistence, feed) = persistence.transpose()?.unzip();
         for (((start, inventory), old), shipped) in starts.into_iter().zip(inventories).zip(old_of).zip(returns) {
@@ -175,7 +179,7 @@ impl Process {
             let _ = start.send(begin);
         }
         doorbells.iter().for_each(Doorbell::ring);
-        Ok(Process { started, status, doorbells, notices: noticed, threads, persistence, _data: data })
+        Ok(Some(Process { started, status, doorbells, notices: noticed, threads, persistence, _data: dir }))
     }
 
     /// Logs what the shards report, and sees to an orderly end.
@@ -184,11 +188,16 @@ impl Process {
         let (mut ready, mut drained) = (0, 0);
         let mut ended = BTreeMap::new();
         let mut drain_ends: Option<Instant> = None;
+        let mut lag = Lag::default();
         loop {
-            let notice = match drain_ends {
+            let next_look = self.persistence.is_some().then(|| Instant::now() + LOOK_TIME);
+            let notice = match drain_ends.into_iter().chain(next_look).min() {
                 None => self.notices.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(end) => self.notices.recv_deadline(end),
             };
+            if self.persistence.is_some() {
+                self.look_at_postgres(&mut lag);
+            }
             match notice {
                 Ok(Notice::Ready(_)) => {
                     ready += 1;
@@ -227,6 +236,7 @@ impl Process {
                     tracing::warn!(signal, "told to stop again: not waiting for requests in flight");
                     break;
                 }
+                Err(_) if drain_ends.is_none_or(|end| Instant::now() < end) => {}
                 Err(_) => {
                     tracing::warn!(seconds = DRAIN_TIME.as_secs(), "some requests did not finish in time");
                     break;
@@ -242,6 +252,19 @@ impl Process {
             persistence.finish();
         }
         Ok(())
+    }
+
+    /// Publishes how far Postgres is behind, and logs when that begins and ends.
+    fn look_at_postgres(&self, lag: &mut Lag) {
+        let (durable, persisted) = self.status.records();
+        let (behind, change) = lag.look(durable, persisted, self.started.elapsed());
+        self.status.behind_ms.store(behind.as_millis() as u64, Ordering::Relaxed);
+        let records = durable - persisted;
+        match change {
+            Some(Change::FellBehind) => tracing::warn!(records, "Postgres is behind: the log keeps what it misses"),
+            Some(Change::CaughtUp) => tracing::info!(records, "Postgres has caught up"),
+            None => {}
+        }
     }
 
     fn enter(&self, phase: Phase) {

@@ -8,6 +8,8 @@ use crate::types::Terms;
 use serde::Serialize;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 #[derive(Serialize)]
 struct Sale {
     sale_id: u32,
@@ -27,8 +29,28 @@ struct Health {
     live: bool,
     ready: bool,
     sale: Option<Sale>,
-    records_not_in_postgres: Option<u64>,
+    postgres: Option<Postgres>,
     shards: Vec<ShardHealth>,
+}
+
+#[derive(Serialize)]
+struct Live {
+    live: bool,
+    version: &'static str,
+}
+
+#[derive(Serialize)]
+struct Ready {
+    ready: bool,
+    status: &'static str,
+    postgres: Option<Postgres>,
+}
+
+#[derive(Serialize)]
+struct Postgres {
+    connected: bool,
+    records_behind: u64,
+    seconds_behind: f64,
 }
 
 #[derive(Serialize)]
@@ -53,19 +75,35 @@ pub struct Facts<'a> {
 pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Responder, out: &mut Vec<u8>) {
     let phase = facts.status.phase();
     let is_ready = phase == Phase::Serving;
+    let status = if is_ready { "200 OK" } else { "503 Service Unavailable\r\nretry-after: 1" };
     match page {
-        Page::Live => responder.text("200 OK", "live\n", style, out),
-        Page::Ready if is_ready => responder.text("200 OK", "ready\n", style, out),
-        Page::Ready => responder.problem(Problem::NotReady, style, out),
+        Page::Live => responder.json("200 OK", &Live { live: true, version: VERSION }, style, out),
+        Page::Ready => {
+            let ready = Ready { ready: is_ready, status: name(phase), postgres: postgres(facts.status) };
+            responder.json(status, &ready, style, out);
+        }
         Page::Sale => match sale(facts) {
             Some(sale) => responder.json("200 OK", &sale, style, out),
             None => responder.problem(Problem::NotReady, style, out),
         },
-        Page::Health => {
-            let status = if is_ready { "200 OK" } else { "503 Service Unavailable\r\nretry-after: 1" };
-            responder.json(status, &health(facts, phase), style, out);
-        }
+        Page::Health => responder.json(status, &health(facts, phase), style, out),
     }
+}
+
+fn name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Recovering => "recovering",
+        Phase::Serving => "serving",
+        Phase::Draining | Phase::Stopping => "draining",
+    }
+}
+
+fn postgres(status: &Status) -> Option<Postgres> {
+    status.has_database.then(|| Postgres {
+        connected: status.is_database_connected.load(Ordering::Relaxed),
+        records_behind: status.records_behind(),
+        seconds_behind: status.behind_ms.load(Ordering::Relaxed) as f64 / 1000.0,
+    })
 }
 
 fn sale(facts: &Facts<'_>) -> Option<Sale> {
@@ -97,16 +135,12 @@ fn health(facts: &Facts<'_>, phase: Phase) -> Health {
         attempts_unrecorded: read(&status.unrecorded),
     });
     Health {
-        status: match phase {
-            Phase::Recovering => "recovering",
-            Phase::Serving => "serving",
-            Phase::Draining | Phase::Stopping => "draining",
-        },
-        version: env!("CARGO_PKG_VERSION"),
+        status: name(phase),
+        version: VERSION,
         live: true,
         ready: phase == Phase::Serving,
         sale: sale(facts),
-        records_not_in_postgres: facts.status.has_database.then(|| read(&facts.status.records_behind)),
+        postgres: postgres(facts.status),
         shards: shards.collect(),
     }
 }

@@ -5,24 +5,25 @@
 //! transaction. After any doubt the thread connects anew, asks how far it had come, and goes on from there.
 
 use crate::block::{LogKind, StreamId};
+use crate::claim::{Claim, known, unreadable};
 use crate::copy_rows::Rows;
 use crate::fatal::Fatal;
 use crate::log_reader::LogReader;
 use crate::mesh::Doorbell;
-use crate::postgres::{Database, Failure, Move, Owner, stream_name};
+use crate::ownership::{Owner, Run};
+use crate::postgres::{Database, Failure, Move};
 use crate::purchase_log::Chunk;
 use crate::record::{RECORD_BYTES, Record};
 use crate::status::Status;
+use crate::takeover::SILENCE;
 use crate::types::Seq;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::collections::VecDeque;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
-use tokio_postgres::Config;
 
 /// Chunks on their way; each is one flush of one log.
 const CHUNKS_MAX: usize = 1024;
@@ -63,16 +64,10 @@ impl Feed {
 
 /// What the thread starts with.
 pub struct Plan {
-    /// Where to connect.
-    pub database: Config,
-    /// This run.
-    pub owner: Owner,
-    /// Where the segments are.
-    pub logs: PathBuf,
+    /// What to claim, and how.
+    pub claim: Claim,
     /// What shards publish.
     pub status: Arc<Status>,
-    /// Streams of earlier runs, and how many records each has.
-    pub earlier: Vec<(StreamId, Seq)>,
     /// Wakes each shard.
     pub doorbells: Arc<[Doorbell]>,
     /// To each shard: how much of the streams that it looks after is in the database.
@@ -143,14 +138,6 @@ impl Tail {
         }
     }
 
-    /// Forgets what is in memory and begins again after `position`.
-    fn rewind(&mut self, position: Seq, logs: &std::path::Path) {
-        self.position = position;
-        self.pending.clear();
-        self.pending_bytes = 0;
-        self.reader = LogReader::new(logs, self.stream);
-    }
-
     /// Appends records after the position, up to `until`, from memory where they are there, else from the log.
     fn take(&mut self, until: Seq, bytes_max: usize, records: &mut Vec<u8>) -> std::io::Result<Seq> {
         let mut at = self.position;
@@ -182,15 +169,23 @@ struct Shipper {
     stop: Arc<AtomicBool>,
     /// Purchases before attempts, earlier runs before this one: a sale's opening comes before its rows.
     tails: Vec<Tail>,
+    /// When to say next that this run lives.
+    next_beat: Instant,
 }
 
 impl Shipper {
     fn new(plan: Plan, chunks: Receiver<Chunk>, bell: Arc<Notify>, stop: Arc<AtomicBool>) -> Self {
-        let shards = 0..plan.status.shards.len() as u16;
+        Shipper { plan, chunks, bell, stop, tails: Vec::new(), next_beat: Instant::now() }
+    }
+
+    /// Every stream that there is, each from its beginning.
+    fn all_tails(&self) -> Vec<Tail> {
+        let Plan { claim, status, .. } = &self.plan;
+        let shards = 0..status.shards.len() as u16;
         let kinds = [LogKind::Purchases, LogKind::Attempts];
-        let Owner { cluster, epoch, .. } = plan.owner;
+        let Owner { cluster, run: Run { epoch, .. } } = claim.owner;
         let of_this_run = shards.flat_map(|shard| kinds.map(|log| (StreamId { cluster, epoch, shard, log }, None)));
-        let earlier = plan.earlier.iter().map(|(stream, end)| (*stream, Some(*end)));
+        let earlier = claim.earlier.iter().map(|(stream, end)| (*stream, Some(*end)));
         let mut tails: Vec<Tail> = earlier
             .chain(of_this_run)
             .map(|(stream, end)| Tail {
@@ -199,11 +194,11 @@ impl Shipper {
                 end,
                 pending: VecDeque::new(),
                 pending_bytes: 0,
-                reader: LogReader::new(&plan.logs, stream),
+                reader: LogReader::new(&claim.logs, stream),
             })
             .collect();
         tails.sort_by_key(|tail| (tail.stream.log, tail.stream.epoch, tail.stream.shard));
-        Shipper { plan, chunks, bell, stop, tails }
+        tails
     }
 
     async fn run(mut self) {
@@ -222,42 +217,50 @@ impl Shipper {
                 Failure::Final(fatal) => fatal.exit(),
                 Failure::Passing(why) => why,
             };
+            self.plan.status.is_database_connected.store(false, Ordering::Relaxed);
             if !std::mem::replace(&mut is_away, true) {
-                tracing::warn!(why, "the database is away: selling goes on, and the log keeps what it misses");
+                let url = self.plan.claim.url.place();
+                tracing::warn!(url, why, "the database is away: selling goes on, and the log keeps what it misses");
             }
-            self.publish();
             if self.stop.load(Ordering::Acquire) && backoff == BACKOFF_MAX {
                 break;
             }
             tokio::time::sleep(backoff).await;
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
-        tracing::warn!(records_behind = self.behind(), "stopping without the database: the log keeps what it misses");
+        let records_behind = self.plan.status.records_behind();
+        tracing::warn!(records_behind, "stopping without the database: the log keeps what it misses");
     }
 
     /// Connects and ships until the process stops and everything is shipped.
     async fn serve(&mut self, is_away: &mut bool, backoff: &mut Duration) -> Result<(), Failure> {
         let connecting = tokio::time::timeout(CONNECT_TIME, self.connect());
         let mut database = connecting.await.map_err(|_| Failure::Passing("connecting took too long".into()))??;
+        let owner = self.plan.claim.owner;
         let mut is_proven = false;
         loop {
             // First this: what is flushed before the end is seen by what follows.
             let is_stopping = self.stop.load(Ordering::Acquire);
             let (rows, moves) = self.gather()?;
             if !moves.is_empty() {
-                let shipping = tokio::time::timeout(SHIP_TIME, database.ship(&rows, &moves));
-                shipping.await.map_err(|_| Failure::Passing("a transaction took too long".into()))??;
-                moves.iter().for_each(|moved| self.arrived(moved.stream, moved.to));
+                in_time(database.ship(owner, &rows, &moves)).await?;
+                moves.iter().for_each(|moved| self.arrived(moved));
                 self.publish();
+            }
+            if Instant::now() >= self.next_beat {
+                in_time(database.beat(owner)).await?;
+                self.next_beat = Instant::now() + SILENCE / 5;
             }
             if !std::mem::replace(&mut is_proven, true) {
                 // Only now: a database that takes connections but no rows is away.
-                tracing::info!(records_behind = self.behind(), "the database is connected");
+                let records_behind = self.plan.status.records_behind();
+                tracing::info!(url = self.plan.claim.url.place(), records_behind, "the database is connected");
+                self.plan.status.is_database_connected.store(true, Ordering::Relaxed);
                 (*is_away, *backoff) = (false, BACKOFF_MIN);
             }
             if moves.is_empty() {
                 if is_stopping {
-                    return Ok(());
+                    return in_time(database.leave(owner)).await;
                 }
                 let _ = tokio::time::timeout(IDLE_TIME, self.bell.notified()).await;
             }
@@ -266,47 +269,44 @@ impl Shipper {
 
     /// Connects, and finds out how far each stream has come.
     async fn connect(&mut self) -> Result<Database, Failure> {
-        let database = Database::take_over(&self.plan.database, self.plan.owner).await?;
-        let positions = database.positions().await?;
-        for place in 0..self.tails.len() {
-            let tail = &mut self.tails[place];
-            let StreamId { epoch, shard, log, .. } = tail.stream;
-            let known = positions.get(&(epoch, shard, log.name().to_owned())).copied();
-            let first = tail.reader.first().map_err(lost)?;
-            let position = known.unwrap_or(0).max(first);
-            if known != Some(position) {
-                if known.is_some() {
-                    let (stream, from) = (stream_name(&tail.stream), known.unwrap_or(0));
-                    tracing::warn!(
-                        stream,
-                        missing = first - from,
-                        "records were removed from the log while no database was set"
-                    );
-                }
-                database.begin(&tail.stream, position).await?;
-            }
-            if let Some(end) = tail.end.filter(|end| position > *end) {
-                let stream = stream_name(&tail.stream);
-                return Err(Failure::Final(Fatal::Database(format!(
-                    "it has {position} records of {stream}, and this data directory has {end}: the data directory is older; restore its latest version"
-                ))));
-            }
-            tail.rewind(position, &self.plan.logs);
+        let (database, positions) = self.plan.claim.make().await?;
+        let before = std::mem::take(&mut self.tails);
+        let mut tails = self.all_tails();
+        for tail in &mut tails {
             let stream = tail.stream;
-            self.arrived(stream, position);
+            let first = tail.reader.first().map_err(unreadable)?.or(tail.end).unwrap_or(0);
+            tail.position = self.plan.claim.judge_position(&stream, (first, tail.end), &positions)?;
+            let known = known(&positions, &stream);
+            if let Some(missing) = tail.position.checked_sub(known.unwrap_or(0)).filter(|missing| *missing > 0) {
+                tracing::warn!(%stream, missing, "records that the log no longer has will be missing in the database");
+            }
+            let before = before.iter().find(|before| before.stream == stream).map_or(0, |before| before.position);
+            if let Some(again) = before.checked_sub(tail.position).filter(|again| *again > 0) {
+                tracing::warn!(%stream, again, "the database has lost records that it had committed: they are sent again");
+            }
+            if known != Some(tail.position) {
+                database.begin(&stream, tail.position).await?;
+            }
         }
-        self.tails.retain(|tail| tail.end != Some(tail.position));
+        self.tails = tails;
+        for (stream, position) in self.tails.iter().map(|tail| (tail.stream, tail.position)) {
+            self.tell_keeper(stream, position);
+        }
         self.publish();
         Ok(database)
     }
 
-    /// Notes how much of a stream is in the database, and tells the shard that looks after it.
-    fn arrived(&mut self, stream: StreamId, position: Seq) {
-        let tail = self.tails.iter_mut().find(|tail| tail.stream == stream).expect("it was gathered from it");
-        tail.position = position;
+    /// Tells the shard that looks after a stream how much of it is in the database.
+    fn tell_keeper(&self, stream: StreamId, position: Seq) {
         let keeper = usize::from(stream.shard) % self.plan.shipped.len();
         // The shard may have stopped.
         let _ = self.plan.shipped[keeper].send((stream, position));
+    }
+
+    fn arrived(&mut self, moved: &Move) {
+        let tail = self.tails.iter_mut().find(|tail| tail.stream == moved.stream).expect("it was gathered from it");
+        tail.position = moved.to;
+        self.tell_keeper(moved.stream, moved.to);
     }
 
     /// The next rows of all streams, and how far they move on.
@@ -322,11 +322,11 @@ impl Shipper {
         let mut bytes_left = BATCH_BYTES_MAX;
         for (tail, until) in self.tails.iter_mut().zip(durable) {
             records.clear();
-            let to = tail.take(until, bytes_left, &mut records).map_err(lost)?;
+            let to = tail.take(until, bytes_left, &mut records).map_err(unreadable)?;
             if to > tail.position {
                 for bytes in records.as_chunks::<RECORD_BYTES>().0 {
                     let record =
-                        Record::decode(bytes).map_err(|flaw| lost(std::io::Error::other(format!("{flaw:?}"))))?;
+                        Record::decode(bytes).map_err(|flaw| unreadable(std::io::Error::other(format!("{flaw:?}"))))?;
                     rows.add(&record);
                 }
                 moves.push(Move { stream: tail.stream, from: tail.position, to });
@@ -338,20 +338,25 @@ impl Shipper {
 
     /// Lets shards and readers of `/health` know.
     fn publish(&self) {
+        let status = &self.plan.status;
         for tail in self.tails.iter().filter(|tail| tail.end.is_none()) {
-            let shard = &self.plan.status.shards[usize::from(tail.stream.shard)];
-            if tail.stream.log == LogKind::Purchases {
-                shard.persisted.store(tail.position, Ordering::Release);
-            }
+            let shard = &status.shards[usize::from(tail.stream.shard)];
+            let persisted = match tail.stream.log {
+                LogKind::Purchases => &shard.persisted,
+                LogKind::Attempts => &shard.attempts_persisted,
+            };
+            persisted.store(tail.position, Ordering::Release);
         }
+        let earlier = self.tails.iter().filter_map(|tail| Some(tail.end?.saturating_sub(tail.position)));
+        status.earlier_behind.store(earlier.sum(), Ordering::Relaxed);
         self.plan.doorbells.iter().for_each(Doorbell::ring);
-        self.plan.status.records_behind.store(self.behind(), Ordering::Relaxed);
     }
+}
 
-    /// Flushed records that are not in the database.
-    fn behind(&self) -> u64 {
-        self.tails.iter().map(|tail| tail.durable(&self.plan.status).saturating_sub(tail.position)).sum()
-    }
+/// Waits for the database, but not for ever.
+async fn in_time(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let result = tokio::time::timeout(SHIP_TIME, work).await;
+    result.unwrap_or_else(|_| Err(Failure::Passing("the database took too long to answer".into())))
 }
 
 /// Comes back when the process has waited long enough for the database.
@@ -360,9 +365,4 @@ async fn drain_over(stop: Arc<AtomicBool>) {
         tokio::time::sleep(IDLE_TIME).await;
     }
     tokio::time::sleep(DRAIN_TIME).await;
-}
-
-/// The log cannot be read back: it may be a passing fault of the disk, but nothing can be shipped before it is gone.
-fn lost(error: std::io::Error) -> Failure {
-    Failure::Final(Fatal::LogFailed(format!("it cannot be read for the database: {error}")))
 }

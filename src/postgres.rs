@@ -1,17 +1,22 @@
 //! The database: connection, schema, one transaction for each batch.
 
-use crate::block::StreamId;
+use crate::block::{LogKind, StreamId};
+use crate::code::Code;
 use crate::copy_rows::{CopyRows, Rows};
+use crate::database_url::{DatabaseUrl, TlsMode};
 use crate::fatal::Fatal;
-use crate::types::Seq;
+use crate::ownership::{Owner, Run};
+use crate::record::{Event, Record};
+use crate::types::{ItemId, SaleId, Seq, Terms, UserId};
+use crate::{pgpass, tls};
 use bytes::Bytes;
 use futures_util::SinkExt;
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Config, Error, NoTls, Statement, Transaction};
+use tokio_postgres::{Client, Error, GenericClient, NoTls, Row, Statement, Transaction};
 use uuid::Uuid;
 
 /// The schema, one file a version, in order. A file that has been released never changes.
@@ -74,21 +79,31 @@ pub struct Move {
     pub to: Seq,
 }
 
-/// Whose the database is to be.
-#[derive(Clone, Copy, Debug)]
-pub struct Owner {
-    /// The installation.
-    pub cluster: Uuid,
-    /// Its run, by the control file.
-    pub epoch: u32,
-    /// This process: copies of one data directory may count to the same epoch.
-    pub run: Uuid,
+/// What the database says of the installation that writes to it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Found {
+    /// Its latest run.
+    pub owner: Owner,
+    /// The length of its sales.
+    pub sale_period_s: u32,
+    /// How long that run has not been heard of, in seconds.
+    pub silent_s: f64,
 }
 
-/// A connection that has taken the database over for this run.
+/// How much of each stream of an installation is in the database, by epoch, shard and log.
+pub type Positions = BTreeMap<(u32, u16, String), Seq>;
+
+/// A sale, as the database knows it, for a data directory to go on with.
+pub struct TakenOver {
+    /// The run that took it over.
+    pub owner: Owner,
+    /// What happened in the latest sale, as the log would have it. In the database already.
+    pub records: Vec<Record>,
+}
+
+/// A connection to the database.
 pub struct Database {
     client: Client,
-    owner: Owner,
     /// Sales whose partition is known to be there.
     prepared: BTreeSet<u32>,
     copy_checkouts: Statement,
@@ -98,21 +113,29 @@ pub struct Database {
 }
 
 impl Database {
-    /// Connects, brings the schema up to date, and takes over for `owner`.
+    /// Connects, and brings the schema up to date.
     ///
     /// # Errors
-    /// [`Failure::Final`]: the database belongs to another installation, a later run has taken over, or the schema is
-    /// newer than this version.
-    pub async fn take_over(config: &Config, owner: Owner) -> Result<Database, Failure> {
-        let (mut client, connection) = config.connect(NoTls).await?;
-        // Ends with the client; what it says of errors the client's calls say too.
-        tokio::spawn(connection);
+    /// [`Failure::Final`]: the schema is newer than this version.
+    pub async fn connect(url: &DatabaseUrl) -> Result<Database, Failure> {
+        let mut config = url.config.clone();
+        if let Some(password) = pgpass::look_up(&config).filter(|_| config.get_password().is_none()) {
+            config.password(password);
+        }
+        let mut client = if url.tls == TlsMode::Disable {
+            let (client, connection) = config.connect(NoTls).await?;
+            // Ends with the client; what it says of errors the client's calls say too.
+            tokio::spawn(connection);
+            client
+        } else {
+            let (client, connection) = config.connect(tls::connector(url).map_err(Failure::Passing)?).await?;
+            tokio::spawn(connection);
+            client
+        };
         client.batch_execute(SESSION).await?;
         migrate(&mut client).await?;
-        claim(&mut client, owner).await?;
         let copy = |table: &str| format!("copy {table} from stdin with (format binary)");
         Ok(Database {
-            owner,
             prepared: BTreeSet::new(),
             copy_checkouts: client.prepare(&copy("checkouts")).await?,
             copy_purchases: client.prepare(&copy("purchases")).await?,
@@ -127,18 +150,82 @@ impl Database {
         })
     }
 
-    /// How much of each stream of this installation is here, by epoch, shard and log.
+    /// Whom the database names as its owner, if anybody.
     ///
     /// # Errors
     /// Of the connection.
-    pub async fn positions(&self) -> Result<BTreeMap<(u32, u16, String), Seq>, Failure> {
-        let select = "select epoch, shard, log, position from log_positions where cluster = $1";
-        let rows = self.client.query(select, &[&self.owner.cluster]).await?;
-        let positions = rows.iter().map(|row| {
-            let (epoch, shard, position): (i64, i32, i64) = (row.get(0), row.get(1), row.get(3));
-            ((epoch as u32, shard as u16, row.get(2)), position as Seq)
-        });
-        Ok(positions.collect())
+    pub async fn found(&self) -> Result<Option<Found>, Failure> {
+        let row = self.client.query_opt(FOUND, &[]).await?;
+        Ok(row.map(|row| found(&row)))
+    }
+
+    /// Writes down that `owner` writes here from now on, unless `judge` is against it. `judge` hears whom the
+    /// database names so far and how far each stream has come, and sees to it that a claim in doubt is remembered.
+    ///
+    /// # Errors
+    /// What `judge` says.
+    pub async fn claim(
+        &mut self,
+        owner: Owner,
+        sale_period_s: u32,
+        judge: impl FnOnce(Option<Owner>, &Positions) -> Result<(), Failure>,
+    ) -> Result<Positions, Failure> {
+        let transaction = self.client.transaction().await?;
+        let known = lock_clusters(&transaction).await?;
+        let positions = positions(&transaction, owner.cluster).await?;
+        judge(known.map(|found| found.owner), &positions)?;
+        if let Some(period) = known.map(|found| found.sale_period_s).filter(|period| *period != sale_period_s) {
+            let text = format!("its sales last {period} s; start with --sale-period {period}s");
+            return Err(Failure::Final(Fatal::Database(text)));
+        }
+        write_owner(&transaction, owner, sale_period_s, "now").await?;
+        transaction.commit().await?;
+        Ok(positions)
+    }
+
+    /// Says that this run lives.
+    ///
+    /// # Errors
+    /// [`Failure::Final`]: another run has taken over.
+    pub async fn beat(&self, owner: Owner) -> Result<(), Failure> {
+        self.set_seen(owner, "now").await
+    }
+
+    /// Says that this run is over, and that everything of it is here.
+    ///
+    /// # Errors
+    /// [`Failure::Final`]: another run has taken over.
+    pub async fn leave(&self, owner: Owner) -> Result<(), Failure> {
+        self.set_seen(owner, "-infinity").await
+    }
+
+    async fn set_seen(&self, Owner { cluster, run }: Owner, at: &str) -> Result<(), Failure> {
+        let update =
+            "update clusters set seen_at = $4::text::timestamptz where cluster = $1 and epoch = $2 and run = $3";
+        let changed = self.client.execute(update, &[&cluster, &i64::from(run.epoch), &run.id, &at]).await?;
+        if changed == 1 { Ok(()) } else { Err(superseded()) }
+    }
+
+    /// Takes the installation over from the run that was `found`: as the run after it, whose only stream is what the
+    /// latest sale came to.
+    ///
+    /// # Errors
+    /// [`Failure::Passing`] also if another run was there first.
+    pub async fn take_over(&mut self, found: Found, id: Uuid) -> Result<TakenOver, Failure> {
+        let transaction = self.client.transaction().await?;
+        let known = lock_clusters(&transaction).await?;
+        if known.map(|known| known.owner) != Some(found.owner) {
+            return Err(Failure::Passing("another run was faster".into()));
+        }
+        let cluster = found.owner.cluster;
+        let owner = Owner { cluster, run: Run { epoch: found.owner.run.epoch + 1, id } };
+        // Nobody else ships from here on: what is read now is all there will ever be of the earlier runs.
+        let records = latest_sale(&transaction).await?;
+        let stream = StreamId { cluster, epoch: owner.run.epoch, shard: 0, log: LogKind::Purchases };
+        begin(&transaction, &stream, records.len() as Seq).await?;
+        write_owner(&transaction, owner, found.sale_period_s, "-infinity").await?;
+        transaction.commit().await?;
+        Ok(TakenOver { owner, records })
     }
 
     /// Lets a stream begin after `position` records, or go on there.
@@ -146,22 +233,18 @@ impl Database {
     /// # Errors
     /// Of the connection.
     pub async fn begin(&self, stream: &StreamId, position: Seq) -> Result<(), Failure> {
-        let upsert = "insert into log_positions values ($1, $2, $3, $4, $5) \
-            on conflict (cluster, epoch, shard, log) do update set position = excluded.position";
-        let (epoch, shard, log) = (i64::from(stream.epoch), i32::from(stream.shard), stream.log.name());
-        self.client.execute(upsert, &[&stream.cluster, &epoch, &shard, &log, &(position as i64)]).await?;
-        Ok(())
+        begin(&self.client, stream, position).await
     }
 
     /// Brings `rows` and the positions in one transaction: both, or neither.
     ///
     /// # Errors
     /// After [`Failure::Passing`], whether it happened is unknown: read the positions again, on a new connection.
-    pub async fn ship(&mut self, rows: &Rows, moves: &[Move]) -> Result<(), Failure> {
+    pub async fn ship(&mut self, owner: Owner, rows: &Rows, moves: &[Move]) -> Result<(), Failure> {
         let transaction = self.client.transaction().await?;
         let fence = "select 1 from clusters where cluster = $1 and epoch = $2 and run = $3 for share";
-        let epoch = i64::from(self.owner.epoch);
-        if transaction.query_opt(fence, &[&self.owner.cluster, &epoch, &self.owner.run]).await?.is_none() {
+        let Owner { cluster, run } = owner;
+        if transaction.query_opt(fence, &[&cluster, &i64::from(run.epoch), &run.id]).await?.is_none() {
             return Err(superseded());
         }
         // First the positions: if another transaction of this run is still in doubt, this is where it shows.
@@ -192,7 +275,7 @@ impl Database {
 }
 
 fn superseded() -> Failure {
-    let text = "another run of this installation has taken the database over; stop one of the two, and start the other with its own data directory";
+    let text = "another run of this installation has taken the database over; this one has changed nothing since: leave it stopped, or stop the other one";
     Failure::Final(Fatal::Database(text.into()))
 }
 
@@ -237,33 +320,83 @@ async fn migrate(client: &mut Client) -> Result<(), Failure> {
     Ok(transaction.commit().await?)
 }
 
-/// Writes down that this run owns the database from now on.
-async fn claim(client: &mut Client, owner: Owner) -> Result<(), Failure> {
-    let transaction = client.transaction().await?;
+/// Whose the database is, read under a lock that waits for any transaction still in doubt: it is certain.
+async fn lock_clusters(transaction: &Transaction<'_>) -> Result<Option<Found>, Failure> {
     transaction.batch_execute("lock table clusters in share row exclusive mode").await?;
-    let epoch = i64::from(owner.epoch);
-    // `for update` waits for any transaction that is still in doubt: what is read afterwards is certain.
-    match transaction.query_opt("select cluster, epoch, run from clusters for update", &[]).await? {
-        Some(row) if row.get::<_, Uuid>(0) != owner.cluster => {
-            let other: Uuid = row.get(0);
-            let text = format!("it belongs to another installation ({other}); give this one a database of its own");
-            return Err(Failure::Final(Fatal::Database(text)));
-        }
-        Some(row) if row.get::<_, i64>(1) > epoch => return Err(superseded()),
-        Some(row) if row.get::<_, i64>(1) == epoch && row.get::<_, Uuid>(2) != owner.run => return Err(superseded()),
-        Some(_) => {
-            let update = "update clusters set epoch = $1, run = $2, since = now() where epoch < $1";
-            transaction.execute(update, &[&epoch, &owner.run]).await?;
-        }
-        None => {
-            let insert = "insert into clusters (cluster, epoch, run) values ($1, $2, $3)";
-            transaction.execute(insert, &[&owner.cluster, &epoch, &owner.run]).await?;
-        }
-    }
-    Ok(transaction.commit().await?)
+    let row = transaction.query_opt(&format!("{FOUND} for update"), &[]).await?;
+    Ok(row.map(|row| found(&row)))
 }
 
-/// A stream, as log lines name it.
-pub fn stream_name(stream: &StreamId) -> String {
-    format!("{} of epoch {}, shard {}", stream.log.name(), stream.epoch, stream.shard)
+const FOUND: &str = "select cluster, epoch, run, sale_period_s, \
+    case when isfinite(seen_at) then extract(epoch from clock_timestamp() - seen_at)::float8 else 'infinity' end \
+    from clusters";
+
+fn found(row: &Row) -> Found {
+    let (epoch, period): (i64, i32) = (row.get(1), row.get(3));
+    let owner = Owner { cluster: row.get(0), run: Run { epoch: epoch as u32, id: row.get(2) } };
+    Found { owner, sale_period_s: period as u32, silent_s: row.get(4) }
+}
+
+async fn write_owner(
+    transaction: &Transaction<'_>,
+    Owner { cluster, run }: Owner,
+    sale_period_s: u32,
+    seen_at: &str,
+) -> Result<(), Failure> {
+    let upsert = "insert into clusters (cluster, sale_period_s, epoch, run, since, seen_at) \
+        values ($1, $2, $3, $4, now(), $5::text::timestamptz) on conflict (cluster) do update \
+        set epoch = $3, run = $4, since = now(), seen_at = excluded.seen_at";
+    let (period, epoch) = (sale_period_s as i32, i64::from(run.epoch));
+    transaction.execute(upsert, &[&cluster, &period, &epoch, &run.id, &seen_at]).await?;
+    Ok(())
+}
+
+async fn positions(client: &impl GenericClient, cluster: Uuid) -> Result<Positions, Failure> {
+    let select = "select epoch, shard, log, position from log_positions where cluster = $1";
+    let rows = client.query(select, &[&cluster]).await?;
+    let positions = rows.iter().map(|row| {
+        let (epoch, shard, position): (i64, i32, i64) = (row.get(0), row.get(1), row.get(3));
+        ((epoch as u32, shard as u16, row.get(2)), position as Seq)
+    });
+    Ok(positions.collect())
+}
+
+async fn begin(client: &impl GenericClient, stream: &StreamId, position: Seq) -> Result<(), Failure> {
+    let upsert = "insert into log_positions values ($1, $2, $3, $4, $5) \
+        on conflict (cluster, epoch, shard, log) do update set position = excluded.position";
+    let (epoch, shard, log) = (i64::from(stream.epoch), i32::from(stream.shard), stream.log.name());
+    client.execute(upsert, &[&stream.cluster, &epoch, &shard, &log, &(position as i64)]).await?;
+    Ok(())
+}
+
+/// The records that bring the latest sale back: what is held and what is sold, nothing that is over.
+async fn latest_sale(client: &impl GenericClient) -> Result<Vec<Record>, Failure> {
+    let sale = "select sale_id, items, user_limit, opened_at from sales order by sale_id desc limit 1";
+    let Some(row) = client.query_opt(sale, &[]).await? else { return Ok(Vec::new()) };
+    let (sale_id, items, user_limit): (i64, i32, i32) = (row.get(0), row.get(1), row.get(2));
+    let (sale, opened_ms) = (SaleId(sale_id as u32), unix_ms(row.get(3)));
+    let terms = Terms { sale, items: items as u32, user_limit: user_limit as u32 };
+    let mut records =
+        vec![Record::sale_opened(&terms, opened_ms), Record { sale, unix_ms: opened_ms, event: Event::TakenOver }];
+    let live = "select c.item_id, c.user_id, c.code, c.at, c.expires_at, p.at, p.idempotency_key \
+        from checkouts c left join purchases p using (sale_id, item_id, code) \
+        where c.sale_id = $1 and c.outcome = 0 and not exists \
+        (select 1 from releases r where r.sale_id = c.sale_id and r.item_id = c.item_id and r.code = c.code) \
+        order by c.item_id";
+    for row in client.query(live, &[&sale_id]).await? {
+        let (item, user, code): (i32, i64, Uuid) = (row.get(0), row.get(1), row.get(2));
+        let (item, user, code) = (ItemId(item as u32), UserId(user), Code::from_bytes(code.into_bytes()));
+        let (at, expires) = (unix_ms(row.get(3)), unix_ms(row.get(4)));
+        let event = Event::Checkout { item, user, code, ttl_ms: expires.saturating_sub(at) as u32 };
+        records.push(Record { sale, unix_ms: at, event });
+        if let Some(bought) = row.get::<_, Option<SystemTime>>(5) {
+            let key = row.get::<_, Option<Uuid>>(6).unwrap_or_default();
+            records.push(Record { sale, unix_ms: unix_ms(bought), event: Event::Purchase { item, user, code, key } });
+        }
+    }
+    Ok(records)
+}
+
+fn unix_ms(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

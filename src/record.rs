@@ -50,6 +50,9 @@ pub enum Event {
         /// Items per user.
         user_limit: u32,
     },
+    /// What follows was brought from Postgres, which may have lagged behind: a release may be missing, on which a
+    /// later checkout of the same user rested.
+    TakenOver,
     /// An item was reserved.
     Checkout {
         /// Which.
@@ -128,6 +131,7 @@ impl Record {
             Event::SaleOpened { items, user_limit } => {
                 (raw.kind, raw.item, raw.ttl_ms) = (1, items, user_limit);
             }
+            Event::TakenOver => raw.kind = 6,
             Event::Checkout { item, user, code, ttl_ms } => {
                 (raw.kind, raw.item, raw.user, raw.ttl_ms) = (2, item.0, user.0, ttl_ms);
                 raw.code = *code.as_bytes();
@@ -168,6 +172,7 @@ impl Record {
             (4, 0) => Event::Purchase { item, user, code, key: Uuid::from_bytes(raw.key) },
             (5, 1) => Event::Refused { item, user, reason: RefusalReason::ItemSold },
             (5, 2) => Event::Refused { item, user, reason: RefusalReason::ItemReserved },
+            (6, 0) => Event::TakenOver,
             (5, 3) => Event::Refused { item, user, reason: RefusalReason::UserLimit },
             (kind, reason) => return Err(NoRecord { kind, reason }),
         };

@@ -4,7 +4,7 @@
 //! the rules; streams without a seal get one. Nothing is changed before everything has been read and found good.
 
 use crate::block::{LogKind, StreamId};
-use crate::data_dir::DataDir;
+use crate::data_dir::Opened;
 use crate::fatal::Fatal;
 use crate::partition::Partition;
 use crate::record::Record;
@@ -41,7 +41,7 @@ type Streams = BTreeMap<(LogKind, u32, u16), Vec<SegmentName>>;
 ///
 /// # Errors
 /// [`Fatal::Damaged`] if something durable is missing, [`Fatal::DataDir`] if files cannot be read or sealed.
-pub fn recover(data: &DataDir, partition: Partition, rules: &Rules, now: Moment) -> Result<Recovered, Fatal> {
+pub fn recover(data: &Opened, partition: Partition, rules: &Rules, now: Moment) -> Result<Recovered, Fatal> {
     let unreadable = |error: io::Error| Fatal::DataDir(format!("{}: {error}", data.logs.display()));
     let streams = list(data).map_err(unreadable)?;
     let mut replay = Replay::new(partition, now);
@@ -107,7 +107,7 @@ fn damaged(damage: stream::Damage) -> Fatal {
     Fatal::Damaged(damage.to_string())
 }
 
-fn list(data: &DataDir) -> io::Result<Streams> {
+fn list(data: &Opened) -> io::Result<Streams> {
     let mut streams = Streams::new();
     for entry in fs::read_dir(&data.logs)? {
         let entry = entry?;
@@ -129,16 +129,12 @@ fn list(data: &DataDir) -> io::Result<Streams> {
     Ok(streams)
 }
 
-fn load(data: &DataDir, names: &[SegmentName]) -> io::Result<Vec<SegmentBytes>> {
+fn load(data: &Opened, names: &[SegmentName]) -> io::Result<Vec<SegmentBytes>> {
     names.iter().map(|name| name.read(&data.logs)).collect()
 }
 
 /// Reads the last segments only: as many as it takes to find a good block in them.
-fn end_of_attempts(
-    data: &DataDir,
-    stream: &StreamId,
-    names: &[SegmentName],
-) -> io::Result<Result<End, stream::Damage>> {
+fn end_of_attempts(data: &Opened, stream: &StreamId, names: &[SegmentName]) -> io::Result<Result<End, stream::Damage>> {
     for first in (0..names.len()).rev() {
         let segments = load(data, &names[first..])?;
         let end = stream::read(stream, &segments, |_, _| Ok(()));

@@ -2,7 +2,7 @@
 
 use crate::sale::Counts;
 use crate::types::SaleId;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 /// What the process is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +42,8 @@ pub struct ShardStatus {
     pub attempts_flushed: AtomicU64,
     /// Records of the purchase log that are in Postgres.
     pub persisted: AtomicU64,
+    /// Records of the attempt log that are in Postgres.
+    pub attempts_persisted: AtomicU64,
     /// Blocks that the purchase log can still take.
     pub log_room: AtomicU64,
     /// Refused checkouts that were not recorded, for want of room.
@@ -74,8 +76,12 @@ pub struct Status {
     pub shards: Box<[ShardStatus]>,
     /// Whether there is a database to persist to.
     pub has_database: bool,
-    /// Durable records of all logs, earlier runs' too, that are not in Postgres.
-    pub records_behind: AtomicU64,
+    /// Whether it answers.
+    pub is_database_connected: AtomicBool,
+    /// Durable records of earlier runs that are not in Postgres.
+    pub earlier_behind: AtomicU64,
+    /// For how long the oldest record that is not in Postgres has been durable, in milliseconds, about.
+    pub behind_ms: AtomicU64,
 }
 
 impl Status {
@@ -86,7 +92,9 @@ impl Status {
             phase: AtomicU8::new(Phase::Recovering as u8),
             shards,
             has_database,
-            records_behind: AtomicU64::new(0),
+            is_database_connected: AtomicBool::new(false),
+            earlier_behind: AtomicU64::new(0),
+            behind_ms: AtomicU64::new(0),
         }
     }
 
@@ -99,6 +107,25 @@ impl Status {
     /// Moves on. The caller wakes the shards.
     pub fn set_phase(&self, phase: Phase) {
         self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    /// Running totals of what is durable and of what is in Postgres; their difference is what is not. The second one
+    /// starts below zero if earlier runs left something.
+    pub fn records(&self) -> (i64, i64) {
+        let sum = |ofs: [fn(&ShardStatus) -> &AtomicU64; 2]| {
+            let numbers = self.shards.iter().flat_map(|shard| ofs.map(|of| of(shard).load(Ordering::Acquire) as i64));
+            numbers.sum::<i64>()
+        };
+        // What is in Postgres first: it never overtakes what is durable.
+        let persisted = sum([|shard| &shard.persisted, |shard| &shard.attempts_persisted]);
+        let durable = sum([|shard| &shard.flushed, |shard| &shard.attempts_flushed]);
+        (durable, persisted - self.earlier_behind.load(Ordering::Relaxed) as i64)
+    }
+
+    /// Durable records of all logs, earlier runs' too, that are not in Postgres.
+    pub fn records_behind(&self) -> u64 {
+        let (durable, persisted) = self.records();
+        (durable - persisted).max(0) as u64
     }
 
     /// How a sale stands over all shards.

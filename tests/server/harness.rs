@@ -38,6 +38,14 @@ impl Server {
     /// Starts a server on a free port and waits until it serves.
     pub fn start(data_dir: &Path, arguments: &[&str]) -> Server {
         let started = Instant::now();
+        let mut server = Self::spawn(data_dir, arguments);
+        server.wait_for_line("serving");
+        server.start_time = started.elapsed();
+        server
+    }
+
+    /// Starts a server on a free port and waits until it listens.
+    pub fn spawn(data_dir: &Path, arguments: &[&str]) -> Server {
         let mut child = stampede(data_dir, arguments).spawn().expect("the binary starts");
         let stderr = BufReader::new(child.stderr.take().expect("it is piped"));
         let (sender, lines) = channel();
@@ -51,8 +59,6 @@ impl Server {
         };
         let starting = server.wait_for_line("starting");
         server.address = starting["listen"].as_str().expect("it says where").parse().expect("an address");
-        server.wait_for_line("serving");
-        server.start_time = started.elapsed();
         server
     }
 
@@ -86,6 +92,11 @@ impl Server {
     pub fn kill(mut self) {
         self.child.kill().expect("it can be killed");
         self.child.wait().expect("it can be waited for");
+    }
+
+    /// Waits for it to end by itself.
+    pub fn wait(mut self) -> ExitStatus {
+        self.child.wait().expect("it can be waited for")
     }
 
     /// Ends it as an operator would.

@@ -11,3 +11,4 @@ mod persistence;
 mod rollover;
 mod sell_out;
 mod start_up;
+mod takeover;

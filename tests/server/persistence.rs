@@ -203,22 +203,26 @@ fn postgres_may_die_and_stand_still_while_selling_goes_on() {
 #[test]
 fn postgres_may_be_absent_at_start() {
     let (mut cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    assert!(start(dir.path(), &cluster, &[]).terminate().success());
     cluster.kill();
     let server = start(dir.path(), &cluster, &[]);
     server.wait_for_line("the database is away");
     let mut client = server.connect();
     let code = client.reserve(1, 1);
     assert_eq!(client.purchase(&code).status, 200);
-    let mut is_behind = |expected: bool| {
-        (0..500).any(|_| {
-            std::thread::sleep(Duration::from_millis(20));
-            (client.request("GET /health").json()["records_not_in_postgres"] != 0) == expected
-        })
-    };
-    assert!(is_behind(true));
+    server.wait_for_line("Postgres is behind");
+    let ready = client.request("GET /readyz");
+    let postgres = &ready.json()["postgres"];
+    assert_eq!((ready.status, &postgres["connected"]), (200, &false.into()), "{ready:?}");
+    assert!(
+        postgres["records_behind"].as_u64() > Some(1) && postgres["seconds_behind"].as_f64() >= Some(1.0),
+        "{ready:?}"
+    );
     cluster.go_on();
     server.wait_for_line("the database is connected");
-    assert!(is_behind(false));
+    server.wait_for_line("Postgres has caught up");
+    let postgres = client.request("GET /health").json()["postgres"].clone();
+    assert_eq!((&postgres["connected"], &postgres["records_behind"]), (&true.into(), &0.into()));
     assert_eq!(cluster.ask("select code from purchases"), code);
 }
 
@@ -229,7 +233,9 @@ fn a_database_has_one_owner() {
     server.wait_for_line("the database is connected");
 
     // Another installation.
-    let stranger = stampede(other.path(), &["--database-url", &cluster.url()]).output().unwrap();
+    assert!(Server::start(other.path(), &LONG_SALE).terminate().success());
+    let url = cluster.url();
+    let stranger = stampede(other.path(), &[&LONG_SALE[..], &["--database-url", &url]].concat()).output().unwrap();
     let text = String::from_utf8(stranger.stderr).unwrap();
     assert!(stranger.status.code() == Some(8) && text.contains("belongs to another installation"), "{text}");
 

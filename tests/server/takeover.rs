@@ -1,0 +1,275 @@
+//! Losing a machine, a data directory, or the latest state of either side.
+
+use crate::cluster::Cluster;
+use crate::harness::{Client, LONG_SALE, Server, stampede};
+use crate::load::{Promises, buy, check_books, connect, crowd};
+use rustix::process::Signal;
+use std::path::Path;
+use std::process::Command;
+
+fn arguments<'a>(url: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let common = ["--database-url", url, "--items", "200", "--user-limit", "3", "--reservation-ttl", "1h"];
+    [&LONG_SALE[..], &common, more].concat()
+}
+
+fn start(dir: &Path, cluster: &Cluster, more: &[&str]) -> Server {
+    Server::start(dir, &arguments(&cluster.url(), more))
+}
+
+/// Runs to its end, which is to be a refusal that says all of `parts`.
+fn assert_refused(dir: &Path, cluster: &Cluster, more: &[&str], parts: &[&str]) {
+    let output = stampede(dir, &arguments(&cluster.url(), more)).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(8), "{text}");
+    assert!(parts.iter().all(|part| text.contains(part)), "{parts:?} in {text}");
+}
+
+fn wait_until_all_is_there(client: &mut Client) {
+    for _ in 0..500 {
+        if client.request("GET /readyz").json()["postgres"]["records_behind"] == 0 {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    panic!("the database never catches up");
+}
+
+fn copy(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+}
+
+#[test]
+fn an_empty_data_directory_takes_over_mid_sale() {
+    for (ack, is_killed) in [("local", true), ("postgres", false)] {
+        let (cluster, first, second) = (Cluster::start(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let server = start(first.path(), &cluster, &["--shards", "2", "--ack", ack]);
+        let mut client = server.connect();
+        let sold = client.reserve(1, 10);
+        assert_eq!(
+            client.try_request(&format!("POST /purchase?code={sold}"), "Idempotency-Key: k\r\n").unwrap().status,
+            200
+        );
+        let (held, released) = (client.reserve(1, 11), client.reserve(1, 12));
+        let full = [20, 21, 22].map(|item| client.reserve(2, item));
+        assert_eq!(client.request(&format!("DELETE /checkout?code={released}")).status, 204);
+        wait_until_all_is_there(&mut client);
+        let before = client.sale();
+        if is_killed {
+            server.kill()
+        } else {
+            assert!(server.terminate().success())
+        }
+
+        let server = start(second.path(), &cluster, &["--shards", "3", "--ack", ack]);
+        let mut client = server.connect();
+        assert_eq!(client.sale(), before, "the same sold, the same held");
+        assert_eq!(client.checkout(9, 10).problem(), "item-sold");
+        assert_eq!(client.checkout(9, 11).problem(), "item-reserved");
+        assert_eq!(client.checkout(2, 30).problem(), "user-limit", "the quota came along");
+        let again = client.try_request(&format!("POST /purchase?code={sold}"), "Idempotency-Key: k\r\n").unwrap();
+        assert_eq!(again.status, 200, "the same request gets the same answer: {again:?}");
+        assert_eq!(client.purchase(&sold).problem(), "code-used");
+        assert_eq!(client.purchase(&held).status, 200, "the hold is still valid");
+        assert_eq!(client.request(&format!("DELETE /checkout?code={}", full[0])).status, 204);
+        client.reserve(2, 30);
+        client.reserve(9, 12);
+        // From now on its own log has it all.
+        server.kill();
+        let server = start(second.path(), &cluster, &["--shards", "1", "--ack", ack]);
+        let mut client = server.connect();
+        assert_eq!((client.sale()["sold"].as_u64(), client.sale()["reserved"].as_u64()), (Some(2), Some(4)));
+        let (promises, address) = (Promises::default(), server.address);
+        crowd(4, |number| {
+            let mut client = connect(address);
+            for item in 0..200 {
+                buy(&mut client, i64::from(number * 200 + item + 100), item, &promises).unwrap();
+            }
+        });
+        for code in [&full[1], &full[2]] {
+            assert_eq!(client.purchase(code).status, 200);
+        }
+        assert_eq!(check_books(&promises.take(), 3).len() + 2 + 4, 200, "two sold before, four held by others");
+        assert!(server.terminate().success());
+        assert_eq!(cluster.ask("select count(*), count(distinct item_id) from purchases"), "198|198");
+        assert_eq!(cluster.count("select count(*) from purchases where idempotency_key is not null"), 1);
+    }
+}
+
+#[test]
+fn a_server_that_was_stopped_wakes_up_too_late() {
+    let (cluster, first, second) = (Cluster::start(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let stopped = start(first.path(), &cluster, &["--shards", "2"]);
+    stopped.wait_for_line("the database is connected");
+    let mut client = stopped.connect();
+    client.reserve(1, 1);
+    wait_until_all_is_there(&mut client);
+    // It has just been heard of, and is heard of again.
+    assert_refused(second.path(), &cluster, &[], &["another server is running", "stop that one"]);
+    stopped.signal(Signal::STOP);
+    let server = start(second.path(), &cluster, &["--shards", "2"]);
+    server.wait_for_line("waiting for the database");
+    let mut client = server.connect();
+    assert_eq!(client.checkout(2, 1).problem(), "item-reserved");
+    client.reserve(2, 2);
+    wait_until_all_is_there(&mut client);
+    let rows = "select count(*) from checkouts where outcome = 0"; // Refused attempts come later.
+    let before = cluster.count(rows);
+    stopped.signal(Signal::CONT);
+    assert_eq!(stopped.wait_for_line("cannot use the database")["exit_code"], 8);
+    assert_eq!(stopped.wait().code(), Some(8));
+    assert_eq!(cluster.count(rows), before);
+    assert!(server.terminate().success());
+}
+
+#[test]
+fn an_empty_data_directory_waits_for_the_database() {
+    let (mut cluster, dir, other) = (Cluster::start(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    cluster.kill();
+    let url = cluster.url();
+    let server = Server::spawn(dir.path(), &arguments(&url, &[]));
+    let line = server.wait_for_line("waiting for the database");
+    assert!(line["why"].as_str().is_some_and(|why| !why.is_empty()), "{line}");
+    let mut client = server.connect();
+    let ready = client.request("GET /readyz");
+    assert_eq!((ready.status, &ready.json()["status"]), (503, &"recovering".into()));
+    assert_eq!(client.checkout(1, 1).problem(), "not-ready");
+    assert!(server.terminate().success(), "it can be stopped while it waits");
+    let server = Server::start(other.path(), &arguments(&url, &["--recover-from", "log"]));
+    server.connect().reserve(1, 1);
+    server.kill();
+    let server = Server::spawn(dir.path(), &arguments(&url, &[]));
+    server.wait_for_line("waiting for the database");
+    cluster.go_on();
+    server.wait_for_line("serving");
+    server.connect().reserve(1, 1);
+}
+
+#[test]
+fn an_older_data_directory_is_refused_or_set_aside() {
+    let (cluster, dir, spare) = (Cluster::start(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = start(dir.path(), &cluster, &[]);
+    let mut client = server.connect();
+    let code = client.reserve(1, 1);
+    client.purchase(&code);
+    assert!(server.terminate().success());
+    let old = spare.path().join("old");
+    copy(dir.path(), &old);
+    let server = start(dir.path(), &cluster, &[]);
+    let mut client = server.connect();
+    let code = client.reserve(1, 2);
+    client.purchase(&code);
+    assert!(server.terminate().success());
+
+    let text = ["another run of this installation", "--recover-from postgres"];
+    assert_refused(&old, &cluster, &[], &text);
+    assert_refused(&old, &cluster, &["--recover-from", "log"], &text);
+    let server = start(&old, &cluster, &["--recover-from", "postgres"]);
+    server.wait_for_line("the log is set aside");
+    assert!(old.join("set-aside-1/control.json").exists());
+    let mut client = server.connect();
+    assert_eq!(client.sale()["sold"], 2);
+    assert_eq!(client.checkout(9, 2).problem(), "item-sold");
+    assert!(server.terminate().success());
+    // Where nothing contradicts, nothing is set aside, whatever the setting says.
+    let server = start(&old, &cluster, &["--recover-from", "postgres"]);
+    assert_eq!(server.connect().sale()["sold"], 2);
+    assert!(server.terminate().success() && !old.join("set-aside-2").exists());
+    assert_refused(dir.path(), &cluster, &[], &text);
+
+    // Its log was lost, but not its control file.
+    std::fs::remove_dir_all(old.join("log")).unwrap();
+    assert_refused(&old, &cluster, &[], &["log of this data directory is empty", "--recover-from postgres"]);
+    // Its log was damaged.
+    let server = start(&old, &cluster, &["--recover-from", "postgres"]);
+    assert_eq!(server.connect().sale()["sold"], 2);
+    assert!(server.terminate().success());
+}
+
+#[test]
+fn a_damaged_log_is_refused_or_set_aside() {
+    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let server = start(dir.path(), &cluster, &["--shards", "1"]);
+    let mut client = server.connect();
+    let code = client.reserve(1, 1);
+    client.purchase(&code);
+    assert!(server.terminate().success());
+    assert!(start(dir.path(), &cluster, &[]).terminate().success()); // Now the log is sealed.
+    let first = dir.path().join("log/purchases-0000000001-00000-000000000000-1024.log");
+    let mut bytes = std::fs::read(&first).unwrap();
+    bytes[100] ^= 1;
+    std::fs::write(&first, bytes).unwrap();
+    let output = stampede(dir.path(), &arguments(&cluster.url(), &[])).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(6) && text.contains("--recover-from postgres"), "{text}");
+    let server = start(dir.path(), &cluster, &["--recover-from", "postgres"]);
+    assert_eq!(server.connect().checkout(2, 1).problem(), "item-sold");
+    assert!(server.terminate().success());
+}
+
+#[test]
+fn an_older_database_is_brought_up_to_date_or_refused() {
+    let (mut cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let sell = |server: &Server, items: std::ops::Range<u32>| {
+        let mut client = server.connect();
+        for item in items {
+            let code = client.reserve(i64::from(item), item);
+            assert_eq!(client.purchase(&code).status, 200);
+        }
+        wait_until_all_is_there(&mut client);
+    };
+    let sold = "select count(*), count(distinct item_id) from purchases";
+    let server = start(dir.path(), &cluster, &["--shards", "2"]);
+    sell(&server, 0..10);
+    cluster.kill();
+    cluster.save("older");
+    cluster.go_on();
+    sell(&server, 10..20);
+    // Set back while this run goes on: the log still has everything.
+    cluster.kill();
+    cluster.restore("older");
+    assert_eq!(server.wait_for_line("the database is away")["level"], "WARN");
+    cluster.go_on();
+    server.wait_for_line("the database has lost records");
+    server.wait_for_line("the database is connected");
+    sell(&server, 20..30);
+    assert_eq!(cluster.ask(sold), "30|30");
+    assert!(server.terminate().success());
+    assert!(start(dir.path(), &cluster, &[]).terminate().success());
+
+    // Set back by a whole run.
+    cluster.kill();
+    cluster.restore("older");
+    cluster.go_on();
+    assert_refused(dir.path(), &cluster, &[], &["its last run is 1", "--recover-from log"]);
+    assert_refused(dir.path(), &cluster, &["--recover-from", "postgres"], &["--recover-from log"]);
+    let server = start(dir.path(), &cluster, &["--recover-from", "log"]);
+    sell(&server, 30..40);
+    assert_eq!(cluster.ask(sold), "40|40", "the log still had everything");
+    assert!(server.terminate().success());
+
+    // Another, empty one.
+    let fresh = Cluster::start();
+    assert_refused(dir.path(), &fresh, &[], &["it is empty", "--recover-from log"]);
+    assert!(start(dir.path(), &fresh, &["--recover-from", "log"]).terminate().success());
+    assert_eq!(fresh.ask(sold), "40|40");
+}
+
+#[test]
+fn another_installations_database_is_refused_or_gone_on_with() {
+    let (cluster, dir, other) = (Cluster::start(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = start(dir.path(), &cluster, &[]);
+    server.connect().reserve(1, 1);
+    assert!(server.terminate().success());
+    let stranger = Server::start(other.path(), &LONG_SALE);
+    stranger.connect().reserve(5, 5);
+    assert!(stranger.terminate().success());
+    assert_refused(other.path(), &cluster, &[], &["belongs to another installation", "--recover-from postgres"]);
+    let period = stampede(tempfile::tempdir().unwrap().path(), &["--database-url", &cluster.url()]).output().unwrap();
+    let text = String::from_utf8(period.stderr).unwrap();
+    assert!(period.status.code() == Some(8) && text.contains("--sale-period 31536000s"), "{text}");
+    let server = start(other.path(), &cluster, &["--recover-from", "postgres"]);
+    let mut client = server.connect();
+    assert_eq!(client.checkout(2, 1).problem(), "item-reserved");
+    client.reserve(5, 5);
+    assert!(server.terminate().success());
+}
