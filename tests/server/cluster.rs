@@ -1,14 +1,32 @@
 //! A private PostgreSQL for each test, from the installed binaries.
 
 use rustix::process::{Pid, Signal, kill_process};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A running cluster on a Unix socket.
+/// The password of `stampede`, where one is asked for.
+pub const PASSWORD: &str = "open-sesame";
+
+/// A running cluster on a Unix socket, where everybody is trusted.
 pub struct Cluster {
     dir: tempfile::TempDir,
     postmaster: Option<Child>,
+    /// On this port of 127.0.0.1 too, if it is not 0.
+    pub port: u16,
+}
+
+/// What a cluster is, beyond the usual.
+#[derive(Default)]
+pub struct Options<'a> {
+    /// How it lets clients in who come by TCP, like `host all all all trust`. It listens there if this says anything.
+    pub tcp: &'a str,
+    /// Its certificate and key, in PEM.
+    pub certificate: Option<(String, String)>,
+    /// No file may become larger than this: to a table it is as if the disk were full.
+    pub file_bytes_max: Option<u64>,
 }
 
 fn bin(name: &str) -> PathBuf {
@@ -29,22 +47,68 @@ fn command(program: &Path) -> Command {
     command
 }
 
+/// Gives a file to whom the cluster runs as, and to nobody else.
+fn own(path: &Path) {
+    let mode = if path.is_dir() { 0o700 } else { 0o600 };
+    std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    if rustix::process::geteuid().is_root() {
+        assert!(Command::new("chown").arg("postgres").arg(path).status().unwrap().success());
+    }
+}
+
 impl Cluster {
     pub fn start() -> Cluster {
+        Self::start_with(&Options::default())
+    }
+
+    pub fn start_with(options: &Options<'_>) -> Cluster {
         let dir = tempfile::tempdir().unwrap();
-        if rustix::process::geteuid().is_root() {
-            let owned = Command::new("chown").arg("postgres").arg(dir.path()).status().unwrap();
-            assert!(owned.success());
-        }
+        let write = |path: &str, text: &str| {
+            std::fs::write(dir.path().join(path), text).unwrap();
+            own(&dir.path().join(path));
+        };
+        own(dir.path());
+        write("password", PASSWORD);
         let made = command(&bin("initdb"))
-            .args(["-U", "stampede", "-A", "trust", "--no-sync", "-D"])
+            .args(["-U", "stampede", "-A", "trust", "--wal-segsize=1", "--no-sync", "--pwfile"])
+            .arg(dir.path().join("password"))
+            .arg("-D")
             .arg(dir.path().join("data"))
             .stdout(Stdio::null())
             .status();
         assert!(made.unwrap().success());
-        let mut cluster = Cluster { dir, postmaster: None };
+        let mut settings = "fsync = off\nshared_buffers = 32MB\n".to_owned(); // What dies here are processes, not machines.
+        let mut port = 0;
+        if options.tcp.is_empty() {
+            settings += "listen_addresses = ''\n";
+        } else {
+            // Between this and its start somebody else may take the port; then it says so, and the test fails.
+            port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            settings += &format!("listen_addresses = '127.0.0.1'\nport = {port}\n");
+            write("data/pg_hba.conf", &format!("local all all trust\n{}\n", options.tcp));
+        }
+        if let Some((certificate, key)) = &options.certificate {
+            write("data/server.crt", certificate);
+            write("data/server.key", key);
+            settings += "ssl = on\n";
+        }
+        write("data/postgresql.auto.conf", &settings);
+        let mut cluster = Cluster { dir, postmaster: None, port };
         cluster.go_on();
+        if let Some(bytes) = options.file_bytes_max {
+            cluster.limit_files(&bytes.to_string());
+        }
         cluster
+    }
+
+    /// Sets how large a file may become, or "unlimited", for every process of it from now on.
+    pub fn limit_files(&self, bytes: &str) {
+        for pid in self.pids() {
+            let pid = pid.as_raw_nonzero().to_string();
+            // The hard limit stays, so that this can be undone by anybody. A child may have ended by itself.
+            let limit = format!("--fsize={bytes}:");
+            command(Path::new("prlimit")).args(["--pid", &pid, &limit]).stderr(Stdio::null()).status().unwrap();
+        }
     }
 
     /// Starts it again, after `kill`.
@@ -66,13 +130,16 @@ impl Cluster {
     fn spawn(&self) -> Child {
         let log = std::fs::File::options().create(true).append(true).open(self.dir.path().join("log")).unwrap();
         let mut postgres = command(&bin("postgres"));
-        // What is tried here is the death of processes, not of the machine.
-        postgres.args(["-h", "", "-c", "fsync=off", "-c", "shared_buffers=32MB", "-k"]).arg(self.dir.path());
-        postgres.arg("-D").arg(self.dir.path().join("data")).stdout(Stdio::null()).stderr(log).spawn().unwrap()
+        postgres.arg("-k").arg(self.dir.path()).arg("-D").arg(self.dir.path().join("data"));
+        postgres.stdout(Stdio::null()).stderr(log).spawn().unwrap()
     }
 
     pub fn url(&self) -> String {
-        format!("host={} user=stampede dbname=postgres", self.dir.path().display())
+        format!("host={} port={} user=stampede dbname=postgres", self.dir.path().display(), self.socket_port())
+    }
+
+    fn socket_port(&self) -> u16 {
+        if self.port == 0 { 5432 } else { self.port }
     }
 
     fn psql(&self, query: &str) -> Result<String, String> {
@@ -80,7 +147,7 @@ impl Cluster {
         let output = psql
             .arg("-h")
             .arg(self.dir.path())
-            .args(["-U", "stampede", "-d", "postgres", "-At", "-c", query])
+            .args(["-p", &self.socket_port().to_string(), "-U", "stampede", "-d", "postgres", "-At", "-c", query])
             .output()
             .unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap().trim().to_owned();

@@ -46,7 +46,12 @@ impl Server {
 
     /// Starts a server on a free port and waits until it listens.
     pub fn spawn(data_dir: &Path, arguments: &[&str]) -> Server {
-        let mut child = stampede(data_dir, arguments).spawn().expect("the binary starts");
+        Self::run(&mut stampede(data_dir, arguments))
+    }
+
+    /// Starts what `command` says, and waits until it listens.
+    pub fn run(command: &mut Command) -> Server {
+        let mut child = command.spawn().expect("the binary starts");
         let stderr = BufReader::new(child.stderr.take().expect("it is piped"));
         let (sender, lines) = channel();
         std::thread::spawn(move || stderr.lines().map_while(Result::ok).all(|line| sender.send(line).is_ok()));

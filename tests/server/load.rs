@@ -14,7 +14,7 @@ pub struct Promise {
     pub code: String,
     /// The purchase was acknowledged.
     pub bought: bool,
-    /// A purchase was sent, and its answer never came: it may or may not have happened.
+    /// A purchase was sent, and its answer never came, or was that nobody knows: it may or may not have happened.
     pub unknown: bool,
 }
 
@@ -50,7 +50,7 @@ pub fn buy(client: &mut Client, user: i64, item: u32, promises: &Promises) -> st
     let promise = Promise { user, item, code: reserved.body, bought: false, unknown: false };
     match client.try_purchase(&promise.code) {
         Ok(bought) => {
-            promises.add(Promise { bought: bought.status == 200, ..promise });
+            promises.add(Promise { bought: bought.status == 200, unknown: bought.status == 503, ..promise });
             Ok(bought.outcome())
         }
         Err(error) => {

@@ -1,0 +1,255 @@
+//! A database that cannot be reached, does not want us, is full, or goes away in the middle of a word.
+
+use crate::cluster::{Cluster, Options, PASSWORD};
+use crate::harness::{Client, LONG_SALE, Server, stampede};
+use crate::proxy::{Cut, Proxy};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Lets everybody in who comes by TCP.
+const OPEN: Options<'_> = Options { tcp: "host all all all trust", certificate: None, file_bytes_max: None };
+
+fn start(dir: &Path, url: &str, more: &[&str]) -> Server {
+    // A new directory would wait for the database.
+    let common = ["--database-url", url, "--recover-from", "log", "--user-limit", "1000000"];
+    Server::start(dir, &[&LONG_SALE[..], &common, more].concat())
+}
+
+fn buy(client: &mut Client, item: u32) {
+    let code = client.reserve(1, item);
+    let bought = client.purchase(&code);
+    assert_eq!(bought.status, 200, "{bought:?}");
+}
+
+/// Waits until the database has everything.
+fn settle(client: &mut Client) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while client.request("GET /readyz").json()["postgres"]["records_behind"] != 0 {
+        assert!(Instant::now() < end, "the database never catches up");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn why_away(server: &Server) -> String {
+    server.wait_for_line("the database is away")["why"].as_str().expect("a reason").to_owned()
+}
+
+fn cut_at_every_message(ack: &str, cut: Cut) {
+    let (cluster, dir) = (Cluster::start_with(&OPEN), tempfile::tempdir().unwrap());
+    let proxy = Proxy::start(cluster.port, cut);
+    let url = format!("postgres://stampede@{}/postgres?sslmode=disable", proxy.address);
+    let server = start(dir.path(), &url, &["--shards", "1", "--ack", ack]);
+    let mut client = server.connect();
+    server.wait_for_line("the database is connected");
+    settle(&mut client);
+    let mut cuts = 0u32;
+    for item in 0.. {
+        proxy.cut_after(item);
+        let before = proxy.seen();
+        buy(&mut client, item);
+        settle(&mut client);
+        // A checkout and a purchase, alone on the connection but for a sign of life now and then.
+        if !proxy.disarm() {
+            assert!(u64::from(item) >= proxy.seen() - before);
+            break;
+        }
+        cuts += 1;
+    }
+    assert!(cuts > 20, "a batch is more than {cuts} messages");
+    assert!(server.terminate().success());
+    let sold = cluster.ask("select count(*), count(distinct item_id), max(item_id) + 1 from purchases");
+    assert_eq!(sold, format!("{0}|{0}|{0}", cuts + 1));
+    assert_eq!(cluster.count("select count(*) from checkouts"), u64::from(cuts) + 1);
+}
+
+#[test]
+fn cut_before_every_message() {
+    cut_at_every_message("local", Cut::Before);
+    cut_at_every_message("postgres", Cut::Before);
+}
+
+#[test]
+fn cut_within_every_message() {
+    cut_at_every_message("local", Cut::Within);
+    cut_at_every_message("postgres", Cut::Within);
+}
+
+#[test]
+fn cut_after_every_message() {
+    cut_at_every_message("local", Cut::After);
+    cut_at_every_message("postgres", Cut::After);
+}
+
+#[test]
+fn a_wrong_password_or_database_is_named_and_selling_goes_on() {
+    let options = Options { tcp: "host all all all scram-sha-256", ..Options::default() };
+    let (cluster, dir) = (Cluster::start_with(&options), tempfile::tempdir().unwrap());
+    let url = |password: &str, name: &str| format!("postgres://stampede:{password}@127.0.0.1:{}/{name}", cluster.port);
+    for (url, reason) in [
+        (url("swordfish", "postgres"), "password authentication failed for user \"stampede\""),
+        (url(PASSWORD, "nowhere"), "database \"nowhere\" does not exist"),
+        (url(PASSWORD, "postgres").replace(&cluster.port.to_string(), "1"), "Connection refused"),
+        (url(PASSWORD, "postgres").replace("127.0.0.1", "no-such-host.invalid"), "error connecting to server"),
+    ] {
+        let server = start(dir.path(), &url, &[]);
+        let line = server.wait_for_line("the database is away");
+        let text = line.to_string();
+        assert!(line["why"].as_str().is_some_and(|why| why.contains(reason)), "{text}");
+        assert!(!text.contains("swordfish") && !text.contains(PASSWORD), "{text}");
+        let mut client = server.connect();
+        let code = client.reserve(1, 1);
+        assert_eq!(client.request(&format!("DELETE /checkout?code={code}")).status, 204);
+        server.kill();
+        // An empty directory says the same while it waits.
+        let empty = tempfile::tempdir().unwrap();
+        let server = Server::spawn(empty.path(), &[&LONG_SALE[..], &["--database-url", &url]].concat());
+        let line = server.wait_for_line("waiting for the database");
+        assert!(line["why"].as_str().is_some_and(|why| why.contains(reason)), "{line}");
+    }
+    let server = start(dir.path(), &url(PASSWORD, "postgres"), &[]);
+    server.wait_for_line("the database is connected");
+    settle(&mut server.connect());
+    assert_eq!(cluster.count("select count(*) from releases"), 4);
+}
+
+#[test]
+fn the_password_may_come_from_a_file() {
+    let options = Options { tcp: "host all all all scram-sha-256", ..Options::default() };
+    let (cluster, dir) = (Cluster::start_with(&options), tempfile::tempdir().unwrap());
+    let file = dir.path().join("passwords");
+    let text = format!("127.0.0.1:{}:postgres:stampede:{PASSWORD}\n", cluster.port);
+    std::fs::write(&file, text).unwrap();
+    let url = format!("postgres://stampede@127.0.0.1:{}/postgres", cluster.port);
+    for (mode, message) in [(0o644, "others may read this password file"), (0o600, "serving")] {
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        let arguments = [&LONG_SALE[..], &["--database-url", &url]].concat();
+        let mut command = stampede(dir.path(), &arguments);
+        let server = Server::run(command.env("PGPASSFILE", &file));
+        server.wait_for_line(message);
+    }
+    assert_eq!(cluster.count("select count(*) from clusters"), 1);
+}
+
+#[test]
+fn encryption_is_as_libpq_has_it() {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let [authority, stranger] = [params.clone(), params]
+        .map(|params| CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap());
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(["localhost".into()]).unwrap().signed_by(&key, &authority).unwrap();
+    let options = Options {
+        tcp: "hostssl all all all scram-sha-256",
+        certificate: Some((certificate.pem(), key.serialize_pem())),
+        ..Options::default()
+    };
+    let (cluster, dir) = (Cluster::start_with(&options), tempfile::tempdir().unwrap());
+    let [good, bad, empty] = ["good", "bad", "empty"].map(|name| dir.path().join(name));
+    std::fs::write(&good, authority.pem()).unwrap();
+    std::fs::write(&bad, stranger.pem()).unwrap();
+    std::fs::write(&empty, "").unwrap();
+    let rooted = |file: &Path| format!("verify-full&sslrootcert={}", file.display());
+    for (host, mode, refusal) in [
+        ("localhost", rooted(&good), None),
+        ("localhost", "prefer".into(), None),
+        ("127.0.0.1", "require".into(), None),
+        ("localhost", rooted(&bad), Some("invalid peer certificate")),
+        ("127.0.0.1", rooted(&good), Some("not valid for name")),
+        ("localhost", rooted(&empty), Some("no certificate is in it")),
+        ("localhost", "verify-full&sslrootcert=/no/such/file".into(), Some("No such file")),
+        ("localhost", "disable".into(), Some("no encryption")),
+    ] {
+        let url = format!("postgres://stampede:{PASSWORD}@{host}:{}/postgres?sslmode={mode}", cluster.port);
+        let server = start(dir.path(), &url, &[]);
+        match refusal {
+            None => {
+                server.wait_for_line("the database is connected");
+                let encrypted = "select count(*) from pg_stat_ssl join pg_stat_activity using (pid) where ssl and application_name = 'stampede'";
+                assert_eq!(cluster.count(encrypted), 1, "{mode}");
+            }
+            Some(refusal) => {
+                let why = why_away(&server);
+                assert!(why.contains(refusal), "{mode}: {why}");
+            }
+        }
+        server.kill();
+    }
+    // A server that cannot encrypt.
+    let plain = Cluster::start_with(&OPEN);
+    for (mode, refusal) in [("prefer", None), ("require", Some("does not support TLS"))] {
+        let dir = tempfile::tempdir().unwrap();
+        let server =
+            start(dir.path(), &format!("postgres://stampede@127.0.0.1:{}/postgres?sslmode={mode}", plain.port), &[]);
+        match refusal {
+            None => _ = server.wait_for_line("the database is connected"),
+            Some(refusal) => assert!(why_away(&server).contains(refusal)),
+        }
+    }
+}
+
+#[test]
+fn a_read_only_database_is_away_until_it_is_not() {
+    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let server = start(dir.path(), &cluster.url(), &[]);
+    server.wait_for_line("the database is connected");
+    cluster.ask("alter system set default_transaction_read_only = on");
+    cluster.ask("select pg_reload_conf()");
+    let mut client = server.connect();
+    let mut item = 0;
+    // The setting arrives when it does.
+    while cluster.ask("show default_transaction_read_only") != "on" || item < 3 {
+        buy(&mut client, item);
+        item += 1;
+    }
+    assert!(why_away(&server).contains("read-only transaction"));
+    cluster.ask("alter system reset default_transaction_read_only");
+    cluster.ask("select pg_reload_conf()");
+    server.wait_for_line("the database is connected");
+    settle(&mut client);
+    assert_eq!(cluster.count("select count(*) from purchases"), u64::from(item));
+}
+
+#[test]
+fn a_database_without_space_is_away_until_there_is_some() {
+    // The smallest size at which its own catalogue still works.
+    let options = Options { file_bytes_max: Some(4 << 20), ..Options::default() };
+    let (cluster, dir) = (Cluster::start_with(&options), tempfile::tempdir().unwrap());
+    let server = start(dir.path(), &cluster.url(), &["--items", "60000", "--shards", "1"]);
+    let mut client = server.connect();
+    assert!(why_away(&server).contains("could not extend file"));
+    buy(&mut client, 7);
+    cluster.limit_files("unlimited");
+    server.wait_for_line("the database is connected");
+    settle(&mut client);
+    assert_eq!(cluster.ask("select count(*), max(item_id) from purchases"), "1|7");
+    assert_eq!(cluster.count("select count(*) from sale_items"), 60_000);
+}
+
+#[test]
+fn a_newer_schema_is_refused() {
+    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    assert!(start(dir.path(), &cluster.url(), &[]).terminate().success());
+    cluster.ask("insert into schema_migrations values (99)");
+    let url = cluster.url();
+    let output = stampede(dir.path(), &[&LONG_SALE[..], &["--database-url", &url]].concat()).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        output.status.code() == Some(8) && text.contains("version 99") && text.contains("newer stampede"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_row_that_must_not_be_there_is_an_alarm() {
+    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let server = start(dir.path(), &cluster.url(), &[]);
+    let mut client = server.connect();
+    buy(&mut client, 1);
+    settle(&mut client);
+    cluster.ask("insert into purchases select sale_id, 2, 9, gen_random_uuid(), now() from sales");
+    buy(&mut client, 2);
+    let line = server.wait_for_line("cannot use the database");
+    assert!(line["exit_code"] == 8 && line["message"].as_str().unwrap().contains("a row is there already"), "{line}");
+    assert_eq!(cluster.count("select user_id from purchases where item_id = 2"), 9);
+}
