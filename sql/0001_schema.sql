@@ -35,13 +35,15 @@ create table sales (
     sale_id bigint primary key,
     items integer not null,
     user_limit integer not null,
-    opened_at timestamptz not null
+    opened_at timestamptz not null,
+    catalogued integer not null default 0
 );
 comment on table sales is 'Every sale that was opened, with the terms frozen at its start';
 comment on column sales.sale_id is 'floor(unix seconds / period)';
 comment on column sales.items is 'The stock: items 0 to items - 1';
 comment on column sales.user_limit is 'Items one user may hold and buy';
 comment on column sales.opened_at is 'When the first shard began it';
+comment on column sales.catalogued is 'Items of it that are in sale_items: soon all';
 
 create table sale_items (
     sale_id bigint not null references sales on delete cascade,
@@ -122,28 +124,34 @@ begin
 end $$;
 comment on function prepare_sale is 'Makes the partition of checkouts for a sale, if there is none';
 
--- Opens a sale: its row, its catalogue. Names follow src/catalogue.rs: Fibonacci hashing of sale and item.
-create function open_sale(sale bigint, stock integer, limit_per_user integer, opened timestamptz) returns void
-language plpgsql as $$
+-- Adds up to `most` items to the catalogue of a sale that lacks some. Returns whether there was such a sale. Names follow
+-- src/catalogue.rs, Fibonacci hashing of sale and item: the upper eight bits of (sale * 2^32 + item) * 0x9E3779B97F4A7C15
+-- modulo 2^64, from halves that do not overflow.
+create function extend_catalogue(most integer) returns boolean language plpgsql as $$
 declare
     qualities text[] := array['Amber', 'Brisk', 'Cobalt', 'Dapper', 'Electric', 'Feral', 'Golden', 'Hushed', 'Ivory',
         'Jolly', 'Keen', 'Lunar', 'Mellow', 'Northern', 'Opal', 'Polished'];
     things text[] := array['Anvil', 'Bicycle', 'Compass', 'Drum', 'Easel', 'Fiddle', 'Globe', 'Hammock', 'Inkwell',
         'Jacket', 'Kettle', 'Lantern', 'Mandolin', 'Notebook', 'Orrery', 'Parasol'];
+    this sales;
+    until integer;
 begin
-    insert into sales values (sale, stock, limit_per_user, opened) on conflict (sale_id) do nothing;
+    select * into this from sales where catalogued < items order by sale_id limit 1 for update;
     if not found then
-        return;
+        return false;
     end if;
+    until := least(this.items::bigint, this.catalogued::bigint + most);
     insert into sale_items
-    select sale, item,
+    select this.sale_id, item,
            qualities[1 + top / 16] || ' ' || things[1 + top % 16] || ' ' || item,
            '/items/' || item || '/image.svg'
-    from generate_series(0, stock - 1) item,
-         lateral (select trunc(mod((sale * 4294967296 + item)::numeric * 11400714819323198485, 18446744073709551616)
-                               / 72057594037927936)::integer as top) hash;
+    from generate_series(this.catalogued::bigint, until - 1) item,
+         lateral (select (((this.sale_id * 2135587861) & 4294967295) + ((item * 2654435769) & 4294967295)
+                          + ((item * 2135587861) >> 32) >> 24 & 255)::integer as top) hash;
+    update sales set catalogued = until where sale_id = this.sale_id;
+    return true;
 end $$;
-comment on function open_sale is 'Records a sale and makes its catalogue, once';
+comment on function extend_catalogue is 'Goes on with the catalogue of a sale that has not got all its items yet';
 
 create view item_status as
 select i.sale_id, i.item_id, i.name, p.code is not null as purchased, p.user_id, p.at as purchased_at

@@ -39,6 +39,8 @@ const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// The thread looks for work at least this often.
 const IDLE_TIME: Duration = Duration::from_millis(500);
+/// How long a catalogue may wait until there is nothing else to do.
+const CATALOGUE_TIME: Duration = Duration::from_secs(1);
 /// How long the end of the process waits for a database that takes what there is.
 const DRAIN_TIME: Duration = Duration::from_secs(20);
 
@@ -238,6 +240,8 @@ impl Shipper {
         let mut database = connecting.await.map_err(|_| Failure::Passing("connecting took too long".into()))??;
         let owner = self.plan.claim.owner;
         let mut is_proven = false;
+        // A connection may have ended with a catalogue half made.
+        let mut lacks_catalogue = Some(Instant::now());
         loop {
             // First this: what is flushed before the end is seen by what follows.
             let is_stopping = self.stop.load(Ordering::Acquire);
@@ -246,6 +250,14 @@ impl Shipper {
                 in_time(database.ship(owner, &rows, &moves)).await?;
                 moves.iter().for_each(|moved| self.arrived(moved));
                 self.publish();
+                if !rows.opened.is_empty() {
+                    lacks_catalogue = lacks_catalogue.or(Some(Instant::now()));
+                }
+            }
+            // Buyers first, but not for ever.
+            if lacks_catalogue.is_some_and(|since| moves.is_empty() || since.elapsed() > CATALOGUE_TIME) {
+                let extended = in_time(database.extend_catalogue()).await?;
+                lacks_catalogue = extended.then(Instant::now);
             }
             if Instant::now() >= self.next_beat {
                 in_time(database.beat(owner)).await?;
@@ -258,7 +270,7 @@ impl Shipper {
                 self.plan.status.is_database_connected.store(true, Ordering::Relaxed);
                 (*is_away, *backoff) = (false, BACKOFF_MIN);
             }
-            if moves.is_empty() {
+            if moves.is_empty() && lacks_catalogue.is_none() {
                 if is_stopping {
                     return in_time(database.leave(owner)).await;
                 }
@@ -354,7 +366,7 @@ impl Shipper {
 }
 
 /// Waits for the database, but not for ever.
-async fn in_time(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+async fn in_time<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let result = tokio::time::timeout(SHIP_TIME, work).await;
     result.unwrap_or_else(|_| Err(Failure::Passing("the database took too long to answer".into())))
 }

@@ -26,6 +26,9 @@ const MIGRATION_LOCK: i64 = 0x5354_414d_5045_4445;
 /// Bytes of one COPY message.
 const COPY_BYTES: usize = 256 * 1024;
 
+/// Items of a catalogue made in one go.
+const CATALOGUE_ITEMS: i32 = 20_000;
+
 /// Every wait is bounded, on both sides: a connection that nobody answers any more must not hold its locks.
 const SESSION: &str = "set statement_timeout = '30s'; set lock_timeout = '10s'; set synchronous_commit = on; \
     set idle_in_transaction_session_timeout = '60s'; set tcp_user_timeout = '30s'; \
@@ -236,6 +239,14 @@ impl Database {
         begin(&self.client, stream, position).await
     }
 
+    /// Makes the next part of a catalogue. Returns whether there was one to make.
+    ///
+    /// # Errors
+    /// Of the connection.
+    pub async fn extend_catalogue(&self) -> Result<bool, Failure> {
+        Ok(self.client.query_one("select extend_catalogue($1)", &[&CATALOGUE_ITEMS]).await?.get(0))
+    }
+
     /// Brings `rows` and the positions in one transaction: both, or neither.
     ///
     /// # Errors
@@ -263,7 +274,9 @@ impl Database {
             let opened = UNIX_EPOCH + Duration::from_millis(*unix_ms);
             let values: [&(dyn ToSql + Sync); 4] =
                 [&i64::from(terms.sale.0), &(terms.items as i32), &(terms.user_limit as i32), &opened];
-            transaction.execute("select open_sale($1, $2, $3, $4)", &values).await?;
+            let insert = "insert into sales (sale_id, items, user_limit, opened_at) values ($1, $2, $3, $4) \
+                on conflict (sale_id) do nothing";
+            transaction.execute(insert, &values).await?;
         }
         copy(&transaction, &self.copy_checkouts, &rows.checkouts).await?;
         copy(&transaction, &self.copy_purchases, &rows.purchases).await?;

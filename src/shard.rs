@@ -118,6 +118,8 @@ pub struct Shard {
     codes: CodeGenerator,
     appended: Seq,
     flushed: Seq,
+    /// Not 0 before everything of earlier runs is in Postgres: streams are shipped in their order.
+    persisted: Seq,
     waiting: Waiting,
     log_room: u64,
 }
@@ -136,7 +138,7 @@ impl Shard {
         let Inventory { terms, stock, quotas } = inventory;
         let known_sold = Self::nothing_sold(&terms);
         let waiting = Waiting::default();
-        let (appended, flushed, log_room) = (0, 0, 0);
+        let (appended, flushed, persisted, log_room) = (0, 0, 0, 0);
         let mut shard = Shard {
             id,
             partition,
@@ -148,6 +150,7 @@ impl Shard {
             codes,
             appended,
             flushed,
+            persisted,
             waiting,
             log_room,
         };
@@ -168,7 +171,10 @@ impl Shard {
                 self.flushed = seq;
                 self.reached(Watermark::Flushed, seq, now, effects);
             }
-            Event::Persisted(seq) => self.reached(Watermark::Persisted, seq, now, effects),
+            Event::Persisted(seq) => {
+                self.persisted = seq;
+                self.reached(Watermark::Persisted, seq, now, effects);
+            }
             Event::Withdrawn(ticket) => {
                 // Which owner it waits at, nobody has kept: this is rare.
                 for owner in (0..self.partition.shards()).map(ShardId) {
@@ -385,6 +391,12 @@ impl Shard {
                     Confirmation::Joined => {
                         let outcome = Outcome::Purchased { sale, item };
                         return self.defer_purchase(Deferred::Answer(waiter, outcome));
+                    }
+                    // Bought in an earlier run, of which not everything is in Postgres yet: it may be this one.
+                    Confirmation::Replayed
+                        if self.rules.purchase_ack == Watermark::Persisted && self.persisted == 0 =>
+                    {
+                        return self.defer_purchase(Deferred::Answer(waiter, Outcome::Purchased { sale, item }));
                     }
                     Confirmation::Replayed => Outcome::Purchased { sale, item },
                     // Whoever repeats the purchase of a client that is gone is told in its place.

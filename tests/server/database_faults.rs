@@ -221,7 +221,7 @@ fn a_database_without_space_is_away_until_there_is_some() {
     buy(&mut client, 7);
     cluster.limit_files("unlimited");
     server.wait_for_line("the database is connected");
-    settle(&mut client);
+    assert!(server.terminate().success());
     assert_eq!(cluster.ask("select count(*), max(item_id) from purchases"), "1|7");
     assert_eq!(cluster.count("select count(*) from sale_items"), 60_000);
 }

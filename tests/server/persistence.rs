@@ -92,6 +92,7 @@ fn the_catalogue_has_the_names_that_buyers_were_told() {
         .collect();
     assert!(server.terminate().success());
     let names = cluster.ask("select name || ' ' || image_url from sale_items order by item_id");
+    assert_eq!(names.lines().count(), 300);
     for (row, receipt) in names.lines().zip(&receipts) {
         let told = [&receipt["item_name"], &receipt["item_image"]].map(|text| text.as_str().unwrap().to_owned());
         assert_eq!(row, told.join(" "));
@@ -293,6 +294,27 @@ fn a_purchase_waits_for_postgres_and_a_retry_joins_the_wait() {
         assert!(Instant::now() < end, "what waited is never sold");
     }
     assert_eq!(cluster.count("select count(*) from purchases"), 2);
+}
+
+/// The same after a crash: a purchase that the log has and Postgres has not is not acknowledged before it is there.
+#[test]
+fn a_repeated_purchase_waits_for_postgres_after_a_crash_too() {
+    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let server = start(dir.path(), &cluster, &["--ack", "postgres", "--shards", "2", "--reservation-ttl", "1h"]);
+    server.wait_for_line("the database is connected");
+    let code = server.connect().reserve(1, 1);
+    let purchase = format!("POST /purchase?code={code}");
+    cluster.pause();
+    server.connect().send(format!("{purchase} HTTP/1.1\r\nHost: x\r\nIdempotency-Key: k\r\n\r\n").as_bytes()).unwrap();
+    std::thread::sleep(Duration::from_millis(300)); // By now it is on disk.
+    server.kill();
+    let server = start(dir.path(), &cluster, &["--ack", "postgres", "--shards", "3"]);
+    assert_eq!(server.connect().checkout(2, 1).problem(), "item-sold");
+    let repeat = || server.connect().try_request(&purchase, "Idempotency-Key: k\r\n").unwrap().outcome();
+    assert_eq!(repeat(), "overdue");
+    cluster.resume();
+    assert_eq!(repeat(), "200");
+    assert_eq!(cluster.ask("select code from purchases"), code);
 }
 
 /// A small budget, short sales, many restarts: what Postgres has is removed, and every
