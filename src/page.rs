@@ -60,6 +60,7 @@ struct ShardHealth {
     log_records: u64,
     log_records_durable: u64,
     log_blocks_free: u64,
+    attempts_durable: u64,
     attempts_unrecorded: u64,
 }
 
@@ -132,6 +133,7 @@ fn health(facts: &Facts<'_>, phase: Phase) -> Health {
         log_records: read(&status.appended),
         log_records_durable: read(&status.flushed),
         log_blocks_free: read(&status.log_room),
+        attempts_durable: read(&status.attempts_flushed),
         attempts_unrecorded: read(&status.unrecorded),
     });
     Health {
