@@ -14,7 +14,7 @@ comment on column clusters.sale_period_s is 'Length of a sale in seconds: sale i
 comment on column clusters.epoch is 'The latest run';
 comment on column clusters.run is 'Random for each process: tells two runs apart that copies of one data directory gave the same epoch';
 comment on column clusters.since is 'When that run began';
-comment on column clusters.seen_at is 'When that run last said that it lives; -infinity when it has stopped and shipped everything';
+comment on column clusters.seen_at is 'When that run last said that it lives; -infinity when it has stopped and everything of it is here';
 
 create table log_positions (
     cluster uuid not null references clusters,
@@ -67,7 +67,7 @@ create table checkouts (
     at timestamptz not null,
     expires_at timestamptz
 ) partition by list (sale_id);
-comment on table checkouts is 'Every attempt to reserve, append-only, one partition a sale: drop table checkouts_<sale_id> forgets one';
+comment on table checkouts is 'Every attempt to reserve, append-only, one partition a sale: drop table checkouts_<sale_id> forgets one that has ended';
 comment on column checkouts.sale_id is 'The sale';
 comment on column checkouts.item_id is 'The item asked for';
 comment on column checkouts.user_id is 'Who asked, 64 bits';

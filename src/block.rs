@@ -118,6 +118,51 @@ pub fn finish(block: &mut [u8], stream: &StreamId, header: &Header) -> u32 {
     checksum
 }
 
+/// The writing end of a stream: what its next block says of those before it.
+pub struct Chain {
+    stream: StreamId,
+    next_block: u64,
+    records: u64,
+    checksum: u32,
+}
+
+impl Chain {
+    /// At the beginning of `stream`.
+    pub fn new(stream: StreamId) -> Chain {
+        Chain { stream, next_block: 0, records: 0, checksum: 0 }
+    }
+
+    /// Records in the stream so far.
+    pub fn records(&self) -> u64 {
+        self.records
+    }
+
+    /// Blocks in the stream so far.
+    pub fn blocks(&self) -> u64 {
+        self.next_block
+    }
+
+    /// Writes encoded records into zeroed blocks, just as many as they need. `flushed` of the stream are durable.
+    pub fn extend(&mut self, blocks: &mut [u8], records: &[u8], flushed: u64) {
+        let groups = records.chunks(BLOCK_RECORDS * RECORD_BYTES);
+        assert_eq!(blocks.len(), groups.len() * BLOCK_BYTES);
+        for (block, group) in blocks.chunks_mut(BLOCK_BYTES).zip(groups) {
+            records_mut(block)[..group.len()].copy_from_slice(group);
+            let header = Header {
+                records: (group.len() / RECORD_BYTES) as u8,
+                seals: false,
+                number: self.next_block,
+                records_before: self.records,
+                flushed,
+                previous_checksum: self.checksum,
+            };
+            self.checksum = finish(block, &self.stream, &header);
+            self.next_block += 1;
+            self.records += u64::from(header.records);
+        }
+    }
+}
+
 /// Where the records of a block go, `BLOCK_RECORDS` of them.
 pub fn records_mut(block: &mut [u8]) -> &mut [u8] {
     &mut block[HEADER_BYTES..]

@@ -6,7 +6,7 @@ use crate::database_url::DatabaseUrl;
 use crate::fatal::Fatal;
 use crate::log_reader::LogReader;
 use crate::ownership::{Conflict, Owner, RecoverFrom, judge_owner, judge_position};
-use crate::postgres::{Database, Failure, Positions};
+use crate::postgres::{Database, Failure, Positions, known_position};
 use crate::types::Seq;
 use std::path::PathBuf;
 
@@ -24,59 +24,47 @@ pub struct Claim {
     pub control: ControlFile,
     /// Where the segments are.
     pub logs: PathBuf,
-    /// Streams of earlier runs, and how many records each has.
-    pub earlier: Vec<(StreamId, Seq)>,
+    /// Every stream of this directory, this run's too, and how many records each has in the end, if that is known.
+    pub streams: Vec<(StreamId, Option<Seq>)>,
 }
 
 impl Claim {
-    /// Connects, and takes the database for this run if the two fit together.
+    /// Connects, and takes the database for this run if the two fit together. Returns where each stream goes on.
     ///
     /// # Errors
     /// [`Failure::Final`]: they do not.
-    pub async fn make(&mut self) -> Result<(Database, Positions), Failure> {
+    pub async fn make(&mut self) -> Result<(Database, Vec<(StreamId, Seq)>), Failure> {
         let mut database = Database::connect(&self.url).await?;
         let (owner, period) = (self.owner, self.sale_period_s);
-        let positions = database.claim(owner, period, |found, positions| self.judge(found, positions)).await?;
-        Ok((database, positions))
+        let streams = database.claim(owner, period, |found, positions| self.judge(found, positions)).await?;
+        Ok((database, streams))
     }
 
-    fn judge(&mut self, found: Option<Owner>, positions: &Positions) -> Result<(), Failure> {
+    fn judge(&mut self, found: Option<Owner>, positions: &Positions) -> Result<Vec<(StreamId, Seq)>, Failure> {
         let memory = self.control.database();
         judge_owner(self.owner, memory, found, self.recover_from).map_err(conflict)?;
-        if found.is_some()
-            && self.earlier.is_empty()
-            && positions.keys().any(|(epoch, ..)| *epoch < self.owner.run.epoch)
-        {
+        let has_logs = self.streams.iter().any(|(_, end)| end.is_some());
+        let is_known = positions.iter().any(|((epoch, ..), at)| *epoch < self.owner.run.epoch && *at > 0);
+        if is_known && !has_logs {
             let why = "it has records of this installation, and the log of this data directory is empty";
             return Err(conflict(Conflict::DirectoryOlder(why.into())));
         }
-        for (stream, end) in &self.earlier {
-            let first = LogReader::new(&self.logs, *stream).first().map_err(unreadable)?;
-            self.judge_position(stream, (first.unwrap_or(*end), Some(*end)), positions)?;
+        let mut streams = Vec::new();
+        for (stream, end) in &self.streams {
+            let first = LogReader::new(&self.logs, *stream).first().map_err(unreadable)?.or(*end).unwrap_or(0);
+            let known = known_position(positions, stream);
+            let is_new = memory.seen.is_none();
+            let at = judge_position(stream, (first, *end), known, is_new, self.recover_from).map_err(conflict)?;
+            if let Some(missing) = at.checked_sub(known.unwrap_or(0)).filter(|missing| *missing > 0) {
+                tracing::warn!(%stream, missing, "records that the log no longer has will be missing in the database");
+            }
+            streams.push((*stream, at));
         }
+        // Without this memory a claim in doubt could not be told from somebody else's.
         let remembered = self.control.remember(memory.claiming(found, self.owner.run));
-        remembered.map_err(|error| Failure::Final(Fatal::DataDir(format!("control.json cannot be written: {error}"))))
+        remembered.map_err(|error| Failure::Passing(format!("control.json cannot be written: {error}")))?;
+        Ok(streams)
     }
-
-    /// Where the stream goes on.
-    ///
-    /// # Errors
-    /// [`Failure::Final`]: the two do not fit together.
-    pub fn judge_position(
-        &self,
-        stream: &StreamId,
-        ends: (Seq, Option<Seq>),
-        positions: &Positions,
-    ) -> Result<Seq, Failure> {
-        let is_new = self.control.database().seen.is_none();
-        let known = known(positions, stream);
-        judge_position(stream, ends, known, is_new, self.recover_from).map_err(conflict)
-    }
-}
-
-/// How much of a stream the database has, if it knows it.
-pub fn known(positions: &Positions, stream: &StreamId) -> Option<Seq> {
-    positions.get(&(stream.epoch, stream.shard, stream.log.name().to_owned())).copied()
 }
 
 fn conflict(conflict: Conflict) -> Failure {

@@ -294,7 +294,7 @@ impl Sources<'_> {
                 TlsMode::parse(&mode.text).ok_or_else(|| mode.bad("disable, prefer, require or verify-full"))?;
         }
         database.root_certificates = self.variable("DB_SSL_ROOT_CERT").map(|path| path.text.into());
-        database.settle();
+        database.settle().map_err(BadSetting)?;
         Ok(database)
     }
 

@@ -15,6 +15,8 @@ use uuid::Uuid;
 const FORMAT: u32 = 1;
 const CONTROL: &str = "control.json";
 const LOGS: &str = "log";
+/// Marks a directory whose log is being written from the database.
+const FILLING: &str = "filling";
 
 /// What `control.json` says.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -108,7 +110,9 @@ impl DataDir {
                 "{shown} is locked: another stampede is running on it; stop it, or set --data-dir to another"
             ))
         })?;
-        Ok(dir(lock))
+        let dir = dir(lock);
+        dir.finish_setting_aside().map_err(unwritable)?;
+        Ok(dir)
     }
 
     /// Where the segments are.
@@ -118,16 +122,26 @@ impl DataDir {
 
     /// Whether nothing was ever sold from here.
     pub fn is_new(&self) -> bool {
-        !self.path.join(CONTROL).exists() && !self.has_logs()
+        !self.path.join(CONTROL).exists() && (!self.has_logs() || self.path.join(FILLING).exists())
     }
 
-    /// Makes this the directory of an installation that has been running elsewhere.
+    /// Makes this new directory that of an installation that has been running elsewhere: `write` writes its log.
     ///
     /// # Errors
-    /// [`Fatal::DataDir`]: it cannot be written.
-    pub fn adopt(&self, content: Control) -> Result<(), Fatal> {
-        let file = ControlFile { dir: self.path.clone(), content };
-        file.write().map_err(|error| unwritable(&self.path, error))
+    /// [`Fatal::DataDir`]: it cannot be written. It can be tried again.
+    pub fn fill(&self, content: Control, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), Fatal> {
+        assert!(self.is_new(), "nothing is ever overwritten");
+        let filled = (|| {
+            // As long as this is there without a control file, the log is but a copy in the making.
+            File::create(self.path.join(FILLING))?.sync_all()?;
+            sync_dir(&self.path)?;
+            fs::remove_dir_all(self.logs())?;
+            create_durably(&self.logs())?;
+            write(&self.logs())?;
+            ControlFile { dir: self.path.clone(), content }.write()?;
+            fs::remove_file(self.path.join(FILLING))
+        })();
+        filled.map_err(|error| unwritable(&self.path, error))
     }
 
     /// Moves what is here to a directory of its own, whose path is returned, so that this one is new again.
@@ -135,21 +149,33 @@ impl DataDir {
     /// # Errors
     /// [`Fatal::DataDir`]: it cannot be written.
     pub fn set_aside(&self) -> Result<PathBuf, Fatal> {
-        let aside = (1..).map(|number| self.path.join(format!("set-aside-{number}"))).find(|path| !path.exists());
-        let aside = aside.expect("numbers do not run out");
+        let aside = self.asides().find(|path| !path.exists()).expect("numbers do not run out");
         let moved = (|| {
             create_durably(&aside)?;
-            // First the control file: logs without one are refused, the other way round they would seem never to have been.
             if self.path.join(CONTROL).exists() {
                 fs::rename(self.path.join(CONTROL), aside.join(CONTROL))?;
+                sync_dir(&aside)?;
                 sync_dir(&self.path)?;
             }
+            self.finish_setting_aside()
+        })();
+        moved.map(|()| aside).map_err(|error| unwritable(&self.path, error))
+    }
+
+    fn asides(&self) -> impl Iterator<Item = PathBuf> {
+        (1..).map(|number| self.path.join(format!("set-aside-{number}")))
+    }
+
+    /// The logs follow their control file, which a process that died may have moved alone.
+    fn finish_setting_aside(&self) -> io::Result<()> {
+        let half_done = self.asides().take_while(|path| path.exists()).find(|path| !path.join(LOGS).exists());
+        if let Some(aside) = half_done.filter(|_| !self.path.join(CONTROL).exists()) {
             fs::rename(self.logs(), aside.join(LOGS))?;
             sync_dir(&aside)?;
             create_durably(&self.logs())?;
-            sync_dir(&self.path)
-        })();
-        moved.map(|()| aside).map_err(|error| unwritable(&self.path, error))
+            sync_dir(&self.path)?;
+        }
+        Ok(())
     }
 
     /// Raises the epoch: a run begins. The second value is to be kept up to date by whoever deals with the database.
@@ -286,6 +312,26 @@ mod tests {
         assert!(dir.is_new() && aside.join("log/a.log").exists() && aside.join("control.json").exists());
         assert_ne!(dir.open(3600).unwrap().0.cluster, first.cluster);
         assert_ne!(dir.set_aside().unwrap(), aside);
+    }
+
+    #[test]
+    fn what_was_half_done_is_done_again() {
+        let path = tempfile::tempdir().unwrap();
+        let control = || Control::new(Uuid::from_u128(5), 8, 3600, Memory::default());
+        let dir = DataDir::lock(path.path()).unwrap();
+        let failed = dir.fill(control(), |logs| {
+            fs::write(logs.join("a.log"), "")?;
+            Err(io::Error::other("full"))
+        });
+        assert!(failed.is_err() && dir.is_new(), "what was written is only a copy");
+        dir.fill(control(), |logs| fs::write(logs.join("b.log"), "")).unwrap();
+        assert!(!dir.is_new() && dir.logs().join("b.log").exists() && !dir.logs().join("a.log").exists());
+        assert_eq!(dir.open(3600).unwrap().0.epoch, 9);
+        drop(dir);
+        // The process died between the two renames.
+        fs::create_dir(path.path().join("set-aside-1")).unwrap();
+        fs::rename(path.path().join("control.json"), path.path().join("set-aside-1/control.json")).unwrap();
+        assert!(DataDir::lock(path.path()).unwrap().is_new() && path.path().join("set-aside-1/log/b.log").exists());
     }
 
     #[test]

@@ -52,8 +52,22 @@ impl DatabaseUrl {
     pub fn parse(text: &str) -> Result<DatabaseUrl, String> {
         let (text, ours) = take_ours(text);
         let config = text.parse::<Config>().map_err(|error| {
-            std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string)
+            let why = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+            // The name of the option may be a part of an unquoted password.
+            if why.starts_with("unknown option") {
+                "an unknown option; put values with blanks in quotes".into()
+            } else {
+                why
+            }
         })?;
+        let mut names = config.get_hosts().iter().filter_map(|host| match host {
+            Host::Tcp(name) => Some(name.as_str()),
+            Host::Unix(_) => None,
+        });
+        let is_odd = |name: &str| name.contains(['@', '/']);
+        if names.any(is_odd) || config.get_dbname().is_some_and(is_odd) {
+            return Err("the host or the name has an @ or a / in it; in a password write %40 and %2F for them".into());
+        }
         let mut url = DatabaseUrl::new(config);
         for (key, value) in ours {
             match key {
@@ -66,7 +80,7 @@ impl DatabaseUrl {
                 _ => url.root_certificates = Some(value.into()),
             }
         }
-        url.settle();
+        url.settle()?;
         Ok(url)
     }
 
@@ -76,8 +90,14 @@ impl DatabaseUrl {
     }
 
     /// Fills in what every connection has.
-    pub fn settle(&mut self) {
-        if self.config.get_hosts().iter().any(|host| matches!(host, Host::Unix(_))) {
+    ///
+    /// # Errors
+    /// Two settings do not go together.
+    pub fn settle(&mut self) -> Result<(), String> {
+        if self.root_certificates.is_some() && self.tls != TlsMode::VerifyFull {
+            return Err("a root certificate is used with sslmode verify-full only".into());
+        }
+        if self.config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_))) {
             self.tls = TlsMode::Disable;
         }
         self.config
@@ -89,6 +109,7 @@ impl DatabaseUrl {
             .application_name("stampede")
             .connect_timeout(Duration::from_secs(5))
             .keepalives_idle(Duration::from_secs(10));
+        Ok(())
     }
 
     /// Where it is, without anything secret.
@@ -158,7 +179,19 @@ mod tests {
         assert_eq!(DatabaseUrl::parse("postgres://h/n").unwrap().tls, TlsMode::Prefer);
         assert!(DatabaseUrl::parse("postgres://h/n?sslmode=verify-ca").unwrap_err().contains("verify-full"));
         assert_eq!(DatabaseUrl::parse("host=/run/postgresql sslmode=require").unwrap().tls, TlsMode::Disable);
+        assert_eq!(DatabaseUrl::parse("host=/run/postgresql,h sslmode=require").unwrap().tls, TlsMode::Require);
+        assert!(
+            DatabaseUrl::parse("postgres://h/n?sslrootcert=/x&sslmode=require").unwrap_err().contains("verify-full")
+        );
         assert_eq!(DatabaseUrl::parse("postgres://h/n?sslrootcert=system").unwrap().root_certificates, None);
+    }
+
+    #[test]
+    fn no_part_of_a_password_is_repeated() {
+        for text in ["postgres://u:pa@ss@h/db", "postgres://u:pa@ss/w@h/db", "host=h password=my ss=x"] {
+            let error = DatabaseUrl::parse(text).unwrap_err();
+            assert!(!error.contains("ss=") && !error.contains("ss@") && !error.contains("`ss`"), "{text}: {error}");
+        }
     }
 
     #[test]

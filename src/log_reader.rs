@@ -28,13 +28,18 @@ impl LogReader {
     /// # Errors
     /// Of the file system.
     pub fn first(&self) -> io::Result<Option<Seq>> {
-        if self.names()?.is_empty() {
-            return Ok(None);
+        loop {
+            let Some(name) = self.names()?.into_iter().next() else { return Ok(None) };
+            let mut bytes = [0; BLOCK_BYTES];
+            match File::open(name.path(&self.dir)).and_then(|file| file.read_exact_at(&mut bytes, 0)) {
+                Ok(()) => {
+                    return Ok(Some(block::parse(&bytes, &self.stream).map_or(0, |(header, _)| header.records_before)));
+                }
+                // Retention has removed it since it was listed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
-        let (_, file, _) = self.open_segment(0)?;
-        let mut bytes = [0; BLOCK_BYTES];
-        file.read_exact_at(&mut bytes, 0)?;
-        Ok(Some(block::parse(&bytes, &self.stream).map_or(0, |(header, _)| header.records_before)))
     }
 
     /// Appends to `records` those after `after` up to `until`, which must be flushed, but stops at `bytes_max`.

@@ -50,10 +50,9 @@ fn main() {
     let arguments = config::command().get_matches();
     let flags = SETTINGS.iter().map(|setting| setting.flag);
     let flags = flags.filter_map(|flag| Some((flag, arguments.get_one::<String>(flag)?.clone()))).collect();
-    let dotenv = dotenvy::dotenv_iter().map(|file| file.filter_map(Result::ok).collect()).unwrap_or_default();
-    let sources = Sources { flags, environment: &|name| std::env::var(name).ok(), dotenv };
-    let config = Config::new(&sources).unwrap_or_else(|bad| {
-        let reason = Fatal::Settings(bad.to_string());
+    let sources = dotenv().map(|dotenv| Sources { flags, environment: &|name| std::env::var(name).ok(), dotenv });
+    let config = sources.and_then(|sources| Config::new(&sources).map_err(|bad| Fatal::Settings(bad.to_string())));
+    let config = config.unwrap_or_else(|reason| {
         eprintln!("stampede: {reason}");
         std::process::exit(reason.exit_code());
     });
@@ -67,6 +66,21 @@ fn main() {
         Ok(()) => tracing::info!(exit_code = 0, "stopped"),
         Err(reason) => reason.exit(),
     }
+}
+
+/// The variables in `.env`, if there is one.
+fn dotenv() -> Result<BTreeMap<String, String>, Fatal> {
+    let mut variables = BTreeMap::new();
+    let mut place = "at its beginning".to_owned();
+    for line in dotenvy::dotenv_iter().into_iter().flatten() {
+        // The line may hold a password: it is never repeated.
+        let (name, value) = line.map_err(|_| {
+            Fatal::Settings(format!(".env has a line that cannot be read, {place}; put values with blanks in quotes"))
+        })?;
+        place = format!("after {name}");
+        variables.insert(name, value);
+    }
+    Ok(variables)
 }
 
 /// What a shard's thread needs to begin selling.

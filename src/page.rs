@@ -49,7 +49,8 @@ struct Ready {
 #[derive(Serialize)]
 struct Postgres {
     connected: bool,
-    records_behind: u64,
+    /// Unknown until Postgres has been reached once.
+    records_behind: Option<u64>,
     seconds_behind: f64,
 }
 

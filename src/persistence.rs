@@ -5,17 +5,16 @@
 //! transaction. After any doubt the thread connects anew, asks how far it had come, and goes on from there.
 
 use crate::block::{LogKind, StreamId};
-use crate::claim::{Claim, known, unreadable};
+use crate::claim::{Claim, unreadable};
 use crate::copy_rows::Rows;
 use crate::fatal::Fatal;
 use crate::log_reader::LogReader;
 use crate::mesh::Doorbell;
-use crate::ownership::{Owner, Run};
 use crate::postgres::{Database, Failure, Move};
 use crate::purchase_log::Chunk;
 use crate::record::{RECORD_BYTES, Record};
 use crate::status::Status;
-use crate::takeover::SILENCE;
+use crate::takeover::BEAT_TIME;
 use crate::types::Seq;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::collections::VecDeque;
@@ -180,58 +179,35 @@ impl Shipper {
         Shipper { plan, chunks, bell, stop, tails: Vec::new(), next_beat: Instant::now() }
     }
 
-    /// Every stream that there is, each from its beginning.
-    fn all_tails(&self) -> Vec<Tail> {
-        let Plan { claim, status, .. } = &self.plan;
-        let shards = 0..status.shards.len() as u16;
-        let kinds = [LogKind::Purchases, LogKind::Attempts];
-        let Owner { cluster, run: Run { epoch, .. } } = claim.owner;
-        let of_this_run = shards.flat_map(|shard| kinds.map(|log| (StreamId { cluster, epoch, shard, log }, None)));
-        let earlier = claim.earlier.iter().map(|(stream, end)| (*stream, Some(*end)));
-        let mut tails: Vec<Tail> = earlier
-            .chain(of_this_run)
-            .map(|(stream, end)| Tail {
-                stream,
-                position: 0,
-                end,
-                pending: VecDeque::new(),
-                pending_bytes: 0,
-                reader: LogReader::new(&claim.logs, stream),
-            })
-            .collect();
-        tails.sort_by_key(|tail| (tail.stream.log, tail.stream.epoch, tail.stream.shard));
-        tails
+    async fn run(mut self) {
+        let stop = self.stop.clone();
+        let is_finished = tokio::select! {
+            () = self.ship_until_stopped() => true,
+            () = drain_over(stop) => false,
+        };
+        if !is_finished {
+            let records_behind = self.plan.status.records_behind();
+            tracing::warn!(records_behind, "stopping without the database: the log keeps what it misses");
+        }
     }
 
-    async fn run(mut self) {
+    async fn ship_until_stopped(&mut self) {
         let mut backoff = BACKOFF_MIN;
         let mut is_away = false;
         loop {
-            let drain_over = drain_over(self.stop.clone());
-            let failure = tokio::select! {
-                result = self.serve(&mut is_away, &mut backoff) => match result {
-                    Ok(()) => return,
-                    Err(failure) => failure,
-                },
-                () = drain_over => break,
-            };
-            let why = match failure {
-                Failure::Final(fatal) => fatal.exit(),
-                Failure::Passing(why) => why,
+            let why = match self.serve(&mut is_away, &mut backoff).await {
+                Ok(()) => return,
+                Err(Failure::Final(fatal)) => fatal.exit(),
+                Err(Failure::Passing(why)) => why,
             };
             self.plan.status.is_database_connected.store(false, Ordering::Relaxed);
             if !std::mem::replace(&mut is_away, true) {
                 let url = self.plan.claim.url.place();
                 tracing::warn!(url, why, "the database is away: selling goes on, and the log keeps what it misses");
             }
-            if self.stop.load(Ordering::Acquire) && backoff == BACKOFF_MAX {
-                break;
-            }
             tokio::time::sleep(backoff).await;
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
-        let records_behind = self.plan.status.records_behind();
-        tracing::warn!(records_behind, "stopping without the database: the log keeps what it misses");
     }
 
     /// Connects and ships until the process stops and everything is shipped.
@@ -261,7 +237,7 @@ impl Shipper {
             }
             if Instant::now() >= self.next_beat {
                 in_time(database.beat(owner)).await?;
-                self.next_beat = Instant::now() + SILENCE / 5;
+                self.next_beat = Instant::now() + BEAT_TIME;
             }
             if !std::mem::replace(&mut is_proven, true) {
                 // Only now: a database that takes connections but no rows is away.
@@ -281,29 +257,19 @@ impl Shipper {
 
     /// Connects, and finds out how far each stream has come.
     async fn connect(&mut self) -> Result<Database, Failure> {
-        let (database, positions) = self.plan.claim.make().await?;
+        let (database, streams) = self.plan.claim.make().await?;
+        let ends: Vec<Option<Seq>> = self.plan.claim.streams.iter().map(|(_, end)| *end).collect();
         let before = std::mem::take(&mut self.tails);
-        let mut tails = self.all_tails();
-        for tail in &mut tails {
-            let stream = tail.stream;
-            let first = tail.reader.first().map_err(unreadable)?.or(tail.end).unwrap_or(0);
-            tail.position = self.plan.claim.judge_position(&stream, (first, tail.end), &positions)?;
-            let known = known(&positions, &stream);
-            if let Some(missing) = tail.position.checked_sub(known.unwrap_or(0)).filter(|missing| *missing > 0) {
-                tracing::warn!(%stream, missing, "records that the log no longer has will be missing in the database");
-            }
+        for ((stream, position), end) in streams.into_iter().zip(ends) {
             let before = before.iter().find(|before| before.stream == stream).map_or(0, |before| before.position);
-            if let Some(again) = before.checked_sub(tail.position).filter(|again| *again > 0) {
+            if let Some(again) = before.checked_sub(position).filter(|again| *again > 0) {
                 tracing::warn!(%stream, again, "the database has lost records that it had committed: they are sent again");
             }
-            if known != Some(tail.position) {
-                database.begin(&stream, tail.position).await?;
-            }
-        }
-        self.tails = tails;
-        for (stream, position) in self.tails.iter().map(|tail| (tail.stream, tail.position)) {
+            let reader = LogReader::new(&self.plan.claim.logs, stream);
+            self.tails.push(Tail { stream, position, end, pending: VecDeque::new(), pending_bytes: 0, reader });
             self.tell_keeper(stream, position);
         }
+        self.tails.sort_by_key(|tail| (tail.stream.log, tail.stream.epoch, tail.stream.shard));
         self.publish();
         Ok(database)
     }
@@ -371,7 +337,7 @@ async fn in_time<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T,
     result.unwrap_or_else(|_| Err(Failure::Passing("the database took too long to answer".into())))
 }
 
-/// Comes back when the process has waited long enough for the database.
+/// Comes back when a process that is to stop has waited long enough for the database.
 async fn drain_over(stop: Arc<AtomicBool>) {
     while !stop.load(Ordering::Acquire) {
         tokio::time::sleep(IDLE_TIME).await;

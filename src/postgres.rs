@@ -83,14 +83,14 @@ pub struct Move {
 }
 
 /// What the database says of the installation that writes to it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found {
     /// Its latest run.
     pub owner: Owner,
     /// The length of its sales.
     pub sale_period_s: u32,
-    /// How long that run has not been heard of, in seconds.
-    pub silent_s: f64,
+    /// When that run last said that it lives, in microseconds of the database's clock. `None` if it has left.
+    pub seen_us: Option<i64>,
 }
 
 /// How much of each stream of an installation is in the database, by epoch, shard and log.
@@ -122,7 +122,9 @@ impl Database {
     /// [`Failure::Final`]: the schema is newer than this version.
     pub async fn connect(url: &DatabaseUrl) -> Result<Database, Failure> {
         let mut config = url.config.clone();
-        if let Some(password) = pgpass::look_up(&config).filter(|_| config.get_password().is_none()) {
+        if config.get_password().is_none()
+            && let Some(password) = pgpass::look_up(&config)
+        {
             config.password(password);
         }
         let mut client = if url.tls == TlsMode::Disable {
@@ -163,27 +165,35 @@ impl Database {
     }
 
     /// Writes down that `owner` writes here from now on, unless `judge` is against it. `judge` hears whom the
-    /// database names so far and how far each stream has come, and sees to it that a claim in doubt is remembered.
+    /// database names so far and how far each stream has come, sees to it that a claim in doubt is remembered, and
+    /// says from where streams go on.
     ///
     /// # Errors
     /// What `judge` says.
-    pub async fn claim(
+    pub async fn claim<J>(
         &mut self,
         owner: Owner,
         sale_period_s: u32,
-        judge: impl FnOnce(Option<Owner>, &Positions) -> Result<(), Failure>,
-    ) -> Result<Positions, Failure> {
+        judge: J,
+    ) -> Result<Vec<(StreamId, Seq)>, Failure>
+    where
+        J: FnOnce(Option<Owner>, &Positions) -> Result<Vec<(StreamId, Seq)>, Failure>,
+    {
         let transaction = self.client.transaction().await?;
-        let known = lock_clusters(&transaction).await?;
+        let found = lock_clusters(&transaction).await?;
         let positions = positions(&transaction, owner.cluster).await?;
-        judge(known.map(|found| found.owner), &positions)?;
-        if let Some(period) = known.map(|found| found.sale_period_s).filter(|period| *period != sale_period_s) {
-            let text = format!("its sales last {period} s; start with --sale-period {period}s");
-            return Err(Failure::Final(Fatal::Database(text)));
+        let streams = judge(found.map(|found| found.owner), &positions)?;
+        if let Some(period) = found.map(|found| found.sale_period_s).filter(|period| *period != sale_period_s) {
+            return Err(other_period(period));
         }
-        write_owner(&transaction, owner, sale_period_s, "now").await?;
+        write_owner(&transaction, owner, sale_period_s).await?;
+        for (stream, position) in &streams {
+            if known_position(&positions, stream) != Some(*position) {
+                begin(&transaction, stream, *position).await?;
+            }
+        }
         transaction.commit().await?;
-        Ok(positions)
+        Ok(streams)
     }
 
     /// Says that this run lives.
@@ -191,7 +201,7 @@ impl Database {
     /// # Errors
     /// [`Failure::Final`]: another run has taken over.
     pub async fn beat(&self, owner: Owner) -> Result<(), Failure> {
-        self.set_seen(owner, "now").await
+        set_seen(&self.client, owner, "now").await
     }
 
     /// Says that this run is over, and that everything of it is here.
@@ -199,14 +209,7 @@ impl Database {
     /// # Errors
     /// [`Failure::Final`]: another run has taken over.
     pub async fn leave(&self, owner: Owner) -> Result<(), Failure> {
-        self.set_seen(owner, "-infinity").await
-    }
-
-    async fn set_seen(&self, Owner { cluster, run }: Owner, at: &str) -> Result<(), Failure> {
-        let update =
-            "update clusters set seen_at = $4::text::timestamptz where cluster = $1 and epoch = $2 and run = $3";
-        let changed = self.client.execute(update, &[&cluster, &i64::from(run.epoch), &run.id, &at]).await?;
-        if changed == 1 { Ok(()) } else { Err(superseded()) }
+        set_seen(&self.client, owner, "-infinity").await
     }
 
     /// Takes the installation over from the run that was `found`: as the run after it, whose only stream is what the
@@ -217,8 +220,8 @@ impl Database {
     pub async fn take_over(&mut self, found: Found, id: Uuid) -> Result<TakenOver, Failure> {
         let transaction = self.client.transaction().await?;
         let known = lock_clusters(&transaction).await?;
-        if known.map(|known| known.owner) != Some(found.owner) {
-            return Err(Failure::Passing("another run was faster".into()));
+        if known != Some(found) {
+            return Err(Failure::Passing("it was heard of in the meantime".into()));
         }
         let cluster = found.owner.cluster;
         let owner = Owner { cluster, run: Run { epoch: found.owner.run.epoch + 1, id } };
@@ -226,17 +229,9 @@ impl Database {
         let records = latest_sale(&transaction).await?;
         let stream = StreamId { cluster, epoch: owner.run.epoch, shard: 0, log: LogKind::Purchases };
         begin(&transaction, &stream, records.len() as Seq).await?;
-        write_owner(&transaction, owner, found.sale_period_s, "-infinity").await?;
+        write_owner(&transaction, owner, found.sale_period_s).await?;
         transaction.commit().await?;
         Ok(TakenOver { owner, records })
-    }
-
-    /// Lets a stream begin after `position` records, or go on there.
-    ///
-    /// # Errors
-    /// Of the connection.
-    pub async fn begin(&self, stream: &StreamId, position: Seq) -> Result<(), Failure> {
-        begin(&self.client, stream, position).await
     }
 
     /// Makes the next part of a catalogue. Returns whether there was one to make.
@@ -253,11 +248,8 @@ impl Database {
     /// After [`Failure::Passing`], whether it happened is unknown: read the positions again, on a new connection.
     pub async fn ship(&mut self, owner: Owner, rows: &Rows, moves: &[Move]) -> Result<(), Failure> {
         let transaction = self.client.transaction().await?;
-        let fence = "select 1 from clusters where cluster = $1 and epoch = $2 and run = $3 for share";
-        let Owner { cluster, run } = owner;
-        if transaction.query_opt(fence, &[&cluster, &i64::from(run.epoch), &run.id]).await?.is_none() {
-            return Err(superseded());
-        }
+        // This row is the fence: whoever wants to take over waits for this transaction.
+        set_seen(&transaction, owner, "now").await?;
         // First the positions: if another transaction of this run is still in doubt, this is where it shows.
         for Move { stream, from, to } in moves {
             let (epoch, shard, log) = (i64::from(stream.epoch), i32::from(stream.shard), stream.log.name());
@@ -341,27 +333,43 @@ async fn lock_clusters(transaction: &Transaction<'_>) -> Result<Option<Found>, F
 }
 
 const FOUND: &str = "select cluster, epoch, run, sale_period_s, \
-    case when isfinite(seen_at) then extract(epoch from clock_timestamp() - seen_at)::float8 else 'infinity' end \
-    from clusters";
+    case when isfinite(seen_at) then (extract(epoch from seen_at) * 1000000)::bigint end from clusters";
 
 fn found(row: &Row) -> Found {
     let (epoch, period): (i64, i32) = (row.get(1), row.get(3));
     let owner = Owner { cluster: row.get(0), run: Run { epoch: epoch as u32, id: row.get(2) } };
-    Found { owner, sale_period_s: period as u32, silent_s: row.get(4) }
+    Found { owner, sale_period_s: period as u32, seen_us: row.get(4) }
+}
+
+/// The database counts its sales in another period.
+pub fn other_period(period: u32) -> Failure {
+    let text = format!("its sales last {period} s; start with --sale-period {period}s, or with a database of its own");
+    Failure::Final(Fatal::Database(text))
+}
+
+async fn set_seen(client: &impl GenericClient, Owner { cluster, run }: Owner, at: &str) -> Result<(), Failure> {
+    let update = "update clusters set seen_at = case $4 when 'now' then clock_timestamp() else '-infinity' end \
+        where cluster = $1 and epoch = $2 and run = $3";
+    let changed = client.execute(update, &[&cluster, &i64::from(run.epoch), &run.id, &at]).await?;
+    if changed == 1 { Ok(()) } else { Err(superseded()) }
 }
 
 async fn write_owner(
     transaction: &Transaction<'_>,
     Owner { cluster, run }: Owner,
     sale_period_s: u32,
-    seen_at: &str,
 ) -> Result<(), Failure> {
     let upsert = "insert into clusters (cluster, sale_period_s, epoch, run, since, seen_at) \
-        values ($1, $2, $3, $4, now(), $5::text::timestamptz) on conflict (cluster) do update \
-        set epoch = $3, run = $4, since = now(), seen_at = excluded.seen_at";
+        values ($1, $2, $3, $4, now(), clock_timestamp()) on conflict (cluster) do update \
+        set epoch = $3, run = $4, since = now(), seen_at = clock_timestamp()";
     let (period, epoch) = (sale_period_s as i32, i64::from(run.epoch));
-    transaction.execute(upsert, &[&cluster, &period, &epoch, &run.id, &seen_at]).await?;
+    transaction.execute(upsert, &[&cluster, &period, &epoch, &run.id]).await?;
     Ok(())
+}
+
+/// How much of a stream the database has, if it knows it.
+pub fn known_position(positions: &Positions, stream: &StreamId) -> Option<Seq> {
+    positions.get(&(stream.epoch, stream.shard, stream.log.name().to_owned())).copied()
 }
 
 async fn positions(client: &impl GenericClient, cluster: Uuid) -> Result<Positions, Failure> {
@@ -391,11 +399,12 @@ async fn latest_sale(client: &impl GenericClient) -> Result<Vec<Record>, Failure
     let terms = Terms { sale, items: items as u32, user_limit: user_limit as u32 };
     let mut records =
         vec![Record::sale_opened(&terms, opened_ms), Record { sale, unix_ms: opened_ms, event: Event::TakenOver }];
-    let live = "select c.item_id, c.user_id, c.code, c.at, c.expires_at, p.at, p.idempotency_key \
-        from checkouts c left join purchases p using (sale_id, item_id, code) \
-        where c.sale_id = $1 and c.outcome = 0 and not exists \
-        (select 1 from releases r where r.sale_id = c.sale_id and r.item_id = c.item_id and r.code = c.code) \
-        order by c.item_id";
+    // What was bought counts even if somebody has removed the sale's checkouts.
+    let live = "select item_id, coalesce(p.user_id, c.user_id), code, coalesce(c.at, p.at), \
+        coalesce(c.expires_at, p.at), p.at, p.idempotency_key from \
+        (select * from checkouts c where sale_id = $1 and outcome = 0 and not exists \
+        (select 1 from releases r where r.sale_id = c.sale_id and r.item_id = c.item_id and r.code = c.code)) c \
+        full join (select * from purchases where sale_id = $1) p using (item_id, code) order by item_id";
     for row in client.query(live, &[&sale_id]).await? {
         let (item, user, code): (i32, i64, Uuid) = (row.get(0), row.get(1), row.get(2));
         let (item, user, code) = (ItemId(item as u32), UserId(user), Code::from_bytes(code.into_bytes()));

@@ -3,9 +3,9 @@
 //! Watermarks: `appended ≥ flushed`. What is appended is ordered; what is flushed is durable.
 //! Both logs of a shard, the purchases and the attempts, are of this one make.
 
-use crate::block::{self, BLOCK_BYTES, BLOCK_RECORDS, Header, StreamId};
+use crate::block::{BLOCK_BYTES, BLOCK_RECORDS, Chain, StreamId};
 use crate::record::{RECORD_BYTES, Record};
-use crate::segment::{Blocks, SegmentFile, SegmentName};
+use crate::segment::{SegmentFile, SegmentName};
 use crate::types::Seq;
 use std::collections::VecDeque;
 use std::fs;
@@ -59,11 +59,9 @@ pub struct PurchaseLog {
     /// Encoded records that no flush has taken yet.
     buffer: Vec<u8>,
     appended: Seq,
-    /// Durable, or on its way there.
-    taken: Seq,
+    /// What is durable, or on its way there.
+    chain: Chain,
     flushed: Seq,
-    next_block: u64,
-    checksum: u32,
     flush: Option<Work<()>>,
     /// What the flush under way writes, if somebody wants to know: the first record's number, and the records.
     flushing: Option<(Seq, Vec<u8>)>,
@@ -84,10 +82,8 @@ impl PurchaseLog {
             next_segment: 0,
             buffer: Vec::new(),
             appended: 0,
-            taken: 0,
+            chain: Chain::new(stream),
             flushed: 0,
-            next_block: 0,
-            checksum: 0,
             flush: None,
             flushing: None,
             wants_chunks: false,
@@ -168,7 +164,7 @@ impl PurchaseLog {
         }
         while self.segments.front().is_some_and(|segment| segment.free() == 0) {
             let full = self.segments.pop_front().expect("there is a front");
-            self.finished.push((full.name, self.taken));
+            self.finished.push((full.name, self.chain.records()));
             if let Ok(file) = Rc::try_unwrap(full.file) {
                 glommio::spawn_local(file.close()).detach();
             }
@@ -179,30 +175,12 @@ impl PurchaseLog {
         let records = records.min(blocks * BLOCK_RECORDS);
         let (file, offset) = (segment.file.clone(), u64::from(segment.used) * BLOCK_BYTES as u64);
         segment.used += blocks as u32;
-        self.flushing = self.wants_chunks.then(|| (self.taken + 1, self.buffer[..records * RECORD_BYTES].to_vec()));
-        let buffer = self.encode(file.allocate(blocks), records);
-        self.flush = Some(Box::pin(async move { file.flush(buffer, offset).await }));
-    }
-
-    fn encode(&mut self, mut blocks: Blocks, records: usize) -> Blocks {
-        let bytes = records * RECORD_BYTES;
-        let groups = self.buffer[..bytes].chunks(BLOCK_RECORDS * RECORD_BYTES);
-        for (block, group) in blocks.as_bytes_mut().chunks_mut(BLOCK_BYTES).zip(groups) {
-            block::records_mut(block)[..group.len()].copy_from_slice(group);
-            let header = Header {
-                records: (group.len() / RECORD_BYTES) as u8,
-                seals: false,
-                number: self.next_block,
-                records_before: self.taken,
-                flushed: self.flushed,
-                previous_checksum: self.checksum,
-            };
-            self.checksum = block::finish(block, &self.stream, &header);
-            self.next_block += 1;
-            self.taken += u64::from(header.records);
-        }
-        self.buffer.drain(..bytes);
-        blocks
+        let encoded = &self.buffer[..records * RECORD_BYTES];
+        self.flushing = self.wants_chunks.then(|| (self.chain.records() + 1, encoded.to_vec()));
+        let mut bytes = file.allocate(blocks);
+        self.chain.extend(bytes.as_bytes_mut(), encoded, self.flushed);
+        self.buffer.drain(..records * RECORD_BYTES);
+        self.flush = Some(Box::pin(async move { file.flush(bytes, offset).await }));
     }
 
     /// Begins to make one more segment, after removing `doomed` files. One at a time.
@@ -232,7 +210,7 @@ impl PurchaseLog {
         {
             self.flush = None;
             result?;
-            self.flushed = self.taken;
+            self.flushed = self.chain.records();
             return Poll::Ready(Ok(Progress::Flushed));
         }
         if let Some(making) = &mut self.making

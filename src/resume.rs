@@ -1,5 +1,6 @@
 //! What a run goes on with: the log of its data directory or, if that is new, the sale that the database knows.
 
+use crate::block::{LogKind, StreamId};
 use crate::claim::Claim;
 use crate::config::Config;
 use crate::data_dir::{DataDir, Opened};
@@ -9,7 +10,7 @@ use crate::ownership::{Owner, RecoverFrom, Run};
 use crate::partition::Partition;
 use crate::postgres::Failure;
 use crate::recovery::{Recovered, recover};
-use crate::takeover::{self, Attempt};
+use crate::takeover::{Attempt, Listener};
 use crate::types::Moment;
 use std::time::Duration;
 use uuid::Uuid;
@@ -19,7 +20,7 @@ const CLAIM_TIME: Duration = Duration::from_secs(3);
 /// How long between two attempts to take a sale over.
 const RETRY_TIME: Duration = Duration::from_millis(500);
 /// How long one attempt may take.
-const ATTEMPT_TIME: Duration = Duration::from_secs(30);
+const ATTEMPT_TIME: Duration = Duration::from_secs(10);
 
 /// A run, about to begin.
 pub struct Resumed {
@@ -45,53 +46,57 @@ pub fn resume(
 ) -> Result<Option<Resumed>, Fatal> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Fatal::Host(format!("no event loop: {error}")))?;
-    let mut is_set_aside = false;
-    loop {
-        if dir.is_new() && config.recover_from != RecoverFrom::Log {
-            let is_filled = runtime.block_on(fill(config, dir, &is_stopped))?;
-            if !is_filled {
-                return Ok(None);
+    let fill = |conflict| runtime.block_on(fill(config, dir, conflict, &is_stopped));
+    if dir.is_new() && config.recover_from != RecoverFrom::Log && !fill(None)? {
+        return Ok(None);
+    }
+    let go_on = || runtime.block_on(go_on(config, dir, partition, now));
+    match go_on() {
+        Err(why @ (Fatal::Damaged(_) | Fatal::DirectoryOlder(_))) if config.recover_from == RecoverFrom::Postgres => {
+            if fill(Some(why))? {
+                go_on().map(Some)
+            } else {
+                Ok(None)
             }
         }
-        match runtime.block_on(go_on(config, dir, partition, now)) {
-            Err(why @ (Fatal::Damaged(_) | Fatal::DirectoryOlder(_)))
-                if config.recover_from == RecoverFrom::Postgres && !is_set_aside =>
-            {
-                is_set_aside = true;
-                let aside = dir.set_aside()?;
-                tracing::warn!(%why, aside = %aside.display(), "the log is set aside: the sale goes on from the database");
-            }
-            result => return result.map(Some),
-        }
+        result => result.map(Some),
     }
 }
 
 /// Fills a new data directory from the database, if there is one, however long it takes to reach it: the sale may be
-/// there. Returns whether that is settled; not, if the process has been told to stop.
-async fn fill(config: &Config, dir: &DataDir, is_stopped: impl Fn(Duration) -> bool) -> Result<bool, Fatal> {
-    let Some(url) = &config.database else { return Ok(true) };
+/// there. So it does with a directory whose log is in `conflict`, which is set aside first, but only for something
+/// better. Returns whether that is settled; not, if the process has been told to stop.
+async fn fill(
+    config: &Config,
+    dir: &DataDir,
+    conflict: Option<Fatal>,
+    is_stopped: impl Fn(Duration) -> bool,
+) -> Result<bool, Fatal> {
+    let Some(url) = &config.database else { return conflict.map_or(Ok(true), Err) };
+    let mut listener = Listener::default();
     let mut said = String::new();
-    let mut last_silence = Duration::ZERO;
     loop {
-        let attempt = takeover::attempt(url, dir, config.rules.period_s);
+        let make_new = || {
+            if let Some(why) = conflict.as_ref().filter(|_| !dir.is_new()) {
+                let aside = dir.set_aside()?;
+                tracing::warn!(%why, aside = %aside.display(), "the log is set aside: the sale goes on from the database");
+            }
+            Ok(())
+        };
+        let attempt = listener.attempt(url, dir, config.rules.period_s, make_new);
         let attempt = tokio::time::timeout(ATTEMPT_TIME, attempt).await;
         let trouble = match attempt.unwrap_or_else(|_| Err(Failure::Passing("it took too long to answer".into()))) {
-            Ok(Attempt::NothingThere) => return Ok(true),
+            Ok(Attempt::NothingThere) => return conflict.map_or(Ok(true), Err),
             Ok(Attempt::TakenOver(taken_over)) => {
                 let (epoch, records) = (taken_over.owner.run.epoch, taken_over.records.len());
                 tracing::info!(url = url.place(), epoch, records, "the sale is taken over from the database");
                 return Ok(true);
             }
-            Ok(Attempt::NotSilent(silence)) if silence < last_silence => {
-                return Err(Fatal::Database(format!(
-                    "another server is running on it, heard of {} ms ago; stop that one, or give this one a database of its own",
-                    silence.as_millis()
-                )));
+            Ok(Attempt::Alive) => {
+                let text = "another server is running on it; stop that one, or give this one a database of its own";
+                return Err(Fatal::Database(text.into()));
             }
-            Ok(Attempt::NotSilent(silence)) => {
-                last_silence = silence;
-                "another server was heard of a moment ago: it must be silent for 10 s first".to_owned()
-            }
+            Ok(Attempt::Listening) => "another server was on it: it must be silent for 15 s first".to_owned(),
             Err(Failure::Passing(why)) => why,
             Err(Failure::Final(why)) => return Err(why),
         };
@@ -99,7 +104,7 @@ async fn fill(config: &Config, dir: &DataDir, is_stopped: impl Fn(Duration) -> b
             tracing::warn!(
                 url = url.place(),
                 why = trouble,
-                "waiting for the database: this data directory is empty, and the sale may be there; --recover-from log begins anew"
+                "waiting for the database: the sale may be there; if it was never used, --recover-from log begins without it"
             );
             said = trouble;
         }
@@ -113,17 +118,23 @@ async fn fill(config: &Config, dir: &DataDir, is_stopped: impl Fn(Duration) -> b
 async fn go_on(config: &Config, dir: &DataDir, partition: Partition, now: Moment) -> Result<Resumed, Fatal> {
     let sale_period_s = config.rules.period_s;
     let (data, control) = dir.open(sale_period_s)?;
-    let mut recovered = recover(&data, partition, &config.rules, now)?;
+    let recovered = recover(&data, partition, &config.rules, now)?;
     let Some(url) = config.database.clone() else { return Ok(Resumed { data, recovered, claim: None }) };
     let run = Run { epoch: data.epoch, id: Uuid::from_bytes(host::random()?) };
+    let kinds = [LogKind::Purchases, LogKind::Attempts];
+    let (cluster, epoch) = (data.cluster, data.epoch);
+    let streams =
+        (0..partition.shards()).flat_map(|shard| kinds.map(|log| (StreamId { cluster, epoch, shard, log }, None)));
+    let earlier = recovered.earlier.iter().map(|(stream, end)| (*stream, Some(*end)));
+    let streams = earlier.chain(streams);
     let mut claim = Claim {
         url,
-        owner: Owner { cluster: data.cluster, run },
+        owner: Owner { cluster, run },
         sale_period_s,
         recover_from: config.recover_from,
         control,
         logs: data.logs.clone(),
-        earlier: std::mem::take(&mut recovered.earlier),
+        streams: streams.collect(),
     };
     // The persistence thread does this again: here it is only to find out before anything is sold.
     match tokio::time::timeout(CLAIM_TIME, claim.make()).await {

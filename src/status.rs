@@ -78,7 +78,7 @@ pub struct Status {
     pub has_database: bool,
     /// Whether it answers.
     pub is_database_connected: AtomicBool,
-    /// Durable records of earlier runs that are not in Postgres.
+    /// Durable records of earlier runs that are not in Postgres; `u64::MAX` until it has been asked.
     pub earlier_behind: AtomicU64,
     /// For how long the oldest record that is not in Postgres has been durable, in milliseconds, about.
     pub behind_ms: AtomicU64,
@@ -93,7 +93,7 @@ impl Status {
             shards,
             has_database,
             is_database_connected: AtomicBool::new(false),
-            earlier_behind: AtomicU64::new(0),
+            earlier_behind: AtomicU64::new(u64::MAX),
             behind_ms: AtomicU64::new(0),
         }
     }
@@ -110,7 +110,7 @@ impl Status {
     }
 
     /// Running totals of what is durable and of what is in Postgres; their difference is what is not. The second one
-    /// starts below zero if earlier runs left something.
+    /// starts below zero if earlier runs left something that is known of.
     pub fn records(&self) -> (i64, i64) {
         let sum = |ofs: [fn(&ShardStatus) -> &AtomicU64; 2]| {
             let numbers = self.shards.iter().flat_map(|shard| ofs.map(|of| of(shard).load(Ordering::Acquire) as i64));
@@ -119,13 +119,18 @@ impl Status {
         // What is in Postgres first: it never overtakes what is durable.
         let persisted = sum([|shard| &shard.persisted, |shard| &shard.attempts_persisted]);
         let durable = sum([|shard| &shard.flushed, |shard| &shard.attempts_flushed]);
-        (durable, persisted - self.earlier_behind.load(Ordering::Relaxed) as i64)
+        (durable, persisted - self.earlier_behind().unwrap_or(0) as i64)
     }
 
-    /// Durable records of all logs, earlier runs' too, that are not in Postgres.
-    pub fn records_behind(&self) -> u64 {
+    fn earlier_behind(&self) -> Option<u64> {
+        Some(self.earlier_behind.load(Ordering::Relaxed)).filter(|records| *records != u64::MAX)
+    }
+
+    /// Durable records of all logs, earlier runs' too, that are not in Postgres. `None` until it has been asked.
+    pub fn records_behind(&self) -> Option<u64> {
+        self.earlier_behind()?;
         let (durable, persisted) = self.records();
-        (durable - persisted).max(0) as u64
+        Some((durable - persisted).max(0) as u64)
     }
 
     /// How a sale stands over all shards.

@@ -3,27 +3,35 @@
 //! What Postgres has of the latest sale is written to the log of the new directory, as a run of its own that nobody
 //! needs to ship any more. After that, recovery reads it as it reads every log.
 
-use crate::block::{self, BLOCK_BYTES, BLOCK_RECORDS, Header, LogKind, StreamId};
+use crate::block::{BLOCK_BYTES, BLOCK_RECORDS, Chain, LogKind, StreamId};
 use crate::data_dir::{Control, DataDir};
 use crate::database_url::DatabaseUrl;
 use crate::fatal::Fatal;
 use crate::host;
 use crate::ownership::{Memory, Owner};
-use crate::postgres::{Database, Failure, TakenOver};
-use crate::record::{RECORD_BYTES, Record};
+use crate::postgres::{Database, Failure, Found, TakenOver, other_period};
+use crate::record::Record;
 use crate::segment::{SegmentName, sync_dir};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-/// How long a server must not have been heard of before another may take over. It says that it lives five times as
-/// often.
-pub const SILENCE: Duration = Duration::from_secs(10);
+/// A server says at least this often that it lives, while it reaches the database.
+pub const BEAT_TIME: Duration = Duration::from_secs(2);
+/// How long a server must not be heard of, while the database can be reached, before another takes over: longer than
+/// it may wait before it tries to reach the database again.
+const SILENCE: Duration = Duration::from_secs(15);
 /// Blocks of one segment.
 const SEGMENT_BLOCKS: usize = 1024;
+
+/// Whoever wants to take over first listens for a while.
+#[derive(Default)]
+pub struct Listener {
+    heard: Option<(Found, Instant)>,
+}
 
 /// What came of an attempt.
 pub enum Attempt {
@@ -31,62 +39,69 @@ pub enum Attempt {
     TakenOver(TakenOver),
     /// The database has never been used: there is nothing to take over.
     NothingThere,
-    /// A server was heard of this short a time ago: it may be alive.
-    NotSilent(Duration),
+    /// A server is on it: it has said so while we listened.
+    Alive,
+    /// Nothing has been heard so far, but not for long enough.
+    Listening,
 }
 
-/// Tries to fill the new directory `dir` from the database.
-///
-/// # Errors
-/// [`Failure::Final`]: the database cannot be this server's. [`Failure::Passing`]: it may work later.
-pub async fn attempt(url: &DatabaseUrl, dir: &DataDir, sale_period_s: u32) -> Result<Attempt, Failure> {
-    let mut database = Database::connect(url).await?;
-    let Some(found) = database.found().await? else { return Ok(Attempt::NothingThere) };
-    if found.sale_period_s != sale_period_s {
-        let period = found.sale_period_s;
-        let text =
-            format!("its sales last {period} s; start with --sale-period {period}s, or with a database of its own");
-        return Err(Failure::Final(Fatal::Database(text)));
+impl Listener {
+    /// Tries to fill the new directory `dir` from the database. `make_new` is called right before, when nothing else
+    /// stands in the way.
+    ///
+    /// # Errors
+    /// [`Failure::Final`]: the database cannot be this server's. [`Failure::Passing`]: it may work later; what was
+    /// heard so far is forgotten, because the other server may not have reached the database either.
+    pub async fn attempt(
+        &mut self,
+        url: &DatabaseUrl,
+        dir: &DataDir,
+        sale_period_s: u32,
+        make_new: impl FnOnce() -> Result<(), Fatal>,
+    ) -> Result<Attempt, Failure> {
+        let heard = self.heard.take();
+        let mut database = Database::connect(url).await?;
+        let Some(found) = database.found().await? else { return Ok(Attempt::NothingThere) };
+        if found.sale_period_s != sale_period_s {
+            return Err(other_period(found.sale_period_s));
+        }
+        if found.seen_us.is_some() {
+            match heard {
+                Some((before, since)) if before == found => {
+                    self.heard = heard;
+                    if since.elapsed() < SILENCE {
+                        return Ok(Attempt::Listening);
+                    }
+                }
+                Some((before, _)) if before.owner == found.owner => return Ok(Attempt::Alive),
+                _ => {
+                    self.heard = Some((found, Instant::now()));
+                    return Ok(Attempt::Listening);
+                }
+            }
+        }
+        make_new().map_err(Failure::Final)?;
+        let id = Uuid::from_bytes(host::random().map_err(Failure::Final)?);
+        let taken_over = database.take_over(found, id).await?;
+        let Owner { cluster, run } = taken_over.owner;
+        let stream = StreamId { cluster, epoch: run.epoch, shard: 0, log: LogKind::Purchases };
+        let memory = Memory { seen: Some(run), claiming: None };
+        let control = Control::new(cluster, run.epoch, sale_period_s, memory);
+        dir.fill(control, |logs| write_stream(logs, stream, &taken_over.records)).map_err(Failure::Final)?;
+        Ok(Attempt::TakenOver(taken_over))
     }
-    if found.silent_s < SILENCE.as_secs_f64() {
-        return Ok(Attempt::NotSilent(Duration::from_secs_f64(found.silent_s.max(0.0))));
-    }
-    let id = Uuid::from_bytes(host::random().map_err(Failure::Final)?);
-    let taken_over = database.take_over(found, id).await?;
-    let Owner { cluster, run } = taken_over.owner;
-    let stream = StreamId { cluster, epoch: run.epoch, shard: 0, log: LogKind::Purchases };
-    let unwritable = |error: io::Error| Failure::Final(Fatal::DataDir(format!("{}: {error}", dir.logs().display())));
-    write_stream(&dir.logs(), stream, &taken_over.records).map_err(unwritable)?;
-    // Last, because with it the directory counts as whole.
-    let memory = Memory { seen: Some(run), claiming: None };
-    dir.adopt(Control::new(cluster, run.epoch, sale_period_s, memory)).map_err(Failure::Final)?;
-    Ok(Attempt::TakenOver(taken_over))
 }
 
 /// Writes a whole stream, durably. Recovery will seal it.
 fn write_stream(dir: &Path, stream: StreamId, records: &[Record]) -> io::Result<()> {
-    let (mut checksum, mut number, mut records_before) = (0, 0, 0);
+    let mut chain = Chain::new(stream);
     for segment in records.chunks(SEGMENT_BLOCKS * BLOCK_RECORDS) {
         let blocks = segment.len().div_ceil(BLOCK_RECORDS);
-        let name = SegmentName { stream, first_block: number, blocks: blocks as u32 };
+        let name = SegmentName { stream, first_block: chain.blocks(), blocks: blocks as u32 };
         name.make(dir)?;
+        let encoded: Vec<u8> = segment.iter().flat_map(Record::encode).collect();
         let mut bytes = vec![0; blocks * BLOCK_BYTES];
-        for (block, group) in bytes.chunks_mut(BLOCK_BYTES).zip(segment.chunks(BLOCK_RECORDS)) {
-            for (place, record) in block::records_mut(block).as_chunks_mut::<RECORD_BYTES>().0.iter_mut().zip(group) {
-                *place = record.encode();
-            }
-            let header = Header {
-                records: group.len() as u8,
-                seals: false,
-                number,
-                records_before,
-                flushed: 0,
-                previous_checksum: checksum,
-            };
-            checksum = block::finish(block, &stream, &header);
-            number += 1;
-            records_before += group.len() as u64;
-        }
+        chain.extend(&mut bytes, &encoded, 0);
         let file = File::options().write(true).open(name.path(dir))?;
         file.write_all_at(&bytes, 0)?;
         file.sync_all()?;

@@ -73,12 +73,15 @@ impl Waiting {
 
     /// The client is gone: nobody is told, and somebody else may inherit.
     pub fn withdraw(&mut self, gone: Waiter) {
-        for (_, deferred) in self.flush.iter_mut().chain(&mut self.persist) {
-            if let Deferred::Sell { waiter, .. } = deferred
-                && *waiter == Some(gone)
-            {
-                *waiter = None;
-            }
+        for queue in [&mut self.flush, &mut self.persist] {
+            queue.retain_mut(|(_, deferred)| match deferred {
+                Deferred::Answer(waiter, _) => *waiter != gone,
+                Deferred::Sell { waiter, .. } => {
+                    waiter.take_if(|waiter| *waiter == gone);
+                    true
+                }
+                Deferred::GiveBack { .. } => true,
+            });
         }
     }
 
@@ -124,6 +127,16 @@ mod tests {
         assert!(!waiting.inherit(SALE, ITEM, waiter(3)), "one answer, one buyer");
         assert!(waiting.pop(Watermark::Persisted, 0).is_none());
         assert_eq!(told(&mut waiting), Some(waiter(2)));
+    }
+
+    #[test]
+    fn who_is_gone_leaves_nothing_behind() {
+        let mut waiting = Waiting::default();
+        for ticket in 0..1000 {
+            waiting.push(Watermark::Persisted, 1, Deferred::Answer(waiter(ticket), Outcome::CodeUsed));
+            waiting.withdraw(waiter(ticket));
+        }
+        assert!(waiting.persist.is_empty());
     }
 
     #[test]

@@ -77,9 +77,17 @@ fn holds_run_out_and_items_come_back() {
         let code = client.reserve(1, 5);
         std::thread::sleep(std::time::Duration::from_millis(1_100));
         assert_eq!(client.purchase(&code).problem(), "code-expired");
-        let next = client.reserve(2, 5);
-        assert_eq!(client.purchase(&code).problem(), "code-unknown");
-        assert_eq!(client.purchase(&next).status, 200);
+        // On a busy machine the next hold may run out before it is used, too.
+        let sold = (0..20).any(|_| {
+            let next = client.checkout(2, 5);
+            assert!(next.status == 200 || next.problem() == "item-reserved", "{next:?}");
+            assert_eq!(
+                client.purchase(&code).problem(),
+                if next.status == 200 { "code-unknown" } else { "code-expired" }
+            );
+            next.status == 200 && client.purchase(&next.body).status == 200
+        });
+        assert!(sold);
     });
 }
 

@@ -40,6 +40,9 @@ fn wrong_settings_are_named() {
     assert_refused(dir.path(), &["--check-config", "--shards", "0"], 2, &["--shards", "1 to 256"]);
     assert_refused(dir.path(), &["--shards", "8", "--log-budget", "2MiB"], 2, &["--log-budget", "8MiB"]);
     assert_refused(dir.path(), &["--no-such-flag"], 2, &["--no-such-flag", "--help"]);
+    fs::write(dir.path().join(".env"), "ITEMS=5\nDATABASE_URL=host=db password=secret\n").unwrap();
+    let (code, text) = run(dir.path(), &["--check-config"]);
+    assert!(code == 2 && text.contains("after ITEMS") && !text.contains("secret"), "{text}");
 }
 
 #[test]

@@ -68,7 +68,9 @@ impl Buyers {
         let user = self.chance.i64(0..self.users);
         match self.scenario {
             // Everybody in turn, so that nobody meets the limit.
-            Scenario::Chain => self.left.pop().map(|item| Step::Checkout { user: self.left.len() as i64 % self.users, item }),
+            Scenario::Chain => {
+                self.left.pop().map(|item| Step::Checkout { user: self.left.len() as i64 % self.users, item })
+            }
             Scenario::Crowd | Scenario::SoldOut => Some(Step::Checkout { user, item: self.chance.u32(0..self.items) }),
         }
     }
