@@ -19,13 +19,15 @@ use crate::types::Seq;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// Chunks on their way; each is one flush of one log.
 const CHUNKS_MAX: usize = 1024;
+/// Bytes on their way. What is beyond that, the thread reads from the log.
+const CHANNEL_BYTES_MAX: usize = 16 << 20;
 /// Records of one stream kept in memory ahead of their transaction.
 const PENDING_BYTES_MAX: usize = 8 << 20;
 /// Records of one transaction.
@@ -51,14 +53,22 @@ fn end(chunk: &Chunk) -> Seq {
 #[derive(Clone)]
 pub struct Feed {
     chunks: Sender<Chunk>,
+    /// Bytes on their way, once for each flush and never for a request.
+    bytes: Arc<AtomicUsize>,
     bell: Arc<Notify>,
 }
 
 impl Feed {
     /// Hands over a chunk, or leaves it to be read from the log. Never waits.
     pub fn offer(&self, chunk: Chunk) {
+        let bytes = chunk.records.len();
         // Full: the thread is behind, and will notice that it has missed something.
-        let _ = self.chunks.try_send(chunk);
+        if self.bytes.load(Ordering::Relaxed) < CHANNEL_BYTES_MAX {
+            self.bytes.fetch_add(bytes, Ordering::Relaxed);
+            if self.chunks.try_send(chunk).is_err() {
+                self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            }
+        }
         self.bell.notify_one();
     }
 }
@@ -90,7 +100,8 @@ impl Persistence {
     pub fn start(plan: Plan) -> Result<(Persistence, Feed), Fatal> {
         let (chunks, received) = bounded(CHUNKS_MAX);
         let (bell, stop) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
-        let shipper = Shipper::new(plan, received, bell.clone(), stop.clone());
+        let bytes = Arc::new(AtomicUsize::new(0));
+        let shipper = Shipper::new(plan, received, bytes.clone(), bell.clone(), stop.clone());
         let run = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.unwrap_or_else(|error| Fatal::Host(format!("no event loop: {error}")).exit());
@@ -98,7 +109,7 @@ impl Persistence {
         };
         let thread = thread::Builder::new().name("persistence".into()).spawn(run);
         let thread = thread.map_err(|error| Fatal::Host(format!("no thread for persistence: {error}")))?;
-        Ok((Persistence { thread, stop, bell: bell.clone() }, Feed { chunks, bell }))
+        Ok((Persistence { thread, stop, bell: bell.clone() }, Feed { chunks, bytes, bell }))
     }
 
     /// Waits until everything flushed is in the database, as long as the database takes it.
@@ -166,6 +177,7 @@ impl Tail {
 struct Shipper {
     plan: Plan,
     chunks: Receiver<Chunk>,
+    bytes: Arc<AtomicUsize>,
     bell: Arc<Notify>,
     stop: Arc<AtomicBool>,
     /// Purchases before attempts, earlier runs before this one: a sale's opening comes before its rows.
@@ -175,8 +187,14 @@ struct Shipper {
 }
 
 impl Shipper {
-    fn new(plan: Plan, chunks: Receiver<Chunk>, bell: Arc<Notify>, stop: Arc<AtomicBool>) -> Self {
-        Shipper { plan, chunks, bell, stop, tails: Vec::new(), next_beat: Instant::now() }
+    fn new(
+        plan: Plan,
+        chunks: Receiver<Chunk>,
+        bytes: Arc<AtomicUsize>,
+        bell: Arc<Notify>,
+        stop: Arc<AtomicBool>,
+    ) -> Self {
+        Shipper { plan, chunks, bytes, bell, stop, tails: Vec::new(), next_beat: Instant::now() }
     }
 
     async fn run(mut self) {
@@ -292,6 +310,7 @@ impl Shipper {
         // First how far, then the chunks: what is flushed by then has been offered by then.
         let durable: Vec<Seq> = self.tails.iter().map(|tail| tail.durable(&self.plan.status)).collect();
         for chunk in self.chunks.try_iter() {
+            self.bytes.fetch_sub(chunk.records.len(), Ordering::Relaxed);
             if let Some(tail) = self.tails.iter_mut().find(|tail| tail.stream == chunk.stream) {
                 tail.keep(chunk);
             }

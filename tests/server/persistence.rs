@@ -235,6 +235,32 @@ fn postgres_may_be_absent_at_start() {
 }
 
 #[test]
+fn memory_stays_flat_while_postgres_is_away() {
+    let (mut cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let server = start(dir.path(), &cluster, &["--items", "1", "--shards", "2"]);
+    server.wait_for_line("the database is connected");
+    cluster.kill();
+    buy(&mut server.connect(), 1, 0, &Promises::default()).unwrap();
+    let before = server.resident_kib();
+    let refused = "POST /checkout?user_id=1&item_id=0 HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
+    let address = server.address;
+    crowd(8, |_| {
+        let mut client = connect(address);
+        for _ in 0..75 {
+            client.send(refused.as_bytes()).unwrap();
+            (0..1000).for_each(|_| assert_eq!(client.read().unwrap().status, 409));
+        }
+    });
+    let grown = server.resident_kib() - before;
+    // 600,000 attempts are 38 MB.
+    assert!(grown < 30 << 10, "{grown} KiB more");
+    cluster.go_on();
+    server.wait_for_line("Postgres has caught up");
+    assert!(server.terminate().success());
+    assert_eq!(cluster.count("select count(*) from checkouts"), 600_001);
+}
+
+#[test]
 fn a_database_has_one_owner() {
     let (cluster, dir, other) = (Cluster::start(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let server = start(dir.path(), &cluster, &[]);
