@@ -34,7 +34,7 @@
 //! **The log.** [`record`] and [`block`] are its bytes. [`stream`] decides where a log ends and whether anything is
 //! missing. [`replay`] brings a sale back, through the same rules that made it.
 //!
-//! `sim/` (tests only) drives shards through any order of messages, flushes, clocks and crashes.
+//! `sim/` (tests only) lives whole worlds of shards, disks, databases and clocks from one seed each.
 //!
 //! Rules that never break:
 //!

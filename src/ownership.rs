@@ -8,7 +8,7 @@
 //! | nobody, and this directory remembers nobody | take it |
 //! | this run, or one that the directory remembers | take it: nobody else was there in between |
 //! | another installation | refuse: it is another shop's |
-//! | nobody, or an unknown run that is older than the one seen | refuse: the database was set back |
+//! | nobody, or an unknown run that is older than the one seen | refuse: the database was set back; the log may win, unless it began with what came from there later |
 //! | any other run | refuse: somebody went on elsewhere, and this directory lacks what was sold there |
 //!
 //! Then stream by stream: how far the database has come must lie within what the directory has.
@@ -43,12 +43,16 @@ pub struct Memory {
     pub seen: Option<Run>,
     /// The last run that was about to be put there: it may be there.
     pub claiming: Option<Run>,
+    /// The run as which this directory was filled from the database, if it was: what its log begins with came from
+    /// there, and cannot be sent there again.
+    #[serde(default)]
+    pub filled: Option<Run>,
 }
 
 impl Memory {
     /// What to remember before `run` is put in the place of `found`.
     pub fn claiming(self, found: Option<Owner>, run: Run) -> Memory {
-        Memory { seen: found.map_or(self.seen, |owner| Some(owner.run)), claiming: Some(run) }
+        Memory { seen: found.map_or(self.seen, |owner| Some(owner.run)), claiming: Some(run), ..self }
     }
 
     fn knows(self, run: Run) -> bool {
@@ -110,7 +114,12 @@ pub fn judge_owner(this: Owner, memory: Memory, found: Option<Owner>, from: Reco
         (found, Some(seen)) => found.is_none_or(|owner| owner.run.epoch < seen.epoch),
         (Some(_), None) => false,
     };
+    let is_before = |filled: Run| found.is_none_or(|owner| owner.run.epoch < filled.epoch);
     match found {
+        _ if is_older && memory.filled.is_some_and(is_before) => Err(Conflict::DatabaseOlder(
+            "it is older than the sale that this data directory took over from it, so the log cannot bring it up to date"
+                .into(),
+        )),
         _ if is_older && from == RecoverFrom::Log => Ok(()),
         Some(owner) if is_older => {
             let (found, seen) = (owner.run.epoch, memory.seen.map_or(0, |run| run.epoch));
@@ -179,8 +188,9 @@ mod tests {
     fn the_table_of_owners_holds() {
         let this = run(7, 70);
         let fresh = Memory::default();
-        let used = Memory { seen: Some(run(5, 50)), claiming: Some(run(6, 60)) };
-        let unsure = Memory { seen: None, claiming: Some(run(6, 60)) };
+        let used = Memory { seen: Some(run(5, 50)), claiming: Some(run(6, 60)), filled: None };
+        let unsure = Memory { seen: None, ..used };
+        let filled = Memory { filled: Some(run(4, 40)), ..used };
         for (memory, found, expected) in [
             (fresh, None, "take"),
             (unsure, None, "take"),
@@ -202,6 +212,9 @@ mod tests {
             let with_log = if expected == "database older" { "take" } else { expected };
             assert_eq!(verdict(RecoverFrom::Log), with_log, "{memory:?} {found:?}");
             assert_eq!(verdict(RecoverFrom::Postgres), expected, "the log is set aside elsewhere");
+        }
+        for (found, expected) in [(run(3, 30), "database older"), (run(4, 41), "take"), (run(5, 50), "take")] {
+            assert_eq!(word(judge_owner(owner(this), filled, Some(owner(found)), RecoverFrom::Log)), expected);
         }
         let stranger = Owner { cluster: Uuid::from_u128(2), run: run(5, 50) };
         assert_eq!(word(judge_owner(owner(this), used, Some(stranger), RecoverFrom::Log)), "foreign");

@@ -85,7 +85,7 @@ impl Listener {
         let taken_over = database.take_over(found, id).await?;
         let Owner { cluster, run } = taken_over.owner;
         let stream = StreamId { cluster, epoch: run.epoch, shard: 0, log: LogKind::Purchases };
-        let memory = Memory { seen: Some(run), claiming: None };
+        let memory = Memory { seen: Some(run), claiming: None, filled: Some(run) };
         let control = Control::new(cluster, run.epoch, sale_period_s, memory);
         dir.fill(control, |logs| write_stream(logs, stream, &taken_over.records)).map_err(Failure::Final)?;
         Ok(Attempt::TakenOver(taken_over))

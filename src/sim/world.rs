@@ -1,44 +1,28 @@
-//! Shards, lanes, logs and clocks, and the steps that move them.
+//! The machine: shards, lanes, logs, clocks and a database, and everything that may happen to them.
 
+use super::auditor::{Asked, Now, audit, user_of};
+use super::database::{Database, Fate};
+use super::disk::{CLUSTER, Disk, Key, stream};
 use super::shadow::Shadow;
+use super::trace::Trace;
+use super::workload;
 use crate::code::{Code, CodeGenerator};
-use crate::command::Command;
+use crate::command::{Command, Outcome};
 use crate::message::{Reply, Request};
+use crate::ownership::{Memory, Owner, RecoverFrom, Run, judge_owner, judge_position};
 use crate::partition::Partition;
-use crate::record::{Event as Logged, Record};
+use crate::record::{Event as Logged, Record, ReleaseReason};
 use crate::replay::Replay;
 use crate::sale::State;
 use crate::shard::{Effects, Event, Rules, Shard};
 use crate::types::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
 use crate::waiting::Watermark;
-use proptest::sample::Index;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use uuid::Uuid;
 
-const USER_LIMIT: u32 = 2;
-
-/// One move of the world.
-#[derive(Clone, Debug)]
-pub enum Step {
-    /// A buyer reserves.
-    Checkout { shard: u16, item: u32, user: i64 },
-    /// A buyer buys with some code seen before; `key` 0 is none.
-    Purchase { shard: u16, pick: Index, key: u8 },
-    /// A buyer gives back.
-    Cancel { shard: u16, pick: Index },
-    /// Some lane delivers its oldest batch.
-    Deliver { pick: Index },
-    /// A log becomes durable.
-    Flush { shard: u16 },
-    /// What is durable of a log comes to Postgres.
-    Persist { shard: u16 },
-    /// A buyer stops waiting. Whether it bought anything, it cannot know.
-    GiveUp { pick: Index },
-    /// Time passes.
-    Wait { ms: u64 },
-    /// All shards die and `shards` start; of what was not flushed, the bits of `keep` decide how much each log kept.
-    Crash { shards: u16, keep: u64 },
-}
+pub const USER_LIMIT: u32 = 2;
+const TTL_MS: u32 = 100;
+const PERIOD_MS: u64 = 2_000;
 
 #[derive(Debug)]
 enum Message {
@@ -46,136 +30,462 @@ enum Message {
     Reply(Reply),
 }
 
-/// One shard's log: what was appended in this run, and how much of it is durable.
+/// The smallest thing that can happen.
+#[derive(Clone, Copy, Debug)]
+pub enum Move {
+    /// A lane delivers its oldest message.
+    Deliver((u16, u16, bool)),
+    /// A log begins to write what it has.
+    StartFlush(u16),
+    /// What it wrote is durable.
+    FinishFlush(u16),
+}
+
+/// One shard's log in this run.
 #[derive(Default)]
 struct Log {
     records: Vec<Record>,
+    /// How many the flush under way brings.
+    flushing: Option<usize>,
     flushed: usize,
-    persisted: usize,
 }
 
 /// The whole machine.
 pub struct World {
-    rules: Rules,
-    partition: Partition,
+    pub rules: Rules,
+    pub partition: Partition,
+    pub shards: Vec<Shard>,
+    pub shadow: Shadow,
+    pub database: Database,
+    /// What is durable, by stream.
+    pub archive: BTreeMap<Key, Vec<Record>>,
+    /// The stream that a takeover brought, which nobody ships.
+    pub brought: Option<Key>,
+    /// The sale that came from a database, in which some users may have more than the limit.
+    pub taken_over: Option<SaleId>,
+    /// Requests without an answer.
+    pub asked: BTreeMap<u64, Asked>,
+    pub items_free: BTreeMap<ItemId, u64>,
+    pub users_free: BTreeMap<UserId, u64>,
+    steps: u64,
+    /// Finer than steps: what a shard has applied.
+    pub events: u64,
     now: Moment,
-    shards: Vec<Shard>,
     logs: Vec<Log>,
-    /// Durable records of earlier runs, in order.
-    history: Vec<Record>,
+    disk: Disk,
     /// By sender, receiver, and whether it is the lane for replies.
     lanes: BTreeMap<(u16, u16, bool), VecDeque<(SaleId, Message)>>,
-    waiting: BTreeMap<u64, (u16, Command)>,
     /// Tickets of buyers who gave up: an answer may still be on its way.
     gave_up: BTreeSet<u64>,
-    shadow: Shadow,
     tickets: u64,
-    runs: u8,
+    owner: Owner,
+    memory: Memory,
+    /// Where each stream goes on, while the database is connected.
+    positions: Option<BTreeMap<Key, u64>>,
+    /// The database was set back, and has not got everything again yet.
+    is_set_back: bool,
+    refused: bool,
+    traffic: fastrand::Rng,
+    faults: fastrand::Rng,
+    trace: Trace,
 }
 
 impl World {
-    pub fn new(shards: u16, items: u32, purchase_ack: Watermark) -> Self {
-        let rules = Rules { period_s: 2, items, user_limit: USER_LIMIT, ttl_ms: 100, purchase_ack };
+    pub fn new(seed: u64, is_loud: bool) -> Self {
+        let mut faults = fastrand::Rng::with_seed(seed);
+        let traffic = fastrand::Rng::with_seed(faults.u64(..));
+        let purchase_ack = if faults.bool() { Watermark::Flushed } else { Watermark::Persisted };
+        let (items, shards) = (faults.u32(1..6), faults.u16(1..5));
+        Self::with(items, shards, purchase_ack, traffic, faults, is_loud)
+    }
+
+    /// A world of its own size, for trying it exhaustively.
+    pub fn small(items: u32, shards: u16, purchase_ack: Watermark) -> Self {
+        let [traffic, faults] = [0, 1].map(fastrand::Rng::with_seed);
+        Self::with(items, shards, purchase_ack, traffic, faults, false)
+    }
+
+    fn with(
+        items: u32,
+        shards: u16,
+        purchase_ack: Watermark,
+        traffic: fastrand::Rng,
+        faults: fastrand::Rng,
+        is_loud: bool,
+    ) -> Self {
+        let period_s = (PERIOD_MS / 1000) as u32;
         let mut world = World {
-            rules,
-            partition: Partition::new(shards),
-            now: Moment { monotonic_ms: 1, unix_ms: 1_000_000 },
+            rules: Rules { period_s, items, user_limit: USER_LIMIT, ttl_ms: TTL_MS, purchase_ack },
+            partition: Partition::new(1),
             shards: Vec::new(),
-            logs: Vec::new(),
-            history: Vec::new(),
-            lanes: BTreeMap::new(),
-            waiting: BTreeMap::new(),
-            gave_up: BTreeSet::new(),
             shadow: Shadow::default(),
+            database: Database::default(),
+            archive: BTreeMap::new(),
+            brought: None,
+            taken_over: None,
+            asked: BTreeMap::new(),
+            items_free: BTreeMap::new(),
+            users_free: BTreeMap::new(),
+            steps: 0,
+            events: 0,
+            now: Moment { monotonic_ms: 1, unix_ms: 1_000_000 },
+            logs: Vec::new(),
+            disk: Disk::default(),
+            lanes: BTreeMap::new(),
+            gave_up: BTreeSet::new(),
             tickets: 0,
-            runs: 0,
+            owner: Owner { cluster: CLUSTER, run: Run { epoch: 0, id: Uuid::nil() } },
+            memory: Memory::default(),
+            positions: None,
+            is_set_back: false,
+            refused: false,
+            traffic,
+            faults,
+            trace: Trace::new(is_loud),
         };
         world.start(shards);
         world
     }
 
+    /// What can happen next, apart from buyers, time and faults.
+    pub fn options(&self) -> Vec<Move> {
+        let lanes = self.lanes.iter().filter(|(_, lane)| !lane.is_empty()).map(|(lane, _)| Move::Deliver(*lane));
+        let logs = (0..).zip(&self.logs);
+        let logs = logs.filter(|(_, log)| log.flushed < log.records.len()).map(|(shard, log)| match log.flushing {
+            None => Move::StartFlush(shard),
+            Some(_) => Move::FinishFlush(shard),
+        });
+        lanes.chain(logs).collect()
+    }
+
+    /// Makes a move of the options.
+    pub fn make(&mut self, made: Move) {
+        self.steps += 1;
+        match made {
+            Move::Deliver(lane) => self.deliver(lane),
+            Move::StartFlush(shard) => {
+                let log = &self.logs[usize::from(shard)];
+                self.start_flush(shard, log.records.len() - log.flushed, 1);
+            }
+            Move::FinishFlush(shard) => self.finish_flush(shard),
+        }
+    }
+
+    /// How many steps this world is to live.
+    pub fn length(&mut self) -> u32 {
+        self.faults.u32(1..250)
+    }
+
+    /// Whether the server has refused to go on, as it should.
+    pub fn is_refused(&self) -> bool {
+        self.refused
+    }
+
+    pub fn hash(&self) -> u64 {
+        self.trace.hash()
+    }
+
+    pub fn newest_sale(&self) -> SaleId {
+        self.shards.iter().map(|shard| shard.terms().sale).max().expect("a world has shards")
+    }
+
+    /// Every durable record.
+    pub fn durable(&self) -> impl Iterator<Item = &Record> {
+        self.archive.values().flatten()
+    }
+
+    /// Whether an acknowledged purchase must be in the database.
+    pub fn promises_postgres(&self) -> bool {
+        self.rules.purchase_ack == Watermark::Persisted && !self.is_set_back
+    }
+
+    // --- what may happen ---
+
+    /// One thing happens.
+    pub fn step(&mut self) {
+        self.steps += 1;
+        match self.faults.u32(0..1000) {
+            0..220 => {
+                let command = workload::next(&mut self.traffic, self.rules.items, &self.shadow);
+                let shard = self.traffic.u16(0..self.partition.shards());
+                self.command(shard, command);
+            }
+            220..600 => self.deliver_any(),
+            600..760 => self.flush_some(),
+            760..860 => self.ship(),
+            860..880 => self.give_up(),
+            880..940 => self.wait(),
+            940..950 => self.wait_for_the_hour(),
+            950..960 => self.jump(),
+            960..980 => self.crash(),
+            980..990 => self.lose_touch(),
+            990..994 => self.database.back_up(),
+            994..996 => self.set_back(),
+            996..998 => self.take_over(),
+            _ => self.rot(),
+        }
+    }
+
+    fn deliver_any(&mut self) {
+        let busy: Vec<_> = self.lanes.iter().filter(|(_, lane)| !lane.is_empty()).map(|(key, _)| *key).collect();
+        if !busy.is_empty() {
+            let lane = busy[self.faults.usize(0..busy.len())];
+            self.deliver(lane);
+        }
+    }
+
+    fn flush_some(&mut self) {
+        let shard = self.faults.u16(0..self.partition.shards());
+        let log = &self.logs[usize::from(shard)];
+        match log.flushing {
+            Some(_) => self.finish_flush(shard),
+            None => {
+                let waiting = log.records.len() - log.flushed;
+                let (count, per_block) = (self.faults.usize(0..=waiting), self.faults.usize(1..4));
+                self.start_flush(shard, count, per_block);
+            }
+        }
+    }
+
+    fn give_up(&mut self) {
+        let place = self.traffic.usize(0..self.asked.len().max(1));
+        if let Some(ticket) = self.asked.keys().nth(place).copied() {
+            let origin = self.asked.remove(&ticket).expect("it is there").shard;
+            self.gave_up.insert(ticket);
+            self.apply(origin, Event::Withdrawn(Ticket(ticket)));
+        }
+    }
+
+    fn wait(&mut self) {
+        let ms = if self.faults.u32(0..6) == 0 { self.faults.u64(900..1500) } else { self.faults.u64(0..60) };
+        self.pass(ms);
+    }
+
+    /// Buyers come in the second of the turn, and just before it.
+    fn wait_for_the_hour(&mut self) {
+        let left = PERIOD_MS - self.now.unix_ms % PERIOD_MS;
+        let early = self.faults.u64(0..2);
+        self.pass(left - early.min(left));
+    }
+
+    fn pass(&mut self, ms: u64) {
+        self.now.monotonic_ms += ms;
+        self.now.unix_ms += ms;
+        // Not every shard gets a turn at once: one drags the others along by its messages.
+        let shard = self.faults.u16(0..self.partition.shards());
+        self.apply(shard, Event::Tick);
+    }
+
+    /// Somebody sets the wall clock.
+    fn jump(&mut self) {
+        let (back, forth) = (self.faults.u64(0..5_000), self.faults.u64(0..5_000));
+        self.now.unix_ms = self.now.unix_ms + forth - back;
+        self.trace.note(format_args!("{} the wall clock says {}", self.steps, self.now.unix_ms));
+    }
+
+    fn crash(&mut self) {
+        let (kind, shards) = (self.faults.u32(0..4), self.faults.u16(1..5));
+        let seals = if self.faults.bool() { Some(self.faults.usize(0..4)) } else { None };
+        let mut sectors = self.faults.clone();
+        self.faults.u64(..);
+        self.now.monotonic_ms = 1 + self.faults.u64(0..1000);
+        // Everything, nothing, or any of the sectors.
+        self.crash_with(shards, seals, || kind == 0 || (kind > 1 && sectors.bool()));
+    }
+
+    /// All shards die; of what was in flight, each sector is kept or not. If `seals` says so, recovery dies too, after so
+    /// many seals.
+    pub fn crash_with(&mut self, shards: u16, seals: Option<usize>, is_kept: impl FnMut() -> bool) {
+        self.trace.note(format_args!("{} crash", self.steps));
+        self.disk.tear(is_kept);
+        if let Some(most) = seals {
+            self.disk.read().expect("nothing has rotted");
+            self.disk.seal(most);
+        }
+        self.start(shards);
+    }
+
+    fn rot(&mut self) {
+        let faults = &mut self.faults;
+        self.disk.tear(|| faults.bool());
+        if self.disk.rot(|below| faults.usize(0..below)) {
+            assert!(self.disk.read().is_err(), "what rotted goes unseen");
+            self.trace.note(format_args!("{} refused: rot", self.steps));
+            self.refused = true;
+        } else {
+            let shards = self.partition.shards();
+            self.start(shards);
+        }
+    }
+
+    // --- the database ---
+
+    fn lose_touch(&mut self) {
+        self.positions = None;
+    }
+
+    fn set_back(&mut self) {
+        if self.database.restore() {
+            self.trace.note(format_args!("{} the database is set back", self.steps));
+            (self.is_set_back, self.positions) = (true, None);
+        }
+    }
+
+    /// Connects and claims. The claim itself may be in doubt.
+    fn connect(&mut self) {
+        let found = self.database.tables.owner;
+        if judge_owner(self.owner, self.memory, found, RecoverFrom::Auto).is_err() {
+            assert!(self.is_set_back, "a false alarm about the owner");
+            if judge_owner(self.owner, self.memory, found, RecoverFrom::Log).is_err() {
+                // Set back to before a takeover: nothing but a later copy of it helps.
+                self.refused = true;
+                return;
+            }
+        }
+        let mut positions = BTreeMap::new();
+        let this_epoch = self.owner.run.epoch;
+        for (key, records) in &self.archive {
+            let end = (key.0 < this_epoch).then_some(records.len() as u64);
+            let known = self.database.tables.positions.get(key).copied();
+            let at = judge_position(&stream(*key), (0, end), known, false, RecoverFrom::Auto);
+            positions.insert(*key, at.expect("a false alarm about a position"));
+        }
+        self.memory = self.memory.claiming(found, self.owner.run);
+        let fate = self.any_fate();
+        if fate != Fate::Failed {
+            self.database.tables.owner = Some(self.owner);
+            self.database.tables.positions.extend(&positions);
+        }
+        if fate == Fate::Committed {
+            self.positions = Some(positions.clone());
+            positions.into_iter().for_each(|(key, position)| self.publish(key, position));
+        }
+    }
+
+    fn publish(&mut self, key: Key, position: u64) {
+        if key.0 == self.owner.run.epoch {
+            self.apply(key.1, Event::Persisted(position));
+        }
+    }
+
+    fn any_fate(&mut self) -> Fate {
+        match self.faults.u32(0..12) {
+            0 => Fate::Failed,
+            1 => Fate::Unheard,
+            _ => Fate::Committed,
+        }
+    }
+
+    /// One transaction of the persistence thread: the oldest streams first.
+    fn ship(&mut self) {
+        let Some(positions) = &self.positions else { return self.connect() };
+        let mut room = self.faults.usize(1..12);
+        let mut batch = Vec::new();
+        for (key, from) in positions {
+            let records = &self.archive[key][*from as usize..];
+            let records = &records[..records.len().min(room)];
+            room -= records.len();
+            if !records.is_empty() {
+                batch.push((*key, *from, records.to_vec()));
+            }
+        }
+        let fate = self.any_fate();
+        if !self.database.ship(self.owner, &batch, fate) {
+            return self.lose_touch();
+        }
+        for (key, from, records) in batch {
+            let position = from + records.len() as u64;
+            self.positions.as_mut().expect("it is connected").insert(key, position);
+            self.publish(key, position);
+        }
+        let positions = self.positions.as_ref().expect("it is connected");
+        if self.archive.iter().all(|(key, records)| positions[key] == records.len() as u64) {
+            self.is_set_back = false;
+        }
+    }
+
+    /// The machine is lost; another one goes on from the database.
+    fn take_over(&mut self) {
+        let Some(owner) = self.database.tables.owner else { return };
+        self.trace.note(format_args!("{} takeover", self.steps));
+        let records = self.database.latest_sale();
+        let run =
+            Run { epoch: self.owner.run.epoch.max(owner.run.epoch) + 1, id: Uuid::from_u128(self.faults.u128(..)) };
+        let key = (run.epoch, 0);
+        self.owner = Owner { cluster: CLUSTER, run };
+        self.database.tables.owner = Some(self.owner);
+        self.database.tables.positions.insert(key, records.len() as u64);
+        self.memory = Memory { seen: Some(run), claiming: None, filled: Some(run) };
+        self.disk = Disk::default();
+        if !records.is_empty() {
+            self.disk.create(key);
+            self.disk.start_flush(key, &records, 3, 0);
+            self.disk.finish_flush(key);
+        }
+        self.brought = Some(key);
+        self.taken_over = records.first().map(|record| record.sale);
+        let rows = &self.database.tables.rows;
+        let is_kept = |sale: SaleId, item: ItemId, code: Code| {
+            let is_it = |event: Logged| matches!(event, Logged::Purchase { item: of, code: by, .. } if of == item && by == code);
+            rows.iter().any(|(_, _, record)| record.sale == sale && is_it(record.event))
+        };
+        let before = self.shadow.bought.len();
+        let latest = records.first().map(|record| record.sale);
+        self.shadow.forget(|sale, item, code| is_kept(sale, item, code));
+        assert!(
+            !self.promises_postgres() || self.shadow.bought.len() == before,
+            "Postgres lacks what was acknowledged"
+        );
+        // Of earlier sales the new log knows nothing, and needs nothing.
+        self.shadow.forget(|sale, _, _| Some(sale) == latest);
+        self.is_set_back = false;
+        let shards = self.faults.u16(1..5);
+        self.now.monotonic_ms = 1 + self.faults.u64(0..1000);
+        self.start(shards);
+    }
+
+    // --- running ---
+
     fn start(&mut self, shards: u16) {
-        self.runs = self.runs.wrapping_add(1);
         self.partition = Partition::new(shards);
+        self.archive = self.disk.read().expect("nothing has rotted");
+        self.archive.retain(|_, records| !records.is_empty());
+        self.disk.seal(usize::MAX);
         let mut replay = Replay::new(self.partition, self.now);
-        for record in &self.history {
+        for record in self.archive.values().flatten() {
             replay.record(record).unwrap_or_else(|error| panic!("{record:?} cannot be replayed: {error}"));
         }
-        let (inventories, _) = replay.finish(&self.rules).expect("the log is consistent");
+        let (inventories, found) = replay.finish(&self.rules).expect("the log is consistent");
+        self.owner.run = Run { epoch: self.owner.run.epoch + 1, id: Uuid::from_u128(self.faults.u128(..)) };
+        self.trace.note(format_args!("{} run {} of {shards} shards: {found:?}", self.steps, self.owner.run.epoch));
         self.lanes.clear();
-        self.waiting.clear();
+        self.asked.clear();
         self.gave_up.clear();
         self.shards.clear();
+        self.items_free.clear();
+        self.users_free.clear();
+        self.positions = None;
         self.logs = (0..shards).map(|_| Log::default()).collect();
         for (id, inventory) in (0..).zip(inventories) {
-            let mut seed = [self.runs; 32];
-            seed[0] = id as u8;
+            let key = (self.owner.run.epoch, id);
+            self.disk.create(key);
+            self.archive.insert(key, Vec::new());
+            let mut seed = [id as u8; 32];
+            seed[..4].copy_from_slice(&self.owner.run.epoch.to_le_bytes());
             let mut effects = Effects::default();
             let codes = CodeGenerator::new(seed);
             let shard = Shard::new(ShardId(id), self.partition, self.rules, inventory, codes, self.now, &mut effects);
             self.shards.push(shard);
             self.carry_out(id, effects);
-            self.apply(id, Event::LogRoom(u64::MAX));
         }
+        (0..shards).for_each(|id| self.apply(id, Event::LogRoom(u64::MAX)));
     }
 
-    pub fn step(&mut self, step: Step) {
-        let shards = self.partition.shards();
-        match step {
-            Step::Checkout { shard, item, user } => {
-                self.command(shard % shards, Command::Checkout { item: ItemId(item), user: UserId(user) });
-            }
-            Step::Purchase { shard, pick, key } => {
-                let (code, key) = (self.some_code(pick), Uuid::from_u128(key.into()));
-                self.command(shard % shards, Command::Purchase { code, key });
-            }
-            Step::Cancel { shard, pick } => {
-                let code = self.some_code(pick);
-                self.command(shard % shards, Command::Cancel { code });
-            }
-            Step::Deliver { pick } => {
-                let busy: Vec<_> =
-                    self.lanes.iter().filter(|(_, lane)| !lane.is_empty()).map(|(key, _)| *key).collect();
-                if !busy.is_empty() {
-                    self.deliver(busy[pick.index(busy.len())]);
-                }
-            }
-            Step::Flush { shard } => self.flush(shard % shards),
-            Step::Persist { shard } => self.persist(shard % shards),
-            Step::GiveUp { pick } => {
-                let ticket = self.waiting.keys().nth(pick.index(self.waiting.len().max(1))).copied();
-                if let Some((ticket, (origin, _))) = ticket.and_then(|ticket| self.waiting.remove_entry(&ticket)) {
-                    self.gave_up.insert(ticket);
-                    self.apply(origin, Event::Withdrawn(Ticket(ticket)));
-                }
-            }
-            Step::Wait { ms } => {
-                self.now.monotonic_ms += ms;
-                self.now.unix_ms += ms;
-                // Not every shard gets a turn at once: the first one drags the others along by its messages.
-                self.apply((ms % u64::from(shards)) as u16, Event::Tick);
-            }
-            Step::Crash { shards, keep } => {
-                for (log, bits) in self.logs.iter().zip(0..) {
-                    let torn = log.records.len() - log.flushed;
-                    let kept = log.flushed + (keep >> (bits * 8) & 0xff) as usize % (torn + 1);
-                    self.history.extend(&log.records[..kept]);
-                }
-                self.start(shards);
-            }
-        }
-    }
-
-    /// A code given out before, or an invented one.
-    fn some_code(&self, pick: Index) -> Code {
-        let known = self.shadow.codes.len();
-        let place = pick.index(known + 1);
-        self.shadow.codes.keys().nth(place).map_or(Code::from_bytes([0x88; 16]), |bytes| Code::from_bytes(*bytes))
-    }
-
-    fn command(&mut self, shard: u16, command: Command) {
+    pub fn command(&mut self, shard: u16, command: Command) {
         self.tickets += 1;
-        self.waiting.insert(self.tickets, (shard, command));
+        let asked = Asked { shard, command, at_ms: self.now.monotonic_ms, event: self.events };
+        self.trace.note(format_args!("{} #{} at shard {shard}: {command:?}", self.steps, self.tickets));
+        self.asked.insert(self.tickets, asked);
         self.apply(shard, Event::Tick);
         self.apply(shard, Event::Command(Ticket(self.tickets), command));
     }
@@ -183,6 +493,7 @@ impl World {
     fn deliver(&mut self, lane: (u16, u16, bool)) {
         let (from, to, _) = lane;
         let (sale, message) = self.lanes.get_mut(&lane).and_then(VecDeque::pop_front).expect("the lane is busy");
+        self.trace.note(format_args!("{} {from} to {to}: {message:?}", self.steps));
         self.apply(to, Event::Sale(sale));
         match message {
             Message::Request(request) => self.apply(to, Event::Request(ShardId(from), request)),
@@ -190,23 +501,33 @@ impl World {
         }
     }
 
-    fn flush(&mut self, shard: u16) {
-        let log = &mut self.logs[usize::from(shard)];
-        log.flushed = log.records.len();
-        let seq = log.flushed as u64;
-        self.apply(shard, Event::Flushed(seq));
+    fn start_flush(&mut self, shard: u16, count: usize, per_block: usize) {
+        let (key, log) = ((self.owner.run.epoch, shard), &mut self.logs[usize::from(shard)]);
+        if count > 0 && self.disk.has_room(key, count) {
+            let records = &log.records[log.flushed..log.flushed + count];
+            self.disk.start_flush(key, records, per_block, log.flushed as u64);
+            log.flushing = Some(count);
+        }
     }
 
-    fn persist(&mut self, shard: u16) {
-        let log = &mut self.logs[usize::from(shard)];
-        log.persisted = log.flushed;
-        let seq = log.persisted as u64;
-        self.apply(shard, Event::Persisted(seq));
+    fn finish_flush(&mut self, shard: u16) {
+        let (key, log) = ((self.owner.run.epoch, shard), &mut self.logs[usize::from(shard)]);
+        self.disk.finish_flush(key);
+        log.flushed += log.flushing.take().expect("a flush is under way");
+        self.archive.insert(key, log.records[..log.flushed].to_vec());
+        if let Some(positions) = &mut self.positions {
+            positions.entry(key).or_insert(0);
+        }
+        let seq = log.flushed as u64;
+        self.trace.note(format_args!("{} shard {shard} flushed {seq}", self.steps));
+        self.apply(shard, Event::Flushed(seq));
     }
 
     fn apply(&mut self, shard: u16, event: Event) {
         let mut effects = Effects::default();
         self.shards[usize::from(shard)].apply(event, self.now, &mut effects);
+        self.events += 1;
+        self.note_what_is_free();
         self.carry_out(shard, effects);
     }
 
@@ -219,96 +540,106 @@ impl World {
         for (to, reply) in effects.replies {
             self.lanes.entry((shard, to.0, true)).or_default().push_back((sale, Message::Reply(reply)));
         }
-        let newest = self.shards.iter().map(|shard| shard.terms().sale).max().expect("a world has shards");
         for (ticket, outcome) in effects.answers {
-            if self.gave_up.remove(&ticket.0) {
-                continue;
+            self.answered(shard, ticket, outcome);
+        }
+    }
+
+    fn answered(&mut self, shard: u16, ticket: Ticket, outcome: Outcome) {
+        self.trace.note(format_args!("{} #{}: {outcome:?}", self.steps, ticket.0));
+        if self.gave_up.remove(&ticket.0) {
+            return;
+        }
+        let asked = self.asked.remove(&ticket.0).expect("each request is answered once");
+        assert_eq!(asked.shard, shard, "answered by a shard that was not asked");
+        let item = match asked.command {
+            Command::Checkout { item, .. } => Some(item),
+            Command::Purchase { code, .. } | Command::Cancel { code } => {
+                self.shadow.codes.get(code.as_bytes()).map(|promise| promise.item)
             }
-            let (origin, command) = self.waiting.remove(&ticket.0).expect("each request is answered once");
-            assert_eq!(origin, shard, "answered by a shard that was not asked");
-            self.shadow.answered(command, outcome, newest);
-        }
+        };
+        let archive = &self.archive;
+        let is_sold = |sale: SaleId, item: ItemId| {
+            let is_it = |event: Logged| matches!(event, Logged::Purchase { item: of, .. } if of == item);
+            archive.values().flatten().any(|record| record.sale == sale && is_it(record.event))
+        };
+        let logs = &self.logs;
+        let is_cancelled = |code: Code| {
+            let reason = ReleaseReason::Cancelled;
+            let is_it = |event: Logged| matches!(event, Logged::Released { code: of, reason: why, .. } if of == code && why == reason);
+            logs.iter().flat_map(|log| &log.records).any(|record| is_it(record.event))
+        };
+        let now = Now {
+            sale: self.newest_sale(),
+            at_ms: self.now.monotonic_ms,
+            run: self.owner.run.epoch,
+            ttl_ms: TTL_MS.into(),
+            is_sold: &is_sold,
+            is_cancelled: &is_cancelled,
+            item_free_since: item.and_then(|item| self.items_free.get(&item).copied()),
+            user_free_since: user_of(&asked.command).and_then(|user| self.users_free.get(&user).copied()),
+        };
+        audit(&mut self.shadow, asked, outcome, &now);
     }
 
-    /// How much of a log a purchase may rest on.
-    fn promised(&self, log: &Log) -> usize {
-        if self.rules.purchase_ack == Watermark::Flushed { log.flushed } else { log.persisted }
-    }
-
-    /// The invariants, after every step.
-    pub fn check(&self) {
-        let durable: Vec<&Record> =
-            self.history.iter().chain(self.logs.iter().flat_map(|log| &log.records[..self.promised(log)])).collect();
-        for (&(sale, item), (code, _)) in &self.shadow.bought {
-            let times = durable
-                .iter()
-                .filter(|record| record.sale == sale)
-                .filter(|record| matches!(record.event, Logged::Purchase { item: of, code: by, .. } if of == item && by == *code))
-                .count();
-            assert_eq!(times, 1, "an acknowledged purchase of {item:?} is {times} times in the log");
-        }
-        let sale = self.shards.iter().map(|shard| shard.terms().sale).max().expect("a world has shards");
-        let current = self.shards.iter().filter(|shard| shard.terms().sale == sale);
-        let (mut taken, mut live) = (0, 0);
-        for shard in current {
-            let counts = shard.counts();
-            taken += shard.quotas().total();
-            live += u64::from(counts.held + counts.committing + counts.sold);
-            assert!(counts.claiming + counts.held + counts.committing + counts.sold <= shard.stock().items() as u32);
-        }
-        if self.shards.iter().all(|shard| shard.terms().sale == sale) {
-            assert!(live <= taken, "{live} items are taken on {taken} of quota");
-        }
-        for user in (0..4).map(UserId) {
-            let owner = &self.shards[usize::from(self.partition.owner_of_user(user).0)];
-            assert!(owner.quotas().taken(user) <= USER_LIMIT);
-            assert!(self.shadow.bought_by(user, sale) <= USER_LIMIT as usize, "{user:?} bought too much");
-        }
-    }
+    // --- the end ---
 
     /// Lets everything in flight arrive. Then nobody waits, and the books balance.
     pub fn settle(&mut self) {
-        for _ in 0..1000 {
+        // Where the wall clock went back, a shard may not have heard of the newest sale yet.
+        let sale = self.newest_sale();
+        (0..self.partition.shards()).for_each(|shard| self.apply(shard, Event::Sale(sale)));
+        for _ in 0..10_000 {
             while let Some(lane) = self.lanes.iter().find(|(_, lane)| !lane.is_empty()).map(|(key, _)| *key) {
                 self.deliver(lane);
             }
-            (0..self.partition.shards()).for_each(|shard| self.flush(shard));
-            (0..self.partition.shards()).for_each(|shard| self.persist(shard));
-            (0..self.partition.shards()).for_each(|shard| self.apply(shard, Event::Tick));
-            let quiet = self.lanes.values().all(VecDeque::is_empty)
-                && self.logs.iter().all(|log| log.flushed == log.records.len());
-            if quiet {
-                break;
+            for shard in 0..self.partition.shards() {
+                if self.logs[usize::from(shard)].flushing.is_none() {
+                    let log = &self.logs[usize::from(shard)];
+                    self.start_flush(shard, log.records.len() - log.flushed, 63);
+                }
+                if self.logs[usize::from(shard)].flushing.is_some() {
+                    self.finish_flush(shard);
+                }
+                self.apply(shard, Event::Tick);
+            }
+            self.ship();
+            if self.refused {
+                return;
+            }
+            let is_shipped = self.positions.as_ref().is_some_and(|positions| {
+                self.archive.iter().all(|(key, records)| positions.get(key) == Some(&(records.len() as u64)))
+            });
+            let is_flushed = self.logs.iter().all(|log| log.flushed == log.records.len());
+            if is_shipped && is_flushed && self.lanes.values().all(VecDeque::is_empty) {
+                self.check_rest();
+                return self.check_database();
             }
         }
-        assert!(self.waiting.is_empty(), "never answered: {:?}", self.waiting);
-        let taken: u64 = self.shards.iter().map(|shard| shard.quotas().total()).sum();
-        let counts = self.shards.iter().map(Shard::counts);
-        let live: u32 =
-            counts.map(|counts| counts.held + counts.sold + 1000 * (counts.claiming + counts.committing)).sum();
-        assert_eq!(u64::from(live), taken, "the quotas are not what is held and sold");
+        panic!("the world never comes to rest");
     }
 
     /// Once all holds have run out, buyers can still buy exactly the whole stock.
     pub fn sell_out(&mut self) {
-        self.now.monotonic_ms += 100;
+        self.now.monotonic_ms += u64::from(TTL_MS);
         self.settle();
+        if self.refused {
+            return;
+        }
         let terms = *self.shards[0].terms();
         for item in (0..terms.items).map(ItemId) {
             let user = UserId(1_000 + i64::from(item.0));
             let shard = item.0 as u16 % self.partition.shards();
             self.command(shard, Command::Checkout { item, user });
             self.settle();
-            let code = self.shadow.codes.iter().find(|(_, (sale, _, buyer))| (*sale, *buyer) == (terms.sale, user));
+            let code = self.shadow.codes.iter().find(|(_, promise)| (promise.sale, promise.user) == (terms.sale, user));
             if let Some(code) = code.map(|(bytes, _)| Code::from_bytes(*bytes)) {
                 self.command(shard, Command::Purchase { code, key: Uuid::nil() });
                 self.settle();
             }
         }
-        let sold = self.shadow.bought.keys().filter(|(sale, _)| *sale == terms.sale).count();
-        let lost =
+        let slots =
             self.shards.iter().flat_map(|shard| (0..shard.stock().items()).map(|slot| shard.stock().state(slot)));
-        assert!(lost.into_iter().all(|state| state == State::Sold), "an item was left over");
-        assert!(sold <= terms.items as usize);
+        assert!(slots.into_iter().all(|state| state == State::Sold), "an item was left over");
     }
 }

@@ -1,0 +1,156 @@
+//! A disk that keeps what was flushed, tears what was not, and sometimes rots.
+
+use crate::block::{self, BLOCK_BYTES, Chain, Header, LogKind, StreamId};
+use crate::record::Record;
+use crate::stream::{self, Damage, Ending, SegmentBytes};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+pub const CLUSTER: Uuid = Uuid::from_u128(1);
+const SECTOR_BYTES: usize = 512;
+/// A stream is one segment, made this large.
+const STREAM_BLOCKS: usize = 64;
+
+pub type Key = (u32, u16);
+
+pub fn stream((epoch, shard): Key) -> StreamId {
+    StreamId { cluster: CLUSTER, epoch, shard, log: LogKind::Purchases }
+}
+
+struct Stream {
+    chain: Chain,
+    /// Zero after what is durable, as a segment is made.
+    bytes: Vec<u8>,
+    durable_blocks: usize,
+    /// Where the last flush began: what is before is proven by it.
+    proven_blocks: usize,
+    flight: Vec<u8>,
+    is_sealed: bool,
+}
+
+/// All streams of one data directory.
+#[derive(Default)]
+pub struct Disk {
+    streams: BTreeMap<Key, Stream>,
+}
+
+impl Disk {
+    pub fn create(&mut self, key: Key) {
+        let stream = Stream {
+            chain: Chain::new(stream(key)),
+            bytes: vec![0; STREAM_BLOCKS * BLOCK_BYTES],
+            durable_blocks: 0,
+            proven_blocks: 0,
+            flight: Vec::new(),
+            is_sealed: false,
+        };
+        assert!(self.streams.insert(key, stream).is_none(), "a stream is made once");
+    }
+
+    /// Begins to write `records`, `per_block` to a block.
+    pub fn start_flush(&mut self, key: Key, records: &[Record], per_block: usize, flushed: u64) {
+        let stream = self.streams.get_mut(&key).expect("it was made");
+        for group in records.chunks(per_block) {
+            let encoded: Vec<u8> = group.iter().flat_map(Record::encode).collect();
+            let mut block = vec![0; BLOCK_BYTES];
+            stream.chain.extend(&mut block, &encoded, flushed);
+            stream.flight.extend(block);
+        }
+        assert!(stream.chain.blocks() as usize <= STREAM_BLOCKS, "the world is too long for its disk");
+    }
+
+    pub fn finish_flush(&mut self, key: Key) {
+        let stream = self.streams.get_mut(&key).expect("it was made");
+        let at = stream.durable_blocks * BLOCK_BYTES;
+        stream.bytes[at..at + stream.flight.len()].copy_from_slice(&stream.flight);
+        stream.proven_blocks = stream.durable_blocks;
+        stream.durable_blocks += stream.flight.len() / BLOCK_BYTES;
+        stream.flight.clear();
+    }
+
+    /// Room for another flush of so many records in the worst case.
+    pub fn has_room(&self, key: Key, records: usize) -> bool {
+        self.streams[&key].chain.blocks() as usize + records < STREAM_BLOCKS - 1
+    }
+
+    /// The machine dies: of what was in flight, each sector is there or not.
+    pub fn tear(&mut self, mut is_kept: impl FnMut() -> bool) {
+        for stream in self.streams.values_mut() {
+            let at = stream.durable_blocks * BLOCK_BYTES;
+            for (place, sector) in (at..).step_by(SECTOR_BYTES).zip(stream.flight.chunks(SECTOR_BYTES)) {
+                if is_kept() {
+                    stream.bytes[place..place + SECTOR_BYTES].copy_from_slice(sector);
+                }
+            }
+            stream.flight.clear();
+        }
+    }
+
+    /// Something durable goes bad: a bit, or two blocks swapped. Returns whether there was anything, and then recovery
+    /// must find it.
+    pub fn rot(&mut self, mut any: impl FnMut(usize) -> usize) -> bool {
+        let proven = |stream: &Stream| if stream.is_sealed { stream.durable_blocks } else { stream.proven_blocks };
+        let mut rich: Vec<&mut Stream> = self.streams.values_mut().filter(|stream| proven(stream) > 0).collect();
+        if rich.is_empty() {
+            return false;
+        }
+        let place = any(rich.len());
+        let stream = &mut *rich[place];
+        let (one, other) = (any(proven(stream)), any(proven(stream)));
+        if one != other {
+            let (low, high) = (one.min(other) * BLOCK_BYTES, one.max(other) * BLOCK_BYTES);
+            let (front, back) = stream.bytes.split_at_mut(high);
+            front[low..low + BLOCK_BYTES].swap_with_slice(&mut back[..BLOCK_BYTES]);
+        } else {
+            let bit = any(BLOCK_BYTES * 8);
+            stream.bytes[one * BLOCK_BYTES + bit / 8] ^= 1 << (bit % 8);
+        }
+        true
+    }
+
+    /// Reads everything back. Changes nothing.
+    pub fn read(&self) -> Result<BTreeMap<Key, Vec<Record>>, Damage> {
+        self.streams.iter().map(|(key, stream)| Ok((*key, read(*key, stream)?.0))).collect()
+    }
+
+    /// Seals the first `most` streams that have no seal; streams with nothing in them go.
+    pub fn seal(&mut self, most: usize) {
+        let open: Vec<Key> =
+            self.streams.iter().filter(|(_, stream)| !stream.is_sealed).map(|(key, _)| *key).take(most).collect();
+        for key in open {
+            let stream = self.streams.get_mut(&key).expect("it was listed");
+            let (records, end) = read(key, stream).expect("it has been read");
+            if records.is_empty() {
+                self.streams.remove(&key);
+                continue;
+            }
+            let mut seal = vec![0; BLOCK_BYTES];
+            let header = Header {
+                records: 0,
+                seals: true,
+                number: end.blocks,
+                records_before: end.records,
+                flushed: end.records,
+                previous_checksum: end.checksum,
+            };
+            block::finish(&mut seal, &super::disk::stream(key), &header);
+            let at = end.blocks as usize * BLOCK_BYTES;
+            stream.bytes[at..].fill(0);
+            stream.bytes[at..at + BLOCK_BYTES].copy_from_slice(&seal);
+            stream.durable_blocks = end.blocks as usize;
+            stream.is_sealed = true;
+        }
+    }
+}
+
+fn read(key: Key, stream: &Stream) -> Result<(Vec<Record>, stream::End), Damage> {
+    let (made_blocks, name) = (STREAM_BLOCKS as u64, format!("{key:?}"));
+    let segment = SegmentBytes { first_block: 0, made_blocks, bytes: stream.bytes.clone(), name };
+    let mut records = Vec::new();
+    let end = stream::read(&super::disk::stream(key), &[segment], |_, record| {
+        records.push(*record);
+        Ok(())
+    })?;
+    assert!(!stream.is_sealed || end.ending == Ending::Sealed || stream.durable_blocks == end.blocks as usize);
+    Ok((records, end))
+}

@@ -1,0 +1,90 @@
+//! What holds after every step, whoever looks.
+
+use super::workload::USERS;
+use super::world::{USER_LIMIT, World};
+use crate::record::Event;
+use crate::sale::State;
+use crate::shard::Shard;
+use crate::types::{ItemId, UserId};
+
+impl World {
+    /// Every acknowledged purchase is durable exactly once, nobody has too much, nothing is sold beyond the stock.
+    pub fn check(&self) {
+        if self.is_refused() {
+            return;
+        }
+        for (&(sale, item), (code, _)) in &self.shadow.bought {
+            let is_it =
+                |event: Event| matches!(event, Event::Purchase { item: of, code: by, .. } if of == item && by == *code);
+            let times = self.durable().filter(|record| record.sale == sale && is_it(record.event)).count();
+            assert_eq!(times, 1, "an acknowledged purchase of {item:?} is {times} times in the log");
+            if self.promises_postgres() {
+                let rows = self.database.tables.rows.iter();
+                assert_eq!(rows.filter(|(_, _, record)| record.sale == sale && is_it(record.event)).count(), 1);
+            }
+        }
+        let sale = self.newest_sale();
+        let (mut taken, mut live, mut is_everywhere) = (0, 0, true);
+        for shard in &self.shards {
+            if shard.terms().sale != sale {
+                is_everywhere = false;
+                continue;
+            }
+            let counts = shard.counts();
+            taken += shard.quotas().total();
+            live += u64::from(counts.held + counts.committing + counts.sold);
+            assert!(counts.claiming + counts.held + counts.committing + counts.sold <= shard.stock().items() as u32);
+        }
+        assert!(!is_everywhere || live <= taken, "{live} items are taken on {taken} of quota");
+        let is_exact = self.taken_over != Some(sale);
+        for user in (0..USERS).map(UserId) {
+            let owner = &self.shards[usize::from(self.partition.owner_of_user(user).0)];
+            assert!(!is_exact || owner.quotas().taken(user) <= USER_LIMIT);
+            assert!(!is_exact || self.shadow.bought_by(user, sale) <= USER_LIMIT as usize, "{user:?} bought too much");
+        }
+    }
+
+    /// Since when each item and each user's quota has been free without a break.
+    pub fn note_what_is_free(&mut self) {
+        let (event, sale) = (self.events, self.newest_sale());
+        for item in (0..self.rules.items).map(ItemId) {
+            let owner = &self.shards[usize::from(self.partition.owner_of_item(item).0)];
+            let is_free = owner.terms().sale == sale
+                && (item.0 >= owner.terms().items || owner.stock().state(self.partition.slot_of(item)) == State::Free);
+            note(&mut self.items_free, item, is_free, event);
+        }
+        for user in (0..USERS).map(UserId) {
+            let owner = &self.shards[usize::from(self.partition.owner_of_user(user).0)];
+            let is_free = owner.terms().sale == sale && owner.quotas().taken(user) < owner.terms().user_limit;
+            note(&mut self.users_free, user, is_free, event);
+        }
+    }
+
+    /// With everything at rest: no one waits, and the books balance.
+    pub fn check_rest(&self) {
+        assert!(self.asked.is_empty(), "never answered: {:?}", self.asked);
+        let taken: u64 = self.shards.iter().map(|shard| shard.quotas().total()).sum();
+        let counts = self.shards.iter().map(Shard::counts);
+        assert!(counts.clone().all(|counts| counts.claiming + counts.committing == 0), "something is unfinished");
+        let live: u32 = counts.map(|counts| counts.held + counts.sold).sum();
+        assert_eq!(u64::from(live), taken, "the quotas are not what is held and sold");
+    }
+
+    /// Every record of every log is in Postgres exactly once, in its order.
+    pub fn check_database(&self) {
+        for (key, records) in self.archive.iter().filter(|(key, _)| Some(**key) != self.brought) {
+            let rows = self.database.tables.rows.iter().filter(|(of, ..)| of == key);
+            let rows: Vec<_> = rows.map(|(_, seq, record)| (*seq, *record)).collect();
+            let expected: Vec<_> = (1..).zip(records.iter().copied()).collect();
+            assert_eq!(rows, expected, "{key:?} is not in Postgres as it is in the log");
+        }
+    }
+}
+
+fn note<K: Ord>(free: &mut std::collections::BTreeMap<K, u64>, key: K, is_free: bool, event: u64) {
+    if is_free {
+        free.entry(key).or_insert(event);
+    } else {
+        free.remove(&key);
+    }
+}

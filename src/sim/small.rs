@@ -1,0 +1,111 @@
+//! Whole small worlds, tried exhaustively: every order of everything, a crash at every point.
+
+use super::world::World;
+use crate::code::Code;
+use crate::command::Command;
+use crate::types::{ItemId, UserId};
+use crate::waiting::Watermark;
+use uuid::Uuid;
+
+/// Buyers at two shards, in turn, who want as many items in turn, and buy what they have reserved.
+struct Buyers {
+    world: World,
+    has_paid: Vec<bool>,
+}
+
+impl Buyers {
+    fn new(buyers: u32, items: u32) -> Buyers {
+        let mut world = World::small(items, 2, Watermark::Flushed);
+        for buyer in 0..buyers {
+            let (item, user) = (ItemId(buyer % items), UserId(buyer.into()));
+            world.command(buyer as u16 / 2 % 2, Command::Checkout { item, user });
+        }
+        Buyers { world, has_paid: vec![false; buyers as usize] }
+    }
+
+    /// Makes the move chosen from those that there are. False if there are none.
+    fn go_on(&mut self, choose: impl FnOnce(usize) -> usize) -> bool {
+        let options = self.world.options();
+        if options.is_empty() {
+            return false;
+        }
+        self.world.make(options[choose(options.len())]);
+        for (bytes, promise) in self.world.shadow.codes.clone() {
+            if !std::mem::replace(&mut self.has_paid[promise.user.0 as usize], true) {
+                let code = Code::from_bytes(bytes);
+                self.world.command(promise.user.0 as u16 / 2 % 2, Command::Purchase { code, key: Uuid::nil() });
+            }
+        }
+        self.world.check();
+        true
+    }
+}
+
+#[test]
+fn every_order_of_messages_and_flushes() {
+    let orders = [(2, 1), (3, 1), (3, 2)].map(|(buyers, items)| try_every_order(buyers, items));
+    assert!(orders.iter().sum::<u64>() > 1_000, "{orders:?}");
+}
+
+/// Returns how many there are.
+fn try_every_order(buyers: u32, items: u32) -> u64 {
+    let mut path: Vec<(usize, usize)> = Vec::new();
+    let mut orders = 0u64;
+    loop {
+        let mut crowd = Buyers::new(buyers, items);
+        let mut depth = 0;
+        while crowd.go_on(|options| {
+            if depth == path.len() {
+                path.push((0, options));
+            }
+            assert_eq!(path[depth].1, options, "the same choices lead to the same world");
+            path[depth].0
+        }) {
+            depth += 1;
+        }
+        crowd.world.check_rest();
+        assert_eq!(crowd.world.shadow.bought.len(), items as usize, "all is sold, once");
+        orders += 1;
+        while path.pop_if(|(choice, options)| *choice + 1 == *options).is_some() {}
+        match path.last_mut() {
+            Some((choice, _)) => *choice += 1,
+            None => return orders,
+        }
+    }
+}
+
+#[test]
+fn a_crash_at_every_point_and_in_recovery() {
+    let mut crashes = 0;
+    for schedule in 0..4usize {
+        for point in 0.. {
+            let choose = |options: usize| [0, options - 1, options / 2, schedule * 7 % options][schedule];
+            let is_over = {
+                let mut buyers = Buyers::new(2, 1);
+                !(0..point).all(|_| buyers.go_on(choose))
+            };
+            if is_over {
+                break;
+            }
+            // Which sectors of what was in flight are there: all, none, every second, the first only, all but it.
+            for kept in [u64::MAX, 0, 0x5555_5555_5555_5555, 1, !1] {
+                for seals in [None, Some(0), Some(1), Some(2)] {
+                    for shards in 1..4 {
+                        let mut buyers = Buyers::new(2, 1);
+                        (0..point).for_each(|_| assert!(buyers.go_on(choose)));
+                        let mut sector = 0;
+                        buyers.world.crash_with(shards, seals, || {
+                            sector += 1;
+                            kept >> ((sector - 1) % 64) & 1 == 1
+                        });
+                        buyers.world.check();
+                        buyers.world.settle();
+                        buyers.world.sell_out();
+                        crashes += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert!(crashes > 1_000, "only {crashes} crashes");
+}
