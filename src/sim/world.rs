@@ -431,7 +431,7 @@ impl World {
         };
         let before = self.shadow.bought.len();
         let latest = records.first().map(|record| record.sale);
-        self.shadow.forget(|sale, item, code| is_kept(sale, item, code));
+        self.shadow.forget(is_kept);
         assert!(
             !self.promises_postgres() || self.shadow.bought.len() == before,
             "Postgres lacks what was acknowledged"
