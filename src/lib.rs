@@ -55,6 +55,9 @@
 //!   limits on connections and stock bound it, so no lane can fill and none can block.
 //! - *One operation for a flush.* A direct write with `O_DSYNC` is durable when it completes: one trip through the ring
 //!   instead of a write and a sync.
+//! - *A takeover writes a log first.* What Postgres has of a sale becomes a stream of the new data directory, already
+//!   shipped; recovery then reads it as any other, so there is one way back to a sale.
+//! - *A database that was set back is healed where the log reaches.* Refusing is for what nobody could bring back.
 //! - *One request in flight for each connection.* Pipelined ones wait in the connection: answers are in order by
 //!   construction, and the table of connections is the table of requests in flight.
 
