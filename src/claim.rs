@@ -71,7 +71,7 @@ fn conflict(conflict: Conflict) -> Failure {
     let text = conflict.text();
     Failure::Final(match conflict {
         Conflict::Foreign(_) | Conflict::DirectoryOlder(_) => Fatal::DirectoryOlder(text),
-        Conflict::DatabaseOlder(_) => Fatal::Database(text),
+        Conflict::DatabaseOlder(_) | Conflict::OlderThanTheLog => Fatal::Database(text),
     })
 }
 

@@ -35,7 +35,7 @@ pub struct Control {
 }
 
 impl Control {
-    /// Of an installation whose latest run is `run`.
+    /// Of an installation whose latest run is `epoch`.
     pub fn new(cluster: Uuid, epoch: u32, sale_period_s: u32, database: Memory) -> Control {
         Control { format: FORMAT, cluster, epoch, sale_period_s, database }
     }
@@ -99,7 +99,6 @@ impl DataDir {
     /// # Errors
     /// [`Fatal::DataDir`]: it is locked, or cannot be written.
     pub fn lock(path: &Path) -> Result<DataDir, Fatal> {
-        let dir = |lock| DataDir { path: path.to_owned(), _lock: lock };
         let unwritable = |error| unwritable(path, error);
         create_durably(&path.join(LOGS)).map_err(unwritable)?;
         let lock =
@@ -110,7 +109,7 @@ impl DataDir {
                 "{shown} is locked: another stampede is running on it; stop it, or set --data-dir to another"
             ))
         })?;
-        let dir = dir(lock);
+        let dir = DataDir { path: path.to_owned(), _lock: lock };
         dir.finish_setting_aside().map_err(unwritable)?;
         Ok(dir)
     }
@@ -227,8 +226,7 @@ impl DataDir {
                 self.path.display()
             )));
         }
-        let cluster = uuid::Builder::from_random_bytes(host::random()?).into_uuid();
-        Ok(Control::new(cluster, 0, sale_period_s, Memory::default()))
+        Ok(Control::new(host::new_id()?, 0, sale_period_s, Memory::default()))
     }
 
     fn has_direct_io(path: &Path) -> io::Result<bool> {

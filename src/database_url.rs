@@ -114,15 +114,21 @@ impl DatabaseUrl {
 
     /// Where it is, without anything secret.
     pub fn place(&self) -> String {
-        let host = match self.config.get_hosts().first() {
-            Some(Host::Tcp(name)) => name.clone(),
-            Some(Host::Unix(dir)) => dir.display().to_string(),
-            None => "localhost".into(),
-        };
-        let port = self.config.get_ports().first().copied().unwrap_or(5432);
-        let user = self.config.get_user().unwrap_or_default();
-        format!("{user}@{host}:{port}/{}", self.config.get_dbname().unwrap_or(user))
+        let [host, port, name, user] = parts(&self.config);
+        format!("{user}@{host}:{port}/{name}")
     }
+}
+
+/// Host, port, database and user of a connection, with libpq's defaults; of several hosts, the first.
+pub fn parts(config: &Config) -> [String; 4] {
+    let host = match config.get_hosts().first() {
+        Some(Host::Tcp(name)) => name.clone(),
+        Some(Host::Unix(dir)) => dir.display().to_string(),
+        None => "localhost".into(),
+    };
+    let port = config.get_ports().first().copied().unwrap_or(5432).to_string();
+    let user = config.get_user().unwrap_or_default();
+    [host, port, config.get_dbname().unwrap_or(user).into(), user.into()]
 }
 
 type Pairs = Vec<(&'static str, String)>;

@@ -4,6 +4,7 @@ use crate::fatal::Fatal;
 use glommio::{GlommioError, LocalExecutorBuilder, Placement};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity};
+use uuid::Uuid;
 
 /// Bytes of registered memory that each executor asks for: what its flushes need.
 pub const IO_MEMORY: usize = 512 * 1024;
@@ -65,6 +66,14 @@ pub fn random<const N: usize>() -> Result<[u8; N], Fatal> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|error| Fatal::Host(format!("no random numbers: {error}")))?;
     Ok(bytes)
+}
+
+/// A new id for an installation or a run.
+///
+/// # Errors
+/// As for [`random`].
+pub fn new_id() -> Result<Uuid, Fatal> {
+    Ok(uuid::Builder::from_random_bytes(random()?).into_uuid())
 }
 
 /// Tries whether an executor can be had at all.

@@ -78,6 +78,8 @@ pub enum Conflict {
     Foreign(Uuid),
     /// The database lacks what it once had.
     DatabaseOlder(String),
+    /// It lacks even what the log of this directory began with, which came from there.
+    OlderThanTheLog,
     /// The data directory lacks what the database has, or what another run sold.
     DirectoryOlder(String),
 }
@@ -94,6 +96,9 @@ impl Conflict {
                 "{why}: it was restored from a copy, or is not the one used before; restore its latest version, \
                  or go on with what the log still has by --recover-from log"
             ),
+            Conflict::OlderThanTheLog => "it is older than the sale that this data directory took over from it, \
+                 so the log cannot bring it up to date; restore a later version"
+                .into(),
             Conflict::DirectoryOlder(why) => format!(
                 "{why}: the data directory is older than the database; restore its latest version, \
                  or go on from the database by --recover-from postgres, which sets the log of this data directory aside"
@@ -116,10 +121,7 @@ pub fn judge_owner(this: Owner, memory: Memory, found: Option<Owner>, from: Reco
     };
     let is_before = |filled: Run| found.is_none_or(|owner| owner.run.epoch < filled.epoch);
     match found {
-        _ if is_older && memory.filled.is_some_and(is_before) => Err(Conflict::DatabaseOlder(
-            "it is older than the sale that this data directory took over from it, so the log cannot bring it up to date"
-                .into(),
-        )),
+        _ if is_older && memory.filled.is_some_and(is_before) => Err(Conflict::OlderThanTheLog),
         _ if is_older && from == RecoverFrom::Log => Ok(()),
         Some(owner) if is_older => {
             let (found, seen) = (owner.run.epoch, memory.seen.map_or(0, |run| run.epoch));
@@ -179,7 +181,7 @@ mod tests {
         match verdict {
             Ok(_) => "take",
             Err(Conflict::Foreign(_)) => "foreign",
-            Err(Conflict::DatabaseOlder(_)) => "database older",
+            Err(Conflict::DatabaseOlder(_) | Conflict::OlderThanTheLog) => "database older",
             Err(Conflict::DirectoryOlder(_)) => "directory older",
         }
     }

@@ -10,7 +10,7 @@ use crate::copy_rows::Rows;
 use crate::fatal::Fatal;
 use crate::log_reader::LogReader;
 use crate::mesh::Doorbell;
-use crate::postgres::{Database, Failure, Move};
+use crate::postgres::{Database, Failure, Move, event_loop};
 use crate::purchase_log::Chunk;
 use crate::record::{RECORD_BYTES, Record};
 use crate::status::Status;
@@ -102,11 +102,8 @@ impl Persistence {
         let (bell, stop) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
         let bytes = Arc::new(AtomicUsize::new(0));
         let shipper = Shipper::new(plan, received, bytes.clone(), bell.clone(), stop.clone());
-        let run = move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let runtime = runtime.unwrap_or_else(|error| Fatal::Host(format!("no event loop: {error}")).exit());
-            runtime.block_on(shipper.run());
-        };
+        let runtime = event_loop()?;
+        let run = move || runtime.block_on(shipper.run());
         let thread = thread::Builder::new().name("persistence".into()).spawn(run);
         let thread = thread.map_err(|error| Fatal::Host(format!("no thread for persistence: {error}")))?;
         Ok((Persistence { thread, stop, bell: bell.clone() }, Feed { chunks, bytes, bell }))

@@ -3,12 +3,12 @@
 //! Format: PostgreSQL manual, "The Password File": lines of `host:port:database:user:password`, `*` for any, a
 //! backslash before a colon or a backslash. The file is read at each connection, so that a password can change.
 
+use crate::database_url::parts;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use tokio_postgres::Config;
-use tokio_postgres::config::Host;
 
 /// The password for a connection by `config`, if there is a file that has one.
 pub fn look_up(config: &Config) -> Option<String> {
@@ -19,14 +19,10 @@ pub fn look_up(config: &Config) -> Option<String> {
         return None;
     }
     let text = fs::read_to_string(&path).ok()?;
-    let host = match config.get_hosts().first() {
-        Some(Host::Tcp(name)) => name.clone(),
-        Some(Host::Unix(dir)) if dir.to_str() != Some("/var/run/postgresql") => dir.display().to_string(),
-        _ => "localhost".into(),
-    };
-    let port = config.get_ports().first().copied().unwrap_or(5432).to_string();
-    let user = config.get_user()?;
-    find(&text, &[&host, &port, config.get_dbname().unwrap_or(user), user])
+    let [host, port, name, user] = parts(config);
+    // The file says "localhost" for the usual socket, too.
+    let host = if host == "/var/run/postgresql" { "localhost" } else { &host };
+    find(&text, &[host, &port, &name, &user])
 }
 
 fn path(given: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {

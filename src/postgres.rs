@@ -14,6 +14,7 @@ use futures_util::SinkExt;
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::runtime::Runtime;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Error, GenericClient, NoTls, Row, Statement, Transaction};
@@ -71,6 +72,15 @@ fn describe(error: &Error) -> String {
     }
 }
 
+/// What connections live on: one thread, the caller's.
+///
+/// # Errors
+/// [`Fatal::Host`]: there are no descriptors left.
+pub fn event_loop() -> Result<Runtime, Fatal> {
+    let made = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    made.map_err(|error| Fatal::Host(format!("no event loop: {error}")))
+}
+
 /// How far one stream moves on in a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Move {
@@ -113,6 +123,7 @@ pub struct Database {
     copy_purchases: Statement,
     copy_releases: Statement,
     move_on: Statement,
+    set_seen: Statement,
 }
 
 impl Database {
@@ -149,6 +160,12 @@ impl Database {
                 .prepare(
                     "update log_positions set position = $6 \
                      where cluster = $1 and epoch = $2 and shard = $3 and log = $4 and position = $5",
+                )
+                .await?,
+            set_seen: client
+                .prepare(
+                    "update clusters set seen_at = case $4 when 'now' then clock_timestamp() else '-infinity' end \
+                     where cluster = $1 and epoch = $2 and run = $3",
                 )
                 .await?,
             client,
@@ -201,7 +218,7 @@ impl Database {
     /// # Errors
     /// [`Failure::Final`]: another run has taken over.
     pub async fn beat(&self, owner: Owner) -> Result<(), Failure> {
-        set_seen(&self.client, owner, "now").await
+        set_seen(&self.client, &self.set_seen, owner, "now").await
     }
 
     /// Says that this run is over, and that everything of it is here.
@@ -209,7 +226,7 @@ impl Database {
     /// # Errors
     /// [`Failure::Final`]: another run has taken over.
     pub async fn leave(&self, owner: Owner) -> Result<(), Failure> {
-        set_seen(&self.client, owner, "-infinity").await
+        set_seen(&self.client, &self.set_seen, owner, "-infinity").await
     }
 
     /// Takes the installation over from the run that was `found`: as the run after it, whose only stream is what the
@@ -249,7 +266,7 @@ impl Database {
     pub async fn ship(&mut self, owner: Owner, rows: &Rows, moves: &[Move]) -> Result<(), Failure> {
         let transaction = self.client.transaction().await?;
         // This row is the fence: whoever wants to take over waits for this transaction.
-        set_seen(&transaction, owner, "now").await?;
+        set_seen(&transaction, &self.set_seen, owner, "now").await?;
         // First the positions: if another transaction of this run is still in doubt, this is where it shows.
         for Move { stream, from, to } in moves {
             let (epoch, shard, log) = (i64::from(stream.epoch), i32::from(stream.shard), stream.log.name());
@@ -347,10 +364,13 @@ pub fn other_period(period: u32) -> Failure {
     Failure::Final(Fatal::Database(text))
 }
 
-async fn set_seen(client: &impl GenericClient, Owner { cluster, run }: Owner, at: &str) -> Result<(), Failure> {
-    let update = "update clusters set seen_at = case $4 when 'now' then clock_timestamp() else '-infinity' end \
-        where cluster = $1 and epoch = $2 and run = $3";
-    let changed = client.execute(update, &[&cluster, &i64::from(run.epoch), &run.id, &at]).await?;
+async fn set_seen(
+    client: &impl GenericClient,
+    statement: &Statement,
+    Owner { cluster, run }: Owner,
+    at: &str,
+) -> Result<(), Failure> {
+    let changed = client.execute(statement, &[&cluster, &i64::from(run.epoch), &run.id, &at]).await?;
     if changed == 1 { Ok(()) } else { Err(superseded()) }
 }
 

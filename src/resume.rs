@@ -8,12 +8,11 @@ use crate::fatal::Fatal;
 use crate::host;
 use crate::ownership::{Owner, RecoverFrom, Run};
 use crate::partition::Partition;
-use crate::postgres::Failure;
+use crate::postgres::{Failure, event_loop};
 use crate::recovery::{Recovered, recover};
 use crate::takeover::{Attempt, Listener};
 use crate::types::Moment;
 use std::time::Duration;
-use uuid::Uuid;
 
 /// How long a start waits for the database to say whether it fits the log. If it is away, selling goes on without.
 const CLAIM_TIME: Duration = Duration::from_secs(3);
@@ -44,8 +43,7 @@ pub fn resume(
     now: Moment,
     is_stopped: impl Fn(Duration) -> bool,
 ) -> Result<Option<Resumed>, Fatal> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Fatal::Host(format!("no event loop: {error}")))?;
+    let runtime = event_loop()?;
     let fill = |conflict| runtime.block_on(fill(config, dir, conflict, &is_stopped));
     if dir.is_new() && config.recover_from != RecoverFrom::Log && !fill(None)? {
         return Ok(None);
@@ -120,7 +118,7 @@ async fn go_on(config: &Config, dir: &DataDir, partition: Partition, now: Moment
     let (data, control) = dir.open(sale_period_s)?;
     let recovered = recover(&data, partition, &config.rules, now)?;
     let Some(url) = config.database.clone() else { return Ok(Resumed { data, recovered, claim: None }) };
-    let run = Run { epoch: data.epoch, id: Uuid::from_bytes(host::random()?) };
+    let run = Run { epoch: data.epoch, id: host::new_id()? };
     let kinds = [LogKind::Purchases, LogKind::Attempts];
     let (cluster, epoch) = (data.cluster, data.epoch);
     let streams =

@@ -5,7 +5,7 @@
 //! `purchases-0000000007-00001-000000001024-1024.log` is the log of purchases of epoch 7, shard 1, from block
 //! 1024 on, made with room for 1024 blocks.
 
-use crate::block::{self, BLOCK_BYTES, Header, LogKind, StreamId};
+use crate::block::{self, BLOCK_BYTES, LogKind, StreamId};
 use crate::record::Record;
 use crate::stream::{End, SegmentBytes};
 use crate::types::{SaleId, Seq};
@@ -151,19 +151,9 @@ pub fn seal(dir: &Path, names: &[SegmentName], end: &End) -> io::Result<Vec<Segm
             brim
         }
     };
-    let mut bytes = [0; BLOCK_BYTES];
-    let header = Header {
-        records: 0,
-        seals: true,
-        number: end.blocks,
-        records_before: end.records,
-        flushed: end.records,
-        previous_checksum: end.checksum,
-    };
-    block::finish(&mut bytes, &stream, &header);
     let file = File::options().write(true).open(home.path(dir))?;
     let offset = (end.blocks - home.first_block) * BLOCK_BYTES as u64;
-    file.write_all_at(&bytes, offset)?;
+    file.write_all_at(&end.seal(&stream), offset)?;
     // First the seal, then the cut: a shorter file without a seal would look damaged.
     file.sync_all()?;
     file.set_len(offset + BLOCK_BYTES as u64)?;

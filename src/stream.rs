@@ -13,7 +13,7 @@
 //! Recovery ends every stream with a seal, a block that counts everything before it as flushed. So once a
 //! process has recovered from a stream, any later damage to it is proven.
 
-use crate::block::{self, BLOCK_BYTES, StreamId};
+use crate::block::{self, BLOCK_BYTES, Header, StreamId};
 use crate::record::{NoRecord, Record};
 use std::fmt;
 
@@ -51,6 +51,23 @@ pub struct End {
     pub records: u64,
     /// Checksum of the last block.
     pub checksum: u32,
+}
+
+impl End {
+    /// The block that ends `stream` here for good: it counts everything before it as flushed.
+    pub fn seal(&self, stream: &StreamId) -> [u8; BLOCK_BYTES] {
+        let mut bytes = [0; BLOCK_BYTES];
+        let header = Header {
+            records: 0,
+            seals: true,
+            number: self.blocks,
+            records_before: self.records,
+            flushed: self.records,
+            previous_checksum: self.checksum,
+        };
+        block::finish(&mut bytes, stream, &header);
+        bytes
+    }
 }
 
 /// A stream that lost something once durable, or that this version cannot read.
@@ -236,7 +253,7 @@ pub fn read(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::block::{BLOCK_RECORDS, Header, LogKind};
+    use crate::block::{BLOCK_RECORDS, LogKind};
     use crate::record::{Event, RECORD_BYTES, RefusalReason};
     use crate::types::{ItemId, SaleId, UserId};
     use proptest::prelude::*;

@@ -13,11 +13,9 @@ use crate::postgres::{Database, Failure, Found, TakenOver, other_period};
 use crate::record::Record;
 use crate::segment::{SegmentName, sync_dir};
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
+use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use uuid::Uuid;
 
 /// A server says at least this often that it lives, while it reaches the database.
 pub const BEAT_TIME: Duration = Duration::from_secs(2);
@@ -81,8 +79,7 @@ impl Listener {
             }
         }
         make_new().map_err(Failure::Final)?;
-        let id = Uuid::from_bytes(host::random().map_err(Failure::Final)?);
-        let taken_over = database.take_over(found, id).await?;
+        let taken_over = database.take_over(found, host::new_id().map_err(Failure::Final)?).await?;
         let Owner { cluster, run } = taken_over.owner;
         let stream = StreamId { cluster, epoch: run.epoch, shard: 0, log: LogKind::Purchases };
         let memory = Memory { seen: Some(run), claiming: None, filled: Some(run) };
@@ -98,12 +95,11 @@ fn write_stream(dir: &Path, stream: StreamId, records: &[Record]) -> io::Result<
     for segment in records.chunks(SEGMENT_BLOCKS * BLOCK_RECORDS) {
         let blocks = segment.len().div_ceil(BLOCK_RECORDS);
         let name = SegmentName { stream, first_block: chain.blocks(), blocks: blocks as u32 };
-        name.make(dir)?;
         let encoded: Vec<u8> = segment.iter().flat_map(Record::encode).collect();
         let mut bytes = vec![0; blocks * BLOCK_BYTES];
         chain.extend(&mut bytes, &encoded, 0);
-        let file = File::options().write(true).open(name.path(dir))?;
-        file.write_all_at(&bytes, 0)?;
+        let mut file = File::create_new(name.path(dir))?;
+        file.write_all(&bytes)?;
         file.sync_all()?;
     }
     sync_dir(dir)
@@ -115,6 +111,7 @@ mod tests {
     use crate::record::Event;
     use crate::stream::{self, Ending};
     use crate::types::{ItemId, SaleId, UserId};
+    use uuid::Uuid;
 
     #[test]
     fn what_is_written_is_read_back() {

@@ -1,6 +1,6 @@
 //! A disk that keeps what was flushed, tears what was not, and sometimes rots.
 
-use crate::block::{self, BLOCK_BYTES, Chain, Header, LogKind, StreamId};
+use crate::block::{BLOCK_BYTES, Chain, LogKind, StreamId};
 use crate::record::Record;
 use crate::stream::{self, Damage, Ending, SegmentBytes};
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ const STREAM_BLOCKS: usize = 64;
 
 pub type Key = (u32, u16);
 
-pub fn stream((epoch, shard): Key) -> StreamId {
+pub fn stream_of((epoch, shard): Key) -> StreamId {
     StreamId { cluster: CLUSTER, epoch, shard, log: LogKind::Purchases }
 }
 
@@ -37,7 +37,7 @@ pub struct Disk {
 impl Disk {
     pub fn create(&mut self, key: Key) {
         let stream = Stream {
-            chain: Chain::new(stream(key)),
+            chain: Chain::new(stream_of(key)),
             bytes: vec![0; STREAM_BLOCKS * BLOCK_BYTES],
             durable_blocks: 0,
             proven_blocks: 0,
@@ -124,19 +124,9 @@ impl Disk {
                 self.streams.remove(&key);
                 continue;
             }
-            let mut seal = vec![0; BLOCK_BYTES];
-            let header = Header {
-                records: 0,
-                seals: true,
-                number: end.blocks,
-                records_before: end.records,
-                flushed: end.records,
-                previous_checksum: end.checksum,
-            };
-            block::finish(&mut seal, &super::disk::stream(key), &header);
             let at = end.blocks as usize * BLOCK_BYTES;
             stream.bytes[at..].fill(0);
-            stream.bytes[at..at + BLOCK_BYTES].copy_from_slice(&seal);
+            stream.bytes[at..at + BLOCK_BYTES].copy_from_slice(&end.seal(&stream_of(key)));
             stream.durable_blocks = end.blocks as usize;
             stream.is_sealed = true;
         }
@@ -147,7 +137,7 @@ fn read(key: Key, stream: &Stream) -> Result<(Vec<Record>, stream::End), Damage>
     let (made_blocks, name) = (STREAM_BLOCKS as u64, format!("{key:?}"));
     let segment = SegmentBytes { first_block: 0, made_blocks, bytes: stream.bytes.clone(), name };
     let mut records = Vec::new();
-    let end = stream::read(&super::disk::stream(key), &[segment], |_, record| {
+    let end = stream::read(&stream_of(key), &[segment], |_, record| {
         records.push(*record);
         Ok(())
     })?;

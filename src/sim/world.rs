@@ -2,7 +2,7 @@
 
 use super::auditor::{Asked, Now, audit, user_of};
 use super::database::{Database, Fate};
-use super::disk::{CLUSTER, Disk, Key, stream};
+use super::disk::{CLUSTER, Disk, Key, stream_of};
 use super::shadow::Shadow;
 use super::trace::Trace;
 use super::workload;
@@ -347,7 +347,7 @@ impl World {
         for (key, records) in &self.archive {
             let end = (key.0 < this_epoch).then_some(records.len() as u64);
             let known = self.database.tables.positions.get(key).copied();
-            let at = judge_position(&stream(*key), (0, end), known, false, RecoverFrom::Auto);
+            let at = judge_position(&stream_of(*key), (0, end), known, false, RecoverFrom::Auto);
             positions.insert(*key, at.expect("a false alarm about a position"));
         }
         self.memory = self.memory.claiming(found, self.owner.run);
