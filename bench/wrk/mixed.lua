@@ -10,13 +10,16 @@
 local items = tonumber(os.getenv("ITEMS") or "10000")
 local stride = tonumber(os.getenv("THREADS") or "1")
 local looks = tonumber(os.getenv("LOOKS") or "5")
-local look = wrk.format("GET", "/sale")
-local threads, codes, turn, item = {}, {}, 0, nil
+local threads, codes, turn, item, look = {}, {}, 0, nil, nil
 number, reserved, bought, looked, refused = 0, 0, 0, 0, 0
 
 function setup(thread)
   thread:set("number", #threads)
   table.insert(threads, thread)
+end
+
+function init()
+  look = wrk.format("GET", "/sale")
 end
 
 function request()

@@ -70,12 +70,13 @@ pub fn latencies(tally: &Tally) -> Plot {
     }
     let values = || lines.iter().flat_map(|(_, points)| points.iter().map(|(_, value)| *value));
     let (low, high) = (values().fold(1.0, f64::min), values().fold(1.0, f64::max));
-    draw(|area| {
+    draw(&names(&lines), |area| {
         let mut chart = ChartBuilder::on(area);
-        chart.margin(10).x_label_area_size(34).y_label_area_size(64);
+        chart.margin(10).margin_right(40).x_label_area_size(34).y_label_area_size(64);
         let mut chart = chart.build_cartesian_2d(0.0..nines_max, (low / 2.0..high * 2.0).log_scale())?;
         let percentile = |nines: &f64| {
-            let text = format!("{:.*} %", (*nines as usize).saturating_sub(1), 100.0 - 10f64.powf(2.0 - nines));
+            let decimals = (nines.round() as usize).saturating_sub(2);
+            let text = format!("{:.*} %", decimals, 100.0 - 10f64.powf(2.0 - nines));
             if *nines == 0.0 { "0 %".to_owned() } else { text }
         };
         let mut mesh = chart.configure_mesh();
@@ -83,13 +84,9 @@ pub fn latencies(tally: &Tally) -> Plot {
         mesh.y_desc("milliseconds").y_label_formatter(&|ms| format!("{ms}"));
         mesh.axis_style(INK).bold_line_style(GRID).light_line_style(TRANSPARENT).label_style(text());
         mesh.draw()?;
-        for (place, (name, points)) in lines.iter().enumerate() {
-            let colour = LINES[place % LINES.len()];
-            let line = chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
-            line.label(name).legend(move |at| sample(at, colour));
+        for (place, (_, points)) in lines.iter().enumerate() {
+            chart.draw_series(LineSeries::new(points.iter().copied(), LINES[place].stroke_width(2)))?;
         }
-        let mut legend = chart.configure_series_labels();
-        legend.position(SeriesLabelPosition::UpperLeft).label_font(text()).border_style(TRANSPARENT).draw()?;
         Ok(())
     })
 }
@@ -139,44 +136,50 @@ pub fn stock(looks: &[Look]) -> Plot {
     over_time("items", &lines)
 }
 
-fn over_time(what: &str, lines: &[(String, Vec<(f64, f64)>)]) -> Plot {
+fn over_time(what: &str, lines: &[Line]) -> Plot {
     let points = || lines.iter().flat_map(|(_, points)| points.iter());
     let last = points().map(|(at, _)| *at).fold(0.1, f64::max);
     let most = points().map(|(_, value)| *value).fold(1.0, f64::max);
-    draw(|area| {
+    draw(&names(lines), |area| {
         let mut chart = ChartBuilder::on(area);
-        chart.margin(10).x_label_area_size(34).y_label_area_size(64);
+        chart.margin(10).margin_right(40).x_label_area_size(34).y_label_area_size(64);
         let mut chart = chart.build_cartesian_2d(0.0..last, 0.0..most * 1.05)?;
         let mut mesh = chart.configure_mesh();
         mesh.x_label_formatter(&|seconds| format!("{} s", (seconds * 100.0).round() / 100.0));
         mesh.y_desc(what).y_label_formatter(&|value| crate::report::count(value.round() as u64));
         mesh.axis_style(INK).bold_line_style(GRID).light_line_style(TRANSPARENT).label_style(text());
         mesh.draw()?;
-        for (place, (name, points)) in lines.iter().enumerate() {
-            let colour = LINES[place % LINES.len()];
-            let line = chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
-            line.label(name).legend(move |at| sample(at, colour));
+        for (place, (_, points)) in lines.iter().enumerate() {
+            chart.draw_series(LineSeries::new(points.iter().copied(), LINES[place].stroke_width(2)))?;
         }
-        let mut legend = chart.configure_series_labels();
-        legend.position(SeriesLabelPosition::UpperRight).label_font(text()).border_style(TRANSPARENT).draw()?;
         Ok(())
     })
 }
 
-fn draw(on: impl FnOnce(&Area<'_>) -> Result<(), Box<dyn Error>>) -> Plot {
+/// A line's name, and its points.
+type Line = (String, Vec<(f64, f64)>);
+
+fn names(lines: &[Line]) -> Vec<&str> {
+    lines.iter().map(|(name, _)| name.as_str()).collect()
+}
+
+/// A plot with the names of its lines above it, where they hide nothing.
+fn draw(names: &[&str], on: impl FnOnce(&Area<'_>) -> Result<(), Box<dyn Error>>) -> Plot {
     let mut svg = String::new();
     let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-    on(&area)?;
+    let (legend, plot) = area.split_vertically(24);
+    let mut x = 74;
+    for (name, colour) in names.iter().zip(LINES) {
+        legend.draw(&PathElement::new(vec![(x, 14), (x + 16, 14)], colour.stroke_width(2)))?;
+        legend.draw(&Text::new((*name).to_owned(), (x + 22, 8), text()))?;
+        x += 40 + 7 * name.len() as i32;
+    }
+    on(&plot)?;
     area.present()?;
-    drop(area);
+    drop((area, legend, plot));
     Ok(svg)
 }
 
 fn text() -> TextStyle<'static> {
     ("sans-serif", 12).into_font().color(&INK)
-}
-
-/// A bit of a line, for the legend.
-fn sample((x, y): (i32, i32), colour: RGBColor) -> PathElement<(i32, i32)> {
-    PathElement::new(vec![(x, y), (x + 16, y)], colour.stroke_width(2))
 }
