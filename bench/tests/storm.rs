@@ -139,8 +139,21 @@ fn ctrl_c_ends_a_run_with_its_report() {
     assert!(is_good && report["was_stopped"] == true && report["answers"].as_u64() > Some(0), "{report:#}");
 }
 
-/// Answers one connection as a shop would that gives everybody the same code, and sells everybody item 7.
-fn lie(mut stream: TcpStream) -> std::io::Result<()> {
+/// A shop that gives everybody the same code, sells everybody item 7, and on each connection takes so long for the first
+/// checkout.
+fn lying_shop(first_takes: Duration) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            std::thread::spawn(move || lie(stream.unwrap(), first_takes));
+        }
+    });
+    address
+}
+
+fn lie(mut stream: TcpStream, first_takes: Duration) -> std::io::Result<()> {
+    let mut takes = first_takes;
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut line = String::new();
     while reader.read_line(&mut line)? > 0 {
@@ -149,7 +162,10 @@ fn lie(mut stream: TcpStream) -> std::io::Result<()> {
             field.clear();
         }
         let body = match line.split(['?', ' ']).nth(1) {
-            Some("/checkout") => "5217a1a2-e116-86c4-ae9f-b285fb710516",
+            Some("/checkout") => {
+                std::thread::sleep(std::mem::take(&mut takes));
+                "5217a1a2-e116-86c4-ae9f-b285fb710516"
+            }
             Some("/purchase") => r#"{"success":true,"sale_id":1,"item_id":7}"#,
             _ => r#"{"sale_id":1,"items_total":50,"sold":3,"reserved":0,"available":47,"user_limit":10}"#,
         };
@@ -162,13 +178,7 @@ fn lie(mut stream: TcpStream) -> std::io::Result<()> {
 #[test]
 fn a_shop_that_lies_is_found_out() {
     let dir = tempfile::tempdir().unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            std::thread::spawn(move || lie(stream.unwrap()));
-        }
-    });
+    let address = lying_shop(Duration::ZERO);
     let output = storm(dir.path(), &[&address]).output().unwrap();
     let (report, is_good) = report(&output);
     assert!(!is_good && output.status.code() == Some(1), "{report:#}");
@@ -196,4 +206,29 @@ fn a_server_that_is_not_there_or_goes_away_is_said_so() {
     assert!(!is_good && output.status.code() == Some(1), "{report:#}");
     assert!(report["unverified"].as_str().unwrap().contains("the server is gone"), "{report:#}");
     assert!(report["outcomes"]["connect failed"].as_u64() > Some(0), "{report:#}");
+}
+
+#[test]
+fn a_stall_is_felt_by_everybody_who_came_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let address = lying_shop(Duration::from_secs(1));
+    let open_loop = ["--scenario", "sold-out", "--rate", "100", "--duration", "2", "--connections", "1"];
+    let output = storm(dir.path(), &[&[address.as_str()], &open_loop[..]].concat()).output().unwrap();
+    // One answer was slow. Half of the buyers came while it was, and waited for up to a second.
+    let (report, _) = report(&output);
+    assert!(report["latencies"]["checkout"]["p90_us"].as_u64() > Some(400_000), "{report:#}");
+}
+
+#[test]
+fn who_gets_no_answer_hangs_up_and_the_request_is_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let address = lying_shop(Duration::from_secs(600));
+    let arguments = ["--timeout", "1", "--duration", "2", "--connections", "2", "--unexpected-max", "3"];
+    let output = storm(dir.path(), &[&[address.as_str()], &arguments[..]].concat()).output().unwrap();
+    let (report, _) = report(&output);
+    assert!(report["outcomes"]["checkout timed out"].as_u64() >= Some(4), "{report:#}");
+    assert!(report["latencies"]["lost"]["p50_us"].as_u64() >= Some(1_000_000), "{report:#}");
+    let saved = std::fs::read_to_string(dir.path().join(report["unexpected_file"].as_str().unwrap())).unwrap();
+    assert_eq!(saved.matches("checkout timed out").count(), 3, "{saved}");
+    assert!(saved.contains("POST /checkout?user_id=0&item_id="), "{saved}");
 }
