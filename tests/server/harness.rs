@@ -1,11 +1,13 @@
 //! Starts servers, speaks HTTP to them, ends them.
 
+use crate::history::History;
 use std::cell::RefCell;
 use std::fmt;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -18,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A running server.
 pub struct Server {
     child: Child,
+    data_dir: PathBuf,
+    history: Arc<History>,
     pub address: SocketAddr,
     lines: Receiver<String>,
     /// Lines read, but not yet waited for.
@@ -51,12 +55,17 @@ impl Server {
 
     /// Starts what `command` says, and waits until it listens.
     pub fn run(command: &mut Command) -> Server {
+        let data_dir = command.get_args().skip_while(|argument| *argument != "--data-dir").nth(1);
+        let data_dir = PathBuf::from(data_dir.expect("every command says where"));
+        let history = History::of(&data_dir);
         let mut child = command.spawn().expect("the binary starts");
         let stderr = BufReader::new(child.stderr.take().expect("it is piped"));
         let (sender, lines) = channel();
         std::thread::spawn(move || stderr.lines().map_while(Result::ok).all(|line| sender.send(line).is_ok()));
         let mut server = Server {
             child,
+            data_dir,
+            history,
             address: ([127, 0, 0, 1], 0).into(),
             lines,
             seen: RefCell::default(),
@@ -64,6 +73,7 @@ impl Server {
         };
         let starting = server.wait_for_line("starting");
         server.address = starting["listen"].as_str().expect("it says where").parse().expect("an address");
+        server.history.serves(server.address);
         server
     }
 
@@ -96,18 +106,27 @@ impl Server {
     /// Ends it without any warning.
     pub fn kill(mut self) {
         self.child.kill().expect("it can be killed");
-        self.child.wait().expect("it can be waited for");
+        self.end();
     }
 
     /// Waits for it to end by itself.
     pub fn wait(mut self) -> ExitStatus {
-        self.child.wait().expect("it can be waited for")
+        self.end()
     }
 
     /// Ends it as an operator would.
     pub fn terminate(mut self) -> ExitStatus {
         self.signal(rustix::process::Signal::TERM);
-        self.child.wait().expect("it can be waited for")
+        self.end()
+    }
+
+    /// When it has ended, its log must explain what its clients were told.
+    fn end(&mut self) -> ExitStatus {
+        let status = self.child.wait().expect("it can be waited for");
+        if !std::thread::panicking() {
+            self.history.check(&self.data_dir);
+        }
+        status
     }
 
     /// Resident memory in KiB.
@@ -124,9 +143,10 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Killed or terminated already, unless a test failed.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            self.child.kill().expect("it can be killed");
+            self.end();
+        }
     }
 }
 
@@ -172,6 +192,7 @@ impl fmt::Debug for Response {
 pub struct Client {
     stream: TcpStream,
     received: Vec<u8>,
+    history: Arc<History>,
 }
 
 impl Client {
@@ -179,22 +200,26 @@ impl Client {
         let stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
-        Ok(Client { stream, received: Vec::new() })
+        Ok(Client { stream, received: Vec::new(), history: History::at(address) })
     }
 
+    /// Sends what is not noted in the history.
     pub fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.history.is_partial();
         self.stream.write_all(bytes)
     }
 
     /// Sends `bytes` over and over, until nothing more has been taken for a while.
     pub fn send_until_stuck(&mut self, bytes: &[u8]) {
+        self.history.is_partial();
         self.stream.set_write_timeout(Some(Duration::from_millis(200))).expect("it is open");
         while self.stream.write_all(bytes).is_ok() {}
     }
 
     /// For reading here and writing there.
     pub fn another_handle(&self) -> Client {
-        Client { stream: self.stream.try_clone().expect("it is open"), received: Vec::new() }
+        let stream = self.stream.try_clone().expect("it is open");
+        Client { stream, received: Vec::new(), history: self.history.clone() }
     }
 
     /// No more will be sent.
@@ -248,8 +273,11 @@ impl Client {
     }
 
     pub fn try_request(&mut self, line: &str, fields: &str) -> std::io::Result<Response> {
-        self.send(format!("{line} HTTP/1.1\r\nHost: shop\r\n{fields}\r\n").as_bytes())?;
-        self.read()
+        let number = self.history.begin(line);
+        self.stream.write_all(format!("{line} HTTP/1.1\r\nHost: shop\r\n{fields}\r\n").as_bytes())?;
+        let response = self.read()?;
+        self.history.end(number, &response);
+        Ok(response)
     }
 
     pub fn request(&mut self, line: &str) -> Response {

@@ -1,0 +1,315 @@
+//! What clients asked and were told, held against what the log remembers.
+//!
+//! Every request made by `Client::try_request` is noted with its beginning, its end and its outcome, for each data
+//! directory. Whenever a server ends, however it ends, its log must explain all of it: what was acknowledged is there,
+//! what is there was asked for, and every refusal has its reason. A request without an answer is *unknown*: it may have
+//! happened or not, but nothing else may have happened in its place.
+
+use crate::harness::Response;
+use crate::log::Log;
+use stampede::record::ReleaseReason;
+use stampede::types::SaleId;
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A turn has the time of its beginning, and on a busy machine it may be long.
+const SLACK_MS: u64 = 3_000;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asked {
+    Checkout { user: i64, item: u32 },
+    Purchase(String),
+    Cancel(String),
+    Other,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// With the code, if it is a reservation.
+    Done(String),
+    /// With the problem's name.
+    Refused(String),
+    /// No answer, or one that does not say.
+    Unknown,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    asked: Asked,
+    told: Told,
+    from_ms: u64,
+    to_ms: u64,
+}
+
+impl Entry {
+    fn overlaps(&self, from_ms: u64, to_ms: u64) -> bool {
+        self.from_ms <= to_ms.saturating_add(SLACK_MS) && from_ms <= self.to_ms.saturating_add(SLACK_MS)
+    }
+}
+
+/// Everything asked of the servers of one data directory.
+#[derive(Default)]
+pub struct History {
+    entries: Mutex<Vec<Entry>>,
+    /// There were records before the first request, or requests that were not noted.
+    is_partial: AtomicBool,
+}
+
+static HISTORIES: LazyLock<Mutex<HashMap<PathBuf, Arc<History>>>> = LazyLock::new(Mutex::default);
+static SERVERS: LazyLock<Mutex<HashMap<SocketAddr, Arc<History>>>> = LazyLock::new(Mutex::default);
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970").as_millis() as u64
+}
+
+impl History {
+    /// Of a data directory.
+    pub fn of(data_dir: &Path) -> Arc<History> {
+        let mut histories = HISTORIES.lock().expect("nobody panics here");
+        let new = || {
+            let history = History::default();
+            history.is_partial.store(data_dir.join("control.json").exists(), Ordering::Relaxed);
+            Arc::new(history)
+        };
+        histories.entry(data_dir.to_owned()).or_insert_with(new).clone()
+    }
+
+    /// A server of this data directory listens there.
+    pub fn serves(self: &Arc<Self>, address: SocketAddr) {
+        SERVERS.lock().expect("nobody panics here").insert(address, self.clone());
+    }
+
+    /// Of the server that listens there.
+    pub fn at(address: SocketAddr) -> Arc<History> {
+        SERVERS.lock().expect("nobody panics here").get(&address).cloned().unwrap_or_default()
+    }
+
+    /// Something is sent that is not noted.
+    pub fn is_partial(&self) {
+        self.is_partial.store(true, Ordering::Relaxed);
+    }
+
+    /// A request is sent now. Returns its number.
+    pub fn begin(&self, line: &str) -> usize {
+        let entry = Entry { asked: asked(line), told: Told::Unknown, from_ms: now_ms(), to_ms: u64::MAX };
+        let mut entries = self.entries.lock().expect("nobody panics here");
+        entries.push(entry);
+        entries.len() - 1
+    }
+
+    /// Its response is here.
+    pub fn end(&self, number: usize, response: &Response) {
+        let entry = &mut self.entries.lock().expect("nobody panics here")[number];
+        (entry.told, entry.to_ms) = (told(&entry.asked, response), now_ms());
+    }
+
+    /// Holds everything against the log in `data_dir`, whose server has ended.
+    pub fn check(&self, data_dir: &Path) {
+        // A copy: clients of a server that was killed may still be waiting for their answers.
+        let entries = self.entries.lock().expect("nobody panics here").clone();
+        let Some(log) = Log::read(data_dir).filter(|_| !entries.is_empty()) else { return };
+        let checked = Checked { entries: &entries, log: &log };
+        checked.acknowledged();
+        if !self.is_partial.load(Ordering::Relaxed) && !log.is_taken_over {
+            checked.asked_for();
+        }
+        if log.is_timed_within(entries[0].from_ms - SLACK_MS, now_ms() + SLACK_MS) {
+            checked.refusals();
+        }
+    }
+}
+
+fn asked(line: &str) -> Asked {
+    let parts = || {
+        let (method, target) = line.split_once(' ')?;
+        let (path, query) = target.split_once('?')?;
+        let pairs: HashMap<&str, &str> = query.split('&').filter_map(|pair| pair.split_once('=')).collect();
+        Some(match (method, path) {
+            ("POST", "/checkout") => Asked::Checkout {
+                user: pairs.get("user_id")?.parse().ok()?,
+                item: pairs.get("item_id").or(pairs.get("id"))?.parse().ok()?,
+            },
+            ("POST", "/purchase") => Asked::Purchase((*pairs.get("code")?).to_owned()),
+            ("DELETE", "/checkout") => Asked::Cancel((*pairs.get("code")?).to_owned()),
+            _ => return None,
+        })
+    };
+    parts().unwrap_or(Asked::Other)
+}
+
+fn told(asked: &Asked, response: &Response) -> Told {
+    if *asked == Asked::Other {
+        Told::Unknown
+    } else if response.status >= 300 {
+        match response.problem() {
+            problem if problem == "overdue" => Told::Unknown,
+            problem => Told::Refused(problem),
+        }
+    } else if matches!(asked, Asked::Checkout { .. }) && response.body.starts_with('{') {
+        Told::Done(response.json()["code"].as_str().expect("a code").to_owned())
+    } else {
+        Told::Done(response.body.clone())
+    }
+}
+
+struct Checked<'a> {
+    entries: &'a [Entry],
+    log: &'a Log,
+}
+
+impl Checked<'_> {
+    /// Those that the log can still explain: retention removes sales that are over.
+    fn explained(&self) -> impl Iterator<Item = &Entry> {
+        let newest_since_ms = self.log.newest_sale_since_ms();
+        self.entries.iter().filter(move |entry| self.log.is_whole || entry.from_ms > newest_since_ms + SLACK_MS)
+    }
+
+    /// What was acknowledged is in the log, as it was asked for.
+    fn acknowledged(&self) {
+        let mut codes = HashSet::new();
+        for entry in self.explained() {
+            let Told::Done(body) = &entry.told else { continue };
+            match &entry.asked {
+                Asked::Checkout { user, item } => {
+                    assert!(codes.insert(body), "a code was given out twice: {entry:?}");
+                    let record = self.log.checkouts.get(body).unwrap_or_else(|| panic!("not in the log: {entry:?}"));
+                    assert_eq!((record.user.0, record.item.0), (*user, *item), "another's: {entry:?}");
+                }
+                Asked::Purchase(code) => assert!(self.log.purchases.contains_key(code), "not in the log: {entry:?}"),
+                Asked::Cancel(code) => {
+                    let end = self.log.releases.get(code);
+                    let is_there = end.is_some_and(|(_, reason)| *reason == ReleaseReason::Cancelled);
+                    assert!(is_there, "not in the log: {entry:?}");
+                }
+                Asked::Other => {}
+            }
+        }
+    }
+
+    /// What is in the log was asked for, and not refused.
+    fn asked_for(&self) {
+        let (mut done, mut open) = (HashSet::new(), HashSet::new());
+        for entry in self.entries {
+            match (&entry.asked, &entry.told) {
+                (_, Told::Refused(_)) => {}
+                (Asked::Checkout { .. }, Told::Done(code)) => _ = done.insert(("reserved", code.clone())),
+                (Asked::Checkout { user, item }, _) => _ = open.insert((*user, *item)),
+                (Asked::Purchase(code), _) => _ = done.insert(("bought", code.clone())),
+                (Asked::Cancel(code), _) => _ = done.insert(("released", code.clone())),
+                (Asked::Other, _) => {}
+            }
+        }
+        for (code, hold) in &self.log.checkouts {
+            let is_known = done.contains(&("reserved", code.clone())) || open.contains(&(hold.user.0, hold.item.0));
+            assert!(is_known, "a reservation nobody asked for, or that was refused: {hold:?}");
+        }
+        for (code, hold) in &self.log.purchases {
+            assert!(done.contains(&("bought", code.clone())), "a purchase nobody made, or that was refused: {hold:?}");
+        }
+        for (code, (_, reason)) in &self.log.releases {
+            let is_known = *reason == ReleaseReason::Expired || done.contains(&("released", code.clone()));
+            assert!(is_known, "nobody gave {code} back");
+        }
+    }
+
+    /// Every "sold", "reserved" and "limit" has its reason, at its time.
+    fn refusals(&self) {
+        let mut by_item: HashMap<u32, Vec<&Entry>> = HashMap::new();
+        let mut by_user: HashMap<i64, Vec<&Entry>> = HashMap::new();
+        for entry in self.entries {
+            if let Asked::Checkout { user, item } = entry.asked {
+                by_item.entry(item).or_default().push(entry);
+                by_user.entry(user).or_default().push(entry);
+            }
+        }
+        for entry in self.explained() {
+            let (Asked::Checkout { user, item }, Told::Refused(problem)) = (&entry.asked, &entry.told) else {
+                continue;
+            };
+            let is_current = |sale: SaleId| {
+                let (from_ms, to_ms) = self.log.span_of(sale);
+                entry.overlaps(from_ms, to_ms)
+            };
+            let others = |all: &[&Entry]| {
+                let is_other = |other: &&&Entry| !std::ptr::eq(**other, entry);
+                all.iter().filter(is_other).filter(|other| entry.overlaps(other.from_ms, other.to_ms)).count()
+            };
+            match problem.as_str() {
+                "item-sold" => {
+                    let sold = self.log.sold.get(item).into_iter().flatten();
+                    let mut sold = sold
+                        .filter(|(sale, at_ms)| is_current(*sale) && *at_ms <= entry.to_ms.saturating_add(SLACK_MS));
+                    assert!(sold.next().is_some(), "it was not sold: {entry:?}");
+                }
+                "item-reserved" => {
+                    let mut holds = self.log.holds_of_item.get(item).into_iter().flatten();
+                    let is_held = holds.any(|hold| entry.overlaps(hold.from_ms, hold.to_ms));
+                    assert!(is_held || others(&by_item[item]) > 0, "nobody held it: {entry:?}");
+                }
+                "user-limit" => {
+                    let taken = self.log.holds_of_user.get(user).into_iter().flatten();
+                    let taken = taken.filter(|hold| is_current(hold.sale) && entry.overlaps(hold.from_ms, hold.to_ms));
+                    let most = taken.count() + others(&by_user[user]);
+                    assert!(most >= self.log.user_limit as usize, "{most} is not the limit: {entry:?}");
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Whether the history would notice, if the log were another one.
+#[test]
+fn a_history_notices_what_does_not_fit() {
+    use crate::harness::{LONG_SALE, Server};
+    let complaint = |line: &str, status: u16, body: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(dir.path(), &LONG_SALE);
+        let code = server.connect().reserve(1, 1);
+        assert_eq!(server.connect().purchase(&code).status, 200);
+        let history = History::of(dir.path());
+        assert!(server.terminate().success());
+        let head = format!("HTTP/1.1 {status} X\r\ncontent-type: application/problem+json");
+        let response = Response { status, head, body: body.replace("CODE", &code) };
+        let number = history.begin(&line.replace("CODE", &code));
+        history.end(number, &response);
+        let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| history.check(dir.path())));
+        found.err().and_then(|found| found.downcast_ref::<String>().cloned()).unwrap_or_default()
+    };
+    let problem = |name: &str| format!(r#"{{"status":409,"type":"/problems/{name}"}}"#);
+    let other = "5217a1a2-e116-86c4-ae9f-b285fb710516";
+    for (line, status, body, what) in [
+        ("POST /checkout?user_id=2&item_id=2", 200, other.to_owned(), "not in the log"),
+        ("POST /checkout?user_id=1&item_id=1", 200, "CODE".into(), "given out twice"),
+        (&format!("POST /purchase?code={other}"), 200, "{}".into(), "not in the log"),
+        ("DELETE /checkout?code=CODE", 204, String::new(), "not in the log"),
+        ("POST /checkout?user_id=2&item_id=2", 409, problem("item-sold"), "it was not sold"),
+        ("POST /checkout?user_id=2&item_id=2", 409, problem("item-reserved"), "nobody held it"),
+        ("POST /checkout?user_id=1&item_id=2", 409, problem("user-limit"), "is not the limit"),
+        ("POST /checkout?user_id=2&item_id=1", 409, problem("item-sold"), ""),
+        ("POST /checkout?user_id=2&item_id=1", 409, problem("item-reserved"), ""),
+    ] {
+        let found = complaint(line, status, &body);
+        assert!(found.contains(what) && (!what.is_empty() || found.is_empty()), "{line} {status} {body}: {found}");
+    }
+}
+
+/// Nor may the log have more than was asked for.
+#[test]
+fn a_history_notices_what_nobody_asked_for() {
+    use crate::harness::{LONG_SALE, Server};
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &LONG_SALE);
+    let code = server.connect().reserve(1, 1);
+    assert_eq!(server.connect().purchase(&code).status, 200);
+    assert!(server.terminate().success());
+    let stranger = History::default();
+    stranger.begin("POST /checkout?user_id=2&item_id=2");
+    let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| stranger.check(dir.path())));
+    let found = found.unwrap_err().downcast_ref::<String>().cloned().unwrap_or_default();
+    assert!(found.contains("nobody asked for"), "{found}");
+}
