@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 /// A sale that no test lives to see the end of.
@@ -83,20 +83,42 @@ impl Server {
         }
     }
 
+    /// Whether a line with this message has come, and has not been waited for.
+    pub fn has_said(&self, message: &str) -> bool {
+        let mut seen = self.seen.borrow_mut();
+        seen.extend(self.lines.try_iter().filter_map(|line| serde_json::from_str(&line).ok()));
+        seen.iter().any(|fields| fields["message"].as_str().is_some_and(|text| text.starts_with(message)))
+    }
+
     /// A new connection.
     pub fn connect(&self) -> Client {
         Client::connect(self.address).expect("the server accepts")
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, signal).expect("the server can be signalled");
+        rustix::process::kill_process(self.pid(), signal).expect("the server can be signalled");
     }
 
     /// Ends it without any warning.
     pub fn kill(mut self) {
         self.child.kill().expect("it can be killed");
         self.child.wait().expect("it can be waited for");
+    }
+
+    /// Waits for it to end by itself; returns the exit code and the last thing it said.
+    pub fn last_words(mut self) -> (i32, String) {
+        let end = Instant::now() + PATIENCE;
+        let mut last = self.seen.take().pop();
+        loop {
+            match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(line) => last = serde_json::from_str(&line).ok(),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => panic!("it does not end; it last said {last:?}"),
+            }
+        }
+        let status = self.child.wait().expect("it can be waited for");
+        let message = last.as_ref().and_then(|line| line["message"].as_str());
+        (status.code().expect("it ended by itself"), message.expect("it said something").to_owned())
     }
 
     /// Waits for it to end by itself.
@@ -108,6 +130,10 @@ impl Server {
     pub fn terminate(mut self) -> ExitStatus {
         self.signal(rustix::process::Signal::TERM);
         self.child.wait().expect("it can be waited for")
+    }
+
+    pub fn pid(&self) -> rustix::process::Pid {
+        rustix::process::Pid::from_child(&self.child)
     }
 
     /// Resident memory in KiB.
@@ -128,6 +154,17 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A number from the environment: how much to try before a release, or the default.
+pub fn how_many(variable: &str, default: u32) -> u32 {
+    std::env::var(variable).ok().and_then(|number| number.parse().ok()).unwrap_or(default)
+}
+
+/// Says that a test could not be made here. Nothing has been shown then.
+pub fn skipped(test: &str, why: impl fmt::Display) {
+    // Past the capture of the test runner: a test that did not run must not look like one that passed.
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {why}");
 }
 
 /// A response.
