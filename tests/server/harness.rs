@@ -229,6 +229,14 @@ impl Client {
         while self.stream.write_all(bytes).is_ok() {}
     }
 
+    /// Whether an answer, or the end, comes in this time.
+    pub fn answers_within(&self, time: Duration) -> bool {
+        self.stream.set_read_timeout(Some(time)).expect("it is open");
+        let comes = self.stream.peek(&mut [0]).is_ok();
+        self.stream.set_read_timeout(Some(PATIENCE)).expect("it is open");
+        comes
+    }
+
     /// For reading here and writing there.
     pub fn another_handle(&self) -> Client {
         Client { stream: self.stream.try_clone().expect("it is open"), received: Vec::new() }

@@ -2,15 +2,19 @@
 
 mod abuse;
 mod budget;
+mod clock_jumps;
 mod cluster;
 mod contract;
 mod crash;
+mod crowds;
 mod database_faults;
+mod descriptors;
 mod faulty_disk;
 mod full_disk;
 mod harness;
 mod load;
 mod mountpoint;
+mod pauses;
 mod persistence;
 mod proxy;
 mod rollover;
