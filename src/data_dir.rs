@@ -4,8 +4,10 @@ use crate::config::in_one_unit;
 use crate::fatal::Fatal;
 use crate::host;
 use crate::ownership::Memory;
+use crate::purchase_log::is_full;
 use crate::segment::sync_dir;
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, open, renameat_with};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -14,6 +16,8 @@ use uuid::Uuid;
 
 const FORMAT: u32 = 1;
 const CONTROL: &str = "control.json";
+const NEXT_CONTROL: &str = "control.json.new";
+const LOCK: &str = "lock";
 const LOGS: &str = "log";
 /// Marks a directory whose log is being written from the database.
 const FILLING: &str = "filling";
@@ -83,12 +87,22 @@ impl ControlFile {
         Ok(())
     }
 
+    /// Two files take turns and keep their places on the disk, so that a full one does not keep a run from beginning.
     fn write(&self) -> io::Result<()> {
-        let new = self.dir.join("control.json.new");
-        let mut file = File::create(&new)?;
-        file.write_all(&serde_json::to_vec_pretty(&self.content)?)?;
+        let (current, next) = (self.dir.join(CONTROL), self.dir.join(NEXT_CONTROL));
+        let bytes = serde_json::to_vec_pretty(&self.content)?;
+        let mut file = File::options().create(true).truncate(false).write(true).open(&next)?;
+        file.write_all(&bytes)?;
+        file.set_len(bytes.len() as u64)?;
         file.sync_all()?;
-        fs::rename(new, self.dir.join(CONTROL))?;
+        match renameat_with(CWD, &next, CWD, &current, RenameFlags::EXCHANGE) {
+            // There is none yet, or the file system cannot exchange files.
+            Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS) => {
+                fs::rename(&next, &current)?;
+                fs::write(&next, bytes)?;
+            }
+            result => result?,
+        }
         sync_dir(&self.dir)
     }
 }
@@ -102,7 +116,7 @@ impl DataDir {
         let unwritable = |error| unwritable(path, error);
         create_durably(&path.join(LOGS)).map_err(unwritable)?;
         let lock =
-            File::options().create(true).truncate(false).write(true).open(path.join("lock")).map_err(unwritable)?;
+            File::options().create(true).truncate(false).write(true).open(path.join(LOCK)).map_err(unwritable)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
             let shown = path.display();
             Fatal::DataDir(format!(
@@ -199,7 +213,7 @@ impl DataDir {
         let (cluster, epoch) = (content.cluster, content.epoch);
         let control = ControlFile { dir: path.clone(), content };
         control.write().map_err(unwritable)?;
-        let direct_io = Self::has_direct_io(path).map_err(unwritable)?;
+        let direct_io = open(path.join(LOCK), OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty()).is_ok();
         Ok((Opened { logs: self.logs(), cluster, epoch, direct_io }, control))
     }
 
@@ -228,19 +242,12 @@ impl DataDir {
         }
         Ok(Control::new(host::new_id()?, 0, sale_period_s, Memory::default()))
     }
-
-    fn has_direct_io(path: &Path) -> io::Result<bool> {
-        let probe = path.join("direct-io.probe");
-        File::create(&probe)?;
-        let direct = open(&probe, OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty()).is_ok();
-        fs::remove_file(&probe)?;
-        Ok(direct)
-    }
 }
 
 fn unwritable(path: &Path, error: io::Error) -> Fatal {
     let shown = path.display();
-    Fatal::DataDir(format!("{shown}: {error}; make it writable for this user, or set --data-dir to another"))
+    let remedy = if is_full(&error) { "free some of the disk" } else { "make it writable for this user" };
+    Fatal::DataDir(format!("{shown}: {error}; {remedy}, or set --data-dir to another"))
 }
 
 /// Creates a directory and its parents, and makes them durable.

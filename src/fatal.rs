@@ -41,6 +41,8 @@ impl Fatal {
 
     /// Ends the process at once, with one log line.
     pub fn exit(&self) -> ! {
+        // Held to the end, so that no other thread has the last word.
+        let _stderr = std::io::stderr().lock();
         tracing::error!(exit_code = self.exit_code(), "{self}");
         std::process::exit(self.exit_code())
     }
@@ -52,6 +54,7 @@ pub const INTERNAL_ERROR: i32 = 70;
 /// Makes a panic on any thread end the process, with one log line.
 pub fn exit_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
+        let _stderr = std::io::stderr().lock();
         tracing::error!(exit_code = INTERNAL_ERROR, "internal error: {panic}");
         std::process::exit(INTERNAL_ERROR);
     }));

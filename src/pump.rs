@@ -40,6 +40,8 @@ use std::time::Duration;
 
 /// Blocks of the purchase log that no hold may count on: for the records that open sales.
 const LOG_SLACK_BLOCKS: u64 = 16;
+/// Blocks that a shard needs for itself before it sells: for the records that open sales, and their flush.
+const READY_BLOCKS: u64 = 2;
 /// Attempts waiting in memory beyond which further ones are not recorded.
 const ATTEMPTS_MAX: usize = 16 * 1024;
 /// Attempts that are worth a flush at once.
@@ -185,6 +187,8 @@ pub struct Pump {
     unrecorded: u64,
     purchases_retry_ms: u64,
     attempts_retry_ms: u64,
+    /// As large a segment as the disk has room for, as far as is known.
+    fitting_blocks: u32,
     /// The sale whose opening is durable: what came before it may be removed.
     durable_sale: SaleId,
     is_ready: bool,
@@ -199,6 +203,7 @@ pub struct Pump {
 impl Pump {
     /// A pump around `shard`, whose first effects are in `effects`.
     pub fn new(outside: Outside, shard: Shard, effects: Effects, logs: Logs, period_s: u32) -> Self {
+        let fitting_blocks = logs.purchases.segment_blocks();
         Pump {
             outside,
             shard,
@@ -212,6 +217,7 @@ impl Pump {
             unrecorded: 0,
             purchases_retry_ms: 0,
             attempts_retry_ms: 0,
+            fitting_blocks,
             durable_sale: SaleId(0),
             is_ready: false,
             is_log_full: false,
@@ -405,31 +411,32 @@ impl Pump {
         if self.phase == Phase::Stopping {
             return;
         }
-        let durable_sale = self.durable_sale;
+        let (durable_sale, reserve) = (self.durable_sale, self.reserve());
         let Logs { purchases, attempts, retention, persistence } = &mut self.logs;
         let arrived = persistence.iter().flat_map(|shipping| shipping.shipped.try_iter());
         arrived.for_each(|(stream, position)| retention.shipped(stream, position));
-        let bytes = purchases.segment_bytes();
-        let half = bytes / BLOCK_BYTES as u64 / 2;
+        let full = purchases.segment_blocks();
+        let half = u64::from(full) / 2;
         let rush = (self.shard.stock().items() as u64 + RUSH_BLOCKS).min(retention.budget() / BLOCK_BYTES as u64 / 4);
-        let reserve = self.shard.log_reserve() + 2 * LOG_SLACK_BLOCKS;
         let lacks_reserve = purchases.room() < reserve;
         let wants_purchases = purchases.room() < rush.max(reserve + half) && !purchases.is_making();
         if wants_purchases && now.monotonic_ms >= self.purchases_retry_ms {
             self.purchases_retry_ms = now.monotonic_ms + RETRY_MS;
-            if let Some(doomed) = retention.allow(LogKind::Purchases, bytes, durable_sale, lacks_reserve) {
-                purchases.make_segment(doomed);
+            let blocks = if lacks_reserve { self.fitting_blocks } else { full };
+            if let Some(doomed) = retention.allow(LogKind::Purchases, bytes(blocks), durable_sale, lacks_reserve) {
+                purchases.make_segment(blocks, doomed);
             }
         }
         // Attempts come second: what is held must be bought.
         let wants_attempts = attempts.room() < half && !attempts.is_making() && !lacks_reserve;
         if wants_attempts && now.monotonic_ms >= self.attempts_retry_ms {
             self.attempts_retry_ms = now.monotonic_ms + RETRY_MS;
-            if let Some(doomed) = retention.allow(LogKind::Attempts, bytes, durable_sale, false) {
-                attempts.make_segment(doomed);
+            if let Some(doomed) = retention.allow(LogKind::Attempts, bytes(full), durable_sale, false) {
+                attempts.make_segment(full, doomed);
             }
         }
-        let is_full = purchases.room() < reserve && !purchases.is_making();
+        // While a segment is being made, nobody knows.
+        let is_full = if purchases.is_making() { self.is_log_full } else { purchases.room() < reserve };
         let is_losing = attempts.room() == 0 && attempts.buffered() >= ATTEMPTS_MAX;
         let id = self.outside.id;
         if is_full != std::mem::replace(&mut self.is_log_full, is_full) {
@@ -440,9 +447,28 @@ impl Pump {
         }
     }
 
-    /// Says once that the shard can sell: it has room for the end of every hold that it took over.
+    /// After the disk had no room for a segment: where live holds need one, a smaller one will do, to the last block.
+    fn shrink_segments(&mut self, blocks: u32) {
+        self.fitting_blocks = if blocks > 1 { blocks / 2 } else { self.logs.purchases.segment_blocks() };
+        if blocks > 1 && self.lacks_reserve() {
+            self.purchases_retry_ms = 0;
+        }
+    }
+
+    /// Blocks that the purchase log must have free before it may grow for any other reason.
+    fn reserve(&self) -> u64 {
+        self.shard.log_reserve() + 2 * LOG_SLACK_BLOCKS
+    }
+
+    fn lacks_reserve(&self) -> bool {
+        self.logs.purchases.room() < self.reserve()
+    }
+
+    /// Says once that the shard can sell: it has room for the end of every hold that it took over, and, unless the disk
+    /// has no more, for new ones.
     fn note_ready(&mut self) {
-        let has_room = self.logs.purchases.room() > self.shard.log_reserve() + 2 * LOG_SLACK_BLOCKS;
+        let room_for_old = self.shard.log_reserve() + READY_BLOCKS;
+        let has_room = self.logs.purchases.room() > if self.is_log_full { room_for_old } else { self.reserve() };
         if !self.is_ready && has_room {
             self.is_ready = true;
             self.outside.tell(Notice::Ready(self.outside.id));
@@ -530,13 +556,16 @@ impl Pump {
         for (kind, progress) in [LogKind::Purchases, LogKind::Attempts].into_iter().zip(progress) {
             let failed = |error| Fatal::LogFailed(format!("{}: {error}", kind.name()));
             match progress.map_err(failed)? {
-                Some(Progress::NoSegment) => {
-                    let bytes = self.logs.purchases.segment_bytes();
-                    self.logs.retention.refused(kind, bytes, self.durable_sale);
+                Some(Progress::NoSegment(blocks)) => {
+                    self.logs.retention.refused(kind, bytes(blocks), self.durable_sale);
+                    if kind == LogKind::Purchases {
+                        self.shrink_segments(blocks);
+                    }
                 }
-                Some(Progress::SegmentMade) => {
+                Some(Progress::SegmentMade(blocks)) => {
                     // There may be more to make.
                     (self.purchases_retry_ms, self.attempts_retry_ms) = (0, 0);
+                    self.fitting_blocks = self.fitting_blocks.max(blocks);
                 }
                 Some(Progress::Flushed) => {
                     let Logs { purchases, attempts, persistence, .. } = &mut self.logs;
@@ -550,4 +579,9 @@ impl Pump {
         }
         Ok(())
     }
+}
+
+/// Bytes of so many blocks.
+fn bytes(blocks: u32) -> u64 {
+    u64::from(blocks) * BLOCK_BYTES as u64
 }

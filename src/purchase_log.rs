@@ -66,7 +66,8 @@ pub struct PurchaseLog {
     /// What the flush under way writes, if somebody wants to know: the first record's number, and the records.
     flushing: Option<(Seq, Vec<u8>)>,
     wants_chunks: bool,
-    making: Option<Work<Segment>>,
+    /// With its blocks.
+    making: Option<(u32, Work<Segment>)>,
 }
 
 impl PurchaseLog {
@@ -118,9 +119,9 @@ impl PurchaseLog {
         self.segments.iter().map(|segment| u64::from(segment.free())).sum()
     }
 
-    /// Bytes of a segment.
-    pub fn segment_bytes(&self) -> u64 {
-        u64::from(self.segment_blocks) * BLOCK_BYTES as u64
+    /// Blocks of a segment, unless there is no room for one that large.
+    pub fn segment_blocks(&self) -> u32 {
+        self.segment_blocks
     }
 
     /// Keeps a copy of what is being flushed, for `take_chunk`.
@@ -183,12 +184,12 @@ impl PurchaseLog {
         self.flush = Some(Box::pin(async move { file.flush(bytes, offset).await }));
     }
 
-    /// Begins to make one more segment, after removing `doomed` files. One at a time.
-    pub fn make_segment(&mut self, doomed: Vec<PathBuf>) {
+    /// Begins to make one more segment of so many blocks, after removing `doomed` files. One at a time.
+    pub fn make_segment(&mut self, blocks: u32, doomed: Vec<PathBuf>) {
         assert!(self.making.is_none(), "segments are made one at a time");
-        let name = SegmentName { stream: self.stream, first_block: self.next_segment, blocks: self.segment_blocks };
+        let name = SegmentName { stream: self.stream, first_block: self.next_segment, blocks };
         let (dir, direct) = (self.dir.clone(), self.direct);
-        self.making = Some(Box::pin(async move {
+        let making: Work<Segment> = Box::pin(async move {
             let path = name.path(&dir);
             let made = glommio::executor().spawn_blocking(move || {
                 doomed.iter().try_for_each(|path| remove(path))?;
@@ -197,7 +198,8 @@ impl PurchaseLog {
             made.await?;
             let file = Rc::new(SegmentFile::open(&path, direct).await?);
             Ok(Segment { file, name, used: 0 })
-        }));
+        });
+        self.making = Some((blocks, making));
     }
 
     /// Moves what is under way forward; ready when something came to its end.
@@ -213,17 +215,18 @@ impl PurchaseLog {
             self.flushed = self.chain.records();
             return Poll::Ready(Ok(Progress::Flushed));
         }
-        if let Some(making) = &mut self.making
+        if let Some((blocks, making)) = &mut self.making
             && let Poll::Ready(result) = making.as_mut().poll(cx)
         {
+            let blocks = *blocks;
             self.making = None;
             return Poll::Ready(match result {
                 Ok(segment) => {
                     self.next_segment += u64::from(segment.name.blocks);
                     self.segments.push_back(segment);
-                    Ok(Progress::SegmentMade)
+                    Ok(Progress::SegmentMade(blocks))
                 }
-                Err(error) if is_full(&error) => Ok(Progress::NoSegment),
+                Err(error) if is_full(&error) => Ok(Progress::NoSegment(blocks)),
                 Err(error) => Err(error),
             });
         }
@@ -236,10 +239,10 @@ impl PurchaseLog {
 pub enum Progress {
     /// A flush: `flushed` has moved.
     Flushed,
-    /// A segment: there is more room.
-    SegmentMade,
-    /// The disk is full: no segment could be made.
-    NoSegment,
+    /// A segment of so many blocks: there is more room.
+    SegmentMade(u32),
+    /// The disk is full: no segment of so many blocks could be made.
+    NoSegment(u32),
 }
 
 /// Removes a file that somebody else may have removed already.

@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 /// A sale that no test lives to see the end of.
@@ -93,20 +93,42 @@ impl Server {
         }
     }
 
+    /// Whether a line with this message has come, and has not been waited for.
+    pub fn has_said(&self, message: &str) -> bool {
+        let mut seen = self.seen.borrow_mut();
+        seen.extend(self.lines.try_iter().filter_map(|line| serde_json::from_str(&line).ok()));
+        seen.iter().any(|fields| fields["message"].as_str().is_some_and(|text| text.starts_with(message)))
+    }
+
     /// A new connection.
     pub fn connect(&self) -> Client {
         Client::connect(self.address).expect("the server accepts")
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, signal).expect("the server can be signalled");
+        rustix::process::kill_process(self.pid(), signal).expect("the server can be signalled");
     }
 
     /// Ends it without any warning.
     pub fn kill(mut self) {
         self.child.kill().expect("it can be killed");
         self.end();
+    }
+
+    /// Waits for it to end by itself; returns the exit code and the last thing it said.
+    pub fn last_words(mut self) -> (i32, String) {
+        let end = Instant::now() + PATIENCE;
+        let mut last = self.seen.take().pop();
+        loop {
+            match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(line) => last = serde_json::from_str(&line).ok(),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => panic!("it does not end; it last said {last:?}"),
+            }
+        }
+        let status = self.end();
+        let message = last.as_ref().and_then(|line| line["message"].as_str());
+        (status.code().expect("it ended by itself"), message.expect("it said something").to_owned())
     }
 
     /// Waits for it to end by itself.
@@ -129,6 +151,10 @@ impl Server {
         status
     }
 
+    pub fn pid(&self) -> rustix::process::Pid {
+        rustix::process::Pid::from_child(&self.child)
+    }
+
     /// Resident memory in KiB.
     pub fn resident_kib(&self) -> u64 {
         self.proc_number("status", "VmRSS:")
@@ -148,6 +174,17 @@ impl Drop for Server {
             self.end();
         }
     }
+}
+
+/// A number from the environment: how much to try before a release, or the default.
+pub fn how_many(variable: &str, default: u32) -> u32 {
+    std::env::var(variable).ok().and_then(|number| number.parse().ok()).unwrap_or(default)
+}
+
+/// Says that a test could not be made here. Nothing has been shown then.
+pub fn skipped(test: &str, why: impl fmt::Display) {
+    // Past the capture of the test runner: a test that did not run must not look like one that passed.
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {why}");
 }
 
 /// A response.
@@ -214,6 +251,14 @@ impl Client {
         self.history.is_partial();
         self.stream.set_write_timeout(Some(Duration::from_millis(200))).expect("it is open");
         while self.stream.write_all(bytes).is_ok() {}
+    }
+
+    /// Whether an answer, or the end, comes in this time.
+    pub fn answers_within(&self, time: Duration) -> bool {
+        self.stream.set_read_timeout(Some(time)).expect("it is open");
+        let comes = self.stream.peek(&mut [0]).is_ok();
+        self.stream.set_read_timeout(Some(PATIENCE)).expect("it is open");
+        comes
     }
 
     /// For reading here and writing there.

@@ -1,0 +1,99 @@
+//! No descriptor is left: who is in is served, the others wait at the door, and nobody runs in circles.
+
+use crate::harness::{Client, LONG_SALE, Server};
+use rustix::process::{Resource, Rlimit, prlimit};
+use std::collections::BTreeSet;
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+/// The limit on descriptors that leaves the server so many.
+fn limit_that_leaves(server: &Server, left: usize) -> u64 {
+    let open = fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
+    let open: BTreeSet<u64> = open.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
+    (0..).filter(|descriptor| !open.contains(descriptor)).nth(left).expect("numbers do not run out")
+}
+
+/// CPU time that the server has used, in ticks of a hundredth of a second.
+fn ticks(server: &Server) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", server.pid())).unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum()
+}
+
+#[test]
+fn newcomers_wait_until_somebody_leaves() {
+    const INSIDE: usize = 20;
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", "1"]].concat());
+    // The log has all the segments that it wants by now, or needs none while this lasts.
+    assert_eq!(server.connect().request("GET /livez").status, 200);
+    thread::sleep(Duration::from_millis(300));
+    let limit = Some(limit_that_leaves(&server, INSIDE));
+    let limit = Rlimit { current: limit, maximum: limit };
+    prlimit(Some(server.pid()), Resource::Nofile, limit).unwrap();
+
+    let mut inside: Vec<Client> = Vec::new();
+    let mut waiting: Vec<Client> = Vec::new();
+    for _ in 0..2 * INSIDE {
+        let mut client = server.connect();
+        client.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        if client.answers_within(Duration::from_millis(200)) {
+            assert_eq!(client.read().unwrap().status, 200);
+            inside.push(client);
+        } else {
+            waiting.push(client);
+        }
+    }
+    assert!(inside.len() >= 10 && waiting.len() >= 10, "{} inside, {} waiting", inside.len(), waiting.len());
+
+    // A loop takes all that a busy machine leaves it; to look now and then takes next to nothing.
+    let before = ticks(&server);
+    thread::sleep(Duration::from_secs(2));
+    let spent = ticks(&server) - before;
+    println!("{spent} hundredths of a second in two");
+    assert!(spent < 20, "{spent} hundredths of a second spent on waiting for two");
+    for (item, client) in (0..).zip(&mut inside) {
+        let code = client.reserve(1 + i64::from(item), item);
+        assert_eq!(client.purchase(&code).status, 200);
+    }
+    let sold = inside.len();
+    // As each leaves, another one comes in, until all have been.
+    while !waiting.is_empty() {
+        let room = inside.len().min(waiting.len());
+        inside.clear();
+        for mut client in waiting.drain(..room) {
+            assert_eq!(client.read().unwrap().status, 200);
+            inside.push(client);
+        }
+    }
+    assert_eq!(inside[0].sale()["sold"], sold);
+    assert!(server.terminate().success());
+}
+
+#[test]
+fn more_connections_than_wanted_are_told_so() {
+    const INSIDE: usize = 50;
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", "1", "--max-connections", "50"]].concat());
+    let mut inside: Vec<Client> = (0..INSIDE).map(|_| server.connect()).collect();
+    inside.iter_mut().for_each(|client| assert_eq!(client.request("GET /livez").status, 200));
+    for _ in 0..2 * INSIDE {
+        let mut client = server.connect();
+        let refused = client.read().unwrap();
+        assert_eq!((refused.problem().as_str(), refused.header("retry-after")), ("too-many-connections", Some("1")));
+        assert!(client.is_closed());
+    }
+    inside.iter_mut().for_each(|client| assert_eq!(client.request("GET /livez").status, 200));
+    inside.clear();
+    // Everyone who left makes room for one.
+    while inside.len() < INSIDE {
+        let mut client = server.connect();
+        match client.try_request("GET /livez", "") {
+            Ok(response) if response.status == 200 => inside.push(client),
+            // The leaving of the others has not been noticed yet.
+            _ => thread::sleep(Duration::from_millis(5)),
+        }
+    }
+    assert!(server.terminate().success());
+}
