@@ -86,26 +86,38 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Reject> {
     // RFC 9112 §2.2: an empty line before the request is tolerated, once.
     let skipped = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
     let bytes = &bytes[skipped..];
-    let Some(end) = find_end(&bytes[..bytes.len().min(HEAD_BYTES_MAX)])? else {
-        return if bytes.len() < HEAD_BYTES_MAX { Ok(None) } else { Err(Reject::HeadTooLarge) };
+    let allowed = &bytes[..bytes.len().min(HEAD_BYTES_MAX)];
+    let end = match find_end(allowed) {
+        Ok(Some(end)) => end,
+        unfinished => {
+            check_beginning(allowed)?;
+            unfinished?;
+            return if bytes.len() < HEAD_BYTES_MAX { Ok(None) } else { Err(Reject::HeadTooLarge) };
+        }
     };
     let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut fields);
     match request.parse(&bytes[..end]) {
         Ok(httparse::Status::Complete(length)) if length == end => {}
-        Err(httparse::Error::TooManyHeaders) => return Err(Reject::HeadTooLarge),
-        Err(httparse::Error::Version) => return Err(version_reject(&bytes[..end])),
-        _ => return Err(Reject::Malformed),
+        Ok(_) => return Err(Reject::Malformed),
+        Err(error) => return Err(reject(error, bytes)),
     }
     let is_http10 = request.version == Some(0);
-    let (path, query) = split_target(request.path.unwrap_or_default())?;
+    let target = request.path.unwrap_or_default();
     let method = match request.method.unwrap_or_default() {
         "GET" => Method::Get,
         "HEAD" => Method::Head,
         "POST" => Method::Post,
         "DELETE" => Method::Delete,
+        // What follows a CONNECT would not be HTTP.
+        "CONNECT" => return Err(Reject::Malformed),
         _ => Method::Other,
     };
+    // RFC 9112 §3.2.4: the asterisk is for OPTIONS alone.
+    if target == "*" && request.method != Some("OPTIONS") {
+        return Err(Reject::Malformed);
+    }
+    let (path, query) = split_target(target)?;
     let mut seen = Fields::default();
     for field in request.headers.iter() {
         seen.add(field.name, field.value)?;
@@ -141,11 +153,21 @@ fn find_end(bytes: &[u8]) -> Result<Option<usize>, Reject> {
     Ok(None)
 }
 
-fn version_reject(head: &[u8]) -> Reject {
-    let line = head.split(|&byte| byte == b'\r').next().unwrap_or_default();
-    let version = line.rsplit(|&byte| byte == b' ').next().unwrap_or_default();
-    match version {
-        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit() => {
+/// Whoever does not speak HTTP/1 at all is told at once, because the rest of such a head may never come: the first
+/// line is judged when it is there, and until then the first byte.
+fn check_beginning(bytes: &[u8]) -> Result<(), Reject> {
+    let beginning = memchr::memchr(b'\n', bytes).map_or(bytes.len().min(1), |feed| feed + 1);
+    let parsed = httparse::Request::new(&mut []).parse(&bytes[..beginning]);
+    parsed.map(|_| ()).map_err(|error| reject(error, bytes))
+}
+
+/// Why a head is refused in which httparse found this error.
+fn reject(error: httparse::Error, bytes: &[u8]) -> Reject {
+    let line = bytes.split(|&byte| byte == b'\r').next().unwrap_or_default();
+    let mut words = line.split(|&byte| byte == b' ').skip(2);
+    match (error, words.next(), words.next()) {
+        (httparse::Error::TooManyHeaders, ..) => Reject::HeadTooLarge,
+        (httparse::Error::Version, Some([b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']), None) => {
             Reject::UnknownVersion
         }
         _ => Reject::Malformed,
@@ -300,7 +322,6 @@ mod tests {
             ("https://shop", "/", ""),
             ("http://shop?x=/purchase", "/", "x=/purchase"),
             ("/a?b?c", "/a", "b?c"),
-            ("*", "*", ""),
         ] {
             let text = format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
             let head = parse(&text).unwrap().unwrap();
@@ -348,6 +369,21 @@ mod tests {
         ] {
             assert_eq!(parse(head), Err(Reject::UnknownVersion), "{head:?}");
         }
+    }
+
+    #[test]
+    fn what_is_no_http_is_refused_at_once() {
+        for bytes in [
+            "\u{16}\u{3}\u{1}\u{0}\u{a5}",
+            "\u{0}",
+            "GET /sale\r\n",
+            "GET /a b HTTP/1.1\r\n",
+            "GET * HTTP/1.1\r\nHost: x\r\n\r\n",
+            "CONNECT /sale HTTP/1.1\r\nHost: x\r\n\r\n",
+        ] {
+            assert_eq!(parse(bytes), Err(Reject::Malformed), "{bytes:?}");
+        }
+        assert_eq!(parse("GET / HTTP/2.0\r\n"), Err(Reject::UnknownVersion));
     }
 
     #[test]
