@@ -7,6 +7,7 @@ mod contract;
 mod crash;
 mod database_faults;
 mod harness;
+mod hostile;
 mod load;
 mod persistence;
 mod proxy;
