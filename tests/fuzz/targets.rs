@@ -18,8 +18,11 @@ use stampede::types::{ItemId, Moment, SaleId, UserId};
 use stampede::waiting::Watermark;
 use uuid::Uuid;
 
+/// Fails on bytes that show a mistake.
+pub type Target = fn(&[u8]);
+
 /// Every target, by name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("request", request),
     ("connection", connection),
     ("route", route),
@@ -31,8 +34,8 @@ pub const TARGETS: &[(&str, fn(&[u8]))] = &[
 /// The parser's verdict falls once and then stands, whatever follows; and another parser reads nothing else.
 pub fn request(bytes: &[u8]) {
     let verdict = parse_head(bytes);
-    let shorter = (0..bytes.len()).map(|length| parse_head(&bytes[..length]));
-    if let Some(earlier) = shorter.filter(|earlier| *earlier != Ok(None)).next() {
+    let mut earlier = (0..bytes.len()).map(|length| parse_head(&bytes[..length]));
+    if let Some(earlier) = earlier.find(|earlier| *earlier != Ok(None)) {
         assert_eq!(earlier, verdict);
     }
     if let Ok(Some(head)) = verdict {

@@ -1,11 +1,11 @@
-//! The fuzz targets without a fuzzer: every seed, every case of the table, and a number of mutations of both.
+//! The fuzz targets without a fuzzer: every seed and a number of mutations.
 
 use crate::targets::TARGETS;
 use fastrand::Rng;
 use std::path::Path;
 
 /// Mutations of each target, unless `STAMPEDE_FUZZ_RUNS` says otherwise.
-const RUNS: u32 = 40_000;
+const RUNS: u32 = 100_000;
 
 fn seeds(target: &str) -> Vec<Vec<u8>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/seeds").join(target);
