@@ -5,7 +5,7 @@ use fastrand::Rng;
 use std::path::Path;
 
 /// Mutations of each target, unless `STAMPEDE_FUZZ_RUNS` says otherwise.
-const RUNS: u32 = 100_000;
+const RUNS: u32 = 200_000;
 
 fn seeds(target: &str) -> Vec<Vec<u8>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/seeds").join(target);
