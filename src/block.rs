@@ -32,6 +32,9 @@ const HEADER_BYTES: usize = 64;
 pub const BLOCK_RECORDS: usize = (BLOCK_BYTES - HEADER_BYTES) / RECORD_BYTES;
 const _: () = assert!(HEADER_BYTES + BLOCK_RECORDS * RECORD_BYTES == BLOCK_BYTES);
 
+/// No stream has as many blocks or records, so what claims to is not genuine, and all the others can be added up.
+pub const COUNT_MAX: u64 = 1 << 62;
+
 /// The format this version writes, and the only one it reads.
 pub const FORMAT_VERSION: u8 = 1;
 const MAGIC: u32 = u32::from_le_bytes(*b"STMP");
@@ -189,17 +192,19 @@ pub fn parse(block: &[u8], stream: &StreamId) -> Option<(Header, u32)> {
         && u32::from_le_bytes(field(block, 12)) == stream.epoch
         && field(block, 16) == *stream.cluster.as_bytes()
         && checksum(block) == sum;
-    genuine.then(|| {
-        let header = Header {
-            records: block[6],
-            seals: block[7] == 1,
-            number: u64::from_le_bytes(field(block, 32)),
-            records_before: u64::from_le_bytes(field(block, 40)),
-            flushed: u64::from_le_bytes(field(block, 48)),
-            previous_checksum: u32::from_le_bytes(field(block, 56)),
-        };
-        (header, sum)
-    })
+    if !genuine {
+        return None;
+    }
+    let header = Header {
+        records: block[6],
+        seals: block[7] == 1,
+        number: u64::from_le_bytes(field(block, 32)),
+        records_before: u64::from_le_bytes(field(block, 40)),
+        flushed: u64::from_le_bytes(field(block, 48)),
+        previous_checksum: u32::from_le_bytes(field(block, 56)),
+    };
+    let counts = [header.number, header.records_before, header.flushed];
+    counts.iter().all(|count| *count < COUNT_MAX).then_some((header, sum))
 }
 
 /// Whether this is a whole block, of whichever stream. No torn write makes one.
@@ -257,6 +262,20 @@ mod tests {
                 block[sector * 512..][..512].fill(0);
             }
             assert_eq!(parse(&block, &STREAM), None, "sectors {missing:08b}");
+        }
+    }
+
+    #[test]
+    fn a_count_that_no_stream_reaches_is_not_genuine() {
+        let far = COUNT_MAX;
+        for header in [
+            Header { number: far, ..HEADER },
+            Header { records_before: far, ..HEADER },
+            Header { flushed: far, ..HEADER },
+        ] {
+            let mut block = block();
+            finish(&mut block, &STREAM, &header);
+            assert_eq!(parse(&block, &STREAM), None);
         }
     }
 

@@ -86,26 +86,38 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Reject> {
     // RFC 9112 §2.2: an empty line before the request is tolerated, once.
     let skipped = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
     let bytes = &bytes[skipped..];
-    let Some(end) = find_end(&bytes[..bytes.len().min(HEAD_BYTES_MAX)])? else {
-        return if bytes.len() < HEAD_BYTES_MAX { Ok(None) } else { Err(Reject::HeadTooLarge) };
+    let allowed = &bytes[..bytes.len().min(HEAD_BYTES_MAX)];
+    let end = match find_end(allowed) {
+        Ok(Some(end)) => end,
+        unfinished => {
+            check_beginning(allowed)?;
+            unfinished?;
+            return if bytes.len() < HEAD_BYTES_MAX { Ok(None) } else { Err(Reject::HeadTooLarge) };
+        }
     };
     let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut fields);
     match request.parse(&bytes[..end]) {
         Ok(httparse::Status::Complete(length)) if length == end => {}
-        Err(httparse::Error::TooManyHeaders) => return Err(Reject::HeadTooLarge),
-        Err(httparse::Error::Version) => return Err(version_reject(&bytes[..end])),
-        _ => return Err(Reject::Malformed),
+        Ok(_) => return Err(Reject::Malformed),
+        Err(error) => return Err(reject(error, bytes)),
     }
     let is_http10 = request.version == Some(0);
-    let (path, query) = split_target(request.path.unwrap_or_default())?;
+    let target = request.path.unwrap_or_default();
     let method = match request.method.unwrap_or_default() {
         "GET" => Method::Get,
         "HEAD" => Method::Head,
         "POST" => Method::Post,
         "DELETE" => Method::Delete,
+        // What follows a CONNECT would not be HTTP.
+        "CONNECT" => return Err(Reject::Malformed),
         _ => Method::Other,
     };
+    // RFC 9112 §3.2.4: the asterisk is for OPTIONS alone.
+    if target == "*" && request.method != Some("OPTIONS") {
+        return Err(Reject::Malformed);
+    }
+    let (path, query) = split_target(target)?;
     let mut seen = Fields::default();
     for field in request.headers.iter() {
         seen.add(field.name, field.value)?;
@@ -141,11 +153,21 @@ fn find_end(bytes: &[u8]) -> Result<Option<usize>, Reject> {
     Ok(None)
 }
 
-fn version_reject(head: &[u8]) -> Reject {
-    let line = head.split(|&byte| byte == b'\r').next().unwrap_or_default();
-    let version = line.rsplit(|&byte| byte == b' ').next().unwrap_or_default();
-    match version {
-        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit() => {
+/// Whoever does not speak HTTP/1 at all is told at once, because the rest of such a head may never come: the first
+/// line is judged when it is there, and until then the first byte.
+fn check_beginning(bytes: &[u8]) -> Result<(), Reject> {
+    let beginning = memchr::memchr(b'\n', bytes).map_or(bytes.len().min(1), |feed| feed + 1);
+    let parsed = httparse::Request::new(&mut []).parse(&bytes[..beginning]);
+    parsed.map(|_| ()).map_err(|error| reject(error, bytes))
+}
+
+/// Why a head is refused in which httparse found this error.
+fn reject(error: httparse::Error, bytes: &[u8]) -> Reject {
+    let line = bytes.split(|&byte| byte == b'\r').next().unwrap_or_default();
+    let mut words = line.split(|&byte| byte == b' ').skip(2);
+    match (error, words.next(), words.next()) {
+        (httparse::Error::TooManyHeaders, ..) => Reject::HeadTooLarge,
+        (httparse::Error::Version, Some([b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']), None) => {
             Reject::UnknownVersion
         }
         _ => Reject::Malformed,
@@ -254,17 +276,13 @@ impl<'a> Fields<'a> {
     }
 }
 
+// What is refused is in `tests/hostile`.
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     fn parse(head: &str) -> Result<Option<Head<'_>>, Reject> {
         parse_head(head.as_bytes())
-    }
-
-    fn with(line: &str) -> Result<bool, Reject> {
-        parse(&format!("POST /checkout HTTP/1.1\r\nHost: x\r\n{line}\r\n\r\n")).map(|head| head.is_some())
     }
 
     #[test]
@@ -300,92 +318,10 @@ mod tests {
             ("https://shop", "/", ""),
             ("http://shop?x=/purchase", "/", "x=/purchase"),
             ("/a?b?c", "/a", "b?c"),
-            ("*", "*", ""),
         ] {
             let text = format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
             let head = parse(&text).unwrap().unwrap();
             assert_eq!((head.path, head.query), (path, query));
-        }
-    }
-
-    #[test]
-    fn malformed_heads_are_refused() {
-        for head in [
-            "\r\n\r\n",
-            "GET / HTTP/1.1\n\n",
-            "GET / HTTP/1.1\r\nHost: x\n\r\n",
-            " GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-            "GET  / HTTP/1.1\r\nHost: x\r\n\r\n",
-            "GET / HTTP/1.1 \r\nHost: x\r\n\r\n",
-            "GET\t/ HTTP/1.1\r\nHost: x\r\n\r\n",
-            "GET /#a HTTP/1.1\r\nHost: x\r\n\r\n",
-            "GET \\ HTTP/1.1\r\nHost: x\r\n\r\n",
-            "GET a HTTP/1.1\r\nHost: x\r\n\r\n",
-            "GET /\r\n\r\n",
-            "GET / HTTP/1.1\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a, b\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: u@x\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: x/y\r\n\r\n",
-            "GET http://u@x/ HTTP/1.1\r\nHost: x\r\n\r\n",
-            "GET http:///x HTTP/1.1\r\nHost: x\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: x\r\n folded: x\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost : x\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: x\r\n: empty\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: x\r\na: \0\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: x\r\na: b\rc\r\n\r\n",
-            "GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "GET / http/1.1\r\nHost: x\r\n\r\n",
-            "\u{16}\u{3}\u{1}\u{0}\u{a5}\u{1}\u{0}\u{0}\n",
-        ] {
-            assert_eq!(parse(head), Err(Reject::Malformed), "{head:?}");
-        }
-        for head in [
-            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-            "GET / HTTP/9.9\r\nHost: x\r\n\r\n",
-            "GET / HTTP/1.2\r\nHost: x\r\n\r\n",
-        ] {
-            assert_eq!(parse(head), Err(Reject::UnknownVersion), "{head:?}");
-        }
-    }
-
-    #[test]
-    fn framing_has_one_reading() {
-        for line in [
-            "Content-Length: 1\r\nContent-Length: 1",
-            "Content-Length: 1, 1",
-            "Content-Length:",
-            "Content-Length: +1",
-            "Content-Length: -1",
-            "Content-Length: 0x1",
-            "Content-Length: 1 1",
-            "Content-Length: 99999999999999999999",
-            "Content-Length: 1\r\nTransfer-Encoding: chunked",
-            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
-            "Transfer-Encoding: chunked, gzip",
-            "Transfer-Encoding: \"chunked\"",
-            "Transfer-Encoding:",
-            "Idempotency-Key:",
-        ] {
-            assert_eq!(with(line), Err(Reject::Malformed), "{line:?}");
-        }
-        assert_eq!(with("Transfer-Encoding: gzip"), Err(Reject::UnknownCoding));
-        assert_eq!(with("Expect: a-miracle"), Err(Reject::UnknownExpectation));
-        assert_eq!(with("Transfer-Encoding: Chunked"), Ok(true));
-    }
-
-    #[test]
-    fn large_heads_are_refused_before_they_end() {
-        let long = format!("GET /{} HTTP/1.1\r\n", "x".repeat(HEAD_BYTES_MAX));
-        assert_eq!(parse(&long), Err(Reject::HeadTooLarge));
-        assert_eq!(with(&"a: b\r\n".repeat(HEADERS_MAX)[..6 * HEADERS_MAX - 2]), Err(Reject::HeadTooLarge));
-    }
-
-    proptest! {
-        #[test]
-        fn no_bytes_make_the_parser_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = parse_head(&bytes);
         }
     }
 }

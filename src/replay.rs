@@ -4,6 +4,7 @@
 //! item in one epoch are in one stream. Only the newest sale matters; a record that contradicts the rules
 //! means that something before it is missing.
 
+use crate::code::ITEMS_MAX;
 use crate::partition::Partition;
 use crate::record::{Event, Record};
 use crate::sale::{Cancellation, Confirmation, Hold, Quotas, Stock, sale_at};
@@ -57,7 +58,7 @@ impl Replay {
                 let same = terms == *current;
                 if same { Ok(()) } else { Err(format!("it opens {terms:?}, which is open as {current:?}")) }
             }
-            _ if terms.items == 0 => Err("it opens a sale of nothing".into()),
+            _ if !(1..=ITEMS_MAX).contains(&terms.items) => Err(format!("it opens a sale of {} items", terms.items)),
             _ => {
                 self.sale = Some((terms, Self::fresh(self.partition, &terms)));
                 Ok(())
@@ -229,7 +230,8 @@ mod tests {
             let (user, reason) = (UserId(7), ReleaseReason::Expired);
             record(Event::Released { item: ItemId(item), user, code: code(item), reason })
         };
-        let other = record(Event::SaleOpened { items: 5, user_limit: 1 });
+        let sale_of = |items| record(Event::SaleOpened { items, user_limit: 1 });
+        let other = sale_of(5);
         for (records, message) in [
             (vec![checkout(0, 1)], "which no record opens"),
             (vec![opened(), checkout(0, 1), checkout(0, 2)], "checked out twice"),
@@ -237,6 +239,8 @@ mod tests {
             (vec![opened(), released(0)], "is released, but"),
             (vec![opened(), checkout(9, 1)], "not in the stock"),
             (vec![opened(), other], "which is open as"),
+            (vec![sale_of(0)], "a sale of 0 items"),
+            (vec![sale_of(u32::MAX)], "a sale of 4294967295 items"),
         ] {
             let error = replay(&records).err().unwrap();
             assert!(error.contains(message), "{error}");

@@ -46,7 +46,7 @@ impl SegmentName {
         parts.next();
         let epoch = parts.next()?.parse().ok()?;
         let shard = parts.next()?.parse().ok()?;
-        let first_block = parts.next()?.parse().ok()?;
+        let first_block = parts.next()?.parse().ok().filter(|&number| number < block::COUNT_MAX)?;
         let blocks = parts.next()?.parse().ok()?;
         let stream = StreamId { cluster, epoch, shard, log };
         parts.next().is_none().then_some(SegmentName { stream, first_block, blocks })

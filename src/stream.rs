@@ -256,7 +256,6 @@ mod tests {
     use crate::block::{BLOCK_RECORDS, LogKind};
     use crate::record::{Event, RECORD_BYTES, RefusalReason};
     use crate::types::{ItemId, SaleId, UserId};
-    use proptest::prelude::*;
     use uuid::Uuid;
 
     const STREAM: StreamId = StreamId { cluster: Uuid::from_u128(1), epoch: 2, shard: 0, log: LogKind::Purchases };
@@ -455,16 +454,5 @@ mod tests {
         let mut segments = log(&[1], false);
         segments[0].bytes[4] = 9;
         assert_eq!(read_all(&segments), Err(Damage::Version { file: "b0".into(), version: 9 }));
-    }
-
-    proptest! {
-        #[test]
-        fn no_bytes_make_the_reader_panic(noise in prop::collection::vec((0usize..6 * BLOCK_BYTES, any::<u8>()), 0..200)) {
-            let mut bytes = join(&log(&[1, 2, 3], false));
-            for (place, byte) in noise {
-                bytes[place] = byte;
-            }
-            let _ = read(&STREAM, &split(&bytes), |_, _| Ok(()));
-        }
     }
 }

@@ -13,6 +13,7 @@ mod faulty_disk;
 mod full_disk;
 mod harness;
 mod history;
+mod hostile;
 mod load;
 mod log;
 mod mountpoint;

@@ -1,0 +1,245 @@
+//! What is fuzzed, one function for each target: bytes in, a panic if something is wrong. cargo-fuzz runs them with
+//! coverage (`tests/fuzz/fuzz_targets`), `cargo test` with mutations of the seeds (`tests/hostile/fuzzed.rs`).
+
+use crate::conversation::Conversation;
+use crate::second_parser;
+use stampede::block::{self, BLOCK_BYTES, BLOCK_RECORDS, Header, LogKind, StreamId};
+use stampede::code::{Code, ITEMS_MAX};
+use stampede::command::Command;
+use stampede::database_url::{DatabaseUrl, parts};
+use stampede::http::parse_head;
+use stampede::partition::Partition;
+use stampede::record::{Event, RECORD_BYTES, Record, RefusalReason};
+use stampede::replay::Replay;
+use stampede::route::{Route, route as find_route};
+use stampede::shard::Rules;
+use stampede::stream::{self as streams, Ending, SegmentBytes};
+use stampede::types::{ItemId, Moment, SaleId, UserId};
+use stampede::waiting::Watermark;
+use uuid::Uuid;
+
+/// Fails on bytes that show a mistake.
+pub type Target = fn(&[u8]);
+
+/// Every target, by name.
+pub const TARGETS: &[(&str, Target)] = &[
+    ("request", request),
+    ("connection", connection),
+    ("route", route),
+    ("stream", stream),
+    ("replay", replay),
+    ("database_url", database_url),
+];
+
+/// The parser's verdict falls once and then stands, whatever follows; and another parser reads nothing else.
+pub fn request(bytes: &[u8]) {
+    let verdict = parse_head(bytes);
+    let mut earlier = (0..bytes.len()).map(|length| parse_head(&bytes[..length]));
+    if let Some(earlier) = earlier.find(|earlier| *earlier != Ok(None)) {
+        assert_eq!(earlier, verdict);
+    }
+    if let Ok(Some(head)) = verdict {
+        assert!(head.bytes <= bytes.len());
+    }
+    let understood = Conversation::with(bytes, []).requests;
+    if let (Some(ours), Some(theirs)) = (understood.first(), second_parser::read(bytes)) {
+        assert_eq!(*ours, theirs);
+    }
+}
+
+/// Requests and answers are the same however the bytes are cut; the first byte says how.
+pub fn connection(bytes: &[u8]) {
+    let Some((&seed, bytes)) = bytes.split_first() else { return };
+    let whole = Conversation::with(bytes, []);
+    let mut chance = fastrand::Rng::with_seed(seed.into());
+    let cut = match seed {
+        0 => Conversation::with(bytes, std::iter::repeat_n(1, bytes.len())),
+        _ => Conversation::with(
+            bytes,
+            std::iter::from_fn(|| Some(chance.usize(1..=usize::from(seed)))).take(bytes.len()),
+        ),
+    };
+    assert_eq!((&cut.requests, &cut.answers), (&whole.requests, &whole.answers));
+    assert_eq!((cut.is_closed(), cut.is_idle()), (whole.is_closed(), whole.is_idle()));
+}
+
+/// What a query asks for has one spelling.
+pub fn route(bytes: &[u8]) {
+    let query: String = bytes.iter().map(|byte| char::from(byte % 0x80)).filter(char::is_ascii_graphic).collect();
+    let ask = |line: &str| {
+        let text = format!("{line} HTTP/1.1\r\nHost: x\r\n\r\n");
+        parse_head(text.as_bytes()).ok().flatten().map(|head| find_route(&head))
+    };
+    for line in ["POST /checkout", "POST /purchase", "DELETE /checkout"] {
+        let Some(Route::Command(command, _)) = ask(&format!("{line}?{query}")) else { continue };
+        let canonical = match command {
+            Command::Checkout { item, user } => format!("item_id={}&user_id={}", item.0, user.0),
+            Command::Purchase { code, .. } | Command::Cancel { code } => format!("code={code}"),
+        };
+        for pair in canonical.split('&') {
+            let (_, value) = pair.split_once('=').expect("a pair");
+            assert!(query.split('&').any(|given| given.ends_with(&format!("={value}"))), "{query} is {canonical}");
+        }
+        let Some(Route::Command(again, _)) = ask(&format!("{line}?{canonical}")) else { panic!("{canonical}") };
+        assert_eq!(again, command);
+    }
+}
+
+const STREAM: StreamId = StreamId { cluster: Uuid::from_u128(1), epoch: 2, shard: 3, log: LogKind::Purchases };
+/// Where fuzzed segments begin, at most.
+const FAR: u64 = block::COUNT_MAX / 2;
+/// Blocks of a segment of the fuzzed streams.
+const SEGMENT_BLOCKS: usize = 3;
+/// Blocks of a fuzzed stream, at most.
+const BLOCKS_MAX: usize = 12;
+
+/// Bytes as choices; zeros when they are used up.
+struct Choices<'a>(&'a [u8]);
+
+impl Choices<'_> {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        let (taken, rest) = self.0.split_at(N.min(self.0.len()));
+        bytes[..taken.len()].copy_from_slice(taken);
+        self.0 = rest;
+        bytes
+    }
+
+    fn byte(&mut self) -> u8 {
+        let [byte] = self.take();
+        byte
+    }
+
+    fn number(&mut self) -> u64 {
+        u64::from_le_bytes(self.take())
+    }
+}
+
+/// Blocks with good checksums and whatever content, good chains with odd links, torn and foreign blocks: the reader
+/// comes to a verdict, and a stream that it accepts and recovery seals is read the same again.
+pub fn stream(bytes: &[u8]) {
+    let segments = segments(&mut Choices(bytes));
+    let read = |segments: &[SegmentBytes]| {
+        let mut seqs = Vec::new();
+        let end = streams::read(&STREAM, segments, |seq, _| {
+            seqs.push(seq);
+            Ok(())
+        });
+        (end, seqs)
+    };
+    let (Ok(end), seqs) = read(&segments) else { return };
+    assert!(seqs.windows(2).all(|pair| pair[1] == pair[0] + 1));
+    assert!(seqs.last().is_none_or(|last| *last == end.records));
+    if end.ending == Ending::Sealed {
+        return;
+    }
+    let mut sealed: Vec<SegmentBytes> =
+        segments.into_iter().filter(|segment| segment.first_block <= end.blocks).collect();
+    let Some(last) = sealed.last_mut() else { return };
+    let kept = (end.blocks - last.first_block) as usize * BLOCK_BYTES;
+    last.bytes.truncate(kept);
+    last.bytes.extend(end.seal(&STREAM));
+    last.made_blocks = (last.bytes.len() / BLOCK_BYTES) as u64;
+    let (again, same) = read(&sealed);
+    let again = again.expect("a sealed stream is good");
+    assert_eq!((again.ending, again.blocks, again.records, same), (Ending::Sealed, end.blocks, end.records, seqs));
+}
+
+/// Segments as the choices have them.
+fn segments(choices: &mut Choices<'_>) -> Vec<SegmentBytes> {
+    let event = Event::Refused { item: ItemId(1), user: UserId(2), reason: RefusalReason::ItemSold };
+    let record = Record { sale: SaleId(1), unix_ms: 1, event }.encode();
+    let first_block = match choices.byte() {
+        255 => choices.number() % FAR,
+        few => u64::from(few / 64),
+    };
+    let mut segments: Vec<SegmentBytes> = Vec::new();
+    let (mut number, mut records, mut checksum) = (first_block, 0u64, 0);
+    for _ in 0..BLOCKS_MAX {
+        if choices.0.is_empty() {
+            break;
+        }
+        let choice = choices.take::<2>();
+        let is = |bit: u8| u16::from_le_bytes(choice) >> bit & 1 == 1;
+        let full = segments.last().is_none_or(|segment| segment.bytes.len() == SEGMENT_BLOCKS * BLOCK_BYTES);
+        if full || is(8) {
+            // Segments never overlap, but some may be missing.
+            let next = segments.last().map_or(number, |segment| segment.first_block + SEGMENT_BLOCKS as u64);
+            let gap = if is(9) { choices.number() % FAR } else { 0 };
+            number = if next + gap < FAR { next + gap } else { next };
+            let made_blocks = if is(10) { choices.number() % (1 << 32) } else { SEGMENT_BLOCKS as u64 };
+            segments.push(SegmentBytes { first_block: number, made_blocks, bytes: Vec::new(), name: "segment".into() });
+        }
+        let mut block = vec![0; BLOCK_BYTES];
+        if is(0) {
+            let header = Header {
+                records: choices.byte(),
+                seals: is(1),
+                number: if is(2) { choices.number() } else { number },
+                records_before: if is(3) { choices.number() } else { records },
+                flushed: if is(4) { choices.number() } else { records },
+                previous_checksum: if is(5) { choices.number() as u32 } else { checksum },
+            };
+            for place in block::records_mut(&mut block).chunks_mut(RECORD_BYTES).take(header.records.into()) {
+                place.copy_from_slice(&record);
+            }
+            if is(6) {
+                block::records_mut(&mut block)[..RECORD_BYTES].copy_from_slice(&choices.take::<RECORD_BYTES>());
+            }
+            let stream = StreamId { shard: if is(11) { 4 } else { STREAM.shard }, ..STREAM };
+            checksum = block::finish(&mut block, &stream, &header);
+            records = header.records_before.saturating_add(header.records.min(BLOCK_RECORDS as u8).into());
+        }
+        if is(7) {
+            let place = usize::from(u16::from_le_bytes(choices.take())) % BLOCK_BYTES;
+            block[place] ^= choices.byte();
+        }
+        if is(12) {
+            block.truncate(usize::from(u16::from_le_bytes(choices.take())) % BLOCK_BYTES);
+        }
+        number += 1;
+        segments.last_mut().expect("one was begun").bytes.extend(block);
+    }
+    // Files are made at their full length.
+    for segment in &mut segments {
+        if !segment.bytes.is_empty() && segment.bytes.len().is_multiple_of(BLOCK_BYTES) {
+            segment.bytes.resize(SEGMENT_BLOCKS * BLOCK_BYTES, 0);
+        }
+    }
+    segments
+}
+
+/// Items of a fuzzed sale, so that a run costs little; more than a sale can have are left as they are.
+const ITEMS: u32 = 64;
+
+/// Any records in any order are replayed or refused, one after the other, and what is left is a sale.
+pub fn replay(bytes: &[u8]) {
+    let now = Moment { monotonic_ms: 1_000, unix_ms: 3_600_000 * 500 };
+    let rules = Rules { period_s: 3600, items: ITEMS, user_limit: 10, ttl_ms: 100, purchase_ack: Watermark::Flushed };
+    let Some((&shards, bytes)) = bytes.split_first() else { return };
+    let mut replay = Replay::new(Partition::new(u16::from(shards % 8) + 1), now);
+    for bytes in bytes.as_chunks::<RECORD_BYTES>().0 {
+        let Ok(mut record) = Record::decode(bytes) else { continue };
+        if let Event::SaleOpened { items, .. } = &mut record.event
+            && *items <= ITEMS_MAX
+        {
+            *items %= ITEMS + 1;
+        }
+        // Recovery goes on after a contradiction, too: it may be of a sale that no longer matters.
+        let _ = replay.record(&record);
+    }
+    let Ok((inventories, found)) = replay.finish(&rules) else { return };
+    let terms = inventories[0].terms;
+    assert!(found.sold + found.held <= terms.items && terms.items <= ITEMS);
+    assert!(inventories.iter().all(|inventory| inventory.terms == terms));
+    let _ = Code::from_bytes([0x8f; 16]).destination(&terms);
+}
+
+/// Any text is a place or an error, and the place can be said.
+pub fn database_url(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(url) = DatabaseUrl::parse(text) {
+        let [host, port, name, user] = parts(&url.config);
+        assert_eq!(url.place(), format!("{user}@{host}:{port}/{name}"));
+    }
+}

@@ -1,0 +1,234 @@
+//! Framing in two ways or none, chunks, and sizes.
+
+use super::*;
+
+pub fn framing() -> Vec<Case> {
+    let request_in_body = format!("Content-Length: {}\r\n\r\n{CHECKOUT}\r\n", CHECKOUT.len() + 2);
+    [
+        refused_fields(
+            MALFORMED,
+            &[
+                ("a length and a coding", "Content-Length: 5\r\nTransfer-Encoding: chunked"),
+                ("a coding and a length", "Transfer-Encoding: chunked\r\nContent-Length: 5"),
+                ("a length of nothing and a coding", "Content-Length: 0\r\nTransfer-Encoding: chunked"),
+                ("two lengths alike", "Content-Length: 5\r\nContent-Length: 5"),
+                ("two lengths that differ", "Content-Length: 5\r\nContent-Length: 6"),
+                ("two lengths, one in capitals", "Content-Length: 5\r\nCONTENT-LENGTH: 0"),
+                ("lengths in a list", "Content-Length: 5, 5"),
+                ("lengths in a list that differ", "Content-Length: 5,6"),
+                ("an empty length", "Content-Length:"),
+                ("a length of spaces", "Content-Length:   "),
+                ("a length with a plus", "Content-Length: +5"),
+                ("a length with a minus", "Content-Length: -5"),
+                ("a hexadecimal length", "Content-Length: 0x5"),
+                ("a length in letters", "Content-Length: five"),
+                ("a length with a space in it", "Content-Length: 5 5"),
+                ("a length with a fraction", "Content-Length: 5.0"),
+                ("a length with an exponent", "Content-Length: 5e0"),
+                ("a length in quotes", "Content-Length: \"5\""),
+                ("a length with a separator", "Content-Length: 1_0"),
+                ("a length in Arabic digits", "Content-Length: \u{d9}\u{a5}"),
+                ("a length with a NUL", "Content-Length: 5\0"),
+                ("a length after a vertical tab", "Content-Length: \u{b}5"),
+                ("a length of 2^64", "Content-Length: 18446744073709551616"),
+                ("a length of 2^64 + 5", "Content-Length: 18446744073709551621"),
+                ("a length of thirty digits", "Content-Length: 100000000000000000000000000005"),
+                ("a space before the length's colon", "Content-Length : 5"),
+                ("two codings alike", "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"),
+                ("chunked twice in a list", "Transfer-Encoding: chunked, chunked"),
+                ("chunked before another coding", "Transfer-Encoding: chunked, gzip"),
+                ("chunked after another coding", "Transfer-Encoding: gzip, chunked"),
+                ("chunked with a comma", "Transfer-Encoding: chunked,"),
+                ("a comma before chunked", "Transfer-Encoding: ,chunked"),
+                ("chunked in quotes", "Transfer-Encoding: \"chunked\""),
+                ("chunked with a parameter", "Transfer-Encoding: chunked;q=1"),
+                ("chunked after a vertical tab", "Transfer-Encoding: \u{b}chunked"),
+                ("chunked before a form feed", "Transfer-Encoding: chunked\u{c}"),
+                ("chunked and a NUL", "Transfer-Encoding: chunked\0"),
+                ("chunked and a no-break space", "Transfer-Encoding: chunked\u{a0}"),
+                ("an empty coding", "Transfer-Encoding:"),
+                ("a coding on a folded line", "Transfer-Encoding:\r\n chunked"),
+                ("a space before the coding's colon", "Transfer-Encoding : chunked"),
+                ("a tab before the coding's colon", "Transfer-Encoding\t: chunked"),
+                ("an empty key", "Idempotency-Key:"),
+                ("two keys", "Idempotency-Key: a\r\nIdempotency-Key: b"),
+            ],
+        ),
+        refused_fields(
+            UNKNOWN_CODING,
+            &[
+                ("an unknown coding", "Transfer-Encoding: gzip"),
+                ("the coding that codes nothing", "Transfer-Encoding: identity"),
+                ("a coding that ends like chunked", "Transfer-Encoding: xchunked"),
+                ("a coding that begins like chunked", "Transfer-Encoding: chunkedx"),
+                ("chunked with a dash", "Transfer-Encoding: -chunked"),
+            ],
+        ),
+        refused(
+            MALFORMED,
+            &[
+                ("a coding in HTTP/1.0", "POST /checkout HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+                (
+                    "a coding in HTTP/1.0 that stays open",
+                    "POST / HTTP/1.0\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+                ),
+                (
+                    "a length and a coding in HTTP/1.0",
+                    "POST / HTTP/1.0\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+                ),
+            ],
+        ),
+        served(&[
+            ("a length of nothing", "Content-Length: 0\r\n\r\n"),
+            ("a request in a body", &request_in_body),
+            ("a length with zeros in front", "Content-Length: 005\r\n\r\nhello"),
+            ("a length among blanks", "Content-Length: \t 5 \t\r\n\r\nhello"),
+            ("a field that only looks like a length", "Content_Length: 5\r\nX-Content-Length: 5\r\n\r\n"),
+            ("chunked in capitals", "TRANSFER-ENCODING: CHUNKED\r\n\r\n0\r\n\r\n"),
+            ("a length hidden from the next hop", "Connection: content-length\r\nContent-Length: 5\r\n\r\nhello"),
+        ]),
+        group(
+            SHOWN,
+            Then::Closes,
+            &[("a length in HTTP/1.0", "GET /livez HTTP/1.0\r\nContent-Length: 5\r\n\r\nhello")],
+        ),
+    ]
+    .concat()
+}
+
+pub fn chunks() -> Vec<Case> {
+    let long_extension = format!("1;{}\r\nx\r\n0\r\n\r\n", "x".repeat(300));
+    let long_size = format!("{}1\r\nx\r\n0\r\n\r\n", "0".repeat(300));
+    let much = format!("8000\r\n{}\r\n8001\r\n", "x".repeat(0x8000));
+    let head = "Transfer-Encoding: chunked\r\n\r\n";
+    [
+        dressed(
+            MALFORMED,
+            Then::Closes,
+            &[
+                ("no chunk size", "\r\n0\r\n\r\n"),
+                ("a chunk size in letters", "g\r\n0\r\n\r\n"),
+                ("a negative chunk size", "-1\r\n\r\n0\r\n\r\n"),
+                ("a chunk size with a plus", "+1\r\nx\r\n0\r\n\r\n"),
+                ("a chunk size with a prefix", "0x1\r\nx\r\n0\r\n\r\n"),
+                ("a space before the chunk size", " 1\r\nx\r\n0\r\n\r\n"),
+                ("a space after the chunk size", "1 \r\nx\r\n0\r\n\r\n"),
+                ("a tab after the chunk size", "1\t\r\nx\r\n0\r\n\r\n"),
+                ("a chunk size with a separator", "1_0\r\n0123456789abcdef\r\n0\r\n\r\n"),
+                ("a chunk size with a fraction", "1.0\r\nx\r\n0\r\n\r\n"),
+                ("a chunk size of nine digits", "000000001\r\nx\r\n0\r\n\r\n"),
+                ("a chunk size of 2^64 + 1", "10000000000000001\r\nx\r\n0\r\n\r\n"),
+                ("a chunk size without end", &long_size),
+                ("a bare line feed after the chunk size", "1\nx\r\n0\r\n\r\n"),
+                ("a bare carriage return after the chunk size", "1\rx\r\n0\r\n\r\n"),
+                ("a NUL after the chunk size", "1\0\r\nx\r\n0\r\n\r\n"),
+                ("more data than the chunk size", "1\r\nxy\r\n0\r\n\r\n"),
+                ("less data than the chunk size", "3\r\nx\r\n0\r\n\r\n!"),
+                ("no line end after the data", "1\r\nx0\r\n\r\n"),
+                ("a bare line feed after the data", "1\r\nx\n0\r\n\r\n"),
+                ("a bare carriage return after the data", "1\r\nx\r0\r\n\r\n"),
+                ("no last line", "0\r\nPOST"),
+                ("a bare line feed for the last line", "0\r\n\n"),
+                ("a carriage return and something else for the last line", "0\r\n\rx"),
+                ("an extension without a size", ";a=b\r\n0\r\n\r\n"),
+                ("an extension with a control character", "1;\u{1}\r\nx\r\n0\r\n\r\n"),
+                ("an extension with a bare line feed", "1;a\nb\r\nx\r\n0\r\n\r\n"),
+                ("an extension with a bare carriage return", "1;a\rb\r\nx\r\n0\r\n\r\n"),
+                ("an extension that is not ASCII", "1;\u{e9}\r\nx\r\n0\r\n\r\n"),
+                ("an extension without end", &long_extension),
+                ("a trailer", "0\r\nA: b\r\n\r\n"),
+                ("a trailer with a length", "0\r\nContent-Length: 5\r\n\r\nhello"),
+                ("a trailer with a coding", "0\r\nTransfer-Encoding: chunked\r\n\r\n"),
+                ("a trailer with a host", "0\r\nHost: y\r\n\r\n"),
+                ("a trailer without a name", "0\r\n: x\r\n\r\n"),
+            ],
+            |body| format!("{CHECKOUT}{head}{body}{CHECKOUT}\r\n"),
+        ),
+        dressed(
+            BODY_TOO_LARGE,
+            Then::Closes,
+            &[
+                ("a huge chunk", "ffffffff\r\n"),
+                ("a chunk of one byte too many", "10001\r\n"),
+                ("chunks that are too much together", &much),
+            ],
+            |body| format!("{CHECKOUT}{head}{body}{CHECKOUT}\r\n"),
+        ),
+        dressed(
+            ASKED,
+            Then::GoesOn,
+            &[
+                ("no chunk but the last", "0\r\n\r\n"),
+                ("a last chunk of many zeros", "00000000\r\n\r\n"),
+                ("chunks in both cases of letters", "a\r\n0123456789\r\nA\r\n0123456789\r\n0\r\n\r\n"),
+                ("chunks with extensions", "1;a=\"b;c\"\r\nx\r\n0;d\r\n\r\n"),
+                ("chunks of which the data are line ends", "2\r\n\r\n\r\n4\r\n\r\n\r\n\r\n0\r\n\r\n"),
+                ("a chunk of which the data is a last chunk", "5\r\n0\r\n\r\n\r\n0\r\n\r\n"),
+            ],
+            |body| format!("{PURCHASE}{head}{body}"),
+        ),
+        dressed(
+            &[],
+            Then::Waits,
+            &[
+                ("half a chunk size", "1"),
+                ("no chunk after another", "1\r\nx\r\n"),
+                ("no final line end", "0\r\n\r"),
+                ("a chunk that stops", "ff\r\nPOST /checkout?user_id=66&item_id=66 HTTP/1.1\r\nHost: x\r\n\r\n"),
+            ],
+            |body| format!("{CHECKOUT}{head}{body}"),
+        ),
+    ]
+    .concat()
+}
+
+pub fn sizes() -> Vec<Case> {
+    let host = "HTTP/1.1\r\nHost: x\r\n";
+    let long_target = format!("GET /{} {host}\r\n", "x".repeat(64 * 1024));
+    let endless_target = format!("GET /{}", "x".repeat(9 * 1024));
+    let endless_method = "X".repeat(9 * 1024);
+    let long_value = format!("GET /livez {host}A: {}\r\n\r\n", "b".repeat(9 * 1024));
+    let endless_value = format!("GET /livez {host}A: {}", "b".repeat(9 * 1024));
+    let endless_name = format!("GET /livez {host}{}", "a".repeat(9 * 1024));
+    let many_fields = format!("GET /livez {host}{}\r\n", "a: b\r\n".repeat(10_000));
+    let field_too_many = format!("GET /livez {host}{}\r\n", "a: b\r\n".repeat(64));
+    let fields_just_so = format!("GET /livez {host}{}\r\n", "a: b\r\n".repeat(63));
+    let frame = "GET /livez HTTP/1.1\r\nHost: x\r\nA: \r\n\r\n".len();
+    let head_just_so = format!("GET /livez {host}A: {}\r\n\r\n", "b".repeat(8 * 1024 - frame));
+    let byte_too_many = format!("GET /livez {host}A: {}\r\n\r\n", "b".repeat(8 * 1024 - frame + 1));
+    let body_just_so = format!("Content-Length: 65536\r\n\r\n{}", "x".repeat(65536));
+    let empty_lines = "\r\n".repeat(5_000);
+    [
+        group(
+            HEADER_TOO_LARGE,
+            Then::Closes,
+            &[
+                ("a target of 64 KiB", &long_target),
+                ("a target without end", &endless_target),
+                ("a method without end", &endless_method),
+                ("a value of 9 KiB", &long_value),
+                ("a value without end", &endless_value),
+                ("a name without end", &endless_name),
+                ("ten thousand fields", &many_fields),
+                ("a field too many", &field_too_many),
+                ("a head of a byte too many", &byte_too_many),
+            ],
+        ),
+        group(MALFORMED, Then::Closes, &[("empty lines without end", &empty_lines)]),
+        group(
+            SHOWN,
+            Then::GoesOn,
+            &[("as many fields as may be", &fields_just_so), ("a head as large as may be", &head_just_so)],
+        ),
+        served(&[("a body as large as may be", &body_just_so)]),
+        refused_fields(
+            BODY_TOO_LARGE,
+            &[
+                ("a body of a byte too many", "Content-Length: 65537"),
+                ("a body of a gigabyte", "Content-Length: 1073741824"),
+                ("a body of eighteen digits", "Content-Length: 999999999999999999"),
+            ],
+        ),
+    ]
+    .concat()
+}

@@ -1,0 +1,205 @@
+//! What one connection carries, and what requests ask for.
+
+use super::*;
+
+const TWENTY_AND_BAD: [&str; 21] = {
+    let mut answers = ["200"; 21];
+    answers[20] = "malformed-request";
+    answers
+};
+
+pub fn connections() -> Vec<Case> {
+    let then_poison = |poison: &str| format!("{PURCHASE}Content-Length: 0\r\n\r\n{poison}");
+    let closing = |fields: &str| format!("{PURCHASE}{fields}\r\n\r\n{CHECKOUT}\r\n");
+    let many = LIVE.repeat(20);
+    let many_and_bad = format!("{many}GET\n");
+    [
+        dressed(
+            &["code-unknown", "malformed-request"],
+            Then::Closes,
+            &[
+                ("a NUL after a body of nothing", "\0"),
+                ("a space after a body of nothing", " GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"),
+                ("a bare line feed after a body of nothing", "\nGET /livez HTTP/1.1\r\nHost: x\r\n\r\n"),
+                ("a bad request after a good one", "rubbish\n\n"),
+                ("a bad line end after a good request", "GET /livez HTTP/1.1\nHost: x\n\n"),
+                ("no host after a good request", "GET /livez HTTP/1.1\r\n\r\n"),
+                ("two empty lines after a good request", "\r\n\r\n"),
+            ],
+            then_poison,
+        ),
+        dressed(
+            &["code-unknown", "method-not-allowed"],
+            Then::GoesOn,
+            &[(
+                "a letter after a body of nothing",
+                "XPOST /checkout?user_id=66&item_id=66 HTTP/1.1\r\nHost: x\r\n\r\n",
+            )],
+            then_poison,
+        ),
+        dressed(
+            &["code-unknown"],
+            Then::Waits,
+            &[
+                ("a letter and nothing after a body of nothing", "X"),
+                ("half a request after a good one", "POST /checkout?user_id=66&item_id=66 HTT"),
+            ],
+            then_poison,
+        ),
+        dressed(
+            ASKED,
+            Then::Closes,
+            &[
+                ("close", "Connection: close"),
+                ("close in capitals", "Connection: CLOSE"),
+                ("close in a list", "Connection: keep-alive, close"),
+                ("close before another", "Connection: close,keep-alive"),
+                ("close in a second field", "Connection: keep-alive\r\nConnection: close"),
+                ("close among blanks", "Connection: x ,\t close ,"),
+            ],
+            closing,
+        ),
+        served(&[
+            ("keep-alive", "Connection: keep-alive\r\n\r\n"),
+            ("something like close", "Connection: closed, \"close\"\r\n\r\n"),
+            ("an upgrade", "Connection: upgrade, http2-settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"),
+            ("an upgrade to a socket", "Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"),
+            ("an expectation and its body", "Expect: 100-continue\r\nContent-Length: 5\r\n\r\nhello"),
+            ("an expectation in capitals", "Expect: 100-CONTINUE\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+            ("an expectation without a body", "Expect: 100-continue\r\n\r\n"),
+        ]),
+        refused_fields(
+            &["unknown-expectation"],
+            &[
+                ("an unknown expectation", "Expect: a-miracle"),
+                ("an expectation in a list", "Expect: 100-continue, a-miracle"),
+                ("an empty expectation", "Expect:"),
+                ("an expectation with a parameter", "Expect: 100-continue;q=1"),
+            ],
+        ),
+        refused_fields(
+            BODY_TOO_LARGE,
+            &[("an expectation of too much", "Expect: 100-continue\r\nContent-Length: 65537")],
+        ),
+        group(
+            SHOWN,
+            Then::GoesOn,
+            &[
+                ("a body on GET", "GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"),
+                (
+                    "chunks on GET",
+                    "GET /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n",
+                ),
+                ("a body on HEAD", "HEAD /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"),
+                ("HTTP/1.0 that stays open", "GET /livez HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n"),
+            ],
+        ),
+        group(
+            SHOWN,
+            Then::Closes,
+            &[
+                ("HTTP/1.0", "GET /livez HTTP/1.0\r\n\r\nGET /livez HTTP/1.0\r\n\r\n"),
+                (
+                    "HTTP/1.0 that does not know what it wants",
+                    "GET /livez HTTP/1.0\r\nConnection: keep-alive, close\r\n\r\n",
+                ),
+                (
+                    "an expectation in HTTP/1.0",
+                    "GET /livez HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nok",
+                ),
+            ],
+        ),
+        group(&["200"; 20], Then::GoesOn, &[("twenty in one write", &many)]),
+        group(&TWENTY_AND_BAD, Then::Closes, &[("twenty in one write and a bad one", &many_and_bad)]),
+    ]
+    .concat()
+}
+
+pub fn parameters() -> Vec<Case> {
+    const ODD_NUMBERS: &[(&str, &str)] = &[
+        ("nothing", ""),
+        ("a plus", "+1"),
+        ("a minus", "-1"),
+        ("an exponent", "1e3"),
+        ("zeros in front", "007"),
+        ("two zeros", "00"),
+        ("a fraction", "1.0"),
+        ("a prefix", "0x1"),
+        ("letters", "x"),
+        ("an encoded digit", "%31"),
+        ("an encoded space", "%201"),
+        ("Arabic digits", "%D9%A1"),
+        ("a wide digit", "%EF%BC%91"),
+        ("a separator", "1_0"),
+        ("a plus for a space", "1+"),
+        ("2^64", "18446744073709551616"),
+        ("2^63", "9223372036854775808"),
+        ("thirty digits", "100000000000000000000000000001"),
+    ];
+    let values = |before: &'static str, after: &'static str| {
+        let named: Vec<_> = ODD_NUMBERS.iter().map(|(name, _)| format!("{name} in {before}")).collect();
+        let table: Vec<_> = named.iter().zip(ODD_NUMBERS).map(|(name, (_, value))| (name.as_str(), *value)).collect();
+        dressed(INVALID, Then::GoesOn, &table, |value| {
+            format!("POST /checkout?{before}={value}{after} HTTP/1.1\r\nHost: x\r\n\r\n")
+        })
+    };
+    [
+        values("user_id", "&item_id=66"),
+        values("user_id=66&item_id", ""),
+        values("user_id=66&id", ""),
+        dressed(
+            INVALID,
+            Then::GoesOn,
+            &[
+                ("no parameters", ""),
+                ("no parameters but their mark", "?"),
+                ("no user", "?item_id=66"),
+                ("no item", "?user_id=66"),
+                ("two users", "?user_id=66&user_id=67&item_id=66"),
+                ("two users alike", "?user_id=66&item_id=66&user_id=66"),
+                ("two items", "?user_id=66&item_id=66&item_id=67"),
+                ("an item by two names", "?user_id=66&item_id=66&id=66"),
+                ("a user without a value", "?user_id&item_id=66"),
+                ("a user in brackets", "?user_id[]=66&item_id=66"),
+                ("a name in capitals", "?USER_ID=66&item_id=66"),
+                ("an encoded name", "?user%5fid=66&item_id=66"),
+                ("semicolons", "?user_id=66;item_id=66"),
+                ("a second question mark", "?user_id=66?item_id=66"),
+                ("an encoded separator", "?user_id=66%26item_id=66"),
+                ("two equals signs", "?user_id==66&item_id=66"),
+                ("an item that the sale does not have", "?user_id=66&item_id=4294967295"),
+                ("an item of 2^32 + 66", "?user_id=66&item_id=4294967362"),
+            ],
+            |query| format!("POST /checkout{query} HTTP/1.1\r\nHost: x\r\n\r\n"),
+        ),
+        dressed(
+            INVALID,
+            Then::GoesOn,
+            &[
+                ("no code", ""),
+                ("an empty code", "?code="),
+                ("a code in capitals", "?code=00027232-4538-87B2-840D-B281356DDB74"),
+                ("a code in braces", "?code={00027232-4538-87b2-840d-b281356ddb74}"),
+                ("a code in encoded braces", "?code=%7b00027232-4538-87b2-840d-b281356ddb74%7d"),
+                ("a code without hyphens", "?code=00027232453887b2840db281356ddb74"),
+                ("a code with its hyphens elsewhere", "?code=000272324-538-87b2-840d-b281356ddb74"),
+                ("a code as a name", "?code=urn:uuid:00027232-4538-87b2-840d-b281356ddb74"),
+                ("a code with an encoded letter", "?code=00027232-4538-87%622-840d-b281356ddb74"),
+                ("a code that is too short", "?code=00027232-4538-87b2-840d-b281356ddb7"),
+                ("a code that is too long", "?code=00027232-4538-87b2-840d-b281356ddb740"),
+                ("a code with a letter too far", "?code=0002723g-4538-87b2-840d-b281356ddb74"),
+                ("two codes alike", "?code=00027232-4538-87b2-840d-b281356ddb74&code=00027232-4538-87b2-840d-b281356ddb74"),
+                ("a code and an empty one", "?code=00027232-4538-87b2-840d-b281356ddb74&code="),
+            ],
+            |query| format!("POST /purchase{query} HTTP/1.1\r\nHost: x\r\n\r\n"),
+        ),
+        group(NOT_ALLOWED, Then::GoesOn, &[
+            ("a checkout by GET", "GET /checkout?user_id=66&item_id=66 HTTP/1.1\r\nHost: x\r\n\r\n"),
+            ("a checkout by a header's leave", "GET /checkout?user_id=66&item_id=66 HTTP/1.1\r\nHost: x\r\nX-HTTP-Method-Override: POST\r\n\r\n"),
+        ]),
+        group(INVALID, Then::GoesOn, &[
+            ("parameters in the body", "POST /checkout HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 21\r\n\r\nuser_id=66&item_id=66"),
+        ]),
+    ]
+    .concat()
+}

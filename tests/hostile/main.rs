@@ -1,0 +1,67 @@
+//! What comes from clients and disks may be anything: no bytes are read in two ways, and none make a reader fail.
+
+mod cases;
+mod conversation;
+mod fuzzed;
+mod second_parser;
+#[path = "../fuzz/targets.rs"]
+mod targets;
+
+use cases::{COVETED, Case, Then, cases};
+use conversation::{Answer, Conversation, Request};
+use stampede::command::Command;
+use std::collections::BTreeSet;
+
+/// What a sale without holds would answer; only the coveted item is to be had.
+fn outcome(answer: &Answer) -> &'static str {
+    match answer {
+        Answer::Refused(problem) => problem.about().slug,
+        Answer::Shown => "200",
+        Answer::Asked(Command::Purchase { .. } | Command::Cancel { .. }) => "code-unknown",
+        Answer::Asked(Command::Checkout { item, .. }) if item.0 == COVETED => "the item",
+        Answer::Asked(Command::Checkout { .. }) => "invalid-parameter",
+    }
+}
+
+fn check(case: &Case, conversation: &Conversation, how: &str) {
+    let answers: Vec<_> = conversation.answers.iter().map(outcome).collect();
+    assert_eq!(answers, case.answers, "{}, {how}", case.name);
+    let then = match (conversation.is_closed(), conversation.is_idle()) {
+        (true, _) => Then::Closes,
+        (false, true) => Then::GoesOn,
+        (false, false) => Then::Waits,
+    };
+    assert_eq!(then, case.then, "{}, {how}", case.name);
+}
+
+#[test]
+fn every_case_has_its_answer_however_it_is_cut() {
+    let cases = cases();
+    for case in &cases {
+        check(case, &Conversation::with(&case.bytes, []), "whole");
+        check(case, &Conversation::with(&case.bytes, std::iter::repeat_n(1, case.bytes.len())), "byte by byte");
+        for cut in 1..case.bytes.len() {
+            check(case, &Conversation::with(&case.bytes, [cut]), &format!("cut at {cut}"));
+        }
+    }
+    let names: BTreeSet<_> = cases.iter().map(|case| &case.name).collect();
+    assert_eq!(names.len(), cases.len(), "two cases have one name");
+}
+
+/// Whatever is understood here is understood there in the same way. Where kawa understands what is refused here, or
+/// something else, no harm is done: nothing follows a refusal.
+#[test]
+fn a_second_parser_reads_the_same_requests() {
+    for case in cases() {
+        let mut from = 0;
+        for request in Conversation::with(&case.bytes, []).requests {
+            let theirs = second_parser::read(&case.bytes[from..]);
+            let ours = Request { end: request.end - from, ..request.clone() };
+            // Which kawa refuses, all of them.
+            if case.name != "chunks with extensions" {
+                assert_eq!(theirs, Some(ours), "{}", case.name);
+            }
+            from = request.end;
+        }
+    }
+}
