@@ -4,15 +4,16 @@ mod measured;
 
 use bench::history::{self, STREAM};
 use bench::turns::{NOW, rules};
+use criterion::measurement::WallTime;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use measured::{CpuTime, briefly};
+use measured::briefly;
 use stampede::data_dir::Opened;
 use stampede::partition::Partition;
 use stampede::recovery::recover;
 use stampede::replay::Replay;
 use stampede::stream;
 
-fn recovery(criterion: &mut Criterion<CpuTime>) {
+fn recovery(criterion: &mut Criterion) {
     let partition = Partition::new(2);
     let mut group = criterion.benchmark_group("recovery");
     for records in [10_000, 1_000_000, 10_000_000u32] {
@@ -55,7 +56,8 @@ fn recovery(criterion: &mut Criterion<CpuTime>) {
 
 criterion_group! {
     name = benches;
-    config = briefly();
+    // Files are waited for, too.
+    config = briefly().with_measurement(WallTime);
     targets = recovery
 }
 criterion_main!(benches);
