@@ -7,7 +7,7 @@
 //! Nobody ever waits for a lane, so lanes cannot deadlock.
 
 use crate::message::{Batch, Reply, Request};
-use crate::types::{SaleId, ShardId};
+use crate::types::ShardId;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -96,13 +96,13 @@ fn lane<M>(from: ShardId, to: ShardId) -> (Outlet<M>, Inlet<M>) {
 
 impl<M> Outlet<M> {
     /// Sends what waits, if the lane has a spare buffer. Returns whether it sent anything.
-    fn dispatch(&mut self, from: ShardId, sale: SaleId) -> bool {
+    fn dispatch(&mut self, from: ShardId) -> bool {
         if self.waiting.is_empty() {
             return false;
         }
         let Ok(spare) = self.spares.try_recv() else { return false };
         let messages = std::mem::replace(&mut self.waiting, spare);
-        match self.batches.try_send(Batch { from, to: self.to, sale, messages }) {
+        match self.batches.try_send(Batch { from, to: self.to, messages }) {
             Err(TrySendError::Full(_)) => panic!("a spare buffer is the right to send one batch"),
             // At the end of the process, the peer may have stopped first.
             Ok(()) | Err(TrySendError::Disconnected(_)) => true,
@@ -111,13 +111,12 @@ impl<M> Outlet<M> {
 }
 
 impl<M> Inlet<M> {
-    fn drain(&self, me: ShardId, mut deliver: impl FnMut(SaleId, Option<(ShardId, M)>)) -> bool {
+    fn drain(&self, me: ShardId, mut deliver: impl FnMut(ShardId, M)) -> bool {
         let mut any = false;
         while let Ok(batch) = self.batches.try_recv() {
             assert_eq!((batch.from, batch.to), (self.from, me), "a batch came by the wrong lane");
             let mut messages = batch.messages;
-            deliver(batch.sale, None);
-            messages.drain(..).for_each(|message| deliver(batch.sale, Some((batch.from, message))));
+            messages.drain(..).for_each(|message| deliver(batch.from, message));
             // The sender may be gone when everything stops.
             let _ = self.spares.send(messages);
             any = true;
@@ -129,8 +128,6 @@ impl<M> Inlet<M> {
 /// What a shard receives.
 #[derive(Debug)]
 pub enum Delivery {
-    /// A batch begins: its sender is in this sale.
-    Sale(SaleId),
     /// A request.
     Request(ShardId, Request),
     /// A reply.
@@ -191,10 +188,10 @@ impl Endpoint {
     }
 
     /// Sends one batch by each lane that has something to carry and room for it, and wakes who sleeps.
-    pub fn dispatch(&mut self, sale: SaleId) {
+    pub fn dispatch(&mut self) {
         for (requests, replies) in self.requests_out.iter_mut().zip(&mut self.replies_out) {
             let to = replies.to;
-            if replies.dispatch(self.me, sale) | requests.dispatch(self.me, sale) {
+            if replies.dispatch(self.me) | requests.dispatch(self.me) {
                 self.doorbells[usize::from(to.0)].ring();
             }
         }
@@ -205,14 +202,10 @@ impl Endpoint {
     pub fn receive(&mut self, mut deliver: impl FnMut(Delivery)) -> bool {
         let mut any = false;
         for inlet in &self.replies_in {
-            any |= inlet.drain(self.me, |sale, message| {
-                deliver(message.map_or(Delivery::Sale(sale), |(_, reply)| Delivery::Reply(reply)));
-            });
+            any |= inlet.drain(self.me, |_, reply| deliver(Delivery::Reply(reply)));
         }
         for inlet in &self.requests_in {
-            any |= inlet.drain(self.me, |sale, message| {
-                deliver(message.map_or(Delivery::Sale(sale), |(from, request)| Delivery::Request(from, request)));
-            });
+            any |= inlet.drain(self.me, |from, request| deliver(Delivery::Request(from, request)));
         }
         any
     }
@@ -239,17 +232,15 @@ impl Endpoint {
 mod tests {
     use super::*;
     use crate::command::Outcome;
-    use crate::types::{Ticket, UserId};
+    use crate::types::{SaleId, Ticket, UserId};
     use std::thread;
-
-    const SALE: SaleId = SaleId(1);
 
     fn doorbells(shards: usize) -> Arc<[Doorbell]> {
         (0..shards).map(|_| Doorbell::new().unwrap()).collect()
     }
 
     fn release(number: u64) -> Request {
-        Request::Release { sale: SALE, user: UserId(number as i64) }
+        Request::Release { sale: SaleId(1), user: UserId(number as i64) }
     }
 
     fn answer(number: u64) -> Reply {
@@ -268,7 +259,7 @@ mod tests {
                     endpoint.request(to, release(number));
                     endpoint.reply(to, answer(number));
                 }
-                endpoint.dispatch(SALE);
+                endpoint.dispatch();
             }
         }
         for endpoint in &endpoints {
@@ -285,9 +276,8 @@ mod tests {
                         *next += 1;
                     }
                     Delivery::Reply(_) => *replies += 1,
-                    Delivery::Sale(sale) => assert_eq!(sale, SALE),
                 });
-                endpoint.dispatch(SALE);
+                endpoint.dispatch();
             }
         }
         for (requests, replies) in &received {
@@ -317,14 +307,13 @@ mod tests {
                                 served += 1;
                             }
                             Delivery::Reply(_) => answered += 1,
-                            Delivery::Sale(_) => {}
                         }
                     }
                     if sent < REQUESTS && answered == sent * peers.len() as u64 {
                         peers.iter().for_each(|to| endpoint.request(*to, release(sent)));
                         sent += 1;
                     }
-                    endpoint.dispatch(SALE);
+                    endpoint.dispatch();
                     endpoint.doorbell().fall_asleep();
                     let done = answered == total && served == total;
                     if arrived.is_empty() && !endpoint.has_mail() && !endpoint.is_held_up() && !done {

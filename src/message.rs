@@ -108,8 +108,6 @@ pub struct Batch<M> {
     pub from: ShardId,
     /// The receiver, checked on arrival.
     pub to: ShardId,
-    /// The sender's sale. A receiver that is behind catches up before it reads on.
-    pub sale: SaleId,
     /// In the order they were sent.
     pub messages: Vec<M>,
 }

@@ -250,7 +250,7 @@ impl Pump {
         self.start_flushes(now);
         // Before any answer leaves, here or by another shard: who reads the sale after a 200 finds it counted.
         self.publish();
-        self.outside.mesh.dispatch(self.shard.terms().sale);
+        self.outside.mesh.dispatch();
         self.outside.server.write_replies(now);
 
         if self.has_finished(now) {
@@ -302,10 +302,10 @@ impl Pump {
     }
 
     fn receive(&mut self, now: Moment) -> bool {
-        let (shard, effects) = (&mut self.shard, &mut self.effects);
+        let (shard, effects, status) = (&mut self.shard, &mut self.effects, &self.outside.status);
         let any = self.outside.mesh.receive(|delivery| {
+            shard.apply(Event::Sale(status.newest_sale()), now, effects);
             let event = match delivery {
-                Delivery::Sale(sale) => Event::Sale(sale),
                 Delivery::Request(from, request) => Event::Request(from, request),
                 Delivery::Reply(reply) => Event::Reply(reply),
             };
@@ -320,6 +320,8 @@ impl Pump {
         let is_recovering = self.phase == Phase::Recovering;
         let (shard, effects, period_s) = (&mut self.shard, &mut self.effects, self.period_s);
         let mut handle = |ticket: Ticket, head: &Head<'_>, style, responder: &mut Responder, out: &mut Vec<u8>| {
+            // After the request has been read: what its client knows of a sale, this shard must know, too.
+            shard.apply(Event::Sale(status.newest_sale()), now, effects);
             let (command, json) = match route(head) {
                 Route::Command(..) if is_recovering => {
                     // This shard may be ready, but another one is not.
@@ -449,6 +451,7 @@ impl Pump {
 
     fn publish(&self) {
         let ShardStatus { connections, appended, flushed, attempts_flushed, log_room, unrecorded, .. } = self.numbers();
+        self.outside.status.note_sale(self.shard.terms().sale);
         self.numbers().publish_sales(self.shard.terms().sale, self.shard.counts());
         connections.store(self.outside.server.connections() as u64, Ordering::Relaxed);
         appended.store(self.logs.purchases.appended(), Ordering::Relaxed);

@@ -55,7 +55,7 @@ pub enum Event {
     Request(ShardId, Request),
     /// Another shard answers.
     Reply(Reply),
-    /// Another shard is in this sale.
+    /// Some shard is in this sale.
     Sale(SaleId),
     /// The purchase log is durable up to here.
     Flushed(Seq),

@@ -1,8 +1,9 @@
-//! What shards publish for others to read: single-writer numbers, no more. Never on the way of a request.
+//! What shards publish for others to read: numbers, no more. Each has one writer, but for the newest sale; only that one is
+//! read on the way of a request.
 
 use crate::sale::Counts;
 use crate::types::SaleId;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// What the process is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,6 +73,7 @@ impl ShardStatus {
 #[derive(Debug)]
 pub struct Status {
     phase: AtomicU8,
+    newest_sale: AtomicU32,
     /// By shard.
     pub shards: Box<[ShardStatus]>,
     /// Whether there is a database to persist to.
@@ -90,6 +92,7 @@ impl Status {
         let shards = (0..shards).map(|_| ShardStatus::default()).collect();
         Status {
             phase: AtomicU8::new(Phase::Recovering as u8),
+            newest_sale: AtomicU32::new(0),
             shards,
             has_database,
             is_database_connected: AtomicBool::new(false),
@@ -107,6 +110,19 @@ impl Status {
     /// Moves on. The caller wakes the shards.
     pub fn set_phase(&self, phase: Phase) {
         self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    /// The newest sale that any shard has begun. All are to follow before they say anything more, whatever the clock says:
+    /// a client may have heard of it.
+    pub fn newest_sale(&self) -> SaleId {
+        SaleId(self.newest_sale.load(Ordering::Acquire))
+    }
+
+    /// A shard is in this sale. To be called before anyone can hear of it.
+    pub fn note_sale(&self, sale: SaleId) {
+        if sale > self.newest_sale() {
+            self.newest_sale.fetch_max(sale.0, Ordering::Release);
+        }
     }
 
     /// Running totals of what is durable and of what is in Postgres; their difference is what is not. The second one

@@ -406,6 +406,18 @@ mod tests {
     }
 
     #[test]
+    fn a_block_of_another_past_is_noticed() {
+        // As many records and blocks, all genuine: only the checksum of the block before tells the two apart.
+        let (one, mut other) = (log(&[1, 1, 1], false), log(&[1, 1, 1], false));
+        let block = &mut other[0].bytes[..BLOCK_BYTES];
+        block::records_mut(block)[..RECORD_BYTES].copy_from_slice(&record(99).encode());
+        let (header, _) = block::parse(&one[0].bytes[..BLOCK_BYTES], &STREAM).unwrap();
+        block::finish(block, &STREAM, &header);
+        let read = read(&STREAM, &other, |_, _| Ok(()));
+        assert_eq!(read, Err(Damage::Misplaced { file: "b0".into(), number: 1, found: 1 }));
+    }
+
+    #[test]
     fn a_stream_may_have_lost_its_oldest_segments_to_retention() {
         let mut segments = log(&[4, 3], true);
         segments.remove(0);

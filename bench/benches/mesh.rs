@@ -32,7 +32,7 @@ fn carry(from: &mut Endpoint, to: &mut Endpoint, messages: u64) {
     for user in 0..messages as i64 {
         from.request(ShardId(1), Request::Release { sale, user: UserId(user) });
     }
-    from.dispatch(sale);
+    from.dispatch();
     to.receive(|delivery| {
         black_box(delivery);
     });

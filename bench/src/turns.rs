@@ -55,6 +55,8 @@ impl Turns {
     /// A client of the shard at `seat` asks. Returns what has been decided and noted there so far in this turn.
     pub fn command(&mut self, seat: usize, ticket: Ticket, command: Command) -> &mut Effects {
         let Seat { shard, effects, .. } = &mut self.seats[seat];
+        // As the pump does, which has it from what shards publish.
+        shard.apply(Event::Sale(shard.terms().sale), NOW, effects);
         shard.apply(Event::Command(ticket, command), NOW, effects);
         effects
     }
@@ -66,14 +68,13 @@ impl Turns {
             take(place, effects);
             effects.requests.drain(..).for_each(|(to, request)| mesh.request(to, request));
             effects.replies.drain(..).for_each(|(to, reply)| mesh.reply(to, reply));
-            mesh.dispatch(shard.terms().sale);
+            mesh.dispatch();
 
             shard.apply(Event::Tick, NOW, effects);
             shard.apply(Event::Flushed(*appended), NOW, effects);
             shard.apply(Event::LogRoom(u64::MAX), NOW, effects);
             mesh.receive(|delivery| {
                 let event = match delivery {
-                    Delivery::Sale(sale) => Event::Sale(sale),
                     Delivery::Request(from, request) => Event::Request(from, request),
                     Delivery::Reply(reply) => Event::Reply(reply),
                 };

@@ -1,8 +1,8 @@
 //! What holds after every step, whoever looks.
 
+use super::is_purchase;
 use super::workload::USERS;
 use super::world::{USER_LIMIT, World};
-use crate::record::Event;
 use crate::sale::State;
 use crate::shard::Shard;
 use crate::types::{ItemId, UserId};
@@ -14,13 +14,12 @@ impl World {
             return;
         }
         for (&(sale, item), (code, _)) in &self.shadow.bought {
-            let is_it =
-                |event: Event| matches!(event, Event::Purchase { item: of, code: by, .. } if of == item && by == *code);
-            let times = self.durable().filter(|record| record.sale == sale && is_it(record.event)).count();
+            let times = self.durable().filter(|record| is_purchase(record, sale, item, *code)).count();
             assert_eq!(times, 1, "an acknowledged purchase of {item:?} is {times} times in the log");
             if self.promises_postgres() {
                 let rows = self.database.tables.rows.iter();
-                assert_eq!(rows.filter(|(_, _, record)| record.sale == sale && is_it(record.event)).count(), 1);
+                let times = rows.filter(|(_, _, record)| is_purchase(record, sale, item, *code)).count();
+                assert_eq!(times, 1, "an acknowledged purchase of {item:?} is {times} times in Postgres");
             }
         }
         let sale = self.newest_sale();
@@ -39,7 +38,7 @@ impl World {
         let is_exact = self.taken_over != Some(sale);
         for user in (0..USERS).map(UserId) {
             let owner = &self.shards[usize::from(self.partition.owner_of_user(user).0)];
-            assert!(!is_exact || owner.quotas().taken(user) <= USER_LIMIT);
+            assert!(!is_exact || owner.quotas().taken(user) <= USER_LIMIT, "{user:?} has too much");
             assert!(!is_exact || self.shadow.bought_by(user, sale) <= USER_LIMIT as usize, "{user:?} bought too much");
         }
     }

@@ -1,7 +1,7 @@
 //! The simulator, in tests only: production shards, records, blocks and recovery with fake lanes, disk, database and
 //! clocks. One seed is one world and one trace.
 //!
-//! `workload` says what buyers do, `world` what happens to the machine; each draws from a random stream of its own, so
+//! `workload` says what buyers do, `world` what happens to the machine, `shipping` to it and its database; each draws from a random stream of its own, so
 //! that another fault does not make other buyers. `auditor` holds every answer against what `shadow` remembers,
 //! `invariants` looks at the whole machine after every step. `disk` and `database` are the fakes, `small` tries whole
 //! small worlds exhaustively.
@@ -13,17 +13,27 @@ mod database;
 mod disk;
 mod invariants;
 mod shadow;
+mod shipping;
 mod small;
 mod trace;
 mod workload;
 mod world;
 
+use crate::code::Code;
+use crate::record::{Event, Record};
+use crate::types::{ItemId, SaleId};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use world::World;
 
 /// A number from the environment, or a default.
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// Whether this record is the purchase of that item with that code.
+fn is_purchase(record: &Record, sale: SaleId, item: ItemId, code: Code) -> bool {
+    record.sale == sale
+        && matches!(record.event, Event::Purchase { item: of, code: by, .. } if (of, by) == (item, code))
 }
 
 /// Lives one world to its end. Returns the hash of its trace.

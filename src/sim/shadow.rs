@@ -1,7 +1,7 @@
 //! What must be true: every promise made to a buyer, and nothing of how the server keeps it.
 
 use crate::code::Code;
-use crate::types::{ItemId, SaleId, UserId};
+use crate::types::{ItemId, Moment, SaleId, UserId};
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
@@ -11,9 +11,10 @@ pub struct Promise {
     pub sale: SaleId,
     pub item: ItemId,
     pub user: UserId,
-    /// It cannot run out before this, in the monotonic time of this run.
-    pub good_until_ms: u64,
+    /// It cannot run out before this: by the monotonic clock in this run, by the other one in later runs of this era.
+    pub good_until: Moment,
     pub run: u32,
+    pub era: u32,
 }
 
 /// Everything promised.

@@ -1,17 +1,17 @@
 //! The machine: shards, lanes, logs, clocks and a database, and everything that may happen to them.
 
 use super::auditor::{Asked, Now, audit, user_of};
-use super::database::{Database, Fate};
-use super::disk::{CLUSTER, Disk, Key, stream_of};
+use super::database::Database;
+use super::disk::{CLUSTER, Disk, Key};
 use super::shadow::Shadow;
 use super::trace::Trace;
 use super::workload;
 use crate::code::{Code, CodeGenerator};
 use crate::command::{Command, Outcome};
 use crate::message::{Reply, Request};
-use crate::ownership::{Memory, Owner, RecoverFrom, Run, judge_owner, judge_position};
+use crate::ownership::{Memory, Owner, Run};
 use crate::partition::Partition;
-use crate::record::{Event as Logged, Record, ReleaseReason};
+use crate::record::Record;
 use crate::replay::Replay;
 use crate::sale::State;
 use crate::shard::{Effects, Event, Rules, Shard};
@@ -67,27 +67,29 @@ pub struct World {
     pub asked: BTreeMap<u64, Asked>,
     pub items_free: BTreeMap<ItemId, u64>,
     pub users_free: BTreeMap<UserId, u64>,
-    steps: u64,
+    pub steps: u64,
     /// Finer than steps: what a shard has applied.
     pub events: u64,
-    now: Moment,
+    pub now: Moment,
+    /// Raised when the wall clock jumps and when the machine is lost: holds of an earlier era may end at any time.
+    pub era: u32,
     logs: Vec<Log>,
-    disk: Disk,
+    pub disk: Disk,
     /// By sender, receiver, and whether it is the lane for replies.
-    lanes: BTreeMap<(u16, u16, bool), VecDeque<(SaleId, Message)>>,
+    lanes: BTreeMap<(u16, u16, bool), VecDeque<Message>>,
     /// Tickets of buyers who gave up: an answer may still be on its way.
     gave_up: BTreeSet<u64>,
     tickets: u64,
-    owner: Owner,
-    memory: Memory,
+    pub owner: Owner,
+    pub memory: Memory,
     /// Where each stream goes on, while the database is connected.
-    positions: Option<BTreeMap<Key, u64>>,
+    pub positions: Option<BTreeMap<Key, u64>>,
     /// The database was set back, and has not got everything again yet.
-    is_set_back: bool,
-    refused: bool,
+    pub is_set_back: bool,
+    pub refused: bool,
     traffic: fastrand::Rng,
-    faults: fastrand::Rng,
-    trace: Trace,
+    pub faults: fastrand::Rng,
+    pub trace: Trace,
 }
 
 impl World {
@@ -128,6 +130,7 @@ impl World {
             users_free: BTreeMap::new(),
             steps: 0,
             events: 0,
+            era: 0,
             now: Moment { monotonic_ms: 1, unix_ms: 1_000_000 },
             logs: Vec::new(),
             disk: Disk::default(),
@@ -271,7 +274,7 @@ impl World {
     fn pass(&mut self, ms: u64) {
         self.now.monotonic_ms += ms;
         self.now.unix_ms += ms;
-        // Not every shard gets a turn at once: one drags the others along by its messages.
+        // Not every shard gets a turn at once: the newest sale reaches the others with what they hear next.
         let shard = self.faults.u16(0..self.partition.shards());
         self.apply(shard, Event::Tick);
     }
@@ -280,6 +283,7 @@ impl World {
     fn jump(&mut self) {
         let (back, forth) = (self.faults.u64(0..5_000), self.faults.u64(0..5_000));
         self.now.unix_ms = self.now.unix_ms + forth - back;
+        self.era += 1;
         self.trace.note(format_args!("{} the wall clock says {}", self.steps, self.now.unix_ms));
     }
 
@@ -318,135 +322,9 @@ impl World {
         }
     }
 
-    // --- the database ---
-
-    fn lose_touch(&mut self) {
-        self.positions = None;
-    }
-
-    fn set_back(&mut self) {
-        if self.database.restore() {
-            self.trace.note(format_args!("{} the database is set back", self.steps));
-            (self.is_set_back, self.positions) = (true, None);
-        }
-    }
-
-    /// Connects and claims. The claim itself may be in doubt.
-    fn connect(&mut self) {
-        let found = self.database.tables.owner;
-        if judge_owner(self.owner, self.memory, found, RecoverFrom::Auto).is_err() {
-            assert!(self.is_set_back, "a false alarm about the owner");
-            if judge_owner(self.owner, self.memory, found, RecoverFrom::Log).is_err() {
-                // Set back to before a takeover: nothing but a later copy of it helps.
-                self.refused = true;
-                return;
-            }
-        }
-        let mut positions = BTreeMap::new();
-        let this_epoch = self.owner.run.epoch;
-        for (key, records) in &self.archive {
-            let end = (key.0 < this_epoch).then_some(records.len() as u64);
-            let known = self.database.tables.positions.get(key).copied();
-            let at = judge_position(&stream_of(*key), (0, end), known, false, RecoverFrom::Auto);
-            positions.insert(*key, at.expect("a false alarm about a position"));
-        }
-        self.memory = self.memory.claiming(found, self.owner.run);
-        let fate = self.any_fate();
-        if fate != Fate::Failed {
-            self.database.tables.owner = Some(self.owner);
-            self.database.tables.positions.extend(&positions);
-        }
-        if fate == Fate::Committed {
-            self.positions = Some(positions.clone());
-            positions.into_iter().for_each(|(key, position)| self.publish(key, position));
-        }
-    }
-
-    fn publish(&mut self, key: Key, position: u64) {
-        if key.0 == self.owner.run.epoch {
-            self.apply(key.1, Event::Persisted(position));
-        }
-    }
-
-    fn any_fate(&mut self) -> Fate {
-        match self.faults.u32(0..12) {
-            0 => Fate::Failed,
-            1 => Fate::Unheard,
-            _ => Fate::Committed,
-        }
-    }
-
-    /// One transaction of the persistence thread: the oldest streams first.
-    fn ship(&mut self) {
-        let Some(positions) = &self.positions else { return self.connect() };
-        let mut room = self.faults.usize(1..12);
-        let mut batch = Vec::new();
-        for (key, from) in positions {
-            let records = &self.archive[key][*from as usize..];
-            let records = &records[..records.len().min(room)];
-            room -= records.len();
-            if !records.is_empty() {
-                batch.push((*key, *from, records.to_vec()));
-            }
-        }
-        let fate = self.any_fate();
-        if !self.database.ship(self.owner, &batch, fate) {
-            return self.lose_touch();
-        }
-        for (key, from, records) in batch {
-            let position = from + records.len() as u64;
-            self.positions.as_mut().expect("it is connected").insert(key, position);
-            self.publish(key, position);
-        }
-        let positions = self.positions.as_ref().expect("it is connected");
-        if self.archive.iter().all(|(key, records)| positions[key] == records.len() as u64) {
-            self.is_set_back = false;
-        }
-    }
-
-    /// The machine is lost; another one goes on from the database.
-    fn take_over(&mut self) {
-        let Some(owner) = self.database.tables.owner else { return };
-        self.trace.note(format_args!("{} takeover", self.steps));
-        let records = self.database.latest_sale();
-        let run =
-            Run { epoch: self.owner.run.epoch.max(owner.run.epoch) + 1, id: Uuid::from_u128(self.faults.u128(..)) };
-        let key = (run.epoch, 0);
-        self.owner = Owner { cluster: CLUSTER, run };
-        self.database.tables.owner = Some(self.owner);
-        self.database.tables.positions.insert(key, records.len() as u64);
-        self.memory = Memory { seen: Some(run), claiming: None, filled: Some(run) };
-        self.disk = Disk::default();
-        if !records.is_empty() {
-            self.disk.create(key);
-            self.disk.start_flush(key, &records, 3, 0);
-            self.disk.finish_flush(key);
-        }
-        self.brought = Some(key);
-        self.taken_over = records.first().map(|record| record.sale);
-        let rows = &self.database.tables.rows;
-        let is_kept = |sale: SaleId, item: ItemId, code: Code| {
-            let is_it = |event: Logged| matches!(event, Logged::Purchase { item: of, code: by, .. } if of == item && by == code);
-            rows.iter().any(|(_, _, record)| record.sale == sale && is_it(record.event))
-        };
-        let before = self.shadow.bought.len();
-        let latest = records.first().map(|record| record.sale);
-        self.shadow.forget(is_kept);
-        assert!(
-            !self.promises_postgres() || self.shadow.bought.len() == before,
-            "Postgres lacks what was acknowledged"
-        );
-        // Of earlier sales the new log knows nothing, and needs nothing.
-        self.shadow.forget(|sale, _, _| Some(sale) == latest);
-        self.is_set_back = false;
-        let shards = self.faults.u16(1..5);
-        self.now.monotonic_ms = 1 + self.faults.u64(0..1000);
-        self.start(shards);
-    }
-
     // --- running ---
 
-    fn start(&mut self, shards: u16) {
+    pub fn start(&mut self, shards: u16) {
         self.partition = Partition::new(shards);
         self.archive = self.disk.read().expect("nothing has rotted");
         self.archive.retain(|_, records| !records.is_empty());
@@ -483,18 +361,19 @@ impl World {
 
     pub fn command(&mut self, shard: u16, command: Command) {
         self.tickets += 1;
-        let asked = Asked { shard, command, at_ms: self.now.monotonic_ms, event: self.events };
+        let asked = Asked { shard, command, at: self.now, era: self.era, event: self.events };
         self.trace.note(format_args!("{} #{} at shard {shard}: {command:?}", self.steps, self.tickets));
         self.asked.insert(self.tickets, asked);
         self.apply(shard, Event::Tick);
+        self.apply(shard, Event::Sale(self.newest_sale()));
         self.apply(shard, Event::Command(Ticket(self.tickets), command));
     }
 
     fn deliver(&mut self, lane: (u16, u16, bool)) {
         let (from, to, _) = lane;
-        let (sale, message) = self.lanes.get_mut(&lane).and_then(VecDeque::pop_front).expect("the lane is busy");
+        let message = self.lanes.get_mut(&lane).and_then(VecDeque::pop_front).expect("the lane is busy");
         self.trace.note(format_args!("{} {from} to {to}: {message:?}", self.steps));
-        self.apply(to, Event::Sale(sale));
+        self.apply(to, Event::Sale(self.newest_sale()));
         match message {
             Message::Request(request) => self.apply(to, Event::Request(ShardId(from), request)),
             Message::Reply(reply) => self.apply(to, Event::Reply(reply)),
@@ -523,7 +402,7 @@ impl World {
         self.apply(shard, Event::Flushed(seq));
     }
 
-    fn apply(&mut self, shard: u16, event: Event) {
+    pub fn apply(&mut self, shard: u16, event: Event) {
         let mut effects = Effects::default();
         self.shards[usize::from(shard)].apply(event, self.now, &mut effects);
         self.events += 1;
@@ -533,12 +412,11 @@ impl World {
 
     fn carry_out(&mut self, shard: u16, effects: Effects) {
         self.logs[usize::from(shard)].records.extend(effects.records);
-        let sale = self.shards[usize::from(shard)].terms().sale;
         for (to, request) in effects.requests {
-            self.lanes.entry((shard, to.0, false)).or_default().push_back((sale, Message::Request(request)));
+            self.lanes.entry((shard, to.0, false)).or_default().push_back(Message::Request(request));
         }
         for (to, reply) in effects.replies {
-            self.lanes.entry((shard, to.0, true)).or_default().push_back((sale, Message::Reply(reply)));
+            self.lanes.entry((shard, to.0, true)).or_default().push_back(Message::Reply(reply));
         }
         for (ticket, outcome) in effects.answers {
             self.answered(shard, ticket, outcome);
@@ -558,24 +436,14 @@ impl World {
                 self.shadow.codes.get(code.as_bytes()).map(|promise| promise.item)
             }
         };
-        let archive = &self.archive;
-        let is_sold = |sale: SaleId, item: ItemId| {
-            let is_it = |event: Logged| matches!(event, Logged::Purchase { item: of, .. } if of == item);
-            archive.values().flatten().any(|record| record.sale == sale && is_it(record.event))
-        };
-        let logs = &self.logs;
-        let is_cancelled = |code: Code| {
-            let reason = ReleaseReason::Cancelled;
-            let is_it = |event: Logged| matches!(event, Logged::Released { code: of, reason: why, .. } if of == code && why == reason);
-            logs.iter().flat_map(|log| &log.records).any(|record| is_it(record.event))
-        };
         let now = Now {
             sale: self.newest_sale(),
-            at_ms: self.now.monotonic_ms,
+            at: self.now,
             run: self.owner.run.epoch,
+            era: self.era,
             ttl_ms: TTL_MS.into(),
-            is_sold: &is_sold,
-            is_cancelled: &is_cancelled,
+            durable: &self.archive,
+            appended: &self.logs.iter().flat_map(|log| log.records.iter().copied()).collect::<Vec<_>>(),
             item_free_since: item.and_then(|item| self.items_free.get(&item).copied()),
             user_free_since: user_of(&asked.command).and_then(|user| self.users_free.get(&user).copied()),
         };

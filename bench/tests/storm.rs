@@ -1,0 +1,234 @@
+//! `storm` as its users run it: against the real server, with and without Postgres, and against one that lies.
+//!
+//! The server is the one that was built along with it: `cargo test --release --workspace` builds both.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+#[path = "../../tests/server/cluster.rs"]
+#[expect(dead_code, reason = "the server's tests do more to it")]
+mod cluster;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A server that ends with its test.
+struct Server {
+    child: Child,
+    address: String,
+}
+
+impl Server {
+    fn start(data_dir: &Path, arguments: &[&str]) -> Server {
+        let binary = Path::new(env!("CARGO_BIN_EXE_storm")).with_file_name("stampede");
+        assert!(binary.exists(), "{} is not there: build it with `cargo build --workspace`", binary.display());
+        let mut command = Command::new(binary);
+        command.env_clear().current_dir(data_dir).arg("--data-dir").arg(data_dir).args(arguments);
+        command.args(["--listen", "127.0.0.1:0", "--log-format", "json", "--sale-period", "365days"]);
+        let mut child = command.stderr(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let (sender, log) = channel();
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| _ = sender.send(line)));
+        let mut server = Server { child, address: String::new() };
+        loop {
+            let line = log.recv_timeout(PATIENCE).expect("the server says that it serves");
+            let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+            if let Some(listen) = line["listen"].as_str() {
+                listen.clone_into(&mut server.address);
+            }
+            if line["message"].as_str().is_some_and(|message| message.starts_with("serving")) {
+                return server;
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+fn storm(dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_storm"));
+    command.current_dir(dir).args(arguments).args(["--json", "-"]);
+    command
+}
+
+/// The report, and whether everything was as it was told.
+fn report(output: &Output) -> (serde_json::Value, bool) {
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    let report = serde_json::from_slice(&output.stdout);
+    let report: serde_json::Value =
+        report.unwrap_or_else(|error| panic!("{error}: {}{}", text(&output.stdout), text(&output.stderr)));
+    (report, output.status.success())
+}
+
+fn good(dir: &Path, arguments: &[&str]) -> serde_json::Value {
+    let (report, is_good) = report(&storm(dir, arguments).output().unwrap());
+    assert!(is_good, "{report:#}");
+    assert_eq!((&report["violations"], &report["unexpected"]), (&serde_json::json!([]), &0.into()), "{report:#}");
+    report
+}
+
+#[test]
+fn a_chain_sells_everything_and_a_sold_out_sale_refuses() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["--items", "500", "--shards", "2"]);
+    let sold = good(dir.path(), &[&server.address, "--html", "report.html", "--connections", "16"]);
+    assert_eq!(
+        (&sold["bought"], &sold["after"]["sold"], &sold["verified"]["asked_again"]),
+        (&500.into(), &500.into(), &500.into())
+    );
+    assert_eq!(sold["outcomes"], serde_json::json!({"checkout 200": 500, "purchase 200": 500}));
+    assert_eq!(sold["latencies"]["purchase"]["count"], 500);
+    let page = std::fs::read_to_string(dir.path().join("report.html")).unwrap();
+    assert_eq!(page.matches("<svg").count(), 3);
+
+    let rate = ["--scenario", "sold-out", "--rate", "100", "--duration", "1"];
+    let refused = good(dir.path(), &[&[server.address.as_str()], &rate[..]].concat());
+    // What had not been asked for when time was up is counted, too: nobody falls under the table.
+    let count = |outcome: &str| refused["outcomes"][outcome].as_u64().unwrap_or(0);
+    let all = count("checkout item-sold") + count("checkout not asked");
+    assert_eq!(all, 101, "a hundred in a second, and one at its end: {refused:#}");
+}
+
+#[test]
+fn every_kind_of_crowd_finds_what_it_was_told_in_the_database() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = cluster::Cluster::start();
+    let url = cluster.url();
+    let server = Server::start(dir.path(), &["--items", "400", "--database-url", &url, "--reservation-ttl", "2s"]);
+    let storm = |scenario: &str, more: &[&str]| {
+        let arguments = [server.address.as_str(), "--scenario", scenario, "--database-url", &url];
+        good(dir.path(), &[&arguments[..], more].concat())
+    };
+    let hoarded = storm("hoarders", &["--users", "30", "--duration", "1"]);
+    assert!(hoarded["reserved"].as_u64().unwrap() >= 300, "thirty users got ten each: {hoarded:#}");
+    assert_eq!(hoarded["bought"], 0);
+    let mut bought = 0;
+    let mut buy = |scenario: &str, more: &[&str]| {
+        let report = storm(scenario, more);
+        assert!(report["bought"].as_u64().unwrap() > 0, "{report:#}");
+        bought += report["bought"].as_u64().unwrap();
+        assert_eq!((&report["verified"]["rows"], &report["after"]["sold"]), (&bought.into(), &bought.into()));
+        report
+    };
+    buy("trickle", &["--rate", "20", "--duration", "1"]);
+    let retried = buy("retry", &["--users", "5", "--duration", "1"]);
+    assert!(retried["outcomes"]["purchase hung up"].as_u64() > Some(0), "{retried:#}");
+    assert!(retried["outcomes"]["purchase 200"].as_u64() > retried["bought"].as_u64(), "{retried:#}");
+    buy("crowd", &["--users", "2000"]);
+}
+
+#[test]
+fn ctrl_c_ends_a_run_with_its_report() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["--items", "100"]);
+    let arguments = [server.address.as_str(), "--scenario", "sold-out", "--rate", "50", "--duration", "3600"];
+    let mut storm = storm(dir.path(), &arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut progress = BufReader::new(storm.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(progress.any(|line| line.contains("sold 0 of 100")), "a line a second says how far it is");
+    let pid = rustix::process::Pid::from_child(&storm);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let (report, is_good) = report(&storm.wait_with_output().unwrap());
+    assert!(is_good && report["was_stopped"] == true && report["answers"].as_u64() > Some(0), "{report:#}");
+}
+
+/// A shop that gives everybody the same code, sells everybody item 7, and on each connection takes so long for the first
+/// checkout.
+fn lying_shop(first_takes: Duration) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            std::thread::spawn(move || lie(stream.unwrap(), first_takes));
+        }
+    });
+    address
+}
+
+fn lie(mut stream: TcpStream, first_takes: Duration) -> std::io::Result<()> {
+    let mut takes = first_takes;
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut line = String::new();
+    while reader.read_line(&mut line)? > 0 {
+        let mut field = String::new();
+        while reader.read_line(&mut field)? > 2 {
+            field.clear();
+        }
+        let body = match line.split(['?', ' ']).nth(1) {
+            Some("/checkout") => {
+                std::thread::sleep(std::mem::take(&mut takes));
+                "5217a1a2-e116-86c4-ae9f-b285fb710516"
+            }
+            Some("/purchase") => r#"{"success":true,"sale_id":1,"item_id":7}"#,
+            _ => r#"{"sale_id":1,"items_total":50,"sold":3,"reserved":0,"available":47,"user_limit":10}"#,
+        };
+        write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())?;
+        line.clear();
+    }
+    Ok(())
+}
+
+#[test]
+fn a_shop_that_lies_is_found_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let address = lying_shop(Duration::ZERO);
+    let output = storm(dir.path(), &[&address]).output().unwrap();
+    let (report, is_good) = report(&output);
+    assert!(!is_good && output.status.code() == Some(1), "{report:#}");
+    let violations = report["violations"].as_array().unwrap();
+    for kind in ["code-given-twice", "wrong-receipt", "sale-disagrees", "purchase-not-confirmed"] {
+        assert!(violations.iter().any(|violation| violation["violation"] == kind), "{kind}: {report:#}");
+    }
+}
+
+#[test]
+fn a_server_that_is_not_there_or_goes_away_is_said_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = storm(dir.path(), &["127.0.0.1:1"]).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && error.contains("start the server"), "{error}");
+
+    let server = Server::start(dir.path(), &["--items", "100"]);
+    let arguments = [server.address.as_str(), "--scenario", "sold-out", "--rate", "50", "--duration", "2"];
+    let mut storm = storm(dir.path(), &arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut first = [0];
+    storm.stderr.as_mut().unwrap().read_exact(&mut first).unwrap(); // It is under way.
+    drop(server);
+    let output = storm.wait_with_output().unwrap();
+    let (report, is_good) = report(&output);
+    assert!(!is_good && output.status.code() == Some(1), "{report:#}");
+    assert!(report["unverified"].as_str().unwrap().contains("the server is gone"), "{report:#}");
+    assert!(report["outcomes"]["connect failed"].as_u64() > Some(0), "{report:#}");
+}
+
+#[test]
+fn a_stall_is_felt_by_everybody_who_came_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let address = lying_shop(Duration::from_secs(1));
+    let open_loop = ["--scenario", "sold-out", "--rate", "100", "--duration", "2", "--connections", "1"];
+    let output = storm(dir.path(), &[&[address.as_str()], &open_loop[..]].concat()).output().unwrap();
+    // One answer was slow. Half of the buyers came while it was, and waited for up to a second.
+    let (report, _) = report(&output);
+    assert!(report["latencies"]["checkout"]["p90_us"].as_u64() > Some(400_000), "{report:#}");
+}
+
+#[test]
+fn who_gets_no_answer_hangs_up_and_the_request_is_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let address = lying_shop(Duration::from_secs(600));
+    let arguments = ["--timeout", "1", "--duration", "2", "--connections", "2", "--unexpected-max", "3"];
+    let output = storm(dir.path(), &[&[address.as_str()], &arguments[..]].concat()).output().unwrap();
+    let (report, _) = report(&output);
+    assert!(report["outcomes"]["checkout timed out"].as_u64() >= Some(4), "{report:#}");
+    assert!(report["latencies"]["lost"]["p50_us"].as_u64() >= Some(1_000_000), "{report:#}");
+    let saved = std::fs::read_to_string(dir.path().join(report["unexpected_file"].as_str().unwrap())).unwrap();
+    assert_eq!(saved.matches("checkout timed out").count(), 3, "{saved}");
+    assert!(saved.contains("POST /checkout?user_id=0&item_id="), "{saved}");
+}

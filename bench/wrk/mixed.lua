@@ -1,0 +1,56 @@
+-- What a shop sees: buyers who check out and purchase, among many who look.
+--
+--   wrk -t1 -c256 -d30s -s bench/wrk/mixed.lua http://localhost:8080
+--
+-- Of ten requests LOOKS are `GET /sale` (5); the others walk over the stock as in chain.lua: a checkout of the next
+-- item, and a purchase with each code that came back. When all has been asked for, checkouts go on as refusals
+-- (409 `item-sold`, which wrk counts as "Non-2xx"). At the end it prints how many items were bought, and how many
+-- answers of each kind there were. ITEMS=… tells how many items there are (10000); THREADS=… must equal -t (1).
+
+local items = tonumber(os.getenv("ITEMS") or "10000")
+local stride = tonumber(os.getenv("THREADS") or "1")
+local looks = tonumber(os.getenv("LOOKS") or "5")
+local threads, codes, turn, item, look = {}, {}, 0, nil, nil
+number, reserved, bought, looked, refused = 0, 0, 0, 0, 0
+
+function setup(thread)
+  thread:set("number", #threads)
+  table.insert(threads, thread)
+end
+
+function init()
+  look = wrk.format("GET", "/sale")
+end
+
+function request()
+  turn = turn + 1
+  -- Spread over each ten, not in a row.
+  if turn * looks % 10 < looks then return look end
+  local code = table.remove(codes)
+  if code then return wrk.format("POST", "/purchase?code=" .. code) end
+  item = item and item + stride or number
+  -- Ten items to a user, the limit.
+  return wrk.format("POST", "/checkout?user_id=" .. math.floor(item % items / 10) .. "&item_id=" .. item % items)
+end
+
+-- Answers come in another order than requests, so each is known by its body: a code, a receipt, or how the sale stands.
+function response(status, headers, body)
+  if status ~= 200 then
+    refused = refused + 1
+  elseif #body == 36 then
+    reserved = reserved + 1
+    codes[#codes + 1] = body
+  elseif body:find('"success":true', 1, true) then
+    bought = bought + 1
+  else
+    looked = looked + 1
+  end
+end
+
+function done()
+  for _, name in ipairs({ "reserved", "bought", "looked", "refused" }) do
+    local total = 0
+    for _, thread in ipairs(threads) do total = total + thread:get(name) end
+    print(total .. " " .. name)
+  end
+end

@@ -1,0 +1,135 @@
+//! Tests of the tests: wrong versions of single lines, each of which must be caught.
+//!
+//! The bugs are planted in a copy of the sources, all of them at once, each behind a number that the environment
+//! chooses when the copy's tests run. So one build serves them all, and nothing of this is in the sources themselves.
+//!
+//! The table is `bugs.rs`. Where a line of it is no longer found, the line has changed: plant the bug anew.
+
+mod bugs;
+
+use bugs::{BUGS, Bug};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::{env, fs};
+
+/// Chooses a bug, by its place in the table from 1.
+const CHOICE: &str = "STAMPEDE_PLANTED";
+
+/// Seeds after which the simulator has missed a bug; as many as it tries in CI.
+const SEEDS: &str = "20000";
+
+#[test]
+fn every_planted_bug_is_caught() {
+    let copy = Copy::make();
+    let tests = copy.build();
+    let unharmed = run(&tests, 0, "sim::every", "300");
+    assert!(unharmed.status.success(), "the copy fails without a bug: {}", text(&unharmed));
+    let mut report = String::new();
+    let mut missed = 0;
+    for (number, bug) in (1..).zip(BUGS) {
+        let lived = run(&tests, number, bug.caught_by, SEEDS);
+        let (is_caught, said) = (!lived.status.success(), text(&lived));
+        missed += u32::from(!is_caught);
+        let how = if is_caught { complaint(&said) } else { format!("MISSED by {}", bug.caught_by) };
+        writeln!(report, "{}: {}: {how}", bug.file, bug.what).unwrap();
+    }
+    println!("{report}");
+    assert_eq!(missed, 0, "bugs that nothing caught:\n{report}");
+}
+
+/// Which test failed first, and what it found.
+fn complaint(said: &str) -> String {
+    let lines = || said.lines().skip_while(|line| !line.contains("panicked at "));
+    let test = lines().next().and_then(|line| line.split('\'').nth(1)).expect("a failed test has a name");
+    format!("{test}: {}", lines().nth(1).unwrap_or_default())
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
+}
+
+fn run(tests: &Path, number: usize, filter: &str, seeds: &str) -> Output {
+    let mut command = Command::new(tests);
+    command.arg(filter).env(CHOICE, number.to_string()).env("STAMPEDE_SIM_SEEDS", seeds);
+    command.env("RUST_BACKTRACE", "0").env_remove("STAMPEDE_SIM_FIRST").output().expect("the copy's tests start")
+}
+
+/// A copy of the crate with every bug in it.
+struct Copy(tempfile::TempDir);
+
+impl Copy {
+    fn make() -> Copy {
+        let (home, copy) = (Path::new(env!("CARGO_MANIFEST_DIR")), tempfile::tempdir().unwrap());
+        for dir in ["src", "sql"] {
+            copy_tree(&home.join(dir), &copy.path().join(dir));
+        }
+        let manifest = fs::read_to_string(home.join("Cargo.toml")).unwrap();
+        let alone = manifest.replace("members = [\"bench\"]\n", "");
+        fs::write(copy.path().join("Cargo.toml"), alone).unwrap();
+        fs::copy(home.join("Cargo.lock"), copy.path().join("Cargo.lock")).unwrap();
+        let copy = Copy(copy);
+        for (number, bug) in (1..).zip(BUGS) {
+            copy.edit(bug.file, |source| plant(source, number, bug));
+        }
+        copy.edit("lib.rs", |source| {
+            format!(
+                "{source}\n/// Whether this planted bug is chosen.\npub fn planted(number: usize) -> bool {{\n\
+                 static CHOICE: std::sync::LazyLock<usize> = std::sync::LazyLock::new(|| \
+                 std::env::var(\"{CHOICE}\").ok().and_then(|text| text.parse().ok()).unwrap_or(0));\n\
+                 *CHOICE == number\n}}\n"
+            )
+        });
+        copy
+    }
+
+    fn edit(&self, file: &str, change: impl FnOnce(&str) -> String) {
+        let path = self.0.path().join("src").join(file);
+        let source = fs::read_to_string(&path).unwrap();
+        fs::write(&path, change(&source)).unwrap();
+    }
+
+    /// Builds the copy's unit tests beside this test, with its profile, so that no dependency is built again.
+    fn build(&self) -> PathBuf {
+        let this = env::current_exe().unwrap();
+        let profile_dir = this.ancestors().nth(2).unwrap();
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["test", "--lib", "--no-run", "--offline", "--message-format", "json"]);
+        if profile_dir.ends_with("release") {
+            cargo.arg("--release");
+        }
+        let cargo = cargo.current_dir(self.0.path()).env("CARGO_TARGET_DIR", profile_dir.parent().unwrap());
+        let built = cargo.env_remove("RUSTFLAGS").output().expect("cargo starts");
+        assert!(built.status.success(), "the copy does not build: {}", String::from_utf8_lossy(&built.stderr));
+        let lines = String::from_utf8(built.stdout).unwrap();
+        let messages = lines.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let mut executables = messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from));
+        executables.next().expect("the unit tests are an executable")
+    }
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_tree(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+/// Puts the wrong version of a line beside the right one.
+fn plant(source: &str, number: usize, bug: &Bug) -> String {
+    let (before, rest) = bug.place.split_once('«').expect("a place marks what is wrong");
+    let (right, after) = rest.split_once('»').expect("a place marks what is wrong");
+    let wrong = bug.wrong;
+    // Earlier bugs may stand in the same file, never in the same line.
+    let found = format!("{before}{right}{after}");
+    let times = source.matches(&found).count();
+    assert_eq!(times, 1, "{}: {times} places like this, plant the bug anew: {found}", bug.file);
+    let choice = format!("if crate::planted({number}) {{ {wrong} }} else {{ {right} }}");
+    let choice = if right.ends_with(';') { choice } else { format!("({choice})") };
+    source.replace(&found, &format!("{before}{choice}{after}"))
+}
