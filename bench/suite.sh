@@ -151,7 +151,7 @@ latency_of_refusals() {
   serve latency-refusal --shards 2
   storm latency-refusal-sell --duration 30 >/dev/null
   peak=$(storm latency-refusal-peak --scenario sold-out --duration "$(of_size 2 10)" | field answers_per_second)
-  figure "refusals, closed loop, 64 connections, all on $(nproc) CPUs" "$peak" 1/s
+  figure "refusals, closed loop, 64 connections, all on $(nproc) CPUs" "${peak%.*}" 1/s
   storm latency-refusal --scenario sold-out --rate "$(calc "$peak / 2" | cut -d. -f1)" --duration "$(of_size 3 20)" >/dev/null
   stop
   figure "refusal at half the peak rate, open loop: p99" "$(calc "$(within refusal p99_us <"$raw/latency-refusal.json") / 1000")" ms '≤ 1'
