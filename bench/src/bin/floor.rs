@@ -1,56 +1,66 @@
-//! The floor: the least that any server on these sockets must do. One thread, one epoll set, one read, one fixed
-//! answer of the size of a refusal. It parses nothing and decides nothing.
+//! The floor: the least that any server on these sockets must do. On each thread one epoll set, one read for each
+//! readable socket, one write of a fixed answer for each request in it. It parses nothing and decides nothing.
 //!
-//! `floor 127.0.0.1:8090`
+//! `floor 127.0.0.1:8090 --threads 2`
 
+use bench::fixed::{Answers, Settings};
+use clap::Parser;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
-use socket2::{Domain, Socket, Type};
-use std::collections::HashMap;
-use std::net::SocketAddr;
+use slab::Slab;
+use std::io;
 
-const ANSWER: &[u8] = b"HTTP/1.1 409 Conflict\r\ncontent-type: application/problem+json\r\ncontent-length: 70\r\n\
-    date: Sat, 21 Nov 2026 20:40:54 GMT\r\n\r\n\
-    {\"status\":409,\"title\":\"The item is sold\",\"type\":\"/problems/item-sold\"}";
+const READ_BYTES: usize = 16 * 1024;
+const LISTENER: u64 = u64::MAX;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let address: SocketAddr = std::env::args().nth(1).ok_or("usage: floor ADDRESS:PORT")?.parse()?;
-    let listener = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    listener.set_reuse_address(true)?;
-    listener.set_nonblocking(true)?;
-    listener.set_tcp_nodelay(true)?;
-    listener.bind(&address.into())?;
-    listener.listen(4096)?;
+fn main() {
+    let Settings { address, threads } = Settings::parse();
+    let (_, listeners) = stampede::listener::listen(address, threads).unwrap_or_else(|reason| {
+        eprintln!("floor: {reason}");
+        std::process::exit(1)
+    });
+    std::thread::scope(|scope| {
+        for listener in listeners {
+            scope.spawn(|| serve(listener).expect("the kernel gives what a server needs"));
+        }
+    });
+}
+
+fn serve(listener: OwnedFd) -> io::Result<()> {
+    let answers = Answers::new(READ_BYTES);
     let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    epoll::add(&set, &listener, EventData::new_u64(u64::MAX), EventFlags::IN)?;
-    let mut clients: HashMap<u64, OwnedFd> = HashMap::new();
+    epoll::add(&set, &listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
+    let mut clients: Slab<OwnedFd> = Slab::new();
     let mut events = Vec::with_capacity(512);
-    let mut buffer = vec![0; 64 * 1024];
-    let mut next = 0;
+    let mut buffer = vec![0; READ_BYTES];
     loop {
         events.clear();
-        epoll::wait(&set, spare_capacity(&mut events), None)?;
+        match epoll::wait(&set, spare_capacity(&mut events), None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
         for event in &events {
             let key = event.data.u64();
-            if key == u64::MAX {
+            if key == LISTENER {
                 while let Ok(socket) = accept_with(&listener, SocketFlags::NONBLOCK) {
-                    epoll::add(&set, &socket, EventData::new_u64(next), EventFlags::IN | EventFlags::ET)?;
-                    clients.insert(next, socket);
-                    next += 1;
+                    let entry = clients.vacant_entry();
+                    let data = EventData::new_u64(entry.key() as u64);
+                    epoll::add(&set, &socket, data, EventFlags::IN | EventFlags::ET)?;
+                    entry.insert(socket);
                 }
                 continue;
             }
-            let client = &clients[&key];
-            let answered = match recv(client, &mut buffer[..], RecvFlags::empty()) {
+            let client = &clients[key as usize];
+            let is_there = match recv(client, &mut buffer[..], RecvFlags::empty()) {
                 Ok((_, 0)) => false,
-                Ok(_) => send(client, ANSWER, SendFlags::NOSIGNAL).is_ok(),
+                Ok((_, bytes)) => send(client, answers.to(&buffer[..bytes]), SendFlags::NOSIGNAL).is_ok(),
                 Err(error) => error == Errno::AGAIN,
             };
-            if !answered {
-                clients.remove(&key);
+            if !is_there {
+                clients.remove(key as usize);
             }
         }
     }

@@ -1,0 +1,63 @@
+//! From a log back to a sale: in memory, and from files (in the page cache, as after a crash of the process).
+
+mod measured;
+
+use bench::history::{self, STREAM};
+use bench::turns::{NOW, rules};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use measured::briefly;
+use stampede::data_dir::Opened;
+use stampede::partition::Partition;
+use stampede::recovery::recover;
+use stampede::replay::Replay;
+use stampede::stream;
+
+fn recovery(criterion: &mut Criterion) {
+    let partition = Partition::new(2);
+    let mut group = criterion.benchmark_group("recovery");
+    for records in [10_000, 1_000_000, 10_000_000u32] {
+        let (items, mut segments) = (records / 2, Vec::new());
+        group.throughput(Throughput::Elements(records.into()));
+        group.bench_function(BenchmarkId::new("in memory", records), |bencher| {
+            if segments.is_empty() {
+                segments = history::segments(items);
+            }
+            bencher.iter(|| {
+                let mut replay = Replay::new(partition, NOW);
+                stream::read(&STREAM, &segments, |_, record| replay.record(record)).expect("nothing is missing");
+                let (_, found) = replay.finish(&rules(items)).expect("nothing contradicts anything");
+                assert_eq!(found.sold, items);
+            });
+        });
+        if records > 1_000_000 {
+            // The files of this would be more than all a log may have by default.
+            continue;
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        group.bench_function(BenchmarkId::new("from files", records), |bencher| {
+            let logs = dir.path().to_owned();
+            if segments.is_empty() {
+                segments = history::segments(items);
+            }
+            if logs.read_dir().is_ok_and(|mut files| files.next().is_none()) {
+                history::write(&segments, &logs).expect("the disk has room");
+            }
+            // The first time it also seals the log; that is in the warm-up.
+            let opened = Opened { logs, cluster: STREAM.cluster, epoch: STREAM.epoch + 1, direct_io: true };
+            bencher.iter(|| {
+                let recovered = recover(&opened, partition, &rules(items), NOW);
+                let recovered = recovered.unwrap_or_else(|reason| panic!("{reason}"));
+                assert_eq!(recovered.found.sold, items);
+            });
+        });
+    }
+}
+
+criterion_group! {
+    name = benches;
+    // Files are waited for, too.
+    config = briefly().with_measurement(WallTime);
+    targets = recovery
+}
+criterion_main!(benches);

@@ -1,0 +1,253 @@
+# The kinds of measuring that bench/run does, in its order. Each calls `figure` for what it finds and leaves in $out/raw
+# what the programs said.
+#
+# The server's CPU time is that of all its threads on a CPU, user and system, by the kernel's scheduler, to the nanosecond;
+# divided by the requests that the client counted.
+
+parts() { echo rules recovery refusals pairs latency_of_refusals many_connections sell_outs latency_of_purchases drain; }
+
+# What takes long, in seconds or in number, in a short run and in a full one.
+of_size() { if [ "$size" = short ]; then echo "$1"; else echo "$2"; fi; }
+
+prepare() {
+  raw=$out/raw
+  dir=$(mktemp -d)
+  chmod 755 "$dir"
+  running=() server='' # what is to be ended, and the Stampede that is measured
+  trap 'stop; stop_postgres; rm -rf "$dir"' EXIT
+  pg=$(ls -d /usr/lib/postgresql/*/bin | tail -1)
+  mkdir "$dir/pg"
+  [ "$(id -u)" != 0 ] || chown postgres "$dir/pg"
+  as "$pg/initdb" -U stampede -A trust -D "$dir/pg/data" >/dev/null
+  sed 's/^shared_buffers = 2GB/shared_buffers = 512MB/' tuning/postgresql.conf >"$dir/stampede.conf"
+}
+
+# --- programs ---
+
+as() { if [ "$(id -u)" = 0 ]; then setpriv --reuid=postgres --regid=postgres --clear-groups "$@"; else "$@"; fi; }
+start_postgres() {
+  ! as "$pg/pg_ctl" -D "$dir/pg/data" status >/dev/null || return 0
+  as "$pg/pg_ctl" -D "$dir/pg/data" -o "-c listen_addresses= -k $dir/pg -c config_file=$dir/stampede.conf" -l "$dir/pg/log" -w start >/dev/null
+}
+stop_postgres() { as "$pg/pg_ctl" -D "$dir/pg/data" -m immediate stop >/dev/null 2>&1 || true; }
+sql() { psql -h "$dir/pg" -U stampede -d "$database" -Atq "$@"; }
+new_database() {
+  database=$1
+  psql -h "$dir/pg" -U stampede -d postgres -Atqc "create database $1"
+  url="host=$dir/pg user=stampede dbname=$1"
+}
+
+# serve DATA ARGUMENTS: Stampede on port 8089, when it is ready. $cpus may say on which CPUs.
+serve() {
+  local data=$dir/$1; shift
+  ${cpus:+taskset -c "$cpus"} "$bin/stampede" --listen 127.0.0.1:8089 --data-dir "$data" --sale-period 365days "$@" 2>>"$raw/stampede.log" &
+  server=$!
+  running+=($server)
+  until curl -sf localhost:8089/readyz >/dev/null; do kill -0 $server; sleep 0.02; done
+}
+# floor PROGRAM PORT THREADS: sets $floor to its process.
+floor() {
+  ${cpus:+taskset -c "$cpus"} "$bin/$1" "127.0.0.1:$2" --threads "$3" & floor=$!
+  running+=($floor)
+  until curl -s "localhost:$2" >/dev/null; do kill -0 $floor; sleep 0.02; done
+}
+stop() {
+  for process in "${running[@]}"; do kill "$process" 2>/dev/null && wait "$process" || true; done
+  running=()
+  cpus=''
+}
+# storm NAME ARGUMENTS: its report, kept and printed; its page with plots is kept, too. $on may say on which CPU.
+storm() {
+  local name=$1; shift
+  ${on:+taskset -c "$on"} "$bin/storm" 127.0.0.1:8089 --sample 0 --json - --html "$out/plots/$name.html" \
+    --unexpected "$raw/$name-unexpected.txt" "$@" 2>>"$raw/storm.log" | tee "$raw/$name.json"
+}
+
+# --- numbers ---
+
+cpu_us() { cat "/proc/$1"/task/*/schedstat | awk '{ sum += $1 } END { printf "%.0f", sum / 1000 }'; }
+resident_mb() { awk '/VmRSS/ { printf "%.1f", $2 / 1024 }' "/proc/$1/status"; }
+now() { date +%s%N; }
+seconds() { calc "($2 - $1) / 1e9"; }
+calc() { awk "BEGIN { printf \"%.3f\", $1 }"; }
+# The first number with this name in JSON on standard input; and within the object of that name.
+field() { grep -o "\"$1\":[^,}]*" | head -1 | cut -d: -f2; }
+within() { grep -o "\"$1\":{[^}]*}" | field "$2"; }
+
+# cost NAME PROCESS CONNECTIONS SCRIPT PORT: CPU time of the process for each request that wrk makes, in microseconds.
+cost() {
+  local before after
+  before=$(cpu_us "$2")
+  ${cpus:+taskset -c 1} wrk -t1 -c"$3" -d"$(of_size 2 10)"s --latency -s "bench/wrk/$4" "http://127.0.0.1:$5" >"$raw/$1.wrk"
+  after=$(cpu_us "$2")
+  calc "($after - $before) / $(awk '/requests in/ { print $1 }' "$raw/$1.wrk")"
+}
+
+# --- the state machine and recovery, by criterion ---
+
+# bench FILE FILTER
+bench() { CRITERION_HOME=$raw/criterion cargo bench --quiet -p bench --bench "$1" -- --quiet "$2" >>"$raw/criterion.txt" 2>&1; }
+# median DIRECTORY: nanoseconds.
+median() {
+  sed -E 's/.*"median":\{"confidence_interval":\{[^}]*\},"point_estimate":([0-9.e+]+).*/\1/' "$raw/criterion/$1/new/estimates.json"
+}
+rules() {
+  bench rules "$(of_size 'by items/10000$' .)"
+  local kind
+  for kind in checkout purchase mixed refusal; do
+    case $kind in refusal) limit='≥ 40' ;; mixed) limit='' ;; *) limit='≥ 20' ;; esac
+    figure "state machine, one core, 10,000 items: $kind" "$(calc "1e3 / $(median "$kind by items/10000")")" "M/s" "$limit"
+  done
+  [ "$size" = short ] || for file in mesh log requests copy; do bench $file .; done
+}
+recovery() {
+  bench recovery "$(of_size 'from files/1000000$' .)"
+  figure "recovery of 1,000,000 records from files" "$(calc "$(median 'recovery/from files/1000000') / 1e9")" s '≤ 0.5'
+}
+
+# --- HTTP, beside the floors ---
+
+refusals() {
+  local shards connections raw_floor own_floor own
+  for shards in 1 2; do
+    # One shard gets one CPU and wrk the other; two share both with it.
+    pinned=''; [ $shards = 2 ] || pinned=0
+    cpus=$pinned floor floor 8090 $shards; local raw_process=$floor
+    cpus=$pinned floor floor_glommio 8091 $shards; local own_process=$floor
+    cpus=$pinned serve "sold-out-$shards" --shards $shards
+    storm "sold-out-$shards" --duration 30 >/dev/null
+    cpus=$pinned
+    for connections in 64 512; do
+      local name="$shards-shards-$connections"
+      raw_floor=$(cost "floor-$name" $raw_process $connections sold_out.lua 8090)
+      own=$(cost "refusal-$name" $server $connections sold_out.lua 8089)
+      own_floor=$(cost "floor_glommio-$name" $own_process $connections sold_out.lua 8091)
+      local what="sold-out refusal, --shards $shards, $connections connections"
+      figure "$what: server CPU" "$own" µs
+      figure "$what: raw floor's CPU" "$raw_floor" µs
+      figure "$what: over the raw floor" "$(calc "$own / $raw_floor")" × "≤ $([ $shards = 1 ] && echo 1.25 || echo 1.5)"
+      figure "$what: over glommio's floor" "$(calc "$own / $own_floor")" ×
+    done
+    stop
+  done
+}
+pairs() {
+  local items request before pair
+  items=$(of_size 20000 100000)
+  cpus=0 floor floor 8090 1
+  cpus=0; request=$(cost floor-pair "$floor" 256 sold_out.lua 8090)
+  cpus=0 serve pairs --shards 1 --items "$items" --user-limit 1000000
+  before=$(cpu_us "$server")
+  on=1 storm pairs --connections 256 --duration 60 >/dev/null
+  pair=$(calc "($(cpu_us "$server") - $before) / $(field bought <"$raw/pairs.json")")
+  stop
+  figure "durable checkout + purchase, 256 connections: server CPU" "$pair" µs
+  figure "durable checkout + purchase, 256 connections: over two floor requests" "$(calc "$pair / (2 * $request)")" × '≤ 2.5'
+}
+
+# At half the rate of the closed loop, by when a buyer meant to ask.
+latency_of_refusals() {
+  local peak
+  serve latency-refusal --shards 2
+  storm latency-refusal-sell --duration 30 >/dev/null
+  peak=$(storm latency-refusal-peak --scenario sold-out --duration "$(of_size 2 10)" | field answers_per_second)
+  figure "refusals, closed loop, 64 connections, all on $(nproc) CPUs" "${peak%.*}" 1/s
+  storm latency-refusal --scenario sold-out --rate "$(calc "$peak / 2" | cut -d. -f1)" --duration "$(of_size 3 20)" >/dev/null
+  stop
+  figure "refusal at half the peak rate, open loop: p99" "$(calc "$(within refusal p99_us <"$raw/latency-refusal.json") / 1000")" ms '≤ 1'
+}
+
+many_connections() {
+  local crowd
+  serve talking --shards 2
+  storm talking-sell --duration 30 >/dev/null
+  storm talking --scenario sold-out --connections 10000 --duration "$(of_size 5 20)" >/dev/null & crowd=$!
+  until [ "$(connections)" -ge 10000 ]; do kill -0 $crowd; sleep 0.1; done
+  sleep 2
+  figure "10,000 connections, all talking: resident" "$(resident_mb "$server")" MB '≤ 60'
+  wait $crowd
+  stop
+  serve idle --shards 2
+  storm idle --scenario sold-out --connections 10000 --duration 8 --rate 1 >/dev/null & crowd=$!
+  until [ "$(connections)" -ge 10000 ]; do kill -0 $crowd; sleep 0.1; done
+  sleep 2
+  figure "10,000 connections, idle: resident" "$(resident_mb "$server")" MB '≤ 40'
+  wait $crowd
+  stop
+}
+connections() { curl -s localhost:8089/health | grep -o '"connections":[0-9]*' | cut -d: -f2 | paste -sd+ | bc; }
+
+# --- with Postgres, everything on the same CPUs ---
+
+# The last row is found by psql, once storm has ended, and both take their time to start: that makes it "at most".
+sell_outs() {
+  local ack connections report start rows sold
+  start_postgres
+  for ack in local postgres; do
+    for connections in 64 256; do
+      new_database "sale_${ack}_$connections"
+      serve "$database" --shards 2 --ack "$ack" --database-url "$url"
+      sleep 1
+      start=$(now)
+      report=$(storm "sell-out-$ack-$connections" --connections "$connections" --duration 30)
+      until [ "$(sql -c 'select count(*) from purchases')" = 10000 ]; do :; done
+      rows=$(now)
+      sold=$(calc "$(field last_purchase_s <<<"$report")")
+      local what="10,000 items sold, --ack $ack, $connections connections"
+      figure "$what: first request to last 200" "$sold" s "≤ $([ $ack = local ] && echo 0.3 || echo 0.45)"
+      figure "$what: last 200 to last row, at most" "$(calc "$(seconds "$start" "$rows") - $sold")" s '≤ 0.2'
+      stop
+    done
+  done
+}
+
+# Of a stock that outlasts the time.
+latency_of_purchases() {
+  local ack report
+  start_postgres
+  for ack in local postgres; do
+    for step in peak half; do
+      new_database "latency_${ack}_$step"
+      serve "$database" --shards 2 --ack "$ack" --items 1000000 --user-limit 1000000 --database-url "$url"
+      sleep 1
+      if [ $step = peak ]; then
+        report=$(storm "latency-$ack-peak" --duration "$(of_size 2 5)")
+        local rate; rate=$(calc "$(field bought <<<"$report") / $(field seconds <<<"$report") / 2" | cut -d. -f1)
+      else
+        report=$(storm "latency-$ack" --rate "$rate" --duration "$(of_size 3 20)")
+        figure "durable purchase, --ack $ack, half the peak rate, open loop: p99" \
+          "$(calc "$(within purchase p99_us <<<"$report") / 1000")" ms "≤ $([ $ack = local ] && echo 3 || echo 10)"
+      fi
+      stop
+    done
+  done
+}
+
+# A backlog of refused attempts from a time without a database, beside psql's own COPY of the same rows.
+drain() {
+  local attempts from drained partition rows copied
+  attempts=$(of_size 500000 3000000)
+  serve backlog --shards 2 --items 100 --user-limit 1000000 --log-budget 4GiB
+  storm backlog-sell --duration 5 >/dev/null
+  until [ "$(curl -s localhost:8089/health | grep -o '"attempts_durable":[0-9]*' | cut -d: -f2 | paste -sd+ | bc)" -ge "$attempts" ]; do
+    storm backlog --scenario sold-out --duration 2 >/dev/null
+  done
+  stop
+  start_postgres
+  new_database backlog
+  from=$(now)
+  serve backlog --shards 2 --items 100 --user-limit 1000000 --log-budget 4GiB --database-url "$url"
+  until curl -s localhost:8089/readyz | grep -q '"connected":true,"records_behind":0'; do sleep 0.01; done
+  drained=$(seconds "$from" "$(now)")
+  stop
+  partition=$(sql -c "select 'checkouts_' || max(sale_id) from sales")
+  rows=$(sql -c "select count(*) from $partition")
+  sql -c "\\copy $partition to '$dir/rows' with (format binary)"
+  sql -c "create table again (like $partition including all)"
+  from=$(now)
+  sql -c "\\copy again from '$dir/rows' with (format binary)"
+  copied=$(seconds "$from" "$(now)")
+  figure "drain of refused attempts, start-up included" "$(calc "$rows / $drained / 1e6")" "M rows/s"
+  figure "psql, one COPY of the same rows" "$(calc "$rows / $copied / 1e6")" "M rows/s"
+  figure "drain: of psql's rate" "$(calc "100 * $copied / $drained")" % '≥ 60'
+}
