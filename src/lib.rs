@@ -11,7 +11,7 @@
 //!
 //! **A request.** [`server`] holds a shard's sockets: it reads bytes in batches and knows no rule of the sale.
 //! [`pump`] is the turn: collect, apply, append, flush, send, wait; *log before reply* stands there, in one place.
-//! [`mesh`] carries batches of messages between shards; sending never blocks. [`purchase_log`] appends and flushes,
+//! [`mesh`] carries batches of messages between shards; sending never blocks. [`doorbell`] wakes who sleeps. [`purchase_log`] appends and flushes,
 //! [`segment`] makes and writes its files, [`retention`] keeps them within their budget. [`status`] holds the few
 //! numbers that shards publish, [`page`] shows them.
 //!
@@ -73,6 +73,7 @@ pub mod connection;
 pub mod copy_rows;
 pub mod data_dir;
 pub mod database_url;
+pub mod doorbell;
 pub mod fatal;
 pub mod host;
 pub mod http;
@@ -110,3 +111,5 @@ pub mod takeover;
 pub mod tls;
 pub mod types;
 pub mod waiting;
+
+use std::sync::atomic;

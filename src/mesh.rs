@@ -1,4 +1,4 @@
-//! The lanes between shards, and the doorbells that wake them.
+//! The lanes between shards.
 //!
 //! From every shard to every other there are two lanes, one for requests and one for replies. A lane carries
 //! batches: all messages of one turn, in order. It works on credit: two buffers circulate, full ones forward
@@ -6,67 +6,14 @@
 //! slow, messages wait with their sender, where the limits on connections and on the stock bound them.
 //! Nobody ever waits for a lane, so lanes cannot deadlock.
 
+use crate::doorbell::Doorbell;
 use crate::message::{Batch, Reply, Request};
 use crate::types::ShardId;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::io::{read, write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 /// Batches that a lane holds at most: one being read while the next is under way.
 const LANE_BATCHES: usize = 2;
-
-/// Wakes a shard from any thread. Free while the shard is awake.
-#[derive(Debug)]
-pub struct Doorbell {
-    event: OwnedFd,
-    asleep: AtomicBool,
-}
-
-impl Doorbell {
-    /// A doorbell that nobody has rung.
-    ///
-    /// # Errors
-    /// No descriptor is left.
-    pub fn new() -> std::io::Result<Self> {
-        let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        Ok(Doorbell { event, asleep: AtomicBool::new(false) })
-    }
-
-    /// Wakes the shard if it sleeps. To be called after leaving something for it.
-    pub fn ring(&self) {
-        // With the fence in `fall_asleep`: either the shard sees what was left, or this sees it asleep.
-        fence(Ordering::SeqCst);
-        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
-            // The counter can only be full if it has been rung: then the shard wakes up anyway.
-            let _ = write(&self.event, &1u64.to_ne_bytes());
-        }
-    }
-
-    /// Says that the shard will sleep. It must look for work once more before it does.
-    pub fn fall_asleep(&self) {
-        self.asleep.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-    }
-
-    /// Says that the shard is awake.
-    pub fn wake_up(&self) {
-        self.asleep.store(false, Ordering::Relaxed);
-    }
-
-    /// Stops the bell from ringing.
-    pub fn silence(&self) {
-        let _ = read(&self.event, &mut [0; 8]);
-    }
-}
-
-impl AsFd for Doorbell {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.event.as_fd()
-    }
-}
 
 /// The sending end of a lane.
 struct Outlet<M> {

@@ -7,9 +7,9 @@
 use crate::block::{LogKind, StreamId};
 use crate::claim::{Claim, unreadable};
 use crate::copy_rows::Rows;
+use crate::doorbell::Doorbell;
 use crate::fatal::Fatal;
 use crate::log_reader::LogReader;
-use crate::mesh::Doorbell;
 use crate::postgres::{Database, Failure, Move, event_loop};
 use crate::purchase_log::Chunk;
 use crate::record::{RECORD_BYTES, Record};

@@ -237,7 +237,7 @@ pub fn read(
                 });
             }
         }
-        if block.iter().any(|&byte| byte != 0) || blocks.any(|(_, _, block)| block.iter().any(|&byte| byte != 0)) {
+        if !is_blank(block) || blocks.any(|(_, _, block)| !is_blank(block)) {
             end.ending = Ending::Torn;
         }
     }
@@ -248,6 +248,12 @@ pub fn read(
         }
     }
     Ok(end)
+}
+
+/// Whether a block is as it was made. Compared whole: most of a new segment is.
+fn is_blank(block: &[u8]) -> bool {
+    const BLANK: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
+    block == &BLANK[..block.len()]
 }
 
 #[cfg(test)]

@@ -46,6 +46,7 @@ const LAYERS: &[&str] = &[
     "postgres",
     "claim",
     "takeover",
+    "doorbell",
     "mesh",
     "persistence",
     "server",

@@ -3,7 +3,8 @@
 
 use stampede::code::CodeGenerator;
 use stampede::command::Command;
-use stampede::mesh::{self, Delivery, Doorbell, Endpoint};
+use stampede::doorbell::Doorbell;
+use stampede::mesh::{self, Delivery, Endpoint};
 use stampede::partition::Partition;
 use stampede::replay::Replay;
 use stampede::shard::{Effects, Event, Rules, Shard};

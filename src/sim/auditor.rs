@@ -74,8 +74,10 @@ fn is_cancellation(event: Event, code: Code) -> bool {
 pub fn audit(shadow: &mut Shadow, asked: Asked, outcome: Outcome, now: &Now<'_>) {
     let Asked { command, at, era, event, .. } = asked;
     match (command, outcome) {
-        (Command::Checkout { item, user }, Outcome::Reserved { code, sale, item: got, .. }) => {
+        (Command::Checkout { item, user }, Outcome::Reserved { code, sale, item: got, expires_unix_ms }) => {
             assert_eq!(item, got, "another item than asked for");
+            let ends = at.unix_ms + now.ttl_ms..=now.at.unix_ms + now.ttl_ms;
+            assert!(era != now.era || ends.contains(&expires_unix_ms), "a hold is told to end at another time");
             // The hold began after it was asked for. An answer may come so late that it is over already.
             let good_until = Moment { monotonic_ms: at.monotonic_ms + now.ttl_ms, unix_ms: at.unix_ms + now.ttl_ms };
             let promise = Promise { sale, item, user, good_until, run: now.run, era };

@@ -20,7 +20,7 @@ pub fn stream_of((epoch, shard): Key) -> StreamId {
 struct Stream {
     chain: Chain,
     /// Zero after what is durable, as a segment is made.
-    bytes: Vec<u8>,
+    segment: SegmentBytes,
     durable_blocks: usize,
     /// Where the last flush began: what is before is proven by it.
     proven_blocks: usize,
@@ -38,7 +38,12 @@ impl Disk {
     pub fn create(&mut self, key: Key) {
         let stream = Stream {
             chain: Chain::new(stream_of(key)),
-            bytes: vec![0; STREAM_BLOCKS * BLOCK_BYTES],
+            segment: SegmentBytes {
+                first_block: 0,
+                made_blocks: STREAM_BLOCKS as u64,
+                bytes: vec![0; STREAM_BLOCKS * BLOCK_BYTES],
+                name: format!("{key:?}"),
+            },
             durable_blocks: 0,
             proven_blocks: 0,
             flight: Vec::new(),
@@ -62,7 +67,7 @@ impl Disk {
     pub fn finish_flush(&mut self, key: Key) {
         let stream = self.streams.get_mut(&key).expect("it was made");
         let at = stream.durable_blocks * BLOCK_BYTES;
-        stream.bytes[at..at + stream.flight.len()].copy_from_slice(&stream.flight);
+        stream.segment.bytes[at..at + stream.flight.len()].copy_from_slice(&stream.flight);
         stream.proven_blocks = stream.durable_blocks;
         stream.durable_blocks += stream.flight.len() / BLOCK_BYTES;
         stream.flight.clear();
@@ -79,7 +84,7 @@ impl Disk {
             let at = stream.durable_blocks * BLOCK_BYTES;
             for (place, sector) in (at..).step_by(SECTOR_BYTES).zip(stream.flight.chunks(SECTOR_BYTES)) {
                 if is_kept() {
-                    stream.bytes[place..place + SECTOR_BYTES].copy_from_slice(sector);
+                    stream.segment.bytes[place..place + SECTOR_BYTES].copy_from_slice(sector);
                 }
             }
             stream.flight.clear();
@@ -99,11 +104,11 @@ impl Disk {
         let (one, other) = (any(proven(stream)), any(proven(stream)));
         if one != other {
             let (low, high) = (one.min(other) * BLOCK_BYTES, one.max(other) * BLOCK_BYTES);
-            let (front, back) = stream.bytes.split_at_mut(high);
+            let (front, back) = stream.segment.bytes.split_at_mut(high);
             front[low..low + BLOCK_BYTES].swap_with_slice(&mut back[..BLOCK_BYTES]);
         } else {
             let bit = any(BLOCK_BYTES * 8);
-            stream.bytes[one * BLOCK_BYTES + bit / 8] ^= 1 << (bit % 8);
+            stream.segment.bytes[one * BLOCK_BYTES + bit / 8] ^= 1 << (bit % 8);
         }
         true
     }
@@ -125,8 +130,9 @@ impl Disk {
                 continue;
             }
             let at = end.blocks as usize * BLOCK_BYTES;
-            stream.bytes[at..].fill(0);
-            stream.bytes[at..at + BLOCK_BYTES].copy_from_slice(&end.seal(&stream_of(key)));
+            stream.segment.bytes.truncate(at);
+            stream.segment.bytes.extend(end.seal(&stream_of(key)));
+            stream.segment.made_blocks = end.blocks + 1;
             stream.durable_blocks = end.blocks as usize;
             stream.is_sealed = true;
         }
@@ -134,10 +140,8 @@ impl Disk {
 }
 
 fn read(key: Key, stream: &Stream) -> Result<(Vec<Record>, stream::End), Damage> {
-    let (made_blocks, name) = (STREAM_BLOCKS as u64, format!("{key:?}"));
-    let segment = SegmentBytes { first_block: 0, made_blocks, bytes: stream.bytes.clone(), name };
     let mut records = Vec::new();
-    let end = stream::read(&stream_of(key), &[segment], |_, record| {
+    let end = stream::read(&stream_of(key), std::slice::from_ref(&stream.segment), |_, record| {
         records.push(*record);
         Ok(())
     })?;

@@ -3,7 +3,7 @@
 use super::is_purchase;
 use super::workload::USERS;
 use super::world::{USER_LIMIT, World};
-use crate::sale::State;
+use crate::sale::{State, sale_at};
 use crate::shard::Shard;
 use crate::types::{ItemId, UserId};
 
@@ -62,6 +62,8 @@ impl World {
     /// With everything at rest: no one waits, and the books balance.
     pub fn check_rest(&self) {
         assert!(self.asked.is_empty(), "never answered: {:?}", self.asked);
+        let sale = sale_at(self.now.unix_ms, self.rules.period_s);
+        assert!(self.shards.iter().all(|shard| shard.terms().sale >= sale), "the hour has turned and no sale began");
         let taken: u64 = self.shards.iter().map(|shard| shard.quotas().total()).sum();
         let counts = self.shards.iter().map(Shard::counts);
         assert!(counts.clone().all(|counts| counts.claiming + counts.committing == 0), "something is unfinished");

@@ -4,10 +4,11 @@
 //! `workload` says what buyers do, `world` what happens to the machine, `shipping` to it and its database; each draws from a random stream of its own, so
 //! that another fault does not make other buyers. `auditor` holds every answer against what `shadow` remembers,
 //! `invariants` looks at the whole machine after every step. `disk` and `database` are the fakes, `small` tries whole
-//! small worlds exhaustively.
+//! small worlds exhaustively, `alone` looks at one shard.
 //!
 //! A failure names its seed and the command that plays it again with the trace.
 
+mod alone;
 mod auditor;
 mod database;
 mod disk;

@@ -1,7 +1,7 @@
 //! The wall clock jumps under the running server, and while it is down: libfaketime stands between it and the clock.
 //! The monotonic clock is left alone, as the kernel leaves it.
 
-use crate::harness::{Client, Server, how_many, skipped, stampede};
+use crate::harness::{Client, Server, how_many, skipped, stampede, wait_until};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
@@ -71,15 +71,6 @@ impl Clockwork {
 
 fn sale_id(client: &mut Client) -> i64 {
     client.sale()["sale_id"].as_i64().unwrap()
-}
-
-/// Looks again until `holds`.
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while !holds() {
-        assert!(Instant::now() < end, "never: {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 const HOUR: i64 = 3600;

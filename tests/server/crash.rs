@@ -1,12 +1,12 @@
 //! kill -9, again and again.
 
-use crate::harness::{Client, LONG_SALE, Server};
+use crate::harness::{Client, LONG_SALE, Server, how_many};
 use crate::load::{Promise, Promises, buy, check_books, crowd};
 use std::time::Duration;
 
 /// How many times to kill; more before a release.
 fn kills() -> u32 {
-    std::env::var("STAMPEDE_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(50)
+    how_many("STAMPEDE_KILLS", 50)
 }
 
 #[test]

@@ -1,11 +1,10 @@
 //! A database that cannot be reached, does not want us, is full, or goes away in the middle of a word.
 
 use crate::cluster::{Cluster, Options, PASSWORD};
-use crate::harness::{Client, LONG_SALE, Server, stampede};
+use crate::harness::{Client, LONG_SALE, Server, assert_refused, stampede};
 use crate::proxy::{Cut, Proxy};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 /// Lets everybody in who comes by TCP.
 const OPEN: Options<'_> = Options { tcp: "host all all all trust", certificate: None, file_bytes_max: None };
@@ -22,15 +21,6 @@ fn buy(client: &mut Client, item: u32) {
     assert_eq!(bought.status, 200, "{bought:?}");
 }
 
-/// Waits until the database has everything.
-fn settle(client: &mut Client) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while client.request("GET /readyz").json()["postgres"]["records_behind"] != 0 {
-        assert!(Instant::now() < end, "the database never catches up");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
 fn why_away(server: &Server) -> String {
     server.wait_for_line("the database is away")["why"].as_str().expect("a reason").to_owned()
 }
@@ -42,13 +32,13 @@ fn cut_at_every_message(ack: &str, cut: Cut) {
     let server = start(dir.path(), &url, &["--shards", "1", "--ack", ack]);
     let mut client = server.connect();
     server.wait_for_line("the database is connected");
-    settle(&mut client);
+    client.wait_for_postgres();
     let mut cuts = 0u32;
     for item in 0.. {
         proxy.cut_after(item);
         let before = proxy.seen();
         buy(&mut client, item);
-        settle(&mut client);
+        client.wait_for_postgres();
         // A checkout and a purchase, alone on the connection but for a sign of life now and then.
         if !proxy.disarm() {
             assert!(u64::from(item) >= proxy.seen() - before);
@@ -109,7 +99,7 @@ fn a_wrong_password_or_database_is_named_and_selling_goes_on() {
     }
     let server = start(dir.path(), &url(PASSWORD, "postgres"), &[]);
     server.wait_for_line("the database is connected");
-    settle(&mut server.connect());
+    server.connect().wait_for_postgres();
     assert_eq!(cluster.count("select count(*) from releases"), 4);
 }
 
@@ -206,7 +196,7 @@ fn a_read_only_database_is_away_until_it_is_not() {
     cluster.ask("alter system reset default_transaction_read_only");
     cluster.ask("select pg_reload_conf()");
     server.wait_for_line("the database is connected");
-    settle(&mut client);
+    client.wait_for_postgres();
     assert_eq!(cluster.count("select count(*) from purchases"), u64::from(item));
 }
 
@@ -232,12 +222,8 @@ fn a_newer_schema_is_refused() {
     assert!(start(dir.path(), &cluster.url(), &[]).terminate().success());
     cluster.ask("insert into schema_migrations values (99)");
     let url = cluster.url();
-    let output = stampede(dir.path(), &[&LONG_SALE[..], &["--database-url", &url]].concat()).output().unwrap();
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert!(
-        output.status.code() == Some(8) && text.contains("version 99") && text.contains("newer stampede"),
-        "{text}"
-    );
+    let arguments = [&LONG_SALE[..], &["--database-url", &url]].concat();
+    assert_refused(dir.path(), &arguments, 8, &["version 99", "newer stampede"]);
 }
 
 #[test]
@@ -246,7 +232,7 @@ fn a_row_that_must_not_be_there_is_an_alarm() {
     let server = start(dir.path(), &cluster.url(), &[]);
     let mut client = server.connect();
     buy(&mut client, 1);
-    settle(&mut client);
+    client.wait_for_postgres();
     cluster.ask("insert into purchases select sale_id, 2, 9, gen_random_uuid(), now() from sales");
     buy(&mut client, 2);
     let line = server.wait_for_line("cannot use the database");

@@ -94,10 +94,10 @@ impl Server {
     }
 
     /// Whether a line with this message has come, and has not been waited for.
-    pub fn has_said(&self, message: &str) -> bool {
+    pub fn times_said(&self, message: &str) -> usize {
         let mut seen = self.seen.borrow_mut();
         seen.extend(self.lines.try_iter().filter_map(|line| serde_json::from_str(&line).ok()));
-        seen.iter().any(|fields| fields["message"].as_str().is_some_and(|text| text.starts_with(message)))
+        seen.iter().filter(|fields| fields["message"].as_str().is_some_and(|text| text.starts_with(message))).count()
     }
 
     /// A new connection.
@@ -179,6 +179,33 @@ impl Drop for Server {
 /// A number from the environment: how much to try before a release, or the default.
 pub fn how_many(variable: &str, default: u32) -> u32 {
     std::env::var(variable).ok().and_then(|number| number.parse().ok()).unwrap_or(default)
+}
+
+/// Runs to its end, which is to come by itself: the exit code and everything it said.
+pub fn run_to_end(data_dir: &Path, arguments: &[&str]) -> (i32, String) {
+    let output = stampede(data_dir, arguments).output().expect("the binary starts");
+    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).expect("text")).concat();
+    (output.status.code().expect("an exit code"), text)
+}
+
+/// Runs to its end, which is to be a refusal that says all of `parts`.
+pub fn assert_refused(data_dir: &Path, arguments: &[&str], code: i32, parts: &[&str]) {
+    let (actual, text) = run_to_end(data_dir, arguments);
+    assert_eq!(actual, code, "{text}");
+    assert!(parts.iter().all(|part| text.contains(part)), "{parts:?} in {text}");
+}
+
+/// Waits for what will be true soon.
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < end, "never: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+pub fn copy_dir(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().expect("cp starts").success());
 }
 
 /// Says that a test could not be made here. Nothing has been shown then.
@@ -350,6 +377,12 @@ impl Client {
 
     pub fn purchase(&mut self, code: &str) -> Response {
         self.try_purchase(code).unwrap_or_else(|error| panic!("purchase: {error}"))
+    }
+
+    /// Waits until all that is durable is in Postgres, too.
+    pub fn wait_for_postgres(&mut self) {
+        let mut is_there = || self.request("GET /readyz").json()["postgres"]["records_behind"] == 0;
+        wait_until("the database has caught up", &mut is_there);
     }
 
     pub fn sale(&mut self) -> serde_json::Value {

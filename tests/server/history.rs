@@ -78,6 +78,11 @@ impl History {
         histories.entry(data_dir.to_owned()).or_insert_with(new).clone()
     }
 
+    /// This is another path of the same data directory.
+    pub fn is_of(self: &Arc<Self>, data_dir: &Path) {
+        HISTORIES.lock().expect("nobody panics here").insert(data_dir.to_owned(), self.clone());
+    }
+
     /// A server of this data directory listens there.
     pub fn serves(self: &Arc<Self>, address: SocketAddr) {
         SERVERS.lock().expect("nobody panics here").insert(address, self.clone());

@@ -4,6 +4,7 @@
 mod cases;
 
 use crate::harness::{Client, LONG_SALE, Server};
+use crate::history::History;
 use crate::load::{connect, crowd};
 use cases::{COVETED, Case, Then, cases};
 use std::io::{Read, Write};
@@ -142,6 +143,7 @@ fn resets_leave_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     let server = start(&dir, "2");
     let address = server.address;
+    History::at(address).is_partial();
     let reads = "GET /sale HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100);
     while_selling(&server, || {
         crowd(8, |number| {

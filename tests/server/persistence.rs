@@ -1,7 +1,7 @@
 //! Every record in a real Postgres, exactly once.
 
 use crate::cluster::Cluster;
-use crate::harness::{Client, LONG_SALE, Server, stampede};
+use crate::harness::{Client, LONG_SALE, Server, assert_refused, copy_dir, how_many};
 use crate::load::{Promise, Promises, buy, check_books, connect, crowd};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 /// How many times to kill, in each mode; more before a release.
 fn kills() -> u32 {
-    std::env::var("STAMPEDE_POSTGRES_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(25)
+    how_many("STAMPEDE_POSTGRES_KILLS", 25)
 }
 
 fn start(dir: &Path, cluster: &Cluster, arguments: &[&str]) -> Server {
@@ -274,15 +274,13 @@ fn a_database_has_one_owner() {
     // Another installation.
     assert!(Server::start(other.path(), &LONG_SALE).terminate().success());
     let url = cluster.url();
-    let stranger = stampede(other.path(), &[&LONG_SALE[..], &["--database-url", &url]].concat()).output().unwrap();
-    let text = String::from_utf8(stranger.stderr).unwrap();
-    assert!(stranger.status.code() == Some(8) && text.contains("belongs to another installation"), "{text}");
+    let arguments = [&LONG_SALE[..], &["--database-url", &url]].concat();
+    assert_refused(other.path(), &arguments, 8, &["belongs to another installation"]);
 
     // A copy of this one: the later run wins, the earlier changes no row and says why it ends.
     std::thread::sleep(Duration::from_millis(500)); // Segments are being made: let their names settle.
     let copy = other.path().join("copy");
-    let copied = std::process::Command::new("cp").arg("-r").arg(dir.path()).arg(&copy).status().unwrap();
-    assert!(copied.success());
+    copy_dir(dir.path(), &copy);
     let later = start(&copy, &cluster, &[]);
     later.wait_for_line("the database is connected");
     // It may have noticed already.
@@ -425,11 +423,11 @@ fn two_copies_of_a_data_directory_are_told_apart() {
     assert!(start(dir.path(), &cluster, &[]).terminate().success());
     let other = tempfile::tempdir().unwrap();
     let copy = other.path().join("copy");
-    assert!(std::process::Command::new("cp").arg("-r").arg(dir.path()).arg(&copy).status().unwrap().success());
+    copy_dir(dir.path(), &copy);
     let first = start(dir.path(), &cluster, &[]);
     first.wait_for_line("the database is connected");
-    let second = stampede(&copy, &[&LONG_SALE[..], &["--database-url", &cluster.url()]].concat()).output().unwrap();
-    let text = String::from_utf8(second.stderr).unwrap();
-    assert!(second.status.code() == Some(8) && text.contains("another run of this installation"), "{text}");
+    let url = cluster.url();
+    let arguments = [&LONG_SALE[..], &["--database-url", &url]].concat();
+    assert_refused(&copy, &arguments, 8, &["another run of this installation"]);
     assert!(first.terminate().success());
 }

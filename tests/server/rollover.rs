@@ -1,6 +1,6 @@
 //! The top of the hour, every two seconds.
 
-use crate::harness::Server;
+use crate::harness::{Server, how_many};
 use crate::load::{connect, crowd};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -10,7 +10,7 @@ const ITEMS: u32 = 300;
 
 /// How many sales to live through; more before a release.
 fn sales() -> u32 {
-    std::env::var("STAMPEDE_SALES").ok().and_then(|sales| sales.parse().ok()).unwrap_or(4)
+    how_many("STAMPEDE_SALES", 4)
 }
 
 #[test]

@@ -1,34 +1,21 @@
 //! Starting, stopping, and being told why not.
 
-use crate::harness::{LONG_SALE, Server, stampede};
+use crate::harness::{LONG_SALE, Server, assert_refused, run_to_end, stampede};
 use std::fs;
 use std::path::Path;
-
-/// Runs to the end; returns the exit code and everything it printed.
-fn run(dir: &Path, arguments: &[&str]) -> (i32, String) {
-    let output = stampede(dir, arguments).output().expect("the binary starts");
-    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).expect("text")).concat();
-    (output.status.code().expect("an exit code"), text)
-}
-
-fn assert_refused(dir: &Path, arguments: &[&str], code: i32, parts: &[&str]) {
-    let (actual, text) = run(dir, arguments);
-    assert_eq!(actual, code, "{text}");
-    assert!(parts.iter().all(|part| text.contains(part)), "{parts:?} in {text}");
-}
 
 #[test]
 fn help_teaches_and_settings_can_be_checked() {
     let dir = tempfile::tempdir().unwrap();
-    let (code, help) = run(dir.path(), &["--help"]);
+    let (code, help) = run_to_end(dir.path(), &["--help"]);
     assert_eq!(code, 0);
     for setting in stampede::config::SETTINGS {
         assert!(help.contains(&format!("--{}", setting.flag)), "{}", setting.flag);
         assert!(setting.variables.iter().all(|variable| help.contains(variable)), "{}", setting.flag);
     }
-    assert_eq!(run(dir.path(), &["--version"]), (0, format!("stampede {}\n", env!("CARGO_PKG_VERSION"))));
+    assert_eq!(run_to_end(dir.path(), &["--version"]), (0, format!("stampede {}\n", env!("CARGO_PKG_VERSION"))));
     fs::write(dir.path().join(".env"), "ITEMS=77\n").unwrap();
-    let (code, settings) = run(dir.path(), &["--check-config", "--user-limit", "3"]);
+    let (code, settings) = run_to_end(dir.path(), &["--check-config", "--user-limit", "3"]);
     assert_eq!(code, 0, "{settings}");
     assert!(settings.contains("items = 77\nuser-limit = 3\nsale-period = 1h\n"), "{settings}");
 }
@@ -41,7 +28,7 @@ fn wrong_settings_are_named() {
     assert_refused(dir.path(), &["--shards", "8", "--log-budget", "2MiB"], 2, &["--log-budget", "8MiB"]);
     assert_refused(dir.path(), &["--no-such-flag"], 2, &["--no-such-flag", "--help"]);
     fs::write(dir.path().join(".env"), "ITEMS=5\nDATABASE_URL=host=db password=secret\n").unwrap();
-    let (code, text) = run(dir.path(), &["--check-config"]);
+    let (code, text) = run_to_end(dir.path(), &["--check-config"]);
     assert!(code == 2 && text.contains("after ITEMS") && !text.contains("secret"), "{text}");
 }
 

@@ -1,11 +1,10 @@
 //! Losing a machine, a data directory, or the latest state of either side.
 
 use crate::cluster::Cluster;
-use crate::harness::{Client, LONG_SALE, Server, stampede};
+use crate::harness::{self, LONG_SALE, Server, copy_dir};
 use crate::load::{Promises, buy, check_books, connect, crowd};
 use rustix::process::Signal;
 use std::path::Path;
-use std::process::Command;
 
 fn arguments<'a>(url: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let common = ["--database-url", url, "--items", "200", "--user-limit", "3", "--reservation-ttl", "1h"];
@@ -16,26 +15,8 @@ fn start(dir: &Path, cluster: &Cluster, more: &[&str]) -> Server {
     Server::start(dir, &arguments(&cluster.url(), more))
 }
 
-/// Runs to its end, which is to be a refusal that says all of `parts`.
 fn assert_refused(dir: &Path, cluster: &Cluster, more: &[&str], parts: &[&str]) {
-    let output = stampede(dir, &arguments(&cluster.url(), more)).output().unwrap();
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(8), "{text}");
-    assert!(parts.iter().all(|part| text.contains(part)), "{parts:?} in {text}");
-}
-
-fn wait_until_all_is_there(client: &mut Client) {
-    for _ in 0..500 {
-        if client.request("GET /readyz").json()["postgres"]["records_behind"] == 0 {
-            return;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-    panic!("the database never catches up");
-}
-
-fn copy(from: &Path, to: &Path) {
-    assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+    harness::assert_refused(dir, &arguments(&cluster.url(), more), 8, parts);
 }
 
 #[test]
@@ -52,7 +33,7 @@ fn an_empty_data_directory_takes_over_mid_sale() {
         let (held, released) = (client.reserve(1, 11), client.reserve(1, 12));
         let full = [20, 21, 22].map(|item| client.reserve(2, item));
         assert_eq!(client.request(&format!("DELETE /checkout?code={released}")).status, 204);
-        wait_until_all_is_there(&mut client);
+        client.wait_for_postgres();
         let before = client.sale();
         if is_killed {
             server.kill()
@@ -102,7 +83,7 @@ fn a_server_that_was_stopped_wakes_up_too_late() {
     stopped.wait_for_line("the database is connected");
     let mut client = stopped.connect();
     client.reserve(1, 1);
-    wait_until_all_is_there(&mut client);
+    client.wait_for_postgres();
     // It says that it lives.
     assert_refused(second.path(), &cluster, &[], &["another server is running", "stop that one"]);
     // It has something that has not arrived when it is stopped.
@@ -117,7 +98,7 @@ fn a_server_that_was_stopped_wakes_up_too_late() {
     let mut client = server.connect();
     assert_eq!(client.checkout(2, 1).problem(), "item-reserved");
     client.reserve(2, 2);
-    wait_until_all_is_there(&mut client);
+    client.wait_for_postgres();
     stopped.signal(Signal::CONT);
     assert_eq!(stopped.wait_for_line("cannot use the database")["exit_code"], 8);
     assert_eq!(stopped.wait().code(), Some(8));
@@ -158,7 +139,7 @@ fn an_older_data_directory_is_refused_or_set_aside() {
     client.purchase(&code);
     assert!(server.terminate().success());
     let old = spare.path().join("old");
-    copy(dir.path(), &old);
+    copy_dir(dir.path(), &old);
     let server = start(dir.path(), &cluster, &[]);
     let mut client = server.connect();
     let code = client.reserve(1, 2);
@@ -203,15 +184,13 @@ fn a_damaged_log_is_refused_or_set_aside() {
     let mut bytes = std::fs::read(&first).unwrap();
     bytes[100] ^= 1;
     std::fs::write(&first, bytes).unwrap();
-    let output = stampede(dir.path(), &arguments(&cluster.url(), &[])).output().unwrap();
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.code() == Some(6) && text.contains("--recover-from postgres"), "{text}");
+    harness::assert_refused(dir.path(), &arguments(&cluster.url(), &[]), 6, &["--recover-from postgres"]);
     // Nothing is set aside for a database that has nothing.
     let empty = Cluster::start();
-    let arguments = ["--recover-from", "postgres"];
-    let output = stampede(dir.path(), &self::arguments(&empty.url(), &arguments)).output().unwrap();
-    assert!(output.status.code() == Some(6) && !dir.path().join("set-aside-1").exists());
-    let server = start(dir.path(), &cluster, &arguments);
+    let more = ["--recover-from", "postgres"];
+    harness::assert_refused(dir.path(), &arguments(&empty.url(), &more), 6, &[]);
+    assert!(!dir.path().join("set-aside-1").exists());
+    let server = start(dir.path(), &cluster, &more);
     assert_eq!(server.connect().checkout(2, 1).problem(), "item-sold");
     assert!(server.terminate().success());
 }
@@ -225,7 +204,7 @@ fn an_older_database_is_brought_up_to_date_or_refused() {
             let code = client.reserve(i64::from(item), item);
             assert_eq!(client.purchase(&code).status, 200);
         }
-        wait_until_all_is_there(&mut client);
+        client.wait_for_postgres();
     };
     let sold = "select count(*), count(distinct item_id) from purchases";
     let server = start(dir.path(), &cluster, &["--shards", "2"]);
@@ -274,9 +253,8 @@ fn another_installations_database_is_refused_or_gone_on_with() {
     stranger.connect().reserve(5, 5);
     assert!(stranger.terminate().success());
     assert_refused(other.path(), &cluster, &[], &["belongs to another installation", "--recover-from postgres"]);
-    let period = stampede(tempfile::tempdir().unwrap().path(), &["--database-url", &cluster.url()]).output().unwrap();
-    let text = String::from_utf8(period.stderr).unwrap();
-    assert!(period.status.code() == Some(8) && text.contains("--sale-period 31536000s"), "{text}");
+    let (hourly, url) = (tempfile::tempdir().unwrap(), cluster.url());
+    harness::assert_refused(hourly.path(), &["--database-url", &url], 8, &["--sale-period 31536000s"]);
     let server = start(other.path(), &cluster, &["--recover-from", "postgres"]);
     let mut client = server.connect();
     assert_eq!(client.checkout(2, 1).problem(), "item-reserved");

@@ -3,6 +3,7 @@
 
 use crate::faulty_disk::{Fault, FaultyDisk, Plan};
 use crate::harness::{Client, LONG_SALE, Server, how_many, skipped};
+use crate::history::History;
 use crate::load::{Promise, Promises, buy, check_books, crowd};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -84,6 +85,7 @@ fn live_through(plan: Plan) -> Option<(i32, String)> {
 
     let disk = FaultyDisk::mount(backing.path(), plan);
     let disk = disk.map_err(|error| skipped("failing writes", format!("no FUSE here: {error}"))).ok()?;
+    History::of(backing.path()).is_of(disk.path());
     let server = Server::spawn(disk.path(), &arguments());
     let is_gone = shop(server.address, &promises);
     let end = if is_gone || disk.has_failed() {

@@ -1,0 +1,131 @@
+//! One shard alone: what it wants done, event by event.
+
+use crate::code::{Code, CodeGenerator};
+use crate::command::{Command, Outcome};
+use crate::message::{Reply, Request};
+use crate::partition::Partition;
+use crate::sale::{Quotas, Stock};
+use crate::shard::{Effects, Ended, Event, Inventory, Rules, Shard};
+use crate::types::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
+use crate::waiting::Watermark;
+use uuid::Uuid;
+
+const NOW: Moment = Moment { monotonic_ms: 1, unix_ms: 1_000 };
+const RULES: Rules = Rules { period_s: 10, items: 200, user_limit: 10, ttl_ms: 100, purchase_ack: Watermark::Flushed };
+
+/// The first of `shards`, with nothing sold, and room for everything.
+fn shard(shards: u16) -> Shard {
+    let (partition, terms, id) = (Partition::new(shards), RULES.terms(SaleId(0)), ShardId(0));
+    let stock = Stock::new(partition.owned_items(id, terms.items));
+    let inventory = Inventory { terms, stock, quotas: Quotas::new(terms.user_limit) };
+    let (codes, mut effects) = (CodeGenerator::new([0; 32]), Effects::default());
+    let mut shard = Shard::new(id, partition, RULES, inventory, codes, NOW, &mut effects);
+    shard.apply(Event::LogRoom(u64::MAX), NOW, &mut effects);
+    shard
+}
+
+fn apply(shard: &mut Shard, event: Event) -> Effects {
+    let mut effects = Effects::default();
+    shard.apply(event, NOW, &mut effects);
+    effects
+}
+
+fn checkout(shard: &mut Shard, item: u32) -> Effects {
+    let command = Command::Checkout { item: ItemId(item), user: UserId(1) };
+    apply(shard, Event::Command(Ticket(7), command))
+}
+
+#[test]
+fn what_is_known_to_be_sold_is_not_asked_again() {
+    for item in [1, 63, 65, 127, 199].map(ItemId) {
+        let mut shard = shard(2);
+        assert_eq!(checkout(&mut shard, item.0).requests.len(), 1);
+        let outcome = Outcome::ItemSold { sale: SaleId(0), item };
+        apply(&mut shard, Event::Reply(Reply::Answer { ticket: Ticket(7), outcome }));
+        assert_eq!(checkout(&mut shard, item.0).answers, [(Ticket(7), outcome)]);
+        let asks = |other| checkout(&mut shard, other).requests.len() == 1;
+        assert!((1..200).step_by(2).filter(|other| *other != item.0).all(asks));
+    }
+}
+
+#[test]
+fn the_log_has_room_set_aside_for_every_hold_and_two_for_every_claim() {
+    let mut shard = shard(1);
+    (0..3).for_each(|item| _ = checkout(&mut shard, item));
+    assert_eq!((shard.log_reserve(), shard.next_expiry_ms()), (3, Some(101)));
+
+    let mut shard = self::shard(2);
+    let user = (0..).map(UserId).find(|user| Partition::new(2).owner_of_user(*user) != ShardId(0)).unwrap();
+    for item in [0, 2, 4].map(ItemId) {
+        let reserve = Request::Reserve { ticket: Ticket(7), sale: SaleId(0), item, user };
+        apply(&mut shard, Event::Request(ShardId(1), reserve));
+    }
+    assert_eq!((shard.log_reserve(), shard.next_expiry_ms()), (6, None));
+}
+
+#[test]
+fn without_room_in_the_log_nothing_is_reserved() {
+    // The record that opened the sale and is not flushed yet, the flush after it, and two for this hold.
+    for (room, answers) in [(4, vec![]), (3, vec![(Ticket(7), Outcome::LogFull)])] {
+        let mut shard = shard(1);
+        apply(&mut shard, Event::LogRoom(room));
+        assert_eq!(checkout(&mut shard, 0).answers, answers);
+    }
+}
+
+#[test]
+fn a_sale_that_is_over_counts_what_is_still_being_written() {
+    let mut shard = shard(1);
+    checkout(&mut shard, 0);
+    let [(_, Outcome::Reserved { code, .. })] = apply(&mut shard, Event::Flushed(2)).answers[..] else { panic!() };
+    apply(&mut shard, Event::Command(Ticket(8), Command::Purchase { code, key: Uuid::nil() }));
+    checkout(&mut shard, 1);
+    assert_eq!(apply(&mut shard, Event::Sale(SaleId(1))).ended, [Ended { sale: SaleId(0), sold: 1, items: 200 }]);
+}
+
+/// Reserves an item, and returns its code.
+fn reserve(shard: &mut Shard, item: u32) -> Code {
+    checkout(shard, item);
+    let answers = apply(shard, Event::Flushed(2)).answers;
+    let Some((_, Outcome::Reserved { code, .. })) = answers.last() else { panic!("{answers:?}") };
+    *code
+}
+
+fn purchase(shard: &mut Shard, ticket: u64, code: Code, key: Uuid) -> Vec<(Ticket, Outcome)> {
+    apply(shard, Event::Command(Ticket(ticket), Command::Purchase { code, key })).answers
+}
+
+#[test]
+fn a_key_that_has_bought_gets_its_answer_at_once() {
+    let (mut shard, key) = (shard(1), Uuid::from_u128(5));
+    let code = reserve(&mut shard, 0);
+    let bought = Outcome::Purchased { sale: SaleId(0), item: ItemId(0) };
+    assert_eq!(purchase(&mut shard, 1, code, key), []);
+    assert_eq!(apply(&mut shard, Event::Flushed(3)).answers, [(Ticket(1), bought)]);
+    assert_eq!(purchase(&mut shard, 2, code, key), [(Ticket(2), bought)]);
+}
+
+#[test]
+fn who_repeats_a_purchase_of_a_client_that_is_gone_is_told_in_its_place() {
+    let mut shard = shard(1);
+    let code = reserve(&mut shard, 0);
+    purchase(&mut shard, 1, code, Uuid::nil());
+    apply(&mut shard, Event::Withdrawn(Ticket(1)));
+    assert_eq!(purchase(&mut shard, 2, code, Uuid::nil()), []);
+    let bought = Outcome::Purchased { sale: SaleId(0), item: ItemId(0) };
+    assert_eq!(apply(&mut shard, Event::Flushed(3)).answers, [(Ticket(2), bought)]);
+}
+
+/// The stock may have another size in another sale, and then a code leads elsewhere.
+#[test]
+fn a_code_that_was_read_under_other_terms_is_of_a_sale_that_is_over() {
+    let mut shard = shard(2);
+    let code = CodeGenerator::new([1; 32]).mint(shard.terms(), ItemId(1));
+    for request in
+        [Request::Confirm { ticket: Ticket(1), code, key: Uuid::nil() }, Request::Cancel { ticket: Ticket(1), code }]
+    {
+        let replies = apply(&mut shard, Event::Request(ShardId(1), request)).replies;
+        let ended = Reply::Answer { ticket: Ticket(1), outcome: Outcome::SaleEnded };
+        assert_eq!(replies, [(ShardId(1), ended)]);
+    }
+}

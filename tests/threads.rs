@@ -1,0 +1,37 @@
+//! What crosses threads outside of channels, in every order that the memory model allows.
+
+use loom::sync::Arc;
+use loom::sync::atomic::{self, AtomicBool, Ordering};
+use loom::thread;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+#[path = "../src/doorbell.rs"]
+#[allow(dead_code, reason = "only what may go wrong is tried")]
+mod doorbell;
+
+use doorbell::Doorbell;
+
+fn has_rung(bell: &Doorbell) -> bool {
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(bell, PollFlags::IN)], Some(&at_once)).unwrap() == 1
+}
+
+/// Two who leave something and ring; a shard that looks for both, sleeps if it misses one, and must then be woken.
+#[test]
+fn nobody_sleeps_through_what_was_left() {
+    loom::model(|| {
+        let bell = Arc::new(Doorbell::new().unwrap());
+        let left = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
+        let visitors = left.clone().map(|left| {
+            let bell = bell.clone();
+            thread::spawn(move || {
+                left.store(true, Ordering::Relaxed);
+                bell.ring();
+            })
+        });
+        bell.fall_asleep();
+        let seen = left.each_ref().map(|left| left.load(Ordering::Relaxed));
+        visitors.into_iter().for_each(|visitor| visitor.join().unwrap());
+        assert!(seen == [true; 2] || has_rung(&bell), "it sleeps for ever, having seen {seen:?}");
+    });
+}
