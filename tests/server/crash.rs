@@ -1,47 +1,61 @@
-//! kill -9, again and again.
+//! kill -9 and power cuts, again and again.
 
 use crate::harness::{Client, LONG_SALE, Server, how_many};
 use crate::load::{Promise, Promises, buy, check_books, crowd};
+use crate::power::Disk;
+use std::path::Path;
 use std::time::Duration;
 
-/// How many times to kill; more before a release.
-fn kills() -> u32 {
-    how_many("STAMPEDE_KILLS", 50)
-}
+/// Each life has items of its own.
+const ITEMS: u32 = 400;
 
 #[test]
 fn nothing_acknowledged_is_lost_to_kill_9() {
-    /// Each round has items of its own.
-    const ITEMS: u32 = 400;
     let dir = tempfile::tempdir().unwrap();
-    let items = (kills() * ITEMS).to_string();
+    let slowest = live_and_die(dir.path(), how_many("STAMPEDE_KILLS", 50), Server::kill);
+    assert!(slowest < Duration::from_secs(2), "selling went on after {slowest:?}");
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_to_a_power_cut() {
+    let Some(disk) = Disk::mount() else { return };
+    live_and_die(&disk.data(), how_many("STAMPEDE_POWER_CUTS", 10), |server| {
+        disk.cut_power();
+        server.kill();
+        disk.power_on();
+    });
+}
+
+/// Sells until `die`, starts again, sells on, and so on. Returns how long the slowest start took.
+fn live_and_die(dir: &Path, lives: u32, die: impl Fn(Server)) -> Duration {
+    let items = (lives * ITEMS).to_string();
     let mut all: Vec<Promise> = Vec::new();
     let mut last = 0;
     let mut slowest = Duration::ZERO;
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
-    for round in 0..kills() {
+    for round in 0..lives {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let shards = (1 + random % 3).to_string();
         let arguments = ["--shards", &shards, "--items", &items, "--user-limit", "1000000", "--reservation-ttl", "1h"];
-        let server = Server::start(dir.path(), &[&LONG_SALE[..], &arguments].concat());
+        let server = Server::start(dir, &[&LONG_SALE[..], &arguments].concat());
         slowest = slowest.max(server.start_time);
         check_survivors(&server, &mut all, last, round);
         last = all.len();
 
         let promises = Promises::default();
         let address = server.address;
-        let kill_after = Duration::from_millis(20 + random % 80);
+        let die_after = Duration::from_millis(20 + random % 80);
         std::thread::scope(|scope| {
             scope.spawn(|| crowd(8, |number| shop_until_it_dies(address, round, number, ITEMS, &promises)));
-            std::thread::sleep(kill_after);
-            server.kill();
+            std::thread::sleep(die_after);
+            die(server);
         });
         all.extend(promises.take());
     }
     check_books(&all, usize::MAX);
     let bought = all.iter().filter(|promise| promise.bought).count();
-    assert!(bought as u32 > kills() * 3, "only {bought} purchases in all: the kills came too early to prove anything");
-    assert!(slowest < Duration::from_secs(2), "selling went on after {slowest:?}");
+    assert!(bought as u32 > lives * 3, "only {bought} purchases in all: it died too early to prove anything");
+    slowest
 }
 
 /// Buys most, leaves every fourth hold as it is. Items are the round's own, so only buyers of one round meet.

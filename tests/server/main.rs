@@ -19,6 +19,7 @@ mod log;
 mod mountpoint;
 mod pauses;
 mod persistence;
+mod power;
 mod proxy;
 mod rollover;
 mod sell_out;
