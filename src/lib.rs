@@ -9,11 +9,11 @@
 //! on with a sale that Postgres knows, by [`takeover`]. [`logging`] and [`fatal`] say what happens and why it ended;
 //! [`clock`] reads the clocks. `main.rs` does these in order, then watches.
 //!
-//! **A request.** [`server`] holds a shard's sockets: it reads bytes in batches and knows no rule of the sale.
-//! [`pump`] is the turn: collect, apply, append, flush, send, wait; *log before reply* stands there, in one place.
-//! [`mesh`] carries batches of messages between shards; sending never blocks. [`doorbell`] wakes who sleeps. [`purchase_log`] appends and flushes,
-//! [`segment`] makes and writes its files, [`retention`] keeps them within their budget. [`status`] holds the few
-//! numbers that shards publish, [`page`] shows them.
+//! **A request.** [`server`] holds a shard's sockets: it reads bytes in batches and knows no rule of the sale. [`pump`]
+//! is the turn: collect, apply, append, flush, send, wait; *log before reply* stands there, in one place. [`mesh`]
+//! carries batches of messages between shards; sending never blocks. [`doorbell`] wakes who sleeps. [`purchase_log`]
+//! appends and flushes, [`segment`] makes and writes its files, [`retention`] keeps them within their budget.
+//! [`status`] holds the few numbers that shards publish, [`page`] shows them.
 //!
 //! **Postgres.** [`persistence`] is the one thread that brings every flushed record there, exactly once: from a
 //! channel while it keeps up, from the files by [`log_reader`] when it does not. [`claim`] takes the database for this
@@ -27,9 +27,9 @@
 //! commands and outcomes into responses; [`problem`] lists every refusal; the status codes of commands are in these two
 //! files and nowhere else. [`response`] renders. [`catalogue`] makes up names.
 //!
-//! **Rules.** [`shard`] is one shard's state machine: the two-owner protocol. [`waiting`] is what waits for the log. [`sale`] has
-//! the rules: stock, holds, quotas. [`command`] and [`message`] are what it hears and says, [`partition`] who owns
-//! what, [`code`] what buys an item, [`types`] the words.
+//! **Rules.** [`shard`] is one shard's state machine: the two-owner protocol. [`waiting`] is what waits for the log.
+//! [`sale`] has the rules: stock, holds, quotas. [`command`] and [`message`] are what it hears and says, [`partition`]
+//! who owns what, [`code`] what buys an item, [`types`] the words.
 //!
 //! **The log.** [`record`] and [`block`] are its bytes. [`stream`] decides where a log ends and whether anything is
 //! missing. [`replay`] brings a sale back, through the same rules that made it.
@@ -39,7 +39,10 @@
 //! Rules that never break:
 //!
 //! - Imports point from the top of this map to its bottom; `tests/architecture.rs` holds them to it.
-//! - Nothing is shared between shards but lanes, doorbells and published numbers. Nobody takes a lock.
+//! - Nothing is shared between shards but lanes, doorbells and published numbers; with the persistence thread, a
+//!   channel and a count of its bytes, once a flush. Nobody takes a lock.
+//! - The newest sale is one of those numbers: whoever reads a request or a message reads it then, so that no shard
+//!   knows less of the hour than a client was told.
 //! - An answer that promises anything leaves after its record is durable. So does the return of a quota, because
 //!   another shard may write a grant that rests on it.
 //! - A failed write is never tried again, and nothing is freed on its account: the process ends, recovery decides.
