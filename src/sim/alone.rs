@@ -4,6 +4,7 @@ use crate::code::{Code, CodeGenerator};
 use crate::command::{Command, Outcome};
 use crate::message::{Reply, Request};
 use crate::partition::Partition;
+use crate::record::{Event as Logged, RefusalReason};
 use crate::sale::{Quotas, Stock};
 use crate::shard::{Effects, Ended, Event, Inventory, Rules, Shard};
 use crate::types::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
@@ -74,6 +75,20 @@ fn without_room_in_the_log_nothing_is_reserved() {
 }
 
 #[test]
+fn what_is_flushed_needs_no_more_room() {
+    let mut shard = shard(1);
+    for item in 0..64 {
+        let command = Command::Checkout { item: ItemId(item), user: UserId(item.into()) };
+        apply(&mut shard, Event::Command(Ticket(1), command));
+    }
+    apply(&mut shard, Event::Flushed(65));
+    // The next flush, the end of each of the 64 holds, and two for this one.
+    apply(&mut shard, Event::LogRoom(1 + 64 + 2));
+    assert_eq!(checkout(&mut shard, 100).answers, []);
+    assert_eq!(checkout(&mut shard, 101).answers, [(Ticket(7), Outcome::LogFull)]);
+}
+
+#[test]
 fn a_sale_that_is_over_counts_what_is_still_being_written() {
     let mut shard = shard(1);
     checkout(&mut shard, 0);
@@ -127,5 +142,22 @@ fn a_code_that_was_read_under_other_terms_is_of_a_sale_that_is_over() {
         let replies = apply(&mut shard, Event::Request(ShardId(1), request)).replies;
         let ended = Reply::Answer { ticket: Ticket(1), outcome: Outcome::SaleEnded };
         assert_eq!(replies, [(ShardId(1), ended)]);
+    }
+}
+
+#[test]
+fn every_refused_checkout_is_recorded_with_its_reason() {
+    let mut shard = shard(1);
+    let code = reserve(&mut shard, 0);
+    purchase(&mut shard, 1, code, Uuid::nil());
+    apply(&mut shard, Event::Flushed(3));
+    (1..10).for_each(|item| assert!(checkout(&mut shard, item).attempts.is_empty()));
+    // The first time by the owner of the item, the second time by the origin, which remembers what is sold.
+    let reasons =
+        [RefusalReason::ItemSold, RefusalReason::ItemSold, RefusalReason::ItemReserved, RefusalReason::UserLimit];
+    for (item, reason) in [0, 0, 1, 10].map(ItemId).into_iter().zip(reasons) {
+        let attempts = checkout(&mut shard, item.0).attempts;
+        let events: Vec<_> = attempts.iter().map(|record| record.event).collect();
+        assert_eq!(events, [Logged::Refused { item, user: UserId(1), reason }]);
     }
 }
