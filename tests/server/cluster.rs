@@ -37,6 +37,13 @@ fn bin(name: &str) -> PathBuf {
     found.pop().unwrap_or_else(|| panic!("no {name} in /usr/lib/postgresql: apt-get install postgresql"))
 }
 
+/// What psql prints, bare.
+pub fn psql(url: &str, query: &str) -> Result<String, String> {
+    let output = Command::new(bin("psql")).args(["-d", url, "-At", "-c", query]).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap().trim().to_owned();
+    if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+}
+
 /// Postgres refuses to run as root.
 fn command(program: &Path) -> Command {
     if !rustix::process::geteuid().is_root() {
@@ -143,15 +150,7 @@ impl Cluster {
     }
 
     fn psql(&self, query: &str) -> Result<String, String> {
-        let mut psql = Command::new(bin("psql"));
-        let output = psql
-            .arg("-h")
-            .arg(self.dir.path())
-            .args(["-p", &self.socket_port().to_string(), "-U", "stampede", "-d", "postgres", "-At", "-c", query])
-            .output()
-            .unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap().trim().to_owned();
-        if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+        psql(&self.url(), query)
     }
 
     /// What psql prints, bare.

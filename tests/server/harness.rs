@@ -21,6 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Server {
     child: Child,
     data_dir: PathBuf,
+    database_url: Option<String>,
     history: Arc<History>,
     pub address: SocketAddr,
     lines: Receiver<String>,
@@ -55,8 +56,9 @@ impl Server {
 
     /// Starts what `command` says, and waits until it listens.
     pub fn run(command: &mut Command) -> Server {
-        let data_dir = command.get_args().skip_while(|argument| *argument != "--data-dir").nth(1);
-        let data_dir = PathBuf::from(data_dir.expect("every command says where"));
+        let value = |flag: &str| command.get_args().skip_while(|argument| *argument != flag).nth(1);
+        let data_dir = PathBuf::from(value("--data-dir").expect("every command says where"));
+        let database_url = value("--database-url").map(|url| url.to_str().expect("text").to_owned());
         let history = History::of(&data_dir);
         let mut child = command.spawn().expect("the binary starts");
         let stderr = BufReader::new(child.stderr.take().expect("it is piped"));
@@ -65,6 +67,7 @@ impl Server {
         let mut server = Server {
             child,
             data_dir,
+            database_url,
             history,
             address: ([127, 0, 0, 1], 0).into(),
             lines,
@@ -147,6 +150,13 @@ impl Server {
         let status = self.child.wait().expect("it can be waited for");
         if !std::thread::panicking() {
             self.history.check(&self.data_dir);
+            // It has waited until everything had arrived, or said that it did not.
+            if let Some(url) = self.database_url.as_ref().filter(|_| status.success()) {
+                self.seen.borrow_mut().extend(self.lines.iter().filter_map(|line| serde_json::from_str(&line).ok()));
+                if self.times_said("stopping without the database") == 0 {
+                    self.history.check_rows(&self.data_dir, url);
+                }
+            }
         }
         status
     }

@@ -2,9 +2,10 @@
 //!
 //! Every request made by `Client::try_request` is noted with its beginning, its end and its outcome, for each data
 //! directory. Whenever a server ends, however it ends, its log must explain all of it: what was acknowledged is there,
-//! what is there was asked for, and every refusal has its reason. A request without an answer is *unknown*: it may have
+//! what is there was asked for, and every refusal has its reason. If it stopped in peace, Postgres has the same. A request without an answer is *unknown*: it may have
 //! happened or not, but nothing else may have happened in its place.
 
+use crate::cluster::psql;
 use crate::harness::Response;
 use crate::log::Log;
 use stampede::record::ReleaseReason;
@@ -112,6 +113,30 @@ impl History {
         (entry.told, entry.to_ms) = (told(&entry.asked, response), now_ms());
     }
 
+    /// Holds the log in `data_dir` against Postgres: each record is one row.
+    pub fn check_rows(&self, data_dir: &Path, url: &str) {
+        let (Some(log), Ok(rows)) = (Log::read(data_dir), psql(url, ROWS)) else { return };
+        let found: HashSet<&str> = rows.lines().collect();
+        assert_eq!(found.len(), rows.lines().count(), "a record is in Postgres twice");
+        if !log.is_whole {
+            // What retention has removed from the log is in Postgres all the same.
+            return;
+        }
+        let row = |what, code: &str| {
+            let hold = &log.checkouts[code];
+            format!("{what}|{code}|{}|{}", hold.item.0, hold.user.0)
+        };
+        let expected = log.checkouts.keys().map(|code| row("reserved", code));
+        let expected = expected.chain(log.purchases.keys().map(|code| row("bought", code)));
+        let expected: HashSet<String> = expected.chain(log.releases.keys().map(|code| row("released", code))).collect();
+        let missing: Vec<_> = expected.iter().filter(|row| !found.contains(row.as_str())).collect();
+        assert!(missing.is_empty(), "not in Postgres: {missing:?}");
+        if !log.is_taken_over {
+            let invented: Vec<_> = found.iter().filter(|row| !expected.contains(**row)).collect();
+            assert!(invented.is_empty(), "in Postgres, not in the log: {invented:?}");
+        }
+    }
+
     /// Holds everything against the log in `data_dir`, whose server has ended.
     pub fn check(&self, data_dir: &Path) {
         // A copy: clients of a server that was killed may still be waiting for their answers.
@@ -127,6 +152,11 @@ impl History {
         }
     }
 }
+
+/// Everything in the purchase log, as rows of Postgres.
+const ROWS: &str = "select 'reserved', code, item_id, user_id from checkouts where outcome = 0 \
+    union all select 'bought', code, item_id, user_id from purchases \
+    union all select 'released', code, item_id, user_id from releases";
 
 fn asked(line: &str) -> Asked {
     let parts = || {
