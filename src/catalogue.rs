@@ -1,6 +1,7 @@
 //! Names of items: generated, the same for everyone who asks about an item of a sale.
 
 use crate::types::{ItemId, SaleId};
+use serde::{Serialize, Serializer};
 use std::fmt;
 
 const QUALITIES: [&str; 16] = [
@@ -25,6 +26,12 @@ impl fmt::Display for ItemName {
     }
 }
 
+impl Serialize for ItemName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// Where the image of an item is.
 #[derive(Clone, Copy, Debug)]
 pub struct ItemImage(pub ItemId);
@@ -32,6 +39,12 @@ pub struct ItemImage(pub ItemId);
 impl fmt::Display for ItemImage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "/items/{}/image.svg", self.0.0)
+    }
+}
+
+impl Serialize for ItemImage {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

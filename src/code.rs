@@ -42,6 +42,9 @@ impl Code {
     /// The code of an empty slot. It is no version 8 UUID, so no client can present it.
     pub const NONE: Code = Code([0; 16]);
 
+    /// Bytes of its one spelling.
+    pub const TEXT_BYTES: usize = 36;
+
     fn new(terms: &Terms, item: ItemId, random: u128) -> Code {
         let laps = (1 << TICKET_BITS) / terms.items;
         let ticket = (terms.sale.0 % laps) * terms.items + item.0;
@@ -55,10 +58,15 @@ impl Code {
 
     /// Reads the canonical spelling only: 36 characters, lower case, hyphens in place. One code, one spelling.
     pub fn parse(text: &[u8]) -> Option<Code> {
-        if text.len() != 36 || text.iter().any(u8::is_ascii_uppercase) {
+        if text.len() != Self::TEXT_BYTES || text.iter().any(u8::is_ascii_uppercase) {
             return None;
         }
         Uuid::try_parse_ascii(text).ok().map(|uuid| Code(uuid.into_bytes()))
+    }
+
+    /// Writes the spelling that [`parse`](Self::parse) reads.
+    pub fn write<'a>(&self, buffer: &'a mut [u8; Self::TEXT_BYTES]) -> &'a str {
+        Uuid::from_bytes(self.0).hyphenated().encode_lower(buffer)
     }
 
     /// Where this code leads under `terms`.

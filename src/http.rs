@@ -3,6 +3,8 @@
 //! On top of httparse: no bare line feeds, no request smuggled past `Content-Length` or `Transfer-Encoding`,
 //! exactly one `Host` in HTTP/1.1, one spelling of each number.
 
+use std::mem::MaybeUninit;
+
 /// Bytes of a request's head, at most.
 pub const HEAD_BYTES_MAX: usize = 8 * 1024;
 /// Header fields of a request, at most.
@@ -95,9 +97,9 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Reject> {
             return if bytes.len() < HEAD_BYTES_MAX { Ok(None) } else { Err(Reject::HeadTooLarge) };
         }
     };
-    let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    let mut request = httparse::Request::new(&mut fields);
-    match request.parse(&bytes[..end]) {
+    let mut fields = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+    let mut request = httparse::Request::new(&mut []);
+    match request.parse_with_uninit_headers(&bytes[..end], &mut fields) {
         Ok(httparse::Status::Complete(length)) if length == end => {}
         Ok(_) => return Err(Reject::Malformed),
         Err(error) => return Err(reject(error, bytes)),
@@ -179,22 +181,19 @@ fn split_target(target: &str) -> Result<(&str, &str), Reject> {
     if target.bytes().any(|byte| !byte.is_ascii_graphic() || matches!(byte, b'#' | b'\\')) {
         return Err(Reject::Malformed);
     }
-    let target = match target.strip_prefix("http://").or_else(|| target.strip_prefix("https://")) {
-        Some(rest) => {
-            let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-            if authority.is_empty() || authority.contains(['@', ',']) {
-                return Err(Reject::Malformed);
-            }
-            match path.strip_prefix('?') {
-                Some(query) => return Ok(("/", query)),
-                None if path.is_empty() => "/",
-                None => path,
-            }
-        }
-        None if target.starts_with('/') || target == "*" => target,
-        None => return Err(Reject::Malformed),
-    };
-    Ok(target.split_once('?').unwrap_or((target, "")))
+    let target = if target.starts_with('/') || target == "*" { target } else { without_authority(target)? };
+    Ok(match memchr::memchr(b'?', target.as_bytes()) {
+        Some(0) => ("/", &target[1..]),
+        Some(mark) => (&target[..mark], &target[mark + 1..]),
+        None if target.is_empty() => ("/", ""),
+        None => (target, ""),
+    })
+}
+
+fn without_authority(target: &str) -> Result<&str, Reject> {
+    let rest = target.strip_prefix("http://").or_else(|| target.strip_prefix("https://")).ok_or(Reject::Malformed)?;
+    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    if authority.is_empty() || authority.contains(['@', ',']) { Err(Reject::Malformed) } else { Ok(path) }
 }
 
 /// The header fields that matter.

@@ -1,7 +1,6 @@
 //! Responses to bytes. Everything that can be rendered beforehand is.
 
 use crate::problem::Problem;
-use std::io::Write;
 use std::time::{Duration, UNIX_EPOCH};
 
 /// How one response must look for its client.
@@ -76,35 +75,34 @@ impl Responder {
     }
 
     /// Writes a response with a body of text.
-    pub fn text(&mut self, status: &str, body: impl std::fmt::Display, style: Style, out: &mut Vec<u8>) {
-        self.body.clear();
-        write!(self.body, "{body}").expect("a vector takes everything");
-        self.with_body(status, "text/plain", style, out);
+    pub fn text(&self, status: &str, body: &str, style: Style, out: &mut Vec<u8>) {
+        self.with_body(status, "text/plain", body.as_bytes(), style, out);
     }
 
     /// Writes a response with a body of JSON.
     pub fn json(&mut self, status: &str, body: &impl serde::Serialize, style: Style, out: &mut Vec<u8>) {
         self.body.clear();
         serde_json::to_writer(&mut self.body, body).expect("what is answered can be written as JSON");
-        self.with_body(status, "application/json", style, out);
+        self.with_body(status, "application/json", &self.body, style, out);
     }
 
     /// Writes a response that cannot have a body.
     pub fn empty(&self, status: &str, style: Style, out: &mut Vec<u8>) {
-        write!(out, "HTTP/1.1 {status}\r\ndate: ").expect("a vector takes everything");
+        for part in ["HTTP/1.1 ", status, "\r\ndate: "] {
+            out.extend_from_slice(part.as_bytes());
+        }
         self.finish_head(style, out);
     }
 
-    fn with_body(&self, status: &str, kind: &str, style: Style, out: &mut Vec<u8>) {
-        let length = self.body.len();
-        write!(
-            out,
-            "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncache-control: no-store\r\ncontent-length: {length}\r\ndate: "
-        )
-        .expect("a vector takes everything");
+    fn with_body(&self, status: &str, kind: &str, body: &[u8], style: Style, out: &mut Vec<u8>) {
+        let mut digits = itoa::Buffer::new();
+        let (kind_is, uncached) = ("\r\ncontent-type: ", "\r\ncache-control: no-store\r\ncontent-length: ");
+        for part in ["HTTP/1.1 ", status, kind_is, kind, uncached, digits.format(body.len()), "\r\ndate: "] {
+            out.extend_from_slice(part.as_bytes());
+        }
         self.finish_head(style, out);
         if !style.head_only {
-            out.extend_from_slice(&self.body);
+            out.extend_from_slice(body);
         }
     }
 

@@ -58,16 +58,16 @@ fn checkout(head: &Head<'_>) -> Result<Route, Problem> {
     let (mut user, mut item, mut short_name) = (None, None, false);
     for (name, value) in parameters(head.query) {
         match name {
-            "user_id" if user.is_some() => return Err(Problem::InvalidUser),
-            "user_id" => {
+            b"user_id" if user.is_some() => return Err(Problem::InvalidUser),
+            b"user_id" => {
                 let id = number(value).and_then(|id| i64::try_from(id).ok());
                 user = Some(UserId(id.ok_or(Problem::InvalidUser)?));
             }
-            "item_id" | "id" if item.is_some() => return Err(Problem::InvalidItem),
-            "item_id" | "id" => {
+            b"item_id" | b"id" if item.is_some() => return Err(Problem::InvalidItem),
+            b"item_id" | b"id" => {
                 let id = number(value).and_then(|id| u32::try_from(id).ok());
                 item = Some(ItemId(id.ok_or(Problem::InvalidItem)?));
-                short_name = name == "id";
+                short_name = name == b"id";
             }
             _ => {}
         }
@@ -90,26 +90,32 @@ fn cancel(head: &Head<'_>) -> Result<Route, Problem> {
 }
 
 fn code(head: &Head<'_>) -> Result<Code, Problem> {
-    let mut values = parameters(head.query).filter(|(name, _)| *name == "code").map(|(_, value)| value);
+    let mut values = parameters(head.query).filter(|(name, _)| *name == b"code").map(|(_, value)| value);
     match (values.next(), values.next()) {
-        (Some(value), None) => Code::parse(value.as_bytes()).ok_or(Problem::InvalidCode),
+        (Some(value), None) => Code::parse(value).ok_or(Problem::InvalidCode),
         _ => Err(Problem::InvalidCode),
     }
 }
 
-fn parameters(query: &str) -> impl Iterator<Item = (&str, &str)> {
-    query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+fn parameters(query: &str) -> impl Iterator<Item = (&[u8], &[u8])> {
+    query.as_bytes().split(|&byte| byte == b'&').map(|pair| {
+        let mark = pair.iter().position(|&byte| byte == b'=').unwrap_or(pair.len());
+        (&pair[..mark], pair.get(mark + 1..).unwrap_or_default())
+    })
 }
 
 /// A whole number in its one spelling: digits, no sign, no leading zero, nothing encoded.
-fn number(text: &str) -> Option<u64> {
-    let plain = text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
-    if plain { text.parse().ok() } else { None }
+fn number(text: &[u8]) -> Option<u64> {
+    let add = |number: u64, byte: &u8| {
+        let digit = byte.is_ascii_digit().then(|| byte - b'0')?;
+        number.checked_mul(10)?.checked_add(digit.into())
+    };
+    if matches!(text, b"0" | [b'1'..=b'9', ..]) { text.iter().try_fold(0, add) } else { None }
 }
 
 #[derive(Serialize)]
-struct Reservation {
-    code: String,
+struct Reservation<'a> {
+    code: &'a str,
     sale_id: u32,
     item_id: u32,
     expires_at: String,
@@ -121,18 +127,20 @@ struct Receipt {
     message: &'static str,
     sale_id: u32,
     item_id: u32,
-    item_name: String,
-    item_image: String,
+    item_name: ItemName,
+    item_image: ItemImage,
 }
 
 /// Writes what became of a command.
 pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &mut Vec<u8>) {
     let problem = match outcome {
         Outcome::Reserved { code, sale, item, expires_unix_ms } => {
+            let mut buffer = [0; Code::TEXT_BYTES];
+            let code = code.write(&mut buffer);
             if !style.json {
                 return responder.text("200 OK", code, style, out);
             }
-            let (code, expires_at) = (code.to_string(), rfc3339(expires_unix_ms));
+            let expires_at = rfc3339(expires_unix_ms);
             return responder.json(
                 "200 OK",
                 &Reservation { code, sale_id: sale.0, item_id: item.0, expires_at },
@@ -146,8 +154,8 @@ pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &
                 message: "Purchase successful",
                 sale_id: sale.0,
                 item_id: item.0,
-                item_name: ItemName(sale, item).to_string(),
-                item_image: ItemImage(item).to_string(),
+                item_name: ItemName(sale, item),
+                item_image: ItemImage(item),
             };
             return responder.json("200 OK", &receipt, style, out);
         }
