@@ -340,9 +340,12 @@ impl Client {
 
     fn receive(&mut self) -> std::io::Result<()> {
         let mut bytes = [0; 16 * 1024];
-        match self.stream.read(&mut bytes)? {
-            0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
-            received => {
+        match self.stream.read(&mut bytes) {
+            // A signal may come to any thread of the tests, and a read with a time limit is not taken up again.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => self.receive(),
+            Err(error) => Err(error),
+            Ok(0) => Err(std::io::ErrorKind::UnexpectedEof.into()),
+            Ok(received) => {
                 self.received.extend_from_slice(&bytes[..received]);
                 Ok(())
             }

@@ -2,7 +2,7 @@
 //!
 //! What the kernel had not written is lost, as in a power cut; what a real disk keeps in a cache of its own is not.
 
-use crate::harness::skipped;
+use crate::harness::{skipped, wait_until};
 use crate::mountpoint::Mountpoint;
 use std::path::PathBuf;
 use std::process::Command;
@@ -47,7 +47,8 @@ impl Disk {
 
     /// The journal is replayed, and whatever is missing is missing.
     pub fn power_on(&self) {
-        run("umount", |umount| umount.arg(self.dir.path())).unwrap();
+        // The kernel may still be closing the files of the server that has just ended.
+        wait_until("it can be unmounted", || run("umount", |umount| umount.arg(self.dir.path())).is_ok());
         self.try_mount().unwrap();
     }
 }
