@@ -75,6 +75,7 @@ impl Turns {
             shard.apply(Event::Flushed(*appended), NOW, effects);
             shard.apply(Event::LogRoom(u64::MAX), NOW, effects);
             mesh.receive(|delivery| {
+                shard.apply(Event::Sale(shard.terms().sale), NOW, effects);
                 let event = match delivery {
                     Delivery::Request(from, request) => Event::Request(from, request),
                     Delivery::Reply(reply) => Event::Reply(reply),

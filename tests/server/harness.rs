@@ -96,7 +96,7 @@ impl Server {
         }
     }
 
-    /// Whether a line with this message has come, and has not been waited for.
+    /// How many lines with this message have come and have not been waited for.
     pub fn times_said(&self, message: &str) -> usize {
         let mut seen = self.seen.borrow_mut();
         seen.extend(self.lines.try_iter().filter_map(|line| serde_json::from_str(&line).ok()));
@@ -279,13 +279,13 @@ impl Client {
 
     /// Sends what is not noted in the history.
     pub fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        self.history.is_partial();
+        self.history.leave_gap();
         self.stream.write_all(bytes)
     }
 
     /// Sends `bytes` over and over, until nothing more has been taken for a while.
     pub fn send_until_stuck(&mut self, bytes: &[u8]) {
-        self.history.is_partial();
+        self.history.leave_gap();
         self.stream.set_write_timeout(Some(Duration::from_millis(200))).expect("it is open");
         while self.stream.write_all(bytes).is_ok() {}
     }

@@ -80,7 +80,7 @@ impl History {
     }
 
     /// This is another path of the same data directory.
-    pub fn is_of(self: &Arc<Self>, data_dir: &Path) {
+    pub fn also_of(self: &Arc<Self>, data_dir: &Path) {
         HISTORIES.lock().expect("nobody panics here").insert(data_dir.to_owned(), self.clone());
     }
 
@@ -95,7 +95,7 @@ impl History {
     }
 
     /// Something is sent that is not noted.
-    pub fn is_partial(&self) {
+    pub fn leave_gap(&self) {
         self.is_partial.store(true, Ordering::Relaxed);
     }
 

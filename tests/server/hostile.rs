@@ -143,7 +143,7 @@ fn resets_leave_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     let server = start(&dir, "2");
     let address = server.address;
-    History::at(address).is_partial();
+    History::at(address).leave_gap();
     let reads = "GET /sale HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100);
     while_selling(&server, || {
         crowd(8, |number| {

@@ -238,6 +238,21 @@ fn unrecorded(server: &Server) -> u64 {
     shards.as_array().unwrap().iter().map(|shard| shard["attempts_unrecorded"].as_u64().unwrap()).sum()
 }
 
+/// A stop waits for the rest to arrive, but not for ever, and the next run brings what was left.
+#[test]
+fn a_stop_does_not_wait_for_ever() {
+    let (mut cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let server = start(dir.path(), &cluster, &[]);
+    server.wait_for_line("the database is connected");
+    cluster.kill();
+    let promises = Promises::default();
+    assert_eq!(buy(&mut server.connect(), 1, 1, &promises).unwrap(), "200");
+    assert!(server.terminate().success());
+    cluster.go_on();
+    assert!(start(dir.path(), &cluster, &[]).terminate().success());
+    assert_books_agree(&cluster, &promises.take());
+}
+
 #[test]
 fn memory_stays_flat_while_postgres_is_away() {
     let (mut cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());

@@ -85,7 +85,7 @@ fn live_through(plan: Plan) -> Option<(i32, String)> {
 
     let disk = FaultyDisk::mount(backing.path(), plan);
     let disk = disk.map_err(|error| skipped("failing writes", format!("no FUSE here: {error}"))).ok()?;
-    History::of(backing.path()).is_of(disk.path());
+    History::of(backing.path()).also_of(disk.path());
     let server = Server::spawn(disk.path(), &arguments());
     let is_gone = shop(server.address, &promises);
     let end = if is_gone || disk.has_failed() {
