@@ -31,6 +31,8 @@ start_postgres() {
 }
 stop_postgres() { as "$pg/pg_ctl" -D "$dir/pg/data" -m immediate stop >/dev/null 2>&1 || true; }
 sql() { psql -h "$dir/pg" -U stampede -d "$database" -Atq "$@"; }
+# Postgres has the names of so many items, and rests.
+until_catalogued() { until [ "$(sql -c 'select count(*) from sale_items')" = "$1" ]; do sleep 0.1; done; sleep 1; }
 new_database() {
   database=$1
   psql -h "$dir/pg" -U stampede -d postgres -Atqc "create database $1"
@@ -187,7 +189,7 @@ sell_outs() {
     for connections in 64 256; do
       new_database "sale_${ack}_$connections"
       serve "$database" --shards 2 --ack "$ack" --database-url "$url"
-      sleep 1
+      until_catalogued 10000
       start=$(now)
       report=$(storm "sell-out-$ack-$connections" --connections "$connections" --duration 30)
       until [ "$(sql -c 'select count(*) from purchases')" = 10000 ]; do :; done
@@ -208,8 +210,8 @@ latency_of_purchases() {
   for ack in local postgres; do
     for step in peak half; do
       new_database "latency_${ack}_$step"
-      serve "$database" --shards 2 --ack "$ack" --items 1000000 --user-limit 1000000 --database-url "$url"
-      sleep 1
+      serve "$database" --shards 2 --ack "$ack" --items 500000 --user-limit 1000000 --database-url "$url"
+      until_catalogued 500000
       if [ $step = peak ]; then
         report=$(storm "latency-$ack-peak" --duration "$(of_size 2 5)")
         local rate; rate=$(calc "$(field bought <<<"$report") / $(field seconds <<<"$report") / 2" | cut -d. -f1)

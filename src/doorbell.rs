@@ -5,7 +5,7 @@
 use crate::atomic::{AtomicBool, Ordering, fence};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::io::{read, write};
+use rustix::io::write;
 
 /// Wakes a shard from any thread. Free while the shard is awake.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ impl Doorbell {
         // With the fence in `fall_asleep`: either the shard sees what was left, or this sees it asleep.
         fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
-            // The counter can only be full if it has been rung: then the shard wakes up anyway.
+            // Nobody reads the counter: each ring is an edge, and it is full after 2^64 of them.
             let _ = write(&self.event, &1u64.to_ne_bytes());
         }
     }
@@ -43,11 +43,6 @@ impl Doorbell {
     /// Says that the shard is awake.
     pub fn wake_up(&self) {
         self.asleep.store(false, Ordering::Relaxed);
-    }
-
-    /// Stops the bell from ringing.
-    pub fn silence(&self) {
-        let _ = read(&self.event, &mut [0; 8]);
     }
 }
 

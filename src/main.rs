@@ -317,12 +317,10 @@ async fn sell(door: Door, begun: Receiver<Start>) -> Result<(), Fatal> {
     let always_ready = always_ready.and_then(|event| Ok(PollableFd::new(event)?)).map_err(no_descriptors)?;
     let mut outside = Outside { id, server, mesh, clock, status, notices, always_ready };
     let mut start = None;
-    outside
-        .wait_for_recovery(|| {
-            start = begun.try_recv().ok();
-            start.is_some()
-        })
-        .await;
+    outside.wait_for_recovery(|| {
+        start = begun.try_recv().ok();
+        start.is_some()
+    });
     let Start { inventory, old, rules, partition, cluster, epoch, logs, direct_io, budget, seed, persistence } =
         start.expect("recovery is over when there is something to start with");
     let segment_bytes = (budget / 16).clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);

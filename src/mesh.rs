@@ -180,6 +180,8 @@ mod tests {
     use super::*;
     use crate::command::Outcome;
     use crate::types::{SaleId, Ticket, UserId};
+    use rustix::event::{Timespec, epoll};
+    use std::mem::MaybeUninit;
     use std::thread;
 
     fn doorbells(shards: usize) -> Arc<[Doorbell]> {
@@ -240,6 +242,9 @@ mod tests {
         let threads = connect(&doorbells(SHARDS)).into_iter().map(|mut endpoint| {
             thread::spawn(move || {
                 let me = endpoint.me;
+                let bed = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+                let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+                epoll::add(&bed, endpoint.doorbell(), epoll::EventData::new_u64(0), edge).unwrap();
                 let peers: Vec<_> = (0..SHARDS as u16).map(ShardId).filter(|to| *to != me).collect();
                 let (mut sent, mut answered, mut served) = (0, 0, 0);
                 let total = REQUESTS * peers.len() as u64;
@@ -264,11 +269,10 @@ mod tests {
                     endpoint.doorbell().fall_asleep();
                     let done = answered == total && served == total;
                     if arrived.is_empty() && !endpoint.has_mail() && !endpoint.is_held_up() && !done {
-                        let bell = rustix::event::PollFd::new(endpoint.doorbell(), rustix::event::PollFlags::IN);
-                        let timeout = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
-                        let rung = rustix::event::poll(&mut [bell], Some(&timeout)).unwrap();
-                        assert_eq!(rung, 1, "overslept at {answered} answers");
-                        endpoint.doorbell().silence();
+                        let timeout = Timespec { tv_sec: 20, tv_nsec: 0 };
+                        let mut rung = [MaybeUninit::uninit()];
+                        let (rung, _) = epoll::wait(&bed, &mut rung, Some(&timeout)).unwrap();
+                        assert_eq!(rung.len(), 1, "overslept at {answered} answers");
                     }
                 }
             })

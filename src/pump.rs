@@ -1,14 +1,17 @@
 //! The turn of a shard: the one place where everything meets, in the order that keeps the promises.
 //!
-//! 1. Collect: sockets, messages, finished flushes, time.
-//! 2. Apply each to the state machine, with no await between.
-//! 3. Append the records it produced.
-//! 4. Start a flush, if none is under way.
-//! 5. Send one batch to each peer, write every answer that may leave.
-//! 6. If there is nothing to do, wait for any source.
+//! 1. If there is nothing to do, wait for any source.
+//! 2. Collect: sockets, messages, finished flushes, time.
+//! 3. Apply each to the state machine, with no await between.
+//! 4. Append the records it produced.
+//! 5. Start a flush, if none is under way.
+//! 6. Send one batch to each peer, write every answer that may leave.
 //!
-//! Log before reply: an answer that needs the log comes out of the state machine only in step 2 of a turn that
+//! Log before reply: an answer that needs the log comes out of the state machine only in step 3 of a turn that
 //! begins after its flush has ended.
+//!
+//! The executor has something to do only while a log is being written or made. Else the shard sleeps in its epoll set,
+//! which is one system call where the executor takes several.
 
 use crate::block::{BLOCK_BYTES, LogKind, StreamId};
 use crate::clock::Clock;
@@ -54,10 +57,10 @@ const RUSH_BLOCKS: u64 = 1024;
 const RETRY_MS: u64 = 500;
 /// How long a shard waits for a peer that has not yet read what it was sent.
 const LANE_RETRY_MS: u64 = 1;
-/// Turns that a busy shard takes before it lets the executor look after itself.
-const TURNS_IN_A_ROW: u32 = 16;
-/// Connections are looked over, and clocks watched, at least this often.
+/// Connections are looked over, clocks watched and the executor gets a pass, at least this often.
 const SWEEP_MS: u64 = 1_000;
+/// How often a shard looks whether there is something to sell.
+const LOOK_MS: u64 = 5;
 
 /// What a shard tells the main thread.
 #[derive(Debug)]
@@ -122,12 +125,10 @@ pub struct Outside {
 
 impl Outside {
     /// Answers clients before there is anything to sell, until `is_over`.
-    pub async fn wait_for_recovery(&mut self, mut is_over: impl FnMut() -> bool) {
+    pub fn wait_for_recovery(&mut self, mut is_over: impl FnMut() -> bool) {
         while !is_over() {
+            self.server.look(if self.server.has_work() { 0 } else { LOOK_MS });
             let now = self.clock.now();
-            if self.server.look() {
-                self.mesh.doorbell().silence();
-            }
             let status = self.status.clone();
             let facts = Facts { status: &status, sale: None };
             self.server.serve(now, &mut |_, head: &Head<'_>, style, responder: &mut Responder, out: &mut Vec<u8>| {
@@ -139,14 +140,12 @@ impl Outside {
                 Handled::Answered
             });
             self.server.write_replies(now);
-            let timeout_ms = if self.server.has_work() { 0 } else { 5 };
-            self.wait(timeout_ms, |_| Poll::Pending).await;
         }
     }
 
     /// Waits for a socket, the doorbell, `other` or the time. The executor gets at least one pass over its rings in
     /// any case: without it, no flush would ever begin or end.
-    async fn wait(&mut self, timeout_ms: u64, mut other: impl FnMut(&mut Context<'_>) -> Poll<()>) {
+    async fn wait_with_executor(&mut self, timeout_ms: u64, mut other: impl FnMut(&mut Context<'_>) -> Poll<()>) {
         if timeout_ms == 0 {
             let mut pass = PollState::new();
             poll_fn(|cx| {
@@ -197,7 +196,10 @@ pub struct Pump {
     is_draining: bool,
     has_drained: bool,
     next_sweep_ms: u64,
-    turns_in_a_row: u32,
+    /// The executor may have something of its own to do.
+    owes_pass: bool,
+    /// How long the next turn may wait for something to do.
+    patience_ms: u64,
 }
 
 impl Pump {
@@ -225,7 +227,8 @@ impl Pump {
             is_draining: false,
             has_drained: false,
             next_sweep_ms: 0,
-            turns_in_a_row: 0,
+            owes_pass: false,
+            patience_ms: 0,
         }
     }
 
@@ -240,12 +243,9 @@ impl Pump {
 
     /// One turn. Returns whether it was the last.
     async fn turn(&mut self) -> Result<bool, Fatal> {
+        self.wait().await?;
         let now = self.outside.clock.now();
         self.phase = self.outside.status.phase();
-        self.outside.mesh.doorbell().wake_up();
-        if self.outside.server.look() {
-            self.outside.mesh.doorbell().silence();
-        }
 
         self.keep_time(now);
         let mut is_busy = self.take_flushed(now);
@@ -264,13 +264,7 @@ impl Pump {
         }
         self.make_segments(now);
         self.note_ready();
-        // The executor has work of its own only while the logs do; now and then it gets a pass anyway.
-        self.turns_in_a_row = if is_busy && !self.logs.are_busy() { self.turns_in_a_row + 1 } else { TURNS_IN_A_ROW };
-        if self.turns_in_a_row >= TURNS_IN_A_ROW {
-            self.turns_in_a_row = 0;
-            let timeout_ms = if is_busy { 0 } else { self.time_to_next(now) };
-            self.wait(timeout_ms).await?;
-        }
+        self.patience_ms = if is_busy { 0 } else { self.time_to_next(now) };
         Ok(false)
     }
 
@@ -281,6 +275,7 @@ impl Pump {
         if now.monotonic_ms >= self.next_sweep_ms {
             self.next_sweep_ms = now.monotonic_ms + SWEEP_MS;
             self.outside.server.sweep(now);
+            self.owes_pass = true;
         }
     }
 
@@ -511,39 +506,33 @@ impl Pump {
 
     // --- wait ---
 
-    fn time_to_next(&self, now: Moment) -> u64 {
-        let server = &self.outside.server;
-        if server.has_work() {
-            return 0;
-        }
-        let attempts = &self.logs.attempts;
-        let attempts_due =
-            (attempts.buffered() > 0 && !attempts.is_flushing() && attempts.room() > 0).then_some(self.attempts_due_ms);
-        let held_up = self.outside.mesh.is_held_up().then_some(now.monotonic_ms + LANE_RETRY_MS);
-        let due =
-            [held_up, Some(self.next_sweep_ms), self.shard.next_expiry_ms(), server.accepts_again_ms(), attempts_due];
-        let due_ms = due.into_iter().flatten().min().expect("the next sweep is always due");
-        let period_ms = u64::from(self.period_s) * 1000;
-        let to_next_sale_ms = period_ms - now.unix_ms % period_ms;
-        due_ms.saturating_sub(now.monotonic_ms).min(to_next_sale_ms)
-    }
-
-    /// Sleeps unless something is there already, and notes what the logs have come to meanwhile.
-    async fn wait(&mut self, timeout_ms: u64) -> Result<(), Fatal> {
-        let Pump { outside, logs, phase, persisted, .. } = self;
-        let mut timeout_ms = timeout_ms;
+    /// Sleeps until there is something to do, and looks what that is.
+    async fn wait(&mut self) -> Result<(), Fatal> {
+        let mut timeout_ms = self.patience_ms;
         if timeout_ms > 0 {
-            outside.mesh.doorbell().fall_asleep();
+            let Outside { id, mesh, status, .. } = &self.outside;
+            mesh.doorbell().fall_asleep();
             // Whoever rings from now on wakes this shard; who rang before left something to see.
-            let published = &outside.status.shards[usize::from(outside.id.0)];
-            let is_persisted = published.persisted.load(Ordering::Acquire) > *persisted;
-            if outside.mesh.has_mail() || outside.status.phase() != *phase || is_persisted {
+            let persisted = status.shards[usize::from(id.0)].persisted.load(Ordering::Acquire);
+            if mesh.has_mail() || status.phase() != self.phase || persisted > self.persisted {
                 timeout_ms = 0;
             }
         }
+        if self.logs.are_busy() || std::mem::take(&mut self.owes_pass) {
+            self.wait_for_logs(timeout_ms).await?;
+            timeout_ms = 0;
+        }
+        self.outside.server.look(timeout_ms);
+        self.outside.mesh.doorbell().wake_up();
+        Ok(())
+    }
+
+    /// Waits in the executor, and notes what the logs have come to meanwhile.
+    async fn wait_for_logs(&mut self, timeout_ms: u64) -> Result<(), Fatal> {
+        let Pump { outside, logs, .. } = self;
         let mut progress: [io::Result<Option<Progress>>; 2] = [Ok(None), Ok(None)];
         outside
-            .wait(timeout_ms, |cx| {
+            .wait_with_executor(timeout_ms, |cx| {
                 for (log, progress) in [&mut logs.purchases, &mut logs.attempts].into_iter().zip(&mut progress) {
                     if let (Ok(None), Poll::Ready(result)) = (&progress, log.poll(cx)) {
                         *progress = result.map(Some);
@@ -578,6 +567,23 @@ impl Pump {
             }
         }
         Ok(())
+    }
+
+    fn time_to_next(&self, now: Moment) -> u64 {
+        let server = &self.outside.server;
+        if server.has_work() {
+            return 0;
+        }
+        let attempts = &self.logs.attempts;
+        let attempts_due =
+            (attempts.buffered() > 0 && !attempts.is_flushing() && attempts.room() > 0).then_some(self.attempts_due_ms);
+        let held_up = self.outside.mesh.is_held_up().then_some(now.monotonic_ms + LANE_RETRY_MS);
+        let due =
+            [held_up, Some(self.next_sweep_ms), self.shard.next_expiry_ms(), server.accepts_again_ms(), attempts_due];
+        let due_ms = due.into_iter().flatten().min().expect("the next sweep is always due");
+        let period_ms = u64::from(self.period_s) * 1000;
+        let to_next_sale_ms = period_ms - now.unix_ms % period_ms;
+        due_ms.saturating_sub(now.monotonic_ms).min(to_next_sale_ms)
     }
 }
 

@@ -13,11 +13,14 @@ use glommio::io::{BufferedFile, DmaBuffer, DmaFile, OpenOptions};
 use rustix::fs::OFlags;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
-static ZEROS: [u8; 256 * 1024] = [0; 256 * 1024];
+/// What a new segment is full of, aligned for direct I/O.
+#[repr(align(4096))]
+struct Zeros([u8; 256 * 1024]);
+static ZEROS: Zeros = Zeros([0; 256 * 1024]);
 
 /// Which piece of which stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,10 +63,10 @@ impl SegmentName {
         let path = self.path(dir);
         let unfinished = path.with_extension("new");
         let made = (|| {
-            let mut file = File::create(&unfinished)?;
+            let mut file = create(&unfinished)?;
             let mut left = self.blocks as usize * BLOCK_BYTES;
             while left > 0 {
-                let zeros = &ZEROS[..left.min(ZEROS.len())];
+                let zeros = &ZEROS.0[..left.min(ZEROS.0.len())];
                 file.write_all(zeros)?;
                 left -= zeros.len();
             }
@@ -114,6 +117,17 @@ impl SegmentName {
             }
         }
         Ok((None, last))
+    }
+}
+
+/// A new file, to be written past the page cache where the file system can do that: to copy megabytes of zeros takes a
+/// shard's CPU from its clients for milliseconds.
+fn create(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true);
+    match options.clone().custom_flags(OFlags::DIRECT.bits() as i32).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => options.open(path),
+        opened => opened,
     }
 }
 

@@ -112,13 +112,9 @@ impl Server {
     /// No descriptor is left.
     pub fn new(listener: OwnedFd, doorbell: impl AsFd, clients_max: usize) -> io::Result<Self> {
         let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(
-            &set,
-            &listener,
-            epoll::EventData::new_u64(LISTENER),
-            epoll::EventFlags::IN | epoll::EventFlags::ET,
-        )?;
-        epoll::add(&set, doorbell, epoll::EventData::new_u64(DOORBELL), epoll::EventFlags::IN)?;
+        let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&set, &listener, epoll::EventData::new_u64(LISTENER), edge)?;
+        epoll::add(&set, doorbell, epoll::EventData::new_u64(DOORBELL), edge)?;
         Ok(Server {
             epoll: PollableFd::new(set).map_err(io::Error::from)?,
             poll: PollState::new(),
@@ -145,20 +141,19 @@ impl Server {
         self.clients.len()
     }
 
-    /// Looks for sockets that are ready, without waiting. Returns whether the doorbell rang.
-    pub fn look(&mut self) -> bool {
+    /// Looks for sockets that are ready. Waits so long for one, or for the doorbell; the thread does nothing else then.
+    pub fn look(&mut self, timeout_ms: u64) {
         self.events.clear();
-        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
-        match epoll::wait(self.epoll.get_ref(), spare_capacity(&mut self.events), Some(&zero)) {
+        let timeout = Timespec { tv_sec: (timeout_ms / 1000) as i64, tv_nsec: (timeout_ms % 1000 * 1_000_000) as i64 };
+        match epoll::wait(self.epoll.get_ref(), spare_capacity(&mut self.events), Some(&timeout)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => panic!("the epoll set cannot be read: {error}"),
         }
-        let mut is_ringing = false;
         for event in &self.events {
             let (data, flags) = (event.data, event.flags);
             match data.u64() {
                 LISTENER => self.is_listener_ready = true,
-                DOORBELL => is_ringing = true,
+                DOORBELL => {}
                 key => {
                     let Some(client) = self.clients.get_mut(key as usize) else { continue };
                     if flags.contains(epoll::EventFlags::ERR) {
@@ -177,10 +172,9 @@ impl Server {
                 }
             }
         }
-        is_ringing
     }
 
-    /// Waits until a socket is ready, for `poll_fn` of the caller.
+    /// Waits until a socket is ready or the doorbell rings, for `poll_fn` of the caller. To be followed by a look.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.polls += 1;
         if self.polls > POLLS_MAX {

@@ -12,9 +12,11 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
+use rustix::thread::set_current_timer_slack;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -113,6 +115,8 @@ impl<'a> Storm<'a> {
     /// # Errors
     /// An unexpected answer cannot be saved; the kernel refuses to poll.
     pub fn run(mut self, progress: &mut Progress, stop: &AtomicBool) -> io::Result<Ended> {
+        // Buyers come when they come: the kernel may not gather them, as it does with sleepers that have time.
+        set_current_timer_slack(NonZeroU64::new(1))?;
         let mut events: Vec<Event> = Vec::with_capacity(512);
         let mut next_tick = Duration::ZERO;
         let mut time_was_up = None;
