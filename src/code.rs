@@ -38,6 +38,23 @@ pub enum Destination {
     Nowhere,
 }
 
+/// What the tickets of a sale's codes have in common.
+#[derive(Clone, Copy, Debug)]
+pub struct CodeSpace {
+    items: u32,
+    laps: u32,
+    /// `sale mod laps`.
+    lap: u32,
+}
+
+impl CodeSpace {
+    /// For the codes of the sale with these terms.
+    pub fn new(terms: &Terms) -> Self {
+        let laps = (1 << TICKET_BITS) / terms.items;
+        CodeSpace { items: terms.items, laps, lap: terms.sale.0 % laps }
+    }
+}
+
 impl Code {
     /// The code of an empty slot. It is no version 8 UUID, so no client can present it.
     pub const NONE: Code = Code([0; 16]);
@@ -45,9 +62,8 @@ impl Code {
     /// Bytes of its one spelling.
     pub const TEXT_BYTES: usize = 36;
 
-    fn new(terms: &Terms, item: ItemId, random: u128) -> Code {
-        let laps = (1 << TICKET_BITS) / terms.items;
-        let ticket = (terms.sale.0 % laps) * terms.items + item.0;
+    fn new(space: &CodeSpace, item: ItemId, random: u128) -> Code {
+        let ticket = space.lap * space.items + item.0;
         let bits = u128::from(ticket) << RANDOM_BITS | random & ((1 << RANDOM_BITS) - 1);
         // RFC 9562 §5.8: custom_a (48) | version (4) | custom_b (12) | variant (2) | custom_c (62).
         let custom_a = bits >> 74;
@@ -69,18 +85,18 @@ impl Code {
         Uuid::from_bytes(self.0).hyphenated().encode_lower(buffer)
     }
 
-    /// Where this code leads under `terms`.
-    pub fn destination(&self, terms: &Terms) -> Destination {
+    /// Where this code leads in the sale of `space`.
+    pub fn destination(&self, space: &CodeSpace) -> Destination {
         let word = u128::from_be_bytes(self.0);
         if word >> 76 & 0xf != 8 || word >> 62 & 0b11 != 0b10 {
             return Destination::Nowhere;
         }
+        let CodeSpace { items, laps, lap } = *space;
         let ticket = (word >> 102) as u32;
-        let laps = (1 << TICKET_BITS) / terms.items;
-        let behind = (terms.sale.0 % laps + laps - (ticket / terms.items) % laps) % laps;
-        match behind {
-            0 => Destination::Item(ItemId(ticket % terms.items)),
-            sales if sales <= laps / 2 => Destination::EndedSale,
+        let of = ticket / items;
+        match if of <= lap { lap - of } else { lap + laps - of } {
+            0 => Destination::Item(ItemId(ticket % items)),
+            behind if of < laps && behind <= laps / 2 => Destination::EndedSale,
             _ => Destination::Nowhere,
         }
     }
@@ -118,9 +134,9 @@ impl CodeGenerator {
     }
 
     /// A fresh code for `item`.
-    pub fn mint(&mut self, terms: &Terms, item: ItemId) -> Code {
+    pub fn mint(&mut self, space: &CodeSpace, item: ItemId) -> Code {
         let random = u128::from(self.0.next_u64()) << 32 | u128::from(self.0.next_u32());
-        Code::new(terms, item, random)
+        Code::new(space, item, random)
     }
 }
 
@@ -130,17 +146,17 @@ mod tests {
     use crate::types::SaleId;
     use proptest::prelude::*;
 
-    fn terms(sale: u32, items: u32) -> Terms {
-        Terms { sale: SaleId(sale), items, user_limit: 10 }
+    fn space(sale: u32, items: u32) -> CodeSpace {
+        CodeSpace::new(&Terms { sale: SaleId(sale), items, user_limit: 10 })
     }
 
     proptest! {
         #[test]
         fn a_code_leads_back_to_its_item(sale: u32, items in 1..=ITEMS_MAX, pick: u32, seed: [u8; 32]) {
-            let terms = terms(sale, items);
+            let space = space(sale, items);
             let item = ItemId(pick % items);
-            let code = CodeGenerator::new(seed).mint(&terms, item);
-            prop_assert_eq!(code.destination(&terms), Destination::Item(item));
+            let code = CodeGenerator::new(seed).mint(&space, item);
+            prop_assert_eq!(code.destination(&space), Destination::Item(item));
             let text = code.to_string();
             prop_assert_eq!(Code::parse(text.as_bytes()), Some(code));
             let uuid = Uuid::parse_str(&text).unwrap();
@@ -150,9 +166,9 @@ mod tests {
 
         #[test]
         fn a_code_of_an_earlier_sale_is_recognised(sale in 10_000u32.., back in 1u32..3355, seed: [u8; 32]) {
-            let old = terms(sale - back, 10_000);
+            let old = space(sale - back, 10_000);
             let code = CodeGenerator::new(seed).mint(&old, ItemId(9_999));
-            prop_assert_eq!(code.destination(&terms(sale, 10_000)), Destination::EndedSale);
+            prop_assert_eq!(code.destination(&space(sale, 10_000)), Destination::EndedSale);
         }
     }
 
@@ -160,7 +176,7 @@ mod tests {
     fn other_uuids_lead_nowhere() {
         for text in ["00000000-0000-0000-0000-000000000000", "6ba7b810-9dad-41d1-80b4-00c04fd430c8"] {
             let code = Code::parse(text.as_bytes()).unwrap();
-            assert_eq!(code.destination(&terms(7, 10_000)), Destination::Nowhere);
+            assert_eq!(code.destination(&space(7, 10_000)), Destination::Nowhere);
         }
     }
 

@@ -61,11 +61,9 @@ impl CopyRows {
     }
 
     /// The whole message, ended.
-    pub fn finish(&self) -> Bytes {
-        let mut bytes = BytesMut::with_capacity(self.bytes.len() + 2);
-        bytes.put_slice(&self.bytes);
-        bytes.put_i16(-1);
-        bytes.freeze()
+    pub fn finish(mut self) -> Bytes {
+        self.bytes.put_i16(-1);
+        self.bytes.freeze()
     }
 }
 

@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
+use tokio::task::yield_now;
 
 /// Chunks on their way; each is one flush of one log.
 const CHUNKS_MAX: usize = 1024;
@@ -32,6 +33,8 @@ const CHANNEL_BYTES_MAX: usize = 16 << 20;
 const PENDING_BYTES_MAX: usize = 8 << 20;
 /// Records of one transaction.
 const BATCH_BYTES_MAX: usize = 8 << 20;
+/// Records that are made rows at once, while the transaction before waits to be fed.
+const PIECE_BYTES_MAX: usize = 64 << 10;
 /// How long one transaction may take.
 const SHIP_TIME: Duration = Duration::from_secs(60);
 /// How long connecting may take.
@@ -123,6 +126,8 @@ struct Tail {
     stream: StreamId,
     /// Records in the database.
     position: Seq,
+    /// Records in batches, shipped or not.
+    gathered: Seq,
     /// How many there will ever be, for a stream of an earlier run.
     end: Option<Seq>,
     pending: VecDeque<Chunk>,
@@ -147,28 +152,35 @@ impl Tail {
         }
     }
 
-    /// Appends records after the position, up to `until`, from memory where they are there, else from the log.
-    fn take(&mut self, until: Seq, bytes_max: usize, records: &mut Vec<u8>) -> std::io::Result<Seq> {
-        let mut at = self.position;
-        while at < until && records.len() < bytes_max {
+    /// Appends records that are in no batch yet, up to `until`, from memory where they are there, else from the log.
+    fn take(&mut self, until: Seq, bytes_max: usize, records: &mut Vec<u8>) -> std::io::Result<()> {
+        while self.gathered < until && records.len() < bytes_max {
+            let at = self.gathered;
             match self.pending.front() {
                 Some(chunk) if end(chunk) <= at => {}
                 Some(chunk) if chunk.first <= at + 1 => {
                     let skipped = (at + 1 - chunk.first) as usize * RECORD_BYTES;
                     records.extend_from_slice(&chunk.records[skipped..]);
-                    at = end(chunk);
+                    self.gathered = end(chunk);
                 }
                 ahead => {
                     let gap_end = ahead.map_or(until, |chunk| until.min(chunk.first - 1));
-                    at = self.reader.read(at, gap_end, bytes_max, records)?;
+                    self.gathered = self.reader.read(at, gap_end, bytes_max, records)?;
                     continue;
                 }
             }
             let used = self.pending.pop_front().expect("there is a front");
             self.pending_bytes -= used.records.len();
         }
-        Ok(at)
+        Ok(())
     }
+}
+
+/// One transaction.
+#[derive(Default)]
+struct Batch {
+    rows: Rows,
+    moves: Vec<Move>,
 }
 
 struct Shipper {
@@ -233,15 +245,28 @@ impl Shipper {
         let mut is_proven = false;
         // A connection may have ended with a catalogue half made.
         let mut lacks_catalogue = Some(Instant::now());
+        let mut ahead = None;
         loop {
             // First this: what is flushed before the end is seen by what follows.
             let is_stopping = self.stop.load(Ordering::Acquire);
-            let (rows, moves) = self.gather()?;
+            let Batch { rows, moves } = match ahead.take() {
+                Some(batch) => batch,
+                None => self.gather().await?,
+            };
             if !moves.is_empty() {
-                in_time(database.ship(owner, &rows, &moves)).await?;
+                let opens = !rows.opened.is_empty();
+                let shipping = in_time(database.ship(owner, rows, &moves));
+                if self.is_behind() {
+                    // Postgres need not wait for the next one. Else what comes meanwhile is better in one batch.
+                    let (shipped, gathered) = tokio::join!(shipping, self.gather());
+                    shipped?;
+                    ahead = Some(gathered?);
+                } else {
+                    shipping.await?;
+                }
                 moves.iter().for_each(|moved| self.arrived(moved));
                 self.publish();
-                if !rows.opened.is_empty() {
+                if opens {
                     lacks_catalogue = lacks_catalogue.or(Some(Instant::now()));
                 }
             }
@@ -281,7 +306,15 @@ impl Shipper {
                 tracing::warn!(%stream, again, "the database has lost records that it had committed: they are sent again");
             }
             let reader = LogReader::new(&self.plan.claim.logs, stream);
-            self.tails.push(Tail { stream, position, end, pending: VecDeque::new(), pending_bytes: 0, reader });
+            self.tails.push(Tail {
+                stream,
+                position,
+                gathered: position,
+                end,
+                pending: VecDeque::new(),
+                pending_bytes: 0,
+                reader,
+            });
             self.tell_keeper(stream, position);
         }
         self.tails.sort_by_key(|tail| (tail.stream.log, tail.stream.epoch, tail.stream.shard));
@@ -303,7 +336,7 @@ impl Shipper {
     }
 
     /// The next rows of all streams, and how far they move on.
-    fn gather(&mut self) -> Result<(Rows, Vec<Move>), Failure> {
+    async fn gather(&mut self) -> Result<Batch, Failure> {
         // First how far, then the chunks: what is flushed by then has been offered by then.
         let durable: Vec<Seq> = self.tails.iter().map(|tail| tail.durable(&self.plan.status)).collect();
         for chunk in self.chunks.try_iter() {
@@ -312,22 +345,33 @@ impl Shipper {
                 tail.keep(chunk);
             }
         }
-        let (mut rows, mut moves, mut records) = (Rows::default(), Vec::new(), Vec::new());
+        let (mut batch, mut records) = (Batch::default(), Vec::new());
         let mut bytes_left = BATCH_BYTES_MAX;
         for (tail, until) in self.tails.iter_mut().zip(durable) {
-            records.clear();
-            let to = tail.take(until, bytes_left, &mut records).map_err(unreadable)?;
-            if to > tail.position {
+            let from = tail.gathered;
+            while tail.gathered < until && bytes_left > 0 {
+                records.clear();
+                tail.take(until, PIECE_BYTES_MAX.min(bytes_left), &mut records).map_err(unreadable)?;
                 for bytes in records.as_chunks::<RECORD_BYTES>().0 {
                     let record =
                         Record::decode(bytes).map_err(|flaw| unreadable(std::io::Error::other(format!("{flaw:?}"))))?;
-                    rows.add(&record);
+                    batch.rows.add(&record);
                 }
-                moves.push(Move { stream: tail.stream, from: tail.position, to });
+                bytes_left = bytes_left.saturating_sub(records.len());
+                // The batch before is on this thread, too.
+                yield_now().await;
             }
-            bytes_left = bytes_left.saturating_sub(records.len());
+            if tail.gathered > from {
+                batch.moves.push(Move { stream: tail.stream, from, to: tail.gathered });
+            }
         }
-        Ok((rows, moves))
+        Ok(batch)
+    }
+
+    /// Whether there is a full batch to be gathered.
+    fn is_behind(&self) -> bool {
+        let records = |tail: &Tail| tail.durable(&self.plan.status).saturating_sub(tail.gathered);
+        self.tails.iter().map(records).sum::<Seq>() >= (BATCH_BYTES_MAX / RECORD_BYTES) as Seq
     }
 
     /// Lets shards and readers of `/health` know.

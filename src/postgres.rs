@@ -263,7 +263,7 @@ impl Database {
     ///
     /// # Errors
     /// After [`Failure::Passing`], whether it happened is unknown: read the positions again, on a new connection.
-    pub async fn ship(&mut self, owner: Owner, rows: &Rows, moves: &[Move]) -> Result<(), Failure> {
+    pub async fn ship(&mut self, owner: Owner, rows: Rows, moves: &[Move]) -> Result<(), Failure> {
         let transaction = self.client.transaction().await?;
         // This row is the fence: whoever wants to take over waits for this transaction.
         set_seen(&transaction, &self.set_seen, owner, "now").await?;
@@ -287,9 +287,9 @@ impl Database {
                 on conflict (sale_id) do nothing";
             transaction.execute(insert, &values).await?;
         }
-        copy(&transaction, &self.copy_checkouts, &rows.checkouts).await?;
-        copy(&transaction, &self.copy_purchases, &rows.purchases).await?;
-        copy(&transaction, &self.copy_releases, &rows.releases).await?;
+        copy(&transaction, &self.copy_checkouts, rows.checkouts).await?;
+        copy(&transaction, &self.copy_purchases, rows.purchases).await?;
+        copy(&transaction, &self.copy_releases, rows.releases).await?;
         transaction.commit().await?;
         self.prepared.extend(&rows.sales);
         Ok(())
@@ -301,8 +301,9 @@ fn superseded() -> Failure {
     Failure::Final(Fatal::Database(text.into()))
 }
 
-async fn copy(transaction: &Transaction<'_>, statement: &Statement, rows: &CopyRows) -> Result<(), Failure> {
-    if rows.rows() == 0 {
+async fn copy(transaction: &Transaction<'_>, statement: &Statement, rows: CopyRows) -> Result<(), Failure> {
+    let sent = rows.rows();
+    if sent == 0 {
         return Ok(());
     }
     let mut sink = pin!(transaction.copy_in::<_, Bytes>(statement).await?);
@@ -312,8 +313,8 @@ async fn copy(transaction: &Transaction<'_>, statement: &Statement, rows: &CopyR
         sink.feed(piece).await?;
     }
     let copied = sink.finish().await?;
-    if copied != rows.rows() {
-        return Err(Failure::Passing(format!("{copied} of {} rows were copied", rows.rows())));
+    if copied != sent {
+        return Err(Failure::Passing(format!("{copied} of {sent} rows were copied")));
     }
     Ok(())
 }

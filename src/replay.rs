@@ -70,7 +70,7 @@ impl Replay {
         (0..partition.shards())
             .map(|shard| {
                 let items = partition.owned_items(ShardId(shard), terms.items);
-                (Stock::new(items), Quotas::new(terms.user_limit))
+                (Stock::new(items), Quotas::new(terms.user_limit, items))
             })
             .collect()
     }

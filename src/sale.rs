@@ -16,6 +16,9 @@ use uuid::Uuid;
 /// No slot: the end of the queue of holds.
 const NIL: u32 = u32::MAX;
 
+/// Users that a shard has room for before the first one comes: growing in the middle of a rush takes milliseconds.
+const ROOM_USERS_MAX: usize = 1 << 16;
+
 /// The sale that is current at `unix_ms`, for sales of `period_s` seconds.
 pub fn sale_at(unix_ms: u64, period_s: u32) -> SaleId {
     SaleId(u32::try_from(unix_ms / 1000 / u64::from(period_s)).unwrap_or(u32::MAX))
@@ -301,9 +304,10 @@ pub struct Quotas {
 }
 
 impl Quotas {
-    /// `limit` items for each user.
-    pub fn new(limit: u32) -> Self {
-        Quotas { limit, taken: HashMap::with_hasher(FixedState::default()) }
+    /// `limit` items for each user. There is room at once for the `users` that are expected.
+    pub fn new(limit: u32, users: usize) -> Self {
+        let room = users.min(ROOM_USERS_MAX);
+        Quotas { limit, taken: HashMap::with_capacity_and_hasher(room, FixedState::default()) }
     }
 
     /// Takes one of the user's quota, if there is one left.
@@ -418,7 +422,7 @@ mod tests {
 
     #[test]
     fn quotas_count_up_to_the_limit_and_forget_the_idle() {
-        let mut quotas = Quotas::new(2);
+        let mut quotas = Quotas::new(2, 0);
         assert!(quotas.claim(UserId(1)) && quotas.claim(UserId(1)));
         assert!(!quotas.claim(UserId(1)));
         assert!(quotas.claim(UserId(2)));
@@ -426,7 +430,7 @@ mod tests {
         assert!(quotas.claim(UserId(1)));
         quotas.release(UserId(2));
         assert_eq!((quotas.total(), quotas.taken.len()), (2, 1));
-        assert!(!Quotas::new(0).claim(UserId(1)));
+        assert!(!Quotas::new(0, 0).claim(UserId(1)));
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! an answer to a buyer, and also the return of a quota, because another shard may log a grant that rests on it.
 
 use crate::block::BLOCK_RECORDS;
-use crate::code::{Code, CodeGenerator, Destination};
+use crate::code::{Code, CodeGenerator, CodeSpace, Destination};
 use crate::command::{Command, Outcome};
 use crate::message::{Reply, Request};
 use crate::partition::Partition;
@@ -111,6 +111,7 @@ pub struct Shard {
     partition: Partition,
     rules: Rules,
     terms: Terms,
+    code_space: CodeSpace,
     stock: Stock,
     quotas: Quotas,
     /// Items that this shard, as origin, has been told are sold. "Sold" is final, so it may remember.
@@ -144,6 +145,7 @@ impl Shard {
             partition,
             rules,
             terms,
+            code_space: CodeSpace::new(&terms),
             stock,
             quotas,
             known_sold,
@@ -237,8 +239,9 @@ impl Shard {
         let Counts { committing, sold, .. } = self.stock.counts();
         effects.ended.push(Ended { sale: self.terms.sale, sold: sold + committing, items: self.stock.items() as u32 });
         self.terms = self.rules.terms(sale);
+        self.code_space = CodeSpace::new(&self.terms);
         self.stock = Stock::new(self.partition.owned_items(self.id, self.terms.items));
-        self.quotas = Quotas::new(self.terms.user_limit);
+        self.quotas = Quotas::new(self.terms.user_limit, self.stock.items());
         self.known_sold = Self::nothing_sold(&self.terms);
         self.append(Record::sale_opened(&self.terms, now.unix_ms), effects);
     }
@@ -251,7 +254,7 @@ impl Shard {
             Command::Purchase { code, key } => (code, Request::Confirm { ticket, code, key }),
             Command::Cancel { code } => (code, Request::Cancel { ticket, code }),
         };
-        match code.destination(&self.terms) {
+        match code.destination(&self.code_space) {
             Destination::Item(item) => self.ask(self.partition.owner_of_item(item), request, now, effects),
             Destination::EndedSale => effects.answers.push((ticket, Outcome::SaleEnded)),
             Destination::Nowhere => effects.answers.push((ticket, Outcome::CodeUnknown)),
@@ -270,35 +273,37 @@ impl Shard {
         self.ask(self.partition.owner_of_item(item), Request::Reserve { ticket, sale, item, user }, now, effects);
     }
 
+    #[inline(always)]
     fn reply(&mut self, reply: Reply, now: Moment, effects: &mut Effects) {
         match reply {
             Reply::Claimed { origin, ticket, sale, item, user, granted } => {
                 self.claimed(Waiter { origin, ticket }, sale, item, user, granted, now, effects);
             }
-            Reply::Answer { ticket, outcome } => {
-                if let Outcome::ItemSold { sale, item } | Outcome::Purchased { sale, item } = outcome
-                    && sale == self.terms.sale
-                {
-                    self.known_sold[item.0 as usize / 64] |= 1 << (item.0 % 64);
-                }
-                effects.answers.push((ticket, outcome));
-            }
+            Reply::Answer { ticket, outcome } => self.decided(ticket, outcome, effects),
             // Each bounce takes the turn of a sale, so this ends.
             Reply::Bounced { ticket, item, user } => self.checkout(ticket, item, user, now, effects),
         }
     }
 
+    fn decided(&mut self, ticket: Ticket, outcome: Outcome, effects: &mut Effects) {
+        if let Outcome::ItemSold { sale, item } | Outcome::Purchased { sale, item } = outcome
+            && sale == self.terms.sale
+        {
+            self.known_sold[item.0 as usize / 64] |= 1 << (item.0 % 64);
+        }
+        effects.answers.push((ticket, outcome));
+    }
+
     // --- as owner ---
 
+    #[inline(always)]
     fn request(&mut self, from: ShardId, request: Request, now: Moment, effects: &mut Effects) {
         match request {
             Request::Reserve { ticket, sale, item, user } => {
                 self.reserve(Waiter { origin: from, ticket }, sale, item, user, now, effects);
             }
             Request::Claim { origin, ticket, sale, item, user } => {
-                // Of another sale: denied, and the item's owner, whose sale is over too, bounces the buyer.
-                let granted = sale == self.terms.sale && self.quotas.claim(user);
-                self.answer(from, Reply::Claimed { origin, ticket, sale, item, user, granted }, now, effects);
+                self.claim(from, Waiter { origin, ticket }, sale, item, user, now, effects);
             }
             Request::Release { sale, user } => {
                 if sale == self.terms.sale {
@@ -344,6 +349,22 @@ impl Shard {
     }
 
     #[expect(clippy::too_many_arguments, reason = "a message's fields, taken apart")]
+    fn claim(
+        &mut self,
+        from: ShardId,
+        Waiter { origin, ticket }: Waiter,
+        sale: SaleId,
+        item: ItemId,
+        user: UserId,
+        now: Moment,
+        effects: &mut Effects,
+    ) {
+        // Of another sale: denied, and the item's owner, whose sale is over too, bounces the buyer.
+        let granted = sale == self.terms.sale && self.quotas.claim(user);
+        self.answer(from, Reply::Claimed { origin, ticket, sale, item, user, granted }, now, effects);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a message's fields, taken apart")]
     fn claimed(
         &mut self,
         Waiter { origin, ticket }: Waiter,
@@ -364,7 +385,7 @@ impl Shard {
             self.log_refusal(item, user, RefusalReason::UserLimit, now, effects);
             return self.answer(origin, Reply::Answer { ticket, outcome: Outcome::UserLimit }, now, effects);
         }
-        let (code, ttl_ms) = (self.codes.mint(&self.terms, item), self.rules.ttl_ms);
+        let (code, ttl_ms) = (self.codes.mint(&self.code_space, item), self.rules.ttl_ms);
         let expires_ms = now.monotonic_ms + u64::from(ttl_ms);
         self.stock.grant(slot, Hold { user, code, expires_ms });
         let event = Logged::Checkout { item, user, code, ttl_ms };
@@ -376,7 +397,7 @@ impl Shard {
 
     fn confirm(&mut self, waiter: Waiter, code: Code, key: Uuid, now: Moment, effects: &mut Effects) {
         let sale = self.terms.sale;
-        let outcome = match code.destination(&self.terms) {
+        let outcome = match code.destination(&self.code_space) {
             Destination::Nowhere => Outcome::CodeUnknown,
             Destination::EndedSale => Outcome::SaleEnded,
             // The origin read the code under the terms of an earlier sale.
@@ -415,7 +436,7 @@ impl Shard {
     }
 
     fn cancel(&mut self, waiter: Waiter, code: Code, now: Moment, effects: &mut Effects) {
-        let outcome = match code.destination(&self.terms) {
+        let outcome = match code.destination(&self.code_space) {
             Destination::Nowhere => Outcome::CodeUnknown,
             Destination::EndedSale => Outcome::SaleEnded,
             // The origin read the code under the terms of an earlier sale.
@@ -494,7 +515,11 @@ impl Shard {
     }
 
     // --- messages ---
+    //
+    // `ask`, `answer`, `request` and `reply` are inlined wherever the message is known: then a message to oneself is the
+    // call of its step, and nothing is packed and unpacked.
 
+    #[inline(always)]
     fn ask(&mut self, owner: ShardId, request: Request, now: Moment, effects: &mut Effects) {
         if owner == self.id {
             self.request(owner, request, now, effects);
@@ -503,10 +528,12 @@ impl Shard {
         }
     }
 
+    #[inline(always)]
     fn tell(&mut self, waiter: Waiter, outcome: Outcome, now: Moment, effects: &mut Effects) {
         self.answer(waiter.origin, Reply::Answer { ticket: waiter.ticket, outcome }, now, effects);
     }
 
+    #[inline(always)]
     fn answer(&mut self, to: ShardId, reply: Reply, now: Moment, effects: &mut Effects) {
         if to == self.id {
             self.reply(reply, now, effects);

@@ -111,14 +111,17 @@ impl Sale {
 
 /// What the pump would log, and whom it would answer.
 fn take(effects: &mut Effects, codes: &mut Vec<Code>) {
-    for record in effects.records.drain(..).chain(effects.attempts.drain(..)) {
+    effects.records.iter().chain(&effects.attempts).for_each(|record| {
         black_box(record);
-    }
-    for (_, outcome) in effects.answers.drain(..) {
+    });
+    effects.records.clear();
+    effects.attempts.clear();
+    for (_, outcome) in &effects.answers {
         if let Outcome::Reserved { code, .. } = black_box(outcome) {
-            codes.push(code);
+            codes.push(*code);
         }
     }
+    effects.answers.clear();
 }
 
 /// A new sale instead of one with less than `commands` items to be had, unless it is as fresh as can be.

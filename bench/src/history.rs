@@ -2,7 +2,7 @@
 
 use crate::turns::{NOW, rules};
 use stampede::block::{BLOCK_BYTES, BLOCK_RECORDS, Chain, LogKind, StreamId};
-use stampede::code::CodeGenerator;
+use stampede::code::{CodeGenerator, CodeSpace};
 use stampede::record::{Event, RECORD_BYTES, Record};
 use stampede::sale::sale_at;
 use stampede::segment::SegmentName;
@@ -24,17 +24,18 @@ pub fn records(items: u32) -> impl Iterator<Item = Record> {
     let rules = rules(items);
     let terms = rules.terms(sale_at(NOW.unix_ms, rules.period_s));
     let record = move |event| Record { sale: terms.sale, unix_ms: NOW.unix_ms, event };
+    let space = CodeSpace::new(&terms);
     // The same codes twice: when they are given out, and when they come back.
     let (mut given, mut presented) = (CodeGenerator::new([1; 32]), CodeGenerator::new([1; 32]));
     let buyer = move |turn| (ItemId((u64::from(turn) * 7919 % u64::from(items)) as u32), UserId(i64::from(turn) / 10));
     let both = (0..items + DELAY).flat_map(move |turn| {
         let checkout = (turn < items).then(|| {
             let (item, user) = buyer(turn);
-            record(Event::Checkout { item, user, code: given.mint(&terms, item), ttl_ms: rules.ttl_ms })
+            record(Event::Checkout { item, user, code: given.mint(&space, item), ttl_ms: rules.ttl_ms })
         });
         let purchase = turn.checked_sub(DELAY).map(|turn| {
             let (item, user) = buyer(turn);
-            record(Event::Purchase { item, user, code: presented.mint(&terms, item), key: Uuid::nil() })
+            record(Event::Purchase { item, user, code: presented.mint(&space, item), key: Uuid::nil() })
         });
         checkout.into_iter().chain(purchase)
     });

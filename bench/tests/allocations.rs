@@ -107,8 +107,7 @@ fn a_path() {
     IS_COUNTED.set(false);
     say(&format!("path: {refusals}, {checkouts} and {purchases} for {REQUESTS} refusals, checkouts and purchases"));
     assert_eq!(refusals, 0, "a refusal allocates nothing");
-    let pair = (checkouts + purchases).div_ceil(REQUESTS as u64);
-    assert_eq!(pair, 1, "allocations of a checkout with its purchase, rounded up: tables grow now and then");
+    assert_eq!((checkouts, purchases), (0, 0), "nor does a checkout or a purchase, once its buffers have their size");
 }
 
 fn a_whole_server() {
@@ -146,8 +145,10 @@ fn a_whole_server() {
     served.join().expect("the server ends");
     say(&format!("server: {refusals}, {checkouts} and {purchases} for {REQUESTS} refusals, checkouts and purchases"));
     say(&format!("server: {in_a_row} for {REQUESTS} refusals that come {CONNECTIONS} at a time on one connection"));
-    // Only these come so many to a turn whatever else the machine does. A turn that ends in sleep allocates about 16.
-    assert!(in_a_row < REQUESTS as u64 / 2, "turns and flushes allocate, refusals do not: {in_a_row}");
+    // What allocates is the executor, in the turns while a log is being written, and how many these are is the disk's doing.
+    for refusals in [refusals, in_a_row] {
+        assert!(refusals < REQUESTS as u64 / 2, "flushes allocate, refusals do not: {refusals}");
+    }
 }
 
 /// One shard as `main.rs` starts it.

@@ -1,6 +1,6 @@
 //! One shard alone: what it wants done, event by event.
 
-use crate::code::{Code, CodeGenerator};
+use crate::code::{Code, CodeGenerator, CodeSpace};
 use crate::command::{Command, Outcome};
 use crate::message::{Reply, Request};
 use crate::partition::Partition;
@@ -18,7 +18,7 @@ const RULES: Rules = Rules { period_s: 10, items: 200, user_limit: 10, ttl_ms: 1
 fn shard(shards: u16) -> Shard {
     let (partition, terms, id) = (Partition::new(shards), RULES.terms(SaleId(0)), ShardId(0));
     let stock = Stock::new(partition.owned_items(id, terms.items));
-    let inventory = Inventory { terms, stock, quotas: Quotas::new(terms.user_limit) };
+    let inventory = Inventory { terms, stock, quotas: Quotas::new(terms.user_limit, 0) };
     let (codes, mut effects) = (CodeGenerator::new([0; 32]), Effects::default());
     let mut shard = Shard::new(id, partition, RULES, inventory, codes, NOW, &mut effects);
     shard.apply(Event::LogRoom(u64::MAX), NOW, &mut effects);
@@ -135,7 +135,7 @@ fn who_repeats_a_purchase_of_a_client_that_is_gone_is_told_in_its_place() {
 #[test]
 fn a_code_that_was_read_under_other_terms_is_of_a_sale_that_is_over() {
     let mut shard = shard(2);
-    let code = CodeGenerator::new([1; 32]).mint(shard.terms(), ItemId(1));
+    let code = CodeGenerator::new([1; 32]).mint(&CodeSpace::new(shard.terms()), ItemId(1));
     for request in
         [Request::Confirm { ticket: Ticket(1), code, key: Uuid::nil() }, Request::Cancel { ticket: Ticket(1), code }]
     {

@@ -4,7 +4,7 @@
 use crate::conversation::Conversation;
 use crate::second_parser;
 use stampede::block::{self, BLOCK_BYTES, BLOCK_RECORDS, Header, LogKind, StreamId};
-use stampede::code::{Code, ITEMS_MAX};
+use stampede::code::{Code, CodeSpace, ITEMS_MAX};
 use stampede::command::Command;
 use stampede::database_url::{DatabaseUrl, parts};
 use stampede::http::parse_head;
@@ -232,7 +232,7 @@ pub fn replay(bytes: &[u8]) {
     let terms = inventories[0].terms;
     assert!(found.sold + found.held <= terms.items && terms.items <= ITEMS);
     assert!(inventories.iter().all(|inventory| inventory.terms == terms));
-    let _ = Code::from_bytes([0x8f; 16]).destination(&terms);
+    let _ = Code::from_bytes([0x8f; 16]).destination(&CodeSpace::new(&terms));
 }
 
 /// Any text is a place or an error, and the place can be said.
