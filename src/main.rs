@@ -28,6 +28,7 @@ use stampede::server::Server;
 use stampede::shard::{Effects, Ended, Inventory, Rules, Shard};
 use stampede::status::{Phase, Status};
 use stampede::types::{SaleId, ShardId};
+use stampede::waiting::Watermark;
 use stampede::{host, listener, logging};
 use std::collections::BTreeMap;
 use std::io;
@@ -180,7 +181,8 @@ impl Process {
         let (ways, returns): (Vec<_>, Vec<_>) = (0..shards).map(|_| unbounded()).unzip();
         let persistence = claim.map(|claim| {
             let (status, doorbells) = (status.clone(), doorbells.clone());
-            Persistence::start(Plan { claim, status, doorbells, shipped: ways })
+            let is_awaited = config.rules.purchase_ack == Watermark::Persisted;
+            Persistence::start(Plan { claim, status, doorbells, shipped: ways, is_awaited })
         });
         let (persistence, feed) = persistence.transpose()?.unzip();
         for (((start, inventory), old), shipped) in starts.into_iter().zip(inventories).zip(old_of).zip(returns) {

@@ -24,6 +24,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::task::yield_now;
+use tokio::time::{sleep, timeout};
 
 /// Chunks on their way; each is one flush of one log.
 const CHUNKS_MAX: usize = 1024;
@@ -43,6 +44,8 @@ const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// The thread looks for work at least this often.
 const IDLE_TIME: Duration = Duration::from_millis(500);
+/// How long rows that nobody waits for may wait for more: each transaction costs CPU time that buyers need, too.
+const GATHER_TIME: Duration = Duration::from_millis(20);
 /// How long a catalogue may wait until there is nothing else to do.
 const CATALOGUE_TIME: Duration = Duration::from_secs(1);
 /// How long the end of the process waits for a database that takes what there is.
@@ -86,6 +89,8 @@ pub struct Plan {
     pub doorbells: Arc<[Doorbell]>,
     /// To each shard: how much of the streams that it looks after is in the database.
     pub shipped: Vec<Sender<(StreamId, Seq)>>,
+    /// Whether buyers wait for the database.
+    pub is_awaited: bool,
 }
 
 /// The running thread.
@@ -126,7 +131,7 @@ struct Tail {
     stream: StreamId,
     /// Records in the database.
     position: Seq,
-    /// Records in batches, shipped or not.
+    /// Records in the database or in a batch.
     gathered: Seq,
     /// How many there will ever be, for a stream of an earlier run.
     end: Option<Seq>,
@@ -176,11 +181,22 @@ impl Tail {
     }
 }
 
-/// One transaction.
+/// What one transaction will bring.
 #[derive(Default)]
 struct Batch {
     rows: Rows,
-    moves: Vec<Move>,
+    /// Of the records that became rows.
+    bytes: usize,
+    /// When the first of them was gathered.
+    since: Option<Instant>,
+}
+
+impl Batch {
+    /// How much longer it may wait for more rows, when nobody waits for those that it has.
+    fn patience(&self) -> Duration {
+        let is_full = self.bytes >= BATCH_BYTES_MAX;
+        self.since.filter(|_| !is_full).map_or(Duration::ZERO, |since| GATHER_TIME.saturating_sub(since.elapsed()))
+    }
 }
 
 struct Shipper {
@@ -232,35 +248,35 @@ impl Shipper {
                 let url = self.plan.claim.url.place();
                 tracing::warn!(url, why, "the database is away: selling goes on, and the log keeps what it misses");
             }
-            tokio::time::sleep(backoff).await;
+            sleep(backoff).await;
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
     }
 
     /// Connects and ships until the process stops and everything is shipped.
     async fn serve(&mut self, is_away: &mut bool, backoff: &mut Duration) -> Result<(), Failure> {
-        let connecting = tokio::time::timeout(CONNECT_TIME, self.connect());
+        let connecting = timeout(CONNECT_TIME, self.connect());
         let mut database = connecting.await.map_err(|_| Failure::Passing("connecting took too long".into()))??;
         let owner = self.plan.claim.owner;
         let mut is_proven = false;
         // A connection may have ended with a catalogue half made.
         let mut lacks_catalogue = Some(Instant::now());
-        let mut ahead = None;
+        let mut batch = Batch::default();
         loop {
             // First this: what is flushed before the end is seen by what follows.
             let is_stopping = self.stop.load(Ordering::Acquire);
-            let Batch { rows, moves } = match ahead.take() {
-                Some(batch) => batch,
-                None => self.gather().await?,
-            };
-            if !moves.is_empty() {
+            self.gather(&mut batch).await?;
+            let moves = self.moves();
+            let is_awaited = self.plan.is_awaited && batch.rows.purchases.rows() > 0;
+            let is_due = !moves.is_empty() && (is_awaited || is_stopping || batch.patience().is_zero());
+            if is_due {
+                let Batch { rows, .. } = std::mem::take(&mut batch);
                 let opens = !rows.opened.is_empty();
                 let shipping = in_time(database.ship(owner, rows, &moves));
                 if self.is_behind() {
                     // Postgres need not wait for the next one. Else what comes meanwhile is better in one batch.
-                    let (shipped, gathered) = tokio::join!(shipping, self.gather());
-                    shipped?;
-                    ahead = Some(gathered?);
+                    let (shipped, gathered) = tokio::join!(shipping, self.gather(&mut batch));
+                    shipped.and(gathered)?;
                 } else {
                     shipping.await?;
                 }
@@ -271,7 +287,7 @@ impl Shipper {
                 }
             }
             // Buyers first, but not for ever.
-            if lacks_catalogue.is_some_and(|since| moves.is_empty() || since.elapsed() > CATALOGUE_TIME) {
+            if lacks_catalogue.is_some_and(|since| !is_due || since.elapsed() > CATALOGUE_TIME) {
                 let extended = in_time(database.extend_catalogue()).await?;
                 lacks_catalogue = extended.then(Instant::now);
             }
@@ -286,11 +302,15 @@ impl Shipper {
                 self.plan.status.is_database_connected.store(true, Ordering::Relaxed);
                 (*is_away, *backoff) = (false, BACKOFF_MIN);
             }
-            if moves.is_empty() && lacks_catalogue.is_none() {
-                if is_stopping {
-                    return in_time(database.leave(owner)).await;
-                }
-                let _ = tokio::time::timeout(IDLE_TIME, self.bell.notified()).await;
+            if is_due || lacks_catalogue.is_some() {
+                continue;
+            }
+            match (moves.is_empty(), self.plan.is_awaited) {
+                (true, _) if is_stopping => return in_time(database.leave(owner)).await,
+                (true, _) => drop(timeout(IDLE_TIME, self.bell.notified()).await),
+                // A purchase may come.
+                (false, true) => drop(timeout(batch.patience(), self.bell.notified()).await),
+                (false, false) => sleep(batch.patience()).await,
             }
         }
     }
@@ -335,8 +355,8 @@ impl Shipper {
         self.tell_keeper(moved.stream, moved.to);
     }
 
-    /// The next rows of all streams, and how far they move on.
-    async fn gather(&mut self) -> Result<Batch, Failure> {
+    /// Adds the next rows of all streams, as far as there is room.
+    async fn gather(&mut self, batch: &mut Batch) -> Result<(), Failure> {
         // First how far, then the chunks: what is flushed by then has been offered by then.
         let durable: Vec<Seq> = self.tails.iter().map(|tail| tail.durable(&self.plan.status)).collect();
         for chunk in self.chunks.try_iter() {
@@ -345,27 +365,29 @@ impl Shipper {
                 tail.keep(chunk);
             }
         }
-        let (mut batch, mut records) = (Batch::default(), Vec::new());
-        let mut bytes_left = BATCH_BYTES_MAX;
+        let mut records = Vec::new();
         for (tail, until) in self.tails.iter_mut().zip(durable) {
-            let from = tail.gathered;
-            while tail.gathered < until && bytes_left > 0 {
+            while tail.gathered < until && batch.bytes < BATCH_BYTES_MAX {
                 records.clear();
-                tail.take(until, PIECE_BYTES_MAX.min(bytes_left), &mut records).map_err(unreadable)?;
+                tail.take(until, PIECE_BYTES_MAX, &mut records).map_err(unreadable)?;
                 for bytes in records.as_chunks::<RECORD_BYTES>().0 {
                     let record =
                         Record::decode(bytes).map_err(|flaw| unreadable(std::io::Error::other(format!("{flaw:?}"))))?;
                     batch.rows.add(&record);
                 }
-                bytes_left = bytes_left.saturating_sub(records.len());
+                batch.bytes += records.len();
+                batch.since = batch.since.or(Some(Instant::now()));
                 // The batch before is on this thread, too.
                 yield_now().await;
             }
-            if tail.gathered > from {
-                batch.moves.push(Move { stream: tail.stream, from, to: tail.gathered });
-            }
         }
-        Ok(batch)
+        Ok(())
+    }
+
+    /// What the batch that has been gathered moves.
+    fn moves(&self) -> Vec<Move> {
+        let moves = self.tails.iter().map(|tail| Move { stream: tail.stream, from: tail.position, to: tail.gathered });
+        moves.filter(|moved| moved.from < moved.to).collect()
     }
 
     /// Whether there is a full batch to be gathered.
@@ -393,14 +415,14 @@ impl Shipper {
 
 /// Waits for the database, but not for ever.
 async fn in_time<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let result = tokio::time::timeout(SHIP_TIME, work).await;
+    let result = timeout(SHIP_TIME, work).await;
     result.unwrap_or_else(|_| Err(Failure::Passing("the database took too long to answer".into())))
 }
 
 /// Comes back when a process that is to stop has waited long enough for the database.
 async fn drain_over(stop: Arc<AtomicBool>) {
     while !stop.load(Ordering::Acquire) {
-        tokio::time::sleep(IDLE_TIME).await;
+        sleep(IDLE_TIME).await;
     }
-    tokio::time::sleep(DRAIN_TIME).await;
+    sleep(DRAIN_TIME).await;
 }

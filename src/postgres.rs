@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::runtime::Runtime;
+use tokio::try_join;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Error, GenericClient, NoTls, Row, Statement, Transaction};
@@ -158,8 +159,10 @@ impl Database {
             copy_releases: client.prepare(&copy("releases")).await?,
             move_on: client
                 .prepare(
-                    "update log_positions set position = $6 \
-                     where cluster = $1 and epoch = $2 and shard = $3 and log = $4 and position = $5",
+                    "update log_positions p set position = m.later \
+                     from unnest($2::bigint[], $3::integer[], $4::text[], $5::bigint[], $6::bigint[]) \
+                     m (epoch, shard, log, position, later) \
+                     where p.cluster = $1 and (p.epoch, p.shard, p.log, p.position) = (m.epoch, m.shard, m.log, m.position)",
                 )
                 .await?,
             set_seen: client
@@ -259,25 +262,24 @@ impl Database {
         Ok(self.client.query_one("select extend_catalogue($1)", &[&CATALOGUE_ITEMS]).await?.get(0))
     }
 
-    /// Brings `rows` and the positions in one transaction: both, or neither.
+    /// Brings `rows` and the positions in one transaction: both, or neither. What need not wait for an answer is sent
+    /// at once, in this order; the commit waits for all of them. `moves` are of one installation.
     ///
     /// # Errors
-    /// After [`Failure::Passing`], whether it happened is unknown: read the positions again, on a new connection.
+    /// After [`Failure::Passing`], whether it happened is unknown: connect anew and read the positions again. The
+    /// transaction may still be open until then.
     pub async fn ship(&mut self, owner: Owner, rows: Rows, moves: &[Move]) -> Result<(), Failure> {
-        let transaction = self.client.transaction().await?;
-        // This row is the fence: whoever wants to take over waits for this transaction.
-        set_seen(&transaction, &self.set_seen, owner, "now").await?;
-        // First the positions: if another transaction of this run is still in doubt, this is where it shows.
-        for Move { stream, from, to } in moves {
-            let (epoch, shard, log) = (i64::from(stream.epoch), i32::from(stream.shard), stream.log.name());
-            let values: [&(dyn ToSql + Sync); 6] =
-                [&stream.cluster, &epoch, &shard, &log, &(*from as i64), &(*to as i64)];
-            if transaction.execute(&self.move_on, &values).await? != 1 {
-                return Err(Failure::Passing(format!("the position of {log} of shard {shard} is not {from}")));
-            }
-        }
-        for sale in rows.sales.difference(&self.prepared) {
-            transaction.execute("select prepare_sale($1)", &[&i64::from(*sale)]).await?;
+        let Database { client, prepared, .. } = self;
+        try_join!(
+            biased;
+            async { Ok(client.batch_execute("begin").await?) },
+            // This row is the fence: whoever wants to take over waits for this transaction.
+            set_seen(client, &self.set_seen, owner, "now"),
+            // Before the rows: if another transaction of this run is still in doubt, this is where it shows.
+            move_on(client, &self.move_on, moves),
+        )?;
+        for sale in rows.sales.difference(prepared) {
+            client.execute("select prepare_sale($1)", &[&i64::from(*sale)]).await?;
         }
         for (terms, unix_ms) in &rows.opened {
             let opened = UNIX_EPOCH + Duration::from_millis(*unix_ms);
@@ -285,13 +287,16 @@ impl Database {
                 [&i64::from(terms.sale.0), &(terms.items as i32), &(terms.user_limit as i32), &opened];
             let insert = "insert into sales (sale_id, items, user_limit, opened_at) values ($1, $2, $3, $4) \
                 on conflict (sale_id) do nothing";
-            transaction.execute(insert, &values).await?;
+            client.execute(insert, &values).await?;
         }
-        copy(&transaction, &self.copy_checkouts, rows.checkouts).await?;
-        copy(&transaction, &self.copy_purchases, rows.purchases).await?;
-        copy(&transaction, &self.copy_releases, rows.releases).await?;
-        transaction.commit().await?;
-        self.prepared.extend(&rows.sales);
+        try_join!(
+            biased;
+            copy(client, &self.copy_checkouts, rows.checkouts),
+            copy(client, &self.copy_purchases, rows.purchases),
+            copy(client, &self.copy_releases, rows.releases),
+        )?;
+        client.batch_execute("commit").await?;
+        prepared.extend(&rows.sales);
         Ok(())
     }
 }
@@ -301,12 +306,26 @@ fn superseded() -> Failure {
     Failure::Final(Fatal::Database(text.into()))
 }
 
-async fn copy(transaction: &Transaction<'_>, statement: &Statement, rows: CopyRows) -> Result<(), Failure> {
+async fn move_on(client: &Client, statement: &Statement, moves: &[Move]) -> Result<(), Failure> {
+    let Some(Move { stream: StreamId { cluster, .. }, .. }) = moves.first() else { return Ok(()) };
+    let epochs: Vec<_> = moves.iter().map(|moved| i64::from(moved.stream.epoch)).collect();
+    let shards: Vec<_> = moves.iter().map(|moved| i32::from(moved.stream.shard)).collect();
+    let logs: Vec<_> = moves.iter().map(|moved| moved.stream.log.name()).collect();
+    let from: Vec<_> = moves.iter().map(|moved| moved.from as i64).collect();
+    let to: Vec<_> = moves.iter().map(|moved| moved.to as i64).collect();
+    let moved = client.execute(statement, &[cluster, &epochs, &shards, &logs, &from, &to]).await?;
+    if moved == moves.len() as u64 {
+        return Ok(());
+    }
+    Err(Failure::Passing(format!("only {moved} of {} positions are as this run left them", moves.len())))
+}
+
+async fn copy(client: &Client, statement: &Statement, rows: CopyRows) -> Result<(), Failure> {
     let sent = rows.rows();
     if sent == 0 {
         return Ok(());
     }
-    let mut sink = pin!(transaction.copy_in::<_, Bytes>(statement).await?);
+    let mut sink = pin!(client.copy_in::<_, Bytes>(statement).await?);
     let mut bytes = rows.finish();
     while !bytes.is_empty() {
         let piece = bytes.split_to(bytes.len().min(COPY_BYTES));

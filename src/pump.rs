@@ -534,7 +534,10 @@ impl Pump {
         outside
             .wait_with_executor(timeout_ms, |cx| {
                 for (log, progress) in [&mut logs.purchases, &mut logs.attempts].into_iter().zip(&mut progress) {
-                    if let (Ok(None), Poll::Ready(result)) = (&progress, log.poll(cx)) {
+                    // Once: what came to its end is told once, and there is room for one thing.
+                    if matches!(progress, Ok(None))
+                        && let Poll::Ready(result) = log.poll(cx)
+                    {
                         *progress = result.map(Some);
                     }
                 }

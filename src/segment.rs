@@ -19,8 +19,8 @@ use uuid::Uuid;
 
 /// What a new segment is full of, aligned for direct I/O.
 #[repr(align(4096))]
-struct Zeros([u8; 256 * 1024]);
-static ZEROS: Zeros = Zeros([0; 256 * 1024]);
+struct Zeros([u8; 128 * 1024]);
+static ZEROS: Zeros = Zeros([0; 128 * 1024]);
 
 /// Which piece of which stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

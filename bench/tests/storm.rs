@@ -79,7 +79,8 @@ fn good(dir: &Path, arguments: &[&str]) -> serde_json::Value {
 fn a_chain_sells_everything_and_a_sold_out_sale_refuses() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &["--items", "500", "--shards", "2"]);
-    let sold = good(dir.path(), &[&server.address, "--html", "report.html", "--connections", "16"]);
+    let sold =
+        good(dir.path(), &[&server.address, "--html", "report.html", "--svg", "plot.svg", "--connections", "16"]);
     assert_eq!(
         (&sold["bought"], &sold["after"]["sold"], &sold["verified"]["asked_again"]),
         (&500.into(), &500.into(), &500.into())
@@ -88,6 +89,8 @@ fn a_chain_sells_everything_and_a_sold_out_sale_refuses() {
     assert_eq!(sold["latencies"]["purchase"]["count"], 500);
     let page = std::fs::read_to_string(dir.path().join("report.html")).unwrap();
     assert_eq!(page.matches("<svg").count(), 3);
+    let plot = std::fs::read_to_string(dir.path().join("plot.svg")).unwrap();
+    assert!(plot.starts_with("<svg") && page.contains(plot.split_once("</style>").unwrap().1), "the page's first plot");
 
     let rate = ["--scenario", "sold-out", "--rate", "100", "--duration", "1"];
     let refused = good(dir.path(), &[&[server.address.as_str()], &rate[..]].concat());

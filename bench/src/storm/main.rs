@@ -236,5 +236,8 @@ fn publish(settings: &Settings, report: &Report, books: &Books, watch: &Watch) -
     if let Some(path) = &settings.html {
         write("--html", path, &page::page(report, &books.tally, &watch.looks)?)?;
     }
+    if let Some(path) = &settings.svg {
+        write("--svg", path, &plots::picture(&plots::latencies(&books.tally)?))?;
+    }
     Ok(())
 }

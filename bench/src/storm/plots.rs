@@ -49,6 +49,11 @@ pub fn style_sheet() -> String {
     format!("{light}@media (prefers-color-scheme: dark) {{\n{dark}}}\n")
 }
 
+/// A plot that brings its colours along, to be a file of its own.
+pub fn picture(plot: &str) -> String {
+    plot.replacen('>', &format!(">\n<style>\n{}</style>", style_sheet()), 1)
+}
+
 /// Latency by percentile, for each kind of answer. Both axes are logarithmic: each step to the right leaves out nine
 /// tenths of what is left.
 ///

@@ -73,6 +73,9 @@ pub struct Settings {
     /// Write the report as one HTML page with plots to this file
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+    /// Write the plot of latencies by percentile as a picture to this file
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
     /// Where unexpected answers go, with their requests; the file is made when there is one
     #[arg(long, value_name = "FILE", default_value = "storm-unexpected.txt")]
     pub unexpected: PathBuf,
