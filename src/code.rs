@@ -95,8 +95,10 @@ impl Code {
         let ticket = (word >> 102) as u32;
         let of = ticket / items;
         match if of <= lap { lap - of } else { lap + laps - of } {
+            // What is left over where the stock does not divide 2^26.
+            _ if of >= laps => Destination::Nowhere,
             0 => Destination::Item(ItemId(ticket % items)),
-            behind if of < laps && behind <= laps / 2 => Destination::EndedSale,
+            behind if behind <= laps / 2 => Destination::EndedSale,
             _ => Destination::Nowhere,
         }
     }
@@ -169,6 +171,15 @@ mod tests {
             let old = space(sale - back, 10_000);
             let code = CodeGenerator::new(seed).mint(&old, ItemId(9_999));
             prop_assert_eq!(code.destination(&space(sale, 10_000)), Destination::EndedSale);
+        }
+    }
+
+    #[test]
+    fn tickets_beyond_the_last_lap_lead_nowhere() {
+        // 2^26 is 6710 times 10,000 and 8,864.
+        for sale in [0, 6709, 6710, 500_000] {
+            let beyond = Code::new(&CodeSpace { items: 10_000, laps: 6711, lap: 6710 }, ItemId(8_863), 0);
+            assert_eq!(beyond.destination(&space(sale, 10_000)), Destination::Nowhere, "in sale {sale}");
         }
     }
 

@@ -16,6 +16,8 @@ use std::time::Duration;
 
 /// More shards than this are a mistake.
 pub const SHARDS_MAX: u16 = 256;
+/// Longest time that a stop may be told to take.
+const DRAIN_MAX: Duration = Duration::from_secs(3600);
 
 /// One setting.
 pub struct Setting {
@@ -118,6 +120,27 @@ pub const SETTINGS: &[Setting] = &[
         help: "Connections served at once; more are answered 503 and closed",
     },
     Setting {
+        flag: "steering",
+        variables: &["STEERING"],
+        value: "hash|cpu",
+        default: "hash",
+        help: "Which shard gets a new connection: any, by its address and port; or the one on the CPU where it arrived, for cards that spread connections over CPUs themselves",
+    },
+    Setting {
+        flag: "drain-delay",
+        variables: &["DRAIN_DELAY"],
+        value: "DURATION",
+        default: "0s",
+        help: "After SIGTERM, how long to go on selling while /readyz says 503 already: until balancers send nobody here",
+    },
+    Setting {
+        flag: "drain-timeout",
+        variables: &["DRAIN_TIMEOUT"],
+        value: "DURATION",
+        default: "10s",
+        help: "After that, how long the end may take: requests in flight, the flush, what Postgres lacks; then the process exits, and the log keeps the rest",
+    },
+    Setting {
         flag: "log-format",
         variables: &["LOG_FORMAT"],
         value: "text|json",
@@ -154,6 +177,12 @@ pub struct Config {
     pub recover_from: RecoverFrom,
     /// Connections at once, if it was said.
     pub max_connections: Option<u32>,
+    /// Whether connections stay on the CPU where they arrive.
+    pub steers_by_cpu: bool,
+    /// How long to go on selling after having been told to stop.
+    pub drain_delay: Duration,
+    /// How long the end may take after that.
+    pub drain_timeout: Duration,
     /// How log lines look, if it was said.
     pub log_format: Option<LogFormat>,
 }
@@ -347,6 +376,12 @@ impl Config {
             ttl_ms: ttl.as_millis() as u32,
             purchase_ack,
         };
+        let steering = get("steering");
+        let steers_by_cpu = match steering.text.as_str() {
+            "hash" => false,
+            "cpu" => true,
+            _ => return Err(steering.bad("hash or cpu")),
+        };
         let log_format = sources.get("log-format").map(|raw| match raw.text.as_str() {
             "text" => Ok(LogFormat::Text),
             "json" => Ok(LogFormat::Json),
@@ -363,6 +398,9 @@ impl Config {
             database,
             recover_from,
             max_connections: max_connections.transpose()?.map(|connections| connections as u32),
+            steers_by_cpu,
+            drain_delay: get("drain-delay").duration(Duration::ZERO..=DRAIN_MAX, "milliseconds")?,
+            drain_timeout: get("drain-timeout").duration(Duration::ZERO..=DRAIN_MAX, "milliseconds")?,
             log_format: log_format.transpose()?,
         })
     }
@@ -379,8 +417,7 @@ pub fn in_one_unit(ms: u64) -> String {
 /// One setting a line, as `--check-config` prints them.
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Config { listen, shards, data_dir, rules, log_budget, database, recover_from, max_connections, log_format } =
-            self;
+        let Config { listen, shards, data_dir, rules, log_budget, database, recover_from, max_connections, .. } = self;
         let open = |value: Option<String>| value.unwrap_or_else(|| "auto".into());
         writeln!(f, "listen = {listen}")?;
         writeln!(f, "shards = {}", open(shards.map(|shards| shards.to_string())))?;
@@ -394,7 +431,10 @@ impl fmt::Display for Config {
         writeln!(f, "ack = {}", if rules.purchase_ack == Watermark::Flushed { "local" } else { "postgres" })?;
         writeln!(f, "recover-from = {}", format!("{recover_from:?}").to_lowercase())?;
         writeln!(f, "max-connections = {}", open(max_connections.map(|connections| connections.to_string())))?;
-        let format = log_format.map(|format| if format == LogFormat::Text { "text" } else { "json" });
+        writeln!(f, "steering = {}", if self.steers_by_cpu { "cpu" } else { "hash" })?;
+        writeln!(f, "drain-delay = {}", in_one_unit(self.drain_delay.as_millis() as u64))?;
+        writeln!(f, "drain-timeout = {}", in_one_unit(self.drain_timeout.as_millis() as u64))?;
+        let format = self.log_format.map(|format| if format == LogFormat::Text { "text" } else { "json" });
         write!(f, "log-format = {}", open(format.map(str::to_owned)))
     }
 }
@@ -469,6 +509,9 @@ mod tests {
             ("recover-from", "luck", ["--recover-from", "\"luck\"", "auto, log or postgres"]),
             ("log-format", "xml", ["--log-format", "\"xml\"", "text or json"]),
             ("max-connections", "0", ["--max-connections", "\"0\"", "from 1"]),
+            ("steering", "left", ["--steering", "\"left\"", "hash or cpu"]),
+            ("drain-delay", "2h", ["--drain-delay", "\"2h\"", "to 1h"]),
+            ("drain-timeout", "soon", ["--drain-timeout", "\"soon\"", "like 30s"]),
         ] {
             let error = config(&[(flag, text)], &[], &[]).unwrap_err();
             assert!(parts.iter().all(|part| error.contains(part)), "{error}");

@@ -6,11 +6,11 @@
 //! **Start.** [`config`] turns flags and variables into validated settings. [`host`] asks the machine for CPUs,
 //! descriptors and io_uring. [`listener`] listens, once for each shard. [`data_dir`] locks the data directory and
 //! raises the epoch. [`resume`] finds out what to go on with: [`recovery`] reads the log back; a new directory may go
-//! on with a sale that Postgres knows, by [`takeover`]. [`logging`] and [`fatal`] say what happens and why it ended;
-//! [`clock`] reads the clocks. `main.rs` does these in order, then watches.
+//! on with a sale that Postgres knows, by [`takeover`]. [`logging`] and [`fatal`] say what happens and why it ended,
+//! [`service_manager`] hears when it is ready, alive and at its end; [`clock`] reads the clocks. `main.rs` does these in order, then watches.
 //!
 //! **A request.** [`server`] holds a shard's sockets: it reads bytes in batches and knows no rule of the sale. [`pump`]
-//! is the turn: collect, apply, append, flush, send, wait; *log before reply* stands there, in one place. [`mesh`]
+//! is the turn: wait, collect, apply, append, flush, send; *log before reply* stands there, in one place. [`mesh`]
 //! carries batches of messages between shards; sending never blocks. [`doorbell`] wakes who sleeps. [`purchase_log`]
 //! appends and flushes, [`segment`] makes and writes its files, [`retention`] keeps them within their budget.
 //! [`status`] holds the few numbers that shards publish, [`page`] shows them.
@@ -105,6 +105,7 @@ pub mod route;
 pub mod sale;
 pub mod segment;
 pub mod server;
+pub mod service_manager;
 pub mod shard;
 #[cfg(test)]
 mod sim;

@@ -1,7 +1,13 @@
-//! Listening sockets: one for each shard on the same address, connections spread by the kernel.
+//! Listening sockets: one for each shard on the same address, connections spread by the kernel; or those that a service
+//! manager has opened, which outlive this process.
 
 use crate::fatal::Fatal;
-use rustix::fd::OwnedFd;
+use listenfd::ListenFd;
+use nix::libc::{
+    BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, SKF_AD_CPU, SKF_AD_OFF, sock_filter, sock_fprog,
+};
+use nix::sys::socket::{setsockopt, sockopt::AttachReusePortCbpf};
+use rustix::fd::{AsFd, OwnedFd};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::SocketAddr;
@@ -14,6 +20,9 @@ const BACKLOG: i32 = 16 * 1024;
 /// # Errors
 /// [`Fatal::Listen`].
 pub fn listen(address: SocketAddr, shards: u16) -> Result<(SocketAddr, Vec<OwnedFd>), Fatal> {
+    if let Some(inherited) = inherit(shards)? {
+        return Ok(inherited);
+    }
     let refused = |error: io::Error| {
         Fatal::Listen(match error.kind() {
             io::ErrorKind::AddrInUse => {
@@ -39,6 +48,54 @@ pub fn listen(address: SocketAddr, shards: u16) -> Result<(SocketAddr, Vec<Owned
         Ok(OwnedFd::from(socket))
     });
     Ok((address, listeners.collect::<io::Result<_>>().map_err(refused)?))
+}
+
+/// The sockets that the service manager has opened for this process (sd_listen_fds(3)), one for each shard; shards share
+/// them where there are fewer.
+fn inherit(shards: u16) -> Result<Option<(SocketAddr, Vec<OwnedFd>)>, Fatal> {
+    let mut manager = ListenFd::from_env();
+    let (sockets, shards) = (manager.len(), usize::from(shards));
+    if sockets > shards {
+        return Err(Fatal::Listen(format!(
+            "{sockets} sockets are inherited for {shards} shards, and nobody would accept from some of them; \
+             set --shards to {sockets}, or give fewer ListenStream"
+        )));
+    }
+    let adopt = |error: io::Error| Fatal::Listen(format!("an inherited socket cannot be used: {error}"));
+    let mut address = None;
+    let mut listeners = Vec::new();
+    for shard in 0..if sockets == 0 { 0 } else { shards } {
+        let Some(first) = listeners.get(shard % sockets.max(1)) else {
+            let socket = manager.take_tcp_listener(shard).map_err(adopt)?.expect("there are so many");
+            let socket = Socket::from(socket);
+            socket.set_nonblocking(true).and_then(|()| socket.set_tcp_nodelay(true)).map_err(adopt)?;
+            address = address.or(socket.local_addr().map_err(adopt)?.as_socket());
+            listeners.push(OwnedFd::from(socket));
+            continue;
+        };
+        let shared = OwnedFd::try_clone(first).map_err(adopt)?;
+        listeners.push(shared);
+    }
+    Ok(address.map(|address| (address, listeners)))
+}
+
+/// Has the kernel give each new connection to the shard that runs on the CPU where it arrived: `cpus` are those of the
+/// shards, in the order of their listeners, and one of these is enough. From other CPUs, connections are spread as usual.
+///
+/// # Errors
+/// The kernel cannot do that.
+pub fn steer_by_cpu(listener: &impl AsFd, cpus: &[usize]) -> io::Result<()> {
+    // Classic BPF (Linux, "Linux Socket Filtering"): the answer is the place of a socket in its group.
+    let step = |code: u32, k: u32, jf: u8| sock_filter { code: code as u16, jt: 0, jf, k };
+    let mut program = vec![step(BPF_LD | BPF_W | BPF_ABS, (SKF_AD_OFF + SKF_AD_CPU) as u32, 0)];
+    for (place, cpu) in (0..).zip(cpus) {
+        program.push(step(BPF_JMP | BPF_JEQ | BPF_K, *cpu as u32, 1));
+        program.push(step(BPF_RET | BPF_K, place, 0));
+    }
+    // No such place: the kernel chooses.
+    program.push(step(BPF_RET | BPF_K, u32::MAX, 0));
+    let program = sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    setsockopt(listener, AttachReusePortCbpf, &program).map_err(io::Error::from)
 }
 
 fn socket(address: SocketAddr, is_shared: bool) -> io::Result<Socket> {

@@ -25,6 +25,7 @@ use stampede::recovery::Recovered;
 use stampede::resume::{Resumed, resume};
 use stampede::retention::{OldSegment, Retention};
 use stampede::server::Server;
+use stampede::service_manager::ServiceManager;
 use stampede::shard::{Effects, Ended, Inventory, Rules, Shard};
 use stampede::status::{Phase, Status};
 use stampede::types::{SaleId, ShardId};
@@ -38,8 +39,6 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long requests in flight may take to finish after a signal to stop.
-const DRAIN_TIME: Duration = Duration::from_secs(2);
 /// How often main looks how far Postgres is behind.
 const LOOK_TIME: Duration = Duration::from_millis(250);
 /// A segment is at most this large; at a small budget a sixteenth of a shard's part.
@@ -108,6 +107,9 @@ struct Process {
     notices: Receiver<Notice>,
     threads: Vec<thread::JoinHandle<()>>,
     persistence: Option<Persistence>,
+    manager: ServiceManager,
+    drain_delay: Duration,
+    drain_timeout: Duration,
     _data: DataDir,
 }
 
@@ -127,6 +129,9 @@ impl Process {
         }
         host::check_io_uring()?;
         let (address, listeners) = listener::listen(config.listen, shards)?;
+        if config.steers_by_cpu {
+            steer(&listeners);
+        }
         let dir = DataDir::lock(&config.data_dir)?;
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"), listen = %address, shards, cpus = ?host::cpus(),
@@ -196,19 +201,39 @@ impl Process {
             let _ = start.send(begin);
         }
         doorbells.iter().for_each(Doorbell::ring);
-        Ok(Some(Process { started, status, doorbells, notices: noticed, threads, persistence, _data: dir }))
+        let (drain_delay, drain_timeout, manager) = (config.drain_delay, config.drain_timeout, ServiceManager::new());
+        Ok(Some(Process {
+            started,
+            status,
+            doorbells,
+            notices: noticed,
+            threads,
+            persistence,
+            manager,
+            drain_delay,
+            drain_timeout,
+            _data: dir,
+        }))
     }
 
     /// Logs what the shards report, and sees to an orderly end.
-    fn supervise(self) -> Result<(), Fatal> {
+    fn supervise(mut self) -> Result<(), Fatal> {
         let shards = self.threads.len();
         let (mut ready, mut drained) = (0, 0);
         let mut ended = BTreeMap::new();
-        let mut drain_ends: Option<Instant> = None;
+        // When selling ends, and when everything must.
+        let mut stop: Option<(Instant, Instant)> = None;
         let mut lag = Lag::default();
         loop {
-            let next_look = self.persistence.is_some().then(|| Instant::now() + LOOK_TIME);
-            let notice = match drain_ends.into_iter().chain(next_look).min() {
+            let now = Instant::now();
+            if self.status.phase() == Phase::Leaving && stop.is_some_and(|(drains, _)| drains <= now) {
+                tracing::info!("draining: no new connections, requests in flight finish");
+                self.enter(Phase::Draining);
+            }
+            let next_step = stop.map(|(drains, ends)| if drains > now { drains } else { ends });
+            let next_look = self.persistence.is_some().then(|| now + LOOK_TIME);
+            let next_sign = self.manager.give_sign_of_life(&self.status, now);
+            let notice = match [next_step, next_look, next_sign].into_iter().flatten().min() {
                 None => self.notices.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(end) => self.notices.recv_deadline(end),
             };
@@ -220,6 +245,7 @@ impl Process {
                     ready += 1;
                     if ready == shards && self.status.phase() == Phase::Recovering {
                         self.enter(Phase::Serving);
+                        self.manager.ready();
                         tracing::info!(ms = self.started.elapsed().as_millis() as u64, "serving");
                     }
                 }
@@ -238,10 +264,15 @@ impl Process {
                 Ok(Notice::AttemptsLost(ShardId(shard), false)) => {
                     tracing::info!(shard, "refused attempts are recorded again")
                 }
-                Ok(Notice::Signal(signal)) if drain_ends.is_none() => {
-                    tracing::info!(signal, "draining: no new connections, requests in flight finish");
-                    self.enter(Phase::Draining);
-                    drain_ends = Some(Instant::now() + DRAIN_TIME);
+                Ok(Notice::Signal(signal)) if stop.is_none() => {
+                    self.manager.stopping();
+                    let is_selling = self.status.phase() == Phase::Serving;
+                    let delay = if is_selling { self.drain_delay } else { Duration::ZERO };
+                    let seconds = delay.as_secs_f64();
+                    tracing::info!(signal, seconds, "told to stop: not ready any more, selling until the drain begins");
+                    let drains = Instant::now() + delay;
+                    stop = Some((drains, drains + self.drain_timeout));
+                    self.enter(Phase::Leaving);
                 }
                 Ok(Notice::Drained(_)) => {
                     drained += 1;
@@ -251,11 +282,12 @@ impl Process {
                 }
                 Ok(Notice::Signal(signal)) => {
                     tracing::warn!(signal, "told to stop again: not waiting for requests in flight");
+                    stop = Some((Instant::now(), Instant::now()));
                     break;
                 }
-                Err(_) if drain_ends.is_none_or(|end| Instant::now() < end) => {}
+                Err(_) if stop.is_none_or(|(_, ends)| Instant::now() < ends) => {}
                 Err(_) => {
-                    tracing::warn!(seconds = DRAIN_TIME.as_secs(), "some requests did not finish in time");
+                    tracing::warn!("some requests did not finish in time; --drain-timeout gives them more");
                     break;
                 }
             }
@@ -266,7 +298,7 @@ impl Process {
             let _ = thread.join();
         }
         if let Some(persistence) = self.persistence {
-            persistence.finish();
+            persistence.finish(stop.map_or_else(Instant::now, |(_, ends)| ends));
         }
         Ok(())
     }
@@ -287,6 +319,18 @@ impl Process {
     fn enter(&self, phase: Phase) {
         self.status.set_phase(phase);
         self.doorbells.iter().for_each(Doorbell::ring);
+    }
+}
+
+/// Has connections stay on the CPU where they arrive, if that can be done.
+fn steer(listeners: &[OwnedFd]) {
+    let cpus = host::cpus();
+    let steered = match cpus.get(..listeners.len()) {
+        Some(cpus) => listener::steer_by_cpu(&listeners[0], cpus).map_err(|error| error.to_string()),
+        None => Err(format!("there are {} CPUs for {} shards", cpus.len(), listeners.len())),
+    };
+    if let Err(why) = steered {
+        tracing::warn!(why, "connections cannot be steered by CPU: they are spread by hash");
     }
 }
 

@@ -96,7 +96,7 @@ fn name(phase: Phase) -> &'static str {
     match phase {
         Phase::Recovering => "recovering",
         Phase::Serving => "serving",
-        Phase::Draining | Phase::Stopping => "draining",
+        Phase::Leaving | Phase::Draining | Phase::Stopping => "draining",
     }
 }
 

@@ -18,13 +18,13 @@ use crate::takeover::BEAT_TIME;
 use crate::types::Seq;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::task::yield_now;
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 
 /// Chunks on their way; each is one flush of one log.
 const CHUNKS_MAX: usize = 1024;
@@ -48,8 +48,6 @@ const IDLE_TIME: Duration = Duration::from_millis(500);
 const GATHER_TIME: Duration = Duration::from_millis(20);
 /// How long a catalogue may wait until there is nothing else to do.
 const CATALOGUE_TIME: Duration = Duration::from_secs(1);
-/// How long the end of the process waits for a database that takes what there is.
-const DRAIN_TIME: Duration = Duration::from_secs(20);
 
 fn end(chunk: &Chunk) -> Seq {
     chunk.first - 1 + (chunk.records.len() / RECORD_BYTES) as Seq
@@ -65,7 +63,7 @@ pub struct Feed {
 }
 
 impl Feed {
-    /// Hands over a chunk, or leaves it to be read from the log. Never waits.
+    /// Hands over what has been flushed.
     pub fn offer(&self, chunk: Chunk) {
         let bytes = chunk.records.len();
         // Full: the thread is behind, and will notice that it has missed something.
@@ -75,6 +73,10 @@ impl Feed {
                 self.bytes.fetch_sub(bytes, Ordering::Relaxed);
             }
         }
+    }
+
+    /// Wakes the thread. To be called after what it shall see has been published.
+    pub fn ring(&self) {
         self.bell.notify_one();
     }
 }
@@ -96,7 +98,8 @@ pub struct Plan {
 /// The running thread.
 pub struct Persistence {
     thread: thread::JoinHandle<()>,
-    stop: Arc<AtomicBool>,
+    /// By when, once it is told to stop.
+    stop: Arc<OnceLock<Instant>>,
     bell: Arc<Notify>,
 }
 
@@ -107,7 +110,7 @@ impl Persistence {
     /// [`Fatal::Host`]: no thread can be had.
     pub fn start(plan: Plan) -> Result<(Persistence, Feed), Fatal> {
         let (chunks, received) = bounded(CHUNKS_MAX);
-        let (bell, stop) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
+        let (bell, stop) = (Arc::new(Notify::new()), Arc::new(OnceLock::new()));
         let bytes = Arc::new(AtomicUsize::new(0));
         let shipper = Shipper::new(plan, received, bytes.clone(), bell.clone(), stop.clone());
         let runtime = event_loop()?;
@@ -117,9 +120,9 @@ impl Persistence {
         Ok((Persistence { thread, stop, bell: bell.clone() }, Feed { chunks, bytes, bell }))
     }
 
-    /// Waits until everything flushed is in the database, as long as the database takes it.
-    pub fn finish(self) {
-        self.stop.store(true, Ordering::Release);
+    /// Waits until everything flushed is in the database, but not longer than until `deadline`.
+    pub fn finish(self, deadline: Instant) {
+        let _ = self.stop.set(deadline);
         self.bell.notify_one();
         // A panic has ended the process already.
         let _ = self.thread.join();
@@ -204,7 +207,7 @@ struct Shipper {
     chunks: Receiver<Chunk>,
     bytes: Arc<AtomicUsize>,
     bell: Arc<Notify>,
-    stop: Arc<AtomicBool>,
+    stop: Arc<OnceLock<Instant>>,
     /// Purchases before attempts, earlier runs before this one: a sale's opening comes before its rows.
     tails: Vec<Tail>,
     /// When to say next that this run lives.
@@ -217,7 +220,7 @@ impl Shipper {
         chunks: Receiver<Chunk>,
         bytes: Arc<AtomicUsize>,
         bell: Arc<Notify>,
-        stop: Arc<AtomicBool>,
+        stop: Arc<OnceLock<Instant>>,
     ) -> Self {
         Shipper { plan, chunks, bytes, bell, stop, tails: Vec::new(), next_beat: Instant::now() }
     }
@@ -226,7 +229,7 @@ impl Shipper {
         let stop = self.stop.clone();
         let is_finished = tokio::select! {
             () = self.ship_until_stopped() => true,
-            () = drain_over(stop) => false,
+            () = patience_over(stop) => false,
         };
         if !is_finished {
             let records_behind = self.plan.status.records_behind();
@@ -264,7 +267,7 @@ impl Shipper {
         let mut batch = Batch::default();
         loop {
             // First this: what is flushed before the end is seen by what follows.
-            let is_stopping = self.stop.load(Ordering::Acquire);
+            let is_stopping = self.stop.get().is_some();
             self.gather(&mut batch).await?;
             let moves = self.moves();
             let is_awaited = self.plan.is_awaited && batch.rows.purchases.rows() > 0;
@@ -420,9 +423,11 @@ async fn in_time<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T,
 }
 
 /// Comes back when a process that is to stop has waited long enough for the database.
-async fn drain_over(stop: Arc<AtomicBool>) {
-    while !stop.load(Ordering::Acquire) {
-        sleep(IDLE_TIME).await;
+async fn patience_over(stop: Arc<OnceLock<Instant>>) {
+    loop {
+        match stop.get() {
+            Some(deadline) => return sleep_until((*deadline).into()).await,
+            None => sleep(IDLE_TIME).await,
+        }
     }
-    sleep(DRAIN_TIME).await;
 }

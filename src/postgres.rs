@@ -162,7 +162,8 @@ impl Database {
                     "update log_positions p set position = m.later \
                      from unnest($2::bigint[], $3::integer[], $4::text[], $5::bigint[], $6::bigint[]) \
                      m (epoch, shard, log, position, later) \
-                     where p.cluster = $1 and (p.epoch, p.shard, p.log, p.position) = (m.epoch, m.shard, m.log, m.position)",
+                     where p.cluster = $1 and (p.epoch, p.shard, p.log, p.position) = (m.epoch, m.shard, m.log, m.position) \
+                     and (select pg_current_xact_id_if_assigned()) is not null",
                 )
                 .await?,
             set_seen: client
@@ -275,7 +276,8 @@ impl Database {
             async { Ok(client.batch_execute("begin").await?) },
             // This row is the fence: whoever wants to take over waits for this transaction.
             set_seen(client, &self.set_seen, owner, "now"),
-            // Before the rows: if another transaction of this run is still in doubt, this is where it shows.
+            // Before the rows: if another transaction of this run is still in doubt, this is where it shows. It moves
+            // nothing unless it is in the transaction that the fence has written in: `begin` may have failed.
             move_on(client, &self.move_on, moves),
         )?;
         for sale in rows.sales.difference(prepared) {

@@ -148,18 +148,16 @@ impl Outside {
     async fn wait_with_executor(&mut self, timeout_ms: u64, mut other: impl FnMut(&mut Context<'_>) -> Poll<()>) {
         if timeout_ms == 0 {
             let mut pass = PollState::new();
-            poll_fn(|cx| {
+            let pass_over = |cx: &mut Context<'_>| {
                 let _ = other(cx);
                 self.always_ready.poll_readable(cx, &mut pass).map(drop)
-            })
-            .await;
-            return;
+            };
+            return poll_fn(pass_over).await;
         }
         let mut timer = Timer::new(Duration::from_millis(timeout_ms));
         poll_fn(|cx| {
-            let is_ready = other(cx).is_ready() | self.server.poll_ready(cx).is_ready();
-            let is_time = Pin::new(&mut timer).poll(cx).is_ready();
-            if is_ready || is_time { Poll::Ready(()) } else { Poll::Pending }
+            let is_over = other(cx).is_ready() | self.server.poll_ready(cx).is_ready();
+            if is_over | Pin::new(&mut timer).poll(cx).is_ready() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
@@ -246,7 +244,6 @@ impl Pump {
         self.wait().await?;
         let now = self.outside.clock.now();
         self.phase = self.outside.status.phase();
-
         self.keep_time(now);
         let mut is_busy = self.take_flushed(now);
         is_busy |= self.receive(now);
@@ -258,7 +255,6 @@ impl Pump {
         self.publish();
         self.outside.mesh.dispatch();
         self.outside.server.write_replies(now);
-
         if self.has_finished(now) {
             return Ok(true);
         }
@@ -317,8 +313,7 @@ impl Pump {
     }
 
     fn serve(&mut self, now: Moment) -> bool {
-        let Outside { server, status, .. } = &mut self.outside;
-        let is_recovering = self.phase == Phase::Recovering;
+        let (Outside { server, status, .. }, is_recovering) = (&mut self.outside, self.phase == Phase::Recovering);
         let (shard, effects, period_s) = (&mut self.shard, &mut self.effects, self.period_s);
         let mut handle = |ticket: Ticket, head: &Head<'_>, style, responder: &mut Responder, out: &mut Vec<u8>| {
             // After the request has been read: what its client knows of a sale, this shard must know, too.
@@ -392,7 +387,7 @@ impl Pump {
         let Logs { purchases, attempts, retention, .. } = &mut self.logs;
         purchases.start_flush();
         let is_due = now.monotonic_ms >= self.attempts_due_ms || self.is_draining;
-        if attempts.buffered() >= ATTEMPTS_FLUSH || is_due {
+        if is_due || attempts.buffered() >= ATTEMPTS_FLUSH {
             attempts.start_flush();
         }
         for (name, last) in purchases.take_finished().into_iter().chain(attempts.take_finished()) {
@@ -471,7 +466,8 @@ impl Pump {
     }
 
     fn publish(&self) {
-        let ShardStatus { connections, appended, flushed, attempts_flushed, log_room, unrecorded, .. } = self.numbers();
+        let ShardStatus { connections, appended, flushed, attempts_flushed, log_room, unrecorded, turns, .. } =
+            self.numbers();
         self.outside.status.note_sale(self.shard.terms().sale);
         self.numbers().publish_sales(self.shard.terms().sale, self.shard.counts());
         connections.store(self.outside.server.connections() as u64, Ordering::Relaxed);
@@ -480,6 +476,7 @@ impl Pump {
         attempts_flushed.store(self.logs.attempts.flushed(), Ordering::Release);
         log_room.store(self.logs.purchases.room(), Ordering::Relaxed);
         unrecorded.store(self.unrecorded, Ordering::Relaxed);
+        turns.store(turns.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
     fn numbers(&self) -> &ShardStatus {
@@ -533,15 +530,16 @@ impl Pump {
         let mut progress: [io::Result<Option<Progress>>; 2] = [Ok(None), Ok(None)];
         outside
             .wait_with_executor(timeout_ms, |cx| {
+                let is_open = |progress: &io::Result<_>| matches!(progress, Ok(None));
                 for (log, progress) in [&mut logs.purchases, &mut logs.attempts].into_iter().zip(&mut progress) {
-                    // Once: what came to its end is told once, and there is room for one thing.
-                    if matches!(progress, Ok(None))
+                    // What came to its end is told once, and there is room for one thing.
+                    if is_open(progress)
                         && let Poll::Ready(result) = log.poll(cx)
                     {
                         *progress = result.map(Some);
                     }
                 }
-                let is_over = progress.iter().any(|progress| !matches!(progress, Ok(None)));
+                let is_over = !progress.iter().all(is_open);
                 if is_over { Poll::Ready(()) } else { Poll::Pending }
             })
             .await;
@@ -560,10 +558,16 @@ impl Pump {
                     self.fitting_blocks = self.fitting_blocks.max(blocks);
                 }
                 Some(Progress::Flushed) => {
+                    let published = &self.outside.status.shards[usize::from(self.outside.id.0)];
                     let Logs { purchases, attempts, persistence, .. } = &mut self.logs;
-                    let log = if kind == LogKind::Purchases { purchases } else { attempts };
-                    if let (Some(chunk), Some(shipping)) = (log.take_chunk(), &persistence) {
-                        shipping.feed.offer(chunk);
+                    let is_purchases = kind == LogKind::Purchases;
+                    let log = if is_purchases { purchases } else { attempts };
+                    let flushed = if is_purchases { &published.flushed } else { &published.attempts_flushed };
+                    // In this order: what is seen to be flushed has been offered, and who is woken sees it.
+                    if let (Some(chunk), Some(Shipping { feed, .. })) = (log.take_chunk(), persistence) {
+                        feed.offer(chunk);
+                        flushed.store(log.flushed(), Ordering::Release);
+                        feed.ring();
                     }
                 }
                 None => {}

@@ -12,7 +12,7 @@ use crate::types::{SaleId, Seq};
 use glommio::io::{BufferedFile, DmaBuffer, DmaFile, OpenOptions};
 use rustix::fs::OFlags;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
@@ -72,10 +72,7 @@ impl SegmentName {
             }
             file.sync_all()?;
             if path.exists() {
-                return Err(io::Error::new(
-                    io::ErrorKind::AlreadyExists,
-                    format!("{} is there already", path.display()),
-                ));
+                return Err(io::Error::new(ErrorKind::AlreadyExists, format!("{} is there already", path.display())));
             }
             fs::rename(&unfinished, &path)?;
             sync_dir(dir)
@@ -126,7 +123,8 @@ fn create(path: &Path) -> io::Result<File> {
     let mut options = File::options();
     options.write(true).create(true).truncate(true);
     match options.clone().custom_flags(OFlags::DIRECT.bits() as i32).open(path) {
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => options.open(path),
+        // Whatever else it says is meant.
+        Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => options.open(path),
         opened => opened,
     }
 }
@@ -246,7 +244,7 @@ impl SegmentFile {
             _ => unreachable!("blocks are allocated by the file that they are written to"),
         };
         if written != expected {
-            return Err(io::Error::new(io::ErrorKind::WriteZero, format!("{written} of {expected} bytes written")));
+            return Err(io::Error::new(ErrorKind::WriteZero, format!("{written} of {expected} bytes written")));
         }
         match self {
             SegmentFile::Direct(_) => Ok(()),

@@ -12,7 +12,9 @@ pub enum Phase {
     Recovering,
     /// Selling.
     Serving,
-    /// Told to stop: no new connections, what is in flight is finished.
+    /// Told to stop: still selling, but not ready any more, until whoever sends clients here has noticed.
+    Leaving,
+    /// No new connections, what is in flight is finished.
     Draining,
     /// Every shard has finished, or time is up: flush and end.
     Stopping,
@@ -49,6 +51,8 @@ pub struct ShardStatus {
     pub log_room: AtomicU64,
     /// Refused checkouts that were not recorded, for want of room.
     pub unrecorded: AtomicU64,
+    /// Turns taken.
+    pub turns: AtomicU64,
 }
 
 impl ShardStatus {
@@ -103,7 +107,7 @@ impl Status {
 
     /// What the process is doing.
     pub fn phase(&self) -> Phase {
-        let phases = [Phase::Recovering, Phase::Serving, Phase::Draining, Phase::Stopping];
+        let phases = [Phase::Recovering, Phase::Serving, Phase::Leaving, Phase::Draining, Phase::Stopping];
         phases[usize::from(self.phase.load(Ordering::Acquire))]
     }
 

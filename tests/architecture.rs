@@ -54,6 +54,7 @@ const LAYERS: &[&str] = &[
     "recovery",
     "resume",
     "listener",
+    "service_manager",
     "lib",
     "main",
 ];

@@ -145,6 +145,11 @@ impl Server {
         self.end()
     }
 
+    /// Waits for it to end, as it has been told to.
+    pub fn end_by_itself(mut self) -> ExitStatus {
+        self.end()
+    }
+
     /// When it has ended, its log must explain what its clients were told.
     fn end(&mut self) -> ExitStatus {
         let status = self.child.wait().expect("it can be waited for");

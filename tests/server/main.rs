@@ -23,6 +23,7 @@ mod power;
 mod proxy;
 mod rollover;
 mod sell_out;
+mod service;
 mod start_up;
 mod takeover;
 mod write_faults;

@@ -141,7 +141,7 @@ fn a_signal_drains_and_nothing_is_lost() {
 #[test]
 fn a_client_that_never_finishes_does_not_hold_up_the_end() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path(), &LONG_SALE);
+    let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--drain-timeout", "500ms"]].concat());
     let mut client = server.connect();
     client.send(b"POST /purchase?code=x HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n.").unwrap();
     std::thread::sleep(std::time::Duration::from_millis(50));

@@ -1,0 +1,206 @@
+//! What an operator's tools rely on: a service manager's messages, watchdog and sockets; a stop that balancers notice in
+//! time; threads on their CPUs; units that systemd takes.
+
+use crate::harness::{Client, LONG_SALE, Server, stampede};
+use rustix::process::Signal;
+use rustix::thread::{CpuSet, sched_setaffinity};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// A service manager's end of the socket that services talk to.
+struct Manager(UnixDatagram);
+
+impl Manager {
+    fn hears(&self) -> String {
+        let mut message = [0; 512];
+        let bytes = self.0.recv(&mut message).expect("the server says something");
+        String::from_utf8(message[..bytes].to_vec()).unwrap()
+    }
+}
+
+#[test]
+fn a_service_manager_hears_that_it_is_ready_alive_and_at_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("notify");
+    let manager = Manager(UnixDatagram::bind(&socket).unwrap());
+    manager.0.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut command = stampede(dir.path(), &[&LONG_SALE[..], &["--shards", "2"]].concat());
+    let server = Server::run(command.env("NOTIFY_SOCKET", &socket).env("WATCHDOG_USEC", "3000000"));
+    assert!(manager.hears().starts_with("READY=1\n"));
+    assert_eq!(server.connect().request("GET /readyz").status, 200);
+    let ready = Instant::now();
+    assert_eq!([manager.hears(), manager.hears()], ["WATCHDOG=1\n", "WATCHDOG=1\n"]);
+    assert!(ready.elapsed() > Duration::from_millis(2500), "one in half of the time that it would wait");
+    server.signal(Signal::TERM);
+    assert!(manager.hears().starts_with("STOPPING=1\n"));
+    assert!(server.end_by_itself().success());
+}
+
+#[test]
+fn it_goes_on_selling_until_balancers_have_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--drain-delay", "1s"]].concat());
+    let mut old = server.connect();
+    let code = old.reserve(1, 1);
+    server.signal(Signal::TERM);
+    server.wait_for_line("told to stop");
+    let ready = old.request("GET /readyz");
+    assert!(ready.status == 503 && ready.body.contains("draining"), "{ready:?}");
+    assert_eq!(old.purchase(&code).status, 200);
+    let mut new = server.connect();
+    new.reserve(1, 2);
+    server.wait_for_line("draining");
+    let refused = Instant::now();
+    while TcpStream::connect(server.address).is_ok() {
+        assert!(refused.elapsed() < Duration::from_secs(10), "it still accepts");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(server.end_by_itself().success());
+}
+
+/// Clients that come while nobody serves wait for the next server on the same socket.
+#[test]
+fn an_inherited_socket_outlives_the_server() {
+    for shards in ["1", "2"] {
+        let dir = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        // It listens, and hands its socket on at the first connection.
+        let activate = |address: SocketAddr| {
+            let server = stampede(dir.path(), &[&LONG_SALE[..], &["--shards", shards]].concat());
+            let mut command = Command::new("systemd-socket-activate");
+            command.arg("--listen").arg(address.to_string()).arg(server.get_program()).args(server.get_args());
+            command.current_dir(dir.path()).stderr(std::process::Stdio::piped());
+            command
+        };
+        let Ok(child) = activate(port).spawn() else { return eprintln!("skipped: no systemd-socket-activate") };
+        let patience = Instant::now();
+        // Asked before the server is there, answered when it is: 503 until it serves, at the worst.
+        while status(port, "/readyz") != Some(200) {
+            assert!(patience.elapsed() < Duration::from_secs(20), "it does not serve");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for _ in 0..20 {
+            assert_eq!(status(port, "/livez"), Some(200));
+        }
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), Signal::TERM).unwrap();
+        assert!(child.wait_with_output().unwrap().status.success());
+    }
+}
+
+/// The status of an answer from a server that the harness has not started.
+fn status(address: SocketAddr, path: &str) -> Option<u16> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    answer.get(9..12)?.parse().ok()
+}
+
+/// The CPUs that each thread of the server may use, by its name.
+fn threads(server: &Server) -> BTreeMap<String, Vec<String>> {
+    let mut threads: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for task in fs::read_dir(format!("/proc/{}/task", server.pid().as_raw_nonzero())).unwrap() {
+        let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+        threads.entry(field("Name:")).or_default().push(field("Cpus_allowed_list:"));
+    }
+    threads
+}
+
+fn on_cpus(cpus: &[usize]) -> CpuSet {
+    let mut set = CpuSet::new();
+    cpus.iter().for_each(|cpu| set.set(*cpu));
+    set
+}
+
+#[test]
+fn each_shard_stays_on_a_cpu_of_its_own() {
+    let cpus = stampede::host::cpus();
+    for mask in [cpus.clone(), cpus[cpus.len() - 1..].to_vec()] {
+        // Threads and processes begin with what their parent has.
+        let server = std::thread::scope(|scope| {
+            let start = || {
+                sched_setaffinity(None, &on_cpus(&mask)).unwrap();
+                let dir = tempfile::tempdir().unwrap();
+                (Server::start(dir.path(), &LONG_SALE), dir)
+            };
+            scope.spawn(start).join().unwrap()
+        });
+        let threads = threads(&server.0);
+        for (shard, cpu) in mask.iter().enumerate() {
+            let allowed = &threads[&format!("shard-{shard}")];
+            assert!(allowed.contains(&cpu.to_string()), "shard {shard} of {mask:?}: {allowed:?}");
+        }
+        assert!(!threads.contains_key(&format!("shard-{}", mask.len())), "as many shards as CPUs: {threads:?}");
+        server.0.kill();
+    }
+}
+
+#[test]
+fn connections_stay_on_the_cpu_where_they_arrive() {
+    let cpus = stampede::host::cpus();
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--steering", "cpu"]].concat());
+    if server.times_said("connections cannot be steered") > 0 {
+        return eprintln!("skipped: this kernel does not steer");
+    }
+    let address = server.address;
+    for (shard, cpu) in cpus.iter().enumerate() {
+        // Over loopback, a connection arrives on the CPU of its client.
+        let clients: Vec<_> = std::thread::scope(|scope| {
+            let connect = || {
+                sched_setaffinity(None, &on_cpus(&[*cpu])).unwrap();
+                (0..16).map(|_| Client::connect(address).unwrap()).collect()
+            };
+            scope.spawn(connect).join().unwrap()
+        });
+        // They are connected before the shard has accepted them.
+        let patience = Instant::now();
+        let connections = || {
+            let health = server.connect().request("GET /health").body;
+            let health: serde_json::Value = serde_json::from_str(&health).unwrap();
+            health["shards"][shard]["connections"].as_u64().unwrap()
+        };
+        while connections() < 16 {
+            assert!(patience.elapsed() < Duration::from_secs(5), "on CPU {cpu}: {}", connections());
+        }
+        drop(clients);
+    }
+    server.kill();
+}
+
+/// The units, as far as systemd can judge them without running them.
+#[test]
+fn the_units_are_sound_and_tight() {
+    let tuning = Path::new(env!("CARGO_MANIFEST_DIR")).join("tuning");
+    let dir = tempfile::tempdir().unwrap();
+    for unit in ["stampede.service", "stampede.socket"] {
+        // Where no package has put the binary, the test's own stands in.
+        let text = fs::read_to_string(tuning.join(unit)).unwrap();
+        let text = text.replace("/usr/bin/stampede", env!("CARGO_BIN_EXE_stampede"));
+        fs::write(dir.path().join(unit), text).unwrap();
+    }
+    let analyze = |arguments: &[&str]| {
+        let output = Command::new("systemd-analyze").args(arguments).current_dir(dir.path()).output();
+        output.map(|output| (output.status.success(), format!("{}{}", text(&output.stdout), text(&output.stderr))))
+    };
+    let Ok((is_sound, said)) = analyze(&["verify", "--man=no", "./stampede.service", "./stampede.socket"]) else {
+        return eprintln!("skipped: no systemd-analyze");
+    };
+    let complaints: Vec<_> = said.lines().filter(|line| line.contains("stampede.")).collect();
+    assert!(is_sound && complaints.is_empty(), "{said}");
+    let (_, said) = analyze(&["security", "--offline=yes", "--no-pager", "./stampede.service"]).unwrap();
+    let level = said.lines().find(|line| line.contains("Overall exposure level")).unwrap_or_else(|| panic!("{said}"));
+    let score: f64 = level.split_whitespace().find_map(|word| word.parse().ok()).unwrap();
+    assert!(score <= 2.0, "0 is the best and 10 the worst: {level}");
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
