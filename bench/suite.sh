@@ -58,12 +58,12 @@ stop() {
   running=()
   cpus=''
 }
-# storm NAME ARGUMENTS: its report, kept and printed; for what is about time, a page and a plot are kept, too. $on may say
-# on which CPU.
+# storm NAME ARGUMENTS: its report, kept and printed; for what is about time, a plot of it is kept, too. $on may say on
+# which CPU.
 storm() {
-  local name=$1 pictures=(); shift
-  case $name in *-peak | *-sell) ;; sell-out-* | latency-*) pictures=(--html "$out/plots/$name.html" --svg "$out/plots/$name.svg") ;; esac
-  ${on:+taskset -c "$on"} "$bin/storm" 127.0.0.1:8089 --sample 0 --json - "${pictures[@]}" \
+  local name=$1 picture=(); shift
+  case $name in *-peak | *-sell) ;; sell-out-* | latency-*) picture=(--svg "$out/plots/$name.svg") ;; esac
+  ${on:+taskset -c "$on"} "$bin/storm" 127.0.0.1:8089 --sample 0 --json - "${picture[@]}" \
     --unexpected "$raw/$name-unexpected.txt" "$@" 2>>"$raw/storm.log" | tee "$raw/$name.json"
 }
 
