@@ -417,7 +417,21 @@ pub fn in_one_unit(ms: u64) -> String {
 /// One setting a line, as `--check-config` prints them.
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Config { listen, shards, data_dir, rules, log_budget, database, recover_from, max_connections, .. } = self;
+        // All of them: a new one must be printed, too.
+        let Config {
+            listen,
+            shards,
+            data_dir,
+            rules,
+            log_budget,
+            database,
+            recover_from,
+            max_connections,
+            steers_by_cpu,
+            drain_delay,
+            drain_timeout,
+            log_format,
+        } = self;
         let open = |value: Option<String>| value.unwrap_or_else(|| "auto".into());
         writeln!(f, "listen = {listen}")?;
         writeln!(f, "shards = {}", open(shards.map(|shards| shards.to_string())))?;
@@ -431,10 +445,10 @@ impl fmt::Display for Config {
         writeln!(f, "ack = {}", if rules.purchase_ack == Watermark::Flushed { "local" } else { "postgres" })?;
         writeln!(f, "recover-from = {}", format!("{recover_from:?}").to_lowercase())?;
         writeln!(f, "max-connections = {}", open(max_connections.map(|connections| connections.to_string())))?;
-        writeln!(f, "steering = {}", if self.steers_by_cpu { "cpu" } else { "hash" })?;
-        writeln!(f, "drain-delay = {}", in_one_unit(self.drain_delay.as_millis() as u64))?;
-        writeln!(f, "drain-timeout = {}", in_one_unit(self.drain_timeout.as_millis() as u64))?;
-        let format = self.log_format.map(|format| if format == LogFormat::Text { "text" } else { "json" });
+        writeln!(f, "steering = {}", if *steers_by_cpu { "cpu" } else { "hash" })?;
+        writeln!(f, "drain-delay = {}", in_one_unit(drain_delay.as_millis() as u64))?;
+        writeln!(f, "drain-timeout = {}", in_one_unit(drain_timeout.as_millis() as u64))?;
+        let format = log_format.map(|format| if format == LogFormat::Text { "text" } else { "json" });
         write!(f, "log-format = {}", open(format.map(str::to_owned)))
     }
 }

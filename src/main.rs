@@ -269,10 +269,11 @@ impl Process {
                     let is_selling = self.status.phase() == Phase::Serving;
                     let delay = if is_selling { self.drain_delay } else { Duration::ZERO };
                     let seconds = delay.as_secs_f64();
+                    // Before the line: whoever reads it finds it so.
+                    self.enter(Phase::Leaving);
                     tracing::info!(signal, seconds, "told to stop: not ready any more, selling until the drain begins");
                     let drains = Instant::now() + delay;
                     stop = Some((drains, drains + self.drain_timeout));
-                    self.enter(Phase::Leaving);
                 }
                 Ok(Notice::Drained(_)) => {
                     drained += 1;

@@ -2,8 +2,8 @@
 //!
 //! Every request made by `Client::try_request` is noted with its beginning, its end and its outcome, for each data
 //! directory. Whenever a server ends, however it ends, its log must explain all of it: what was acknowledged is there,
-//! what is there was asked for, and every refusal has its reason. If it stopped in peace, Postgres has the same. A request without an answer is *unknown*: it may have
-//! happened or not, but nothing else may have happened in its place.
+//! what is there was asked for, and every refusal has its reason. If it stopped in peace, Postgres has the same. A
+//! request without an answer is *unknown*: it may have happened or not, but nothing else may have happened in its place.
 
 use crate::cluster::psql;
 use crate::harness::Response;

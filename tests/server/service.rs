@@ -1,7 +1,7 @@
 //! What an operator's tools rely on: a service manager's messages, watchdog and sockets; a stop that balancers notice in
 //! time; threads on their CPUs; units that systemd takes.
 
-use crate::harness::{Client, LONG_SALE, Server, stampede};
+use crate::harness::{Client, LONG_SALE, Server, skipped, stampede, wait_until};
 use rustix::process::Signal;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use std::collections::BTreeMap;
@@ -56,17 +56,13 @@ fn it_goes_on_selling_until_balancers_have_noticed() {
     let mut new = server.connect();
     new.reserve(1, 2);
     server.wait_for_line("draining");
-    let refused = Instant::now();
-    while TcpStream::connect(server.address).is_ok() {
-        assert!(refused.elapsed() < Duration::from_secs(10), "it still accepts");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_until("it accepts nobody", || TcpStream::connect(server.address).is_err());
     assert!(server.end_by_itself().success());
 }
 
-/// Clients that come while nobody serves wait for the next server on the same socket.
+/// Clients that come to a service manager's socket before the server is there are served when it is.
 #[test]
-fn an_inherited_socket_outlives_the_server() {
+fn an_inherited_socket_is_served() {
     for shards in ["1", "2"] {
         let dir = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -78,13 +74,11 @@ fn an_inherited_socket_outlives_the_server() {
             command.current_dir(dir.path()).stderr(std::process::Stdio::piped());
             command
         };
-        let Ok(child) = activate(port).spawn() else { return eprintln!("skipped: no systemd-socket-activate") };
-        let patience = Instant::now();
+        let Ok(child) = activate(port).spawn() else {
+            return skipped("inherited sockets", "no systemd-socket-activate");
+        };
         // Asked before the server is there, answered when it is: 503 until it serves, at the worst.
-        while status(port, "/readyz") != Some(200) {
-            assert!(patience.elapsed() < Duration::from_secs(20), "it does not serve");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_until("it serves", || status(port, "/readyz") == Some(200));
         for _ in 0..20 {
             assert_eq!(status(port, "/livez"), Some(200));
         }
@@ -148,7 +142,7 @@ fn connections_stay_on_the_cpu_where_they_arrive() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--steering", "cpu"]].concat());
     if server.times_said("connections cannot be steered") > 0 {
-        return eprintln!("skipped: this kernel does not steer");
+        return skipped("steering", "this kernel does not");
     }
     let address = server.address;
     for (shard, cpu) in cpus.iter().enumerate() {
@@ -161,15 +155,9 @@ fn connections_stay_on_the_cpu_where_they_arrive() {
             scope.spawn(connect).join().unwrap()
         });
         // They are connected before the shard has accepted them.
-        let patience = Instant::now();
-        let connections = || {
-            let health = server.connect().request("GET /health").body;
-            let health: serde_json::Value = serde_json::from_str(&health).unwrap();
-            health["shards"][shard]["connections"].as_u64().unwrap()
-        };
-        while connections() < 16 {
-            assert!(patience.elapsed() < Duration::from_secs(5), "on CPU {cpu}: {}", connections());
-        }
+        wait_until("those of one CPU are with its shard", || {
+            server.connect().request("GET /health").json()["shards"][shard]["connections"].as_u64() >= Some(16)
+        });
         drop(clients);
     }
     server.kill();
@@ -191,7 +179,7 @@ fn the_units_are_sound_and_tight() {
         output.map(|output| (output.status.success(), format!("{}{}", text(&output.stdout), text(&output.stderr))))
     };
     let Ok((is_sound, said)) = analyze(&["verify", "--man=no", "./stampede.service", "./stampede.socket"]) else {
-        return eprintln!("skipped: no systemd-analyze");
+        return skipped("units", "no systemd-analyze");
     };
     let complaints: Vec<_> = said.lines().filter(|line| line.contains("stampede.")).collect();
     assert!(is_sound && complaints.is_empty(), "{said}");
