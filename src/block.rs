@@ -145,6 +145,11 @@ impl Chain {
         self.next_block
     }
 
+    /// Checksum of the last block.
+    pub fn checksum(&self) -> u32 {
+        self.checksum
+    }
+
     /// Writes encoded records into zeroed blocks, just as many as they need. `flushed` of the stream are durable.
     pub fn extend(&mut self, blocks: &mut [u8], records: &[u8], flushed: u64) {
         let groups = records.chunks(BLOCK_RECORDS * RECORD_BYTES);

@@ -1,12 +1,13 @@
 //! Skipping request bodies. No request of Stampede needs one, but clients may send one.
 
 use crate::http::{BODY_BYTES_MAX, Framing, Reject};
+use serde::{Deserialize, Serialize};
 
 /// Bytes of one chunk-size line, at most.
 const LINE_BYTES_MAX: u32 = 256;
 
 /// A body being skipped.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Body {
     /// So many bytes to go.
     Length(u64),
@@ -22,7 +23,7 @@ pub enum Body {
 }
 
 /// Where a chunked body is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Chunk {
     /// In the size; `digits` of it seen.
     Size {

@@ -67,7 +67,8 @@ impl Claim {
     }
 }
 
-fn conflict(conflict: Conflict) -> Failure {
+/// The end, with the sentence for the operator.
+pub fn conflict(conflict: Conflict) -> Failure {
     let text = conflict.text();
     Failure::Final(match conflict {
         Conflict::Foreign(_) | Conflict::DirectoryOlder(_) => Fatal::DirectoryOlder(text),

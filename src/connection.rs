@@ -3,6 +3,7 @@
 use crate::body::Body;
 use crate::http::{Head, Reject, parse_head};
 use crate::response::Style;
+use serde::{Deserialize, Serialize};
 
 /// A connection with nothing to say is closed after this.
 const IDLE_MS: u64 = 75_000;
@@ -18,9 +19,10 @@ const WRITE_MS: u64 = 30_000;
 const LINGER_MS: u64 = 2_000;
 
 /// What a connection is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum State {
     /// Reading requests.
+    #[default]
     Reading,
     /// Waiting for the decision on one.
     Deciding,
@@ -59,6 +61,28 @@ pub enum Step<'a> {
     SayContinue,
     /// A whole request.
     Request(Head<'a>),
+}
+
+/// What a connection without a decision under way is in the middle of, for another process to go on with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Midway {
+    /// What it is doing.
+    pub state: State,
+    /// The head of the request whose body is being skipped.
+    pub head: Vec<u8>,
+    /// That body.
+    pub body: Option<Body>,
+    /// Bytes received and not yet understood.
+    pub input: Vec<u8>,
+    /// Bytes to be written.
+    pub output: Vec<u8>,
+}
+
+impl Midway {
+    /// Bytes in it.
+    pub fn bytes(&self) -> usize {
+        self.head.len() + self.input.len() + self.output.len()
+    }
 }
 
 /// A connection.
@@ -103,6 +127,27 @@ impl Connection {
             awaits: Awaits::Request,
             deadline_ms: now_ms + IDLE_MS,
         }
+    }
+
+    /// A connection that goes on where another process has left it, with new deadlines.
+    pub fn resume(midway: Midway, now_ms: u64) -> Self {
+        let Midway { state, head, body, input, output } = midway;
+        let mut connection = Connection { state, head, body, input, output, ..Connection::new(now_ms) };
+        connection.set_deadline(now_ms);
+        connection
+    }
+
+    /// What another process needs to go on with it; nothing, if it is idle.
+    pub fn midway(&self) -> Option<Midway> {
+        assert!(self.state != State::Deciding, "a decision belongs to the process that makes it");
+        let midway = || Midway {
+            state: self.state,
+            head: if self.body.is_some() { self.head.clone() } else { Vec::new() },
+            body: self.body.clone(),
+            input: self.input.clone(),
+            output: self.output[self.written..].to_vec(),
+        };
+        (!self.is_idle()).then(midway)
     }
 
     /// Takes the next step in `bytes`; also says how many of them it used.
@@ -188,6 +233,45 @@ mod tests {
         assert!(matches!(connection.next(b"k"), Ok((1, Step::Request(_)))));
         let with_body = format!("{head}ok");
         assert!(matches!(Connection::new(0).next(with_body.as_bytes()), Ok((_, Step::Again))));
+    }
+
+    /// Whatever it is in the middle of, what follows reads the same after it has changed hands.
+    #[test]
+    fn it_goes_on_where_another_process_has_left_it() {
+        let request = format!("{HEAD}Transfer-Encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n0\r\n\r\nPOST");
+        // What comes out, by the rules of a server: what is not understood is kept, and comes again with what follows.
+        let read = |mut connection: Connection, bytes: &[u8]| {
+            let mut input = std::mem::take(&mut connection.input);
+            input.extend_from_slice(bytes);
+            let (mut at, mut requests) = (0, Vec::new());
+            loop {
+                match connection.next(&input[at..]).unwrap() {
+                    (used, Step::More) => {
+                        connection.input = input[at + used..].to_vec();
+                        return (connection, requests);
+                    }
+                    (used, Step::Again | Step::SayContinue) => at += used,
+                    (used, Step::Request(head)) => {
+                        at += used;
+                        requests.push(head.path.to_owned());
+                    }
+                }
+            }
+        };
+        for cut in 0..request.len() {
+            let (before, mut requests) = read(Connection::new(0), &request.as_bytes()[..cut]);
+            let text = serde_json::to_string(&before.midway()).unwrap();
+            let midway: Option<Midway> = serde_json::from_str(&text).unwrap();
+            let (after, rest) = read(Connection::resume(midway.unwrap_or_default(), 7), &request.as_bytes()[cut..]);
+            requests.extend(rest);
+            assert_eq!((requests.len(), &after.input[..]), (1, &b"POST"[..]), "cut at {cut}");
+        }
+        let mut slow = Connection { output: b"abc".to_vec(), written: 1, state: State::Closing, ..Connection::new(0) };
+        let midway = slow.midway().unwrap();
+        assert_eq!((&midway.output[..], midway.state), (&b"bc"[..], State::Closing));
+        slow.written = 3;
+        assert!(slow.midway().is_some(), "the client has not hung up yet");
+        assert_eq!(Connection::new(0).midway(), None);
     }
 
     #[test]

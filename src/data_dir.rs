@@ -6,12 +6,14 @@ use crate::host;
 use crate::ownership::Memory;
 use crate::purchase_log::is_full;
 use crate::segment::sync_dir;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, open, renameat_with};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
 use uuid::Uuid;
 
 const FORMAT: u32 = 1;
@@ -45,13 +47,14 @@ impl Control {
     }
 }
 
-/// The data directory, locked as long as this lives.
+/// The data directory, locked as long as this lives, in this process or in one that has been given the lock.
 pub struct DataDir {
     path: PathBuf,
-    _lock: File,
+    lock: OwnedFd,
 }
 
 /// The data directory, ready for a run.
+#[derive(Clone)]
 pub struct Opened {
     /// Where the segments are.
     pub logs: PathBuf,
@@ -63,34 +66,57 @@ pub struct Opened {
     pub direct_io: bool,
 }
 
-/// `control.json`, which says whose the directory is.
+/// `control.json`, which says whose the directory is. Main and the persistence thread each have something to write into
+/// it, rarely.
+#[derive(Clone)]
 pub struct ControlFile {
     dir: PathBuf,
-    content: Control,
+    content: Arc<Mutex<Control>>,
 }
 
 impl ControlFile {
+    fn new(dir: &Path, content: Control) -> Self {
+        ControlFile { dir: dir.to_owned(), content: Arc::new(Mutex::new(content)) }
+    }
+
+    fn content(&self) -> MutexGuard<'_, Control> {
+        self.content.lock().expect("a panic ends the process")
+    }
+
     /// What is known of the database.
     pub fn database(&self) -> Memory {
-        self.content.database
+        self.content().database
     }
 
     /// Remembers this of the database.
     ///
     /// # Errors
     /// Of the file system.
-    pub fn remember(&mut self, database: Memory) -> io::Result<()> {
-        if self.content.database != database {
-            self.content.database = database;
-            self.write()?;
+    pub fn remember(&self, database: Memory) -> io::Result<()> {
+        let mut content = self.content();
+        if content.database != database {
+            content.database = database;
+            self.write(&content)?;
         }
         Ok(())
     }
 
+    /// Sets the next epoch aside, for a process that is to go on in the place of this one. It is used up then, whatever
+    /// becomes of that process.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn raise_epoch(&self) -> io::Result<u32> {
+        let mut content = self.content();
+        content.epoch += 1;
+        self.write(&content)?;
+        Ok(content.epoch)
+    }
+
     /// Two files take turns and keep their places on the disk, so that a full one does not keep a run from beginning.
-    fn write(&self) -> io::Result<()> {
+    fn write(&self, content: &Control) -> io::Result<()> {
         let (current, next) = (self.dir.join(CONTROL), self.dir.join(NEXT_CONTROL));
-        let bytes = serde_json::to_vec_pretty(&self.content)?;
+        let bytes = serde_json::to_vec_pretty(content)?;
         let mut file = File::options().create(true).truncate(false).write(true).open(&next)?;
         file.write_all(&bytes)?;
         file.set_len(bytes.len() as u64)?;
@@ -123,9 +149,19 @@ impl DataDir {
                 "{shown} is locked: another stampede is running on it; stop it, or set --data-dir to another"
             ))
         })?;
-        let dir = DataDir { path: path.to_owned(), _lock: lock };
+        let dir = DataDir { path: path.to_owned(), lock: lock.into() };
         dir.finish_setting_aside().map_err(unwritable)?;
         Ok(dir)
+    }
+
+    /// The directory that another process has locked, with its lock.
+    pub fn adopt(path: &Path, lock: OwnedFd) -> DataDir {
+        DataDir { path: path.to_owned(), lock }
+    }
+
+    /// What holds it: with this, another process can have it, too.
+    pub fn lock_descriptor(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
     }
 
     /// Where the segments are.
@@ -151,7 +187,8 @@ impl DataDir {
             fs::remove_dir_all(self.logs())?;
             create_durably(&self.logs())?;
             write(&self.logs())?;
-            ControlFile { dir: self.path.clone(), content }.write()?;
+            let control = ControlFile::new(&self.path, content);
+            control.write(&control.content())?;
             fs::remove_file(self.path.join(FILLING))
         })();
         filled.map_err(|error| unwritable(&self.path, error))
@@ -196,37 +233,24 @@ impl DataDir {
     /// # Errors
     /// [`Fatal::DataDir`]: it cannot be written, or belongs to another setting or version.
     pub fn open(&self, sale_period_s: u32) -> Result<(Opened, ControlFile), Fatal> {
-        let (path, shown) = (&self.path, self.path.display());
-        let unwritable = |error| unwritable(path, error);
-        let mut content = match fs::read(path.join(CONTROL)) {
-            Ok(bytes) => self.read_control(&bytes)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self.first_control(sale_period_s)?,
-            Err(error) => return Err(unwritable(error)),
-        };
-        if content.sale_period_s != sale_period_s {
-            let period = in_one_unit(u64::from(content.sale_period_s) * 1000);
-            return Err(Fatal::DataDir(format!(
-                "{shown} counts its sales in periods of {period}; start with --sale-period {period}, or set --data-dir to another"
-            )));
-        }
-        content.epoch += 1;
-        let (cluster, epoch) = (content.cluster, content.epoch);
-        let control = ControlFile { dir: path.clone(), content };
-        control.write().map_err(unwritable)?;
-        let direct_io = open(path.join(LOCK), OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty()).is_ok();
-        Ok((Opened { logs: self.logs(), cluster, epoch, direct_io }, control))
+        let content = read_control(&self.path, sale_period_s)?;
+        let content = content.map_or_else(|| self.first_control(sale_period_s), Ok)?;
+        let control = ControlFile::new(&self.path, content);
+        let epoch = control.raise_epoch().map_err(|error| unwritable(&self.path, error))?;
+        Ok((opened(&self.path, &control, epoch), control))
     }
 
-    fn read_control(&self, bytes: &[u8]) -> Result<Control, Fatal> {
-        let file = self.path.join(CONTROL);
-        let control: Control = serde_json::from_slice(bytes).map_err(|error| {
-            Fatal::DataDir(format!("{}: {error}; restore the file, or set --data-dir to another", file.display()))
+    /// The directory at `path`, for the run that another process has set aside for this one. It changes nothing.
+    ///
+    /// # Errors
+    /// As for [`DataDir::open`].
+    pub fn look_into(path: &Path, sale_period_s: u32, epoch: u32) -> Result<(Opened, ControlFile), Fatal> {
+        let content = read_control(path, sale_period_s)?.filter(|content| content.epoch == epoch);
+        let content = content.ok_or_else(|| {
+            Fatal::DataDir(format!("{} is not what the server that runs on it says it is", path.display()))
         })?;
-        if control.format != FORMAT {
-            let (file, format) = (file.display(), control.format);
-            return Err(Fatal::DataDir(format!("{file} has format {format}; this version of stampede reads {FORMAT}")));
-        }
-        Ok(control)
+        let control = ControlFile::new(path, content);
+        Ok((opened(path, &control, epoch), control))
     }
 
     fn has_logs(&self) -> bool {
@@ -242,6 +266,34 @@ impl DataDir {
         }
         Ok(Control::new(host::new_id()?, 0, sale_period_s, Memory::default()))
     }
+}
+
+fn opened(path: &Path, control: &ControlFile, epoch: u32) -> Opened {
+    let direct_io = open(path.join(LOCK), OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty()).is_ok();
+    Opened { logs: path.join(LOGS), cluster: control.content().cluster, epoch, direct_io }
+}
+
+fn read_control(path: &Path, sale_period_s: u32) -> Result<Option<Control>, Fatal> {
+    let (file, shown) = (path.join(CONTROL), path.display());
+    let bytes = match fs::read(&file) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unwritable(path, error)),
+    };
+    let file = file.display();
+    let control: Control = serde_json::from_slice(&bytes)
+        .map_err(|error| Fatal::DataDir(format!("{file}: {error}; restore the file, or set --data-dir to another")))?;
+    if control.format != FORMAT {
+        let format = control.format;
+        return Err(Fatal::DataDir(format!("{file} has format {format}; this version of stampede reads {FORMAT}")));
+    }
+    if control.sale_period_s != sale_period_s {
+        let period = in_one_unit(u64::from(control.sale_period_s) * 1000);
+        return Err(Fatal::DataDir(format!(
+            "{shown} counts its sales in periods of {period}; start with --sale-period {period}, or set --data-dir to another"
+        )));
+    }
+    Ok(Some(control))
 }
 
 fn unwritable(path: &Path, error: io::Error) -> Fatal {

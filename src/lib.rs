@@ -3,14 +3,21 @@
 //! The files in the order in which a request travels, with the rules that never break. What is above the line
 //! touches the world; what is below is pure: it never awaits, reads no clock, draws no randomness, opens nothing.
 //!
-//! **Start.** [`config`] turns flags and variables into validated settings. [`host`] asks the machine for CPUs,
-//! descriptors and io_uring. [`listener`] listens, once for each shard. [`data_dir`] locks the data directory and
-//! raises the epoch. [`resume`] finds out what to go on with: [`recovery`] reads the log back; a new directory may go
-//! on with a sale that Postgres knows, by [`takeover`]. [`logging`] and [`fatal`] say what happens and why it ended,
-//! [`service_manager`] hears when it is ready, alive and at its end; [`clock`] reads the clocks. `main.rs` does these in order, then watches.
+//! **Start.** [`config`] turns flags and variables into validated settings. [`start`] does everything in order: [`host`]
+//! asks the machine for CPUs, descriptors and io_uring; [`listener`] listens, once for each shard; [`data_dir`] locks the
+//! data directory and raises the epoch; [`resume`] finds out what to go on with: [`recovery`] reads the log back; a new
+//! directory may go on with a sale that Postgres knows, by [`takeover`]. Then [`supervisor`] watches, hears [`notice`]s,
+//! and sees to the end. [`logging`] and [`fatal`] say what happens and why it ended, [`service_manager`] hears when it is
+//! ready, alive and at its end; [`clock`] reads the clocks.
 //!
-//! **A request.** [`server`] holds a shard's sockets: it reads bytes in batches and knows no rule of the sale. [`pump`]
-//! is the turn: wait, collect, apply, append, flush, send; *log before reply* stands there, in one place. [`mesh`]
+//! **An upgrade.** The running process starts a [`successor`], for which it is the [`predecessor`]; [`handover`] is what
+//! they say to each other, with descriptors along. The new one reads the log ahead and checks all that can fail while the
+//! old one sells; then the old one pauses, flushes and passes its lock, listeners and clients; the new one reads what is
+//! left of the log, and says that it could serve; only then the old one lets go. Up to there it can go on as if nothing
+//! had happened.
+//!
+//! **A request.** [`server`] holds a shard's sockets: it reads bytes in batches and knows no rule of the sale.
+//! [`outside`] is all that a shard's thread has besides its rules and logs. [`pump`] is the turn: wait, collect, apply, append, flush, send; *log before reply* stands there, in one place. [`mesh`]
 //! carries batches of messages between shards; sending never blocks. [`doorbell`] wakes who sleeps. [`purchase_log`]
 //! appends and flushes, [`segment`] makes and writes its files, [`retention`] keeps them within their budget.
 //! [`status`] holds the few numbers that shards publish, [`page`] shows them.
@@ -61,6 +68,9 @@
 //! - *A takeover writes a log first.* What Postgres has of a sale becomes a stream of the new data directory, already
 //!   shipped; recovery then reads it as any other, so there is one way back to a sale.
 //! - *A database that was set back is healed where the log reaches.* Refusing is for what nobody could bring back.
+//! - *An upgrade goes by way of the log.* The new process gets sockets and the lock from the old one, but the sale only
+//!   from the log, as after any start: so two versions need agree on the log's format and a few messages, no more. The old
+//!   one says where its streams end, and the new one must find just that.
 //! - *One request in flight for each connection.* Pipelined ones wait in the connection: answers are in order by
 //!   construction, and the table of connections is the table of requests in flight.
 
@@ -78,6 +88,7 @@ pub mod data_dir;
 pub mod database_url;
 pub mod doorbell;
 pub mod fatal;
+pub mod handover;
 pub mod host;
 pub mod http;
 pub mod lag;
@@ -86,12 +97,15 @@ pub mod log_reader;
 pub mod logging;
 pub mod mesh;
 pub mod message;
+pub mod notice;
+pub mod outside;
 pub mod ownership;
 pub mod page;
 pub mod partition;
 pub mod persistence;
 pub mod pgpass;
 pub mod postgres;
+pub mod predecessor;
 pub mod problem;
 pub mod pump;
 pub mod purchase_log;
@@ -109,8 +123,11 @@ pub mod service_manager;
 pub mod shard;
 #[cfg(test)]
 mod sim;
+pub mod start;
 pub mod status;
 pub mod stream;
+pub mod successor;
+pub mod supervisor;
 pub mod takeover;
 pub mod tls;
 pub mod types;

@@ -79,8 +79,28 @@ fn inherit(shards: u16) -> Result<Option<(SocketAddr, Vec<OwnedFd>)>, Fatal> {
     Ok(address.map(|address| (address, listeners)))
 }
 
+/// Adds to the `listeners` of a server whose place this one takes, until each shard has one. None is ever closed, because
+/// that would reset whoever waits in its queue.
+///
+/// # Errors
+/// [`Fatal::Listen`].
+pub fn extend(listeners: &mut Vec<OwnedFd>, shards: u16) -> Result<SocketAddr, Fatal> {
+    let failed = |error: io::Error| Fatal::Listen(format!("the sockets of the server before cannot be used: {error}"));
+    let first = listeners.first().ok_or_else(|| Fatal::Listen("the server before had no sockets".into()))?;
+    let address = Socket::from(first.try_clone().map_err(failed)?).local_addr().map_err(failed)?;
+    let address = address.as_socket().ok_or_else(|| Fatal::Listen("they are no TCP sockets".into()))?;
+    for place in listeners.len()..usize::from(shards) {
+        let another = socket(address, true).and_then(|socket| socket.listen(BACKLOG).map(|()| OwnedFd::from(socket)));
+        // Those of a service manager may not let others share their port: shards share the sockets then.
+        let another = another.or_else(|_| listeners[place % listeners.len()].try_clone());
+        listeners.push(another.map_err(failed)?);
+    }
+    Ok(address)
+}
+
 /// Has the kernel give each new connection to the shard that runs on the CPU where it arrived: `cpus` are those of the
 /// shards, in the order of their listeners, and one of these is enough. From other CPUs, connections are spread as usual.
+/// Without any `cpus`, all are.
 ///
 /// # Errors
 /// The kernel cannot do that.

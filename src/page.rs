@@ -96,6 +96,7 @@ fn name(phase: Phase) -> &'static str {
     match phase {
         Phase::Recovering => "recovering",
         Phase::Serving => "serving",
+        Phase::Paused => "paused",
         Phase::Leaving | Phase::Draining | Phase::Stopping => "draining",
     }
 }

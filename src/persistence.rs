@@ -104,22 +104,6 @@ pub struct Persistence {
 }
 
 impl Persistence {
-    /// Starts the thread.
-    ///
-    /// # Errors
-    /// [`Fatal::Host`]: no thread can be had.
-    pub fn start(plan: Plan) -> Result<(Persistence, Feed), Fatal> {
-        let (chunks, received) = bounded(CHUNKS_MAX);
-        let (bell, stop) = (Arc::new(Notify::new()), Arc::new(OnceLock::new()));
-        let bytes = Arc::new(AtomicUsize::new(0));
-        let shipper = Shipper::new(plan, received, bytes.clone(), bell.clone(), stop.clone());
-        let runtime = event_loop()?;
-        let run = move || runtime.block_on(shipper.run());
-        let thread = thread::Builder::new().name("persistence".into()).spawn(run);
-        let thread = thread.map_err(|error| Fatal::Host(format!("no thread for persistence: {error}")))?;
-        Ok((Persistence { thread, stop, bell: bell.clone() }, Feed { chunks, bytes, bell }))
-    }
-
     /// Waits until everything flushed is in the database, but not longer than until `deadline`.
     pub fn finish(self, deadline: Instant) {
         let _ = self.stop.set(deadline);
@@ -202,7 +186,8 @@ impl Batch {
     }
 }
 
-struct Shipper {
+/// What the thread does.
+pub struct Shipper {
     plan: Plan,
     chunks: Receiver<Chunk>,
     bytes: Arc<AtomicUsize>,
@@ -215,14 +200,26 @@ struct Shipper {
 }
 
 impl Shipper {
-    fn new(
-        plan: Plan,
-        chunks: Receiver<Chunk>,
-        bytes: Arc<AtomicUsize>,
-        bell: Arc<Notify>,
-        stop: Arc<OnceLock<Instant>>,
-    ) -> Self {
-        Shipper { plan, chunks, bytes, bell, stop, tails: Vec::new(), next_beat: Instant::now() }
+    /// A shipper and the way to it.
+    pub fn new(plan: Plan) -> (Shipper, Feed) {
+        let (sender, chunks) = bounded(CHUNKS_MAX);
+        let (bell, bytes) = (Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)));
+        let feed = Feed { chunks: sender, bytes: bytes.clone(), bell: bell.clone() };
+        let (stop, tails, next_beat) = (Arc::new(OnceLock::new()), Vec::new(), Instant::now());
+        (Shipper { plan, chunks, bytes, bell, stop, tails, next_beat }, feed)
+    }
+
+    /// Starts the thread: from now on the database is this run's.
+    ///
+    /// # Errors
+    /// [`Fatal::Host`]: no thread can be had.
+    pub fn start(self) -> Result<Persistence, Fatal> {
+        let (stop, bell) = (self.stop.clone(), self.bell.clone());
+        let runtime = event_loop()?;
+        let run = move || runtime.block_on(self.run());
+        let thread = thread::Builder::new().name("persistence".into()).spawn(run);
+        let thread = thread.map_err(|error| Fatal::Host(format!("no thread for persistence: {error}")))?;
+        Ok(Persistence { thread, stop, bell })
     }
 
     async fn run(mut self) {

@@ -14,10 +14,12 @@
 //! which is one system call where the executor takes several.
 
 use crate::block::{BLOCK_BYTES, LogKind, StreamId};
-use crate::clock::Clock;
 use crate::fatal::Fatal;
+use crate::handover::{FromOld, Line};
 use crate::http::Head;
-use crate::mesh::{Delivery, Endpoint};
+use crate::mesh::Delivery;
+use crate::notice::{Notice, Order};
+use crate::outside::Outside;
 use crate::page::{self, Facts};
 use crate::persistence::Feed;
 use crate::problem::Problem;
@@ -25,21 +27,15 @@ use crate::purchase_log::{Progress, PurchaseLog};
 use crate::response::{Responder, Style};
 use crate::retention::Retention;
 use crate::route::{Route, respond, route};
-use crate::server::{Handled, Server};
-use crate::shard::{Effects, Ended, Event, Shard};
-use crate::status::{Phase, ShardStatus, Status};
-use crate::types::{Moment, SaleId, Seq, ShardId, Ticket};
-use crossbeam_channel::{Receiver, Sender};
-use glommio::io::{PollState, PollableFd};
-use glommio::timer::Timer;
-use rustix::fd::OwnedFd;
-use std::future::poll_fn;
+use crate::server::Handled;
+use crate::shard::{Effects, Event, Shard};
+use crate::status::{Phase, ShardStatus};
+use crate::types::{Moment, SaleId, Seq, Ticket};
+use crossbeam_channel::Receiver;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::task::Poll;
 
 /// Blocks of the purchase log that no hold may count on: for the records that open sales.
 const LOG_SLACK_BLOCKS: u64 = 16;
@@ -59,25 +55,8 @@ const RETRY_MS: u64 = 500;
 const LANE_RETRY_MS: u64 = 1;
 /// Connections are looked over, clocks watched and the executor gets a pass, at least this often.
 const SWEEP_MS: u64 = 1_000;
-/// How often a shard looks whether there is something to sell.
-const LOOK_MS: u64 = 5;
-
-/// What a shard tells the main thread.
-#[derive(Debug)]
-pub enum Notice {
-    /// The shard can sell.
-    Ready(ShardId),
-    /// The shard's part of a sale is over.
-    Ended(Ended),
-    /// No hold is granted any more, for want of log space; or again.
-    LogFull(ShardId, bool),
-    /// Attempts are no longer recorded, for want of log space; or again.
-    AttemptsLost(ShardId, bool),
-    /// Every request has been answered.
-    Drained(ShardId),
-    /// A signal arrived.
-    Signal(i32),
-}
+/// How long a shard sleeps at most while another process may take its place.
+const PAUSE_MS: u64 = 50;
 
 /// A shard's two logs, and the disk they may use.
 pub struct Logs {
@@ -100,72 +79,26 @@ pub struct Shipping {
 }
 
 impl Logs {
+    fn written(&self) -> FromOld {
+        let StreamId { epoch, shard, .. } = self.purchases.stream();
+        FromOld::Written { epoch, shard, purchases: self.purchases.end(), attempts: self.attempts.end() }
+    }
+
     fn are_busy(&self) -> bool {
         [&self.purchases, &self.attempts].iter().any(|log| log.is_flushing() || log.is_making())
     }
 }
 
-/// Everything a shard's thread works with, while there is no state machine yet.
-pub struct Outside {
-    /// Which shard.
-    pub id: ShardId,
-    /// Sockets.
-    pub server: Server,
-    /// Other shards.
-    pub mesh: Endpoint,
-    /// Time.
-    pub clock: Clock,
-    /// What everyone publishes.
-    pub status: Arc<Status>,
-    /// To the main thread.
-    pub notices: Sender<Notice>,
-    /// A descriptor that can always be read: to wait for it is to let the executor pass over its rings once.
-    pub always_ready: PollableFd<OwnedFd>,
-}
-
-impl Outside {
-    /// Answers clients before there is anything to sell, until `is_over`.
-    pub fn wait_for_recovery(&mut self, mut is_over: impl FnMut() -> bool) {
-        while !is_over() {
-            self.server.look(if self.server.has_work() { 0 } else { LOOK_MS });
-            let now = self.clock.now();
-            let status = self.status.clone();
-            let facts = Facts { status: &status, sale: None };
-            self.server.serve(now, &mut |_, head: &Head<'_>, style, responder: &mut Responder, out: &mut Vec<u8>| {
-                match route(head) {
-                    Route::Page(page) => page::write(page, &facts, style, responder, out),
-                    Route::Refused(problem) => responder.problem(problem, style, out),
-                    Route::Command(..) => responder.problem(Problem::NotReady, style, out),
-                }
-                Handled::Answered
-            });
-            self.server.write_replies(now);
-        }
-    }
-
-    /// Waits for a socket, the doorbell, `other` or the time. The executor gets at least one pass over its rings in
-    /// any case: without it, no flush would ever begin or end.
-    async fn wait_with_executor(&mut self, timeout_ms: u64, mut other: impl FnMut(&mut Context<'_>) -> Poll<()>) {
-        if timeout_ms == 0 {
-            let mut pass = PollState::new();
-            let pass_over = |cx: &mut Context<'_>| {
-                let _ = other(cx);
-                self.always_ready.poll_readable(cx, &mut pass).map(drop)
-            };
-            return poll_fn(pass_over).await;
-        }
-        let mut timer = Timer::new(Duration::from_millis(timeout_ms));
-        poll_fn(|cx| {
-            let is_over = other(cx).is_ready() | self.server.poll_ready(cx).is_ready();
-            if is_over | Pin::new(&mut timer).poll(cx).is_ready() { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
-    }
-
-    fn tell(&self, notice: Notice) {
-        // The main thread listens until it has joined this one.
-        let _ = self.notices.send(notice);
-    }
+/// How far this shard is in giving way to another process, or in taking its place.
+enum Pause {
+    /// Not at all.
+    No,
+    /// Nobody waits for a decision any more.
+    Still,
+    /// It is to hand everything over.
+    Asked(Arc<Line>),
+    /// Both processes have the clients, so neither touches them until it is known whose they are.
+    Shared,
 }
 
 /// A shard at work.
@@ -193,6 +126,7 @@ pub struct Pump {
     is_losing_attempts: bool,
     is_draining: bool,
     has_drained: bool,
+    pause: Pause,
     next_sweep_ms: u64,
     /// The executor may have something of its own to do.
     owes_pass: bool,
@@ -224,6 +158,8 @@ impl Pump {
             is_losing_attempts: false,
             is_draining: false,
             has_drained: false,
+            // A new process begins in the place of another or all by itself.
+            pause: Pause::Shared,
             next_sweep_ms: 0,
             owes_pass: false,
             patience_ms: 0,
@@ -244,23 +180,36 @@ impl Pump {
         self.wait().await?;
         let now = self.outside.clock.now();
         self.phase = self.outside.status.phase();
-        self.keep_time(now);
+        let is_paused = self.phase == Phase::Paused;
+        if !is_paused {
+            self.end_pause();
+            self.keep_time(now);
+        }
         let mut is_busy = self.take_flushed(now);
         is_busy |= self.receive(now);
-        is_busy |= self.serve(now);
+        is_busy |= !is_paused && self.serve(now);
 
         self.append(now);
         self.start_flushes(now);
         // Before any answer leaves, here or by another shard: who reads the sale after a 200 finds it counted.
         self.publish();
         self.outside.mesh.dispatch();
-        self.outside.server.write_replies(now);
+        if !matches!(self.pause, Pause::Shared) {
+            self.outside.server.write_replies(now);
+        }
+        if is_paused {
+            self.give_way();
+        }
         if self.has_finished(now) {
             return Ok(true);
         }
         self.make_segments(now);
         self.note_ready();
-        self.patience_ms = if is_busy { 0 } else { self.time_to_next(now) };
+        self.patience_ms = match is_busy {
+            _ if is_paused => PAUSE_MS,
+            true => 0,
+            false => self.time_to_next(now),
+        };
         Ok(false)
     }
 
@@ -271,6 +220,7 @@ impl Pump {
         if now.monotonic_ms >= self.next_sweep_ms {
             self.next_sweep_ms = now.monotonic_ms + SWEEP_MS;
             self.outside.server.sweep(now);
+            self.take_orders();
             self.owes_pass = true;
         }
     }
@@ -386,7 +336,7 @@ impl Pump {
     fn start_flushes(&mut self, now: Moment) {
         let Logs { purchases, attempts, retention, .. } = &mut self.logs;
         purchases.start_flush();
-        let is_due = now.monotonic_ms >= self.attempts_due_ms || self.is_draining;
+        let is_due = now.monotonic_ms >= self.attempts_due_ms || self.is_draining || self.phase == Phase::Paused;
         if is_due || attempts.buffered() >= ATTEMPTS_FLUSH {
             attempts.start_flush();
         }
@@ -398,7 +348,8 @@ impl Pump {
     /// Keeps room ahead in both logs, as far as the budget and the disk allow: enough for a crowd that reserves a
     /// whole new stock at once, because making segments takes longer than that.
     fn make_segments(&mut self, now: Moment) {
-        if self.phase == Phase::Stopping {
+        // While another process reads the logs, they stay as they are; but one that takes over needs its own first.
+        if self.phase == Phase::Stopping || self.phase == Phase::Paused && self.is_ready {
             return;
         }
         let (durable_sale, reserve) = (self.durable_sale, self.reserve());
@@ -495,10 +446,51 @@ impl Pump {
             self.has_drained = true;
             self.outside.tell(Notice::Drained(self.outside.id));
         }
-        // What finds no room is not waited for: space may never come, and nobody has been told of it.
-        let is_recorded = self.logs.attempts.is_flushed() || self.logs.attempts.room() == 0;
-        let is_flushed = self.logs.purchases.is_flushed() || self.logs.purchases.room() == 0;
-        phase == Phase::Stopping && is_flushed && is_recorded && !self.logs.are_busy()
+        phase == Phase::Stopping && self.is_at_rest()
+    }
+
+    /// Whether nothing is left to be written. What finds no room is not waited for: space may never come, and nobody
+    /// has been told of it.
+    fn is_at_rest(&self) -> bool {
+        let Logs { purchases, attempts, .. } = &self.logs;
+        let is_written = |log: &PurchaseLog| log.is_flushed() || log.room() == 0;
+        is_written(purchases) && is_written(attempts) && !self.logs.are_busy()
+    }
+
+    // --- an upgrade ---
+
+    fn take_orders(&mut self) {
+        for order in self.outside.orders.try_iter() {
+            match order {
+                Order::Keep(old) => self.logs.retention.keep(old),
+                Order::HandOver(line) if matches!(self.pause, Pause::Still) => self.pause = Pause::Asked(line),
+                // The upgrade has been called off.
+                Order::HandOver(_) => {}
+            }
+        }
+    }
+
+    /// Goes one step on towards another process, once this one has nothing left to do for that step.
+    fn give_way(&mut self) {
+        let id = self.outside.id;
+        if matches!(self.pause, Pause::No) && self.outside.server.is_still() {
+            self.pause = Pause::Still;
+            self.outside.tell(Notice::Still(id));
+        }
+        self.take_orders();
+        if let Pause::Asked(line) = &self.pause
+            && self.is_at_rest()
+        {
+            let handed_over = self.outside.hand_over(line, self.logs.written());
+            self.outside.tell(Notice::HandedOver(id, handed_over.map_err(|error| error.to_string())));
+            self.pause = Pause::Shared;
+        }
+    }
+
+    fn end_pause(&mut self) {
+        if !matches!(std::mem::replace(&mut self.pause, Pause::No), Pause::No) {
+            self.take_orders();
+        }
     }
 
     // --- wait ---
@@ -507,11 +499,12 @@ impl Pump {
     async fn wait(&mut self) -> Result<(), Fatal> {
         let mut timeout_ms = self.patience_ms;
         if timeout_ms > 0 {
-            let Outside { id, mesh, status, .. } = &self.outside;
+            let Outside { id, mesh, status, orders, .. } = &self.outside;
             mesh.doorbell().fall_asleep();
             // Whoever rings from now on wakes this shard; who rang before left something to see.
             let persisted = status.shards[usize::from(id.0)].persisted.load(Ordering::Acquire);
-            if mesh.has_mail() || status.phase() != self.phase || persisted > self.persisted {
+            let is_told = self.phase == Phase::Paused && !orders.is_empty();
+            if mesh.has_mail() || status.phase() != self.phase || persisted > self.persisted || is_told {
                 timeout_ms = 0;
             }
         }

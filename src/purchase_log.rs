@@ -6,6 +6,7 @@
 use crate::block::{BLOCK_BYTES, BLOCK_RECORDS, Chain, StreamId};
 use crate::record::{RECORD_BYTES, Record};
 use crate::segment::{SegmentFile, SegmentName};
+use crate::stream::{End, Ending};
 use crate::types::Seq;
 use std::collections::VecDeque;
 use std::fs;
@@ -68,6 +69,8 @@ pub struct PurchaseLog {
     wants_chunks: bool,
     /// With its blocks.
     making: Option<(u32, Work<Segment>)>,
+    /// The first segment is on the disk already.
+    is_first_made: bool,
 }
 
 impl PurchaseLog {
@@ -89,7 +92,13 @@ impl PurchaseLog {
             flushing: None,
             wants_chunks: false,
             making: None,
+            is_first_made: false,
         }
+    }
+
+    /// Somebody has made [`SegmentName::first`] already.
+    pub fn first_is_made(&mut self) {
+        self.is_first_made = true;
     }
 
     /// Adds a record to the end. It is not durable before `flushed` says so.
@@ -107,6 +116,21 @@ impl PurchaseLog {
     /// Everything up to here is durable.
     pub fn flushed(&self) -> Seq {
         self.flushed
+    }
+
+    /// The stream.
+    pub fn stream(&self) -> StreamId {
+        self.stream
+    }
+
+    /// Where it ends, when nothing is being flushed.
+    pub fn end(&self) -> End {
+        End {
+            ending: Ending::Clean,
+            blocks: self.chain.blocks(),
+            records: self.chain.records(),
+            checksum: self.chain.checksum(),
+        }
     }
 
     /// Records that no flush has taken yet.
@@ -189,11 +213,13 @@ impl PurchaseLog {
         assert!(self.making.is_none(), "segments are made one at a time");
         let name = SegmentName { stream: self.stream, first_block: self.next_segment, blocks };
         let (dir, direct) = (self.dir.clone(), self.direct);
+        let is_made =
+            std::mem::take(&mut self.is_first_made) && name == SegmentName::first(self.stream, self.segment_blocks);
         let making: Work<Segment> = Box::pin(async move {
             let path = name.path(&dir);
             let made = glommio::executor().spawn_blocking(move || {
                 doomed.iter().try_for_each(|path| remove(path))?;
-                name.make(&dir)
+                if is_made { Ok(()) } else { name.make(&dir) }
             });
             made.await?;
             let file = Rc::new(SegmentFile::open(&path, direct).await?);

@@ -2,6 +2,9 @@
 //!
 //! Every stream of earlier runs is read to its end by the table of `stream.rs`; purchases are replayed through
 //! the rules; streams without a seal get one. Nothing is changed before everything has been read and found good.
+//!
+//! A log that is still being written can be read ahead: what follows is read in a moment then, when its writer has
+//! stopped.
 
 use crate::block::{LogKind, StreamId};
 use crate::data_dir::Opened;
@@ -16,14 +19,17 @@ use crate::stream::{self, End, Ending, SegmentBytes};
 use crate::types::{Moment, SaleId, Seq};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, ErrorKind};
+
+/// How often reading ahead begins anew because retention has removed something meanwhile.
+const READ_AHEAD_TRIES: u32 = 20;
 
 /// What recovery brings back.
 pub struct Recovered {
     /// For each shard of the new run.
     pub inventories: Vec<Inventory>,
-    /// Segments of earlier runs, for retention to look after.
-    pub old: Vec<OldSegment>,
+    /// Streams of earlier runs, to be sealed.
+    pub streams: Streams,
     /// Streams of earlier runs, and how many records each has.
     pub earlier: Vec<(StreamId, Seq)>,
     /// What the sale that goes on had come to.
@@ -31,102 +37,237 @@ pub struct Recovered {
     /// Records replayed.
     pub records: u64,
     /// Streams that ended in a torn tail.
-    pub torn: u32,
+    pub torn: usize,
 }
 
-/// Streams in the order of replay: by epoch, then by shard.
-type Streams = BTreeMap<(LogKind, u32, u16), Vec<SegmentName>>;
+/// A stream's log, epoch and shard: in the order of replay.
+type Key = (LogKind, u32, u16);
 
-/// Reads, replays and seals the logs in `data`.
-///
-/// # Errors
-/// [`Fatal::Damaged`] if something durable is missing, [`Fatal::DataDir`] if files cannot be read or sealed.
-pub fn recover(data: &Opened, partition: Partition, rules: &Rules, now: Moment) -> Result<Recovered, Fatal> {
-    let unreadable = |error: io::Error| Fatal::DataDir(format!("{}: {error}", data.logs.display()));
-    let streams = list(data).map_err(unreadable)?;
-    let mut replay = Replay::new(partition, now);
-    let (mut records, mut torn) = (0, 0);
-    let mut contradiction: Option<(SaleId, String)> = None;
-    let mut ends = Vec::new();
-    for (&(log, epoch, shard), names) in &streams {
-        let stream = StreamId { cluster: data.cluster, epoch, shard, log };
-        let end = match log {
-            LogKind::Purchases => {
-                let segments = load(data, names).map_err(unreadable)?;
-                let visit = |seq, record: &Record| {
-                    records += 1;
-                    // Ended sales may have lost their beginning to retention, so judgement waits for which sale goes on.
-                    if let Err(flaw) = replay.record(record)
-                        && contradiction.as_ref().is_none_or(|(sale, _)| *sale < record.sale)
-                    {
-                        let (log, sale) = (log.name(), record.sale.0);
-                        let place = format!("record {seq} of {log} of epoch {epoch}, shard {shard}, sale {sale}");
-                        contradiction = Some((record.sale, format!("{place}: {flaw}")));
-                    }
-                    Ok(())
-                };
-                stream::read(&stream, &segments, visit).map_err(damaged)?
+/// Where streams end, as far as their writers have said so.
+pub type Ends = BTreeMap<Key, End>;
+
+/// Every stream's segments, and where it ends.
+pub struct Streams(Vec<(Vec<SegmentName>, End)>);
+
+/// A recovery in progress.
+pub struct Recovery {
+    data: Opened,
+    replay: Replay,
+    ends: Ends,
+    records: u64,
+    contradiction: Option<(SaleId, String)>,
+    /// Beside a writer: this run may have made files of its own in advance.
+    is_ahead: bool,
+}
+
+impl Recovery {
+    /// A recovery of the logs in `data`, of which nothing is read.
+    pub fn new(data: Opened, partition: Partition, now: Moment) -> Self {
+        let replay = Replay::new(partition, now);
+        Recovery { data, replay, ends: Ends::new(), records: 0, contradiction: None, is_ahead: false }
+    }
+
+    /// Reads what is there while another process writes more.
+    ///
+    /// # Errors
+    /// As for [`Recovery::finish`].
+    pub fn read_ahead(&mut self) -> Result<(), Fatal> {
+        self.is_ahead = true;
+        for _ in 0..READ_AHEAD_TRIES {
+            let streams = self.list().map_err(|error| self.unreadable(error))?;
+            let mut purchases = streams.iter().filter(|((log, ..), _)| *log == LogKind::Purchases);
+            match purchases.try_for_each(|(key, names)| self.read(*key, names, None)) {
+                // Removed since it was listed: it was of an ended sale.
+                Err(Unread::Unreadable(error)) if error.kind() == ErrorKind::NotFound => {}
+                result => return result.map_err(|unread| self.fatal(unread)),
             }
-            // Nobody was promised anything about attempts, and there may be very many: only their end matters.
-            LogKind::Attempts => match end_of_attempts(data, &stream, names).map_err(unreadable)? {
-                Ok(end) => end,
-                Err(damage) => return Err(damaged(damage)),
-            },
-        };
-        torn += u32::from(end.ending == Ending::Torn);
-        ends.push((names, end));
-    }
-    let (inventories, found) = replay.finish(rules).map_err(Fatal::Damaged)?;
-    let goes_on = inventories.first().map(|inventory| inventory.terms.sale);
-    if let Some((_, text)) = contradiction.filter(|(sale, _)| Some(*sale) >= goes_on) {
-        return Err(Fatal::Damaged(text));
-    }
-    let mut old = Vec::new();
-    let mut earlier = Vec::new();
-    for (names, end) in ends {
-        earlier.push((names[0].stream, end.records));
-        let left = if end.ending == Ending::Sealed {
-            names.clone()
-        } else {
-            seal(&data.logs, names, &end).map_err(unreadable)?
-        };
-        // A segment with nothing but the seal is needed as long as what it seals.
-        let mut newest_sale = SaleId(0);
-        for name in left {
-            let bytes = fs::metadata(name.path(&data.logs)).map_err(unreadable)?.len();
-            let (sale, last) = name.newest(&data.logs).map_err(unreadable)?;
-            newest_sale = sale.unwrap_or(newest_sale);
-            old.push(OldSegment { name, bytes, newest_sale, last });
         }
+        Err(Fatal::DataDir("its files come and go too fast to be read".into()))
     }
-    old.sort_by_key(|segment| (segment.name.stream.epoch, segment.name.first_block));
-    Ok(Recovered { inventories, old, earlier, found, records, torn })
-}
 
-fn damaged(damage: stream::Damage) -> Fatal {
-    Fatal::Damaged(damage.to_string())
-}
+    /// Reads the rest, and brings the sale back. What a writer has `told` of its streams must be there, and is all there is.
+    ///
+    /// # Errors
+    /// [`Fatal::Damaged`] if something durable is missing, [`Fatal::DataDir`] if files cannot be read.
+    pub fn finish(mut self, rules: &Rules, told: &Ends) -> Result<Recovered, Fatal> {
+        remove_unfinished(&self.data).map_err(|error| self.unreadable(error))?;
+        let streams = self.list().map_err(|error| self.unreadable(error))?;
+        for (key, names) in &streams {
+            self.read(*key, names, told.get(key)).map_err(|unread| self.fatal(unread))?;
+        }
+        if let Some((key, end)) = told.iter().find(|(key, end)| end.blocks > 0 && self.ends.get(key) != Some(end)) {
+            let (log, epoch, shard) = (key.0.name(), key.1, key.2);
+            let (told, found) = (end.records, self.ends.get(key).map_or(0, |end| end.records));
+            return Err(Fatal::Damaged(format!(
+                "of {log} of epoch {epoch}, shard {shard}, {told} records were written, and {found} are there as written"
+            )));
+        }
+        let (inventories, found) = self.replay.finish(rules).map_err(Fatal::Damaged)?;
+        let goes_on = inventories.first().map(|inventory| inventory.terms.sale);
+        if let Some((_, text)) = self.contradiction.filter(|(sale, _)| Some(*sale) >= goes_on) {
+            return Err(Fatal::Damaged(text));
+        }
+        let streams: Vec<_> = streams.into_iter().map(|(key, names)| (names, self.ends[&key])).collect();
+        let earlier = streams.iter().map(|(names, end)| (names[0].stream, end.records)).collect();
+        let torn = streams.iter().filter(|(_, end)| end.ending == Ending::Torn).count();
+        Ok(Recovered { inventories, streams: Streams(streams), earlier, found, records: self.records, torn })
+    }
 
-fn list(data: &Opened) -> io::Result<Streams> {
-    let mut streams = Streams::new();
-    for entry in fs::read_dir(&data.logs)? {
-        let entry = entry?;
-        let file_name = entry.file_name();
-        let file_name = file_name.to_string_lossy();
-        if file_name.ends_with(".new") {
-            fs::remove_file(entry.path())?;
-        } else if let Some(name) = SegmentName::parse(&file_name, data.cluster) {
-            if name.stream.epoch >= data.epoch {
+    fn list(&self) -> io::Result<BTreeMap<Key, Vec<SegmentName>>> {
+        let mut streams: BTreeMap<Key, Vec<SegmentName>> = BTreeMap::new();
+        for entry in fs::read_dir(&self.data.logs)? {
+            let file_name = entry?.file_name();
+            let file_name = file_name.to_string_lossy();
+            let Some(name) = SegmentName::parse(&file_name, self.data.cluster) else { continue };
+            let StreamId { log, epoch, shard, .. } = name.stream;
+            if epoch == self.data.epoch && self.is_ahead {
+                continue;
+            }
+            if epoch >= self.data.epoch {
                 return Err(io::Error::other(format!(
                     "control.json is older than {file_name}; restore its latest version"
                 )));
             }
-            let StreamId { log, epoch, shard, .. } = name.stream;
             streams.entry((log, epoch, shard)).or_default().push(name);
         }
+        streams.values_mut().for_each(|names| names.sort_by_key(|name| name.first_block));
+        Ok(streams)
     }
-    streams.values_mut().for_each(|names| names.sort_by_key(|name| name.first_block));
-    Ok(streams)
+
+    /// Reads what is not read yet of a stream, up to where its writer has `told` that it ends, if it has.
+    fn read(&mut self, key: Key, names: &[SegmentName], told: Option<&End>) -> Result<(), Unread> {
+        let known = self.ends.get(&key).copied();
+        if known.is_some_and(|end| end.ending == Ending::Sealed) {
+            return Ok(());
+        }
+        let (log, epoch, shard) = key;
+        let stream = StreamId { cluster: self.data.cluster, epoch, shard, log };
+        match (log, told) {
+            // What is made and not yet written need not be read: segment by segment, up to the end.
+            (LogKind::Purchases, Some(told)) => {
+                for read in 1..=names.len() {
+                    self.read_purchases(&stream, &names[..read])?;
+                    if self.ends[&key].blocks >= told.blocks {
+                        break;
+                    }
+                }
+            }
+            (LogKind::Purchases, None) => self.read_purchases(&stream, names)?,
+            // Nobody was promised anything about attempts, and there may be very many: only their end matters.
+            (LogKind::Attempts, Some(told)) => drop(self.ends.insert(key, *told)),
+            (LogKind::Attempts, None) => {
+                let end = end_of_attempts(&self.data, &stream, names)?;
+                self.ends.insert(key, end);
+            }
+        }
+        Ok(())
+    }
+
+    fn read_purchases(&mut self, stream: &StreamId, names: &[SegmentName]) -> Result<(), Unread> {
+        let key = (stream.log, stream.epoch, stream.shard);
+        let known = self.ends.get(&key);
+        // From the last block known, so that what follows can be seen to follow it.
+        let last_block = known.map_or(0, |end| end.blocks.saturating_sub(1));
+        let is_read = |name: &&SegmentName| name.first_block + u64::from(name.blocks) <= last_block;
+        let before = known.map_or(0, |end| end.records);
+        let unread = &names[names.iter().take_while(is_read).count()..];
+        if unread.is_empty() {
+            return Ok(());
+        }
+        let segments = load(&self.data, unread)?;
+        let end = stream::read(stream, &segments, |seq, record| {
+            if seq > before {
+                self.replay(stream, seq, record);
+            }
+            Ok(())
+        })?;
+        self.ends.insert(key, end);
+        Ok(())
+    }
+
+    fn replay(&mut self, stream: &StreamId, seq: Seq, record: &Record) {
+        self.records += 1;
+        // Ended sales may have lost their beginning to retention, so judgement waits for which sale goes on.
+        if let Err(flaw) = self.replay.record(record)
+            && self.contradiction.as_ref().is_none_or(|(sale, _)| *sale < record.sale)
+        {
+            let (log, epoch, shard, sale) = (stream.log.name(), stream.epoch, stream.shard, record.sale.0);
+            let place = format!("record {seq} of {log} of epoch {epoch}, shard {shard}, sale {sale}");
+            self.contradiction = Some((record.sale, format!("{place}: {flaw}")));
+        }
+    }
+
+    fn fatal(&self, unread: Unread) -> Fatal {
+        match unread {
+            Unread::Damaged(damage) => Fatal::Damaged(damage.to_string()),
+            Unread::Unreadable(error) => self.unreadable(error),
+        }
+    }
+
+    fn unreadable(&self, error: io::Error) -> Fatal {
+        unreadable(&self.data, error)
+    }
+}
+
+impl Streams {
+    /// Seals every stream that has no seal yet. Returns the segments that are left, for retention to look after.
+    ///
+    /// # Errors
+    /// [`Fatal::DataDir`]: they cannot be written.
+    pub fn seal(self, data: &Opened) -> Result<Vec<OldSegment>, Fatal> {
+        let unreadable = |error| unreadable(data, error);
+        let mut old = Vec::new();
+        for (names, end) in self.0 {
+            let left = if end.ending == Ending::Sealed {
+                names
+            } else {
+                seal(&data.logs, &names, &end).map_err(unreadable)?
+            };
+            // A segment with nothing but the seal is needed as long as what it seals.
+            let mut newest_sale = SaleId(0);
+            for name in left {
+                let bytes = fs::metadata(name.path(&data.logs)).map_err(unreadable)?.len();
+                let (sale, last) = name.newest(&data.logs).map_err(unreadable)?;
+                newest_sale = sale.unwrap_or(newest_sale);
+                old.push(OldSegment { name, bytes, newest_sale, last });
+            }
+        }
+        old.sort_by_key(|segment| (segment.name.stream.epoch, segment.name.first_block));
+        Ok(old)
+    }
+}
+
+/// Why a stream could not be read.
+enum Unread {
+    Damaged(stream::Damage),
+    Unreadable(io::Error),
+}
+
+impl From<stream::Damage> for Unread {
+    fn from(damage: stream::Damage) -> Self {
+        Unread::Damaged(damage)
+    }
+}
+
+impl From<io::Error> for Unread {
+    fn from(error: io::Error) -> Self {
+        Unread::Unreadable(error)
+    }
+}
+
+fn unreadable(data: &Opened, error: io::Error) -> Fatal {
+    Fatal::DataDir(format!("{}: {error}", data.logs.display()))
+}
+
+/// Removes what the run before was making when it died.
+fn remove_unfinished(data: &Opened) -> io::Result<()> {
+    for entry in fs::read_dir(&data.logs)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "new") {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
 }
 
 fn load(data: &Opened, names: &[SegmentName]) -> io::Result<Vec<SegmentBytes>> {
@@ -134,12 +275,12 @@ fn load(data: &Opened, names: &[SegmentName]) -> io::Result<Vec<SegmentBytes>> {
 }
 
 /// Reads the last segments only: as many as it takes to find a good block in them.
-fn end_of_attempts(data: &Opened, stream: &StreamId, names: &[SegmentName]) -> io::Result<Result<End, stream::Damage>> {
+fn end_of_attempts(data: &Opened, stream: &StreamId, names: &[SegmentName]) -> Result<End, Unread> {
     for first in (0..names.len()).rev() {
         let segments = load(data, &names[first..])?;
         let end = stream::read(stream, &segments, |_, _| Ok(()));
         if first == 0 || matches!(&end, Ok(end) if end.blocks > names[first].first_block) {
-            return Ok(end);
+            return Ok(end?);
         }
     }
     unreachable!("a stream has a segment")

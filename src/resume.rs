@@ -1,15 +1,15 @@
 //! What a run goes on with: the log of its data directory or, if that is new, the sale that the database knows.
 
 use crate::block::{LogKind, StreamId};
-use crate::claim::Claim;
+use crate::claim::{Claim, conflict};
 use crate::config::Config;
-use crate::data_dir::{DataDir, Opened};
+use crate::data_dir::{ControlFile, DataDir, Opened};
 use crate::fatal::Fatal;
 use crate::host;
-use crate::ownership::{Owner, RecoverFrom, Run};
+use crate::ownership::{Owner, RecoverFrom, Run, judge_owner};
 use crate::partition::Partition;
-use crate::postgres::{Failure, event_loop};
-use crate::recovery::{Recovered, recover};
+use crate::postgres::{Database, Failure, event_loop};
+use crate::recovery::{Ends, Recovered, Recovery};
 use crate::takeover::{Attempt, Listener};
 use crate::types::Moment;
 use std::time::Duration;
@@ -25,6 +25,8 @@ const ATTEMPT_TIME: Duration = Duration::from_secs(10);
 pub struct Resumed {
     /// Its data directory.
     pub data: Opened,
+    /// What is written there beside the log.
+    pub control: ControlFile,
     /// Where the sale stands.
     pub recovered: Recovered,
     /// What it persists to.
@@ -114,29 +116,91 @@ async fn fill(
 
 /// Recovers from the log, and asks the database whether it agrees, if it answers.
 async fn go_on(config: &Config, dir: &DataDir, partition: Partition, now: Moment) -> Result<Resumed, Fatal> {
-    let sale_period_s = config.rules.period_s;
-    let (data, control) = dir.open(sale_period_s)?;
-    let recovered = recover(&data, partition, &config.rules, now)?;
-    let Some(url) = config.database.clone() else { return Ok(Resumed { data, recovered, claim: None }) };
-    let run = Run { epoch: data.epoch, id: host::new_id()? };
-    let kinds = [LogKind::Purchases, LogKind::Attempts];
+    let (data, control) = dir.open(config.rules.period_s)?;
+    let recovered = Recovery::new(data.clone(), partition, now).finish(&config.rules, &Ends::new())?;
+    let mut claim = claim(config, &data, control.clone(), &recovered, partition)?;
+    if let Some(claim) = &mut claim {
+        // The persistence thread does this again: here it is only to find out before anything is sold.
+        match tokio::time::timeout(CLAIM_TIME, claim.make()).await {
+            Ok(Err(Failure::Final(why))) => return Err(why),
+            Ok(Ok(_)) | Ok(Err(Failure::Passing(_))) | Err(_) => {}
+        }
+    }
+    Ok(Resumed { data, control, recovered, claim })
+}
+
+/// A run that is to go on in the place of one that still sells.
+pub struct Ahead {
+    data: Opened,
+    control: ControlFile,
+    recovery: Recovery,
+    partition: Partition,
+}
+
+impl Ahead {
+    /// Reads what that run has written so far, and finds out what could keep this one, run `epoch`, from going on. It
+    /// changes nothing.
+    ///
+    /// # Errors
+    /// As for [`resume`].
+    pub fn read(config: &Config, epoch: u32, partition: Partition, now: Moment) -> Result<Ahead, Fatal> {
+        let (data, control) = DataDir::look_into(&config.data_dir, config.rules.period_s, epoch)?;
+        let mut recovery = Recovery::new(data.clone(), partition, now);
+        recovery.read_ahead()?;
+        if let Some(url) = &config.database {
+            let owner = Owner { cluster: data.cluster, run: Run { epoch, id: host::new_id()? } };
+            let judge = async {
+                let found = Database::connect(url).await?.found().await?.map(|found| found.owner);
+                judge_owner(owner, control.database(), found, config.recover_from).map_err(conflict)
+            };
+            // If it is away, selling goes on without, as it does with the run before.
+            if let Ok(Err(Failure::Final(why))) =
+                event_loop()?.block_on(async { tokio::time::timeout(CLAIM_TIME, judge).await })
+            {
+                return Err(why);
+            }
+        }
+        Ok(Ahead { data, control, recovery, partition })
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> &Opened {
+        &self.data
+    }
+
+    /// Reads the rest, when that run has stopped writing and told where its streams end.
+    ///
+    /// # Errors
+    /// [`Fatal::Damaged`], [`Fatal::DataDir`].
+    pub fn finish(self, config: &Config, told: &Ends) -> Result<Resumed, Fatal> {
+        let Ahead { data, control, recovery, partition } = self;
+        let recovered = recovery.finish(&config.rules, told)?;
+        let claim = claim(config, &data, control.clone(), &recovered, partition)?;
+        Ok(Resumed { data, control, recovered, claim })
+    }
+}
+
+/// What this run is to claim, if there is a database.
+fn claim(
+    config: &Config,
+    data: &Opened,
+    control: ControlFile,
+    recovered: &Recovered,
+    partition: Partition,
+) -> Result<Option<Claim>, Fatal> {
+    let Some(url) = config.database.clone() else { return Ok(None) };
     let (cluster, epoch) = (data.cluster, data.epoch);
+    let kinds = [LogKind::Purchases, LogKind::Attempts];
     let streams =
         (0..partition.shards()).flat_map(|shard| kinds.map(|log| (StreamId { cluster, epoch, shard, log }, None)));
     let earlier = recovered.earlier.iter().map(|(stream, end)| (*stream, Some(*end)));
-    let streams = earlier.chain(streams);
-    let mut claim = Claim {
+    Ok(Some(Claim {
         url,
-        owner: Owner { cluster, run },
-        sale_period_s,
+        owner: Owner { cluster, run: Run { epoch, id: host::new_id()? } },
+        sale_period_s: config.rules.period_s,
         recover_from: config.recover_from,
         control,
         logs: data.logs.clone(),
-        streams: streams.collect(),
-    };
-    // The persistence thread does this again: here it is only to find out before anything is sold.
-    match tokio::time::timeout(CLAIM_TIME, claim.make()).await {
-        Ok(Err(Failure::Final(why))) => Err(why),
-        Ok(Ok(_)) | Ok(Err(Failure::Passing(_))) | Err(_) => Ok(Resumed { data, recovered, claim: Some(claim) }),
-    }
+        streams: earlier.chain(streams).collect(),
+    }))
 }

@@ -40,20 +40,26 @@ pub struct Retention {
 }
 
 impl Retention {
-    /// `budget` bytes for one shard, and the segments of earlier runs that it looks after.
-    pub fn new(dir: &Path, budget: u64, old: Vec<OldSegment>, has_database: bool) -> Self {
-        let used = old.iter().map(|segment| segment.bytes).sum();
-        let attempts = old.iter().filter(|segment| segment.name.stream.log == LogKind::Attempts);
-        let used_by_attempts = attempts.map(|segment| segment.bytes).sum();
+    /// `budget` bytes for one shard, of which nothing is used.
+    pub fn new(dir: &Path, budget: u64, has_database: bool) -> Self {
         Retention {
             dir: dir.to_owned(),
             budget,
-            used,
-            used_by_attempts,
-            old,
+            used: 0,
+            used_by_attempts: 0,
+            old: Vec::new(),
             doomed: Vec::new(),
             shipped: has_database.then(BTreeMap::new),
         }
+    }
+
+    /// Looks after these segments of earlier runs, too; oldest first.
+    pub fn keep(&mut self, old: Vec<OldSegment>) {
+        self.used += old.iter().map(|segment| segment.bytes).sum::<u64>();
+        let attempts = old.iter().filter(|segment| segment.name.stream.log == LogKind::Attempts);
+        self.used_by_attempts += attempts.map(|segment| segment.bytes).sum::<u64>();
+        // What this run has finished meanwhile is younger.
+        self.old.splice(0..0, old);
     }
 
     /// The bytes that this shard's logs may use.
@@ -162,7 +168,9 @@ mod tests {
     }
 
     fn retention(blocks: u64, old: &[OldSegment]) -> Retention {
-        Retention::new(Path::new(""), blocks * 4096, old.to_vec(), false)
+        let mut retention = Retention::new(Path::new(""), blocks * 4096, false);
+        retention.keep(old.to_vec());
+        retention
     }
 
     #[test]
@@ -195,7 +203,8 @@ mod tests {
     #[test]
     fn what_the_database_lacks_is_kept() {
         let segment = old(LogKind::Purchases, 0, 8);
-        let mut kept = Retention::new(Path::new(""), 4096, vec![segment.clone()], true);
+        let mut kept = Retention::new(Path::new(""), 4096, true);
+        kept.keep(vec![segment.clone()]);
         assert_eq!(kept.allow(LogKind::Purchases, 4096, NOW, false), None);
         kept.shipped(segment.name.stream, segment.last);
         assert!(kept.allow(LogKind::Purchases, 4096, NOW, false).is_some());

@@ -34,6 +34,11 @@ pub struct SegmentName {
 }
 
 impl SegmentName {
+    /// The first one of a stream.
+    pub fn first(stream: StreamId, blocks: u32) -> SegmentName {
+        SegmentName { stream, first_block: 0, blocks }
+    }
+
     /// Where it is, under the directory of the logs.
     pub fn path(&self, dir: &Path) -> PathBuf {
         let StreamId { log, epoch, shard, .. } = self.stream;
@@ -178,6 +183,23 @@ pub fn seal(dir: &Path, names: &[SegmentName], end: &End) -> io::Result<Vec<Segm
     }
     sync_dir(dir)?;
     Ok(left)
+}
+
+/// Removes everything of one run of an installation that never told anybody anything.
+///
+/// # Errors
+/// Of the file system.
+pub fn remove_run(dir: &Path, cluster: Uuid, epoch: u32) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        // One that was being made, too.
+        let name = path.with_extension("log");
+        let name = name.file_name().and_then(|name| SegmentName::parse(name.to_str()?, cluster));
+        if name.is_some_and(|name| name.stream.epoch == epoch) {
+            fs::remove_file(path)?;
+        }
+    }
+    sync_dir(dir)
 }
 
 /// A segment being written.

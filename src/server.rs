@@ -1,10 +1,10 @@
-//! A shard's listener and its clients' sockets: one epoll set, read in batches.
+//! A shard's listeners and its clients' sockets: one epoll set, read in batches.
 //!
 //! Sockets are registered once, edge-triggered. One read per readable socket and turn, into a buffer that all
 //! share; a connection keeps bytes of its own only while a request is incomplete. One write per connection and
 //! turn. What a request means is the handler's business.
 
-use crate::connection::{Awaits, Connection, State, Step};
+use crate::connection::{Awaits, Connection, Midway, State, Step};
 use crate::http::{HEAD_BYTES_MAX, Head, Method};
 use crate::problem::Problem;
 use crate::response::{Responder, Style};
@@ -38,6 +38,7 @@ const SPARE_BUFFERS_MAX: usize = 1024;
 
 const LISTENER: u64 = u64::MAX;
 const DOORBELL: u64 = u64::MAX - 1;
+const EDGE: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::ET);
 
 /// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,15 +79,16 @@ impl Client {
     }
 }
 
-/// The listener and the sockets of one shard.
+/// The listeners and the sockets of one shard.
 pub struct Server {
     epoll: PollableFd<OwnedFd>,
     poll: PollState,
     /// How often `poll` has been asked since it was new: the executor keeps one waker for each time.
     polls: u32,
     events: Vec<epoll::Event>,
-    listener: Option<OwnedFd>,
-    /// The listener has somebody waiting, as far as is known.
+    /// One; more after an upgrade to fewer shards, because to close one would reset who waits in its queue.
+    listeners: Vec<OwnedFd>,
+    /// A listener has somebody waiting, as far as is known.
     is_listener_ready: bool,
     accepts_again_ms: u64,
     clients: Slab<Client>,
@@ -105,23 +107,20 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves what `listener` accepts, `clients_max` at once; `doorbell` wakes it too. Must be called on the
-    /// executor that will run it.
+    /// Serves `clients_max` clients at once; `doorbell` wakes it too. Must be called on the executor that will run it.
     ///
     /// # Errors
     /// No descriptor is left.
-    pub fn new(listener: OwnedFd, doorbell: impl AsFd, clients_max: usize) -> io::Result<Self> {
+    pub fn new(doorbell: impl AsFd, clients_max: usize) -> io::Result<Self> {
         let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        epoll::add(&set, &listener, epoll::EventData::new_u64(LISTENER), edge)?;
-        epoll::add(&set, doorbell, epoll::EventData::new_u64(DOORBELL), edge)?;
+        epoll::add(&set, doorbell, epoll::EventData::new_u64(DOORBELL), EDGE)?;
         Ok(Server {
             epoll: PollableFd::new(set).map_err(io::Error::from)?,
             poll: PollState::new(),
             polls: 0,
             events: Vec::with_capacity(EVENTS_MAX),
-            listener: Some(listener),
-            is_listener_ready: true,
+            listeners: Vec::new(),
+            is_listener_ready: false,
             accepts_again_ms: 0,
             clients: Slab::new(),
             clients_max,
@@ -134,6 +133,17 @@ impl Server {
             scratch: vec![0; READ_BYTES],
             is_draining: false,
         })
+    }
+
+    /// Accepts from `listener`, too.
+    ///
+    /// # Errors
+    /// No memory is left for the set.
+    pub fn listen(&mut self, listener: OwnedFd) -> io::Result<()> {
+        epoll::add(self.epoll.get_ref(), &listener, epoll::EventData::new_u64(LISTENER), EDGE)?;
+        self.listeners.push(listener);
+        self.is_listener_ready = true;
+        Ok(())
     }
 
     /// Open connections.
@@ -210,10 +220,16 @@ impl Server {
     }
 
     fn accept(&mut self, now: Moment) {
-        let Some(listener) = &self.listener else { return };
         if !self.is_listener_ready || now.monotonic_ms < self.accepts_again_ms {
             return;
         }
+        let listeners = std::mem::take(&mut self.listeners);
+        self.is_listener_ready = listeners.iter().fold(false, |more, listener| self.accept_from(listener, now) | more);
+        self.listeners = listeners;
+    }
+
+    /// Accepts who waits at `listener`, but not too many at once. Returns whether somebody may be left there.
+    fn accept_from(&mut self, listener: &OwnedFd, now: Moment) -> bool {
         for _ in 0..ACCEPTS_PER_TURN {
             match accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
                 Ok(socket) if self.clients.len() >= self.clients_max => {
@@ -224,38 +240,34 @@ impl Server {
                     let _ = shutdown(&socket, Shutdown::Write);
                     let _ = recv(&socket, &mut self.scratch[..], RecvFlags::empty());
                 }
-                Ok(socket) => {
-                    self.generation = self.generation.wrapping_add(1);
-                    let entry = self.clients.vacant_entry();
-                    let flags = epoll::EventFlags::IN
-                        | epoll::EventFlags::OUT
-                        | epoll::EventFlags::RDHUP
-                        | epoll::EventFlags::ET;
-                    let data = epoll::EventData::new_u64(entry.key() as u64);
-                    // Out of memory for the set: the client hears it by the closing of its connection.
-                    if epoll::add(self.epoll.get_ref(), &socket, data, flags).is_ok() {
-                        let connection = Connection::new(now.monotonic_ms);
-                        let generation = self.generation;
-                        entry.insert(Client { socket, generation, connection, is_ready: false, is_dirty: false });
-                    }
-                }
-                Err(Errno::AGAIN) => {
-                    self.is_listener_ready = false;
-                    return;
-                }
+                // Out of memory for the set: the client hears it by the closing of its connection.
+                Ok(socket) => drop(self.insert(socket, Connection::new(now.monotonic_ms))),
+                Err(Errno::AGAIN) => return false,
                 Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
                     self.accepts_again_ms = now.monotonic_ms + ACCEPT_REST_MS;
-                    return;
+                    return true;
                 }
                 // The client has gone, or the network says something about it: the next one may be fine.
                 Err(_) => {}
             }
         }
+        true
+    }
+
+    /// Takes a client in; returns its key.
+    fn insert(&mut self, socket: OwnedFd, connection: Connection) -> io::Result<usize> {
+        self.generation = self.generation.wrapping_add(1);
+        let entry = self.clients.vacant_entry();
+        let key = entry.key();
+        let flags = EDGE | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP;
+        epoll::add(self.epoll.get_ref(), &socket, epoll::EventData::new_u64(key as u64), flags)?;
+        entry.insert(Client { socket, generation: self.generation, connection, is_ready: false, is_dirty: false });
+        Ok(key)
     }
 
     /// When accepting goes on, if it rests or there is more to accept.
     pub fn accepts_again_ms(&self) -> Option<u64> {
-        (self.listener.is_some() && self.is_listener_ready).then_some(self.accepts_again_ms)
+        (!self.listeners.is_empty() && self.is_listener_ready).then_some(self.accepts_again_ms)
     }
 
     fn read(&mut self, key: usize, now: Moment, handler: &mut impl Handler) {
@@ -509,11 +521,41 @@ impl Server {
         while self.is_listener_ready && now.monotonic_ms >= self.accepts_again_ms {
             self.accept(now);
         }
-        self.listener = None;
+        self.listeners.clear();
         for (key, client) in &mut self.clients {
             client.connection.readable = true;
             client.queue(key, &mut self.ready);
         }
+    }
+
+    /// Whether nobody waits for a decision, and every answer is written as far as its client takes it.
+    pub fn is_still(&self) -> bool {
+        self.dirty.is_empty() && self.clients.iter().all(|(_, client)| client.connection.state != State::Deciding)
+    }
+
+    /// The listeners.
+    pub fn listeners(&self) -> &[OwnedFd] {
+        &self.listeners
+    }
+
+    /// The clients, none of which may wait for a decision, and what each is in the middle of.
+    pub fn clients(&self) -> impl Iterator<Item = (&OwnedFd, Option<Midway>)> {
+        self.clients.iter().map(|(_, client)| (&client.socket, client.connection.midway()))
+    }
+
+    /// Goes on with a client of another process.
+    ///
+    /// # Errors
+    /// No memory is left for the set.
+    pub fn adopt(&mut self, socket: OwnedFd, midway: Option<Midway>, now: Moment) -> io::Result<()> {
+        let connection = match midway {
+            None => Connection::new(now.monotonic_ms),
+            Some(midway) => Connection::resume(midway, now.monotonic_ms),
+        };
+        let key = self.insert(socket, connection)?;
+        self.clients[key].queue(key, &mut self.ready);
+        self.conclude(key, now);
+        Ok(())
     }
 
     /// Tickets of requests whose clients have gone, or were told to ask again, since the last call.

@@ -1,4 +1,4 @@
-//! What the service manager hears, if there is one: ready, stopping, alive (sd_notify(3); systemd's `Type=notify`).
+//! What the service manager hears, if there is one: ready, alive, giving way to another process, stopping (sd_notify(3); systemd's `Type=notify`).
 
 use crate::status::Status;
 use sd_notify::NotifyState;
@@ -27,6 +27,17 @@ impl ServiceManager {
     pub fn ready(&mut self) {
         tell(&[NotifyState::Ready, NotifyState::Status("selling")]);
         self.next_sign = self.period.map(|period| Instant::now() + period);
+    }
+
+    /// Says that another process may take the place of this one. Readiness, of either, ends that.
+    pub fn reloading(&self) {
+        let now = NotifyState::monotonic_usec_now().unwrap_or(NotifyState::MonotonicUsec(0));
+        tell(&[NotifyState::Reloading, now, NotifyState::Status("upgrading")]);
+    }
+
+    /// Says which process is the server from now on.
+    pub fn main_is(&self, pid: u32) {
+        tell(&[NotifyState::MainPid(pid)]);
     }
 
     /// Says that the process ends.

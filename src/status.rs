@@ -12,6 +12,8 @@ pub enum Phase {
     Recovering,
     /// Selling.
     Serving,
+    /// One process goes on in the place of another: neither reads anything, what is in flight is finished.
+    Paused,
     /// Told to stop: still selling, but not ready any more, until whoever sends clients here has noticed.
     Leaving,
     /// No new connections, what is in flight is finished.
@@ -91,11 +93,11 @@ pub struct Status {
 }
 
 impl Status {
-    /// For `shards` shards, recovering; with or without a database.
-    pub fn new(shards: u16, has_database: bool) -> Self {
+    /// For `shards` shards; with or without a database.
+    pub fn new(phase: Phase, shards: u16, has_database: bool) -> Self {
         let shards = (0..shards).map(|_| ShardStatus::default()).collect();
         Status {
-            phase: AtomicU8::new(Phase::Recovering as u8),
+            phase: AtomicU8::new(phase as u8),
             newest_sale: AtomicU32::new(0),
             shards,
             has_database,
@@ -107,7 +109,8 @@ impl Status {
 
     /// What the process is doing.
     pub fn phase(&self) -> Phase {
-        let phases = [Phase::Recovering, Phase::Serving, Phase::Leaving, Phase::Draining, Phase::Stopping];
+        use Phase::{Draining, Leaving, Paused, Recovering, Serving, Stopping};
+        let phases = [Recovering, Serving, Paused, Leaving, Draining, Stopping];
         phases[usize::from(self.phase.load(Ordering::Acquire))]
     }
 
@@ -168,7 +171,7 @@ mod tests {
 
     #[test]
     fn only_shards_in_the_sale_count() {
-        let status = Status::new(2, false);
+        let status = Status::new(Phase::Serving, 2, false);
         let counts = Counts { claiming: 1, held: 2, committing: 3, sold: 4 };
         status.shards[0].publish_sales(SaleId(70_000), counts);
         status.shards[1].publish_sales(SaleId(69_999), counts);

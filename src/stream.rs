@@ -15,6 +15,7 @@
 
 use crate::block::{self, BLOCK_BYTES, Header, StreamId};
 use crate::record::{NoRecord, Record};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// One segment file of a stream, in memory.
@@ -30,7 +31,7 @@ pub struct SegmentBytes {
 }
 
 /// How a stream ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ending {
     /// With a seal: recovered from before.
     Sealed,
@@ -41,7 +42,7 @@ pub enum Ending {
 }
 
 /// Where a stream ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
     /// How.
     pub ending: Ending,

@@ -9,7 +9,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use measured::briefly;
 use stampede::data_dir::Opened;
 use stampede::partition::Partition;
-use stampede::recovery::recover;
+use stampede::recovery::{Ends, Recovery};
 use stampede::replay::Replay;
 use stampede::stream;
 
@@ -46,9 +46,10 @@ fn recovery(criterion: &mut Criterion) {
             // The first time it also seals the log; that is in the warm-up.
             let opened = Opened { logs, cluster: STREAM.cluster, epoch: STREAM.epoch + 1, direct_io: true };
             bencher.iter(|| {
-                let recovered = recover(&opened, partition, &rules(items), NOW);
+                let recovered = Recovery::new(opened.clone(), partition, NOW).finish(&rules(items), &Ends::new());
                 let recovered = recovered.unwrap_or_else(|reason| panic!("{reason}"));
                 assert_eq!(recovered.found.sold, items);
+                recovered.streams.seal(&opened).unwrap_or_else(|reason| panic!("{reason}"));
             });
         });
     }

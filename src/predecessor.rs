@@ -1,0 +1,134 @@
+//! The process whose place this one takes in an upgrade, if there is one: what it offers, and what it hands over.
+
+use crate::block::{FORMAT_VERSION, LogKind};
+use crate::config::Config;
+use crate::connection::Midway;
+use crate::fatal::Fatal;
+use crate::handover::{FromNew, FromOld, Line, Offer, PROTOCOL, VARIABLE};
+use crate::stream::End;
+use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::stdio::{dup2_stdin, stdin};
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+/// The old process, as the new one sees it.
+pub struct Predecessor {
+    line: Line,
+    /// What there is to take over.
+    pub offer: Offer,
+}
+
+/// Everything that the old process had.
+pub struct Inheritance {
+    /// What holds the data directory.
+    pub lock: OwnedFd,
+    /// Where the streams end that it has written.
+    pub ends: BTreeMap<(LogKind, u32, u16), End>,
+    /// In the order in which they were opened.
+    pub listeners: Vec<OwnedFd>,
+    /// With the shards that had them, and what each is in the middle of.
+    pub clients: Vec<(u16, OwnedFd, Option<Midway>)>,
+}
+
+impl Predecessor {
+    /// The process that has started this one to take its place, if one has.
+    ///
+    /// # Errors
+    /// [`Fatal::Settings`]: it only looks so.
+    pub fn find() -> Result<Option<Predecessor>, Fatal> {
+        if std::env::var_os(VARIABLE).is_none() {
+            return Ok(None);
+        }
+        let stranger = |why: String| Fatal::Settings(format!("{VARIABLE} is for stampede itself ({why}); unset it"));
+        let line = (|| {
+            let line = Line::new(stdin().try_clone_to_owned()?)?;
+            dup2_stdin(open("/dev/null", OFlags::RDONLY, Mode::empty())?)?;
+            Ok(line)
+        })();
+        let line = line.map_err(|error: io::Error| stranger(error.to_string()))?;
+        match line.receive::<FromOld>() {
+            Ok(Some((FromOld::Offer(offer), _))) => Ok(Some(Predecessor { line, offer })),
+            Ok(None) => begin_anew(),
+            Ok(Some(_)) => Err(stranger("no offer came".into())),
+            Err(error) => Err(stranger(error.to_string())),
+        }
+    }
+
+    /// Whether this version, with these settings, can go on with what there is.
+    ///
+    /// # Errors
+    /// [`Fatal::Settings`]: it takes a restart.
+    pub fn check(&self, config: &Config) -> Result<(), Fatal> {
+        let Offer { protocol, version, log_format, listen, data_dir, .. } = &self.offer;
+        let refused = |why: String| Err(Fatal::Settings(format!("{why}; restart instead")));
+        if (*protocol, *log_format) != (PROTOCOL, FORMAT_VERSION) {
+            return refused(format!(
+                "the running version {version} hands over by protocol {protocol} with log format {log_format}, \
+                 and this one, {}, by protocol {PROTOCOL} with log format {FORMAT_VERSION}",
+                env!("CARGO_PKG_VERSION")
+            ));
+        }
+        if *listen != config.listen {
+            return refused(format!("--listen is {listen} in the running server and cannot change without a stop"));
+        }
+        if *data_dir != config.data_dir {
+            let shown = data_dir.display();
+            return refused(format!("--data-dir is {shown} in the running server and cannot change without a stop"));
+        }
+        Ok(())
+    }
+
+    /// Says that it can begin, and gets everything. If the old process ends before that, this one begins anew, as if it
+    /// had been started alone.
+    ///
+    /// # Errors
+    /// [`Fatal::Host`]: not everything can be taken over.
+    pub fn take_everything(&self) -> Result<Inheritance, Fatal> {
+        let failed = |error: io::Error| Fatal::Host(format!("the server before could not hand over: {error}"));
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        if self.line.send(&FromNew::Prepared { version }, &[]).is_err() {
+            begin_anew();
+        }
+        let (mut lock, mut ends, mut listeners, mut clients) = (None, BTreeMap::new(), Vec::new(), Vec::new());
+        loop {
+            let Some((message, descriptors)) = self.line.receive().map_err(failed)? else { begin_anew() };
+            match message {
+                FromOld::Lock => lock = descriptors.into_iter().next(),
+                FromOld::Listener { place } => listeners.extend(descriptors.into_iter().map(|fd| (place, fd))),
+                FromOld::Written { epoch, shard, purchases, attempts } => {
+                    ends.insert((LogKind::Purchases, epoch, shard), purchases);
+                    ends.insert((LogKind::Attempts, epoch, shard), attempts);
+                }
+                FromOld::Clients { shard, midway } => {
+                    clients.extend(descriptors.into_iter().zip(midway).map(|(fd, midway)| (shard, fd, midway)));
+                }
+                FromOld::Everything => break,
+                FromOld::Offer(_) | FromOld::Yours => return Err(failed(io::Error::other("it is confused"))),
+            }
+        }
+        let lock = lock.ok_or_else(|| failed(io::Error::other("it kept the data directory")))?;
+        listeners.sort_by_key(|(place, _)| *place);
+        let listeners = listeners.into_iter().map(|(_, listener)| listener).collect();
+        Ok(Inheritance { lock, ends, listeners, clients })
+    }
+
+    /// Says that this process could serve, and waits until it is the server: because the old one says so, or is gone.
+    /// One that wants to go on itself ends this one first.
+    pub fn wait_for_its_end(self) {
+        let _ = self.line.send(&FromNew::Ready, &[]);
+        let _ = self.line.receive::<FromOld>();
+    }
+}
+
+/// Starts this program again, as if nobody had been there before. It keeps its process id.
+fn begin_anew() -> ! {
+    tracing::warn!("the server before ended before it had handed everything over: starting without it");
+    let mut arguments = std::env::args_os();
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(arguments.next().unwrap_or_default()).args(arguments).env_remove(VARIABLE).stdin(Stdio::null());
+    let error = command.exec();
+    Fatal::Host(format!("starting without the server before: {error}")).exit()
+}

@@ -1,0 +1,379 @@
+//! The running process, seen from its main thread: it logs what shards report, gives way to another process when it is
+//! told to, and sees to an orderly end.
+
+use crate::block::FORMAT_VERSION;
+use crate::config::Config;
+use crate::data_dir::{ControlFile, DataDir, Opened};
+use crate::doorbell::Doorbell;
+use crate::fatal::Fatal;
+use crate::handover::{FromNew, Offer, PROTOCOL};
+use crate::lag::{Change, Lag};
+use crate::notice::{Notice, Order};
+use crate::persistence::{Persistence, Shipper};
+use crate::predecessor::Predecessor;
+use crate::recovery::Streams;
+use crate::segment::remove_run;
+use crate::service_manager::ServiceManager;
+use crate::shard::Ended;
+use crate::status::{Phase, Status};
+use crate::successor::{Stage, Successor};
+use crate::types::{SaleId, ShardId};
+use crate::waiting::Watermark;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use signal_hook::consts::SIGUSR2;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How often main looks how far Postgres is behind.
+const LOOK_TIME: Duration = Duration::from_millis(250);
+
+/// The data directory of the running process.
+pub struct Site {
+    /// Its lock.
+    pub dir: DataDir,
+    /// Where things are in it.
+    pub data: Opened,
+    /// What is written there beside the log.
+    pub control: ControlFile,
+}
+
+/// What is left to do once it is certain that no earlier run will go on.
+pub struct Unsettled {
+    /// Where the log is.
+    pub data: Opened,
+    /// To be sealed.
+    pub streams: Streams,
+    /// To be started, if there is a database.
+    pub shipper: Option<Shipper>,
+}
+
+/// See the top of this file.
+pub struct Supervisor {
+    /// When the process was started.
+    pub started: Instant,
+    /// The settings.
+    pub config: Arc<Config>,
+    /// What everyone publishes.
+    pub status: Arc<Status>,
+    /// Of each shard.
+    pub doorbells: Arc<[Doorbell]>,
+    /// From all threads.
+    pub noticed: Receiver<Notice>,
+    /// For one more thread.
+    pub notices: Sender<Notice>,
+    /// To each shard.
+    pub orders: Vec<Sender<Order>>,
+    /// The shards.
+    pub threads: Vec<thread::JoinHandle<()>>,
+    /// The way to Postgres, if there is one.
+    pub persistence: Option<Persistence>,
+    /// The service manager.
+    pub manager: ServiceManager,
+    /// The data directory.
+    pub site: Site,
+    /// Whose place this process takes, until it has.
+    pub predecessor: Option<(Predecessor, Unsettled)>,
+    /// What is to take the place of this process.
+    pub successor: Option<Successor>,
+}
+
+/// When selling ends, and when everything must.
+#[derive(Clone, Copy)]
+struct Stop {
+    drains: Instant,
+    ends: Instant,
+}
+
+impl Supervisor {
+    /// Watches over the shards until the process ends, because it was told to or because another one has its place.
+    ///
+    /// # Errors
+    /// What keeps it from becoming the server in the place of another.
+    pub fn run(mut self) -> Result<(), Fatal> {
+        let shards = self.threads.len();
+        let (mut ready, mut drained) = (0, 0);
+        let mut ended = BTreeMap::new();
+        let mut stop: Option<Stop> = None;
+        let mut lag = Lag::default();
+        loop {
+            let now = Instant::now();
+            if self.status.phase() == Phase::Leaving && stop.is_some_and(|stop| stop.drains <= now) {
+                tracing::info!("draining: no new connections, requests in flight finish");
+                self.enter(Phase::Draining);
+            }
+            let next_step = stop.map(|stop| if stop.drains > now { stop.drains } else { stop.ends });
+            let next_look = self.persistence.is_some().then(|| now + LOOK_TIME);
+            let next_sign = self.manager.give_sign_of_life(&self.status, now);
+            let upgrade_ends = self.successor.as_ref().map(Successor::deadline);
+            let next = [next_step, next_look, next_sign, upgrade_ends].into_iter().flatten().min();
+            let notice = match next {
+                None => self.noticed.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(end) => self.noticed.recv_deadline(end),
+            };
+            if self.persistence.is_some() {
+                self.look_at_postgres(&mut lag);
+            }
+            if upgrade_ends.is_some_and(|end| end <= Instant::now()) {
+                self.call_off("it took too long");
+            }
+            match notice {
+                Ok(Notice::Ready(_)) => {
+                    ready += 1;
+                    if ready == shards && stop.is_none() {
+                        self.serve()?;
+                    }
+                }
+                Ok(Notice::Ended(part)) => log_ended(&mut ended, part, shards),
+                Ok(Notice::LogFull(shard, is_full)) => log_room(shard, is_full),
+                Ok(Notice::AttemptsLost(shard, are_lost)) => log_attempts(shard, are_lost),
+                Ok(Notice::Signal(SIGUSR2)) => self.upgrade(),
+                Ok(Notice::Signal(_)) if self.predecessor.is_some() => {
+                    tracing::info!("told to stop: the server before goes on");
+                    return Ok(());
+                }
+                Ok(Notice::Signal(signal)) if stop.is_none() => stop = Some(self.leave(signal)),
+                Ok(Notice::Drained(_)) => {
+                    drained += 1;
+                    if drained == shards {
+                        break;
+                    }
+                }
+                Ok(Notice::Signal(signal)) => {
+                    tracing::warn!(signal, "told to stop again: not waiting for requests in flight");
+                    stop = Some(Stop { drains: Instant::now(), ends: Instant::now() });
+                    break;
+                }
+                Ok(Notice::Still(_) | Notice::HandedOver(..) | Notice::Successor(..)) if self.successor.is_none() => {}
+                Ok(Notice::Still(_)) => {
+                    let still = self.all_are_still();
+                    self.unless_failed(still);
+                }
+                Ok(Notice::HandedOver(_, handed_over)) => {
+                    let successor = self.successor.as_mut().expect("there is one");
+                    let passed = handed_over.and_then(|()| successor.shard_has_handed_over());
+                    self.unless_failed(passed);
+                }
+                Ok(Notice::Successor(pid, said)) => {
+                    if self.hear_successor(pid, said) {
+                        return Ok(());
+                    }
+                }
+                Err(_) if stop.is_none_or(|stop| Instant::now() < stop.ends) => {}
+                Err(_) => {
+                    tracing::warn!("some requests did not finish in time; --drain-timeout gives them more");
+                    break;
+                }
+            }
+        }
+        self.enter(Phase::Stopping);
+        for thread in self.threads {
+            // A panic has ended the process already.
+            let _ = thread.join();
+        }
+        if let Some(persistence) = self.persistence {
+            persistence.finish(stop.map_or_else(Instant::now, |stop| stop.ends));
+        }
+        Ok(())
+    }
+
+    /// Every shard can sell: this process becomes the server.
+    fn serve(&mut self) -> Result<(), Fatal> {
+        let unsettled = self.predecessor.take().map(|(predecessor, unsettled)| {
+            predecessor.wait_for_its_end();
+            unsettled
+        });
+        self.enter(Phase::Serving);
+        self.manager.ready();
+        tracing::info!(ms = self.started.elapsed().as_millis() as u64, "serving");
+        // Clients first: until this is done, it is as if this process had been started after a crash.
+        unsettled.map_or(Ok(()), |unsettled| self.settle(unsettled))
+    }
+
+    /// Ends what earlier runs have left open, now that none of them will go on.
+    ///
+    /// # Errors
+    /// [`Fatal::DataDir`]: it cannot be written. [`Fatal::Host`]: no thread can be had.
+    pub fn settle(&mut self, unsettled: Unsettled) -> Result<(), Fatal> {
+        let Unsettled { data, streams, shipper } = unsettled;
+        let shards = self.orders.len();
+        let mut old_of = vec![Vec::new(); shards];
+        // Whole streams, so that each loses only its beginning to retention.
+        let old = streams.seal(&data)?.into_iter();
+        old.for_each(|segment| old_of[usize::from(segment.name.stream.shard) % shards].push(segment));
+        for (orders, old) in self.orders.iter().zip(old_of) {
+            let _ = orders.send(Order::Keep(old));
+        }
+        self.persistence = shipper.map(Shipper::start).transpose()?;
+        Ok(())
+    }
+
+    fn leave(&mut self, signal: i32) -> Stop {
+        self.call_off("told to stop");
+        self.manager.stopping();
+        let is_selling = self.status.phase() == Phase::Serving;
+        let delay = if is_selling { self.config.drain_delay } else { Duration::ZERO };
+        // Before the line: whoever reads it finds it so.
+        self.enter(Phase::Leaving);
+        let seconds = delay.as_secs_f64();
+        tracing::info!(signal, seconds, "told to stop: not ready any more, selling until the drain begins");
+        let drains = Instant::now() + delay;
+        Stop { drains, ends: drains + self.config.drain_timeout }
+    }
+
+    /// Publishes how far Postgres is behind, and logs when that begins and ends.
+    fn look_at_postgres(&self, lag: &mut Lag) {
+        let (durable, persisted) = self.status.records();
+        let (behind, change) = lag.look(durable, persisted, self.started.elapsed());
+        self.status.behind_ms.store(behind.as_millis() as u64, Ordering::Relaxed);
+        let records = durable - persisted;
+        match change {
+            Some(Change::FellBehind) => tracing::warn!(records, "Postgres is behind: the log keeps what it misses"),
+            Some(Change::CaughtUp) => tracing::info!(records, "Postgres has caught up"),
+            None => {}
+        }
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.status.set_phase(phase);
+        self.ring();
+    }
+
+    /// Wakes every shard.
+    pub fn ring(&self) {
+        self.doorbells.iter().for_each(Doorbell::ring);
+    }
+
+    // --- an upgrade ---
+
+    /// Starts a new process, which prepares itself while this one goes on.
+    fn upgrade(&mut self) {
+        let is_connected = self.status.is_database_connected.load(Ordering::Relaxed);
+        let objection = match self.status.phase() {
+            _ if self.successor.is_some() => Some("one is under way"),
+            Phase::Serving if self.config.rules.purchase_ack == Watermark::Persisted && !is_connected => {
+                Some("buyers wait for the database, which is away")
+            }
+            Phase::Serving => None,
+            _ => Some("this process does not serve"),
+        };
+        if let Some(why) = objection {
+            return tracing::warn!(why, "no upgrade now");
+        }
+        let offer = self.site.control.raise_epoch().map(|epoch| Offer {
+            protocol: PROTOCOL,
+            version: env!("CARGO_PKG_VERSION").into(),
+            log_format: FORMAT_VERSION,
+            listen: self.config.listen,
+            data_dir: self.config.data_dir.clone(),
+            epoch,
+        });
+        match offer.and_then(|offer| Successor::start(offer, self.notices.clone())) {
+            Ok(successor) => {
+                tracing::info!(pid = successor.pid(), "upgrading: a new process prepares itself");
+                self.manager.reloading();
+                self.successor = Some(successor);
+            }
+            Err(error) => tracing::warn!(why = %error, "no upgrade now"),
+        }
+    }
+
+    /// Goes on with an upgrade. Returns whether it is done: this process must end.
+    fn hear_successor(&mut self, pid: u32, said: Option<FromNew>) -> bool {
+        let Some(successor) = self.successor.as_mut().filter(|successor| successor.pid() == pid) else { return false };
+        match (said, successor.stage()) {
+            (Some(FromNew::Prepared { version }), Stage::Preparing) => {
+                successor.pause(self.threads.len());
+                self.enter(Phase::Paused);
+                tracing::info!(version, "pausing: the new process is prepared, requests in flight finish");
+            }
+            (Some(FromNew::Ready), Stage::Passed) => {
+                // It is the server as soon as it is told, and this process must not be missed.
+                self.manager.main_is(pid);
+                match successor.let_go() {
+                    Ok(pause) => {
+                        let ms = pause.as_secs_f64() * 1000.0;
+                        tracing::info!(pid, ms, "handed over: the new process serves");
+                        return true;
+                    }
+                    Err(error) => {
+                        self.manager.main_is(std::process::id());
+                        self.call_off(&error.to_string());
+                    }
+                }
+            }
+            (None, _) => self.call_off("it has ended"),
+            (Some(_), _) => self.call_off("it is confused"),
+        }
+        false
+    }
+
+    /// One more shard has no requests in flight. After the last one, all hand over what they have.
+    fn all_are_still(&mut self) -> Result<(), String> {
+        let successor = self.successor.as_mut().expect("there is one");
+        let line = successor.shard_is_still(self.threads.len(), self.site.dir.lock_descriptor());
+        if let Some(line) = line.map_err(|error| error.to_string())? {
+            for orders in &self.orders {
+                let _ = orders.send(Order::HandOver(line.clone()));
+            }
+            self.ring();
+        }
+        Ok(())
+    }
+
+    fn unless_failed(&mut self, step: Result<(), String>) {
+        if let Err(why) = step {
+            self.call_off(&why);
+        }
+    }
+
+    /// Goes on as if nothing had happened, if there is an upgrade under way.
+    fn call_off(&mut self, why: &str) {
+        let Some(successor) = self.successor.take() else { return };
+        let epoch = successor.epoch;
+        let ended = successor.call_off();
+        // Nobody has been told of anything in it.
+        if let Err(error) = remove_run(&self.site.data.logs, self.site.data.cluster, epoch) {
+            tracing::warn!(%error, epoch, "what the new process has begun to write cannot be removed");
+        }
+        if self.status.phase() == Phase::Paused {
+            self.enter(Phase::Serving);
+        }
+        self.manager.ready();
+        tracing::warn!(why, ended, "the upgrade is called off: this process goes on");
+    }
+}
+
+fn log_room(ShardId(shard): ShardId, is_full: bool) {
+    match is_full {
+        true => tracing::warn!(
+            shard,
+            "the log is full: no more items are reserved until there is space; raise --log-budget or free disk"
+        ),
+        false => tracing::info!(shard, "the log has space again"),
+    }
+}
+
+fn log_attempts(ShardId(shard): ShardId, are_lost: bool) {
+    match are_lost {
+        true => tracing::warn!(
+            shard,
+            "refused attempts are not recorded until there is space; raise --log-budget or free disk"
+        ),
+        false => tracing::info!(shard, "refused attempts are recorded again"),
+    }
+}
+
+/// Adds one shard's part of a sale that is over, and logs the sale when all parts are there.
+fn log_ended(sales: &mut BTreeMap<SaleId, (usize, u32, u32)>, part: Ended, shards: usize) {
+    let (parts, sold, items) = sales.entry(part.sale).or_default();
+    *parts += 1;
+    *sold += part.sold;
+    *items += part.items;
+    if *parts == shards {
+        tracing::info!(sale = part.sale.0, sold = *sold, items = *items, "sale over, the next one is open");
+        sales.remove(&part.sale);
+    }
+}
