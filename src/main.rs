@@ -13,7 +13,9 @@ fn main() {
     let sources = dotenv().map(|dotenv| Sources { flags, environment: &|name| std::env::var(name).ok(), dotenv });
     let config = sources.and_then(|sources| Config::new(&sources).map_err(|bad| Fatal::Settings(bad.to_string())));
     let config = config.unwrap_or_else(|reason| {
-        eprintln!("stampede: {reason}");
+        // In one piece: in an upgrade, two processes write to one place.
+        let line = format!("stampede: {reason}\n");
+        eprint!("{line}");
         std::process::exit(reason.exit_code());
     });
     if arguments.get_flag("check-config") {

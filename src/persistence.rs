@@ -298,8 +298,9 @@ impl Shipper {
             if !std::mem::replace(&mut is_proven, true) {
                 // Only now: a database that takes connections but no rows is away.
                 let records_behind = self.plan.status.records_behind();
-                tracing::info!(url = self.plan.claim.url.place(), records_behind, "the database is connected");
+                // Before the line: whoever reads it finds it so.
                 self.plan.status.is_database_connected.store(true, Ordering::Relaxed);
+                tracing::info!(url = self.plan.claim.url.place(), records_behind, "the database is connected");
                 (*is_away, *backoff) = (false, BACKOFF_MIN);
             }
             if is_due || lacks_catalogue.is_some() {

@@ -5,14 +5,16 @@ use crate::config::Config;
 use crate::connection::Midway;
 use crate::fatal::Fatal;
 use crate::handover::{FromNew, FromOld, Line, Offer, PROTOCOL, VARIABLE};
-use crate::stream::End;
+use crate::recovery::Ends;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, open};
+use rustix::process::{Pid, getppid};
 use rustix::stdio::{dup2_stdin, stdin};
-use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
 
 /// The old process, as the new one sees it.
 pub struct Predecessor {
@@ -26,7 +28,7 @@ pub struct Inheritance {
     /// What holds the data directory.
     pub lock: OwnedFd,
     /// Where the streams end that it has written.
-    pub ends: BTreeMap<(LogKind, u32, u16), End>,
+    pub ends: Ends,
     /// In the order in which they were opened.
     pub listeners: Vec<OwnedFd>,
     /// With the shards that had them, and what each is in the middle of.
@@ -92,7 +94,7 @@ impl Predecessor {
         if self.line.send(&FromNew::Prepared { version }, &[]).is_err() {
             begin_anew();
         }
-        let (mut lock, mut ends, mut listeners, mut clients) = (None, BTreeMap::new(), Vec::new(), Vec::new());
+        let (mut lock, mut ends, mut listeners, mut clients) = (None, Ends::new(), Vec::new(), Vec::new());
         loop {
             let Some((message, descriptors)) = self.line.receive().map_err(failed)? else { begin_anew() };
             match message {
@@ -126,6 +128,11 @@ impl Predecessor {
 /// Starts this program again, as if nobody had been there before. It keeps its process id.
 fn begin_anew() -> ! {
     tracing::warn!("the server before ended before it had handed everything over: starting without it");
+    // A process that dies is the parent of its children until it has closed everything: its sockets and its lock.
+    let old = std::env::var(VARIABLE).ok().and_then(|pid| pid.parse().ok());
+    while getppid().map(Pid::as_raw_nonzero) == old {
+        sleep(Duration::from_millis(1));
+    }
     let mut arguments = std::env::args_os();
     let mut command = Command::new("/proc/self/exe");
     command.arg0(arguments.next().unwrap_or_default()).args(arguments).env_remove(VARIABLE).stdin(Stdio::null());

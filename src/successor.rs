@@ -85,14 +85,13 @@ impl Successor {
             paused: None,
             epoch: offer.epoch,
         };
-        let listening = thread::Builder::new().name("successor".into()).spawn(listen);
-        match listening.map(drop).and_then(|()| successor.line.send(&FromOld::Offer(offer), &[])) {
-            Ok(()) => Ok(successor),
-            Err(error) => {
-                successor.call_off();
-                Err(error)
-            }
+        if let Err(error) = thread::Builder::new().name("successor".into()).spawn(listen) {
+            successor.call_off();
+            return Err(error);
         }
+        // If it is gone already, that is heard like everything that it says.
+        let _ = successor.line.send(&FromOld::Offer(offer), &[]);
+        Ok(successor)
     }
 
     /// Its process id.

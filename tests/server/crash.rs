@@ -1,7 +1,7 @@
 //! kill -9 and power cuts, again and again.
 
 use crate::harness::{Client, LONG_SALE, Server, how_many};
-use crate::load::{Promise, Promises, buy, check_books, crowd};
+use crate::load::{Promise, Promises, buy, check_books, check_survivors, crowd};
 use crate::power::Disk;
 use std::path::Path;
 use std::time::Duration;
@@ -72,23 +72,5 @@ fn shop_until_it_dies(address: std::net::SocketAddr, round: u32, number: u32, it
         } else if buy(&mut client, user, item, promises).is_err() {
             return;
         }
-    }
-}
-
-/// Every purchase acknowledged in the last round, and every 50th of those before, is there; every hold can still be
-/// bought, nothing can be bought twice. Promises before `last` are of earlier rounds.
-fn check_survivors(server: &Server, all: &mut [Promise], last: usize, round: u32) {
-    let mut client = server.connect();
-    for (index, promise) in all.iter_mut().enumerate() {
-        if index < last && index % 50 != round as usize % 50 {
-            continue;
-        }
-        let outcome = client.purchase(&promise.code).outcome();
-        match (promise.bought, promise.unknown, outcome.as_str()) {
-            (true, _, "code-used") => {}
-            (false, true, "code-used" | "200") | (false, false, "200") => promise.bought = true,
-            _ => panic!("round {round}: {promise:?} now answers {outcome}"),
-        }
-        assert_eq!(client.checkout(1, promise.item).problem(), "item-sold", "{promise:?}");
     }
 }

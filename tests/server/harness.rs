@@ -1,12 +1,14 @@
 //! Starts servers, speaks HTTP to them, ends them.
 
 use crate::history::History;
+use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, waitpid};
 use std::cell::RefCell;
 use std::fmt;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -19,7 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A running server.
 pub struct Server {
-    child: Child,
+    /// Which process is the server: after an upgrade, another one than was started.
+    pid: Pid,
+    has_ended: bool,
     data_dir: PathBuf,
     database_url: Option<String>,
     history: Arc<History>,
@@ -60,12 +64,15 @@ impl Server {
         let data_dir = PathBuf::from(value("--data-dir").expect("every command says where"));
         let database_url = value("--database-url").map(|url| url.to_str().expect("text").to_owned());
         let history = History::of(&data_dir);
+        // What a process that ends leaves behind is this one's child then.
+        set_child_subreaper(Some(getpid())).expect("it can be had");
         let mut child = command.spawn().expect("the binary starts");
         let stderr = BufReader::new(child.stderr.take().expect("it is piped"));
         let (sender, lines) = channel();
         std::thread::spawn(move || stderr.lines().map_while(Result::ok).all(|line| sender.send(line).is_ok()));
         let mut server = Server {
-            child,
+            pid: Pid::from_child(&child),
+            has_ended: false,
             data_dir,
             database_url,
             history,
@@ -82,18 +89,42 @@ impl Server {
 
     /// Waits for a log line with this message, past or to come, and returns its fields. Each line is found once.
     pub fn wait_for_line(&self, message: &str) -> serde_json::Value {
+        self.wait_for_one_of(&[message])
+    }
+
+    /// Waits for a log line with one of these messages.
+    pub fn wait_for_one_of(&self, messages: &[&str]) -> serde_json::Value {
         let end = Instant::now() + PATIENCE;
         let mut seen = self.seen.borrow_mut();
-        let is_it =
-            |fields: &serde_json::Value| fields["message"].as_str().is_some_and(|text| text.starts_with(message));
+        let is_one = |fields: &serde_json::Value| {
+            fields["message"].as_str().is_some_and(|text| messages.iter().any(|message| text.starts_with(message)))
+        };
         loop {
-            if let Some(place) = seen.iter().position(is_it) {
+            if let Some(place) = seen.iter().position(is_one) {
                 return seen.remove(place);
             }
             let left = end.saturating_duration_since(Instant::now());
-            let Ok(line) = self.lines.recv_timeout(left) else { panic!("no line \"{message}\" in {seen:#?}") };
-            seen.push(serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}")));
+            let Ok(line) = self.lines.recv_timeout(left) else { panic!("none of {messages:?} in {seen:#?}") };
+            // Before the settings are known, nobody has said in which format lines shall be.
+            let is_early = line.starts_with("stampede: ");
+            let fields =
+                if is_early { Ok(serde_json::json!({ "message": line })) } else { serde_json::from_str(&line) };
+            seen.push(fields.unwrap_or_else(|error| panic!("{error}: {line}")));
         }
+    }
+
+    /// Has another process go on in its place, and waits until it serves.
+    pub fn upgrade(&mut self) {
+        self.signal(Signal::USR2);
+        self.wait_for_line("upgrading");
+        let pid = self.wait_for_line("handed over")["pid"].as_i64().expect("it says which");
+        self.wait_for_line("serving");
+        assert!(self.is_replaced_by(pid as i32).success());
+    }
+
+    /// The process has ended, or is about to, and another one goes on. Returns how it has ended.
+    pub fn is_replaced_by(&mut self, pid: i32) -> ExitStatus {
+        wait_for(std::mem::replace(&mut self.pid, Pid::from_raw(pid).expect("a number")))
     }
 
     /// How many lines with this message have come and have not been waited for.
@@ -108,13 +139,13 @@ impl Server {
         Client::connect(self.address).expect("the server accepts")
     }
 
-    pub fn signal(&self, signal: rustix::process::Signal) {
-        rustix::process::kill_process(self.pid(), signal).expect("the server can be signalled");
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid, signal).expect("the server can be signalled");
     }
 
     /// Ends it without any warning.
     pub fn kill(mut self) {
-        self.child.kill().expect("it can be killed");
+        self.signal(Signal::KILL);
         self.end();
     }
 
@@ -141,7 +172,7 @@ impl Server {
 
     /// Ends it as an operator would.
     pub fn terminate(mut self) -> ExitStatus {
-        self.signal(rustix::process::Signal::TERM);
+        self.signal(Signal::TERM);
         self.end()
     }
 
@@ -152,7 +183,8 @@ impl Server {
 
     /// When it has ended, its log must explain what its clients were told.
     fn end(&mut self) -> ExitStatus {
-        let status = self.child.wait().expect("it can be waited for");
+        let status = wait_for(self.pid);
+        self.has_ended = true;
         if !std::thread::panicking() {
             self.history.check(&self.data_dir);
             // It has waited until everything had arrived, or said that it did not.
@@ -166,8 +198,8 @@ impl Server {
         status
     }
 
-    pub fn pid(&self) -> rustix::process::Pid {
-        rustix::process::Pid::from_child(&self.child)
+    pub fn pid(&self) -> Pid {
+        self.pid
     }
 
     /// Resident memory in KiB.
@@ -176,7 +208,7 @@ impl Server {
     }
 
     fn proc_number(&self, file: &str, name: &str) -> u64 {
-        let text = std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).expect("it runs");
+        let text = std::fs::read_to_string(format!("/proc/{}/{file}", self.pid.as_raw_nonzero())).expect("it runs");
         let line = text.lines().find(|line| line.starts_with(name)).expect("the kernel says");
         line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
     }
@@ -184,11 +216,16 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
-            self.child.kill().expect("it can be killed");
+        if !self.has_ended {
+            self.signal(Signal::KILL);
             self.end();
         }
     }
+}
+
+fn wait_for(pid: Pid) -> ExitStatus {
+    let status = waitpid(Some(pid), WaitOptions::empty()).expect("it can be waited for");
+    ExitStatus::from_raw(status.expect("it has ended").1.as_raw())
 }
 
 /// A number from the environment: how much to try before a release, or the default.

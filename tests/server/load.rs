@@ -1,6 +1,6 @@
 //! A crowd of buyers, and what each was told.
 
-use crate::harness::Client;
+use crate::harness::{Client, Server};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Mutex;
@@ -78,4 +78,22 @@ pub fn check_books(promises: &[Promise], limit: usize) -> BTreeMap<u32, &Promise
     assert_eq!(codes.len(), promises.len(), "a code was given out twice");
     assert!(of_user.values().all(|&items| items <= limit), "somebody bought too much: {of_user:?}");
     bought
+}
+
+/// Every purchase acknowledged in the last round, and every 50th of those before, is there; every hold can still be
+/// bought, nothing can be bought twice. Promises before `last` are of earlier rounds.
+pub fn check_survivors(server: &Server, all: &mut [Promise], last: usize, round: u32) {
+    let mut client = server.connect();
+    for (index, promise) in all.iter_mut().enumerate() {
+        if index < last && index % 50 != round as usize % 50 {
+            continue;
+        }
+        let outcome = client.purchase(&promise.code).outcome();
+        match (promise.bought, promise.unknown, outcome.as_str()) {
+            (true, _, "code-used") => {}
+            (false, true, "code-used" | "200") | (false, false, "200") => promise.bought = true,
+            _ => panic!("round {round}: {promise:?} now answers {outcome}"),
+        }
+        assert_eq!(client.checkout(1, promise.item).problem(), "item-sold", "{promise:?}");
+    }
 }

@@ -26,4 +26,5 @@ mod sell_out;
 mod service;
 mod start_up;
 mod takeover;
+mod upgrade;
 mod write_faults;

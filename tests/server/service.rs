@@ -25,18 +25,30 @@ impl Manager {
 }
 
 #[test]
-fn a_service_manager_hears_that_it_is_ready_alive_and_at_its_end() {
+fn a_service_manager_hears_that_it_is_ready_alive_upgraded_and_at_its_end() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("notify");
     let manager = Manager(UnixDatagram::bind(&socket).unwrap());
     manager.0.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let mut command = stampede(dir.path(), &[&LONG_SALE[..], &["--shards", "2"]].concat());
-    let server = Server::run(command.env("NOTIFY_SOCKET", &socket).env("WATCHDOG_USEC", "3000000"));
+    let mut server = Server::run(command.env("NOTIFY_SOCKET", &socket).env("WATCHDOG_USEC", "3000000"));
     assert!(manager.hears().starts_with("READY=1\n"));
     assert_eq!(server.connect().request("GET /readyz").status, 200);
     let ready = Instant::now();
     assert_eq!([manager.hears(), manager.hears()], ["WATCHDOG=1\n", "WATCHDOG=1\n"]);
     assert!(ready.elapsed() > Duration::from_millis(2500), "one in half of the time that it would wait");
+    // It is told who is the server before the old process ends, and believes nobody else.
+    server.upgrade();
+    let said = loop {
+        let said = manager.hears();
+        if said != "WATCHDOG=1\n" {
+            break said;
+        }
+    };
+    assert!(said.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{said}");
+    assert_eq!(manager.hears(), format!("MAINPID={}\n", server.pid().as_raw_nonzero()));
+    assert!(manager.hears().starts_with("READY=1\n"));
+    assert_eq!(manager.hears(), "WATCHDOG=1\n");
     server.signal(Signal::TERM);
     assert!(manager.hears().starts_with("STOPPING=1\n"));
     assert!(server.end_by_itself().success());

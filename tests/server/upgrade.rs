@@ -1,0 +1,420 @@
+//! One process goes on in the place of another, under load, and nobody notices; whatever dies in between.
+
+use crate::cluster::Cluster;
+use crate::harness::{Client, LONG_SALE, Server, how_many, stampede, wait_until};
+use crate::load::{Promise, Promises, buy, check_books, check_survivors, crowd};
+use rustix::process::{Pid, Signal, kill_process};
+use stampede::handover::{FromNew, FromOld, Line, Offer, PROTOCOL};
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const BUYERS: u32 = 6;
+/// Enough for all that anybody can buy meanwhile.
+const STOCK: [&str; 6] = ["--items", "1000000", "--user-limit", "1000000", "--reservation-ttl", "1h"];
+
+/// What a crowd has met with while something happened to the server.
+struct Shopped {
+    promises: Vec<Promise>,
+    outcomes: BTreeSet<String>,
+    /// The longest that anybody has waited for an answer.
+    longest: Duration,
+    /// Buyers who have lost their connection.
+    lost: u32,
+}
+
+/// Has buyers shop, each on one connection from beginning to end, and newcomers look in, until `happens` is over. Every
+/// fourth hold is left for later.
+fn shop(address: SocketAddr, happens: impl FnOnce()) -> Shopped {
+    let (promises, outcomes) = (Promises::default(), Mutex::new(BTreeSet::new()));
+    let (longest, lost) = (Mutex::new(Duration::ZERO), Mutex::new(0));
+    let is_over = AtomicBool::new(false);
+    // Nobody asks for an item twice, in however many rounds.
+    static NEXT_ITEM: AtomicU32 = AtomicU32::new(0);
+    let timed = |work: &mut dyn FnMut() -> std::io::Result<String>| {
+        let began = Instant::now();
+        let outcome = work()?;
+        let mut longest = longest.lock().unwrap();
+        *longest = longest.max(began.elapsed());
+        outcomes.lock().unwrap().insert(outcome);
+        Ok::<(), std::io::Error>(())
+    };
+    let buyer = |number: u32| -> std::io::Result<()> {
+        let mut client = Client::connect(address)?;
+        while !is_over.load(Ordering::Relaxed) {
+            let item = NEXT_ITEM.fetch_add(1, Ordering::Relaxed);
+            if item.is_multiple_of(4) {
+                timed(&mut || {
+                    let reserved = client.try_checkout(number.into(), item)?;
+                    let promise = Promise {
+                        user: number.into(),
+                        item,
+                        code: reserved.body.clone(),
+                        bought: false,
+                        unknown: false,
+                    };
+                    promises.add(promise);
+                    Ok(reserved.outcome())
+                })?;
+            } else {
+                timed(&mut || buy(&mut client, number.into(), item, &promises))?;
+            }
+        }
+        Ok(())
+    };
+    let newcomer = || -> std::io::Result<()> {
+        while !is_over.load(Ordering::Relaxed) {
+            timed(&mut || Ok(Client::connect(address)?.try_request("GET /sale", "")?.outcome()))?;
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let everybody = || {
+            crowd(BUYERS + 2, |number| {
+                let shopped = if number < BUYERS { buyer(number) } else { newcomer() };
+                *lost.lock().unwrap() += u32::from(shopped.is_err());
+            });
+        };
+        let shopping = scope.spawn(everybody);
+        thread::sleep(Duration::from_millis(50));
+        happens();
+        thread::sleep(Duration::from_millis(50));
+        is_over.store(true, Ordering::Relaxed);
+        shopping.join().unwrap();
+    });
+    Shopped {
+        promises: promises.take(),
+        outcomes: outcomes.into_inner().unwrap(),
+        longest: longest.into_inner().unwrap(),
+        lost: lost.into_inner().unwrap(),
+    }
+}
+
+fn start(dir: &Path, arguments: &[&str]) -> Server {
+    Server::start(dir, &[&LONG_SALE[..], &STOCK, arguments].concat())
+}
+
+#[test]
+fn nobody_notices_upgrades() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = start(dir.path(), &["--shards", "2"]);
+    let mut idle = server.connect();
+    idle.reserve(77, 999_999);
+    let upgrades = how_many("STAMPEDE_UPGRADES", 20);
+    let address = server.address;
+    let mut shopped = shop(address, || (0..upgrades).for_each(|_| server.upgrade()));
+    assert_eq!((shopped.lost, shopped.outcomes), (0, BTreeSet::from(["200".to_owned()])));
+    assert!(shopped.promises.len() as u32 > 20 * upgrades, "{} purchases are too few", shopped.promises.len());
+    println!("the longest wait in {upgrades} upgrades: {:?}", shopped.longest);
+    check_survivors(&server, &mut shopped.promises, 0, 0);
+    check_books(&shopped.promises, usize::MAX);
+    // The same connection as before all of them.
+    assert_eq!(idle.checkout(78, 999_999).problem(), "item-reserved");
+    assert!(server.terminate().success());
+}
+
+#[test]
+fn nobody_notices_upgrades_with_postgres_awaited() {
+    let cluster = Cluster::start();
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = start(dir.path(), &["--ack", "postgres", "--database-url", &cluster.url()]);
+    let mut shopped = shop(server.address, || {
+        (0..how_many("STAMPEDE_UPGRADES", 20) / 4).for_each(|_| {
+            wait_until("the database is connected", || {
+                server.connect().request("GET /readyz").json()["postgres"]["connected"] == true
+            });
+            server.upgrade();
+        })
+    });
+    assert_eq!((shopped.lost, shopped.outcomes), (0, BTreeSet::from(["200".to_owned()])));
+    check_survivors(&server, &mut shopped.promises, 0, 0);
+    check_books(&shopped.promises, usize::MAX);
+    // The harness holds every row against the log then.
+    assert!(server.terminate().success());
+}
+
+/// Who is killed in which phase, and what is said then.
+const PHASES: [&str; 5] = ["starting", "prepared", "pausing", "taking over", "recovered"];
+
+#[test]
+fn whichever_process_is_killed_somebody_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    // One that begins anew listens there again.
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let start = || start(dir.path(), &["--shards", "2", "--listen", &address]);
+    let mut server = start();
+    let (mut all, mut random) = (Vec::new(), 1u64);
+    let mut goings_on = [0; 3];
+    for round in 0..how_many("STAMPEDE_UPGRADE_KILLS", 20) as usize {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let (phase, kills_new, delay) = (PHASES[round / 2 % PHASES.len()], round % 2 == 0, (random >> 33) % 3000);
+        let mut died = false;
+        let shopped = shop(server.address, || {
+            PHASES.iter().for_each(|phase| {
+                while server.times_said(phase) > 0 {
+                    server.wait_for_line(phase);
+                }
+            });
+            server.signal(Signal::USR2);
+            let new = server.wait_for_line("upgrading")["pid"].as_i64().unwrap() as i32;
+            server.wait_for_line(phase);
+            thread::sleep(Duration::from_micros(delay));
+            let victim = if kills_new { Pid::from_raw(new).unwrap() } else { server.pid() };
+            // It may have ended by itself by now, as the old process does.
+            let _ = kill_process(victim, Signal::KILL);
+            let goes_on = server.wait_for_one_of(&["the upgrade is called off", "handed over", "serving"]);
+            let way = match goes_on["message"].as_str().unwrap() {
+                text if text.starts_with("the upgrade") => 0,
+                text if text.starts_with("handed over") && kills_new => {
+                    // It was the server already: a crash like any other.
+                    server.is_replaced_by(new);
+                    died = true;
+                    1
+                }
+                text => {
+                    if !text.starts_with("serving") {
+                        server.wait_for_line("serving");
+                    }
+                    server.is_replaced_by(new);
+                    2
+                }
+            };
+            goings_on[way] += 1;
+        });
+        let only_good = BTreeSet::from(["200".to_owned()]);
+        assert!(shopped.outcomes.is_subset(&only_good), "{phase}: {:?}", shopped.outcomes);
+        assert!(
+            shopped.lost == 0 || died || !kills_new,
+            "{phase}: {} lost their connections to a process that lives",
+            shopped.lost
+        );
+        if died {
+            server.kill();
+            server = start();
+        }
+        let last = all.len();
+        all.extend(shopped.promises);
+        check_survivors(&server, &mut all, last, round as u32);
+    }
+    check_books(&all, usize::MAX);
+    println!("called off, died as the server, went on in the place of a killed one: {goings_on:?}");
+    assert!(goings_on[0] > 0 && goings_on[2] > 0, "{goings_on:?}");
+}
+
+/// Settings that are not flags are read anew.
+#[test]
+fn shards_and_limits_change_with_an_upgrade() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = |shards: u32| fs::write(dir.path().join(".env"), format!("SHARDS={shards}\nUSER_LIMIT={shards}\n"));
+    settings(2).unwrap();
+    let mut server = Server::start(dir.path(), &[&LONG_SALE[..], &["--reservation-ttl", "1h"]].concat());
+    let mut clients: Vec<_> = (0..12).map(|_| server.connect()).collect();
+    let mut item = 0;
+    let mut codes = Vec::new();
+    for shards in [3, 1, 2, 4, 2] {
+        settings(shards).unwrap();
+        for (user, client) in clients.iter_mut().enumerate() {
+            item += 1;
+            codes.push((user, client.checkout(user as i64, item)));
+        }
+        server.upgrade();
+        let health = clients[0].request("GET /health").json();
+        assert_eq!(health["shards"].as_array().unwrap().len(), shards as usize, "{health}");
+        // Every socket that was ever opened is listened to.
+        (0..20).for_each(|_| assert_eq!(server.connect().request("GET /livez").status, 200));
+    }
+    // The limit is that of the sale's beginning: two, whatever was set since.
+    for (place, (user, response)) in codes.into_iter().enumerate() {
+        if place < 2 * clients.len() {
+            assert_eq!(clients[user].purchase(&response.body).status, 200);
+        } else {
+            assert_eq!(response.problem(), "user-limit");
+        }
+    }
+    assert!(server.terminate().success());
+}
+
+#[test]
+fn what_cannot_take_over_leaves_the_server_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &LONG_SALE);
+    let mut client = server.connect();
+    let code = client.reserve(1, 1);
+    let mut upgrade = |settings: &str, status: &str| {
+        fs::write(dir.path().join(".env"), settings).unwrap();
+        server.signal(Signal::USR2);
+        let called_off = server.wait_for_line("the upgrade is called off");
+        assert_eq!(called_off["ended"], status, "{called_off}");
+        assert_eq!(client.request("GET /readyz").status, 200);
+    };
+    upgrade("SALE_PERIOD=1h\nITEMS=0\n", "exit status: 2");
+    upgrade("LOG_BUDGET=1MiB\nSHARDS=8\n", "exit status: 2");
+    upgrade("MAX_CONNECTIONS=10000000\n", "exit status: 5");
+    upgrade("DATABASE_URL=mysql://shop\n", "exit status: 2");
+    fs::remove_file(dir.path().join(".env")).unwrap();
+    // A log that the new one cannot read.
+    let log = fs::read_dir(dir.path().join("log")).unwrap();
+    let log = log.map(|entry| entry.unwrap().path()).find(|path| path.display().to_string().contains("purchases"));
+    let damaged = dir.path().join("log/purchases-0000000000-00000-000000000000-1.log");
+    fs::write(&damaged, &fs::read(log.unwrap()).unwrap()[..4000]).unwrap();
+    upgrade("", "exit status: 6");
+    fs::remove_file(damaged).unwrap();
+    assert_eq!(client.purchase(&code).status, 200);
+    let left = fs::read_dir(dir.path().join("log")).unwrap().map(|entry| entry.unwrap().file_name());
+    let epochs: BTreeSet<_> = left.map(|name| name.to_string_lossy().split('-').nth(1).unwrap().to_owned()).collect();
+    assert_eq!(epochs.len(), 1, "what others have begun to write is gone: {epochs:?}");
+    assert!(server.terminate().success());
+}
+
+/// A new process whose old one is played by this test.
+struct Played {
+    child: std::process::Child,
+    line: Line,
+}
+
+fn play(dir: &Path, offer: impl FnOnce(Offer) -> Offer) -> Played {
+    let (line, its_end) = Line::pair().unwrap();
+    let mut command = stampede(dir, &LONG_SALE);
+    command.env("STAMPEDE_TAKES_OVER_FROM", std::process::id().to_string()).stdin(Stdio::from(its_end.into_socket()));
+    let child = command.spawn().unwrap();
+    drop(command);
+    let offer = offer(Offer {
+        protocol: PROTOCOL,
+        version: "99.0.0".into(),
+        log_format: stampede::block::FORMAT_VERSION,
+        listen: ([127, 0, 0, 1], 0).into(),
+        data_dir: dir.to_owned(),
+        epoch: 2,
+    });
+    line.send(&FromOld::Offer(offer), &[]).unwrap();
+    Played { child, line }
+}
+
+#[test]
+fn what_a_version_cannot_go_on_with_it_refuses_before_anything_is_handed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    Server::start(dir.path(), &LONG_SALE).kill();
+    let other_dir = dir.path().join("elsewhere");
+    type Change<'a> = &'a dyn Fn(Offer) -> Offer;
+    let refusals: [(Change<'_>, i32, &str); 5] = [
+        (&|offer| Offer { log_format: 99, ..offer }, 2, "log format 99"),
+        (&|offer| Offer { protocol: 99, ..offer }, 2, "protocol 99"),
+        (&|offer| Offer { listen: ([127, 0, 0, 1], 9).into(), ..offer }, 2, "--listen is 127.0.0.1:9"),
+        (&|offer| Offer { data_dir: other_dir.clone(), ..offer }, 2, "--data-dir is"),
+        (&|offer| Offer { epoch: 7, ..offer }, 4, "is not what the server"),
+    ];
+    for (change, code, text) in refusals {
+        let played = play(dir.path(), change);
+        assert!(played.line.receive::<FromNew>().unwrap().is_none(), "it goes without a word: {text}");
+        let output = played.child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), said.contains(text)), (Some(code), true), "{said}");
+    }
+    // Standard input that is nothing of the kind.
+    let output = stampede(dir.path(), &LONG_SALE).env("STAMPEDE_TAKES_OVER_FROM", "1").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("unset it"));
+}
+
+/// Whatever clients are in the middle of, they get their answers from whoever is there.
+#[test]
+fn clients_in_the_middle_of_something_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", "2"]].concat());
+    let request = "POST /checkout?user_id=1&item_id=1 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    let mut cut: Vec<_> = (1..request.len()).step_by(7).map(|cut| (cut, server.connect())).collect();
+    for (cut, client) in &mut cut {
+        client.send(&request.as_bytes()[..*cut]).unwrap();
+    }
+    // One that does not read its answers, until the server does not read its requests either.
+    let mut stuck = server.connect();
+    let page = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n";
+    stuck.send_until_stuck(page);
+    // One that has said that it will say no more, in the middle of a head.
+    let mut leaving = server.connect();
+    leaving.send(b"GET /livez HTTP/1.1\r\nHo").unwrap();
+    leaving.finish();
+    for _ in 0..2 {
+        server.upgrade();
+    }
+    for (cut, client) in &mut cut {
+        client.send(&request.as_bytes()[*cut..]).unwrap();
+        let outcome = client.read().unwrap().outcome();
+        assert!(["200", "item-reserved"].contains(&outcome.as_str()), "cut at {cut}: {outcome}");
+    }
+    assert!(leaving.is_closed());
+    // Answers come as they were cut between the two processes, each whole and in its order.
+    for _ in 0..100 {
+        assert_eq!(stuck.read().unwrap().status, 200);
+    }
+    server.kill();
+}
+
+/// The hour may turn at any moment of an upgrade.
+#[test]
+fn the_hour_turns_during_upgrades() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Server::start(dir.path(), &["--sale-period", "1s", "--items", "1000000", "--shards", "2"]);
+    let is_over = AtomicBool::new(false);
+    let address = server.address;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            crowd(4, |number| {
+                let mut client = Client::connect(address).unwrap();
+                let mut last_sale = 0;
+                for item in 0.. {
+                    if is_over.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let reserved = client
+                        .try_request(
+                            &format!("POST /checkout?user_id={item}&id={}", item * 4 + number),
+                            "Accept: application/json\r\n",
+                        )
+                        .unwrap();
+                    assert_eq!(reserved.status, 200, "{reserved:?}");
+                    let sale = reserved.json()["sale_id"].as_u64().unwrap();
+                    assert!(sale >= last_sale, "the sale went backwards");
+                    last_sale = sale;
+                    let outcome = client.purchase(reserved.json()["code"].as_str().unwrap()).outcome();
+                    assert!(["200", "sale-ended"].contains(&outcome.as_str()), "{outcome}");
+                }
+            });
+        });
+        (0..how_many("STAMPEDE_UPGRADES", 20)).for_each(|_| server.upgrade());
+        is_over.store(true, Ordering::Relaxed);
+    });
+    assert!(server.terminate().success());
+}
+
+#[test]
+fn an_upgrade_waits_for_its_time() {
+    let mut cluster = Cluster::start();
+    let dir = tempfile::tempdir().unwrap();
+    let url = cluster.url();
+    let arguments = [&LONG_SALE[..], &["--ack", "postgres", "--database-url", &url]].concat();
+    let mut server = Server::start(dir.path(), &arguments);
+    server.wait_for_line("the database is connected");
+    cluster.kill();
+    server.wait_for_line("the database is away");
+    server.signal(Signal::USR2);
+    assert_eq!(server.wait_for_line("no upgrade now")["why"], "buyers wait for the database, which is away");
+    cluster.go_on();
+    server.wait_for_line("the database is connected");
+    server.upgrade();
+    server.wait_for_line("the database is connected");
+    // A stop comes first.
+    server.signal(Signal::USR2);
+    server.wait_for_line("upgrading");
+    server.signal(Signal::USR2);
+    server.wait_for_line("no upgrade now");
+    server.signal(Signal::TERM);
+    server.wait_for_line("the upgrade is called off");
+    assert!(server.end_by_itself().success());
+}
