@@ -13,8 +13,10 @@ use stampede::clock::Clock;
 use stampede::code::CodeGenerator;
 use stampede::doorbell::Doorbell;
 use stampede::mesh;
+use stampede::notice::Notice;
+use stampede::outside::Outside;
 use stampede::partition::Partition;
-use stampede::pump::{Logs, Notice, Outside, Pump};
+use stampede::pump::{Logs, Pump};
 use stampede::purchase_log::PurchaseLog;
 use stampede::replay::Replay;
 use stampede::retention::Retention;
@@ -114,7 +116,7 @@ fn a_whole_server() {
     let dir = tempfile::tempdir().expect("a directory");
     let (address, mut listeners) = listener::listen(([127, 0, 0, 1], 0).into(), 1).expect("a port");
     let listener = listeners.pop().expect("one was asked for");
-    let status = Arc::new(Status::new(1, false));
+    let status = Arc::new(Status::new(Phase::Recovering, 1, false));
     let doorbells: Arc<[Doorbell]> = [Doorbell::new().expect("a descriptor")].into();
     let (notices, noticed) = crossbeam_channel::unbounded();
     let served = {
@@ -151,7 +153,7 @@ fn a_whole_server() {
     }
 }
 
-/// One shard as `main.rs` starts it.
+/// One shard as `start.rs` starts it.
 fn serve(listener: OwnedFd, logs: &Path, status: Arc<Status>, doorbells: &Arc<[Doorbell]>, notices: Notices) {
     let placement = host::placements(1).pop().expect("one was asked for");
     let executor = LocalExecutorBuilder::new(placement).io_memory(host::IO_MEMORY).make().expect("a ring");
@@ -159,10 +161,12 @@ fn serve(listener: OwnedFd, logs: &Path, status: Arc<Status>, doorbells: &Arc<[D
         let (id, partition, clock) = (ShardId(0), Partition::new(1), Clock::start());
         let rules = Rules { ttl_ms: 600_000, period_s: 365 * 86400, ..rules(2 * REQUESTS as u32) };
         let mesh = mesh::connect(doorbells).pop().expect("there is one shard");
-        let server = Server::new(listener, mesh.doorbell(), 1000).expect("a descriptor");
+        let mut server = Server::new(mesh.doorbell(), 1000).expect("a descriptor");
+        server.listen(listener).expect("memory for it");
         let always_ready = eventfd(1, EventfdFlags::CLOEXEC).expect("a descriptor");
         let always_ready = PollableFd::new(always_ready).expect("a descriptor");
-        let outside = Outside { id, server, mesh, clock, status, notices, always_ready };
+        let orders = crossbeam_channel::never();
+        let outside = Outside { id, server, mesh, clock, status, notices, orders, always_ready };
         let (mut inventories, _) = Replay::new(partition, clock.now()).finish(&rules).expect("a new sale");
         let inventory = inventories.pop().expect("one was asked for");
         let log = |log| {
@@ -172,7 +176,7 @@ fn serve(listener: OwnedFd, logs: &Path, status: Arc<Status>, doorbells: &Arc<[D
         let logs = Logs {
             purchases: log(LogKind::Purchases),
             attempts: log(LogKind::Attempts),
-            retention: Retention::new(logs, 1 << 30, Vec::new(), false),
+            retention: Retention::new(logs, 1 << 30, false),
             persistence: None,
         };
         let mut effects = Effects::default();
