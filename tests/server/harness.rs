@@ -59,6 +59,7 @@ impl Server {
     }
 
     /// Starts what `command` says, and waits until it listens.
+    #[expect(clippy::zombie_processes, reason = "after an upgrade it is another process that is waited for")]
     pub fn run(command: &mut Command) -> Server {
         let value = |flag: &str| command.get_args().skip_while(|argument| *argument != flag).nth(1);
         let data_dir = PathBuf::from(value("--data-dir").expect("every command says where"));
