@@ -10,6 +10,7 @@ mod crowds;
 mod database_faults;
 mod descriptors;
 mod faulty_disk;
+mod front;
 mod full_disk;
 mod harness;
 mod history;
