@@ -15,6 +15,7 @@ mod full_disk;
 mod harness;
 mod history;
 mod hostile;
+mod isolate;
 mod load;
 mod log;
 mod mountpoint;
