@@ -40,7 +40,7 @@ impl Machine {
         fs::write(path, format!("{text}\n")).unwrap();
     }
 
-    /// A card with so many queues and these interrupts, from number 20 on, which belong to the device itself or to the one
+    /// A card with so many queues and these interrupts, from number 20 on. They belong to the device, or to the one
     /// above it.
     fn with_card(self, name: &str, queues: usize, interrupts: &[&str], is_virtual: bool) -> Machine {
         for queue in 0..queues {

@@ -4,6 +4,7 @@ mod abuse;
 mod budget;
 mod clock_jumps;
 mod cluster;
+mod compose;
 mod contract;
 mod crash;
 mod crowds;
