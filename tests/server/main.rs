@@ -5,6 +5,7 @@ mod budget;
 mod clock_jumps;
 mod cluster;
 mod compose;
+mod container;
 mod contract;
 mod crash;
 mod crowds;
