@@ -6,6 +6,7 @@
 FROM rust:1.95.0-bookworm AS build
 WORKDIR /src
 COPY . .
+# Flags for both compilers: the library for TLS has C and assembly in it.
 RUN RUSTFLAGS="--remap-path-prefix=$PWD=stampede --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo" \
     CFLAGS="-ffile-prefix-map=$PWD=stampede -ffile-prefix-map=${CARGO_HOME:-$HOME/.cargo}=cargo" \
     cargo build --release --locked --bin stampede
