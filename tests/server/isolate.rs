@@ -190,6 +190,14 @@ fn queues_are_told_by_their_names_and_go_round() {
     assert_eq!(values(&machine, "4-7", "rps_cpus"), ["000000f0", "000000f0"]);
 }
 
+/// A single interrupt that is named like the card is no queue's.
+#[test]
+fn a_card_without_queues_is_shared_out_even_to_one_shard() {
+    let machine = Machine::new().with_card("eth0", 1, &["eth0"], false);
+    assert_eq!(values(&machine, "39", "/irq/20/")[0].split(',').count(), 39);
+    assert_eq!(values(&machine, "39", "rps_cpus"), ["00000080,00000000"]);
+}
+
 #[test]
 fn errors_name_what_is_missing_and_the_remedy() {
     let machine = Machine::new().with_card("eth0", 1, &["eth0"], false);
