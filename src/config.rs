@@ -1,4 +1,4 @@
-//! Settings: flags over environment over `.env` over defaults; raw text to a validated [`Config`].
+//! Settings: flags over environment over a file of variables over defaults; raw text to a validated [`Config`].
 //!
 //! One table, [`SETTINGS`], is the source of the flags, of the variables, of `--help` and of error messages.
 
@@ -141,6 +141,13 @@ pub const SETTINGS: &[Setting] = &[
         help: "After that, how long the end may take: requests in flight, the flush, what Postgres lacks; then the process exits, and the log keeps the rest",
     },
     Setting {
+        flag: "env-file",
+        variables: &["ENV_FILE"],
+        value: "PATH",
+        default: ".env",
+        help: "Variables, one VARIABLE=value a line, for what neither flags nor the environment set; read anew by an upgrade, as these are not. .env need not exist",
+    },
+    Setting {
         flag: "log-format",
         variables: &["LOG_FORMAT"],
         value: "text|json",
@@ -183,6 +190,8 @@ pub struct Config {
     pub drain_delay: Duration,
     /// How long the end may take after that.
     pub drain_timeout: Duration,
+    /// Where variables were looked up, too.
+    pub env_file: String,
     /// How log lines look, if it was said.
     pub log_format: Option<LogFormat>,
 }
@@ -205,7 +214,7 @@ pub fn command() -> Command {
         .about("A flash-sale server: sells a limited stock exactly, durable before every 200.")
         .after_help(
             "Each setting is taken from its flag, else from the first of its variables in the environment, else from \
-             the file .env in the working directory, else from its default.",
+             the file that --env-file names, else from its default.",
         )
         .arg(
             Arg::new("check-config")
@@ -227,8 +236,10 @@ pub struct Sources<'a> {
     pub flags: BTreeMap<&'static str, String>,
     /// The environment.
     pub environment: &'a dyn Fn(&str) -> Option<String>,
-    /// The variables in `.env`.
-    pub dotenv: BTreeMap<String, String>,
+    /// Where there are more variables.
+    pub env_file: String,
+    /// These.
+    pub in_file: BTreeMap<String, String>,
 }
 
 /// A raw value, and how it was given.
@@ -273,9 +284,15 @@ impl Raw {
 }
 
 impl Sources<'_> {
+    /// Which file has more variables.
+    pub fn which_file(&self) -> String {
+        self.get("env-file").expect("it has a default").text
+    }
+
     fn variable(&self, name: &str) -> Option<Raw> {
-        let given = (self.environment)(name).map(|text| (text, ""));
-        let given = given.or_else(|| self.dotenv.get(name).map(|text| (text.clone(), " in .env")));
+        let given = (self.environment)(name).map(|text| (text, String::new()));
+        let given =
+            given.or_else(|| self.in_file.get(name).map(|text| (text.clone(), format!(" in {}", self.env_file))));
         // Compose files and unit files set what they leave open to nothing.
         given.filter(|(text, _)| !text.is_empty()).map(|(text, place)| Raw { text, origin: format!("{name}{place}") })
     }
@@ -401,6 +418,7 @@ impl Config {
             steers_by_cpu,
             drain_delay: get("drain-delay").duration(Duration::ZERO..=DRAIN_MAX, "milliseconds")?,
             drain_timeout: get("drain-timeout").duration(Duration::ZERO..=DRAIN_MAX, "milliseconds")?,
+            env_file: sources.env_file.clone(),
             log_format: log_format.transpose()?,
         })
     }
@@ -430,6 +448,7 @@ impl fmt::Display for Config {
             steers_by_cpu,
             drain_delay,
             drain_timeout,
+            env_file,
             log_format,
         } = self;
         let open = |value: Option<String>| value.unwrap_or_else(|| "auto".into());
@@ -448,6 +467,7 @@ impl fmt::Display for Config {
         writeln!(f, "steering = {}", if *steers_by_cpu { "cpu" } else { "hash" })?;
         writeln!(f, "drain-delay = {}", in_one_unit(drain_delay.as_millis() as u64))?;
         writeln!(f, "drain-timeout = {}", in_one_unit(drain_timeout.as_millis() as u64))?;
+        writeln!(f, "env-file = {env_file}")?;
         let format = log_format.map(|format| if format == LogFormat::Text { "text" } else { "json" });
         write!(f, "log-format = {}", open(format.map(str::to_owned)))
     }
@@ -466,7 +486,8 @@ mod tests {
         let sources = Sources {
             flags: flags.iter().map(|(flag, text)| (*flag, text.to_string())).collect(),
             environment: &look_up,
-            dotenv: dotenv.iter().map(|(key, text)| (key.to_string(), text.to_string())).collect(),
+            env_file: ".env".into(),
+            in_file: dotenv.iter().map(|(key, text)| (key.to_string(), text.to_string())).collect(),
         };
         Config::new(&sources).map_err(|bad| bad.to_string())
     }

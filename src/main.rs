@@ -10,8 +10,13 @@ fn main() {
     let arguments = config::command().get_matches();
     let flags = SETTINGS.iter().map(|setting| setting.flag);
     let flags = flags.filter_map(|flag| Some((flag, arguments.get_one::<String>(flag)?.clone()))).collect();
-    let sources = dotenv().map(|dotenv| Sources { flags, environment: &|name| std::env::var(name).ok(), dotenv });
-    let config = sources.and_then(|sources| Config::new(&sources).map_err(|bad| Fatal::Settings(bad.to_string())));
+    let environment = &|name: &str| std::env::var(name).ok();
+    let mut sources = Sources { flags, environment, env_file: String::new(), in_file: BTreeMap::new() };
+    sources.env_file = sources.which_file();
+    let config = read(&sources.env_file).and_then(|in_file| {
+        sources.in_file = in_file;
+        Config::new(&sources).map_err(|bad| Fatal::Settings(bad.to_string()))
+    });
     let config = config.unwrap_or_else(|reason| {
         // In one piece: in an upgrade, two processes write to one place.
         let line = format!("stampede: {reason}\n");
@@ -30,14 +35,19 @@ fn main() {
     }
 }
 
-/// The variables in `.env`, if there is one.
-fn dotenv() -> Result<BTreeMap<String, String>, Fatal> {
+/// The variables in a file. One that nobody has asked for need not be there.
+fn read(file: &str) -> Result<BTreeMap<String, String>, Fatal> {
+    let lines = match dotenvy::from_path_iter(file) {
+        Ok(lines) => lines,
+        Err(error) if error.not_found() && file == ".env" => return Ok(BTreeMap::new()),
+        Err(error) => return Err(Fatal::Settings(format!("--env-file {file} cannot be read: {error}"))),
+    };
     let mut variables = BTreeMap::new();
     let mut place = "at its beginning".to_owned();
-    for line in dotenvy::dotenv_iter().into_iter().flatten() {
+    for line in lines {
         // The line may hold a password: it is never repeated.
         let (name, value) = line.map_err(|_| {
-            Fatal::Settings(format!(".env has a line that cannot be read, {place}; put values with blanks in quotes"))
+            Fatal::Settings(format!("{file} has a line that cannot be read, {place}; put values with blanks in quotes"))
         })?;
         place = format!("after {name}");
         variables.insert(name, value);

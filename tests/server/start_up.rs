@@ -18,6 +18,9 @@ fn help_teaches_and_settings_can_be_checked() {
     let (code, settings) = run_to_end(dir.path(), &["--check-config", "--user-limit", "3"]);
     assert_eq!(code, 0, "{settings}");
     assert!(settings.contains("items = 77\nuser-limit = 3\nsale-period = 1h\n"), "{settings}");
+    fs::write(dir.path().join("shop.env"), "ITEMS=78\n").unwrap();
+    let (_, settings) = run_to_end(dir.path(), &["--check-config", "--env-file", "shop.env"]);
+    assert!(settings.contains("items = 78\n") && settings.contains("env-file = shop.env\n"), "{settings}");
 }
 
 #[test]
@@ -30,6 +33,9 @@ fn wrong_settings_are_named() {
     fs::write(dir.path().join(".env"), "ITEMS=5\nDATABASE_URL=host=db password=secret\n").unwrap();
     let (code, text) = run_to_end(dir.path(), &["--check-config"]);
     assert!(code == 2 && text.contains("after ITEMS") && !text.contains("secret"), "{text}");
+    assert_refused(dir.path(), &["--env-file", "none.env"], 2, &["--env-file none.env", "No such file"]);
+    fs::write(dir.path().join("shop.env"), "ITEMS=0\n").unwrap();
+    assert_refused(dir.path(), &["--env-file", "shop.env"], 2, &["ITEMS in shop.env is \"0\""]);
 }
 
 #[test]
