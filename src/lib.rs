@@ -8,6 +8,7 @@
 //! raises the epoch. [`resume`] finds out what to go on with: [`recovery`] reads the log back; a new directory may go
 //! on with a sale that Postgres knows, by [`takeover`]. [`logging`] and [`fatal`] say what happens and why it ended,
 //! [`service_manager`] hears when it is ready, alive and at its end; [`clock`] reads the clocks. `main.rs` does these in order, then watches.
+//! [`manual`] is what the binary prints instead, when it is asked for its manual page or for completions.
 //!
 //! **A request.** [`server`] holds a shard's sockets: it reads bytes in batches and knows no rule of the sale. [`pump`]
 //! is the turn: wait, collect, apply, append, flush, send; *log before reply* stands there, in one place. [`mesh`]
@@ -84,6 +85,7 @@ pub mod lag;
 pub mod listener;
 pub mod log_reader;
 pub mod logging;
+pub mod manual;
 pub mod mesh;
 pub mod message;
 pub mod ownership;

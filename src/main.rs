@@ -10,7 +10,7 @@ use signal_hook::iterator::Signals;
 use stampede::block::{BLOCK_BYTES, LogKind, StreamId};
 use stampede::clock::Clock;
 use stampede::code::CodeGenerator;
-use stampede::config::{self, Config, SETTINGS, Sources};
+use stampede::config::{Config, SETTINGS, Sources};
 use stampede::data_dir::DataDir;
 use stampede::database_url::DatabaseUrl;
 use stampede::doorbell::Doorbell;
@@ -30,7 +30,7 @@ use stampede::shard::{Effects, Ended, Inventory, Rules, Shard};
 use stampede::status::{Phase, Status};
 use stampede::types::{SaleId, ShardId};
 use stampede::waiting::Watermark;
-use stampede::{host, listener, logging};
+use stampede::{host, listener, logging, manual};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
@@ -48,7 +48,10 @@ const SEGMENT_BYTES_MIN: u64 = 64 << 10;
 const SHARD_BUDGET_MIN: u64 = 1 << 20;
 
 fn main() {
-    let arguments = config::command().get_matches();
+    let arguments = manual::command().get_matches();
+    if let Some(text) = manual::asked_for(&arguments) {
+        return print!("{text}");
+    }
     let flags = SETTINGS.iter().map(|setting| setting.flag);
     let flags = flags.filter_map(|flag| Some((flag, arguments.get_one::<String>(flag)?.clone()))).collect();
     let sources = dotenv().map(|dotenv| Sources { flags, environment: &|name| std::env::var(name).ok(), dotenv });

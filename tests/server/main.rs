@@ -17,6 +17,7 @@ mod hostile;
 mod load;
 mod log;
 mod mountpoint;
+mod package;
 mod pauses;
 mod persistence;
 mod power;
