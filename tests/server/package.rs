@@ -94,7 +94,7 @@ fn shells_complete_every_flag_and_the_words_it_takes() {
         fs::write(&script, printed(&["completions", shell])).unwrap();
         match Command::new(shell).arg("-n").arg(&script).output() {
             Ok(output) => assert!(output.status.success() && output.stderr.is_empty(), "{shell}: {output:?}"),
-            Err(_) => skipped("completions", &format!("no {shell}")),
+            Err(_) => skipped("completions", format!("no {shell}")),
         }
     }
 }
@@ -143,7 +143,7 @@ fn maintainer_scripts_are_sound() {
         for checker in [&["sh", "-n"][..], &["shellcheck"]] {
             match Command::new(checker[0]).args(&checker[1..]).arg(&script).output() {
                 Ok(output) => assert!(output.status.success(), "{name}: {output:?}"),
-                Err(_) => skipped("maintainer scripts", &format!("no {}", checker[0])),
+                Err(_) => skipped("maintainer scripts", format!("no {}", checker[0])),
             }
         }
     }
