@@ -51,6 +51,26 @@ impl Fatal {
 /// The exit code of a panic.
 pub const INTERNAL_ERROR: i32 = 70;
 
+/// All exit codes and their meanings, for manuals.
+pub const EXIT_CODES: &[(i32, &str)] = &[
+    (
+        0,
+        "stopped by SIGTERM or SIGINT: requests finished, log flushed, Postgres brought up to date, within --drain-timeout",
+    ),
+    (2, "a setting is wrong"),
+    (3, "the address cannot be listened on"),
+    (4, "the data directory is locked, unwritable or another installation's"),
+    (5, "the host lacks something: io_uring, descriptors, locked memory"),
+    (6, "the log lost something that was durable once; nothing was changed"),
+    (7, "the log could not be written, or not be read back"),
+    (
+        8,
+        "the database and the data directory do not fit together, a later run has taken the database over, or its \
+         schema is newer",
+    ),
+    (INTERNAL_ERROR, "an internal error; please report the line"),
+];
+
 /// Makes a panic on any thread end the process, with one log line.
 pub fn exit_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
@@ -73,6 +93,28 @@ impl fmt::Display for Fatal {
             ),
             Fatal::Database(why) | Fatal::DirectoryOlder(why) => write!(f, "cannot use the database: {why}"),
             Fatal::LogFailed(why) => write!(f, "the log cannot be written: {why}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_exit_code_has_its_meaning() {
+        let reasons = [
+            Fatal::Settings,
+            Fatal::Listen,
+            Fatal::DataDir,
+            Fatal::Host,
+            Fatal::Damaged,
+            Fatal::Database,
+            Fatal::DirectoryOlder,
+            Fatal::LogFailed,
+        ];
+        for code in reasons.map(|reason| reason(String::new()).exit_code()) {
+            assert_eq!(EXIT_CODES.iter().filter(|(listed, _)| *listed == code).count(), 1, "{code}");
         }
     }
 }

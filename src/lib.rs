@@ -9,6 +9,7 @@
 //! directory may go on with a sale that Postgres knows, by [`takeover`]. Then [`supervisor`] watches, hears [`notice`]s,
 //! and sees to the end. [`logging`] and [`fatal`] say what happens and why it ended, [`service_manager`] hears when it is
 //! ready, alive and at its end; [`clock`] reads the clocks.
+//! [`manual`] is what the binary prints instead, when it is asked for its manual page or for completions.
 //!
 //! **An upgrade.** The running process starts a [`successor`], for which it is the [`predecessor`]; [`handover`] is what
 //! they say to each other, with descriptors along. The new one reads the log ahead and checks all that can fail while the
@@ -95,6 +96,7 @@ pub mod lag;
 pub mod listener;
 pub mod log_reader;
 pub mod logging;
+pub mod manual;
 pub mod mesh;
 pub mod message;
 pub mod notice;

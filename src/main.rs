@@ -1,13 +1,16 @@
 //! The `stampede` program: settings, then everything else.
 
-use stampede::config::{self, Config, SETTINGS, Sources};
+use stampede::config::{Config, SETTINGS, Sources};
 use stampede::fatal::{self, Fatal};
 use stampede::supervisor::Supervisor;
-use stampede::{logging, start};
+use stampede::{logging, manual, start};
 use std::collections::BTreeMap;
 
 fn main() {
-    let arguments = config::command().get_matches();
+    let arguments = manual::command().get_matches();
+    if let Some(text) = manual::asked_for(&arguments) {
+        return print!("{text}");
+    }
     let flags = SETTINGS.iter().map(|setting| setting.flag);
     let flags = flags.filter_map(|flag| Some((flag, arguments.get_one::<String>(flag)?.clone()))).collect();
     let environment = &|name: &str| std::env::var(name).ok();

@@ -21,6 +21,7 @@ mod isolate;
 mod load;
 mod log;
 mod mountpoint;
+mod package;
 mod pauses;
 mod persistence;
 mod power;

@@ -1,0 +1,150 @@
+//! What is read without starting the server, and what the Debian package is made of. `tuning/debian/try` makes it, and
+//! tries it.
+
+use crate::harness::{assert_refused, skipped};
+use stampede::config::SETTINGS;
+use stampede::fatal::EXIT_CODES;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn in_repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_stampede")).args(arguments).output().expect("the binary starts")
+}
+
+fn printed(arguments: &[&str]) -> String {
+    let output = run(arguments);
+    assert!(output.status.success() && output.stderr.is_empty(), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Settings for the unit: all but those that the unit itself gives.
+fn settings_file() -> String {
+    let head = "# Settings of the server, one VARIABLE=value a line; man stampede tells more. systemctl reload stampede \
+                applies them,\n# and buyers notice nothing; only for another LISTEN or SALE_PERIOD it takes a restart. The data directory is\n# /var/lib/stampede: the unit says so.\n";
+    let settings = SETTINGS.iter().filter(|setting| !["data-dir", "env-file"].contains(&setting.flag));
+    let lines = settings.map(|setting| {
+        let (open, default) = match setting.default.strip_prefix('(') {
+            Some(words) => (format!(" [default: {}]", words.trim_end_matches(')')), ""),
+            None => (String::new(), setting.default),
+        };
+        format!("\n# {}{open}\n#{}={default}\n", setting.help, setting.variables[0])
+    });
+    std::iter::once(head.to_owned()).chain(lines).collect()
+}
+
+#[test]
+fn generated_files_are_up_to_date() {
+    for (path, text) in [
+        ("stampede.1", printed(&["man"])),
+        ("stampede.bash", printed(&["completions", "bash"])),
+        ("stampede.zsh", printed(&["completions", "zsh"])),
+        ("stampede.fish", printed(&["completions", "fish"])),
+        ("stampede.env", settings_file()),
+    ] {
+        let file = in_repository("tuning/debian").join(path);
+        if std::env::var_os("STAMPEDE_GENERATE").is_some() {
+            fs::write(&file, &text).unwrap();
+        }
+        let is_it = fs::read_to_string(&file).is_ok_and(|written| written == text);
+        let command = "STAMPEDE_GENERATE=1 cargo test --release --test server package::generated";
+        assert!(is_it, "{} is out of date; write it anew by\n{command}", file.display());
+    }
+}
+
+#[test]
+fn the_manual_has_every_setting_and_exit_code() {
+    let page = printed(&["man"]).replace("\\-", "-").replace("\\*(Aq", "'");
+    for setting in SETTINGS {
+        assert!(page.contains(&format!("--{}", setting.flag)), "{}", setting.flag);
+        assert!(setting.variables.iter().all(|variable| page.contains(variable)), "{}", setting.flag);
+    }
+    for (code, meaning) in EXIT_CODES {
+        assert!(page.contains(&format!("\n\\fB{code}\\fR\n{meaning}\n")), "exit code {code} in {page}");
+    }
+}
+
+/// What bash offers after these words.
+fn offered(words: &str) -> Vec<String> {
+    let script = r#"eval "$1"; COMP_WORDS=($2 "$3"); COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+        _stampede stampede "$3" "${COMP_WORDS[COMP_CWORD - 1]}"; printf '%s\n' "${COMPREPLY[@]}""#;
+    let (before, last) = words.rsplit_once(' ').unwrap();
+    let arguments = ["-c", script, "bash", &printed(&["completions", "bash"]), before, last];
+    let output = Command::new("bash").args(arguments).output().unwrap();
+    assert!(output.stderr.is_empty(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn shells_complete_every_flag_and_the_words_it_takes() {
+    let flags = offered("stampede --");
+    for setting in SETTINGS {
+        assert!(flags.contains(&format!("--{}", setting.flag)), "{} in {flags:?}", setting.flag);
+    }
+    assert_eq!(offered("stampede --drain-"), ["--drain-delay", "--drain-timeout"]);
+    assert_eq!(offered("stampede --recover-from "), ["auto", "log", "postgres"]);
+    assert_eq!(offered("stampede co"), ["completions"]);
+    for shell in ["bash", "zsh", "fish"] {
+        let dir = tempfile::tempdir().unwrap();
+        let script = dir.path().join("script");
+        fs::write(&script, printed(&["completions", shell])).unwrap();
+        match Command::new(shell).arg("-n").arg(&script).output() {
+            Ok(output) => assert!(output.status.success() && output.stderr.is_empty(), "{shell}: {output:?}"),
+            Err(_) => skipped("completions", format!("no {shell}")),
+        }
+    }
+}
+
+#[test]
+fn words_that_are_no_command_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_refused(dir.path(), &["sell"], 2, &["sell", "--help"]);
+    assert_refused(dir.path(), &["man"], 2, &["man", "--listen"]);
+    for (arguments, part) in [
+        (&["man", "now"][..], "'now'"),
+        (&["completions"], "<SHELL>"),
+        (&["completions", "tcsh"], "bash, zsh, fish"),
+        (&["completions", "bash", "zsh"], "'zsh'"),
+    ] {
+        let output = run(arguments);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && output.stdout.is_empty() && said.contains(part), "{said}");
+    }
+}
+
+#[test]
+fn what_goes_into_the_package_is_there() {
+    let arguments = ["metadata", "--format-version", "1", "--no-deps", "--offline", "--locked", "--manifest-path"];
+    let metadata = Command::new(env!("CARGO")).args(arguments).arg(in_repository("Cargo.toml")).output().unwrap();
+    let metadata: serde_json::Value = serde_json::from_slice(&metadata.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    let package = &packages.iter().find(|package| package["name"] == "stampede").unwrap()["metadata"]["deb"];
+    let assets: Vec<_> = package["assets"].as_array().unwrap().iter().map(|asset| asset[0].as_str().unwrap()).collect();
+    for asset in &assets[1..] {
+        assert!(in_repository(asset).is_file(), "{asset}");
+    }
+    assert_eq!(assets[0], "target/release/stampede");
+    let units = in_repository(package["systemd-units"]["unit-scripts"].as_str().unwrap());
+    assert!(units.join("stampede.service").is_file() && units.join("stampede.socket").is_file());
+    let changes = fs::read_to_string(in_repository(package["changelog"].as_str().unwrap())).unwrap();
+    let latest = format!("stampede ({}-", env!("CARGO_PKG_VERSION"));
+    assert!(changes.starts_with(&latest), "tuning/debian/changelog does not begin with {latest}");
+}
+
+#[test]
+fn maintainer_scripts_are_sound() {
+    for name in ["postinst", "prerm", "postrm"] {
+        let script = in_repository("tuning/debian").join(name);
+        assert!(fs::read_to_string(&script).unwrap().contains("\nset -e\n"), "{name} goes on after an error");
+        for checker in [&["sh", "-n"][..], &["shellcheck"]] {
+            match Command::new(checker[0]).args(&checker[1..]).arg(&script).output() {
+                Ok(output) => assert!(output.status.success(), "{name}: {output:?}"),
+                Err(_) => skipped("maintainer scripts", format!("no {}", checker[0])),
+            }
+        }
+    }
+}
