@@ -2,6 +2,8 @@
 //! time; threads on their CPUs; units that systemd takes.
 
 use crate::harness::{Client, LONG_SALE, Server, skipped, stampede, wait_until};
+use nix::sys::ptrace;
+use nix::sys::wait::WaitPidFlag;
 use rustix::process::Signal;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use std::collections::BTreeMap;
@@ -52,6 +54,38 @@ fn a_service_manager_hears_that_it_is_ready_alive_upgraded_and_at_its_end() {
     server.signal(Signal::TERM);
     assert!(manager.hears().starts_with("STOPPING=1\n"));
     assert!(server.end_by_itself().success());
+}
+
+/// A process that lives is not enough: one shard that takes no turns, and the others can sell nothing of its items.
+#[test]
+fn a_stuck_shard_gives_no_sign_of_life() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("notify");
+    let manager = Manager(UnixDatagram::bind(&socket).unwrap());
+    manager.0.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut command = stampede(dir.path(), &[&LONG_SALE[..], &["--shards", "2"]].concat());
+    // Shards take a turn each second.
+    let server = Server::run(command.env("NOTIFY_SOCKET", &socket).env("WATCHDOG_USEC", "5000000"));
+    assert!(manager.hears().starts_with("READY=1\n"));
+    let task = |task: fs::DirEntry| (fs::read_to_string(task.path().join("comm")).unwrap(), task.file_name());
+    let tasks = fs::read_dir(format!("/proc/{}/task", server.pid().as_raw_nonzero())).unwrap();
+    let (_, thread) = tasks.map(|entry| task(entry.unwrap())).find(|(name, _)| name == "shard-1\n").unwrap();
+    let thread = nix::unistd::Pid::from_raw(thread.to_str().unwrap().parse().unwrap());
+    if let Err(error) = ptrace::seize(thread, ptrace::Options::empty()) {
+        return skipped("a stuck shard", error);
+    }
+    ptrace::interrupt(thread).unwrap();
+    // One that was due before is still given.
+    assert_eq!(server.wait_for_line("a shard takes no turns any more")["shard"], 1);
+    manager.0.set_nonblocking(true).unwrap();
+    while manager.0.recv(&mut [0; 512]).is_ok() {}
+    server.wait_for_line("a shard takes no turns any more");
+    assert!(manager.0.recv(&mut [0; 512]).is_err(), "nobody is told that all is well");
+    manager.0.set_nonblocking(false).unwrap();
+    nix::sys::wait::waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
+    ptrace::detach(thread, None).unwrap();
+    assert_eq!(manager.hears(), "WATCHDOG=1\n");
+    server.kill();
 }
 
 #[test]
