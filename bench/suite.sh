@@ -4,7 +4,7 @@
 # The server's CPU time is that of all its threads on a CPU, user and system, by the kernel's scheduler, to the nanosecond;
 # divided by the requests that the client counted.
 
-parts() { echo rules recovery refusals pairs latency_of_refusals many_connections sell_outs latency_of_purchases drain; }
+parts() { echo rules recovery refusals pairs latency_of_refusals many_connections upgrades sell_outs latency_of_purchases drain; }
 
 # What takes long, in seconds or in number, in a short run and in a full one.
 of_size() { if [ "$size" = short ]; then echo "$1"; else echo "$2"; fi; }
@@ -54,7 +54,7 @@ floor() {
   until curl -s "localhost:$2" >/dev/null; do kill -0 $floor; sleep 0.02; done
 }
 stop() {
-  for process in "${running[@]}"; do kill "$process" 2>/dev/null && wait "$process" || true; done
+  for process in "${running[@]}"; do kill "$process" 2>/dev/null && wait "$process" 2>/dev/null || true; done
   running=()
   cpus=''
 }
@@ -63,7 +63,7 @@ stop() {
 storm() {
   local name=$1 picture=(); shift
   case $name in *-peak | *-sell) ;; sell-out-* | latency-*) picture=(--svg "$out/plots/$name.svg") ;; esac
-  ${on:+taskset -c "$on"} "$bin/storm" 127.0.0.1:8089 --sample 0 --json - "${picture[@]}" \
+  ${on:+taskset -c "$on"} "$bin/storm" 127.0.0.1:8089 --sample "${sample:-0}" --json - "${picture[@]}" \
     --unexpected "$raw/$name-unexpected.txt" "$@" 2>>"$raw/storm.log" | tee "$raw/$name.json"
 }
 
@@ -180,6 +180,49 @@ many_connections() {
   stop
 }
 connections() { curl -s localhost:8089/health | grep -o '"connections":[0-9]*' | cut -d: -f2 | paste -sd+ | bc; }
+
+# Twenty in a row while everybody asks: buyers by storm, at half the rate of the closed loop, who verifies all that it was
+# told; then buyers and lookers by wrk. Waits count from when a buyer meant to ask, and from when wrk asked.
+upgrades() {
+  local rate waits crowd number stock=(--items 1500000 --user-limit 1500000 --log-budget 4GiB)
+  serve upgrades-peak --shards 2 "${stock[@]}"
+  rate=$(storm upgrades-peak --duration "$(of_size 2 5)" | field bought)
+  rate=$(calc "$rate / $(of_size 2 5) / 2" | cut -d. -f1)
+  stop
+  serve upgrades --shards 2 "${stock[@]}"
+  sample=1000 storm upgrades --rate "$rate" --duration 60 >/dev/null & crowd=$!
+  sleep 1
+  for number in {1..20}; do upgrade; done
+  kill -0 $crowd # all of them in its time
+  wait $crowd
+  waits=$(for kind in checkout purchase; do within $kind max_us <"$raw/upgrades.json"; done | sort -n | tail -1)
+  figure "20 upgrades, storm at half the peak rate, $rate buyers a second: longest wait" "$(calc "$waits / 1000")" ms '≤ 100'
+  # It fails, and this with it, if anything that it was told is not true.
+  figure "20 upgrades, storm: requests refused, lost or answered by anything but 200" \
+    "$(($(field answers <"$raw/upgrades.json") - $(field reserved <"$raw/upgrades.json") - $(field bought <"$raw/upgrades.json") + $(field unknown <"$raw/upgrades.json")))" "" '≤ 0'
+  ITEMS=1500000 wrk -t1 -c64 -d150s --latency -s bench/wrk/mixed.lua http://127.0.0.1:8089 >"$raw/upgrades.wrk" & crowd=$!
+  sleep 1
+  for number in {1..20}; do upgrade; done
+  kill -0 $crowd
+  wait $crowd
+  figure "20 upgrades, wrk, 64 connections, closed loop: longest wait" "$(wrk_ms "$(awk '$1 == "Latency" { print $4 }' "$raw/upgrades.wrk")")" ms
+  figure "20 upgrades, wrk: errors of sockets" "$(awk '/Socket errors/ { gsub(",", ""); print $4 + $6 + $8 + $10; none = 1 } END { if (!none) print 0 }' "$raw/upgrades.wrk")" "" '≤ 0'
+  figure "20 upgrades: clients paused, by the old process, at most" \
+    "$(grep '"handed over' "$raw/stampede.log" | grep -o '"ms":[0-9.]*' | cut -d: -f2 | sort -n | tail -1)" ms
+  stop
+}
+# Has another process go on in the place of $server, which is that one then.
+upgrade() {
+  local before
+  before=$(grep -c '"handed over' "$raw/stampede.log") || true
+  kill -USR2 "$server"
+  until [ "$(grep -c '"handed over' "$raw/stampede.log")" -gt "$before" ]; do sleep 0.01; done
+  server=$(grep '"handed over' "$raw/stampede.log" | tail -1 | grep -o '"pid":[0-9]*' | cut -d: -f2)
+  running+=("$server")
+  sleep 0.1
+}
+# "1.50ms", "900us" or "1.20s", as wrk says it, in milliseconds.
+wrk_ms() { case $1 in *us) calc "${1%us} / 1000" ;; *ms) echo "${1%ms}" ;; *) calc "${1%s} * 1000" ;; esac; }
 
 # --- with Postgres, everything on the same CPUs ---
 

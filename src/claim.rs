@@ -67,13 +67,17 @@ impl Claim {
     }
 }
 
-/// The end, with the sentence for the operator.
-pub fn conflict(conflict: Conflict) -> Failure {
+fn conflict(conflict: Conflict) -> Failure {
+    Failure::Final(fatal(&conflict))
+}
+
+/// The end that a conflict is, with the sentence for the operator.
+pub fn fatal(conflict: &Conflict) -> Fatal {
     let text = conflict.text();
-    Failure::Final(match conflict {
+    match conflict {
         Conflict::Foreign(_) | Conflict::DirectoryOlder(_) => Fatal::DirectoryOlder(text),
         Conflict::DatabaseOlder(_) | Conflict::OlderThanTheLog => Fatal::Database(text),
-    })
+    }
 }
 
 /// The log cannot be read back: it may be a passing fault of the disk, but nothing can be shipped before it is gone.

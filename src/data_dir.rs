@@ -101,6 +101,18 @@ impl ControlFile {
         Ok(())
     }
 
+    /// Reads it again: another process may have written it since. It must not do so any more.
+    ///
+    /// # Errors
+    /// [`Fatal::DataDir`]: it cannot be read.
+    pub fn read_again(&self) -> Result<(), Fatal> {
+        let mut content = self.content();
+        if let Some(read) = read_control(&self.dir, content.sale_period_s)? {
+            content.database = read.database;
+        }
+        Ok(())
+    }
+
     /// Sets the next epoch aside, for a process that is to go on in the place of this one. It is used up then, whatever
     /// becomes of that process.
     ///

@@ -2,6 +2,7 @@
 //! manager has opened, which outlive this process.
 
 use crate::fatal::Fatal;
+use crate::host;
 use listenfd::ListenFd;
 use nix::libc::{
     BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, SKF_AD_CPU, SKF_AD_OFF, sock_filter, sock_fprog,
@@ -79,8 +80,8 @@ fn inherit(shards: u16) -> Result<Option<(SocketAddr, Vec<OwnedFd>)>, Fatal> {
     Ok(address.map(|address| (address, listeners)))
 }
 
-/// Adds to the `listeners` of a server whose place this one takes, until each shard has one. None is ever closed, because
-/// that would reset whoever waits in its queue.
+/// Adds to the `listeners` of a server whose place this one takes, until each shard has one; nobody comes to those before
+/// they are opened. None is ever closed, because that would reset whoever waits in its queue.
 ///
 /// # Errors
 /// [`Fatal::Listen`].
@@ -90,12 +91,40 @@ pub fn extend(listeners: &mut Vec<OwnedFd>, shards: u16) -> Result<SocketAddr, F
     let address = Socket::from(first.try_clone().map_err(failed)?).local_addr().map_err(failed)?;
     let address = address.as_socket().ok_or_else(|| Fatal::Listen("they are no TCP sockets".into()))?;
     for place in listeners.len()..usize::from(shards) {
-        let another = socket(address, true).and_then(|socket| socket.listen(BACKLOG).map(|()| OwnedFd::from(socket)));
+        let another = socket(address, true).map(OwnedFd::from);
         // Those of a service manager may not let others share their port: shards share the sockets then.
         let another = another.or_else(|_| listeners[place % listeners.len()].try_clone());
         listeners.push(another.map_err(failed)?);
     }
     Ok(address)
+}
+
+/// Lets clients come to `listeners`, those that are open already included, and has them spread over `shards` shards.
+///
+/// # Errors
+/// [`Fatal::Listen`].
+pub fn open(listeners: &[OwnedFd], steers_by_cpu: bool, shards: u16) -> Result<(), Fatal> {
+    let listened = listeners.iter().try_for_each(|listener| rustix::net::listen(listener, BACKLOG));
+    listened.map_err(|error| Fatal::Listen(format!("the sockets of the server before cannot be used: {error}")))?;
+    steer(listeners, steers_by_cpu, shards);
+    Ok(())
+}
+
+/// Has connections stay on the CPU where they arrive, if that is wanted and can be done.
+pub fn steer(listeners: &[OwnedFd], by_cpu: bool, shards: u16) {
+    if !by_cpu {
+        // Those of a server before this one may still be steered; others never were.
+        let _ = steer_by_cpu(&listeners[0], &[]);
+        return;
+    }
+    let cpus = host::cpus();
+    let steered = match cpus.get(..usize::from(shards)) {
+        Some(cpus) => steer_by_cpu(&listeners[0], cpus).map_err(|error| error.to_string()),
+        None => Err(format!("there are {} CPUs for {shards} shards", cpus.len())),
+    };
+    if let Err(why) = steered {
+        tracing::warn!(why, "connections cannot be steered by CPU: they are spread by hash");
+    }
 }
 
 /// Has the kernel give each new connection to the shard that runs on the CPU where it arrived: `cpus` are those of the
@@ -104,7 +133,7 @@ pub fn extend(listeners: &mut Vec<OwnedFd>, shards: u16) -> Result<SocketAddr, F
 ///
 /// # Errors
 /// The kernel cannot do that.
-pub fn steer_by_cpu(listener: &impl AsFd, cpus: &[usize]) -> io::Result<()> {
+fn steer_by_cpu(listener: &impl AsFd, cpus: &[usize]) -> io::Result<()> {
     // Classic BPF (Linux, "Linux Socket Filtering"): the answer is the place of a socket in its group.
     let step = |code: u32, k: u32, jf: u8| sock_filter { code: code as u16, jt: 0, jf, k };
     let mut program = vec![step(BPF_LD | BPF_W | BPF_ABS, (SKF_AD_OFF + SKF_AD_CPU) as u32, 0)];

@@ -25,6 +25,8 @@ pub enum Notice {
     HandedOver(ShardId, Result<(), String>),
     /// The new process with this number says something, or is gone.
     Successor(u32, Option<FromNew>),
+    /// The process whose place this one has taken is no more.
+    Alone,
     /// A signal arrived.
     Signal(i32),
 }

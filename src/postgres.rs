@@ -128,28 +128,27 @@ pub struct Database {
 }
 
 impl Database {
+    /// Whom the database names as its owner, if anybody. This changes nothing in it.
+    ///
+    /// # Errors
+    /// [`Failure::Final`]: the schema is newer than this version.
+    pub async fn glance(url: &DatabaseUrl) -> Result<Option<Owner>, Failure> {
+        let client = log_in(url).await?;
+        let is_ours = "select to_regclass('schema_migrations') is not null and to_regclass('clusters') is not null";
+        if !client.query_one(is_ours, &[]).await?.get::<_, bool>(0) {
+            return Ok(None);
+        }
+        check_version(client.query_one(APPLIED, &[]).await?.get(0))?;
+        let row = client.query_opt(FOUND, &[]).await?;
+        Ok(row.map(|row| found(&row).owner))
+    }
+
     /// Connects, and brings the schema up to date.
     ///
     /// # Errors
     /// [`Failure::Final`]: the schema is newer than this version.
     pub async fn connect(url: &DatabaseUrl) -> Result<Database, Failure> {
-        let mut config = url.config.clone();
-        if config.get_password().is_none()
-            && let Some(password) = pgpass::look_up(&config)
-        {
-            config.password(password);
-        }
-        let mut client = if url.tls == TlsMode::Disable {
-            let (client, connection) = config.connect(NoTls).await?;
-            // Ends with the client; what it says of errors the client's calls say too.
-            tokio::spawn(connection);
-            client
-        } else {
-            let (client, connection) = config.connect(tls::connector(url).map_err(Failure::Passing)?).await?;
-            tokio::spawn(connection);
-            client
-        };
-        client.batch_execute(SESSION).await?;
+        let mut client = log_in(url).await?;
         migrate(&mut client).await?;
         let copy = |table: &str| format!("copy {table} from stdin with (format binary)");
         Ok(Database {
@@ -340,6 +339,39 @@ async fn copy(client: &Client, statement: &Statement, rows: CopyRows) -> Result<
     Ok(())
 }
 
+/// A connection, with what every one of them needs.
+async fn log_in(url: &DatabaseUrl) -> Result<Client, Failure> {
+    let mut config = url.config.clone();
+    if config.get_password().is_none()
+        && let Some(password) = pgpass::look_up(&config)
+    {
+        config.password(password);
+    }
+    let client = if url.tls == TlsMode::Disable {
+        let (client, connection) = config.connect(NoTls).await?;
+        // Ends with the client; what it says of errors the client's calls say too.
+        tokio::spawn(connection);
+        client
+    } else {
+        let (client, connection) = config.connect(tls::connector(url).map_err(Failure::Passing)?).await?;
+        tokio::spawn(connection);
+        client
+    };
+    client.batch_execute(SESSION).await?;
+    Ok(client)
+}
+
+const APPLIED: &str = "select coalesce(max(version), 0) from schema_migrations";
+
+fn check_version(applied: i32) -> Result<(), Failure> {
+    let known = MIGRATIONS.len();
+    if applied as usize <= known {
+        return Ok(());
+    }
+    let text = format!("its schema has version {applied} and this stampede knows {known}; start a newer stampede");
+    Err(Failure::Final(Fatal::Database(text)))
+}
+
 /// Brings the schema up to date.
 async fn migrate(client: &mut Client) -> Result<(), Failure> {
     let transaction = client.transaction().await?;
@@ -350,13 +382,8 @@ async fn migrate(client: &mut Client) -> Result<(), Failure> {
              comment on table schema_migrations is 'Which files of sql/ have been applied'",
         )
         .await?;
-    let applied = "select coalesce(max(version), 0) from schema_migrations";
-    let applied: i32 = transaction.query_one(applied, &[]).await?.get(0);
-    if applied as usize > MIGRATIONS.len() {
-        let known = MIGRATIONS.len();
-        let text = format!("its schema has version {applied} and this stampede knows {known}; start a newer stampede");
-        return Err(Failure::Final(Fatal::Database(text)));
-    }
+    let applied: i32 = transaction.query_one(APPLIED, &[]).await?.get(0);
+    check_version(applied)?;
     for (number, migration) in (1i32..).zip(MIGRATIONS).skip(applied as usize) {
         transaction.batch_execute(migration).await?;
         transaction.execute("insert into schema_migrations values ($1)", &[&number]).await?;

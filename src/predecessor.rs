@@ -5,7 +5,9 @@ use crate::config::Config;
 use crate::connection::Midway;
 use crate::fatal::Fatal;
 use crate::handover::{FromNew, FromOld, Line, Offer, PROTOCOL, VARIABLE};
+use crate::notice::Notice;
 use crate::recovery::Ends;
+use crossbeam_channel::Sender;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Pid, getppid};
@@ -13,7 +15,7 @@ use rustix::stdio::{dup2_stdin, stdin};
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::thread::sleep;
+use std::thread::{self, sleep};
 use std::time::Duration;
 
 /// The old process, as the new one sees it.
@@ -118,10 +120,29 @@ impl Predecessor {
     }
 
     /// Says that this process could serve, and waits until it is the server: because the old one says so, or is gone.
-    /// One that wants to go on itself ends this one first.
-    pub fn wait_for_its_end(self) {
+    /// One that wants to go on itself ends this one.
+    ///
+    /// # Errors
+    /// [`Fatal::Host`]: it says something else.
+    pub fn wait_for_its_word(&self) -> Result<(), Fatal> {
         let _ = self.line.send(&FromNew::Ready, &[]);
-        let _ = self.line.receive::<FromOld>();
+        match self.line.receive() {
+            Ok(Some((FromOld::Yours, _)) | None) => Ok(()),
+            said => Err(Fatal::Host(format!("the server before does not let go: {said:?}"))),
+        }
+    }
+
+    /// Waits until the old process is no more, and has notice given.
+    ///
+    /// # Errors
+    /// [`Fatal::Host`]: no thread can be had.
+    pub fn watch_it_go(self, notices: Sender<Notice>) -> Result<(), Fatal> {
+        let watch = move || {
+            while let Ok(Some(_)) = self.line.receive::<serde_json::Value>() {}
+            let _ = notices.send(Notice::Alone);
+        };
+        let thread = thread::Builder::new().name("predecessor".into()).spawn(watch);
+        thread.map(drop).map_err(|error| Fatal::Host(format!("no thread for the server before: {error}")))
     }
 }
 

@@ -97,8 +97,10 @@ enum Pause {
     Still,
     /// It is to hand everything over.
     Asked(Arc<Line>),
-    /// Both processes have the clients, so neither touches them until it is known whose they are.
-    Shared,
+    /// It has. The other process knows where the logs end, so nothing more is written to them.
+    HandedOver,
+    /// It has what another process has handed over, and that one may still want it back.
+    Awaiting,
 }
 
 /// A shard at work.
@@ -159,7 +161,7 @@ impl Pump {
             is_draining: false,
             has_drained: false,
             // A new process begins in the place of another or all by itself.
-            pause: Pause::Shared,
+            pause: Pause::Awaiting,
             next_sweep_ms: 0,
             owes_pass: false,
             patience_ms: 0,
@@ -182,7 +184,7 @@ impl Pump {
         self.phase = self.outside.status.phase();
         let is_paused = self.phase == Phase::Paused;
         if !is_paused {
-            self.end_pause();
+            self.end_pause(now);
             self.keep_time(now);
         }
         let mut is_busy = self.take_flushed(now);
@@ -194,7 +196,8 @@ impl Pump {
         // Before any answer leaves, here or by another shard: who reads the sale after a 200 finds it counted.
         self.publish();
         self.outside.mesh.dispatch();
-        if !matches!(self.pause, Pause::Shared) {
+        // What both processes have, neither touches.
+        if !matches!(self.pause, Pause::HandedOver | Pause::Awaiting) {
             self.outside.server.write_replies(now);
         }
         if is_paused {
@@ -206,7 +209,13 @@ impl Pump {
         self.make_segments(now);
         self.note_ready();
         self.patience_ms = match is_busy {
-            _ if is_paused => PAUSE_MS,
+            _ if is_paused => {
+                if self.outside.mesh.is_held_up() {
+                    LANE_RETRY_MS
+                } else {
+                    PAUSE_MS
+                }
+            }
             true => 0,
             false => self.time_to_next(now),
         };
@@ -334,6 +343,9 @@ impl Pump {
     }
 
     fn start_flushes(&mut self, now: Moment) {
+        if matches!(self.pause, Pause::HandedOver) {
+            return;
+        }
         let Logs { purchases, attempts, retention, .. } = &mut self.logs;
         purchases.start_flush();
         let is_due = now.monotonic_ms >= self.attempts_due_ms || self.is_draining || self.phase == Phase::Paused;
@@ -363,7 +375,8 @@ impl Pump {
         let wants_purchases = purchases.room() < rush.max(reserve + half) && !purchases.is_making();
         if wants_purchases && now.monotonic_ms >= self.purchases_retry_ms {
             self.purchases_retry_ms = now.monotonic_ms + RETRY_MS;
-            let blocks = if lacks_reserve { self.fitting_blocks } else { full };
+            let fitting = if lacks_reserve { self.fitting_blocks } else { full };
+            let blocks = purchases.made_ahead().unwrap_or(fitting);
             if let Some(doomed) = retention.allow(LogKind::Purchases, bytes(blocks), durable_sale, lacks_reserve) {
                 purchases.make_segment(blocks, doomed);
             }
@@ -483,13 +496,15 @@ impl Pump {
         {
             let handed_over = self.outside.hand_over(line, self.logs.written());
             self.outside.tell(Notice::HandedOver(id, handed_over.map_err(|error| error.to_string())));
-            self.pause = Pause::Shared;
+            self.pause = Pause::HandedOver;
         }
     }
 
-    fn end_pause(&mut self) {
+    fn end_pause(&mut self, now: Moment) {
         if !matches!(std::mem::replace(&mut self.pause, Pause::No), Pause::No) {
             self.take_orders();
+            // Clients have waited for this process: first what they have said meanwhile.
+            self.next_sweep_ms = now.monotonic_ms + SWEEP_MS;
         }
     }
 

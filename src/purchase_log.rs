@@ -69,8 +69,8 @@ pub struct PurchaseLog {
     wants_chunks: bool,
     /// With its blocks.
     making: Option<(u32, Work<Segment>)>,
-    /// The first segment is on the disk already.
-    is_first_made: bool,
+    /// The first segment is on the disk already, with so many blocks.
+    made_ahead: Option<u32>,
 }
 
 impl PurchaseLog {
@@ -92,13 +92,18 @@ impl PurchaseLog {
             flushing: None,
             wants_chunks: false,
             making: None,
-            is_first_made: false,
+            made_ahead: None,
         }
     }
 
-    /// Somebody has made [`SegmentName::first`] already.
-    pub fn first_is_made(&mut self) {
-        self.is_first_made = true;
+    /// Somebody has made [`SegmentName::first`] already, with so many blocks.
+    pub fn first_is_made(&mut self, blocks: u32) {
+        self.made_ahead = Some(blocks);
+    }
+
+    /// The blocks of a segment that need only be opened, if there is one.
+    pub fn made_ahead(&self) -> Option<u32> {
+        self.made_ahead
     }
 
     /// Adds a record to the end. It is not durable before `flushed` says so.
@@ -213,8 +218,7 @@ impl PurchaseLog {
         assert!(self.making.is_none(), "segments are made one at a time");
         let name = SegmentName { stream: self.stream, first_block: self.next_segment, blocks };
         let (dir, direct) = (self.dir.clone(), self.direct);
-        let is_made =
-            std::mem::take(&mut self.is_first_made) && name == SegmentName::first(self.stream, self.segment_blocks);
+        let is_made = self.made_ahead.take() == Some(blocks);
         let making: Work<Segment> = Box::pin(async move {
             let path = name.path(&dir);
             let made = glommio::executor().spawn_blocking(move || {

@@ -52,6 +52,7 @@ pub struct Streams(Vec<(Vec<SegmentName>, End)>);
 /// A recovery in progress.
 pub struct Recovery {
     data: Opened,
+    now: Box<dyn Fn() -> Moment + Send>,
     replay: Replay,
     ends: Ends,
     records: u64,
@@ -61,28 +62,36 @@ pub struct Recovery {
 }
 
 impl Recovery {
-    /// A recovery of the logs in `data`, of which nothing is read.
-    pub fn new(data: Opened, partition: Partition, now: Moment) -> Self {
-        let replay = Replay::new(partition, now);
-        Recovery { data, replay, ends: Ends::new(), records: 0, contradiction: None, is_ahead: false }
+    /// A recovery of the logs in `data`, of which nothing is read. `now` reads the clocks.
+    pub fn new(data: Opened, partition: Partition, now: impl Fn() -> Moment + Send + 'static) -> Self {
+        let (replay, now) = (Replay::new(partition, now()), Box::new(now));
+        Recovery { data, now, replay, ends: Ends::new(), records: 0, contradiction: None, is_ahead: false }
     }
 
-    /// Reads what is there while another process writes more.
+    /// Reads what is there while another process writes more. Returns how many records were new.
     ///
     /// # Errors
     /// As for [`Recovery::finish`].
-    pub fn read_ahead(&mut self) -> Result<(), Fatal> {
+    pub fn read_ahead(&mut self) -> Result<u64, Fatal> {
         self.is_ahead = true;
-        for _ in 0..READ_AHEAD_TRIES {
+        let before = self.records;
+        for tries_left in (0..READ_AHEAD_TRIES).rev() {
             let streams = self.list().map_err(|error| self.unreadable(error))?;
-            let mut purchases = streams.iter().filter(|((log, ..), _)| *log == LogKind::Purchases);
-            match purchases.try_for_each(|(key, names)| self.read(*key, names, None)) {
-                // Removed since it was listed: it was of an ended sale.
-                Err(Unread::Unreadable(error)) if error.kind() == ErrorKind::NotFound => {}
-                result => return result.map_err(|unread| self.fatal(unread)),
+            match streams.iter().try_for_each(|(key, names)| self.read(*key, names, None)) {
+                Ok(()) => return Ok(self.records - before),
+                // A file of an ended sale may have been removed since it was listed, and a block written since the one
+                // before it was read: both only look like damage.
+                Err(Unread::Unreadable(error)) if error.kind() == ErrorKind::NotFound && tries_left > 0 => {}
+                Err(Unread::Damaged(_)) if tries_left > 0 => {}
+                Err(unread) => return Err(self.fatal(unread)),
             }
         }
-        Err(Fatal::DataDir("its files come and go too fast to be read".into()))
+        unreachable!("the last try returns")
+    }
+
+    /// How many items of each shard are held, as far as it has read.
+    pub fn held(&self) -> Vec<u32> {
+        self.replay.held()
     }
 
     /// Reads the rest, and brings the sale back. What a writer has `told` of its streams must be there, and is all there is.
@@ -90,12 +99,15 @@ impl Recovery {
     /// # Errors
     /// [`Fatal::Damaged`] if something durable is missing, [`Fatal::DataDir`] if files cannot be read.
     pub fn finish(mut self, rules: &Rules, told: &Ends) -> Result<Recovered, Fatal> {
+        self.replay.at((self.now)());
         remove_unfinished(&self.data).map_err(|error| self.unreadable(error))?;
         let streams = self.list().map_err(|error| self.unreadable(error))?;
         for (key, names) in &streams {
             self.read(*key, names, told.get(key)).map_err(|unread| self.fatal(unread))?;
         }
-        if let Some((key, end)) = told.iter().find(|(key, end)| end.blocks > 0 && self.ends.get(key) != Some(end)) {
+        // Attempts may have been removed to the last one.
+        let mut promised = told.iter().filter(|((log, ..), end)| *log == LogKind::Purchases && end.blocks > 0);
+        if let Some((key, end)) = promised.find(|(key, end)| self.ends.get(key) != Some(end)) {
             let (log, epoch, shard) = (key.0.name(), key.1, key.2);
             let (told, found) = (end.records, self.ends.get(key).map_or(0, |end| end.records));
             return Err(Fatal::Damaged(format!(
@@ -144,15 +156,17 @@ impl Recovery {
         let stream = StreamId { cluster: self.data.cluster, epoch, shard, log };
         match (log, told) {
             // What is made and not yet written need not be read: segment by segment, up to the end.
-            (LogKind::Purchases, Some(told)) => {
-                for read in 1..=names.len() {
+            (LogKind::Purchases, _) if self.is_ahead => {
+                for (read, name) in (1..).zip(names) {
                     self.read_purchases(&stream, &names[..read])?;
-                    if self.ends[&key].blocks >= told.blocks {
+                    let end = self.ends[&key].blocks;
+                    let is_the_end = end < name.first_block + u64::from(name.blocks);
+                    if told.map_or(is_the_end, |told| end >= told.blocks) {
                         break;
                     }
                 }
             }
-            (LogKind::Purchases, None) => self.read_purchases(&stream, names)?,
+            (LogKind::Purchases, _) => self.read_purchases(&stream, names)?,
             // Nobody was promised anything about attempts, and there may be very many: only their end matters.
             (LogKind::Attempts, Some(told)) => drop(self.ends.insert(key, *told)),
             (LogKind::Attempts, None) => {
@@ -175,12 +189,19 @@ impl Recovery {
             return Ok(());
         }
         let segments = load(&self.data, unread)?;
+        // Nothing in them is younger than this.
+        self.replay.at((self.now)());
+        let (mut new, is_ahead) = (Vec::new(), self.is_ahead);
         let end = stream::read(stream, &segments, |seq, record| {
-            if seq > before {
-                self.replay(stream, seq, record);
+            match seq > before {
+                // It may have to be read again.
+                true if is_ahead => new.push((seq, *record)),
+                true => self.replay(stream, seq, record),
+                false => {}
             }
             Ok(())
         })?;
+        new.iter().for_each(|(seq, record)| self.replay(stream, *seq, record));
         self.ends.insert(key, end);
         Ok(())
     }

@@ -36,6 +36,17 @@ impl Replay {
         Replay { partition, now, sale: None, taken_over: None }
     }
 
+    /// It is later by now: what follows may have been recorded since.
+    pub fn at(&mut self, now: Moment) {
+        self.now = now;
+    }
+
+    /// How many items of each shard are held.
+    pub fn held(&self) -> Vec<u32> {
+        let shards = self.sale.iter().flat_map(|(_, shards)| shards);
+        shards.map(|(stock, _)| stock.counts().held).collect()
+    }
+
     /// Replays one record.
     ///
     /// # Errors
@@ -202,6 +213,18 @@ mod tests {
     fn holds_keep_their_end() {
         let (inventories, found) = replay(&[opened(), checkout(1, 7)]).unwrap().finish(&RULES).unwrap();
         assert_eq!(found, Found { sold: 0, held: 1 });
+        assert_eq!(inventories[1].stock.next_expiry_ms(), Some(1_060));
+    }
+
+    /// One that is made while the log is being read has all of its time.
+    #[test]
+    fn holds_that_are_younger_than_the_replay_keep_their_end() {
+        let mut replay = Replay::new(Partition::new(2), Moment { monotonic_ms: 400, unix_ms: NOW.unix_ms - 600 });
+        replay.record(&opened()).unwrap();
+        replay.at(NOW);
+        replay.record(&checkout(1, 7)).unwrap();
+        assert_eq!(replay.held(), [0, 1]);
+        let (inventories, _) = replay.finish(&RULES).unwrap();
         assert_eq!(inventories[1].stock.next_expiry_ms(), Some(1_060));
     }
 

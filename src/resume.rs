@@ -1,7 +1,8 @@
 //! What a run goes on with: the log of its data directory or, if that is new, the sale that the database knows.
 
 use crate::block::{LogKind, StreamId};
-use crate::claim::{Claim, conflict};
+use crate::claim::{Claim, fatal};
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::data_dir::{ControlFile, DataDir, Opened};
 use crate::fatal::Fatal;
@@ -11,7 +12,6 @@ use crate::partition::Partition;
 use crate::postgres::{Database, Failure, event_loop};
 use crate::recovery::{Ends, Recovered, Recovery};
 use crate::takeover::{Attempt, Listener};
-use crate::types::Moment;
 use std::time::Duration;
 
 /// How long a start waits for the database to say whether it fits the log. If it is away, selling goes on without.
@@ -20,6 +20,11 @@ const CLAIM_TIME: Duration = Duration::from_secs(3);
 const RETRY_TIME: Duration = Duration::from_millis(500);
 /// How long one attempt may take.
 const ATTEMPT_TIME: Duration = Duration::from_secs(10);
+
+/// Records that are read in a moment.
+const CLOSE_ENOUGH: u64 = 2_000;
+/// How often a run reads on that has not come that close. Its writer may be faster.
+const CATCH_UP_TRIES: u32 = 20;
 
 /// A run, about to begin.
 pub struct Resumed {
@@ -42,7 +47,7 @@ pub fn resume(
     config: &Config,
     dir: &DataDir,
     partition: Partition,
-    now: Moment,
+    clock: Clock,
     is_stopped: impl Fn(Duration) -> bool,
 ) -> Result<Option<Resumed>, Fatal> {
     let runtime = event_loop()?;
@@ -50,7 +55,7 @@ pub fn resume(
     if dir.is_new() && config.recover_from != RecoverFrom::Log && !fill(None)? {
         return Ok(None);
     }
-    let go_on = || runtime.block_on(go_on(config, dir, partition, now));
+    let go_on = || runtime.block_on(go_on(config, dir, partition, clock));
     match go_on() {
         Err(why @ (Fatal::Damaged(_) | Fatal::DirectoryOlder(_))) if config.recover_from == RecoverFrom::Postgres => {
             if fill(Some(why))? {
@@ -115,9 +120,9 @@ async fn fill(
 }
 
 /// Recovers from the log, and asks the database whether it agrees, if it answers.
-async fn go_on(config: &Config, dir: &DataDir, partition: Partition, now: Moment) -> Result<Resumed, Fatal> {
+async fn go_on(config: &Config, dir: &DataDir, partition: Partition, clock: Clock) -> Result<Resumed, Fatal> {
     let (data, control) = dir.open(config.rules.period_s)?;
-    let recovered = Recovery::new(data.clone(), partition, now).finish(&config.rules, &Ends::new())?;
+    let recovered = Recovery::new(data.clone(), partition, move || clock.now()).finish(&config.rules, &Ends::new())?;
     let mut claim = claim(config, &data, control.clone(), &recovered, partition)?;
     if let Some(claim) = &mut claim {
         // The persistence thread does this again: here it is only to find out before anything is sold.
@@ -143,24 +148,44 @@ impl Ahead {
     ///
     /// # Errors
     /// As for [`resume`].
-    pub fn read(config: &Config, epoch: u32, partition: Partition, now: Moment) -> Result<Ahead, Fatal> {
+    pub fn read(config: &Config, epoch: u32, partition: Partition, clock: Clock) -> Result<Ahead, Fatal> {
         let (data, control) = DataDir::look_into(&config.data_dir, config.rules.period_s, epoch)?;
-        let mut recovery = Recovery::new(data.clone(), partition, now);
+        let mut recovery = Recovery::new(data.clone(), partition, move || clock.now());
         recovery.read_ahead()?;
         if let Some(url) = &config.database {
             let owner = Owner { cluster: data.cluster, run: Run { epoch, id: host::new_id()? } };
-            let judge = async {
-                let found = Database::connect(url).await?.found().await?.map(|found| found.owner);
-                judge_owner(owner, control.database(), found, config.recover_from).map_err(conflict)
-            };
-            // If it is away, selling goes on without, as it does with the run before.
-            if let Ok(Err(Failure::Final(why))) =
-                event_loop()?.block_on(async { tokio::time::timeout(CLAIM_TIME, judge).await })
-            {
-                return Err(why);
+            let found = event_loop()?.block_on(async { tokio::time::timeout(CLAIM_TIME, Database::glance(url)).await });
+            // What that run has put there, it has remembered before.
+            control.read_again()?;
+            match found {
+                Ok(Err(Failure::Final(why))) => return Err(why),
+                Ok(Ok(found)) => {
+                    let judged = judge_owner(owner, control.database(), found, config.recover_from);
+                    judged.map_err(|why| fatal(&why))?;
+                }
+                // If it is away, selling goes on without, as it does with the run before.
+                Ok(Err(Failure::Passing(_))) | Err(_) => {}
             }
         }
         Ok(Ahead { data, control, recovery, partition })
+    }
+
+    /// Reads on, until it has come close enough to what that run is writing.
+    ///
+    /// # Errors
+    /// As for [`Ahead::read`].
+    pub fn catch_up(&mut self) -> Result<(), Fatal> {
+        for _ in 0..CATCH_UP_TRIES {
+            if self.recovery.read_ahead()? < CLOSE_ENOUGH {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many items of each shard are held, as far as it has read.
+    pub fn held(&self) -> Vec<u32> {
+        self.recovery.held()
     }
 
     /// The data directory.

@@ -25,7 +25,8 @@ impl ServiceManager {
 
     /// Says that the process serves. From now on it wants signs of life.
     pub fn ready(&mut self) {
-        tell(&[NotifyState::Ready, NotifyState::Status("selling")]);
+        // A sign of life, too: the one before may be of another process, and old.
+        tell(&[NotifyState::Ready, NotifyState::Status("selling"), NotifyState::Watchdog]);
         self.next_sign = self.period.map(|period| Instant::now() + period);
     }
 

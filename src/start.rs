@@ -26,7 +26,7 @@ use crate::server::Server;
 use crate::service_manager::ServiceManager;
 use crate::shard::{Effects, Inventory, Shard};
 use crate::status::{Phase, Status};
-use crate::supervisor::{Site, Supervisor, Unsettled};
+use crate::supervisor::{Coming, Site, Supervisor, Unsettled};
 use crate::types::ShardId;
 use crate::waiting::Watermark;
 use crate::{host, listener};
@@ -35,9 +35,11 @@ use glommio::io::PollableFd;
 use glommio::{LocalExecutorBuilder, Placement};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
+use rustix::process::setpriority_process;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 use std::io;
+use std::iter;
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
@@ -45,6 +47,10 @@ use std::time::Instant;
 /// A segment is at most this large; at a small budget a sixteenth of a shard's part.
 const SEGMENT_BYTES_MAX: u64 = 4 << 20;
 const SEGMENT_BYTES_MIN: u64 = 64 << 10;
+/// Blocks in a new process's first segment beside those for holds: some are made while it prepares itself.
+const HOLDS_SLACK_BLOCKS: u32 = 256;
+/// The nice value of work that nobody waits for.
+const PATIENT: i32 = 10;
 /// The least that a shard's logs can work with.
 const SHARD_BUDGET_MIN: u64 = 1 << 20;
 
@@ -71,6 +77,7 @@ struct Door {
 struct Start {
     sockets: Sockets,
     inventory: Inventory,
+    made_ahead: Option<u32>,
     plan: Arc<ShardPlan>,
     seed: [u8; 32],
     persistence: Option<Shipping>,
@@ -83,8 +90,18 @@ struct ShardPlan {
     data: Opened,
     budget: u64,
     segment_blocks: u32,
-    /// Each shard's first segment is there already.
-    is_first_made: bool,
+}
+
+/// What a process begins with.
+struct Place {
+    dir: DataDir,
+    resumed: Resumed,
+    /// By shard; in a start without a predecessor, shards have theirs already.
+    sockets: Vec<Sockets>,
+    /// All of them once more, to be opened.
+    listeners: Vec<OwnedFd>,
+    /// Blocks of each shard's first segment, if it is there already.
+    made_ahead: Vec<Option<u32>>,
 }
 
 /// Starts everything. Nothing, if it was told to stop meanwhile.
@@ -109,7 +126,7 @@ pub fn start(config: Config) -> Result<Option<Supervisor>, Fatal> {
     let (address, listeners, dir) = match &predecessor {
         None => {
             let (address, listeners) = listener::listen(config.listen, shards)?;
-            steer(&config, &listeners, shards);
+            listener::steer(&listeners, config.steers_by_cpu, shards);
             (address, listeners, Some(DataDir::lock(&config.data_dir)?))
         }
         Some(predecessor) => {
@@ -147,11 +164,13 @@ pub fn start(config: Config) -> Result<Option<Supervisor>, Fatal> {
     listen_to_signals(notices.clone())?;
 
     let partition = Partition::new(shards);
-    let is_stopped = |wait| matches!(noticed.recv_timeout(wait), Ok(Notice::Signal(_)));
-    let (dir, resumed, sockets) = match (dir, &predecessor) {
+    let is_stopped =
+        |wait| matches!(noticed.recv_timeout(wait), Ok(Notice::Signal(signal)) if [SIGTERM, SIGINT].contains(&signal));
+    let Place { dir, resumed, sockets, listeners, made_ahead } = match (dir, &predecessor) {
         (Some(dir), _) => {
-            let Some(resumed) = resume(&config, &dir, partition, clock.now(), is_stopped)? else { return Ok(None) };
-            (dir, resumed, (0..shards).map(|_| Sockets::default()).collect())
+            let Some(resumed) = resume(&config, &dir, partition, clock, is_stopped)? else { return Ok(None) };
+            let sockets = deal(Vec::new(), Vec::new(), shards);
+            Place { dir, resumed, sockets, listeners: Vec::new(), made_ahead: vec![None; shards.into()] }
         }
         (None, Some(predecessor)) => take_over(&config, predecessor, partition, clock, segment_blocks)?,
         (None, None) => unreachable!("who has no predecessor locks the directory"),
@@ -172,16 +191,9 @@ pub fn start(config: Config) -> Result<Option<Supervisor>, Fatal> {
             Shipper::new(Plan { claim, status, doorbells, shipped: ways, is_awaited })
         })
         .unzip();
-    let unsettled = Unsettled { data: data.clone(), streams, shipper };
+    let unsettled = Unsettled { streams, shipper };
     let config = Arc::new(config);
-    let plan = Arc::new(ShardPlan {
-        config: config.clone(),
-        partition,
-        data: data.clone(),
-        budget,
-        segment_blocks,
-        is_first_made: predecessor.is_some(),
-    });
+    let plan = Arc::new(ShardPlan { config: config.clone(), partition, data: data.clone(), budget, segment_blocks });
     let mut supervisor = Supervisor {
         started,
         config,
@@ -194,16 +206,19 @@ pub fn start(config: Config) -> Result<Option<Supervisor>, Fatal> {
         persistence: None,
         manager: ServiceManager::new(),
         site: Site { dir, data, control },
-        predecessor: None,
+        coming: None,
+        unsettled: None,
         successor: None,
     };
     match predecessor {
         None => supervisor.settle(unsettled)?,
-        Some(predecessor) => supervisor.predecessor = Some((predecessor, unsettled)),
+        Some(predecessor) => supervisor.coming = Some(Coming { predecessor, listeners, unsettled }),
     }
-    for (((start, inventory), sockets), shipped) in starts.into_iter().zip(inventories).zip(sockets).zip(returns) {
+    let parts = inventories.into_iter().zip(sockets).zip(made_ahead).zip(returns);
+    for (start, (((inventory, sockets), made_ahead), shipped)) in starts.into_iter().zip(parts) {
         let persistence = feed.clone().map(|feed: Feed| Shipping { feed, shipped });
-        let begin = Start { sockets, inventory, plan: plan.clone(), seed: host::random()?, persistence };
+        let (plan, seed) = (plan.clone(), host::random()?);
+        let begin = Start { sockets, inventory, made_ahead, plan, seed, persistence };
         // A shard that cannot receive this has ended the process.
         let _ = start.send(begin);
     }
@@ -218,22 +233,46 @@ fn take_over(
     partition: Partition,
     clock: Clock,
     segment_blocks: u32,
-) -> Result<(DataDir, Resumed, Vec<Sockets>), Fatal> {
-    let ahead = Ahead::read(config, predecessor.offer.epoch, partition, clock.now())?;
-    let Opened { logs, cluster, epoch, .. } = ahead.data();
-    for shard in 0..partition.shards() {
-        let stream = StreamId { cluster: *cluster, epoch: *epoch, shard, log: LogKind::Purchases };
-        let made = SegmentName::first(stream, segment_blocks).make(logs);
-        made.map_err(|error| Fatal::DataDir(format!("{}: {error}", logs.display())))?;
-    }
+) -> Result<Place, Fatal> {
+    // On a thread that gives way to every other: the CPUs are the old process's as long as it sells.
+    let (ahead, made_ahead) = thread::scope(|scope| {
+        let prepare = scope.spawn(|| {
+            let _ = setpriority_process(None, PATIENT);
+            prepare(config, predecessor.offer.epoch, partition, clock, segment_blocks)
+        });
+        prepare.join().expect("a panic ends the process")
+    })?;
     tracing::info!("prepared: the server before may hand over");
     let Inheritance { lock, ends, mut listeners, clients } = predecessor.take_everything()?;
     let dir = DataDir::adopt(&config.data_dir, lock);
     tracing::info!(listeners = listeners.len(), connections = clients.len(), "taking over");
     listener::extend(&mut listeners, partition.shards())?;
-    steer(config, &listeners, partition.shards());
+    let once_more = listeners.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>().map_err(no_descriptors)?;
     let sockets = deal(listeners, clients, partition.shards());
-    Ok((dir, ahead.finish(config, &ends)?, sockets))
+    Ok(Place { dir, resumed: ahead.finish(config, &ends)?, sockets, listeners: once_more, made_ahead })
+}
+
+/// Reads the log ahead, and makes each shard's first segment, with room for the end of every hold.
+fn prepare(
+    config: &Config,
+    epoch: u32,
+    partition: Partition,
+    clock: Clock,
+    segment_blocks: u32,
+) -> Result<(Ahead, Vec<Option<u32>>), Fatal> {
+    let mut ahead = Ahead::read(config, epoch, partition, clock)?;
+    let Opened { logs, cluster, .. } = ahead.data();
+    let mut made_ahead = Vec::new();
+    let held = ahead.held().into_iter().chain(iter::repeat(0));
+    for (shard, held) in (0..partition.shards()).zip(held) {
+        let stream = StreamId { cluster: *cluster, epoch, shard, log: LogKind::Purchases };
+        let blocks = segment_blocks.max(held + held / 4 + HOLDS_SLACK_BLOCKS);
+        let made = SegmentName::first(stream, blocks).make(logs);
+        made.map_err(|error| Fatal::DataDir(format!("{}: {error}", logs.display())))?;
+        made_ahead.push(Some(blocks));
+    }
+    ahead.catch_up()?;
+    Ok((ahead, made_ahead))
 }
 
 /// Gives out sockets to `shards` shards: listeners one by one, clients by the shards that they were with.
@@ -246,23 +285,6 @@ fn deal(listeners: Vec<OwnedFd>, clients: Vec<(u16, OwnedFd, Option<Midway>)>, s
         sockets[usize::from(shard % shards)].clients.push((client, midway));
     }
     sockets
-}
-
-/// Has connections stay on the CPU where they arrive, if that is wanted and can be done.
-fn steer(config: &Config, listeners: &[OwnedFd], shards: u16) {
-    if !config.steers_by_cpu {
-        // Those of a server before this one may still be; others never were.
-        let _ = listener::steer_by_cpu(&listeners[0], &[]);
-        return;
-    }
-    let cpus = host::cpus();
-    let steered = match cpus.get(..usize::from(shards)) {
-        Some(cpus) => listener::steer_by_cpu(&listeners[0], cpus).map_err(|error| error.to_string()),
-        None => Err(format!("there are {} CPUs for {shards} shards", cpus.len())),
-    };
-    if let Err(why) = steered {
-        tracing::warn!(why, "connections cannot be steered by CPU: they are spread by hash");
-    }
 }
 
 /// Starts a shard's thread. Whatever goes wrong on it ends the process.
@@ -288,18 +310,18 @@ async fn sell(door: Door, begun: Receiver<Start>) -> Result<(), Fatal> {
         start = begun.try_recv().ok();
         start.is_some()
     });
-    let Start { sockets, inventory, plan, seed, persistence } =
+    let Start { sockets, inventory, made_ahead, plan, seed, persistence } =
         start.expect("recovery is over when there is something to start with");
     serve(&mut outside.server, sockets, clock)?;
-    let ShardPlan { config, partition, data, budget, segment_blocks, is_first_made } = &*plan;
+    let ShardPlan { config, partition, data, budget, segment_blocks } = &*plan;
     let log = |log| {
         let stream = StreamId { cluster: data.cluster, epoch: data.epoch, shard: id.0, log };
         PurchaseLog::new(stream, &data.logs, data.direct_io, *segment_blocks)
     };
     let retention = Retention::new(&data.logs, *budget, persistence.is_some());
     let (mut purchases, mut attempts) = (log(LogKind::Purchases), log(LogKind::Attempts));
-    if *is_first_made {
-        purchases.first_is_made();
+    if let Some(blocks) = made_ahead {
+        purchases.first_is_made(blocks);
     }
     if persistence.is_some() {
         purchases.keep_chunks();

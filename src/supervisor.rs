@@ -8,6 +8,7 @@ use crate::doorbell::Doorbell;
 use crate::fatal::Fatal;
 use crate::handover::{FromNew, Offer, PROTOCOL};
 use crate::lag::{Change, Lag};
+use crate::listener;
 use crate::notice::{Notice, Order};
 use crate::persistence::{Persistence, Shipper};
 use crate::predecessor::Predecessor;
@@ -20,6 +21,7 @@ use crate::successor::{Stage, Successor};
 use crate::types::{SaleId, ShardId};
 use crate::waiting::Watermark;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use rustix::fd::OwnedFd;
 use signal_hook::consts::SIGUSR2;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -40,10 +42,18 @@ pub struct Site {
     pub control: ControlFile,
 }
 
-/// What is left to do once it is certain that no earlier run will go on.
+/// A process that is about to take the place of another.
+pub struct Coming {
+    /// That one.
+    pub predecessor: Predecessor,
+    /// To be opened.
+    pub listeners: Vec<OwnedFd>,
+    /// For later.
+    pub unsettled: Unsettled,
+}
+
+/// What is left to do once no earlier run is there any more.
 pub struct Unsettled {
-    /// Where the log is.
-    pub data: Opened,
     /// To be sealed.
     pub streams: Streams,
     /// To be started, if there is a database.
@@ -74,8 +84,10 @@ pub struct Supervisor {
     pub manager: ServiceManager,
     /// The data directory.
     pub site: Site,
-    /// Whose place this process takes, until it has.
-    pub predecessor: Option<(Predecessor, Unsettled)>,
+    /// How it becomes the server, if it takes the place of another.
+    pub coming: Option<Coming>,
+    /// What waits for the end of that one.
+    pub unsettled: Option<Unsettled>,
     /// What is to take the place of this process.
     pub successor: Option<Successor>,
 }
@@ -126,11 +138,16 @@ impl Supervisor {
                         self.serve()?;
                     }
                 }
+                Ok(Notice::Alone) => {
+                    // It may have written there to the last.
+                    self.site.control.read_again()?;
+                    self.unsettled.take().map_or(Ok(()), |unsettled| self.settle(unsettled))?;
+                }
                 Ok(Notice::Ended(part)) => log_ended(&mut ended, part, shards),
                 Ok(Notice::LogFull(shard, is_full)) => log_room(shard, is_full),
                 Ok(Notice::AttemptsLost(shard, are_lost)) => log_attempts(shard, are_lost),
                 Ok(Notice::Signal(SIGUSR2)) => self.upgrade(),
-                Ok(Notice::Signal(_)) if self.predecessor.is_some() => {
+                Ok(Notice::Signal(_)) if self.coming.is_some() => {
                     tracing::info!("told to stop: the server before goes on");
                     return Ok(());
                 }
@@ -181,27 +198,29 @@ impl Supervisor {
 
     /// Every shard can sell: this process becomes the server.
     fn serve(&mut self) -> Result<(), Fatal> {
-        let unsettled = self.predecessor.take().map(|(predecessor, unsettled)| {
-            predecessor.wait_for_its_end();
-            unsettled
-        });
+        if let Some(Coming { predecessor, listeners, unsettled }) = self.coming.take() {
+            predecessor.wait_for_its_word()?;
+            let shards = self.threads.len() as u16;
+            listener::open(&listeners, self.config.steers_by_cpu, shards)?;
+            predecessor.watch_it_go(self.notices.clone())?;
+            self.unsettled = Some(unsettled);
+        }
         self.enter(Phase::Serving);
         self.manager.ready();
         tracing::info!(ms = self.started.elapsed().as_millis() as u64, "serving");
-        // Clients first: until this is done, it is as if this process had been started after a crash.
-        unsettled.map_or(Ok(()), |unsettled| self.settle(unsettled))
+        Ok(())
     }
 
-    /// Ends what earlier runs have left open, now that none of them will go on.
+    /// Ends what earlier runs have left open, now that none of them is there.
     ///
     /// # Errors
     /// [`Fatal::DataDir`]: it cannot be written. [`Fatal::Host`]: no thread can be had.
     pub fn settle(&mut self, unsettled: Unsettled) -> Result<(), Fatal> {
-        let Unsettled { data, streams, shipper } = unsettled;
+        let Unsettled { streams, shipper } = unsettled;
         let shards = self.orders.len();
         let mut old_of = vec![Vec::new(); shards];
         // Whole streams, so that each loses only its beginning to retention.
-        let old = streams.seal(&data)?.into_iter();
+        let old = streams.seal(&self.site.data)?.into_iter();
         old.for_each(|segment| old_of[usize::from(segment.name.stream.shard) % shards].push(segment));
         for (orders, old) in self.orders.iter().zip(old_of) {
             let _ = orders.send(Order::Keep(old));
@@ -252,7 +271,9 @@ impl Supervisor {
     fn upgrade(&mut self) {
         let is_connected = self.status.is_database_connected.load(Ordering::Relaxed);
         let objection = match self.status.phase() {
-            _ if self.successor.is_some() => Some("one is under way"),
+            _ if self.successor.is_some() || self.unsettled.is_some() => Some("one is under way"),
+            // Its end is the end of everything in the container.
+            _ if std::process::id() == 1 => Some("this is the first process of a container"),
             Phase::Serving if self.config.rules.purchase_ack == Watermark::Persisted && !is_connected => {
                 Some("buyers wait for the database, which is away")
             }
@@ -334,12 +355,12 @@ impl Supervisor {
         let Some(successor) = self.successor.take() else { return };
         let epoch = successor.epoch;
         let ended = successor.call_off();
+        if self.status.phase() == Phase::Paused {
+            self.enter(Phase::Serving);
+        }
         // Nobody has been told of anything in it.
         if let Err(error) = remove_run(&self.site.data.logs, self.site.data.cluster, epoch) {
             tracing::warn!(%error, epoch, "what the new process has begun to write cannot be removed");
-        }
-        if self.status.phase() == Phase::Paused {
-            self.enter(Phase::Serving);
         }
         self.manager.ready();
         tracing::warn!(why, ended, "the upgrade is called off: this process goes on");

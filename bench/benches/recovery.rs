@@ -46,7 +46,7 @@ fn recovery(criterion: &mut Criterion) {
             // The first time it also seals the log; that is in the warm-up.
             let opened = Opened { logs, cluster: STREAM.cluster, epoch: STREAM.epoch + 1, direct_io: true };
             bencher.iter(|| {
-                let recovered = Recovery::new(opened.clone(), partition, NOW).finish(&rules(items), &Ends::new());
+                let recovered = Recovery::new(opened.clone(), partition, || NOW).finish(&rules(items), &Ends::new());
                 let recovered = recovered.unwrap_or_else(|reason| panic!("{reason}"));
                 assert_eq!(recovered.found.sold, items);
                 recovered.streams.seal(&opened).unwrap_or_else(|reason| panic!("{reason}"));

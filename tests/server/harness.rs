@@ -116,8 +116,14 @@ impl Server {
 
     /// Has another process go on in its place, and waits until it serves.
     pub fn upgrade(&mut self) {
-        self.signal(Signal::USR2);
-        self.wait_for_line("upgrading");
+        wait_until("the upgrade before is over", || {
+            self.signal(Signal::USR2);
+            let said = self.wait_for_one_of(&["upgrading", "no upgrade now"]);
+            said["why"].is_null() || {
+                assert_eq!(said["why"], "one is under way");
+                false
+            }
+        });
         let pid = self.wait_for_line("handed over")["pid"].as_i64().expect("it says which");
         self.wait_for_line("serving");
         assert!(self.is_replaced_by(pid as i32).success());

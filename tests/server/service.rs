@@ -4,11 +4,11 @@
 use crate::harness::{Client, LONG_SALE, Server, skipped, stampede, wait_until};
 use nix::sys::ptrace;
 use nix::sys::wait::WaitPidFlag;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, waitpid};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -120,7 +120,7 @@ fn an_inherited_socket_is_served() {
             command.current_dir(dir.path()).stderr(std::process::Stdio::piped());
             command
         };
-        let Ok(child) = activate(port).spawn() else {
+        let Ok(mut child) = activate(port).spawn() else {
             return skipped("inherited sockets", "no systemd-socket-activate");
         };
         // Asked before the server is there, answered when it is: 503 until it serves, at the worst.
@@ -128,8 +128,19 @@ fn an_inherited_socket_is_served() {
         for _ in 0..20 {
             assert_eq!(status(port, "/livez"), Some(200));
         }
-        rustix::process::kill_process(rustix::process::Pid::from_child(&child), Signal::TERM).unwrap();
-        assert!(child.wait_with_output().unwrap().status.success());
+        // Another process goes on with it.
+        set_child_subreaper(Some(getpid())).unwrap();
+        kill_process(Pid::from_child(&child), Signal::USR2).unwrap();
+        let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let line = said.find(|line| line.contains("handed over")).unwrap();
+        assert!(child.wait().unwrap().success());
+        for _ in 0..20 {
+            assert_eq!(status(port, "/livez"), Some(200));
+        }
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let second = Pid::from_raw(line["pid"].as_i64().unwrap() as i32).unwrap();
+        kill_process(second, Signal::TERM).unwrap();
+        waitpid(Some(second), WaitOptions::empty()).unwrap();
     }
 }
 
