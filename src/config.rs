@@ -43,6 +43,13 @@ pub const SETTINGS: &[Setting] = &[
         help: "Where to serve the public; port 0 takes a free one. PORT or APP_PORT set the port alone",
     },
     Setting {
+        flag: "admin-listen",
+        variables: &["ADMIN_LISTEN"],
+        value: "ADDRESS:PORT",
+        default: "127.0.0.1:8081",
+        help: "Where to serve operators: /metrics for Prometheus; port 0 takes a free one. APP_METRICS_PORT sets the port alone",
+    },
+    Setting {
         flag: "shards",
         variables: &["SHARDS"],
         value: "NUMBER",
@@ -170,6 +177,8 @@ pub enum LogFormat {
 pub struct Config {
     /// Where to serve the public.
     pub listen: SocketAddr,
+    /// Where to serve operators.
+    pub admin_listen: SocketAddr,
     /// How many shards, if it was said.
     pub shards: Option<u16>,
     /// Where the log lives.
@@ -344,15 +353,16 @@ impl Sources<'_> {
         Ok(database)
     }
 
-    fn listen(&self) -> Result<SocketAddr, BadSetting> {
-        let is_whole = self.flags.contains_key("listen") || self.variable("LISTEN").is_some();
-        let raw = self.get("listen").expect("it has a default");
-        let mut listen: SocketAddr =
+    /// An address that is given whole, or by its port alone in one of these variables.
+    fn address(&self, flag: &str, variable: &str, ports: &[&str]) -> Result<SocketAddr, BadSetting> {
+        let is_whole = self.flags.contains_key(flag) || self.variable(variable).is_some();
+        let raw = self.get(flag).expect("it has a default");
+        let mut address: SocketAddr =
             raw.text.parse().map_err(|_| raw.bad("an IP address and a port, like 0.0.0.0:8080 or [::]:8080"))?;
-        if let Some(port) = ["PORT", "APP_PORT"].iter().find_map(|name| self.variable(name)).filter(|_| !is_whole) {
-            listen.set_port(port.number(0..=65535)? as u16);
+        if let Some(port) = ports.iter().find_map(|name| self.variable(name)).filter(|_| !is_whole) {
+            address.set_port(port.number(0..=65535)? as u16);
         }
-        Ok(listen)
+        Ok(address)
     }
 }
 
@@ -407,7 +417,8 @@ impl Config {
         let shards = sources.get("shards").map(|raw| raw.number(1..=SHARDS_MAX.into()));
         let max_connections = sources.get("max-connections").map(|raw| raw.number(1..=10_000_000));
         Ok(Config {
-            listen: sources.listen()?,
+            listen: sources.address("listen", "LISTEN", &["PORT", "APP_PORT"])?,
+            admin_listen: sources.address("admin-listen", "ADMIN_LISTEN", &["APP_METRICS_PORT"])?,
             shards: shards.transpose()?.map(|shards| shards as u16),
             data_dir: get("data-dir").text.into(),
             rules,
@@ -438,6 +449,7 @@ impl fmt::Display for Config {
         // All of them: a new one must be printed, too.
         let Config {
             listen,
+            admin_listen,
             shards,
             data_dir,
             rules,
@@ -453,6 +465,7 @@ impl fmt::Display for Config {
         } = self;
         let open = |value: Option<String>| value.unwrap_or_else(|| "auto".into());
         writeln!(f, "listen = {listen}")?;
+        writeln!(f, "admin-listen = {admin_listen}")?;
         writeln!(f, "shards = {}", open(shards.map(|shards| shards.to_string())))?;
         writeln!(f, "data-dir = {}", data_dir.display())?;
         writeln!(f, "items = {}", rules.items)?;
@@ -524,6 +537,8 @@ mod tests {
         assert_eq!(port(&[], &[("APP_PORT", "82")]), 82);
         assert_eq!(port(&[], &[("PORT", "81"), ("LISTEN", "1.2.3.4:5")]), 5);
         assert_eq!(port(&[("listen", "1.2.3.4:6")], &[("PORT", "81")]), 6);
+        let admin = config(&[], &[("APP_METRICS_PORT", "83"), ("PORT", "81")], &[]).unwrap().admin_listen;
+        assert_eq!(admin, "127.0.0.1:83".parse().unwrap());
     }
 
     #[test]

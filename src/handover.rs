@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `Offer` | |
 //! | | reads the log ahead, checks all that can fail; `Prepared` |
-//! | stops reading, finishes what is in flight, flushes; `Lock`, `Written`, `Listener`, `Clients`, `Everything` | |
+//! | stops reading, finishes what is in flight, flushes; `Lock`, `Admin`, `Written`, `Listener`, `Clients`, `Everything` | |
 //! | | reads the rest of the log, makes its own; `Ready` |
 //! | `Yours`; ends | |
 //! | | serves |
@@ -53,6 +53,8 @@ pub enum FromOld {
     Offer(Offer),
     /// With one descriptor, which holds the data directory.
     Lock,
+    /// With the listener of the admin port.
+    Admin,
     /// With a listener.
     Listener {
         /// Where it is in the order in which they were opened.
@@ -93,6 +95,8 @@ pub struct Offer {
     pub log_format: u8,
     /// Where it was told to listen.
     pub listen: SocketAddr,
+    /// Where it was told to listen for operators.
+    pub admin_listen: SocketAddr,
     /// Where its log is.
     pub data_dir: PathBuf,
     /// The run that the new process is.

@@ -20,8 +20,10 @@
 //! **A request.** [`server`] holds a shard's sockets: it reads bytes in batches and knows no rule of the sale.
 //! [`outside`] is all that a shard's thread has besides its rules and logs. [`pump`] is the turn: wait, collect, apply, append, flush, send; *log before reply* stands there, in one place. [`mesh`]
 //! carries batches of messages between shards; sending never blocks. [`doorbell`] wakes who sleeps. [`purchase_log`]
-//! appends and flushes, [`segment`] makes and writes its files, [`retention`] keeps them within their budget.
-//! [`status`] holds the few numbers that shards publish, [`page`] shows them.
+//! appends and flushes, [`segment`] makes and writes its files, [`retention`] keeps them within their budget; [`logs`] holds all that
+//! a shard has of these.
+//! [`status`] holds the few numbers that shards publish, [`page`] shows them; [`admin`] serves operators, [`metrics`] what
+//! Prometheus reads.
 //!
 //! **Postgres.** [`persistence`] is the one thread that brings every flushed record there, exactly once: from a
 //! channel while it keeps up, from the files by [`log_reader`] when it does not. [`claim`] takes the database for this
@@ -75,6 +77,7 @@
 //! - *One request in flight for each connection.* Pipelined ones wait in the connection: answers are in order by
 //!   construction, and the table of connections is the table of requests in flight.
 
+pub mod admin;
 pub mod block;
 pub mod body;
 pub mod catalogue;
@@ -96,9 +99,11 @@ pub mod lag;
 pub mod listener;
 pub mod log_reader;
 pub mod logging;
+pub mod logs;
 pub mod manual;
 pub mod mesh;
 pub mod message;
+pub mod metrics;
 pub mod notice;
 pub mod outside;
 pub mod ownership;

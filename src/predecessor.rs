@@ -29,6 +29,8 @@ pub struct Predecessor {
 pub struct Inheritance {
     /// What holds the data directory.
     pub lock: OwnedFd,
+    /// The listener of its admin port.
+    pub admin: Option<OwnedFd>,
     /// Where the streams end that it has written.
     pub ends: Ends,
     /// In the order in which they were opened.
@@ -96,11 +98,13 @@ impl Predecessor {
         if self.line.send(&FromNew::Prepared { version }, &[]).is_err() {
             begin_anew();
         }
-        let (mut lock, mut ends, mut listeners, mut clients) = (None, Ends::new(), Vec::new(), Vec::new());
+        let (mut lock, mut admin, mut ends, mut listeners, mut clients) =
+            (None, None, Ends::new(), Vec::new(), Vec::new());
         loop {
             let Some((message, descriptors)) = self.line.receive().map_err(failed)? else { begin_anew() };
             match message {
                 FromOld::Lock => lock = descriptors.into_iter().next(),
+                FromOld::Admin => admin = descriptors.into_iter().next(),
                 FromOld::Listener { place } => listeners.extend(descriptors.into_iter().map(|fd| (place, fd))),
                 FromOld::Written { epoch, shard, purchases, attempts } => {
                     ends.insert((LogKind::Purchases, epoch, shard), purchases);
@@ -116,7 +120,7 @@ impl Predecessor {
         let lock = lock.ok_or_else(|| failed(io::Error::other("it kept the data directory")))?;
         listeners.sort_by_key(|(place, _)| *place);
         let listeners = listeners.into_iter().map(|(_, listener)| listener).collect();
-        Ok(Inheritance { lock, ends, listeners, clients })
+        Ok(Inheritance { lock, admin, ends, listeners, clients })
     }
 
     /// Says that this process could serve, and waits until it is the server: because the old one says so, or is gone.

@@ -13,25 +13,23 @@
 //! The executor has something to do only while a log is being written or made. Else the shard sleeps in its epoll set,
 //! which is one system call where the executor takes several.
 
-use crate::block::{BLOCK_BYTES, LogKind, StreamId};
+use crate::block::{BLOCK_BYTES, LogKind};
 use crate::fatal::Fatal;
-use crate::handover::{FromOld, Line};
+use crate::handover::Line;
 use crate::http::Head;
+use crate::logs::{Logs, Shipping};
 use crate::mesh::Delivery;
 use crate::notice::{Notice, Order};
 use crate::outside::Outside;
 use crate::page::{self, Facts};
-use crate::persistence::Feed;
 use crate::problem::Problem;
-use crate::purchase_log::{Progress, PurchaseLog};
+use crate::purchase_log::Progress;
 use crate::response::{Responder, Style};
-use crate::retention::Retention;
 use crate::route::{Route, respond, route};
 use crate::server::Handled;
 use crate::shard::{Effects, Event, Shard};
 use crate::status::{Phase, ShardStatus};
 use crate::types::{Moment, SaleId, Seq, Ticket};
-use crossbeam_channel::Receiver;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -57,37 +55,6 @@ const LANE_RETRY_MS: u64 = 1;
 const SWEEP_MS: u64 = 1_000;
 /// How long a shard sleeps at most while another process may take its place.
 const PAUSE_MS: u64 = 50;
-
-/// A shard's two logs, and the disk they may use.
-pub struct Logs {
-    /// What the rules need.
-    pub purchases: PurchaseLog,
-    /// Refused checkouts.
-    pub attempts: PurchaseLog,
-    /// The budget of both.
-    pub retention: Retention,
-    /// The way to Postgres, if there is one.
-    pub persistence: Option<Shipping>,
-}
-
-/// A shard's two ends at the persistence thread.
-pub struct Shipping {
-    /// There: what has been flushed.
-    pub feed: Feed,
-    /// Back: how much of the streams that this shard looks after has arrived.
-    pub shipped: Receiver<(StreamId, Seq)>,
-}
-
-impl Logs {
-    fn written(&self) -> FromOld {
-        let StreamId { epoch, shard, .. } = self.purchases.stream();
-        FromOld::Written { epoch, shard, purchases: self.purchases.end(), attempts: self.attempts.end() }
-    }
-
-    fn are_busy(&self) -> bool {
-        [&self.purchases, &self.attempts].iter().any(|log| log.is_flushing() || log.is_making())
-    }
-}
 
 /// How far this shard is in giving way to another process, or in taking its place.
 enum Pause {
@@ -430,10 +397,12 @@ impl Pump {
     }
 
     fn publish(&self) {
-        let ShardStatus { connections, appended, flushed, attempts_flushed, log_room, unrecorded, turns, .. } =
-            self.numbers();
+        let ShardStatus {
+            items, connections, appended, flushed, attempts_flushed, log_room, unrecorded, turns, ..
+        } = self.numbers();
         self.outside.status.note_sale(self.shard.terms().sale);
         self.numbers().publish_sales(self.shard.terms().sale, self.shard.counts());
+        items.store(self.shard.stock().items() as u64, Ordering::Relaxed);
         connections.store(self.outside.server.connections() as u64, Ordering::Relaxed);
         appended.store(self.logs.purchases.appended(), Ordering::Relaxed);
         flushed.store(self.logs.purchases.flushed(), Ordering::Release);
@@ -459,15 +428,7 @@ impl Pump {
             self.has_drained = true;
             self.outside.tell(Notice::Drained(self.outside.id));
         }
-        phase == Phase::Stopping && self.is_at_rest()
-    }
-
-    /// Whether nothing is left to be written. What finds no room is not waited for: space may never come, and nobody
-    /// has been told of it.
-    fn is_at_rest(&self) -> bool {
-        let Logs { purchases, attempts, .. } = &self.logs;
-        let is_written = |log: &PurchaseLog| log.is_flushed() || log.room() == 0;
-        is_written(purchases) && is_written(attempts) && !self.logs.are_busy()
+        phase == Phase::Stopping && self.logs.are_at_rest()
     }
 
     // --- an upgrade ---
@@ -492,7 +453,7 @@ impl Pump {
         }
         self.take_orders();
         if let Pause::Asked(line) = &self.pause
-            && self.is_at_rest()
+            && self.logs.are_at_rest()
         {
             let handed_over = self.outside.hand_over(line, self.logs.written());
             self.outside.tell(Notice::HandedOver(id, handed_over.map_err(|error| error.to_string())));

@@ -10,13 +10,14 @@ use crate::data_dir::{DataDir, Opened};
 use crate::database_url::DatabaseUrl;
 use crate::doorbell::Doorbell;
 use crate::fatal::Fatal;
+use crate::logs::{Logs, Shipping};
 use crate::mesh::{self, Endpoint};
 use crate::notice::{Notice, Order};
 use crate::outside::Outside;
 use crate::partition::Partition;
 use crate::persistence::{Feed, Plan, Shipper};
 use crate::predecessor::{Inheritance, Predecessor};
-use crate::pump::{Logs, Pump, Shipping};
+use crate::pump::Pump;
 use crate::purchase_log::PurchaseLog;
 use crate::recovery::Recovered;
 use crate::resume::{Ahead, Resumed, resume};
@@ -29,7 +30,7 @@ use crate::status::{Phase, Status};
 use crate::supervisor::{Coming, Site, Supervisor, Unsettled};
 use crate::types::ShardId;
 use crate::waiting::Watermark;
-use crate::{host, listener};
+use crate::{admin, host, listener};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use glommio::io::PollableFd;
 use glommio::{LocalExecutorBuilder, Placement};
@@ -40,6 +41,7 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 use std::io;
 use std::iter;
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
@@ -95,6 +97,7 @@ struct ShardPlan {
 /// What a process begins with.
 struct Place {
     dir: DataDir,
+    admin: TcpListener,
     resumed: Resumed,
     /// By shard; in a start without a predecessor, shards have theirs already.
     sockets: Vec<Sockets>,
@@ -123,11 +126,12 @@ pub fn start(config: Config) -> Result<Option<Supervisor>, Fatal> {
     let segment_blocks = (segment_bytes / BLOCK_BYTES as u64) as u32;
     host::check_io_uring()?;
     let predecessor = Predecessor::find()?;
-    let (address, listeners, dir) = match &predecessor {
+    let (address, listeners, first) = match &predecessor {
         None => {
             let (address, listeners) = listener::listen(config.listen, shards)?;
             listener::steer(&listeners, config.steers_by_cpu, shards);
-            (address, listeners, Some(DataDir::lock(&config.data_dir)?))
+            let admin = admin::listen(config.admin_listen)?;
+            (address, listeners, Some((DataDir::lock(&config.data_dir)?, admin)))
         }
         Some(predecessor) => {
             predecessor.check(&config)?;
@@ -135,7 +139,8 @@ pub fn start(config: Config) -> Result<Option<Supervisor>, Fatal> {
         }
     };
     tracing::info!(
-        version = env!("CARGO_PKG_VERSION"), listen = %address, shards, cpus = ?host::cpus(),
+        version = env!("CARGO_PKG_VERSION"), listen = %address,
+        admin = first.as_ref().and_then(|(_, admin)| admin.local_addr().ok()).map(tracing::field::display), shards, cpus = ?host::cpus(),
         data_dir = %config.data_dir.display(), items = config.rules.items, user_limit = config.rules.user_limit,
         sale_period_s = config.rules.period_s, reservation_ttl_ms = config.rules.ttl_ms,
         log_budget = config.log_budget, max_connections = connections,
@@ -166,11 +171,11 @@ pub fn start(config: Config) -> Result<Option<Supervisor>, Fatal> {
     let partition = Partition::new(shards);
     let is_stopped =
         |wait| matches!(noticed.recv_timeout(wait), Ok(Notice::Signal(signal)) if [SIGTERM, SIGINT].contains(&signal));
-    let Place { dir, resumed, sockets, listeners, made_ahead } = match (dir, &predecessor) {
-        (Some(dir), _) => {
+    let Place { dir, admin, resumed, sockets, listeners, made_ahead } = match (first, &predecessor) {
+        (Some((dir, admin)), _) => {
             let Some(resumed) = resume(&config, &dir, partition, clock, is_stopped)? else { return Ok(None) };
             let sockets = deal(Vec::new(), Vec::new(), shards);
-            Place { dir, resumed, sockets, listeners: Vec::new(), made_ahead: vec![None; shards.into()] }
+            Place { dir, admin, resumed, sockets, listeners: Vec::new(), made_ahead: vec![None; shards.into()] }
         }
         (None, Some(predecessor)) => take_over(&config, predecessor, partition, clock, segment_blocks)?,
         (None, None) => unreachable!("who has no predecessor locks the directory"),
@@ -205,13 +210,17 @@ pub fn start(config: Config) -> Result<Option<Supervisor>, Fatal> {
         threads,
         persistence: None,
         manager: ServiceManager::new(),
+        admin,
         site: Site { dir, data, control },
         coming: None,
         unsettled: None,
         successor: None,
     };
     match predecessor {
-        None => supervisor.settle(unsettled)?,
+        None => {
+            supervisor.serve_operators()?;
+            supervisor.settle(unsettled)?;
+        }
         Some(predecessor) => supervisor.coming = Some(Coming { predecessor, listeners, unsettled }),
     }
     let parts = inventories.into_iter().zip(sockets).zip(made_ahead).zip(returns);
@@ -242,14 +251,18 @@ fn take_over(
         });
         prepare.join().expect("a panic ends the process")
     })?;
+    // If it is the same address, the old process has it.
+    let own_admin = (predecessor.offer.admin_listen != config.admin_listen).then(|| admin::listen(config.admin_listen));
+    let own_admin = own_admin.transpose()?;
     tracing::info!("prepared: the server before may hand over");
-    let Inheritance { lock, ends, mut listeners, clients } = predecessor.take_everything()?;
+    let Inheritance { lock, admin, ends, mut listeners, clients } = predecessor.take_everything()?;
     let dir = DataDir::adopt(&config.data_dir, lock);
     tracing::info!(listeners = listeners.len(), connections = clients.len(), "taking over");
     listener::extend(&mut listeners, partition.shards())?;
     let once_more = listeners.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>().map_err(no_descriptors)?;
     let sockets = deal(listeners, clients, partition.shards());
-    Ok(Place { dir, resumed: ahead.finish(config, &ends)?, sockets, listeners: once_more, made_ahead })
+    let admin = own_admin.or(admin.map(TcpListener::from)).map_or_else(|| admin::listen(config.admin_listen), Ok)?;
+    Ok(Place { dir, admin, resumed: ahead.finish(config, &ends)?, sockets, listeners: once_more, made_ahead })
 }
 
 /// Reads the log ahead, and makes each shard's first segment, with room for the end of every hold.

@@ -37,6 +37,8 @@ pub struct Sales {
 pub struct ShardStatus {
     /// Low 16 bits of the sale, then 24 bits sold, then 24 bits reserved: one word, so that they belong together.
     sales: AtomicU64,
+    /// Items of the sale that are this shard's.
+    pub items: AtomicU64,
     /// Open connections.
     pub connections: AtomicU64,
     /// Records appended to the purchase log.
@@ -154,6 +156,11 @@ impl Status {
         self.earlier_behind()?;
         let (durable, persisted) = self.records();
         Some((durable - persisted).max(0) as u64)
+    }
+
+    /// Items of the sale.
+    pub fn items(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.items.load(Ordering::Relaxed)).sum()
     }
 
     /// How a sale stands over all shards.

@@ -124,12 +124,18 @@ impl Successor {
     ///
     /// # Errors
     /// The new process is gone.
-    pub fn shard_is_still(&mut self, shards: usize, lock: BorrowedFd<'_>) -> io::Result<Option<Arc<Line>>> {
+    pub fn shard_is_still(
+        &mut self,
+        shards: usize,
+        lock: BorrowedFd<'_>,
+        admin: BorrowedFd<'_>,
+    ) -> io::Result<Option<Arc<Line>>> {
         if !self.was_last(Stage::Pausing) {
             return Ok(None);
         }
         self.enter(Stage::Passing, shards, TAKE_TIME);
         self.line.send(&FromOld::Lock, &[lock])?;
+        self.line.send(&FromOld::Admin, &[admin])?;
         Ok(Some(self.line.clone()))
     }
 

@@ -1,6 +1,7 @@
 //! The running process, seen from its main thread: it logs what shards report, gives way to another process when it is
 //! told to, and sees to an orderly end.
 
+use crate::admin;
 use crate::block::FORMAT_VERSION;
 use crate::config::Config;
 use crate::data_dir::{ControlFile, DataDir, Opened};
@@ -21,9 +22,10 @@ use crate::successor::{Stage, Successor};
 use crate::types::{SaleId, ShardId};
 use crate::waiting::Watermark;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, OwnedFd};
 use signal_hook::consts::SIGUSR2;
 use std::collections::BTreeMap;
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -82,6 +84,8 @@ pub struct Supervisor {
     pub persistence: Option<Persistence>,
     /// The service manager.
     pub manager: ServiceManager,
+    /// Where operators come to.
+    pub admin: TcpListener,
     /// The data directory.
     pub site: Site,
     /// How it becomes the server, if it takes the place of another.
@@ -203,12 +207,23 @@ impl Supervisor {
             let shards = self.threads.len() as u16;
             listener::open(&listeners, self.config.steers_by_cpu, shards)?;
             predecessor.watch_it_go(self.notices.clone())?;
+            self.serve_operators()?;
             self.unsettled = Some(unsettled);
         }
         self.enter(Phase::Serving);
         self.manager.ready();
         tracing::info!(ms = self.started.elapsed().as_millis() as u64, "serving");
         Ok(())
+    }
+
+    /// Opens the admin port.
+    ///
+    /// # Errors
+    /// [`Fatal::Host`]: there is nothing left to do it with.
+    pub fn serve_operators(&self) -> Result<(), Fatal> {
+        let listener =
+            self.admin.try_clone().map_err(|error| Fatal::Host(format!("no descriptor is left: {error}")))?;
+        admin::start(listener, self.status.clone())
     }
 
     /// Ends what earlier runs have left open, now that none of them is there.
@@ -288,6 +303,7 @@ impl Supervisor {
             version: env!("CARGO_PKG_VERSION").into(),
             log_format: FORMAT_VERSION,
             listen: self.config.listen,
+            admin_listen: self.config.admin_listen,
             data_dir: self.config.data_dir.clone(),
             epoch,
         });
@@ -334,7 +350,7 @@ impl Supervisor {
     /// One more shard has no requests in flight. After the last one, all hand over what they have.
     fn all_are_still(&mut self) -> Result<(), String> {
         let successor = self.successor.as_mut().expect("there is one");
-        let line = successor.shard_is_still(self.threads.len(), self.site.dir.lock_descriptor());
+        let line = successor.shard_is_still(self.threads.len(), self.site.dir.lock_descriptor(), self.admin.as_fd());
         if let Some(line) = line.map_err(|error| error.to_string())? {
             for orders in &self.orders {
                 let _ = orders.send(Order::HandOver(line.clone()));

@@ -27,7 +27,16 @@ impl Server {
         assert!(binary.exists(), "{} is not there: build it with `cargo build --workspace`", binary.display());
         let mut command = Command::new(binary);
         command.env_clear().current_dir(data_dir).arg("--data-dir").arg(data_dir).args(arguments);
-        command.args(["--listen", "127.0.0.1:0", "--log-format", "json", "--sale-period", "365days"]);
+        command.args([
+            "--listen",
+            "127.0.0.1:0",
+            "--admin-listen",
+            "127.0.0.1:0",
+            "--log-format",
+            "json",
+            "--sale-period",
+            "365days",
+        ]);
         let mut child = command.stderr(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let (sender, log) = channel();

@@ -28,6 +28,8 @@ pub struct Server {
     database_url: Option<String>,
     history: Arc<History>,
     pub address: SocketAddr,
+    /// Its port for operators.
+    pub admin: SocketAddr,
     lines: Receiver<String>,
     /// Lines read, but not yet waited for.
     seen: RefCell<Vec<serde_json::Value>>,
@@ -38,7 +40,15 @@ pub struct Server {
 /// A command for the binary, free of the settings of whoever runs the tests.
 pub fn stampede(data_dir: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stampede"));
-    command.env_clear().current_dir(data_dir).args(["--listen", "127.0.0.1:0", "--log-format", "json", "--data-dir"]);
+    command.env_clear().current_dir(data_dir).args([
+        "--listen",
+        "127.0.0.1:0",
+        "--admin-listen",
+        "127.0.0.1:0",
+        "--log-format",
+        "json",
+        "--data-dir",
+    ]);
     command.arg(data_dir).args(arguments).stderr(Stdio::piped()).stdout(Stdio::piped()).stdin(Stdio::null());
     command
 }
@@ -78,12 +88,14 @@ impl Server {
             database_url,
             history,
             address: ([127, 0, 0, 1], 0).into(),
+            admin: ([127, 0, 0, 1], 0).into(),
             lines,
             seen: RefCell::default(),
             start_time: Duration::ZERO,
         };
         let starting = server.wait_for_line("starting");
-        server.address = starting["listen"].as_str().expect("it says where").parse().expect("an address");
+        let address = |name: &str| starting[name].as_str().expect("it says where").parse().expect("an address");
+        (server.address, server.admin) = (address("listen"), address("admin"));
         server.history.serves(server.address);
         server
     }

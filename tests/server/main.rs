@@ -20,6 +20,7 @@ mod hostile;
 mod isolate;
 mod load;
 mod log;
+mod metrics;
 mod mountpoint;
 mod package;
 mod pauses;

@@ -335,6 +335,7 @@ fn play(dir: &Path, offer: impl FnOnce(Offer) -> Offer) -> Played {
         version: "99.0.0".into(),
         log_format: stampede::block::FORMAT_VERSION,
         listen: ([127, 0, 0, 1], 0).into(),
+        admin_listen: ([127, 0, 0, 1], 0).into(),
         data_dir: dir.to_owned(),
         epoch: 2,
     });

@@ -29,13 +29,20 @@ _stampede() {
 
     case "${cmd}" in
         stampede)
-            opts="-h -V --check-config --listen --shards --data-dir --items --user-limit --sale-period --reservation-ttl --log-budget --database-url --ack --recover-from --max-connections --steering --drain-delay --drain-timeout --env-file --log-format --help --version completions man"
+            opts="-h -V --check-config --listen --admin-listen --shards --data-dir --items --user-limit --sale-period --reservation-ttl --log-budget --database-url --ack --recover-from --max-connections --steering --drain-delay --drain-timeout --env-file --log-format --help --version completions man"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --listen)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --admin-listen)
                     COMPREPLY=("${cur}")
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o nospace

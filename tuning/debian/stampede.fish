@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_stampede_global_optspecs
-    string join \n check-config listen= shards= data-dir= items= user-limit= sale-period= reservation-ttl= log-budget= database-url= ack= recover-from= max-connections= steering= drain-delay= drain-timeout= env-file= log-format= h/help V/version
+    string join \n check-config listen= admin-listen= shards= data-dir= items= user-limit= sale-period= reservation-ttl= log-budget= database-url= ack= recover-from= max-connections= steering= drain-delay= drain-timeout= env-file= log-format= h/help V/version
 end
 
 function __fish_stampede_needs_command
@@ -25,6 +25,7 @@ function __fish_stampede_using_subcommand
 end
 
 complete -c stampede -n "__fish_stampede_needs_command" -l listen -d 'Where to serve the public; port 0 takes a free one. PORT or APP_PORT set the port alone [env: LISTEN] [default: 0.0.0.0:8080]' -r -f
+complete -c stampede -n "__fish_stampede_needs_command" -l admin-listen -d 'Where to serve operators: /metrics for Prometheus; port 0 takes a free one. APP_METRICS_PORT sets the port alone [env: ADMIN_LISTEN] [default: 127.0.0.1:8081]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l shards -d 'Threads that serve, each pinned to a CPU of its own if there are enough [env: SHARDS] [default: CPUs this process may use]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l data-dir -d 'Where the purchase log lives; one server at a time [env: DATA_DIR] [default: ./data]' -r -f -a "(__fish_complete_directories)"
 complete -c stampede -n "__fish_stampede_needs_command" -l items -d 'Stock of each sale; applies from the next sale on [env: ITEMS, APP_ITEM_NUMBER] [default: 10000]' -r -f

@@ -16,6 +16,7 @@ _stampede() {
     local context curcontext="$curcontext" state line
     _arguments "${_arguments_options[@]}" : \
 '--listen=[Where to serve the public; port 0 takes a free one. PORT or APP_PORT set the port alone \[env\: LISTEN\] \[default\: 0.0.0.0\:8080\]]:ADDRESS:PORT:' \
+'--admin-listen=[Where to serve operators\: /metrics for Prometheus; port 0 takes a free one. APP_METRICS_PORT sets the port alone \[env\: ADMIN_LISTEN\] \[default\: 127.0.0.1\:8081\]]:ADDRESS:PORT:' \
 '--shards=[Threads that serve, each pinned to a CPU of its own if there are enough \[env\: SHARDS\] \[default\: CPUs this process may use\]]:NUMBER:' \
 '--data-dir=[Where the purchase log lives; one server at a time \[env\: DATA_DIR\] \[default\: ./data\]]:PATH:_files -/' \
 '--items=[Stock of each sale; applies from the next sale on \[env\: ITEMS, APP_ITEM_NUMBER\] \[default\: 10000\]]:NUMBER:' \
