@@ -156,12 +156,7 @@ impl Supervisor {
                     return Ok(());
                 }
                 Ok(Notice::Signal(signal)) if stop.is_none() => stop = Some(self.leave(signal)),
-                Ok(Notice::Drained(_)) => {
-                    drained += 1;
-                    if drained == shards {
-                        break;
-                    }
-                }
+                Ok(Notice::Drained(_)) => drained += 1,
                 Ok(Notice::Signal(signal)) => {
                     tracing::warn!(signal, "told to stop again: not waiting for requests in flight");
                     stop = Some(Stop { drains: Instant::now(), ends: Instant::now() });
@@ -188,6 +183,10 @@ impl Supervisor {
                     break;
                 }
             }
+            // What the end is to bring to Postgres may still wait for the end of the process before.
+            if drained == shards && self.unsettled.is_none() {
+                break;
+            }
         }
         self.enter(Phase::Stopping);
         for thread in self.threads {
@@ -207,23 +206,15 @@ impl Supervisor {
             let shards = self.threads.len() as u16;
             listener::open(&listeners, self.config.steers_by_cpu, shards)?;
             predecessor.watch_it_go(self.notices.clone())?;
-            self.serve_operators()?;
+            let admin = self.admin.try_clone();
+            let admin = admin.map_err(|error| Fatal::Host(format!("no descriptor is left: {error}")))?;
+            admin::start(admin, self.status.clone())?;
             self.unsettled = Some(unsettled);
         }
         self.enter(Phase::Serving);
         self.manager.ready();
         tracing::info!(ms = self.started.elapsed().as_millis() as u64, "serving");
         Ok(())
-    }
-
-    /// Opens the admin port.
-    ///
-    /// # Errors
-    /// [`Fatal::Host`]: there is nothing left to do it with.
-    pub fn serve_operators(&self) -> Result<(), Fatal> {
-        let listener =
-            self.admin.try_clone().map_err(|error| Fatal::Host(format!("no descriptor is left: {error}")))?;
-        admin::start(listener, self.status.clone())
     }
 
     /// Ends what earlier runs have left open, now that none of them is there.
