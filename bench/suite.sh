@@ -142,7 +142,7 @@ pairs() {
   cpus=0; request=$(cost floor-pair "$floor" 256 sold_out.lua 8090)
   cpus=0 serve pairs --shards 1 --items "$items" --user-limit 1000000
   before=$(cpu_us "$server")
-  on=1 storm pairs --connections 256 --duration 60 >/dev/null
+  on=1 storm pairs --connections 256 --duration 45 >/dev/null
   pair=$(calc "($(cpu_us "$server") - $before) / $(field bought <"$raw/pairs.json")")
   stop
   figure "durable checkout + purchase, 256 connections: server CPU" "$pair" µs
@@ -184,13 +184,13 @@ connections() { curl -s localhost:8089/health | grep -o '"connections":[0-9]*' |
 # Twenty in a row while everybody asks: buyers by storm, at half the rate of the closed loop, who verifies all that it was
 # told; then buyers and lookers by wrk. Waits count from when a buyer meant to ask, and from when wrk asked.
 upgrades() {
-  local rate waits crowd number stock=(--items 1500000 --user-limit 1500000 --log-budget 4GiB)
+  local rate waits crowd number stock=(--items 1000000 --user-limit 1000000)
   serve upgrades-peak --shards 2 "${stock[@]}"
   rate=$(storm upgrades-peak --duration "$(of_size 2 5)" | field bought)
   rate=$(calc "$rate / $(of_size 2 5) / 2" | cut -d. -f1)
   stop
   serve upgrades --shards 2 "${stock[@]}"
-  sample=1000 storm upgrades --rate "$rate" --duration 60 >/dev/null & crowd=$!
+  sample=1000 storm upgrades --rate "$rate" --duration 45 >/dev/null & crowd=$!
   sleep 1
   for number in {1..20}; do upgrade; done
   kill -0 $crowd # all of them in its time
@@ -200,7 +200,7 @@ upgrades() {
   # It fails, and this with it, if anything that it was told is not true.
   figure "20 upgrades, storm: requests refused, lost or answered by anything but 200" \
     "$(($(field answers <"$raw/upgrades.json") - $(field reserved <"$raw/upgrades.json") - $(field bought <"$raw/upgrades.json") + $(field unknown <"$raw/upgrades.json")))" "" '≤ 0'
-  ITEMS=1500000 wrk -t1 -c64 -d150s --latency -s bench/wrk/mixed.lua http://127.0.0.1:8089 >"$raw/upgrades.wrk" & crowd=$!
+  ITEMS=1000000 wrk -t1 -c64 -d90s --latency -s bench/wrk/mixed.lua http://127.0.0.1:8089 >"$raw/upgrades.wrk" & crowd=$!
   sleep 1
   for number in {1..20}; do upgrade; done
   kill -0 $crowd
@@ -211,16 +211,18 @@ upgrades() {
     "$(grep '"handed over' "$raw/stampede.log" | grep -o '"ms":[0-9.]*' | cut -d: -f2 | sort -n | tail -1)" ms
   stop
 }
-# Has another process go on in the place of $server, which is that one then.
+# Has another process go on in the place of $server, which is that one then. While the one before has not quite ended, it
+# is refused.
 upgrade() {
-  local before
-  before=$(grep -c '"handed over' "$raw/stampede.log") || true
-  kill -USR2 "$server"
-  until [ "$(grep -c '"handed over' "$raw/stampede.log")" -gt "$before" ]; do sleep 0.01; done
+  local begun done
+  begun=$(said upgrading) done=$(said "handed over")
+  until [ "$(said upgrading)" -gt "$begun" ]; do kill -USR2 "$server"; sleep 0.1; done
+  until [ "$(said "handed over")" -gt "$done" ]; do sleep 0.01; done
   server=$(grep '"handed over' "$raw/stampede.log" | tail -1 | grep -o '"pid":[0-9]*' | cut -d: -f2)
   running+=("$server")
   sleep 0.1
 }
+said() { grep -c "\"$1" "$raw/stampede.log" || true; }
 # "1.50ms", "900us" or "1.20s", as wrk says it, in milliseconds.
 wrk_ms() { case $1 in *us) calc "${1%us} / 1000" ;; *ms) echo "${1%ms}" ;; *) calc "${1%s} * 1000" ;; esac; }
 
