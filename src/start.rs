@@ -36,7 +36,7 @@ use glommio::io::PollableFd;
 use glommio::{LocalExecutorBuilder, Placement};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
-use rustix::process::setpriority_process;
+use rustix::process::nice;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 use std::io;
@@ -51,8 +51,8 @@ const SEGMENT_BYTES_MAX: u64 = 4 << 20;
 const SEGMENT_BYTES_MIN: u64 = 64 << 10;
 /// Blocks in a new process's first segment beside those for holds: some are made while it prepares itself.
 const HOLDS_SLACK_BLOCKS: u32 = 256;
-/// The nice value of work that nobody waits for.
-const PATIENT: i32 = 10;
+/// How much nicer than the shards a thread is whose work nobody waits for.
+const PATIENCE: i32 = 10;
 /// The least that a shard's logs can work with.
 const SHARD_BUDGET_MIN: u64 = 1 << 20;
 
@@ -244,7 +244,7 @@ fn take_over(
     // On a thread that gives way to every other: the CPUs are the old process's as long as it sells.
     let (ahead, made_ahead) = thread::scope(|scope| {
         let prepare = scope.spawn(|| {
-            let _ = setpriority_process(None, PATIENT);
+            let _ = nice(PATIENCE);
             prepare(config, predecessor.offer.epoch, partition, clock, segment_blocks)
         });
         prepare.join().expect("a panic ends the process")
