@@ -54,10 +54,15 @@ floor() {
   until curl -s "localhost:$2" >/dev/null; do kill -0 $floor; sleep 0.02; done
 }
 stop() {
-  for process in "${running[@]}"; do kill "$process" 2>/dev/null && wait "$process" 2>/dev/null || true; done
+  for process in "${running[@]}"; do
+    kill "$process" 2>/dev/null && wait "$process" 2>/dev/null || true
+    # After an upgrade it is not this shell's child.
+    while runs "$process"; do sleep 0.01; done
+  done
   running=()
   cpus=''
 }
+runs() { grep -qs '^State:.[^Z]' "/proc/$1/status"; }
 # storm NAME ARGUMENTS: its report, kept and printed; for what is about time, a plot of it is kept, too. $on may say on
 # which CPU.
 storm() {
