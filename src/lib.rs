@@ -3,13 +3,13 @@
 //! The files in the order in which a request travels, with the rules that never break. What is above the line
 //! touches the world; what is below is pure: it never awaits, reads no clock, draws no randomness, opens nothing.
 //!
-//! **Start.** [`config`] turns flags and variables into validated settings. [`start`] does everything in order: [`host`]
-//! asks the machine for CPUs, descriptors and io_uring; [`listener`] listens, once for each shard; [`data_dir`] locks the
-//! data directory and raises the epoch; [`resume`] finds out what to go on with: [`recovery`] reads the log back; a new
-//! directory may go on with a sale that Postgres knows, by [`takeover`]. Then [`supervisor`] watches, hears [`notice`]s,
-//! and sees to the end. [`logging`] and [`fatal`] say what happens and why it ended, [`service_manager`] hears when it is
-//! ready, alive and at its end; [`clock`] reads the clocks.
-//! [`manual`] is what the binary prints instead, when it is asked for its manual page or for completions.
+//! **Start.** [`config`] turns flags and variables into validated settings. [`start`] does everything in order:
+//! [`host`] asks the machine for CPUs, descriptors and io_uring; [`listener`] listens, once for each shard;
+//! [`data_dir`] locks the data directory and raises the epoch; [`resume`] finds out what to go on with: [`recovery`]
+//! reads the log back; a new directory may go on with a sale that Postgres knows, by [`takeover`]. Then [`supervisor`]
+//! watches, hears [`notice`]s, and sees to the end. [`logging`] and [`fatal`] say what happens and why it ended,
+//! [`service_manager`] hears when it is ready, alive and at its end; [`clock`] reads the clocks. [`manual`] is what the
+//! binary prints instead, when it is asked for its manual page or for completions.
 //!
 //! **An upgrade.** The running process starts a [`successor`], for which it is the [`predecessor`]; [`handover`] is what
 //! they say to each other, with descriptors along. The new one reads the log ahead and checks all that can fail while the
@@ -18,12 +18,12 @@
 //! had happened.
 //!
 //! **A request.** [`server`] holds a shard's sockets: it reads bytes in batches and knows no rule of the sale.
-//! [`outside`] is all that a shard's thread has besides its rules and logs. [`pump`] is the turn: wait, collect, apply, append, flush, send; *log before reply* stands there, in one place. [`mesh`]
-//! carries batches of messages between shards; sending never blocks. [`doorbell`] wakes who sleeps. [`purchase_log`]
-//! appends and flushes, [`segment`] makes and writes its files, [`retention`] keeps them within their budget; [`logs`] holds all that
-//! a shard has of these.
-//! [`status`] holds the few numbers that shards publish, [`page`] shows them; [`admin`] serves operators, [`metrics`] what
-//! Prometheus reads.
+//! [`outside`] is all that a shard's thread has besides its rules and logs. [`pump`] is the turn: wait, collect, apply,
+//! append, flush, send; *log before reply* stands there, in one place. [`mesh`] carries batches of messages between
+//! shards; sending never blocks. [`doorbell`] wakes who sleeps. [`purchase_log`] appends and flushes, [`segment`] makes
+//! and writes its files, [`retention`] keeps them within their budget; [`logs`] holds all that a shard has of these.
+//! [`status`] holds the few numbers that shards publish, [`page`] shows them; [`admin`] serves operators, [`metrics`]
+//! what Prometheus reads.
 //!
 //! **Postgres.** [`persistence`] is the one thread that brings every flushed record there, exactly once: from a
 //! channel while it keeps up, from the files by [`log_reader`] when it does not. [`claim`] takes the database for this
@@ -50,7 +50,7 @@
 //!
 //! - Imports point from the top of this map to its bottom; `tests/architecture.rs` holds them to it.
 //! - Nothing is shared between shards but lanes, doorbells and published numbers; with the persistence thread, a
-//!   channel and a count of its bytes, once a flush. Nobody takes a lock.
+//!   channel and a count of its bytes, once a flush. No shard takes a lock.
 //! - The newest sale is one of those numbers: whoever reads a request or a message reads it then, so that no shard
 //!   knows less of the hour than a client was told.
 //! - An answer that promises anything leaves after its record is durable. So does the return of a quota, because
