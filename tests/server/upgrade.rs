@@ -8,8 +8,9 @@ use stampede::handover::{FromNew, FromOld, Line, Offer, PROTOCOL};
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
@@ -251,6 +252,44 @@ fn whichever_process_is_killed_somebody_goes_on() {
     check_books(&all, usize::MAX);
     println!("called off, died as the server, went on in the place of a killed one: {goings_on:?}");
     assert!(goings_on[0] > 0 && goings_on[2] > 0, "{goings_on:?}");
+}
+
+/// The binary at the path of the running one is what takes over: a later version, and the one before again.
+#[test]
+fn versions_follow_each_other_up_and_down() {
+    let dir = tempfile::tempdir().unwrap();
+    let installed = dir.path().join("stampede");
+    let original = fs::read(env!("CARGO_BIN_EXE_stampede")).unwrap();
+    let (own, later) =
+        (env!("CARGO_PKG_VERSION"), env!("CARGO_PKG_VERSION").replace(|c: char| c.is_ascii_digit(), "9"));
+    let mut other = original.clone();
+    let places: Vec<_> = memchr::memmem::find_iter(&original, own).collect();
+    places.iter().for_each(|place| other[*place..place + own.len()].copy_from_slice(later.as_bytes()));
+    // As packages do: under another name first, so that the running one keeps its file.
+    let install = |binary: &[u8]| {
+        let new = dir.path().join("stampede.new");
+        fs::write(&new, binary).unwrap();
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::rename(new, &installed).unwrap();
+    };
+    install(&original);
+    let usual = stampede(dir.path(), &[&LONG_SALE[..], &["--reservation-ttl", "1h"]].concat());
+    let mut command = Command::new(&installed);
+    command.args(usual.get_args()).env_clear().current_dir(dir.path()).stderr(Stdio::piped());
+    let mut server = Server::run(&mut command);
+    server.wait_for_line("serving");
+    let mut client = server.connect();
+    let mut codes = Vec::new();
+    for (item, (binary, version)) in
+        [(&other, later.as_str()), (&original, own), (&other, &later)].into_iter().enumerate()
+    {
+        codes.push(client.reserve(1, item as u32));
+        install(binary);
+        server.upgrade();
+        assert_eq!(client.request("GET /livez").json()["version"], version);
+    }
+    codes.iter().for_each(|code| assert_eq!(client.purchase(code).status, 200));
+    assert!(server.terminate().success());
 }
 
 /// Settings that are not flags are read anew.
