@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 pub const LONG_SALE: [&str; 2] = ["--sale-period", "365days"];
 
 /// How long anything may take before a test gives up.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(40);
 
 /// A running server.
 pub struct Server {
@@ -144,6 +144,12 @@ impl Server {
     /// The process has ended, or is about to, and another one goes on. Returns how it has ended.
     pub fn is_replaced_by(&mut self, pid: i32) -> ExitStatus {
         wait_for(std::mem::replace(&mut self.pid, Pid::from_raw(pid).expect("a number")))
+    }
+
+    /// Whatever has been said so far, nobody will wait for it.
+    pub fn forget_lines(&self) {
+        self.lines.try_iter().for_each(drop);
+        self.seen.borrow_mut().clear();
     }
 
     /// How many lines with this message have come and have not been waited for.
