@@ -64,6 +64,7 @@ const LAYERS: &[&str] = &[
     "resume",
     "listener",
     "service_manager",
+    "process",
     "metrics",
     "admin",
     "predecessor",
