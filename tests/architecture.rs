@@ -53,6 +53,7 @@ const LAYERS: &[&str] = &[
     "doorbell",
     "mesh",
     "persistence",
+    "client",
     "poller",
     "server",
     "handover",

@@ -363,10 +363,17 @@ fn a_repeated_purchase_waits_for_postgres_after_a_crash_too() {
     server.kill();
     let server = start(dir.path(), &cluster, &["--ack", "postgres", "--shards", "3"]);
     assert_eq!(server.connect().checkout(2, 1).problem(), "item-sold");
-    let repeat = || server.connect().try_request(&purchase, "Idempotency-Key: k\r\n").unwrap().outcome();
-    assert_eq!(repeat(), "overdue");
+    let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let fields = format!("Idempotency-Key: k\r\nX-Request-Id: r-1\r\nTraceparent: {traceparent}\r\n");
+    let repeat = || server.connect().try_request(&purchase, &fields).unwrap();
+    let overdue = repeat();
+    assert_eq!((overdue.problem().as_str(), overdue.header("x-request-id")), ("overdue", Some("r-1")));
+    // Whoever traces the request finds why.
+    let line = server.wait_for_line("no decision in time");
+    assert_eq!((&line["requests"], &line["request_id"]), (&1.into(), &"r-1".into()), "{line}");
+    assert_eq!(line["traceparent"], traceparent, "{line}");
     cluster.resume();
-    assert_eq!(repeat(), "200");
+    assert_eq!(repeat().outcome(), "200");
     assert_eq!(cluster.ask("select code from purchases"), code);
 }
 
