@@ -1,11 +1,10 @@
 //! What operators read at the admin port, and what watches over it.
 
 use crate::cluster::Cluster;
-use crate::harness::{Client, LONG_SALE, Server, skipped, wait_until};
+use crate::harness::{Client, LONG_SALE, Server, in_repository, repository_text, skipped, wait_until};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 /// Each sample's value, by its name and labels as they are written.
@@ -67,9 +66,7 @@ fn metrics_are_what_clients_have_counted() {
     assert!(server.end_by_itself().success());
 }
 
-fn observe(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tuning/observe").join(name)
-}
+const OBSERVE: &str = "tuning/observe";
 
 /// The dashboard and the alerts ask for nothing that is not there, and leave nothing out that is.
 #[test]
@@ -80,7 +77,7 @@ fn dashboard_and_alerts_know_the_metrics() {
     server.connect().wait_for_postgres();
     let exist: BTreeSet<String> =
         scrape(admin).keys().map(|sample| sample.split('{').next().unwrap().to_owned()).collect();
-    let text = |name| fs::read_to_string(observe(name)).unwrap();
+    let text = |name: &str| repository_text(&format!("{OBSERVE}/{name}"));
     let _: serde_json::Value = serde_json::from_str(&text("dashboard.json")).unwrap();
     let named = |text: &str| -> BTreeSet<String> {
         let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
@@ -96,7 +93,7 @@ fn dashboard_and_alerts_know_the_metrics() {
 #[test]
 fn prometheus_takes_its_files() {
     let check = |what: &str, file: &str| {
-        let output = Command::new("promtool").args(["check", what]).arg(observe(file)).output();
+        let output = Command::new("promtool").args(["check", what]).arg(in_repository(OBSERVE).join(file)).output();
         output.map(|output| (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned()))
     };
     let Ok((is_good, said)) = check("config", "prometheus.yml") else {

@@ -1,16 +1,11 @@
 //! What is read without starting the server, and what the Debian package is made of. `tuning/debian/try` makes it, and
 //! tries it.
 
-use crate::harness::{assert_refused, skipped};
+use crate::harness::{assert_refused, in_repository, repository_text, skipped};
 use stampede::config::SETTINGS;
 use stampede::fatal::EXIT_CODES;
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-
-fn in_repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
 
 fn run(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_stampede")).args(arguments).output().expect("the binary starts")
@@ -130,7 +125,7 @@ fn what_goes_into_the_package_is_there() {
     assert_eq!(assets[0], "target/release/stampede");
     let units = in_repository(package["systemd-units"]["unit-scripts"].as_str().unwrap());
     assert!(units.join("stampede.service").is_file() && units.join("stampede.socket").is_file());
-    let changes = fs::read_to_string(in_repository(package["changelog"].as_str().unwrap())).unwrap();
+    let changes = repository_text(package["changelog"].as_str().unwrap());
     let latest = format!("stampede ({}-", env!("CARGO_PKG_VERSION"));
     assert!(changes.starts_with(&latest), "tuning/debian/changelog does not begin with {latest}");
 }

@@ -1,7 +1,7 @@
 //! Every record in a real Postgres, exactly once.
 
 use crate::cluster::Cluster;
-use crate::harness::{Client, LONG_SALE, Server, assert_refused, copy_dir, how_many};
+use crate::harness::{Client, LONG_SALE, Server, assert_refused, copy_dir, how_many, repository_text};
 use crate::load::{Promise, Promises, buy, check_books, connect, crowd};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -94,9 +94,7 @@ fn the_catalogue_has_the_names_that_buyers_were_told() {
         let told = [&receipt["item_name"], &receipt["item_image"]].map(|text| text.as_str().unwrap().to_owned());
         assert_eq!(row, told.join(" "));
     }
-    for query in
-        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/sql/examples.sql")).unwrap().split_inclusive(';')
-    {
+    for query in repository_text("sql/examples.sql").split_inclusive(';') {
         if query.contains("select") {
             cluster.ask(query);
         }
