@@ -335,7 +335,9 @@ fn shards_and_limits_change_with_an_upgrade() {
 #[test]
 fn what_cannot_take_over_leaves_the_server_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path(), &LONG_SALE);
+    let sale_period = format!("SALE_PERIOD={}\n", LONG_SALE[1]);
+    fs::write(dir.path().join(".env"), &sale_period).unwrap();
+    let server = Server::start(dir.path(), &[]);
     let mut client = server.connect();
     let code = client.reserve(1, 1);
     let mut upgrade = |settings: &str, status: &str| {
@@ -345,17 +347,24 @@ fn what_cannot_take_over_leaves_the_server_as_it_was() {
         assert_eq!(called_off["ended"], status, "{called_off}");
         assert_eq!(client.request("GET /readyz").status, 200);
     };
-    upgrade("SALE_PERIOD=1h\nITEMS=0\n", "exit status: 2");
-    upgrade("LOG_BUDGET=1MiB\nSHARDS=8\n", "exit status: 2");
-    upgrade("MAX_CONNECTIONS=10000000\n", "exit status: 5");
-    upgrade("DATABASE_URL=mysql://shop\n", "exit status: 2");
-    fs::remove_file(dir.path().join(".env")).unwrap();
+    for (setting, status) in [
+        ("ITEMS=0", "exit status: 2"),
+        ("LOG_BUDGET=1MiB\nSHARDS=8", "exit status: 2"),
+        ("MAX_CONNECTIONS=10000000", "exit status: 5"),
+        ("DATABASE_URL=mysql://shop", "exit status: 2"),
+    ] {
+        upgrade(&format!("{sale_period}{setting}\n"), status);
+    }
+    // Sales are counted in periods, so it stays what it was.
+    upgrade("SALE_PERIOD=1h\n", "exit status: 4");
+    let why = server.wait_for_line("cannot use the data directory")["message"].to_string();
+    assert!(why.contains("counts its sales in periods of 8760h; start with --sale-period 8760h"), "{why}");
     // A log that the new one cannot read.
     let log = fs::read_dir(dir.path().join("log")).unwrap();
     let log = log.map(|entry| entry.unwrap().path()).find(|path| path.display().to_string().contains("purchases"));
     let damaged = dir.path().join("log/purchases-0000000000-00000-000000000000-1.log");
     fs::write(&damaged, &fs::read(log.unwrap()).unwrap()[..4000]).unwrap();
-    upgrade("", "exit status: 6");
+    upgrade(&sale_period, "exit status: 6");
     fs::remove_file(damaged).unwrap();
     assert_eq!(client.purchase(&code).status, 200);
     let left = fs::read_dir(dir.path().join("log")).unwrap().map(|entry| entry.unwrap().file_name());
