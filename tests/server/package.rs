@@ -20,7 +20,7 @@ fn printed(arguments: &[&str]) -> String {
 /// Settings for the unit: all but those that the unit itself gives.
 fn settings_file() -> String {
     let head = "# Settings of the server, one VARIABLE=value a line; man stampede tells more. systemctl reload stampede \
-                applies them,\n# and buyers notice nothing; only for another LISTEN or SALE_PERIOD it takes a restart. The data directory is\n# /var/lib/stampede: the unit says so.\n";
+                applies them,\n# and buyers notice nothing; only another LISTEN takes a restart, and SALE_PERIOD stays. The data directory is\n# /var/lib/stampede: the unit says so.\n";
     let settings = SETTINGS.iter().filter(|setting| !["data-dir", "env-file"].contains(&setting.flag));
     let lines = settings.map(|setting| {
         let (open, default) = match setting.default.strip_prefix('(') {
