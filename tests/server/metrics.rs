@@ -27,7 +27,7 @@ fn sum(samples: &BTreeMap<String, f64>, name: &str, label: &str) -> f64 {
 
 /// A server with a database, and its admin port.
 fn start(cluster: &Cluster, dir: &Path) -> (Server, SocketAddr) {
-    let arguments = ["--items", "50", "--shards", "2", "--database-url", &cluster.url()];
+    let arguments = ["--items", "50", "--reservation-ttl", "1h", "--shards", "2", "--database-url", &cluster.url()];
     let server = Server::spawn(dir, &[&LONG_SALE[..], &arguments].concat());
     let admin = server.admin;
     server.wait_for_line("serving");
@@ -61,6 +61,11 @@ fn metrics_are_what_clients_have_counted() {
     // The port changes hands with everything else.
     server.upgrade();
     assert_eq!(scrape(admin)["stampede_sale_items{state=\"sold\"}"], 5.0);
+    // It counts what it writes itself: first of all, each shard, which sale it goes on with.
+    let written = || sum(&scrape(admin), "stampede_log_records_durable_total", "purchases");
+    wait_until("each shard has written that", || written() == 2.0);
+    assert_eq!(client.purchase(&codes[5]).status, 200);
+    assert_eq!(written(), 2.0 + 1.0);
     server.signal(rustix::process::Signal::TERM);
     wait_until("it is gone", || Client::connect(admin).is_err());
     assert!(server.end_by_itself().success());
