@@ -30,6 +30,15 @@ struct Shopped {
     lost: u32,
 }
 
+impl Shopped {
+    /// Nobody has noticed anything, and `server` keeps what was promised.
+    fn without_notice(mut self, server: &Server) {
+        assert_eq!((self.lost, self.outcomes), (0, BTreeSet::from(["200".to_owned()])));
+        check_survivors(server, &mut self.promises, 0, 0);
+        check_books(&self.promises, usize::MAX);
+    }
+}
+
 /// Tells a crowd to go home, also where a test fails.
 struct Over<'a>(&'a AtomicBool);
 
@@ -122,12 +131,10 @@ fn nobody_notices_upgrades() {
     idle.reserve(77, 999_999);
     let upgrades = how_many("STAMPEDE_UPGRADES", 20);
     let address = server.address;
-    let mut shopped = shop(address, || (0..upgrades).for_each(|_| server.upgrade()));
-    assert_eq!((shopped.lost, shopped.outcomes), (0, BTreeSet::from(["200".to_owned()])));
+    let shopped = shop(address, || (0..upgrades).for_each(|_| server.upgrade()));
     assert!(shopped.promises.len() as u32 > 20 * upgrades, "{} purchases are too few", shopped.promises.len());
     println!("the longest wait in {upgrades} upgrades: {:?}", shopped.longest);
-    check_survivors(&server, &mut shopped.promises, 0, 0);
-    check_books(&shopped.promises, usize::MAX);
+    shopped.without_notice(&server);
     // The same connection as before all of them.
     assert_eq!(idle.checkout(78, 999_999).problem(), "item-reserved");
     assert!(server.terminate().success());
@@ -141,10 +148,8 @@ fn nobody_notices_upgrades_beside_postgres() {
     let dir = tempfile::tempdir().unwrap();
     let mut server = start(dir.path(), &["--database-url", &cluster.url()]);
     let upgrades = how_many("STAMPEDE_UPGRADES", 20) / 2;
-    let mut shopped = shop(server.address, || (0..upgrades).for_each(|_| server.upgrade()));
-    assert_eq!((shopped.lost, shopped.outcomes), (0, BTreeSet::from(["200".to_owned()])));
-    check_survivors(&server, &mut shopped.promises, 0, 0);
-    check_books(&shopped.promises, usize::MAX);
+    let shopped = shop(server.address, || (0..upgrades).for_each(|_| server.upgrade()));
+    shopped.without_notice(&server);
     // A stop at once, too, brings everything there: the harness holds every row against the log.
     server.upgrade();
     assert!(server.terminate().success());
@@ -180,7 +185,7 @@ fn nobody_notices_upgrades_with_postgres_awaited() {
     let cluster = Cluster::start();
     let dir = tempfile::tempdir().unwrap();
     let mut server = start(dir.path(), &["--ack", "postgres", "--database-url", &cluster.url()]);
-    let mut shopped = shop(server.address, || {
+    let shopped = shop(server.address, || {
         (0..how_many("STAMPEDE_UPGRADES", 20) / 4).for_each(|_| {
             wait_until("the database is connected", || {
                 server.connect().request("GET /readyz").json()["postgres"]["connected"] == true
@@ -188,9 +193,7 @@ fn nobody_notices_upgrades_with_postgres_awaited() {
             server.upgrade();
         })
     });
-    assert_eq!((shopped.lost, shopped.outcomes), (0, BTreeSet::from(["200".to_owned()])));
-    check_survivors(&server, &mut shopped.promises, 0, 0);
-    check_books(&shopped.promises, usize::MAX);
+    shopped.without_notice(&server);
     // The harness holds every row against the log then.
     assert!(server.terminate().success());
 }
