@@ -35,7 +35,8 @@
 //!
 //! **Bytes.** [`connection`] turns bytes into requests by [`http`] and [`body`]. [`route`] turns requests into
 //! commands and outcomes into responses; [`problem`] lists every refusal; the status codes of commands are in these two
-//! files and nowhere else. [`response`] renders. [`catalogue`] makes up names.
+//! files and nowhere else. [`response`] renders. [`catalogue`] makes up names,
+//! [`art`] pictures.
 //!
 //! **Rules.** [`shard`] is one shard's state machine: the two-owner protocol. [`waiting`] is what waits for the log.
 //! [`sale`] has the rules: stock, holds, quotas. [`command`] and [`message`] are what it hears and says, [`partition`]
@@ -78,6 +79,7 @@
 //!   construction, and the table of connections is the table of requests in flight.
 
 pub mod admin;
+pub mod art;
 pub mod block;
 pub mod body;
 pub mod catalogue;
