@@ -15,6 +15,11 @@ impl Clock {
         Clock { start: Instant::now() }
     }
 
+    /// Microseconds since the start: what short times are measured by.
+    pub fn micros(&self) -> u64 {
+        self.start.elapsed().as_micros() as u64
+    }
+
     /// Now.
     pub fn now(&self) -> Moment {
         let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);

@@ -2,6 +2,7 @@
 
 use crate::body::Body;
 use crate::http::{Head, Reject, parse_head};
+use crate::operation::Operation;
 use crate::response::Style;
 use serde::{Deserialize, Serialize};
 
@@ -96,7 +97,11 @@ pub struct Connection {
     pub output: Vec<u8>,
     /// How many of them are written.
     pub written: usize,
-    /// How the answer being decided must look.
+    /// What is being decided.
+    pub operation: Operation,
+    /// When it was read, in microseconds.
+    pub began_us: u64,
+    /// How its answer must look.
     pub style: Style,
     /// The socket may have more to read.
     pub readable: bool,
@@ -118,6 +123,8 @@ impl Connection {
             input: Vec::new(),
             output: Vec::new(),
             written: 0,
+            operation: Operation::Unknown,
+            began_us: 0,
             style: Style::default(),
             readable: false,
             hung_up: false,

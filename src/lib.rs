@@ -17,13 +17,14 @@
 //! left of the log, and says that it could serve; only then the old one lets go. Up to there it can go on as if nothing
 //! had happened.
 //!
-//! **A request.** [`server`] holds a shard's sockets: it reads bytes in batches and knows no rule of the sale.
+//! **A request.** [`server`] holds a shard's sockets: it reads bytes in batches and knows no rule of the sale;
+//! [`poller`] knows which of them are ready.
 //! [`outside`] is all that a shard's thread has besides its rules and logs. [`pump`] is the turn: wait, collect, apply,
 //! append, flush, send; *log before reply* stands there, in one place. [`mesh`] carries batches of messages between
 //! shards; sending never blocks. [`doorbell`] wakes who sleeps. [`purchase_log`] appends and flushes, [`segment`] makes
 //! and writes its files, [`retention`] keeps them within their budget; [`logs`] holds all that a shard has of these.
-//! [`status`] holds the few numbers that shards publish, [`page`] shows them; [`admin`] serves operators, [`metrics`]
-//! what Prometheus reads.
+//! [`status`] holds the numbers that shards publish, [`page`] shows them. [`meter`] counts requests and takes their time,
+//! in [`counters`] of one writer each. [`admin`] serves operators, [`metrics`] what Prometheus reads.
 //!
 //! **Postgres.** [`persistence`] is the one thread that brings every flushed record there, exactly once: from a
 //! channel while it keeps up, from the files by [`log_reader`] when it does not. [`claim`] takes the database for this
@@ -34,9 +35,9 @@
 //! ----
 //!
 //! **Bytes.** [`connection`] turns bytes into requests by [`http`] and [`body`]. [`route`] turns requests into
-//! commands and outcomes into responses; [`problem`] lists every refusal; the status codes of commands are in these two
-//! files and nowhere else. [`response`] renders. [`catalogue`] makes up names,
-//! [`art`] pictures.
+//! commands and outcomes into responses; [`problem`] lists every refusal, [`operation`] what can be asked and every
+//! answer to it; status codes are in these two files and nowhere else. [`response`] renders. [`catalogue`] makes up names,
+//! [`art`] draws images.
 //!
 //! **Rules.** [`shard`] is one shard's state machine: the two-owner protocol. [`waiting`] is what waits for the log.
 //! [`sale`] has the rules: stock, holds, quotas. [`command`] and [`message`] are what it hears and says, [`partition`]
@@ -90,6 +91,7 @@ pub mod command;
 pub mod config;
 pub mod connection;
 pub mod copy_rows;
+pub mod counters;
 pub mod data_dir;
 pub mod database_url;
 pub mod doorbell;
@@ -105,14 +107,17 @@ pub mod logs;
 pub mod manual;
 pub mod mesh;
 pub mod message;
+pub mod meter;
 pub mod metrics;
 pub mod notice;
+pub mod operation;
 pub mod outside;
 pub mod ownership;
 pub mod page;
 pub mod partition;
 pub mod persistence;
 pub mod pgpass;
+pub mod poller;
 pub mod postgres;
 pub mod predecessor;
 pub mod problem;

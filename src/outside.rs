@@ -61,12 +61,13 @@ impl Outside {
             let status = self.status.clone();
             let facts = Facts { status: &status, sale: None };
             self.server.serve(now, &mut |_, head: &Head<'_>, style, responder: &mut Responder, out: &mut Vec<u8>| {
-                match route(head) {
+                let (operation, route) = route(head);
+                let answer = match route {
                     Route::Page(page) => page::write(page, &facts, style, responder, out),
                     Route::Refused(problem) => responder.problem(problem, style, out),
                     Route::Command(..) => responder.problem(Problem::NotReady, style, out),
-                }
-                Handled::Answered
+                };
+                Handled::Answered(operation, answer)
             });
             self.server.write_replies(now);
         }

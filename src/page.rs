@@ -1,5 +1,6 @@
 //! What can be read: how the sale stands, and how the process is.
 
+use crate::operation::Answer;
 use crate::problem::Problem;
 use crate::response::{Responder, Style};
 use crate::route::{Page, rfc3339};
@@ -74,21 +75,21 @@ pub struct Facts<'a> {
 }
 
 /// Writes a page.
-pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Responder, out: &mut Vec<u8>) {
+pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Responder, out: &mut Vec<u8>) -> Answer {
     let phase = facts.status.phase();
     let is_ready = phase == Phase::Serving;
-    let status = if is_ready { "200 OK" } else { "503 Service Unavailable\r\nretry-after: 1" };
+    let answer = if is_ready { Answer::Ok } else { Answer::Unready };
     match page {
-        Page::Live => responder.json("200 OK", &Live { live: true, version: VERSION }, style, out),
+        Page::Live => responder.json(Answer::Ok, &Live { live: true, version: VERSION }, style, out),
         Page::Ready => {
             let ready = Ready { ready: is_ready, status: name(phase), postgres: postgres(facts.status) };
-            responder.json(status, &ready, style, out);
+            responder.json(answer, &ready, style, out)
         }
         Page::Sale => match sale(facts) {
-            Some(sale) => responder.json("200 OK", &sale, style, out),
+            Some(sale) => responder.json(Answer::Ok, &sale, style, out),
             None => responder.problem(Problem::NotReady, style, out),
         },
-        Page::Health => responder.json(status, &health(facts, phase), style, out),
+        Page::Health => responder.json(answer, &health(facts, phase), style, out),
     }
 }
 

@@ -244,32 +244,25 @@ impl Pump {
         let mut handle = |ticket: Ticket, head: &Head<'_>, style, responder: &mut Responder, out: &mut Vec<u8>| {
             // After the request has been read: what its client knows of a sale, this shard must know, too.
             shard.apply(Event::Sale(status.newest_sale()), now, effects);
-            let (command, json) = match route(head) {
-                Route::Command(..) if is_recovering => {
-                    // This shard may be ready, but another one is not.
-                    responder.problem(Problem::NotReady, style, out);
-                    return Handled::Answered;
+            let (operation, route) = route(head);
+            let answer = match route {
+                // This shard may be ready, but another one is not.
+                Route::Command(..) if is_recovering => responder.problem(Problem::NotReady, style, out),
+                Route::Command(command, json) => {
+                    shard.apply(Event::Command(ticket, command), now, effects);
+                    // What needs nobody else and no log is decided already.
+                    match effects.answers.pop_if(|(decided, _)| *decided == ticket) {
+                        Some((_, outcome)) => respond(outcome, Style { json, ..style }, responder, out),
+                        None => return Handled::Deciding { operation, json },
+                    }
                 }
-                Route::Command(command, json) => (command, json),
                 Route::Page(page) => {
                     let facts = Facts { status, sale: Some((*shard.terms(), period_s)) };
-                    page::write(page, &facts, style, responder, out);
-                    return Handled::Answered;
+                    page::write(page, &facts, style, responder, out)
                 }
-                Route::Refused(problem) => {
-                    responder.problem(problem, style, out);
-                    return Handled::Answered;
-                }
+                Route::Refused(problem) => responder.problem(problem, style, out),
             };
-            shard.apply(Event::Command(ticket, command), now, effects);
-            // What needs nobody else and no log is decided already.
-            match effects.answers.pop_if(|(decided, _)| *decided == ticket) {
-                Some((_, outcome)) => {
-                    respond(outcome, Style { json, ..style }, responder, out);
-                    Handled::Answered
-                }
-                None => Handled::Deciding { json },
-            }
+            Handled::Answered(operation, answer)
         };
         let any = server.serve(now, &mut handle);
         self.answer(now);

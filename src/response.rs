@@ -1,5 +1,6 @@
 //! Responses to bytes. Everything that can be rendered beforehand is.
 
+use crate::operation::Answer;
 use crate::problem::Problem;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -65,45 +66,49 @@ impl Responder {
     }
 
     /// Writes a refusal.
-    pub fn problem(&self, problem: Problem, style: Style, out: &mut Vec<u8>) {
+    pub fn problem(&self, problem: Problem, style: Style, out: &mut Vec<u8>) -> Answer {
         let Rendered { head, body } = &self.problems[problem as usize];
         out.extend_from_slice(head);
         self.finish_head(style, out);
         if !style.head_only {
             out.extend_from_slice(body);
         }
+        Answer::Refused(problem)
     }
 
     /// Writes a response with a body of text.
-    pub fn text(&self, status: &str, body: &str, style: Style, out: &mut Vec<u8>) {
-        self.with_body(status, "text/plain", body.as_bytes(), style, out);
+    pub fn text(&self, answer: Answer, body: &str, style: Style, out: &mut Vec<u8>) -> Answer {
+        self.with_body(answer, "text/plain", body.as_bytes(), style, out)
     }
 
     /// Writes a response with a body of JSON.
-    pub fn json(&mut self, status: &str, body: &impl serde::Serialize, style: Style, out: &mut Vec<u8>) {
+    pub fn json(&mut self, answer: Answer, body: &impl serde::Serialize, style: Style, out: &mut Vec<u8>) -> Answer {
         self.body.clear();
         serde_json::to_writer(&mut self.body, body).expect("what is answered can be written as JSON");
-        self.with_body(status, "application/json", &self.body, style, out);
+        self.with_body(answer, "application/json", &self.body, style, out)
     }
 
     /// Writes a response that cannot have a body.
-    pub fn empty(&self, status: &str, style: Style, out: &mut Vec<u8>) {
-        for part in ["HTTP/1.1 ", status, "\r\ndate: "] {
+    pub fn empty(&self, answer: Answer, style: Style, out: &mut Vec<u8>) -> Answer {
+        for part in ["HTTP/1.1 ", answer.status(), "\r\ndate: "] {
             out.extend_from_slice(part.as_bytes());
         }
         self.finish_head(style, out);
+        answer
     }
 
-    fn with_body(&self, status: &str, kind: &str, body: &[u8], style: Style, out: &mut Vec<u8>) {
+    fn with_body(&self, answer: Answer, kind: &str, body: &[u8], style: Style, out: &mut Vec<u8>) -> Answer {
         let mut digits = itoa::Buffer::new();
         let (kind_is, uncached) = ("\r\ncontent-type: ", "\r\ncache-control: no-store\r\ncontent-length: ");
-        for part in ["HTTP/1.1 ", status, kind_is, kind, uncached, digits.format(body.len()), "\r\ndate: "] {
+        let (status, later) = (answer.status(), if answer == Answer::Unready { "\r\nretry-after: 1" } else { "" });
+        for part in ["HTTP/1.1 ", status, later, kind_is, kind, uncached, digits.format(body.len()), "\r\ndate: "] {
             out.extend_from_slice(part.as_bytes());
         }
         self.finish_head(style, out);
         if !style.head_only {
             out.extend_from_slice(body);
         }
+        answer
     }
 
     fn finish_head(&self, style: Style, out: &mut Vec<u8>) {
@@ -139,7 +144,7 @@ mod tests {
         responder.set_time(784_111_777_000);
         let style = Style { is_http10: true, keep_alive: true, head_only: true, json: false };
         let mut out = Vec::new();
-        responder.text("200 OK", "hello", style, &mut out);
+        responder.text(Answer::Ok, "hello", style, &mut out);
         let expected = "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncache-control: no-store\r\ncontent-length: 5\r\n\
                         date: Sun, 06 Nov 1994 08:49:37 GMT\r\nconnection: keep-alive\r\n\r\n";
         assert_eq!(String::from_utf8(out).unwrap(), expected);

@@ -4,6 +4,7 @@ use crate::catalogue::{ItemImage, ItemName};
 use crate::code::Code;
 use crate::command::{Command, Outcome};
 use crate::http::{Head, Method};
+use crate::operation::{Answer, Operation};
 use crate::problem::Problem;
 use crate::response::{Responder, Style};
 use crate::types::{ItemId, UserId};
@@ -34,23 +35,24 @@ pub enum Page {
     Health,
 }
 
-/// Finds the way of a request.
-pub fn route(head: &Head<'_>) -> Route {
-    let page = |page| match head.method {
-        Method::Get | Method::Head => Route::Page(page),
-        _ => Route::Refused(Problem::OnlyGet),
+/// Finds out what a request asks for, and its way.
+pub fn route(head: &Head<'_>) -> (Operation, Route) {
+    let refused = |problem| (Operation::Unknown, Route::Refused(problem));
+    let page = |operation, page| match head.method {
+        Method::Get | Method::Head => (operation, Route::Page(page)),
+        _ => refused(Problem::OnlyGet),
     };
     match (head.path, head.method) {
-        ("/checkout", Method::Post) => checkout(head).unwrap_or_else(Route::Refused),
-        ("/checkout", Method::Delete) => cancel(head).unwrap_or_else(Route::Refused),
-        ("/checkout", _) => Route::Refused(Problem::OnlyPostOrDelete),
-        ("/purchase", Method::Post) => purchase(head).unwrap_or_else(Route::Refused),
-        ("/purchase", _) => Route::Refused(Problem::OnlyPost),
-        ("/sale", _) => page(Page::Sale),
-        ("/livez", _) => page(Page::Live),
-        ("/readyz", _) => page(Page::Ready),
-        ("/health", _) => page(Page::Health),
-        _ => Route::Refused(Problem::NotFound),
+        ("/checkout", Method::Post) => (Operation::Checkout, checkout(head).unwrap_or_else(Route::Refused)),
+        ("/checkout", Method::Delete) => (Operation::Cancel, cancel(head).unwrap_or_else(Route::Refused)),
+        ("/checkout", _) => refused(Problem::OnlyPostOrDelete),
+        ("/purchase", Method::Post) => (Operation::Purchase, purchase(head).unwrap_or_else(Route::Refused)),
+        ("/purchase", _) => refused(Problem::OnlyPost),
+        ("/sale", _) => page(Operation::Sale, Page::Sale),
+        ("/livez", _) => page(Operation::Live, Page::Live),
+        ("/readyz", _) => page(Operation::Ready, Page::Ready),
+        ("/health", _) => page(Operation::Health, Page::Health),
+        _ => refused(Problem::NotFound),
     }
 }
 
@@ -132,17 +134,17 @@ struct Receipt {
 }
 
 /// Writes what became of a command.
-pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &mut Vec<u8>) {
+pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &mut Vec<u8>) -> Answer {
     let problem = match outcome {
         Outcome::Reserved { code, sale, item, expires_unix_ms } => {
             let mut buffer = [0; Code::TEXT_BYTES];
             let code = code.write(&mut buffer);
             if !style.json {
-                return responder.text("200 OK", code, style, out);
+                return responder.text(Answer::Ok, code, style, out);
             }
             let expires_at = rfc3339(expires_unix_ms);
             return responder.json(
-                "200 OK",
+                Answer::Ok,
                 &Reservation { code, sale_id: sale.0, item_id: item.0, expires_at },
                 style,
                 out,
@@ -157,9 +159,9 @@ pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &
                 item_name: ItemName(sale, item),
                 item_image: ItemImage(item),
             };
-            return responder.json("200 OK", &receipt, style, out);
+            return responder.json(Answer::Ok, &receipt, style, out);
         }
-        Outcome::Released => return responder.empty("204 No Content", style, out),
+        Outcome::Released => return responder.empty(Answer::NoContent, style, out),
         Outcome::ItemSold { .. } => Problem::ItemSold,
         Outcome::ItemReserved => Problem::ItemReserved,
         Outcome::UserLimit => Problem::UserLimit,
@@ -170,7 +172,7 @@ pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &
         Outcome::SaleEnded => Problem::SaleEnded,
         Outcome::LogFull => Problem::LogFull,
     };
-    responder.problem(problem, style, out);
+    responder.problem(problem, style, out)
 }
 
 /// A time as answers spell it: RFC 3339, UTC, milliseconds.
@@ -186,7 +188,7 @@ mod tests {
 
     fn way(request: &str) -> Route {
         let text = format!("{request} HTTP/1.1\r\nHost: x\r\n\r\n");
-        route(&parse_head(text.as_bytes()).unwrap().unwrap())
+        route(&parse_head(text.as_bytes()).unwrap().unwrap()).1
     }
 
     #[test]

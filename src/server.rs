@@ -6,12 +6,13 @@
 
 use crate::connection::{Awaits, Connection, Midway, State, Step};
 use crate::http::{HEAD_BYTES_MAX, Head, Method};
+use crate::meter::Meter;
+use crate::operation::{Answer, Operation};
+use crate::poller::{LISTENER, Poller};
 use crate::problem::Problem;
 use crate::response::{Responder, Style};
 use crate::types::{Moment, Ticket};
-use glommio::io::{PollState, PollableFd};
-use rustix::buffer::spare_capacity;
-use rustix::event::{Timespec, epoll};
+use rustix::event::epoll::EventFlags;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags, accept_with, recv, send, shutdown};
@@ -25,28 +26,22 @@ const READ_BYTES: usize = 16 * 1024;
 const AHEAD_BYTES_MAX: usize = 2 * HEAD_BYTES_MAX;
 /// Unsent answers beyond which a connection's further requests wait.
 const OUTPUT_BYTES_MAX: usize = 16 * 1024;
-/// Sockets reported by one look at the epoll set.
-const EVENTS_MAX: usize = 512;
 /// Connections accepted in one turn, so that a crowd at the door does not stop the service inside.
 const ACCEPTS_PER_TURN: usize = 128;
 /// How long accepting rests when no descriptor is left.
 const ACCEPT_REST_MS: u64 = 50;
-/// Wakers that the executor may keep for one registration of the epoll set.
-const POLLS_MAX: u32 = 64;
 /// Answer buffers kept for use again.
 const SPARE_BUFFERS_MAX: usize = 1024;
-
-const LISTENER: u64 = u64::MAX;
-const DOORBELL: u64 = u64::MAX - 1;
-const EDGE: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::ET);
 
 /// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handled {
     /// Its answer is written.
-    Answered,
+    Answered(Operation, Answer),
     /// Its answer will come by `answer`. The flag asks for JSON.
     Deciding {
+        /// What was asked.
+        operation: Operation,
         /// The answer must be JSON.
         json: bool,
     },
@@ -81,11 +76,7 @@ impl Client {
 
 /// The listeners and the sockets of one shard.
 pub struct Server {
-    epoll: PollableFd<OwnedFd>,
-    poll: PollState,
-    /// How often `poll` has been asked since it was new: the executor keeps one waker for each time.
-    polls: u32,
-    events: Vec<epoll::Event>,
+    poller: Poller,
     /// One; more after an upgrade to fewer shards, because to close one would reset who waits in its queue.
     listeners: Vec<OwnedFd>,
     /// A listener has somebody waiting, as far as is known.
@@ -95,6 +86,7 @@ pub struct Server {
     clients_max: usize,
     generation: u32,
     responder: Responder,
+    meter: Meter,
     /// Clients to be read or gone on with.
     ready: Vec<usize>,
     /// Clients with something to write, or to be closed.
@@ -107,18 +99,13 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves `clients_max` clients at once; `doorbell` wakes it too. Must be called on the executor that will run it.
+    /// Serves `clients_max` clients at once and counts in `meter`; `doorbell` wakes it too. Must be called on the executor that will run it.
     ///
     /// # Errors
     /// No descriptor is left.
-    pub fn new(doorbell: impl AsFd, clients_max: usize) -> io::Result<Self> {
-        let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(&set, doorbell, epoll::EventData::new_u64(DOORBELL), EDGE)?;
+    pub fn new(doorbell: impl AsFd, clients_max: usize, meter: Meter) -> io::Result<Self> {
         Ok(Server {
-            epoll: PollableFd::new(set).map_err(io::Error::from)?,
-            poll: PollState::new(),
-            polls: 0,
-            events: Vec::with_capacity(EVENTS_MAX),
+            poller: Poller::new(doorbell)?,
             listeners: Vec::new(),
             is_listener_ready: false,
             accepts_again_ms: 0,
@@ -126,6 +113,7 @@ impl Server {
             clients_max,
             generation: 0,
             responder: Responder::default(),
+            meter,
             ready: Vec::new(),
             dirty: Vec::new(),
             withdrawn: Vec::new(),
@@ -140,7 +128,7 @@ impl Server {
     /// # Errors
     /// No memory is left for the set.
     pub fn listen(&mut self, listener: OwnedFd) -> io::Result<()> {
-        epoll::add(self.epoll.get_ref(), &listener, epoll::EventData::new_u64(LISTENER), EDGE)?;
+        self.poller.add(&listener, LISTENER, EventFlags::IN)?;
         self.listeners.push(listener);
         self.is_listener_ready = true;
         Ok(())
@@ -153,48 +141,32 @@ impl Server {
 
     /// Looks for sockets that are ready. Waits so long for one, or for the doorbell; the thread does nothing else then.
     pub fn look(&mut self, timeout_ms: u64) {
-        self.events.clear();
-        let timeout = Timespec { tv_sec: (timeout_ms / 1000) as i64, tv_nsec: (timeout_ms % 1000 * 1_000_000) as i64 };
-        match epoll::wait(self.epoll.get_ref(), spare_capacity(&mut self.events), Some(&timeout)) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => panic!("the epoll set cannot be read: {error}"),
-        }
-        for event in &self.events {
-            let (data, flags) = (event.data, event.flags);
-            match data.u64() {
-                LISTENER => self.is_listener_ready = true,
-                DOORBELL => {}
-                key => {
-                    let Some(client) = self.clients.get_mut(key as usize) else { continue };
-                    if flags.contains(epoll::EventFlags::ERR) {
-                        remove(&mut self.clients, &mut self.withdrawn, key as usize);
-                        continue;
-                    }
-                    let connection = &mut client.connection;
-                    connection.hung_up |= flags.intersects(epoll::EventFlags::RDHUP | epoll::EventFlags::HUP);
-                    connection.readable |= flags.contains(epoll::EventFlags::IN) || connection.hung_up;
-                    client.queue(key as usize, &mut self.ready);
-                    let is_writable = flags.contains(epoll::EventFlags::OUT);
-                    if is_writable && !client.connection.output.is_empty() && !client.is_dirty {
-                        client.is_dirty = true;
-                        self.dirty.push(key as usize);
-                    }
-                }
+        self.poller.look(timeout_ms);
+        for (key, flags) in self.poller.ready() {
+            if key == LISTENER {
+                self.is_listener_ready = true;
+                continue;
+            }
+            let Some(client) = self.clients.get_mut(key as usize) else { continue };
+            if flags.contains(EventFlags::ERR) {
+                remove(&mut self.clients, &mut self.withdrawn, key as usize);
+                continue;
+            }
+            let connection = &mut client.connection;
+            connection.hung_up |= flags.intersects(EventFlags::RDHUP | EventFlags::HUP);
+            connection.readable |= flags.contains(EventFlags::IN) || connection.hung_up;
+            client.queue(key as usize, &mut self.ready);
+            let is_writable = flags.contains(EventFlags::OUT);
+            if is_writable && !client.connection.output.is_empty() && !client.is_dirty {
+                client.is_dirty = true;
+                self.dirty.push(key as usize);
             }
         }
     }
 
-    /// Waits until a socket is ready or the doorbell rings, for `poll_fn` of the caller. To be followed by a look.
+    /// Waits in the executor until a socket is ready or the doorbell rings. To be followed by a look.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.polls += 1;
-        if self.polls > POLLS_MAX {
-            (self.poll, self.polls) = (PollState::new(), 1);
-        }
-        match self.epoll.poll_readable(cx, &mut self.poll) {
-            Poll::Ready(Ok(())) => Poll::Ready(()),
-            Poll::Ready(Err(error)) => panic!("the epoll set cannot be waited for: {error}"),
-            Poll::Pending => Poll::Pending,
-        }
+        self.poller.poll_ready(cx)
     }
 
     /// Whether there is something to do without waiting.
@@ -234,7 +206,11 @@ impl Server {
             match accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
                 Ok(socket) if self.clients.len() >= self.clients_max => {
                     let mut refusal = Vec::new();
-                    self.responder.problem(Problem::TooManyConnections, Style::default(), &mut refusal);
+                    self.meter.refused(self.responder.problem(
+                        Problem::TooManyConnections,
+                        Style::default(),
+                        &mut refusal,
+                    ));
                     // One try each: a client that is not served is not waited for either.
                     let _ = send(&socket, &refusal, SendFlags::NOSIGNAL);
                     let _ = shutdown(&socket, Shutdown::Write);
@@ -259,8 +235,8 @@ impl Server {
         self.generation = self.generation.wrapping_add(1);
         let entry = self.clients.vacant_entry();
         let key = entry.key();
-        let flags = EDGE | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP;
-        epoll::add(self.epoll.get_ref(), &socket, epoll::EventData::new_u64(key as u64), flags)?;
+        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP;
+        self.poller.add(&socket, key as u64, flags)?;
         entry.insert(Client { socket, generation: self.generation, connection, is_ready: false, is_dirty: false });
         Ok(key)
     }
@@ -340,12 +316,12 @@ impl Server {
                     step
                 }
                 Err(reject) => {
-                    self.responder.problem(reject.into(), Style::default(), &mut out);
+                    self.meter.refused(self.responder.problem(reject.into(), Style::default(), &mut out));
                     connection.state = State::Closing;
                     break;
                 }
             };
-            let (style, handled) = match step {
+            let (style, handled, began_us) = match step {
                 Step::More => break,
                 Step::Again => continue,
                 Step::SayContinue => {
@@ -359,14 +335,18 @@ impl Server {
                         head_only: head.method == Method::Head,
                         json: false,
                     };
-                    (style, handler(ticket, &head, style, &mut self.responder, &mut out))
+                    let began_us = self.meter.began();
+                    (style, handler(ticket, &head, style, &mut self.responder, &mut out), began_us)
                 }
             };
             connection.understood();
             connection.state = match handled {
-                Handled::Answered if style.keep_alive => State::Reading,
-                Handled::Answered => State::Closing,
-                Handled::Deciding { json } => {
+                Handled::Answered(operation, answer) => {
+                    self.meter.answered(operation, answer, began_us);
+                    if style.keep_alive { State::Reading } else { State::Closing }
+                }
+                Handled::Deciding { operation, json } => {
+                    (connection.operation, connection.began_us) = (operation, began_us);
                     connection.style = Style { json, ..style };
                     State::Deciding
                 }
@@ -384,7 +364,12 @@ impl Server {
     }
 
     /// Gives a decided request its answer, unless the client has gone. `write` writes it.
-    pub fn answer(&mut self, ticket: Ticket, now: Moment, write: impl FnOnce(Style, &mut Responder, &mut Vec<u8>)) {
+    pub fn answer(
+        &mut self,
+        ticket: Ticket,
+        now: Moment,
+        write: impl FnOnce(Style, &mut Responder, &mut Vec<u8>) -> Answer,
+    ) {
         self.responder.set_time(now.unix_ms);
         let key = (ticket.0 & 0xffff_ffff) as usize;
         let Some(client) = self.clients.get_mut(key) else { return };
@@ -396,7 +381,8 @@ impl Server {
             connection.output = self.spare_buffers.pop().unwrap_or_default();
         }
         let style = Style { keep_alive: connection.style.keep_alive && !self.is_draining, ..connection.style };
-        write(style, &mut self.responder, &mut connection.output);
+        let answer = write(style, &mut self.responder, &mut connection.output);
+        self.meter.answered(connection.operation, answer, connection.began_us);
         connection.state = if style.keep_alive { State::Reading } else { State::Closing };
         if !connection.input.is_empty() || connection.readable || connection.ended {
             client.queue(key, &mut self.ready);
@@ -429,6 +415,7 @@ impl Server {
             self.write(key, now);
         }
         self.dirty = dirty;
+        self.meter.written();
     }
 
     fn write(&mut self, key: usize, now: Moment) {
@@ -502,7 +489,11 @@ impl Server {
                 self.withdrawn.push(self.clients[key].ticket(key));
             }
             let connection = &mut self.clients[key].connection;
-            self.responder.problem(problem, Style::default(), &mut connection.output);
+            let answer = self.responder.problem(problem, Style::default(), &mut connection.output);
+            match awaits {
+                Awaits::Decision => self.meter.answered(connection.operation, answer, connection.began_us),
+                _ => self.meter.refused(answer),
+            }
             // Closed in any case: a late decision must not meet the next request.
             connection.state = State::Closing;
             self.conclude(key, now);

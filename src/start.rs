@@ -12,6 +12,7 @@ use crate::doorbell::Doorbell;
 use crate::fatal::Fatal;
 use crate::logs::{Logs, Shipping};
 use crate::mesh::{self, Endpoint};
+use crate::meter::Meter;
 use crate::notice::{Notice, Order};
 use crate::outside::Outside;
 use crate::partition::Partition;
@@ -311,7 +312,8 @@ fn spawn(door: Door, placement: Placement, begun: Receiver<Start>) -> Result<thr
 
 async fn sell(door: Door, begun: Receiver<Start>) -> Result<(), Fatal> {
     let Door { id, sockets, mesh, clients_max, clock, status, notices, orders } = door;
-    let mut server = Server::new(mesh.doorbell(), clients_max).map_err(no_descriptors)?;
+    let mut server =
+        Server::new(mesh.doorbell(), clients_max, Meter::new(status.clone(), id, clock)).map_err(no_descriptors)?;
     serve(&mut server, sockets, clock)?;
     let always_ready = eventfd(1, EventfdFlags::CLOEXEC).map_err(io::Error::from);
     let always_ready = always_ready.and_then(|event| Ok(PollableFd::new(event)?)).map_err(no_descriptors)?;

@@ -1,6 +1,7 @@
 //! What shards publish for others to read: numbers, no more. Each has one writer, but for the newest sale; only that one is
 //! read on the way of a request.
 
+use crate::counters::Requests;
 use crate::sale::Counts;
 use crate::types::SaleId;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -57,6 +58,8 @@ pub struct ShardStatus {
     pub unrecorded: AtomicU64,
     /// Turns taken.
     pub turns: AtomicU64,
+    /// Requests of its clients.
+    pub requests: Requests,
 }
 
 impl ShardStatus {

@@ -85,12 +85,12 @@ impl Path {
                 head_only: head.method == Method::Head,
                 json: false,
             };
-            let Route::Command(command, json) = route(&head) else { panic!("the request is for the sale") };
+            let Route::Command(command, json) = route(&head).1 else { panic!("the request is for the sale") };
             let style = Style { json, ..style };
             let effects = self.turns.command(0, ticket, command);
             connection.understood();
             match effects.answers.pop_if(|(decided, _)| *decided == ticket) {
-                Some((_, outcome)) => respond(outcome, style, &mut self.responder, &mut out),
+                Some((_, outcome)) => drop(respond(outcome, style, &mut self.responder, &mut out)),
                 None => (connection.style, connection.state) = (style, State::Deciding),
             }
         }

@@ -14,6 +14,7 @@ use stampede::code::CodeGenerator;
 use stampede::doorbell::Doorbell;
 use stampede::logs::Logs;
 use stampede::mesh;
+use stampede::meter::Meter;
 use stampede::notice::Notice;
 use stampede::outside::Outside;
 use stampede::partition::Partition;
@@ -162,7 +163,8 @@ fn serve(listener: OwnedFd, logs: &Path, status: Arc<Status>, doorbells: &Arc<[D
         let (id, partition, clock) = (ShardId(0), Partition::new(1), Clock::start());
         let rules = Rules { ttl_ms: 600_000, period_s: 365 * 86400, ..rules(2 * REQUESTS as u32) };
         let mesh = mesh::connect(doorbells).pop().expect("there is one shard");
-        let mut server = Server::new(mesh.doorbell(), 1000).expect("a descriptor");
+        let mut server =
+            Server::new(mesh.doorbell(), 1000, Meter::new(status.clone(), id, clock)).expect("a descriptor");
         server.listen(listener).expect("memory for it");
         let always_ready = eventfd(1, EventfdFlags::CLOEXEC).expect("a descriptor");
         let always_ready = PollableFd::new(always_ready).expect("a descriptor");

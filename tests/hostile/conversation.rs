@@ -79,7 +79,7 @@ impl Conversation {
                 Ok((used, Step::Request(head))) => {
                     at += used;
                     self.requests.push(request(&head, self.heard + at));
-                    self.answers.push(match route(&head) {
+                    self.answers.push(match route(&head).1 {
                         Route::Command(command, _) => Answer::Asked(command),
                         Route::Page(_) => Answer::Shown,
                         Route::Refused(problem) => Answer::Refused(problem),

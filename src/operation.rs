@@ -1,0 +1,164 @@
+//! What can be asked and every answer that there is: what is counted, and what the API's description lists.
+
+use crate::problem::Problem;
+use std::array;
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Reserves an item.
+    Checkout,
+    /// Buys what is reserved.
+    Purchase,
+    /// Gives back what is reserved.
+    Cancel,
+    /// How the sale stands.
+    Sale,
+    /// Whether the process is up.
+    Live,
+    /// Whether it is ready to sell.
+    Ready,
+    /// Everything about it.
+    Health,
+    /// Nothing that is known, or nothing that is understood.
+    Unknown,
+}
+
+impl Operation {
+    /// Every operation, in order.
+    pub const ALL: [Operation; 8] = [
+        Operation::Checkout,
+        Operation::Purchase,
+        Operation::Cancel,
+        Operation::Sale,
+        Operation::Live,
+        Operation::Ready,
+        Operation::Health,
+        Operation::Unknown,
+    ];
+
+    /// Its method and its path.
+    pub fn route(self) -> (&'static str, &'static str) {
+        match self {
+            Operation::Checkout => ("POST", "/checkout"),
+            Operation::Purchase => ("POST", "/purchase"),
+            Operation::Cancel => ("DELETE", "/checkout"),
+            Operation::Sale => ("GET", "/sale"),
+            Operation::Live => ("GET", "/livez"),
+            Operation::Ready => ("GET", "/readyz"),
+            Operation::Health => ("GET", "/health"),
+            Operation::Unknown => ("", ""),
+        }
+    }
+
+    /// How it can be answered.
+    pub fn answers(self) -> Vec<Answer> {
+        use Problem::*;
+        let refused: &[Problem] = match self {
+            Operation::Checkout => {
+                &[InvalidUser, InvalidItem, NoSuchItem, ItemSold, ItemReserved, UserLimit, LogFull, NotReady, Overdue]
+            }
+            Operation::Purchase => &[InvalidCode, CodeUnknown, CodeExpired, CodeUsed, SaleEnded, NotReady, Overdue],
+            Operation::Cancel => &[InvalidCode, CodeUnknown, CodeExpired, CodeUsed, SaleEnded, NotReady, Overdue],
+            Operation::Sale => &[NotReady],
+            Operation::Live | Operation::Ready | Operation::Health => &[],
+            Operation::Unknown => &[
+                NotFound,
+                OnlyGet,
+                OnlyPost,
+                OnlyPostOrDelete,
+                Malformed,
+                HeadTooLarge,
+                BodyTooLarge,
+                UnknownCoding,
+                UnknownExpectation,
+                UnknownVersion,
+                TimedOut,
+                TooManyConnections,
+            ],
+        };
+        let granted: &[Answer] = match self {
+            Operation::Cancel => &[Answer::NoContent],
+            Operation::Ready | Operation::Health => &[Answer::Ok, Answer::Unready],
+            Operation::Unknown => &[],
+            _ => &[Answer::Ok],
+        };
+        granted.iter().copied().chain(refused.iter().copied().map(Answer::Refused)).collect()
+    }
+}
+
+/// What a request was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// What was asked for.
+    Ok,
+    /// It is done, and there is nothing more to say.
+    NoContent,
+    /// Details, and that it is not ready to sell.
+    Unready,
+    /// A refusal.
+    Refused(Problem),
+}
+
+impl Answer {
+    /// How many there are.
+    pub const COUNT: usize = 3 + Problem::ALL.len();
+
+    /// Its place among them.
+    pub fn place(self) -> usize {
+        match self {
+            Answer::Ok => 0,
+            Answer::NoContent => 1,
+            Answer::Unready => 2,
+            Answer::Refused(problem) => 3 + problem as usize,
+        }
+    }
+
+    /// Every answer, each in its place.
+    pub fn all() -> [Answer; Answer::COUNT] {
+        array::from_fn(|place| match place {
+            0 => Answer::Ok,
+            1 => Answer::NoContent,
+            2 => Answer::Unready,
+            _ => Answer::Refused(Problem::ALL[place - 3]),
+        })
+    }
+
+    /// Its status code and phrase.
+    pub fn status(self) -> &'static str {
+        match self {
+            Answer::Ok => "200 OK",
+            Answer::NoContent => "204 No Content",
+            Answer::Unready => "503 Service Unavailable",
+            Answer::Refused(problem) => problem.about().status,
+        }
+    }
+
+    /// Why not; empty if it was not refused.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Answer::Ok | Answer::NoContent => "",
+            Answer::Unready => "not-ready",
+            Answer::Refused(problem) => problem.about().slug,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_stands_in_its_place() {
+        assert!(Answer::all().iter().enumerate().all(|(place, answer)| answer.place() == place));
+        assert!(Operation::ALL.iter().enumerate().all(|(place, operation)| *operation as usize == place));
+    }
+
+    #[test]
+    fn every_answer_belongs_to_an_operation() {
+        let answers: Vec<Answer> = Operation::ALL.iter().flat_map(|operation| operation.answers()).collect();
+        for answer in Answer::all() {
+            assert!(answers.contains(&answer), "{answer:?}");
+        }
+    }
+}
