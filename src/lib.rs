@@ -23,8 +23,9 @@
 //! append, flush, send; *log before reply* stands there, in one place. [`mesh`] carries batches of messages between
 //! shards; sending never blocks. [`doorbell`] wakes who sleeps. [`purchase_log`] appends and flushes, [`segment`] makes
 //! and writes its files, [`retention`] keeps them within their budget; [`logs`] holds all that a shard has of these.
-//! [`status`] holds the numbers that shards publish, [`page`] shows them. [`meter`] counts requests and takes their time,
-//! in [`counters`] of one writer each. [`admin`] serves operators, [`metrics`] what Prometheus reads.
+//! [`status`] holds the numbers that shards publish, [`board`] where each item stands; [`page`] shows them.
+//! [`meter`] counts requests and takes their time, in [`counters`] of one writer each. [`admin`] serves operators,
+//! [`metrics`] what Prometheus reads.
 //!
 //! **Postgres.** [`persistence`] is the one thread that brings every flushed record there, exactly once: from a
 //! channel while it keeps up, from the files by [`log_reader`] when it does not. [`claim`] takes the database for this
@@ -82,6 +83,7 @@
 pub mod admin;
 pub mod art;
 pub mod block;
+pub mod board;
 pub mod body;
 pub mod catalogue;
 pub mod claim;

@@ -14,6 +14,7 @@
 //! which is one system call where the executor takes several.
 
 use crate::block::{BLOCK_BYTES, LogKind};
+use crate::board::Board;
 use crate::fatal::Fatal;
 use crate::handover::Line;
 use crate::http::Head;
@@ -75,6 +76,7 @@ pub struct Pump {
     outside: Outside,
     shard: Shard,
     logs: Logs,
+    board: Arc<Board>,
     period_s: u32,
     /// As it was when the turn began.
     phase: Phase,
@@ -105,12 +107,13 @@ pub struct Pump {
 
 impl Pump {
     /// A pump around `shard`, whose first effects are in `effects`.
-    pub fn new(outside: Outside, shard: Shard, effects: Effects, logs: Logs, period_s: u32) -> Self {
+    pub fn new(outside: Outside, shard: Shard, effects: Effects, logs: Logs, board: Arc<Board>, period_s: u32) -> Self {
         let fitting_blocks = logs.purchases.segment_blocks();
         Pump {
             outside,
             shard,
             logs,
+            board,
             period_s,
             phase: Phase::Recovering,
             effects,
@@ -389,7 +392,10 @@ impl Pump {
         }
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
+        for change in self.effects.changes.drain(..) {
+            self.board.show(self.outside.id, change);
+        }
         let ShardStatus {
             items, connections, appended, flushed, attempts_flushed, log_room, unrecorded, turns, ..
         } = self.numbers();

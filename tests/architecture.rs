@@ -17,6 +17,7 @@ const LAYERS: &[&str] = &[
     "sale",
     "waiting",
     "shard",
+    "board",
     "replay",
     "copy_rows",
     "ownership",
