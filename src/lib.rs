@@ -23,7 +23,7 @@
 //! append, flush, send; *log before reply* stands there, in one place. [`mesh`] carries batches of messages between
 //! shards; sending never blocks. [`doorbell`] wakes who sleeps. [`purchase_log`] appends and flushes, [`segment`] makes
 //! and writes its files, [`retention`] keeps them within their budget; [`logs`] holds all that a shard has of these.
-//! [`status`] holds the numbers that shards publish, [`board`] where each item stands; [`page`] shows them.
+//! [`status`] holds the numbers that shards publish, [`board`] where each item stands; [`page`] and [`items`] show them.
 //! [`meter`] counts requests and takes their time, in [`counters`] of one writer each. [`admin`] serves operators,
 //! [`metrics`] what Prometheus reads.
 //!
@@ -101,6 +101,7 @@ pub mod fatal;
 pub mod handover;
 pub mod host;
 pub mod http;
+pub mod items;
 pub mod lag;
 pub mod listener;
 pub mod log_reader;

@@ -18,6 +18,7 @@ use crate::board::Board;
 use crate::fatal::Fatal;
 use crate::handover::Line;
 use crate::http::Head;
+use crate::items::OnSale;
 use crate::logs::{Logs, Shipping};
 use crate::mesh::Delivery;
 use crate::notice::{Notice, Order};
@@ -244,6 +245,7 @@ impl Pump {
     fn serve(&mut self, now: Moment) -> bool {
         let (Outside { server, status, .. }, is_recovering) = (&mut self.outside, self.phase == Phase::Recovering);
         let (shard, effects, period_s) = (&mut self.shard, &mut self.effects, self.period_s);
+        let board = &self.board;
         let mut handle = |ticket: Ticket, head: &Head<'_>, style, responder: &mut Responder, out: &mut Vec<u8>| {
             // After the request has been read: what its client knows of a sale, this shard must know, too.
             shard.apply(Event::Sale(status.newest_sale()), now, effects);
@@ -260,7 +262,8 @@ impl Pump {
                     }
                 }
                 Route::Page(page) => {
-                    let facts = Facts { status, sale: Some((*shard.terms(), period_s)) };
+                    let sale = OnSale { terms: *shard.terms(), period_s, board, unix_ms: now.unix_ms };
+                    let facts = Facts { status, sale: Some(sale), known: head.if_none_match };
                     page::write(page, &facts, style, responder, out)
                 }
                 Route::Refused(problem) => responder.problem(problem, style, out),

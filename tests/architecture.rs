@@ -37,6 +37,7 @@ const LAYERS: &[&str] = &[
     "manual",
     "counters",
     "status",
+    "items",
     "page",
     "clock",
     "meter",
