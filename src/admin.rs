@@ -1,7 +1,7 @@
 //! The admin port: what operators and their tools read. A thread of its own, so that no shard ever waits for it.
 
 use crate::fatal::Fatal;
-use crate::metrics::{CONTENT_TYPE, Metrics};
+use crate::metrics::{self, CONTENT_TYPE};
 use crate::postgres::event_loop;
 use crate::status::Status;
 use axum::Router;
@@ -32,7 +32,7 @@ pub fn start(listener: TcpListener, status: Arc<Status>) -> Result<(), Fatal> {
     let runtime = event_loop()?;
     let serve = async move {
         listener.set_nonblocking(true)?;
-        let router = Router::new().route("/metrics", get(metrics)).with_state(status);
+        let router = Router::new().route("/metrics", get(scrape)).with_state(status);
         axum::serve(tokio::net::TcpListener::from_std(listener)?, router).await
     };
     let run = move || {
@@ -44,6 +44,6 @@ pub fn start(listener: TcpListener, status: Arc<Status>) -> Result<(), Fatal> {
     thread.map(drop).map_err(|error| Fatal::Host(format!("no thread for the admin port: {error}")))
 }
 
-async fn metrics(State(status): State<Arc<Status>>) -> ([(header::HeaderName, &'static str); 1], String) {
-    ([(header::CONTENT_TYPE, CONTENT_TYPE)], Metrics::text(&status))
+async fn scrape(State(status): State<Arc<Status>>) -> ([(header::HeaderName, &'static str); 1], String) {
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], metrics::text(&status))
 }

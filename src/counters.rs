@@ -4,6 +4,7 @@
 use crate::operation::{Answer, Operation};
 use std::array;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Whether anything is counted while requests are served. Only a comparison of the cost has it otherwise.
 const IS_METERED: bool = cfg!(not(feature = "unmetered"));
@@ -123,6 +124,29 @@ impl Distribution {
             below = (bound as f64, below.1 + count);
         }
         None
+    }
+}
+
+/// What is done in batches.
+#[derive(Debug)]
+pub struct Batches {
+    /// Microseconds that one takes.
+    pub times: Histogram,
+    /// Records in one.
+    pub sizes: Histogram,
+}
+
+impl Default for Batches {
+    fn default() -> Self {
+        Batches { times: Histogram::new(&TIMES_US), sizes: Histogram::new(&SIZES) }
+    }
+}
+
+impl Batches {
+    /// Counts one. By its one writer.
+    pub fn record(&self, time: Duration, records: u64) {
+        self.times.record(time.as_micros() as u64);
+        self.sizes.record(records);
     }
 }
 

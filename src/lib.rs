@@ -25,7 +25,7 @@
 //! and writes its files, [`retention`] keeps them within their budget; [`logs`] holds all that a shard has of these.
 //! [`status`] holds the numbers that shards publish, [`board`] where each item stands; [`page`] and [`items`] show them.
 //! [`meter`] counts requests and takes their time, in [`counters`] of one writer each. [`admin`] serves operators,
-//! [`metrics`] what Prometheus reads.
+//! [`metrics`] is what Prometheus reads, [`process`] what the kernel knows of this one.
 //!
 //! **Postgres.** [`persistence`] is the one thread that brings every flushed record there, exactly once: from a
 //! channel while it keeps up, from the files by [`log_reader`] when it does not. [`claim`] takes the database for this
@@ -124,6 +124,7 @@ pub mod poller;
 pub mod postgres;
 pub mod predecessor;
 pub mod problem;
+pub mod process;
 pub mod pump;
 pub mod purchase_log;
 pub mod record;

@@ -43,12 +43,17 @@ fn lane<M>(from: ShardId, to: ShardId) -> (Outlet<M>, Inlet<M>) {
 
 impl<M> Outlet<M> {
     /// Sends what waits, if the lane has a spare buffer. Returns whether it sent anything.
-    fn dispatch(&mut self, from: ShardId) -> bool {
+    fn dispatch(&mut self, from: ShardId, traffic: &mut Traffic) -> bool {
         if self.waiting.is_empty() {
             return false;
         }
-        let Ok(spare) = self.spares.try_recv() else { return false };
+        let Ok(spare) = self.spares.try_recv() else {
+            traffic.waiting += self.waiting.len() as u64;
+            return false;
+        };
         let messages = std::mem::replace(&mut self.waiting, spare);
+        traffic.batches += 1;
+        traffic.messages += messages.len() as u64;
         match self.batches.try_send(Batch { from, to: self.to, messages }) {
             Err(TrySendError::Full(_)) => panic!("a spare buffer is the right to send one batch"),
             // At the end of the process, the peer may have stopped first.
@@ -81,6 +86,17 @@ pub enum Delivery {
     Reply(Reply),
 }
 
+/// What one shard has sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Batches.
+    pub batches: u64,
+    /// Messages in them.
+    pub messages: u64,
+    /// Messages that found no spare buffer when they were last to be sent.
+    pub waiting: u64,
+}
+
 /// One shard's ends of all its lanes.
 pub struct Endpoint {
     me: ShardId,
@@ -89,6 +105,7 @@ pub struct Endpoint {
     requests_in: Vec<Inlet<Request>>,
     replies_in: Vec<Inlet<Reply>>,
     doorbells: Arc<[Doorbell]>,
+    traffic: Traffic,
 }
 
 /// All lanes between the shards that `doorbells` belong to.
@@ -101,6 +118,7 @@ pub fn connect(doorbells: &Arc<[Doorbell]>) -> Vec<Endpoint> {
         requests_in: Vec::new(),
         replies_in: Vec::new(),
         doorbells: doorbells.clone(),
+        traffic: Traffic::default(),
     };
     let mut endpoints: Vec<Endpoint> = ids().map(new).collect();
     for (from, to) in ids().flat_map(|from| ids().map(move |to| (from, to))).filter(|(from, to)| from != to) {
@@ -136,9 +154,11 @@ impl Endpoint {
 
     /// Sends one batch by each lane that has something to carry and room for it, and wakes who sleeps.
     pub fn dispatch(&mut self) {
+        let traffic = &mut self.traffic;
+        traffic.waiting = 0;
         for (requests, replies) in self.requests_out.iter_mut().zip(&mut self.replies_out) {
             let to = replies.to;
-            if replies.dispatch(self.me) | requests.dispatch(self.me) {
+            if replies.dispatch(self.me, traffic) | requests.dispatch(self.me, traffic) {
                 self.doorbells[usize::from(to.0)].ring();
             }
         }
@@ -155,6 +175,11 @@ impl Endpoint {
             any |= inlet.drain(self.me, |from, request| deliver(Delivery::Request(from, request)));
         }
         any
+    }
+
+    /// What it has sent.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
     }
 
     /// Whether anything has arrived.
@@ -212,6 +237,10 @@ mod tests {
             }
         }
         for endpoint in &endpoints {
+            let peers = SHARDS as u64 - 1;
+            let sent = 2 * peers * LANE_BATCHES as u64;
+            let Traffic { batches, messages, waiting } = endpoint.traffic();
+            assert_eq!((batches, messages + waiting), (sent, 2 * peers * 1000));
             assert!(endpoint.requests_in.iter().all(|inlet| inlet.batches.len() == LANE_BATCHES));
             assert!(endpoint.replies_in.iter().all(|inlet| inlet.batches.len() == LANE_BATCHES));
         }

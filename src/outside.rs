@@ -5,14 +5,14 @@ use crate::clock::Clock;
 use crate::connection::Midway;
 use crate::handover::{DESCRIPTORS_MAX, FromOld, Line, MIDWAY_BYTES_MAX};
 use crate::http::Head;
-use crate::mesh::Endpoint;
+use crate::mesh::{Endpoint, Traffic};
 use crate::notice::{Notice, Order};
 use crate::page::{self, Facts};
 use crate::problem::Problem;
 use crate::response::Responder;
 use crate::route::{Route, route};
 use crate::server::{Handled, Server};
-use crate::status::Status;
+use crate::status::{ShardStatus, Status};
 use crate::types::ShardId;
 use crossbeam_channel::{Receiver, Sender};
 use glommio::io::{PollState, PollableFd};
@@ -22,6 +22,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -71,6 +72,16 @@ impl Outside {
             });
             self.server.write_replies(now);
         }
+    }
+
+    /// Sends every shard what there is for it.
+    pub fn dispatch(&mut self) {
+        self.mesh.dispatch();
+        let Traffic { batches, messages, waiting } = self.mesh.traffic();
+        let ShardStatus { lane_batches, lane_messages, lane_waiting, .. } = &self.status.shards[usize::from(self.id.0)];
+        lane_batches.store(batches, Ordering::Relaxed);
+        lane_messages.store(messages, Ordering::Relaxed);
+        lane_waiting.store(waiting, Ordering::Relaxed);
     }
 
     /// Waits for a socket, the doorbell, `other` or the time. The executor gets at least one pass over its rings in

@@ -1,5 +1,6 @@
 //! What can be read: how the sale stands, and how the process is.
 
+use crate::counters::Counter;
 use crate::items::{self, OnSale};
 use crate::operation::Answer;
 use crate::problem::Problem;
@@ -143,7 +144,7 @@ fn health(facts: &Facts<'_>, phase: Phase) -> Health {
         log_records_durable: read(&status.flushed),
         log_blocks_free: read(&status.log_room),
         attempts_durable: read(&status.attempts_flushed),
-        attempts_unrecorded: read(&status.unrecorded),
+        attempts_unrecorded: status.unrecorded.iter().map(Counter::get).sum(),
     });
     Health {
         status: name(phase),

@@ -6,7 +6,7 @@
 
 use crate::block::{LogKind, StreamId};
 use crate::claim::{Claim, unreadable};
-use crate::copy_rows::Rows;
+use crate::copy_rows::{CopyRows, Rows};
 use crate::doorbell::Doorbell;
 use crate::fatal::Fatal;
 use crate::log_reader::LogReader;
@@ -243,6 +243,7 @@ impl Shipper {
                 Err(Failure::Final(fatal)) => fatal.exit(),
                 Err(Failure::Passing(why)) => why,
             };
+            self.plan.status.shipped.retries.add(1);
             self.plan.status.is_database_connected.store(false, Ordering::Relaxed);
             if !std::mem::replace(&mut is_away, true) {
                 let url = self.plan.claim.url.place();
@@ -272,6 +273,8 @@ impl Shipper {
             if is_due {
                 let Batch { rows, .. } = std::mem::take(&mut batch);
                 let opens = !rows.opened.is_empty();
+                let (began, copied) =
+                    (Instant::now(), [&rows.checkouts, &rows.purchases, &rows.releases].map(CopyRows::rows));
                 let shipping = in_time(database.ship(owner, rows, &moves));
                 if self.is_behind() {
                     // Postgres need not wait for the next one. Else what comes meanwhile is better in one batch.
@@ -280,6 +283,9 @@ impl Shipper {
                 } else {
                     shipping.await?;
                 }
+                let shipped = &self.plan.status.shipped;
+                shipped.times.record(began.elapsed().as_micros() as u64);
+                shipped.rows.iter().zip(copied).for_each(|(counter, rows)| counter.add(rows));
                 moves.iter().for_each(|moved| self.arrived(moved));
                 self.publish();
                 if opens {

@@ -26,6 +26,7 @@ use crate::outside::Outside;
 use crate::page::{self, Facts};
 use crate::problem::Problem;
 use crate::purchase_log::Progress;
+use crate::record::Event as Logged;
 use crate::response::{Responder, Style};
 use crate::route::{Route, respond, route};
 use crate::server::Handled;
@@ -86,7 +87,6 @@ pub struct Pump {
     /// As the persistence thread has published it.
     persisted: Seq,
     attempts_due_ms: u64,
-    unrecorded: u64,
     purchases_retry_ms: u64,
     attempts_retry_ms: u64,
     /// As large a segment as the disk has room for, as far as is known.
@@ -121,7 +121,6 @@ impl Pump {
             applied: 0,
             persisted: 0,
             attempts_due_ms: 0,
-            unrecorded: 0,
             purchases_retry_ms: 0,
             attempts_retry_ms: 0,
             fitting_blocks,
@@ -166,7 +165,7 @@ impl Pump {
         self.start_flushes(now);
         // Before any answer leaves, here or by another shard: who reads the sale after a 200 finds it counted.
         self.publish();
-        self.outside.mesh.dispatch();
+        self.outside.dispatch();
         // What both processes have, neither touches.
         if !matches!(self.pause, Pause::HandedOver | Pause::Awaiting) {
             self.outside.server.write_replies(now);
@@ -284,7 +283,11 @@ impl Pump {
     // --- log before reply ---
 
     fn append(&mut self, now: Moment) {
+        let numbers = &self.outside.status.shards[usize::from(self.outside.id.0)];
         for record in self.effects.records.drain(..) {
+            if let Logged::Released { reason, .. } = record.event {
+                numbers.released[reason as usize].add(1);
+            }
             self.logs.purchases.append(&record);
         }
         if !self.effects.attempts.is_empty() && self.logs.attempts.buffered() == 0 {
@@ -293,8 +296,8 @@ impl Pump {
         for record in self.effects.attempts.drain(..) {
             if self.logs.attempts.buffered() < ATTEMPTS_MAX {
                 self.logs.attempts.append(&record);
-            } else {
-                self.unrecorded += 1;
+            } else if let Logged::Refused { reason, .. } = record.event {
+                numbers.unrecorded[reason as usize].add(1);
             }
         }
         for (to, request) in self.effects.requests.drain(..) {
@@ -399,9 +402,8 @@ impl Pump {
         for change in self.effects.changes.drain(..) {
             self.board.show(self.outside.id, change);
         }
-        let ShardStatus {
-            items, connections, appended, flushed, attempts_flushed, log_room, unrecorded, turns, ..
-        } = self.numbers();
+        let ShardStatus { items, connections, appended, flushed, attempts_flushed, log_room, turns, .. } =
+            self.numbers();
         self.outside.status.note_sale(self.shard.terms().sale);
         self.numbers().publish_sales(self.shard.terms().sale, self.shard.counts());
         items.store(self.shard.stock().items() as u64, Ordering::Relaxed);
@@ -410,7 +412,6 @@ impl Pump {
         flushed.store(self.logs.purchases.flushed(), Ordering::Release);
         attempts_flushed.store(self.logs.attempts.flushed(), Ordering::Release);
         log_room.store(self.logs.purchases.room(), Ordering::Relaxed);
-        unrecorded.store(self.unrecorded, Ordering::Relaxed);
         turns.store(turns.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
@@ -528,12 +529,17 @@ impl Pump {
                     (self.purchases_retry_ms, self.attempts_retry_ms) = (0, 0);
                     self.fitting_blocks = self.fitting_blocks.max(blocks);
                 }
-                Some(Progress::Flushed) => {
+                Some(Progress::Flushed { time, records }) => {
                     let published = &self.outside.status.shards[usize::from(self.outside.id.0)];
                     let Logs { purchases, attempts, persistence, .. } = &mut self.logs;
                     let is_purchases = kind == LogKind::Purchases;
                     let log = if is_purchases { purchases } else { attempts };
-                    let flushed = if is_purchases { &published.flushed } else { &published.attempts_flushed };
+                    let (flushed, flushes) = if is_purchases {
+                        (&published.flushed, &published.purchase_flushes)
+                    } else {
+                        (&published.attempts_flushed, &published.attempt_flushes)
+                    };
+                    flushes.record(time, records);
                     // In this order: what is seen to be flushed has been offered, and who is woken sees it.
                     if let (Some(chunk), Some(Shipping { feed, .. })) = (log.take_chunk(), persistence) {
                         feed.offer(chunk);

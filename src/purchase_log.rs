@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 /// Blocks that one flush writes at most.
 const FLUSH_BLOCKS_MAX: usize = 64;
@@ -64,6 +65,8 @@ pub struct PurchaseLog {
     chain: Chain,
     flushed: Seq,
     flush: Option<Work<()>>,
+    /// When that began, and of how many records it is.
+    flush_began: (Instant, u64),
     /// What the flush under way writes, if somebody wants to know: the first record's number, and the records.
     flushing: Option<(Seq, Vec<u8>)>,
     wants_chunks: bool,
@@ -89,6 +92,7 @@ impl PurchaseLog {
             chain: Chain::new(stream),
             flushed: 0,
             flush: None,
+            flush_began: (Instant::now(), 0),
             flushing: None,
             wants_chunks: false,
             making: None,
@@ -210,6 +214,7 @@ impl PurchaseLog {
         let mut bytes = file.allocate(blocks);
         self.chain.extend(bytes.as_bytes_mut(), encoded, self.flushed);
         self.buffer.drain(..records * RECORD_BYTES);
+        self.flush_began = (Instant::now(), records as u64);
         self.flush = Some(Box::pin(async move { file.flush(bytes, offset).await }));
     }
 
@@ -243,7 +248,8 @@ impl PurchaseLog {
             self.flush = None;
             result?;
             self.flushed = self.chain.records();
-            return Poll::Ready(Ok(Progress::Flushed));
+            let (began, records) = self.flush_began;
+            return Poll::Ready(Ok(Progress::Flushed { time: began.elapsed(), records }));
         }
         if let Some((blocks, making)) = &mut self.making
             && let Poll::Ready(result) = making.as_mut().poll(cx)
@@ -268,7 +274,12 @@ impl PurchaseLog {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// A flush: `flushed` has moved.
-    Flushed,
+    Flushed {
+        /// How long it took.
+        time: Duration,
+        /// What it wrote.
+        records: u64,
+    },
     /// A segment of so many blocks: there is more room.
     SegmentMade(u32),
     /// The disk is full: no segment of so many blocks could be made.

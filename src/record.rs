@@ -29,6 +29,19 @@ pub enum ReleaseReason {
     Cancelled,
 }
 
+impl ReleaseReason {
+    /// Every reason, in order.
+    pub const ALL: [ReleaseReason; 2] = [ReleaseReason::Expired, ReleaseReason::Cancelled];
+
+    /// As it is shown.
+    pub fn name(self) -> &'static str {
+        match self {
+            ReleaseReason::Expired => "expired",
+            ReleaseReason::Cancelled => "cancelled",
+        }
+    }
+}
+
 /// Why a checkout was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusalReason {
@@ -38,6 +51,21 @@ pub enum RefusalReason {
     ItemReserved,
     /// The user has reached the limit.
     UserLimit,
+}
+
+impl RefusalReason {
+    /// Every reason, in order.
+    pub const ALL: [RefusalReason; 3] =
+        [RefusalReason::ItemSold, RefusalReason::ItemReserved, RefusalReason::UserLimit];
+
+    /// As it is shown.
+    pub fn name(self) -> &'static str {
+        match self {
+            RefusalReason::ItemSold => "item-sold",
+            RefusalReason::ItemReserved => "item-reserved",
+            RefusalReason::UserLimit => "user-limit",
+        }
+    }
 }
 
 /// What happened to which item.

@@ -1,7 +1,8 @@
 //! What shards publish for others to read: numbers, no more. Each has one writer, but for the newest sale; only that one is
 //! read on the way of a request.
 
-use crate::counters::Requests;
+use crate::counters::{Batches, Counter, Histogram, Requests, TIMES_US};
+use crate::record::{RefusalReason, ReleaseReason};
 use crate::sale::Counts;
 use crate::types::SaleId;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -54,10 +55,22 @@ pub struct ShardStatus {
     pub attempts_persisted: AtomicU64,
     /// Blocks that the purchase log can still take.
     pub log_room: AtomicU64,
-    /// Refused checkouts that were not recorded, for want of room.
-    pub unrecorded: AtomicU64,
+    /// Refused checkouts that were not recorded, for want of room, by the reason of their refusal.
+    pub unrecorded: [Counter; RefusalReason::ALL.len()],
+    /// Holds that ended without a purchase, by reason.
+    pub released: [Counter; ReleaseReason::ALL.len()],
     /// Turns taken.
     pub turns: AtomicU64,
+    /// Flushes of the purchase log.
+    pub purchase_flushes: Batches,
+    /// Flushes of the attempt log.
+    pub attempt_flushes: Batches,
+    /// Batches sent to other shards.
+    pub lane_batches: AtomicU64,
+    /// Messages in them.
+    pub lane_messages: AtomicU64,
+    /// Messages that wait for a peer to read what it has.
+    pub lane_waiting: AtomicU64,
     /// Requests of its clients.
     pub requests: Requests,
 }
@@ -80,6 +93,17 @@ impl ShardStatus {
     }
 }
 
+/// What the persistence thread has done.
+#[derive(Debug)]
+pub struct Shipped {
+    /// Rows copied, by table: checkouts, purchases, releases.
+    pub rows: [Counter; 3],
+    /// Microseconds that a transaction took.
+    pub times: Histogram,
+    /// How often it lost the database, or did not reach it, and tried again.
+    pub retries: Counter,
+}
+
 /// What the whole process publishes.
 #[derive(Debug)]
 pub struct Status {
@@ -95,6 +119,8 @@ pub struct Status {
     pub earlier_behind: AtomicU64,
     /// For how long the oldest record that is not in Postgres has been durable, in milliseconds, about.
     pub behind_ms: AtomicU64,
+    /// What has been brought to it.
+    pub shipped: Shipped,
 }
 
 impl Status {
@@ -109,6 +135,11 @@ impl Status {
             is_database_connected: AtomicBool::new(false),
             earlier_behind: AtomicU64::new(u64::MAX),
             behind_ms: AtomicU64::new(0),
+            shipped: Shipped {
+                rows: Default::default(),
+                times: Histogram::new(&TIMES_US),
+                retries: Counter::default(),
+            },
         }
     }
 

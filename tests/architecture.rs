@@ -67,6 +67,7 @@ const LAYERS: &[&str] = &[
     "resume",
     "listener",
     "service_manager",
+    "process",
     "metrics",
     "admin",
     "predecessor",
