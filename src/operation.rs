@@ -14,6 +14,12 @@ pub enum Operation {
     Cancel,
     /// How the sale stands.
     Sale,
+    /// Which items there are, and how they stand.
+    Items,
+    /// How one item stands.
+    Item,
+    /// What it looks like.
+    Image,
     /// Whether the process is up.
     Live,
     /// Whether it is ready to sell.
@@ -26,11 +32,14 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation, in order.
-    pub const ALL: [Operation; 8] = [
+    pub const ALL: [Operation; 11] = [
         Operation::Checkout,
         Operation::Purchase,
         Operation::Cancel,
         Operation::Sale,
+        Operation::Items,
+        Operation::Item,
+        Operation::Image,
         Operation::Live,
         Operation::Ready,
         Operation::Health,
@@ -44,6 +53,9 @@ impl Operation {
             Operation::Purchase => ("POST", "/purchase"),
             Operation::Cancel => ("DELETE", "/checkout"),
             Operation::Sale => ("GET", "/sale"),
+            Operation::Items => ("GET", "/items"),
+            Operation::Item => ("GET", "/items/{id}"),
+            Operation::Image => ("GET", "/items/{id}/image.svg"),
             Operation::Live => ("GET", "/livez"),
             Operation::Ready => ("GET", "/readyz"),
             Operation::Health => ("GET", "/health"),
@@ -61,6 +73,8 @@ impl Operation {
             Operation::Purchase => &[InvalidCode, CodeUnknown, CodeExpired, CodeUsed, SaleEnded, NotReady, Overdue],
             Operation::Cancel => &[InvalidCode, CodeUnknown, CodeExpired, CodeUsed, SaleEnded, NotReady, Overdue],
             Operation::Sale => &[NotReady],
+            Operation::Items => &[InvalidOffset, InvalidLimit, NotReady],
+            Operation::Item | Operation::Image => &[NotFound, NotReady],
             Operation::Live | Operation::Ready | Operation::Health => &[],
             Operation::Unknown => &[
                 NotFound,
@@ -79,6 +93,7 @@ impl Operation {
         };
         let granted: &[Answer] = match self {
             Operation::Cancel => &[Answer::NoContent],
+            Operation::Image => &[Answer::Ok, Answer::Unchanged],
             Operation::Ready | Operation::Health => &[Answer::Ok, Answer::Unready],
             Operation::Unknown => &[],
             _ => &[Answer::Ok],
@@ -94,6 +109,8 @@ pub enum Answer {
     Ok,
     /// It is done, and there is nothing more to say.
     NoContent,
+    /// The client has it already.
+    Unchanged,
     /// Details, and that it is not ready to sell.
     Unready,
     /// A refusal.
@@ -102,15 +119,16 @@ pub enum Answer {
 
 impl Answer {
     /// How many there are.
-    pub const COUNT: usize = 3 + Problem::ALL.len();
+    pub const COUNT: usize = 4 + Problem::ALL.len();
 
     /// Its place among them.
     pub fn place(self) -> usize {
         match self {
             Answer::Ok => 0,
             Answer::NoContent => 1,
-            Answer::Unready => 2,
-            Answer::Refused(problem) => 3 + problem as usize,
+            Answer::Unchanged => 2,
+            Answer::Unready => 3,
+            Answer::Refused(problem) => 4 + problem as usize,
         }
     }
 
@@ -119,8 +137,9 @@ impl Answer {
         array::from_fn(|place| match place {
             0 => Answer::Ok,
             1 => Answer::NoContent,
-            2 => Answer::Unready,
-            _ => Answer::Refused(Problem::ALL[place - 3]),
+            2 => Answer::Unchanged,
+            3 => Answer::Unready,
+            _ => Answer::Refused(Problem::ALL[place - 4]),
         })
     }
 
@@ -129,6 +148,7 @@ impl Answer {
         match self {
             Answer::Ok => "200 OK",
             Answer::NoContent => "204 No Content",
+            Answer::Unchanged => "304 Not Modified",
             Answer::Unready => "503 Service Unavailable",
             Answer::Refused(problem) => problem.about().status,
         }
@@ -137,7 +157,7 @@ impl Answer {
     /// Why not; empty if it was not refused.
     pub fn reason(self) -> &'static str {
         match self {
-            Answer::Ok | Answer::NoContent => "",
+            Answer::Ok | Answer::NoContent | Answer::Unchanged => "",
             Answer::Unready => "not-ready",
             Answer::Refused(problem) => problem.about().slug,
         }

@@ -14,9 +14,11 @@
 //! which is one system call where the executor takes several.
 
 use crate::block::{BLOCK_BYTES, LogKind};
+use crate::board::Board;
 use crate::fatal::Fatal;
 use crate::handover::Line;
 use crate::http::Head;
+use crate::items::OnSale;
 use crate::logs::{Logs, Shipping};
 use crate::mesh::Delivery;
 use crate::notice::{Notice, Order};
@@ -76,6 +78,7 @@ pub struct Pump {
     outside: Outside,
     shard: Shard,
     logs: Logs,
+    board: Arc<Board>,
     period_s: u32,
     /// As it was when the turn began.
     phase: Phase,
@@ -105,12 +108,13 @@ pub struct Pump {
 
 impl Pump {
     /// A pump around `shard`, whose first effects are in `effects`.
-    pub fn new(outside: Outside, shard: Shard, effects: Effects, logs: Logs, period_s: u32) -> Self {
+    pub fn new(outside: Outside, shard: Shard, effects: Effects, logs: Logs, board: Arc<Board>, period_s: u32) -> Self {
         let fitting_blocks = logs.purchases.segment_blocks();
         Pump {
             outside,
             shard,
             logs,
+            board,
             period_s,
             phase: Phase::Recovering,
             effects,
@@ -243,6 +247,7 @@ impl Pump {
     fn serve(&mut self, now: Moment) -> bool {
         let (Outside { server, status, .. }, is_recovering) = (&mut self.outside, self.phase == Phase::Recovering);
         let (shard, effects, period_s) = (&mut self.shard, &mut self.effects, self.period_s);
+        let board = &self.board;
         let mut handle = |ticket: Ticket, head: &Head<'_>, style, responder: &mut Responder, out: &mut Vec<u8>| {
             // After the request has been read: what its client knows of a sale, this shard must know, too.
             shard.apply(Event::Sale(status.newest_sale()), now, effects);
@@ -259,7 +264,8 @@ impl Pump {
                     }
                 }
                 Route::Page(page) => {
-                    let facts = Facts { status, sale: Some((*shard.terms(), period_s)) };
+                    let sale = OnSale { terms: *shard.terms(), period_s, board, unix_ms: now.unix_ms };
+                    let facts = Facts { status, sale: Some(sale), known: head.if_none_match };
                     page::write(page, &facts, style, responder, out)
                 }
                 Route::Refused(problem) => responder.problem(problem, style, out),
@@ -395,7 +401,10 @@ impl Pump {
         }
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
+        for change in self.effects.changes.drain(..) {
+            self.board.show(self.outside.id, change);
+        }
         let ShardStatus { items, connections, appended, flushed, attempts_flushed, log_room, turns, .. } =
             self.numbers();
         self.outside.status.note_sale(self.shard.terms().sale);
