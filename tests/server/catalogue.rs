@@ -120,6 +120,24 @@ fn what_runs_out_is_shown_to_be_had() {
     assert!(server.terminate().success());
 }
 
+/// Whoever asks on the same connection without waiting is told of what comes before.
+#[test]
+fn who_asks_right_behind_a_purchase_finds_it_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", "1", "--items", "20"]].concat());
+    let mut client = server.connect();
+    for item in 0..10 {
+        let code = client.reserve(1, item);
+        let lines = [format!("POST /purchase?code={code}"), "GET /sale".into(), format!("GET /items/{item}")];
+        let requests = lines.map(|line| format!("{line} HTTP/1.1\r\nHost: shop\r\n\r\n")).concat();
+        client.send(requests.as_bytes()).unwrap();
+        let [bought, sale, told] = [(); 3].map(|()| client.read().unwrap());
+        assert_eq!(bought.status, 200);
+        assert_eq!((&sale.json()["sold"], &told.json()["state"]), (&json!(item + 1), &json!("sold")));
+    }
+    assert!(server.terminate().success());
+}
+
 #[test]
 fn names_images_and_states_outlive_the_process() {
     let dir = tempfile::tempdir().unwrap();
