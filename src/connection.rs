@@ -86,6 +86,34 @@ impl Midway {
     }
 }
 
+/// What a client or a proxy calls a request, for whoever reads logs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trace {
+    /// Its `X-Request-Id`.
+    pub request_id: Option<Box<[u8]>>,
+    /// Its `traceparent`.
+    pub traceparent: Option<Box<str>>,
+}
+
+impl Trace {
+    /// Of a request that has any.
+    pub fn of(head: &Head<'_>) -> Option<Box<Trace>> {
+        let Head { request_id, traceparent, .. } = head;
+        (request_id.is_some() || traceparent.is_some()).then(|| {
+            Box::new(Trace { request_id: request_id.map(Into::into), traceparent: traceparent.map(Into::into) })
+        })
+    }
+}
+
+/// Requests that were not decided in time.
+#[derive(Debug, Default)]
+pub struct Overdue {
+    /// How many.
+    pub count: usize,
+    /// What one of them is called, if any has a name.
+    pub example: Option<Box<Trace>>,
+}
+
 /// A connection.
 #[derive(Debug)]
 pub struct Connection {
@@ -101,6 +129,8 @@ pub struct Connection {
     pub operation: Operation,
     /// When it was read, in microseconds.
     pub began_us: u64,
+    /// What others call it.
+    pub trace: Option<Box<Trace>>,
     /// How its answer must look.
     pub style: Style,
     /// The socket may have more to read.
@@ -125,6 +155,7 @@ impl Connection {
             written: 0,
             operation: Operation::Unknown,
             began_us: 0,
+            trace: None,
             style: Style::default(),
             readable: false,
             hung_up: false,

@@ -9,6 +9,10 @@ use std::mem::MaybeUninit;
 pub const HEAD_BYTES_MAX: usize = 8 * 1024;
 /// Header fields of a request, at most.
 pub const HEADERS_MAX: usize = 64;
+/// Bytes of an `X-Request-Id`, at most.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+/// Bytes of a `traceparent`, at most: those of today's version are 55.
+const TRACEPARENT_BYTES_MAX: usize = 128;
 /// Bytes of a request's body, at most.
 pub const BODY_BYTES_MAX: u64 = 64 * 1024;
 
@@ -59,6 +63,10 @@ pub struct Head<'a> {
     pub idempotency_key: Option<&'a [u8]>,
     /// The `If-None-Match`; the last line of several, for to know of fewer tags costs no more than a body.
     pub if_none_match: Option<&'a [u8]>,
+    /// The `X-Request-Id`, if it is one: up to 128 visible characters.
+    pub request_id: Option<&'a [u8]>,
+    /// The `traceparent`, if it is one (W3C Trace Context).
+    pub traceparent: Option<&'a str>,
     /// Bytes of the head, with the empty line.
     pub bytes: usize,
 }
@@ -138,6 +146,8 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Reject> {
         accepts_json: seen.accepts_json,
         idempotency_key: seen.idempotency_key,
         if_none_match: seen.if_none_match,
+        request_id: seen.request_id,
+        traceparent: seen.traceparent,
         bytes: skipped + end,
     }))
 }
@@ -199,6 +209,21 @@ fn without_authority(target: &str) -> Result<&str, Reject> {
     if authority.is_empty() || authority.contains(['@', ',']) { Err(Reject::Malformed) } else { Ok(path) }
 }
 
+/// A `traceparent`: version, trace, parent and flags in lower-case hexadecimal (W3C Trace Context §3.2). Later versions
+/// may have more after that.
+fn traceparent(value: &[u8]) -> Option<&str> {
+    let text = str::from_utf8(value).ok().filter(|text| text.len() <= TRACEPARENT_BYTES_MAX)?;
+    let mut parts = text.split('-');
+    let mut part = |digits| {
+        let is_hex = |part: &&str| part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        parts.next().filter(|part| part.len() == digits).filter(is_hex)
+    };
+    let (version, trace, parent, _flags) = (part(2)?, part(32)?, part(16)?, part(2)?);
+    let means_something = |id: &str| id.bytes().any(|byte| byte != b'0');
+    let is_valid = version != "ff" && means_something(trace) && means_something(parent);
+    (is_valid && (version != "00" || parts.next().is_none())).then_some(text)
+}
+
 /// The header fields that matter.
 #[derive(Default)]
 struct Fields<'a> {
@@ -212,6 +237,8 @@ struct Fields<'a> {
     accepts_json: bool,
     idempotency_key: Option<&'a [u8]>,
     if_none_match: Option<&'a [u8]>,
+    request_id: Option<&'a [u8]>,
+    traceparent: Option<&'a str>,
 }
 
 impl<'a> Fields<'a> {
@@ -225,6 +252,14 @@ impl<'a> Fields<'a> {
                 if value.iter().any(odd) {
                     return Err(Reject::Malformed);
                 }
+            }
+            // What is no id is as good as none: these two are for whoever reads logs.
+            11 if name.eq_ignore_ascii_case("traceparent") => {
+                self.traceparent = self.traceparent.or(traceparent(value))
+            }
+            12 if name.eq_ignore_ascii_case("x-request-id") => {
+                let is_id = (1..=REQUEST_ID_BYTES_MAX).contains(&value.len()) && value.iter().all(u8::is_ascii_graphic);
+                self.request_id = self.request_id.or(is_id.then_some(value));
             }
             14 if name.eq_ignore_ascii_case("content-length") => {
                 let digits = !value.is_empty() && value.len() <= 18 && value.iter().all(u8::is_ascii_digit);
@@ -301,6 +336,37 @@ mod tests {
         for length in 0..text.len() - 3 {
             assert_eq!(parse(&text[..length]), Ok(None), "cut at {length}");
         }
+    }
+
+    #[test]
+    fn only_what_is_a_name_is_kept_as_one() {
+        let fields = |id: &str, parent: &str| {
+            let text = format!("GET / HTTP/1.1\r\nHost: x\r\nX-Request-Id: {id}\r\nTraceParent: {parent}\r\n\r\n");
+            let head = parse(&text).unwrap().unwrap();
+            (head.request_id.is_some(), head.traceparent.is_some())
+        };
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert_eq!(fields("a", good), (true, true));
+        assert_eq!(fields(&"~".repeat(128), &good.replacen("00", "cc", 1)), (true, true));
+        assert_eq!(fields("", &format!("cc{}-more", &good[2..])), (false, true));
+        for id in ["", "a b", "a\tb", "\u{e9}", &"a".repeat(129)] {
+            assert!(!fields(id, good).0, "{id}");
+        }
+        for parent in [
+            "",
+            "00",
+            &good[..54],
+            &format!("{good}-more"),
+            &good.to_uppercase(),
+            &good.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32)),
+            &good.replace("00f067aa0ba902b7", &"0".repeat(16)),
+            &good.replacen("00", "ff", 1),
+            &good.replace('f', "g"),
+        ] {
+            assert!(!fields("a", parent).1, "{parent}");
+        }
+        let twice = "GET / HTTP/1.1\r\nHost: x\r\nX-Request-Id: a\r\nX-Request-Id: b\r\n\r\n";
+        assert_eq!(parse(twice).unwrap().unwrap().request_id, Some(&b"a"[..]), "the first one counts");
     }
 
     #[test]

@@ -18,7 +18,7 @@
 //! had happened.
 //!
 //! **A request.** [`server`] holds a shard's sockets: it reads bytes in batches and knows no rule of the sale;
-//! [`poller`] knows which of them are ready.
+//! [`client`] is one of them, [`poller`] knows which are ready.
 //! [`outside`] is all that a shard's thread has besides its rules and logs. [`pump`] is the turn: wait, collect, apply,
 //! append, flush, send; *log before reply* stands there, in one place. [`mesh`] carries batches of messages between
 //! shards; sending never blocks. [`doorbell`] wakes who sleeps. [`purchase_log`] appends and flushes, [`segment`] makes
@@ -87,6 +87,7 @@ pub mod board;
 pub mod body;
 pub mod catalogue;
 pub mod claim;
+pub mod client;
 pub mod clock;
 pub mod code;
 pub mod command;

@@ -1,5 +1,6 @@
 //! What the main thread and the shards tell each other.
 
+use crate::connection::Overdue;
 use crate::handover::{FromNew, Line};
 use crate::retention::OldSegment;
 use crate::shard::Ended;
@@ -17,6 +18,8 @@ pub enum Notice {
     LogFull(ShardId, bool),
     /// Attempts are no longer recorded, for want of log space; or again.
     AttemptsLost(ShardId, bool),
+    /// Requests were not decided in time.
+    Overdue(ShardId, Overdue),
     /// Every request has been answered.
     Drained(ShardId),
     /// Paused: nobody waits for a decision of this shard's.

@@ -29,7 +29,6 @@ impl Process {
     pub fn read(shards: usize) -> Self {
         let read = || -> ProcResult<Process> {
             let entry = Entry::myself()?;
-            let stat = entry.stat()?;
             let seconds = |ticks: u64| ticks as f64 / ticks_per_second() as f64;
             let mut shards_cpu_s = vec![0.0; shards];
             for task in entry.tasks()?.flatten() {
@@ -40,6 +39,8 @@ impl Process {
                     *cpu_s = seconds(task.utime + task.stime);
                 }
             }
+            // After its threads: the whole is never less than its parts.
+            let stat = entry.stat()?;
             let max_fds = match entry.limits()?.max_open_files.soft_limit {
                 LimitValue::Value(descriptors) => descriptors,
                 LimitValue::Unlimited => u64::MAX,

@@ -199,6 +199,9 @@ impl Pump {
         if now.monotonic_ms >= self.next_sweep_ms {
             self.next_sweep_ms = now.monotonic_ms + SWEEP_MS;
             self.outside.server.sweep(now);
+            if let Some(overdue) = self.outside.server.overdue() {
+                self.outside.tell(Notice::Overdue(self.outside.id, overdue));
+            }
             self.take_orders();
             self.owes_pass = true;
         }

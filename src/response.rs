@@ -31,13 +31,21 @@ pub struct Responder {
     problems: Vec<Rendered>,
     second: u64,
     date: String,
+    /// The header line that gives back the request's id; empty without one.
+    request_id: Vec<u8>,
     body: Vec<u8>,
 }
 
 impl Default for Responder {
     fn default() -> Self {
         let problems = Problem::ALL.iter().map(|problem| render(*problem)).collect();
-        Responder { problems, second: 0, date: httpdate::fmt_http_date(UNIX_EPOCH), body: Vec::new() }
+        Responder {
+            problems,
+            second: 0,
+            date: httpdate::fmt_http_date(UNIX_EPOCH),
+            request_id: Vec::new(),
+            body: Vec::new(),
+        }
     }
 }
 
@@ -65,6 +73,15 @@ impl Responder {
         if second != self.second {
             self.second = second;
             self.date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(second));
+        }
+    }
+
+    /// Sets the id of the request whose response follows.
+    pub fn set_request_id(&mut self, id: Option<&[u8]>) {
+        self.request_id.clear();
+        if let Some(id) = id {
+            self.request_id.extend_from_slice(b"\r\nx-request-id: ");
+            self.request_id.extend_from_slice(id);
         }
     }
 
@@ -138,6 +155,7 @@ impl Responder {
 
     fn finish_head(&self, style: Style, out: &mut Vec<u8>) {
         out.extend_from_slice(self.date.as_bytes());
+        out.extend_from_slice(&self.request_id);
         out.extend_from_slice(match (style.keep_alive, style.is_http10) {
             (true, false) => b"\r\n\r\n",
             (true, true) => b"\r\nconnection: keep-alive\r\n\r\n",

@@ -4,7 +4,8 @@
 //! share; a connection keeps bytes of its own only while a request is incomplete. One write per connection and
 //! turn. What a request means is the handler's business.
 
-use crate::connection::{Awaits, Connection, Midway, State, Step};
+use crate::client::{Client, remove};
+use crate::connection::{Awaits, Connection, Midway, Overdue, State, Step, Trace};
 use crate::http::{HEAD_BYTES_MAX, Head, Method};
 use crate::meter::Meter;
 use crate::operation::{Answer, Operation};
@@ -51,29 +52,6 @@ pub enum Handled {
 pub trait Handler: FnMut(Ticket, &Head<'_>, Style, &mut Responder, &mut Vec<u8>) -> Handled {}
 impl<H: FnMut(Ticket, &Head<'_>, Style, &mut Responder, &mut Vec<u8>) -> Handled> Handler for H {}
 
-struct Client {
-    socket: OwnedFd,
-    generation: u32,
-    connection: Connection,
-    /// It is in `ready`.
-    is_ready: bool,
-    /// It is in `dirty`.
-    is_dirty: bool,
-}
-
-impl Client {
-    fn ticket(&self, key: usize) -> Ticket {
-        Ticket(u64::from(self.generation) << 32 | key as u64)
-    }
-
-    /// Puts the client into `ready`, once.
-    fn queue(&mut self, key: usize, ready: &mut Vec<usize>) {
-        if !std::mem::replace(&mut self.is_ready, true) {
-            ready.push(key);
-        }
-    }
-}
-
 /// The listeners and the sockets of one shard.
 pub struct Server {
     poller: Poller,
@@ -93,6 +71,7 @@ pub struct Server {
     dirty: Vec<usize>,
     /// Tickets that no client waits with any more.
     withdrawn: Vec<Ticket>,
+    overdue: Overdue,
     spare_buffers: Vec<Vec<u8>>,
     scratch: Vec<u8>,
     is_draining: bool,
@@ -117,6 +96,7 @@ impl Server {
             ready: Vec::new(),
             dirty: Vec::new(),
             withdrawn: Vec::new(),
+            overdue: Overdue::default(),
             spare_buffers: Vec::new(),
             scratch: vec![0; READ_BYTES],
             is_draining: false,
@@ -206,6 +186,7 @@ impl Server {
             match accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
                 Ok(socket) if self.clients.len() >= self.clients_max => {
                     let mut refusal = Vec::new();
+                    self.responder.set_request_id(None);
                     self.meter.refused(self.responder.problem(
                         Problem::TooManyConnections,
                         Style::default(),
@@ -316,12 +297,13 @@ impl Server {
                     step
                 }
                 Err(reject) => {
+                    self.responder.set_request_id(None);
                     self.meter.refused(self.responder.problem(reject.into(), Style::default(), &mut out));
                     connection.state = State::Closing;
                     break;
                 }
             };
-            let (style, handled, began_us) = match step {
+            let (style, handled, began_us, trace) = match step {
                 Step::More => break,
                 Step::Again => continue,
                 Step::SayContinue => {
@@ -336,7 +318,10 @@ impl Server {
                         json: false,
                     };
                     let began_us = self.meter.began();
-                    (style, handler(ticket, &head, style, &mut self.responder, &mut out), began_us)
+                    self.responder.set_request_id(head.request_id);
+                    let handled = handler(ticket, &head, style, &mut self.responder, &mut out);
+                    let trace = matches!(handled, Handled::Deciding { .. }).then(|| Trace::of(&head)).flatten();
+                    (style, handled, began_us, trace)
                 }
             };
             connection.understood();
@@ -347,6 +332,7 @@ impl Server {
                 }
                 Handled::Deciding { operation, json } => {
                     (connection.operation, connection.began_us) = (operation, began_us);
+                    connection.trace = trace;
                     connection.style = Style { json, ..style };
                     State::Deciding
                 }
@@ -381,6 +367,8 @@ impl Server {
             connection.output = self.spare_buffers.pop().unwrap_or_default();
         }
         let style = Style { keep_alive: connection.style.keep_alive && !self.is_draining, ..connection.style };
+        let trace = connection.trace.take();
+        self.responder.set_request_id(trace.as_ref().and_then(|trace| trace.request_id.as_deref()));
         let answer = write(style, &mut self.responder, &mut connection.output);
         self.meter.answered(connection.operation, answer, connection.began_us);
         connection.state = if style.keep_alive { State::Reading } else { State::Closing };
@@ -489,9 +477,15 @@ impl Server {
                 self.withdrawn.push(self.clients[key].ticket(key));
             }
             let connection = &mut self.clients[key].connection;
+            let trace = connection.trace.take();
+            self.responder.set_request_id(trace.as_ref().and_then(|trace| trace.request_id.as_deref()));
             let answer = self.responder.problem(problem, Style::default(), &mut connection.output);
             match awaits {
-                Awaits::Decision => self.meter.answered(connection.operation, answer, connection.began_us),
+                Awaits::Decision => {
+                    self.meter.answered(connection.operation, answer, connection.began_us);
+                    self.overdue.count += 1;
+                    self.overdue.example = self.overdue.example.take().or(trace);
+                }
                 _ => self.meter.refused(answer),
             }
             // Closed in any case: a late decision must not meet the next request.
@@ -549,6 +543,11 @@ impl Server {
         Ok(())
     }
 
+    /// Requests that were told to ask again, since the last call.
+    pub fn overdue(&mut self) -> Option<Overdue> {
+        (self.overdue.count > 0).then(|| std::mem::take(&mut self.overdue))
+    }
+
     /// Tickets of requests whose clients have gone, or were told to ask again, since the last call.
     pub fn withdrawn(&mut self) -> impl Iterator<Item = Ticket> {
         self.withdrawn.drain(..)
@@ -557,13 +556,5 @@ impl Server {
     /// Whether every request has its answer, and every answer is written.
     pub fn is_drained(&self) -> bool {
         self.clients.iter().all(|(_, client)| client.connection.state == State::Lingering)
-    }
-}
-
-/// Closes a client's connection.
-fn remove(clients: &mut Slab<Client>, withdrawn: &mut Vec<Ticket>, key: usize) {
-    let client = clients.remove(key);
-    if client.connection.state == State::Deciding {
-        withdrawn.push(client.ticket(key));
     }
 }

@@ -4,6 +4,7 @@
 use crate::admin;
 use crate::block::FORMAT_VERSION;
 use crate::config::Config;
+use crate::connection::Overdue;
 use crate::data_dir::{ControlFile, DataDir, Opened};
 use crate::doorbell::Doorbell;
 use crate::fatal::Fatal;
@@ -150,6 +151,7 @@ impl Supervisor {
                 Ok(Notice::Ended(part)) => log_ended(&mut ended, part, shards),
                 Ok(Notice::LogFull(shard, is_full)) => log_room(shard, is_full),
                 Ok(Notice::AttemptsLost(shard, are_lost)) => log_attempts(shard, are_lost),
+                Ok(Notice::Overdue(shard, overdue)) => log_overdue(shard, overdue),
                 Ok(Notice::Signal(SIGUSR2)) => self.upgrade(),
                 Ok(Notice::Signal(_)) if self.coming.is_some() => {
                     tracing::info!("told to stop: the server before goes on");
@@ -395,6 +397,18 @@ fn log_attempts(ShardId(shard): ShardId, are_lost: bool) {
 }
 
 /// Adds one shard's part of a sale that is over, and logs the sale when all parts are there.
+fn log_overdue(shard: ShardId, Overdue { count, example }: Overdue) {
+    let request_id = example.as_ref().and_then(|trace| trace.request_id.as_deref()).map(String::from_utf8_lossy);
+    let traceparent = example.as_ref().and_then(|trace| trace.traceparent.as_deref());
+    tracing::warn!(
+        shard = shard.0,
+        requests = count,
+        request_id = request_id.as_deref(),
+        traceparent,
+        "no decision in time: clients were told to ask again; look at the disk, and with --ack postgres at the database"
+    );
+}
+
 fn log_ended(sales: &mut BTreeMap<SaleId, (usize, u32, u32)>, part: Ended, shards: usize) {
     let (parts, sold, items) = sales.entry(part.sale).or_default();
     *parts += 1;

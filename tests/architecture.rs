@@ -56,6 +56,7 @@ const LAYERS: &[&str] = &[
     "doorbell",
     "mesh",
     "persistence",
+    "client",
     "poller",
     "server",
     "handover",

@@ -251,6 +251,44 @@ fn http_is_spoken_as_clients_expect() {
 }
 
 #[test]
+fn a_request_id_is_given_back_with_its_own_answer() {
+    with_shards(|server| {
+        let mut client = server.connect();
+        let mut ask = |line: &str, id: &str| client.try_request(line, &format!("X-Request-Id: {id}\r\n")).unwrap();
+        let code = ask("POST /checkout?user_id=1&item_id=7", "granted-1").body;
+        for (line, status) in [
+            ("POST /checkout?user_id=1&item_id=8", 200),
+            ("POST /checkout?user_id=1&item_id=9", 409),
+            ("POST /checkout?user_id=1", 400),
+            (&format!("POST /purchase?code={code}"), 200),
+            (&format!("DELETE /checkout?code={code}"), 409),
+            ("GET /sale", 200),
+            ("GET /nothing", 404),
+        ] {
+            let answer = ask(line, "id~1");
+            assert_eq!((answer.status, answer.header("x-request-id")), (status, Some("id~1")), "{line}");
+        }
+        assert_eq!(ask("GET /sale", "not one").header("x-request-id"), None);
+        // Each of many gets its own, also where answers wait for the log, and who sends none gets none.
+        let lines: Vec<_> =
+            (20..40).map(|item| format!("POST /checkout?user_id={item}&item_id={item} HTTP/1.1")).collect();
+        for (number, line) in lines.iter().enumerate() {
+            let id = if number % 2 == 0 { format!("X-Request-Id: {number}\r\n") } else { String::new() };
+            client.send(format!("{line}\r\nHost: shop\r\n{id}\r\n").as_bytes()).unwrap();
+        }
+        for number in 0..lines.len() {
+            let answer = client.read().unwrap();
+            let id = (number % 2 == 0).then(|| number.to_string());
+            assert_eq!((answer.status, answer.header("x-request-id")), (200, id.as_deref()));
+        }
+        client.send(b"GET /sale HTTP/1.1\r\nHost: shop\r\nX-Request-Id: last\r\n\r\nnot http at all\r\n\r\n").unwrap();
+        assert_eq!(client.read().unwrap().header("x-request-id"), Some("last"));
+        let malformed = client.read().unwrap();
+        assert_eq!((malformed.status, malformed.header("x-request-id")), (400, None));
+    });
+}
+
+#[test]
 fn every_answer_has_a_date_and_every_503_says_when_to_come_back() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", "1", "--max-connections", "2"]].concat());
