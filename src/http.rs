@@ -61,12 +61,12 @@ pub struct Head<'a> {
     pub accepts_json: bool,
     /// The `Idempotency-Key`.
     pub idempotency_key: Option<&'a [u8]>,
+    /// The `If-None-Match`; the last line of several, for to know of fewer tags costs no more than a body.
+    pub if_none_match: Option<&'a [u8]>,
     /// The `X-Request-Id`, if it is one: up to 128 visible characters.
     pub request_id: Option<&'a [u8]>,
     /// The `traceparent`, if it is one (W3C Trace Context).
     pub traceparent: Option<&'a str>,
-    /// The `If-None-Match`; the last line of several, for to know of fewer tags costs no more than a body.
-    pub if_none_match: Option<&'a [u8]>,
     /// Bytes of the head, with the empty line.
     pub bytes: usize,
 }
@@ -145,9 +145,9 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Reject> {
         framing: if seen.chunked { Framing::Chunked } else { Framing::Length(seen.length.unwrap_or(0)) },
         accepts_json: seen.accepts_json,
         idempotency_key: seen.idempotency_key,
+        if_none_match: seen.if_none_match,
         request_id: seen.request_id,
         traceparent: seen.traceparent,
-        if_none_match: seen.if_none_match,
         bytes: skipped + end,
     }))
 }
@@ -236,9 +236,9 @@ struct Fields<'a> {
     expects_continue: bool,
     accepts_json: bool,
     idempotency_key: Option<&'a [u8]>,
+    if_none_match: Option<&'a [u8]>,
     request_id: Option<&'a [u8]>,
     traceparent: Option<&'a str>,
-    if_none_match: Option<&'a [u8]>,
 }
 
 impl<'a> Fields<'a> {

@@ -245,6 +245,8 @@ impl Pump {
     }
 
     fn serve(&mut self, now: Moment) -> bool {
+        // Who asks right behind a request that has just been answered is to find it counted.
+        self.publish_sale();
         let (Outside { server, status, .. }, is_recovering) = (&mut self.outside, self.phase == Phase::Recovering);
         let (shard, effects, period_s) = (&mut self.shard, &mut self.effects, self.period_s);
         let board = &self.board;
@@ -401,14 +403,19 @@ impl Pump {
         }
     }
 
-    fn publish(&mut self) {
+    /// How the sale stands, and each item that has changed.
+    fn publish_sale(&mut self) {
+        self.outside.status.note_sale(self.shard.terms().sale);
         for change in self.effects.changes.drain(..) {
             self.board.show(self.outside.id, change);
         }
+        self.numbers().publish_sales(self.shard.terms().sale, self.shard.counts());
+    }
+
+    fn publish(&mut self) {
+        self.publish_sale();
         let ShardStatus { items, connections, appended, flushed, attempts_flushed, log_room, turns, .. } =
             self.numbers();
-        self.outside.status.note_sale(self.shard.terms().sale);
-        self.numbers().publish_sales(self.shard.terms().sale, self.shard.counts());
         items.store(self.shard.stock().items() as u64, Ordering::Relaxed);
         connections.store(self.outside.server.connections() as u64, Ordering::Relaxed);
         appended.store(self.logs.purchases.appended(), Ordering::Relaxed);

@@ -2,6 +2,7 @@
 
 mod abuse;
 mod budget;
+mod catalogue;
 mod clock_jumps;
 mod cluster;
 mod compose;
