@@ -1,6 +1,7 @@
 //! Names of items: generated, the same for everyone who asks about an item of a sale.
 
 use crate::types::{ItemId, SaleId};
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 use std::fmt;
 
@@ -14,7 +15,8 @@ const THINGS: [&str; 16] = [
 ];
 
 /// The name of an item of a sale, like "Cobalt Lantern 42".
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, JsonSchema)]
+#[schemars(with = "String", inline)]
 pub struct ItemName(pub SaleId, pub ItemId);
 
 impl ItemName {
@@ -48,7 +50,8 @@ impl Serialize for ItemName {
 }
 
 /// Where the image of an item is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, JsonSchema)]
+#[schemars(with = "String", inline)]
 pub struct ItemImage(pub ItemId);
 
 impl fmt::Display for ItemImage {

@@ -4,12 +4,11 @@ use crate::art::ItemArt;
 use crate::board::Board;
 use crate::catalogue::{ItemImage, ItemName};
 use crate::operation::Answer;
+use crate::payload::{Item, Items, OneItem};
 use crate::problem::Problem;
 use crate::response::{Responder, Style};
 use crate::route::ItemPage;
-use crate::sale::Availability;
 use crate::types::{ItemId, Terms};
-use serde::Serialize;
 
 /// The sale of the shard that writes a page.
 #[derive(Clone, Copy, Debug)]
@@ -24,37 +23,9 @@ pub struct OnSale<'a> {
     pub unix_ms: u64,
 }
 
-#[derive(Serialize)]
-struct Item {
-    item_id: u32,
-    name: ItemName,
-    image: ItemImage,
-    state: &'static str,
-}
-
-#[derive(Serialize)]
-struct OneItem {
-    sale_id: u32,
-    #[serde(flatten)]
-    item: Item,
-}
-
-#[derive(Serialize)]
-struct Items {
-    sale_id: u32,
-    items_total: u32,
-    offset: u32,
-    limit: u32,
-    items: Vec<Item>,
-}
-
 impl OnSale<'_> {
     fn item(&self, item: ItemId) -> Item {
-        let state = match self.board.read(self.terms.sale, item) {
-            Availability::Available => "available",
-            Availability::Reserved => "reserved",
-            Availability::Sold => "sold",
-        };
+        let state = self.board.read(self.terms.sale, item);
         Item { item_id: item.0, name: ItemName(self.terms.sale, item), image: ItemImage(item), state }
     }
 

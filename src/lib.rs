@@ -37,7 +37,7 @@
 //!
 //! **Bytes.** [`connection`] turns bytes into requests by [`http`] and [`body`]. [`route`] turns requests into
 //! commands and outcomes into responses; [`problem`] lists every refusal, [`operation`] what can be asked and every
-//! answer to it; status codes are in these two files and nowhere else. [`response`] renders. [`catalogue`] makes up names,
+//! answer to it; status codes are in these two files and nowhere else. [`response`] renders, [`payload`] is what bodies say. [`openapi`] describes it all. [`catalogue`] makes up names,
 //! [`art`] draws images.
 //!
 //! **Rules.** [`shard`] is one shard's state machine: the two-owner protocol. [`waiting`] is what waits for the log.
@@ -114,11 +114,13 @@ pub mod message;
 pub mod meter;
 pub mod metrics;
 pub mod notice;
+pub mod openapi;
 pub mod operation;
 pub mod outside;
 pub mod ownership;
 pub mod page;
 pub mod partition;
+pub mod payload;
 pub mod persistence;
 pub mod pgpass;
 pub mod poller;

@@ -3,6 +3,11 @@
 use crate::problem::Problem;
 use std::array;
 
+/// Items on a page, unless the request says otherwise.
+pub const ITEMS_SHOWN: u32 = 50;
+/// Items on a page, at most.
+pub const ITEMS_SHOWN_MAX: u32 = 200;
+
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -26,13 +31,15 @@ pub enum Operation {
     Ready,
     /// Everything about it.
     Health,
+    /// What can be asked, and every answer.
+    Api,
     /// Nothing that is known, or nothing that is understood.
     Unknown,
 }
 
 impl Operation {
     /// Every operation, in order.
-    pub const ALL: [Operation; 11] = [
+    pub const ALL: [Operation; 12] = [
         Operation::Checkout,
         Operation::Purchase,
         Operation::Cancel,
@@ -43,6 +50,7 @@ impl Operation {
         Operation::Live,
         Operation::Ready,
         Operation::Health,
+        Operation::Api,
         Operation::Unknown,
     ];
 
@@ -59,6 +67,7 @@ impl Operation {
             Operation::Live => ("GET", "/livez"),
             Operation::Ready => ("GET", "/readyz"),
             Operation::Health => ("GET", "/health"),
+            Operation::Api => ("GET", "/openapi.json"),
             Operation::Unknown => ("", ""),
         }
     }
@@ -75,7 +84,7 @@ impl Operation {
             Operation::Sale => &[NotReady],
             Operation::Items => &[InvalidOffset, InvalidLimit, NotReady],
             Operation::Item | Operation::Image => &[NotFound, NotReady],
-            Operation::Live | Operation::Ready | Operation::Health => &[],
+            Operation::Live | Operation::Ready | Operation::Health | Operation::Api => &[],
             Operation::Unknown => &[
                 NotFound,
                 OnlyGet,

@@ -3,69 +3,14 @@
 use crate::counters::Counter;
 use crate::items::{self, OnSale};
 use crate::operation::Answer;
+use crate::payload::{Doing, Health, Live, Postgres, Ready, Sale, ShardHealth};
 use crate::problem::Problem;
 use crate::response::{Responder, Style};
 use crate::route::{Page, rfc3339};
 use crate::status::{Phase, Status};
-use serde::Serialize;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-
-#[derive(Serialize)]
-struct Sale {
-    sale_id: u32,
-    starts_at: String,
-    ends_at: String,
-    items_total: u32,
-    sold: u32,
-    reserved: u32,
-    available: u32,
-    user_limit: u32,
-}
-
-#[derive(Serialize)]
-struct Health {
-    status: &'static str,
-    version: &'static str,
-    live: bool,
-    ready: bool,
-    sale: Option<Sale>,
-    postgres: Option<Postgres>,
-    shards: Vec<ShardHealth>,
-}
-
-#[derive(Serialize)]
-struct Live {
-    live: bool,
-    version: &'static str,
-}
-
-#[derive(Serialize)]
-struct Ready {
-    ready: bool,
-    status: &'static str,
-    postgres: Option<Postgres>,
-}
-
-#[derive(Serialize)]
-struct Postgres {
-    connected: bool,
-    /// Unknown until Postgres has been reached once.
-    records_behind: Option<u64>,
-    seconds_behind: f64,
-}
-
-#[derive(Serialize)]
-struct ShardHealth {
-    shard: usize,
-    connections: u64,
-    log_records: u64,
-    log_records_durable: u64,
-    log_blocks_free: u64,
-    attempts_durable: u64,
-    attempts_unrecorded: u64,
-}
 
 /// What a page is written from. Without a sale, nothing is known about the sale yet.
 pub struct Facts<'a> {
@@ -85,7 +30,7 @@ pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Respon
     match page {
         Page::Live => responder.json(Answer::Ok, &Live { live: true, version: VERSION }, style, out),
         Page::Ready => {
-            let ready = Ready { ready: is_ready, status: name(phase), postgres: postgres(facts.status) };
+            let ready = Ready { ready: is_ready, status: doing(phase), postgres: postgres(facts.status) };
             responder.json(answer, &ready, style, out)
         }
         Page::Sale => match sale(facts) {
@@ -96,16 +41,17 @@ pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Respon
             Some(on_sale) => items::write(page, on_sale, facts.known, style, responder, out),
             None => responder.problem(Problem::NotReady, style, out),
         },
+        Page::Api => responder.api(style, out),
         Page::Health => responder.json(answer, &health(facts, phase), style, out),
     }
 }
 
-fn name(phase: Phase) -> &'static str {
+fn doing(phase: Phase) -> Doing {
     match phase {
-        Phase::Recovering => "recovering",
-        Phase::Serving => "serving",
-        Phase::Paused => "paused",
-        Phase::Leaving | Phase::Draining | Phase::Stopping => "draining",
+        Phase::Recovering => Doing::Recovering,
+        Phase::Serving => Doing::Serving,
+        Phase::Paused => Doing::Paused,
+        Phase::Leaving | Phase::Draining | Phase::Stopping => Doing::Draining,
     }
 }
 
@@ -147,7 +93,7 @@ fn health(facts: &Facts<'_>, phase: Phase) -> Health {
         attempts_unrecorded: status.unrecorded.iter().map(Counter::get).sum(),
     });
     Health {
-        status: name(phase),
+        status: doing(phase),
         version: VERSION,
         live: true,
         ready: phase == Phase::Serving,

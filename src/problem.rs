@@ -1,6 +1,7 @@
 //! Every refusal that a client can meet: its status code, its type, its words (RFC 9457).
 
 use crate::http::Reject;
+use crate::payload::ProblemDetails;
 
 /// A refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +84,14 @@ impl Problem {
         Problem::TooManyConnections,
         Problem::Overdue,
     ];
+
+    /// What a client is told, as the body says it.
+    pub fn details(self) -> ProblemDetails {
+        let About { status, slug, title, detail, .. } = self.about();
+        let code = status[..3].parse().expect("a status begins with its code");
+        let detail = Some(detail).filter(|detail| !detail.is_empty());
+        ProblemDetails { detail, status: code, title, kind: format!("/problems/{slug}") }
+    }
 
     /// What a client is told.
     pub fn about(self) -> About {

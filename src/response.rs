@@ -1,5 +1,6 @@
 //! Responses to bytes. Everything that can be rendered beforehand is.
 
+use crate::openapi;
 use crate::operation::Answer;
 use crate::problem::Problem;
 use std::time::{Duration, UNIX_EPOCH};
@@ -28,6 +29,7 @@ struct Rendered {
 
 /// Writes responses.
 pub struct Responder {
+    api: &'static str,
     problems: Vec<Rendered>,
     second: u64,
     date: String,
@@ -40,6 +42,7 @@ impl Default for Responder {
     fn default() -> Self {
         let problems = Problem::ALL.iter().map(|problem| render(*problem)).collect();
         Responder {
+            api: openapi::text(),
             problems,
             second: 0,
             date: httpdate::fmt_http_date(UNIX_EPOCH),
@@ -51,14 +54,7 @@ impl Default for Responder {
 
 fn render(problem: Problem) -> Rendered {
     let about = problem.about();
-    let code: u16 = about.status[..3].parse().expect("a status begins with its code");
-    let mut object = serde_json::json!({
-        "type": format!("/problems/{}", about.slug), "title": about.title, "status": code,
-    });
-    if !about.detail.is_empty() {
-        object["detail"] = about.detail.into();
-    }
-    let body = object.to_string().into_bytes();
+    let body = serde_json::to_vec(&problem.details()).expect("what is answered can be written as JSON");
     let (status, headers, length) = (about.status, about.headers, body.len());
     let head = format!(
         "HTTP/1.1 {status}\r\ncontent-type: application/problem+json\r\ncontent-length: {length}\r\n{headers}date: "
@@ -106,6 +102,11 @@ impl Responder {
         self.body.clear();
         serde_json::to_writer(&mut self.body, body).expect("what is answered can be written as JSON");
         self.with_body(answer, "application/json", UNCACHED, &self.body, style, out)
+    }
+
+    /// Writes the API's description.
+    pub fn api(&self, style: Style, out: &mut Vec<u8>) -> Answer {
+        self.with_body(Answer::Ok, "application/json", UNCACHED, self.api.as_bytes(), style, out)
     }
 
     /// Writes a response that cannot have a body.

@@ -4,11 +4,11 @@ use crate::catalogue::{ItemImage, ItemName};
 use crate::code::Code;
 use crate::command::{Command, Outcome};
 use crate::http::{Head, Method};
-use crate::operation::{Answer, Operation};
+use crate::operation::{Answer, ITEMS_SHOWN, ITEMS_SHOWN_MAX, Operation};
+use crate::payload::{Receipt, Reservation};
 use crate::problem::Problem;
 use crate::response::{Responder, Style};
 use crate::types::{ItemId, UserId};
-use serde::Serialize;
 use uuid::Uuid;
 
 /// Where a request leads.
@@ -35,6 +35,8 @@ pub enum Page {
     Ready,
     /// Everything about it.
     Health,
+    /// What can be asked, and every answer.
+    Api,
 }
 
 /// Something to be read about items.
@@ -53,11 +55,6 @@ pub enum ItemPage {
     Image(ItemId),
 }
 
-/// Items on a page, unless the request says otherwise.
-const ITEMS_SHOWN: u32 = 50;
-/// Items on a page, at most.
-const ITEMS_SHOWN_MAX: u32 = 200;
-
 /// Finds out what a request asks for, and its way.
 pub fn route(head: &Head<'_>) -> (Operation, Route) {
     let refused = |problem| (Operation::Unknown, Route::Refused(problem));
@@ -75,6 +72,7 @@ pub fn route(head: &Head<'_>) -> (Operation, Route) {
         ("/livez", _) => page(Operation::Live, Page::Live),
         ("/readyz", _) => page(Operation::Ready, Page::Ready),
         ("/health", _) => page(Operation::Health, Page::Health),
+        ("/openapi.json", _) => page(Operation::Api, Page::Api),
         ("/items", Method::Get | Method::Head) => (Operation::Items, items(head).unwrap_or_else(Route::Refused)),
         ("/items", _) => refused(Problem::OnlyGet),
         (path, _) => match item(path) {
@@ -169,24 +167,6 @@ fn number(text: &[u8]) -> Option<u64> {
         number.checked_mul(10)?.checked_add(digit.into())
     };
     if matches!(text, b"0" | [b'1'..=b'9', ..]) { text.iter().try_fold(0, add) } else { None }
-}
-
-#[derive(Serialize)]
-struct Reservation<'a> {
-    code: &'a str,
-    sale_id: u32,
-    item_id: u32,
-    expires_at: String,
-}
-
-#[derive(Serialize)]
-struct Receipt {
-    success: bool,
-    message: &'static str,
-    sale_id: u32,
-    item_id: u32,
-    item_name: ItemName,
-    item_image: ItemImage,
 }
 
 /// Writes what became of a command.

@@ -10,6 +10,8 @@
 use crate::code::Code;
 use crate::types::{SaleId, UserId};
 use foldhash::fast::FixedState;
+use schemars::JsonSchema;
+use serde::Serialize;
 use std::collections::HashMap;
 use uuid::Uuid;
 
@@ -40,7 +42,8 @@ pub enum State {
 }
 
 /// Where an item stands, as readers are told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Availability {
     /// To be had.
     Available,
