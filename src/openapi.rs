@@ -163,12 +163,14 @@ fn response(answers: &[Answer], mut content: Value, is_early: bool) -> Value {
     if says("allow") {
         names.push("Allow");
     }
-    let is_image = content.get("image/svg+xml").is_some() || answers.contains(&Answer::Unchanged);
-    if is_image {
+    if answers.iter().any(|answer| matches!(answer, Answer::Ok | Answer::Unchanged | Answer::Unready)) {
+        names.push("Cache-Control");
+    }
+    if content.get("image/svg+xml").is_some() || answers.contains(&Answer::Unchanged) {
         names.push("ETag");
     }
-    if is_image || answers.contains(&Answer::Ok) {
-        names.push("Cache-Control");
+    if content.get("text/event-stream").is_some() {
+        names.push("X-Accel-Buffering");
     }
     let headers: Map<String, Value> = names
         .into_iter()
@@ -198,6 +200,13 @@ fn words(operation: Operation) -> (&'static str, &'static str, &'static str) {
             ("cancel", "Give back what is reserved", "The item is free again, and so is its place in the quota.")
         }
         Operation::Sale => ("sale", "How the sale stands", "Sales follow each other without a pause."),
+        Operation::Events => (
+            "events",
+            "The same as it changes",
+            "Server-sent events, until the connection is closed: `sale`, whose data is what `GET /sale` says, at once and \
+             when a sale begins; `stock`, whose data is a `Stock`, when it changes, at most twice a second. Who does not \
+             read is told nothing more, and let go of after 30 s. Half of all connections may listen.",
+        ),
         Operation::Items => ("items", "Which items there are, and how they stand", "A page of them, in order."),
         Operation::Item => ("item", "How an item stands", "What it is called, where its image is, and its state."),
         Operation::Image => ("image", "What an item looks like", "May be kept until the sale ends."),
@@ -291,7 +300,8 @@ fn headers() -> Value {
         "Retry-After": always("Seconds until it makes sense to ask again.", json!({"type": "integer", "minimum": 0})),
         "Allow": always("The methods that this path has.", json!({"type": "string", "enum": allowed})),
         "ETag": always("Names these very bytes.", json!({"type": "string", "pattern": "^\"[!-~]+\"$"})),
-        "Cache-Control": always("How long it may be kept.", json!({"type": "string"})),
+        "Cache-Control": {"description": "How long it may be kept.", "schema": {"type": "string"}},
+        "X-Accel-Buffering": always("Proxies must pass each event on at once.", json!({"const": "no"})),
     })
 }
 
@@ -334,6 +344,14 @@ fn granted(operation: Operation, answer: Answer, schemas: &mut SchemaGenerator) 
             as_json(&receipt, schemas)
         }
         (Operation::Sale, _) => as_json(&sale(), schemas),
+        (Operation::Events, _) => {
+            let payload::Sale { sale_id, sold, reserved, available, .. } = sale();
+            let stock = payload::Stock { sale_id, sold, reserved, available };
+            schemas.subschema_for::<payload::Stock>();
+            let (sale, stock) = (json!(sale()), json!(stock));
+            let example = format!("retry: 1000\n\nevent: sale\ndata: {sale}\n\nevent: stock\ndata: {stock}\n\n");
+            json!({"text/event-stream": {"schema": {"type": "string"}, "example": example}})
+        }
         (Operation::Items, _) => {
             let (offset, limit) = (ITEM.0, 1);
             let items = payload::Items { sale_id: SALE.0, items_total: 10_000, offset, limit, items: vec![item()] };

@@ -25,6 +25,8 @@ pub enum Operation {
     Item,
     /// What it looks like.
     Image,
+    /// The same again whenever it changes.
+    Events,
     /// Whether the process is up.
     Live,
     /// Whether it is ready to sell.
@@ -39,7 +41,7 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation, in order.
-    pub const ALL: [Operation; 12] = [
+    pub const ALL: [Operation; 13] = [
         Operation::Checkout,
         Operation::Purchase,
         Operation::Cancel,
@@ -47,6 +49,7 @@ impl Operation {
         Operation::Items,
         Operation::Item,
         Operation::Image,
+        Operation::Events,
         Operation::Live,
         Operation::Ready,
         Operation::Health,
@@ -64,6 +67,7 @@ impl Operation {
             Operation::Items => ("GET", "/items"),
             Operation::Item => ("GET", "/items/{id}"),
             Operation::Image => ("GET", "/items/{id}/image.svg"),
+            Operation::Events => ("GET", "/events"),
             Operation::Live => ("GET", "/livez"),
             Operation::Ready => ("GET", "/readyz"),
             Operation::Health => ("GET", "/health"),
@@ -82,6 +86,7 @@ impl Operation {
             Operation::Purchase => &[InvalidCode, CodeUnknown, CodeExpired, CodeUsed, SaleEnded, NotReady, Overdue],
             Operation::Cancel => &[InvalidCode, CodeUnknown, CodeExpired, CodeUsed, SaleEnded, NotReady, Overdue],
             Operation::Sale => &[NotReady],
+            Operation::Events => &[NotReady, TooManyConnections],
             Operation::Items => &[InvalidOffset, InvalidLimit, NotReady],
             Operation::Item | Operation::Image => &[NotFound, NotReady],
             Operation::Live | Operation::Ready | Operation::Health | Operation::Api => &[],

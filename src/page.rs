@@ -63,7 +63,8 @@ fn postgres(status: &Status) -> Option<Postgres> {
     })
 }
 
-fn sale(facts: &Facts<'_>) -> Option<Sale> {
+/// How the sale stands; nothing, before that is known.
+pub fn sale(facts: &Facts<'_>) -> Option<Sale> {
     let OnSale { terms, period_s, .. } = facts.sale?;
     let stands = facts.status.sales(terms.sale);
     let starts_s = u64::from(terms.sale.0) * u64::from(period_s);

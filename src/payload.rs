@@ -60,6 +60,19 @@ pub struct Sale {
     pub user_limit: u32,
 }
 
+/// How its items stand, as events say it.
+#[derive(Serialize, JsonSchema)]
+pub struct Stock {
+    /// Which sale.
+    pub sale_id: u32,
+    /// How many are bought.
+    pub sold: u32,
+    /// How many are held.
+    pub reserved: u32,
+    /// How many can be had.
+    pub available: u32,
+}
+
 /// An item.
 #[derive(Serialize, JsonSchema)]
 pub struct Item {

@@ -38,6 +38,28 @@ impl Manager {
     }
 }
 
+/// The thread of a shard that takes no turns, until whoever has stopped it lets it go.
+pub struct Stuck(nix::unistd::Pid);
+
+impl Stuck {
+    /// An error means that threads cannot be stopped here.
+    pub fn shard(server: &Server, shard: u16) -> nix::Result<Stuck> {
+        let task = |task: fs::DirEntry| (fs::read_to_string(task.path().join("comm")).unwrap(), task.file_name());
+        let tasks = fs::read_dir(format!("/proc/{}/task", server.pid().as_raw_nonzero())).unwrap();
+        let name = format!("shard-{shard}\n");
+        let (_, thread) = tasks.map(|entry| task(entry.unwrap())).find(|(comm, _)| *comm == name).unwrap();
+        let thread = nix::unistd::Pid::from_raw(thread.to_str().unwrap().parse().unwrap());
+        ptrace::seize(thread, ptrace::Options::empty())?;
+        ptrace::interrupt(thread)?;
+        Ok(Stuck(thread))
+    }
+
+    pub fn let_go(self) {
+        nix::sys::wait::waitpid(self.0, Some(WaitPidFlag::__WALL)).unwrap();
+        ptrace::detach(self.0, None).unwrap();
+    }
+}
+
 #[test]
 fn a_service_manager_hears_that_it_is_ready_alive_upgraded_and_at_its_end() {
     let dir = tempfile::tempdir().unwrap();
@@ -69,14 +91,10 @@ fn a_stuck_shard_gives_no_sign_of_life() {
     let dir = tempfile::tempdir().unwrap();
     // Shards take a turn each second.
     let (manager, server) = Manager::start(dir.path(), Duration::from_secs(5));
-    let task = |task: fs::DirEntry| (fs::read_to_string(task.path().join("comm")).unwrap(), task.file_name());
-    let tasks = fs::read_dir(format!("/proc/{}/task", server.pid().as_raw_nonzero())).unwrap();
-    let (_, thread) = tasks.map(|entry| task(entry.unwrap())).find(|(name, _)| name == "shard-1\n").unwrap();
-    let thread = nix::unistd::Pid::from_raw(thread.to_str().unwrap().parse().unwrap());
-    if let Err(error) = ptrace::seize(thread, ptrace::Options::empty()) {
-        return skipped("a stuck shard", error);
-    }
-    ptrace::interrupt(thread).unwrap();
+    let stuck = match Stuck::shard(&server, 1) {
+        Ok(stuck) => stuck,
+        Err(error) => return skipped("a stuck shard", error),
+    };
     // One that was due before is still given.
     assert_eq!(server.wait_for_line("a shard takes no turns any more")["shard"], 1);
     manager.0.set_nonblocking(true).unwrap();
@@ -84,8 +102,7 @@ fn a_stuck_shard_gives_no_sign_of_life() {
     server.wait_for_line("a shard takes no turns any more");
     assert!(manager.0.recv(&mut [0; 512]).is_err(), "nobody is told that all is well");
     manager.0.set_nonblocking(false).unwrap();
-    nix::sys::wait::waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
-    ptrace::detach(thread, None).unwrap();
+    stuck.let_go();
     assert_eq!(manager.hears(), "WATCHDOG=1\n");
     server.kill();
 }
