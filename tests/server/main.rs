@@ -24,6 +24,7 @@ mod load;
 mod log;
 mod metrics;
 mod mountpoint;
+mod openapi;
 mod package;
 mod pauses;
 mod persistence;

@@ -1,0 +1,404 @@
+//! What `GET /openapi.json` says is good OpenAPI and true: every answer that it describes can be met and looks as
+//! described, and nothing else comes.
+//!
+//! `tests/vendored/openapi-3.1` is the OpenAPI Initiative's schema of such documents, under the Apache License 2.0.
+
+use crate::harness::{Client, LONG_SALE, Response, Server, repository_text, skipped, wait_until};
+use crate::service::Stuck;
+use jsonschema::Validator;
+use serde_json::{Value, json};
+use stampede::operation::Operation;
+use stampede::partition::Partition;
+use stampede::types::{ItemId, ShardId};
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::thread;
+
+/// A method and a path, a status code, and which of the bodies described there: a problem's type, or else its kind.
+type Case = (String, String, String);
+
+/// A description, and what of it has been met.
+struct Api {
+    document: Value,
+    met: Mutex<BTreeSet<Case>>,
+}
+
+/// What none of the operations answers.
+const OTHERWISE: &str = "x-otherwise";
+
+impl Api {
+    fn of(server: &Server) -> Api {
+        let answer = server.connect().request("GET /openapi.json");
+        assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/json")));
+        Api { document: answer.json(), met: Mutex::default() }
+    }
+
+    fn resolve<'a>(&'a self, value: &'a Value) -> &'a Value {
+        let target = value["$ref"].as_str().map(|path| path.strip_prefix('#').expect("it is in here"));
+        target.map_or(value, |path| self.document.pointer(path).unwrap_or_else(|| panic!("nothing at {path}")))
+    }
+
+    /// Every operation by its method and path, and what is said of all that is none.
+    fn operations(&self) -> impl Iterator<Item = (String, &Value)> {
+        let paths = self.document["paths"].as_object().unwrap().iter();
+        paths.flat_map(|(path, item)| {
+            let named = |(method, operation)| (format!("{} {path}", str::to_uppercase(method)), operation);
+            let is_path = path.starts_with('/');
+            let operations = item.as_object().unwrap().iter().filter(move |_| is_path);
+            operations
+                .map(move |(method, operation)| named((method, operation)))
+                .chain((!is_path).then(|| (path.clone(), item)))
+        })
+    }
+
+    fn cases(&self) -> BTreeSet<Case> {
+        let mut cases = BTreeSet::new();
+        for (name, operation) in self.operations() {
+            for (code, response) in operation["responses"].as_object().unwrap() {
+                let content = self.resolve(response)["content"].as_object();
+                let mut add = |what: &str| cases.insert((name.clone(), code.clone(), what.to_owned()));
+                if content.is_none() {
+                    add("");
+                }
+                for (kind, body) in content.into_iter().flatten() {
+                    match body["schema"]["properties"]["type"]["enum"].as_array() {
+                        Some(types) => types.iter().for_each(|kind| drop(add(kind.as_str().unwrap()))),
+                        None => drop(add(kind)),
+                    }
+                }
+            }
+        }
+        cases
+    }
+
+    fn validator(&self, schema: &Value) -> Validator {
+        let mut schema = schema.clone();
+        schema["components"] = self.document["components"].clone();
+        let options = jsonschema::draft202012::options().should_validate_formats(true);
+        options.build(&schema).unwrap_or_else(|error| panic!("{error}: {schema}"))
+    }
+
+    fn assert_valid(&self, schema: &Value, value: &Value, what: impl std::fmt::Debug) {
+        let validator = self.validator(schema);
+        let errors: Vec<String> = validator.iter_errors(value).map(|error| error.to_string()).collect();
+        assert!(errors.is_empty(), "{errors:?} in {value} of {what:?}");
+    }
+
+    /// The answer to an operation is as described.
+    fn meets(&self, name: &str, answer: &Response) {
+        let (_, operation) = self.operations().find(|(operation, _)| operation == name).expect(name);
+        let code = answer.status.to_string();
+        let response = self.resolve(&operation["responses"][&code]);
+        assert!(!response.is_null(), "{name}: not described: {answer:?}");
+        for line in answer.head.lines().skip(1) {
+            let header = line.split(':').next().unwrap();
+            let is_described = |known: &String| known.eq_ignore_ascii_case(header);
+            // These are HTTP's own.
+            let is_framing = ["content-type", "content-length", "connection"].contains(&header);
+            assert!(
+                is_framing || response["headers"].as_object().unwrap().keys().any(is_described),
+                "{name}: {answer:?}"
+            );
+        }
+        for (header, about) in response["headers"].as_object().unwrap() {
+            let about = self.resolve(about);
+            let Some(value) = answer.header(header) else {
+                assert_ne!(about["required"], true, "{name}: no {header}: {answer:?}");
+                continue;
+            };
+            let is_number = about["schema"]["type"] == "integer";
+            let value = if is_number { serde_json::from_str(value).unwrap() } else { json!(value) };
+            self.assert_valid(&about["schema"], &value, answer);
+        }
+        let what = match answer.header("content-type") {
+            None => {
+                assert!(response["content"].is_null() && answer.body.is_empty(), "{name}: {answer:?}");
+                String::new()
+            }
+            Some(kind) => {
+                let schema = &response["content"][kind]["schema"];
+                assert!(!schema.is_null(), "{name}: not described: {answer:?}");
+                let body = if kind.ends_with("json") { answer.json() } else { json!(answer.body) };
+                self.assert_valid(schema, &body, answer);
+                let is_problem = kind.starts_with("application/problem");
+                if is_problem { body["type"].as_str().unwrap().to_owned() } else { kind.to_owned() }
+            }
+        };
+        self.met.lock().unwrap().insert((name.to_owned(), code, what));
+    }
+
+    /// Asks, and holds the answer against the description.
+    fn ask(&self, client: &mut Client, operation: Operation, query: &str, fields: &str) -> Response {
+        let (method, path) = operation.route();
+        let path = path.replace("{id}", "1");
+        let answer = client.try_request(&format!("{method} {path}{query}"), fields).unwrap();
+        self.meets(&name(operation), &answer);
+        answer
+    }
+}
+
+fn name(operation: Operation) -> String {
+    let (method, path) = operation.route();
+    format!("{method} {path}")
+}
+
+/// Each operation, and a request line that asks for it.
+fn lines() -> impl Iterator<Item = (Operation, String)> {
+    let known = Operation::ALL.into_iter().filter(|operation| *operation != Operation::Unknown);
+    known.map(|operation| {
+        let query = match operation {
+            Operation::Checkout => "?user_id=9&item_id=9",
+            Operation::Purchase | Operation::Cancel => "?code=5217a1a2-e116-86c4-ae9f-b285fb710516",
+            _ => "",
+        };
+        (operation, format!("{}{query}", name(operation).replace("{id}", "1")))
+    })
+}
+
+fn start(dir: &tempfile::TempDir, arguments: &[&str]) -> Server {
+    Server::start(dir.path(), &[&LONG_SALE[..], arguments].concat())
+}
+
+#[test]
+fn the_description_is_good_openapi_and_its_examples_are_good() {
+    let dir = tempfile::tempdir().unwrap();
+    let api = Api::of(&start(&dir, &["--shards", "1"]));
+    let schema: Value = serde_json::from_str(&repository_text("tests/vendored/openapi-3.1/schema.json")).unwrap();
+    let validator = jsonschema::draft202012::new(&schema).unwrap();
+    let errors: Vec<String> = validator.iter_errors(&api.document).map(|error| format!("{error:?}")).collect();
+    assert!(errors.is_empty(), "{errors:#?}");
+    let mut examples = 0;
+    let mut check = |schema: &Value, value: &Value| {
+        api.assert_valid(schema, value, "an example");
+        examples += usize::from(!value.is_null());
+    };
+    for (_, operation) in api.operations() {
+        for response in operation["responses"].as_object().unwrap().values() {
+            let content = api.resolve(response)["content"].as_object();
+            for body in content.into_iter().flat_map(serde_json::Map::values) {
+                let many = body["examples"].as_object().into_iter().flatten().map(|(_, example)| &example["value"]);
+                many.chain(body.get("example")).for_each(|example| check(&body["schema"], example));
+            }
+        }
+        for parameter in operation["parameters"].as_array().into_iter().flatten().map(|value| api.resolve(value)) {
+            if let Some(example) = parameter.get("example") {
+                check(&parameter["schema"], example);
+            }
+        }
+    }
+    assert!(examples > 50, "{examples}");
+}
+
+#[test]
+fn every_answer_that_is_described_can_be_met_and_no_other() {
+    let dirs: [_; 6] = std::array::from_fn(|_| tempfile::tempdir().unwrap());
+    let server = start(&dirs[0], &["--shards", "2", "--items", "100", "--user-limit", "2", "--reservation-ttl", "1h"]);
+    let api = &Api::of(&server);
+    let is_stuck = thread::scope(|scope| {
+        let slow = scope.spawn(|| meet_a_stuck_shard(api, &start(&dirs[1], &["--shards", "2", "--items", "100"])));
+        scope.spawn(|| meet_at_the_door(api, &server));
+        scope.spawn(|| meet_a_crowd(api, &start(&dirs[2], &["--shards", "1", "--max-connections", "4"])));
+        scope.spawn(|| meet_the_end_of_a_sale(api, &Server::start(dirs[3].path(), &["--sale-period", "2s"])));
+        let small = ["--shards", "1", "--log-budget", "1MiB", "--user-limit", "100000", "--reservation-ttl", "1h"];
+        scope.spawn(move || meet_a_full_log(api, &start(&dirs[4], &small)));
+        let nowhere = ["--database-url", "host=127.0.0.1 port=1 user=nobody dbname=none sslmode=disable"];
+        let dir = &dirs[5];
+        scope.spawn(move || meet_before_it_is_ready(api, &Server::spawn(dir.path(), &nowhere)));
+        meet_in_peace(api, &server);
+        slow.join().unwrap()
+    });
+    let (mut described, met) = (api.cases(), api.met.lock().unwrap().clone());
+    if let Err(error) = is_stuck {
+        skipped("overdue answers", error);
+        described.retain(|(_, _, what)| what != "/problems/overdue");
+    }
+    assert_eq!(described.difference(&met).collect::<Vec<_>>(), Vec::<&Case>::new(), "described, but never met");
+    assert!(described.len() > 100, "{}", described.len());
+}
+
+/// What any buyer may meet, and whoever looks on.
+fn meet_in_peace(api: &Api, server: &Server) {
+    let mut client = server.connect();
+    let mut ask = |operation, query: &str, fields: &str| api.ask(&mut client, operation, query, fields);
+    let code = ask(Operation::Checkout, "?user_id=1&item_id=1", "X-Request-Id: a\r\n").body;
+    let held = ask(Operation::Checkout, "?user_id=1&id=2", "").json();
+    ask(Operation::Checkout, "?user_id=2&item_id=3", "Accept: application/json\r\n");
+    ask(Operation::Checkout, "?user_id=1&item_id=4", ""); // One too many.
+    ask(Operation::Checkout, "?user_id=2&item_id=1", "");
+    for query in ["?item_id=1", "?user_id=1&item_id=x", "?user_id=1&item_id=100"] {
+        ask(Operation::Checkout, query, "");
+    }
+    let bought = ask(Operation::Purchase, &format!("?code={code}"), "Idempotency-Key: k\r\n");
+    assert_eq!(bought.status, 200);
+    ask(Operation::Checkout, "?user_id=2&item_id=1", "");
+    let cancelled = format!("?code={}", held["code"].as_str().unwrap());
+    assert_eq!(ask(Operation::Cancel, &cancelled, "").status, 204);
+    for operation in [Operation::Purchase, Operation::Cancel] {
+        ask(operation, "", "");
+        ask(operation, "?code=00027232-4538-47b2-840d-b281356ddb74", "");
+        ask(operation, &cancelled, "");
+        ask(operation, &format!("?code={code}"), "");
+    }
+    for operation in [Operation::Sale, Operation::Item, Operation::Live, Operation::Ready, Operation::Health] {
+        ask(operation, "", "");
+    }
+    ask(Operation::Api, "", "");
+    for query in ["?limit=200&offset=4294967295", "?limit=201", "?offset=-1"] {
+        ask(Operation::Items, query, "");
+    }
+    let tag = ask(Operation::Image, "", "").header("etag").unwrap().to_owned();
+    assert_eq!(ask(Operation::Image, "", &format!("If-None-Match: {tag}\r\n")).status, 304);
+    for operation in [Operation::Item, Operation::Image] {
+        let line = name(operation).replace("{id}", "100");
+        api.meets(&name(operation), &client.request(&line));
+    }
+    ask_for_what_is_not_there(api, &mut client);
+    listen(api, server);
+}
+
+/// Other paths, and other methods on every path. HEAD is GET without a body.
+fn ask_for_what_is_not_there(api: &Api, client: &mut Client) {
+    api.meets(OTHERWISE, &client.request("GET /nothing"));
+    for (path, item) in api.document["paths"].as_object().unwrap().iter().filter(|(path, _)| path.starts_with('/')) {
+        let refused = client.request(&format!("BREW {}", path.replace("{id}", "1")));
+        api.meets(OTHERWISE, &refused);
+        let allowed: BTreeSet<&str> = refused.header("allow").expect("it says what goes").split(", ").collect();
+        let mut described: BTreeSet<String> = item.as_object().unwrap().keys().map(|key| key.to_uppercase()).collect();
+        if described.contains("GET") {
+            described.insert("HEAD".to_owned());
+        }
+        assert_eq!(allowed, described.iter().map(String::as_str).collect(), "{path}");
+        if described.contains("GET") && path != "/events" {
+            let path = path.replace("{id}", "1");
+            let get = client.request(&format!("GET {path}"));
+            client.send(format!("HEAD {path} HTTP/1.1\r\nHost: shop\r\n\r\n").as_bytes()).unwrap();
+            let head = client.read_head().unwrap();
+            for header in ["content-type", "etag"] {
+                assert_eq!((head.status, head.header(header)), (get.status, get.header(header)), "{path}");
+            }
+        }
+    }
+}
+
+/// The beginning of a stream of events is an answer, too.
+fn listen(api: &Api, server: &Server) {
+    let mut client = server.connect();
+    client.send(b"GET /events HTTP/1.1\r\nHost: shop\r\n\r\n").unwrap();
+    let mut answer = client.read_head().unwrap();
+    answer.body = "events".to_owned();
+    api.meets(&name(Operation::Events), &answer);
+}
+
+/// What is answered before anything is understood, to each operation.
+fn meet_at_the_door(api: &Api, server: &Server) {
+    let slow: Vec<_> = lines()
+        .map(|(operation, line)| {
+            let mut client = server.connect();
+            client.send(format!("{line} HTTP/1.1\r\nHost: shop\r\n").as_bytes()).unwrap();
+            (operation, client)
+        })
+        .collect();
+    let large = format!("X-Large: {}", "x".repeat(9000));
+    for (operation, line) in lines() {
+        for (version, field) in [
+            ("HTTP/1.1", "Host: two words"),
+            ("HTTP/1.1", "Host: shop\r\nExpect: tea"),
+            ("HTTP/1.1", "Host: shop\r\nTransfer-Encoding: gzip"),
+            ("HTTP/1.1", "Host: shop\r\nContent-Length: 70000"),
+            ("HTTP/1.1", &large),
+            ("HTTP/2.0", "Host: shop"),
+        ] {
+            let mut client = server.connect();
+            client.send(format!("{line} {version}\r\n{field}\r\n\r\n").as_bytes()).unwrap();
+            api.meets(&name(operation), &client.read().unwrap());
+        }
+    }
+    for (operation, mut client) in slow {
+        api.meets(&name(operation), &client.read().unwrap());
+    }
+}
+
+/// No room for one more: nobody reads what the last one says.
+fn meet_a_crowd(api: &Api, server: &Server) {
+    let mut inside: Vec<_> = (0..4).map(|_| server.connect()).collect();
+    inside.iter_mut().for_each(|client| assert_eq!(client.request("GET /livez").status, 200));
+    for (operation, line) in lines() {
+        let mut refused = None;
+        // Who is refused before it has spoken may find the connection reset.
+        wait_until("the refusal arrives", || {
+            let mut client = server.connect();
+            let _ = client.send(format!("{line} HTTP/1.1\r\nHost: shop\r\n\r\n").as_bytes());
+            refused = client.read().ok();
+            refused.is_some()
+        });
+        api.meets(&name(operation), &refused.unwrap());
+    }
+}
+
+fn meet_the_end_of_a_sale(api: &Api, server: &Server) {
+    let mut client = server.connect();
+    let code = client.reserve(1, 1);
+    let sale = client.sale()["sale_id"].clone();
+    wait_until("the next sale begins", || client.sale()["sale_id"] != sale);
+    for operation in [Operation::Purchase, Operation::Cancel] {
+        api.ask(&mut client, operation, &format!("?code={code}"), "");
+    }
+}
+
+fn meet_a_full_log(api: &Api, server: &Server) {
+    let mut client = server.connect();
+    let mut held =
+        |item| api.ask(&mut client, Operation::Checkout, &format!("?user_id=1&item_id={item}"), "").status == 200;
+    assert!((0..10_000).any(|item| !held(item)), "the budget is small");
+}
+
+/// While the server waits for a database to take its sale from, there is nothing to sell.
+fn meet_before_it_is_ready(api: &Api, server: &Server) {
+    server.wait_for_line("waiting for the database");
+    let mut client = server.connect();
+    for (operation, line) in lines() {
+        let answer = client.request(&line);
+        assert_eq!(answer.status == 200, [Operation::Live, Operation::Api].contains(&operation), "{answer:?}");
+        api.meets(&name(operation), &answer);
+    }
+    server.signal(rustix::process::Signal::TERM);
+}
+
+/// One shard takes no turns: what needs it is not decided in time. An error means that this could not be tried.
+fn meet_a_stuck_shard(api: &Api, server: &Server) -> nix::Result<()> {
+    let (first, second) = (ShardId(0), ShardId(1));
+    let mut counts = vec![0, 0];
+    // Each finds itself counted by its shard.
+    let mut clients: Vec<_> = (0..)
+        .map(|_| {
+            let mut client = server.connect();
+            let health = client.request("GET /health").json();
+            let before = counts.clone();
+            let shards = health["shards"].as_array().unwrap();
+            counts = shards.iter().map(|shard| shard["connections"].as_u64().unwrap()).collect();
+            (client, counts[usize::from(first.0)] > before[usize::from(first.0)])
+        })
+        .scan(0, |found, (client, is_first)| {
+            let go_on = *found < 3;
+            *found += u32::from(is_first);
+            go_on.then_some((client, is_first))
+        })
+        .collect();
+    let mut theirs = (0..100).filter(|item| Partition::new(2).owner_of_item(ItemId(*item)) == second);
+    let mut next = || theirs.next().expect("it has its half");
+    let codes = [0, 0].map(|_| clients[0].0.reserve(1, next()));
+    let stuck = Stuck::shard(server, second.0)?;
+    let asked = [
+        (Operation::Purchase, format!("?code={}", codes[0])),
+        (Operation::Cancel, format!("?code={}", codes[1])),
+        (Operation::Checkout, format!("?user_id=1&item_id={}", next())),
+    ];
+    thread::scope(|scope| {
+        let clients = clients.iter_mut().filter(|(_, is_first)| *is_first);
+        for ((client, _), (operation, query)) in clients.zip(&asked) {
+            scope.spawn(move || assert_eq!(api.ask(client, *operation, query, "").problem(), "overdue"));
+        }
+    });
+    stuck.let_go();
+    Ok(())
+}
