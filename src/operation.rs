@@ -14,6 +14,8 @@ pub enum Operation {
     Cancel,
     /// How the sale stands.
     Sale,
+    /// The same again whenever it changes.
+    Events,
     /// Which items there are, and how they stand.
     Items,
     /// How one item stands.
@@ -32,11 +34,12 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation, in order.
-    pub const ALL: [Operation; 11] = [
+    pub const ALL: [Operation; 12] = [
         Operation::Checkout,
         Operation::Purchase,
         Operation::Cancel,
         Operation::Sale,
+        Operation::Events,
         Operation::Items,
         Operation::Item,
         Operation::Image,
@@ -56,6 +59,7 @@ impl Operation {
             Operation::Items => ("GET", "/items"),
             Operation::Item => ("GET", "/items/{id}"),
             Operation::Image => ("GET", "/items/{id}/image.svg"),
+            Operation::Events => ("GET", "/events"),
             Operation::Live => ("GET", "/livez"),
             Operation::Ready => ("GET", "/readyz"),
             Operation::Health => ("GET", "/health"),
@@ -75,6 +79,7 @@ impl Operation {
             Operation::Sale => &[NotReady],
             Operation::Items => &[InvalidOffset, InvalidLimit, NotReady],
             Operation::Item | Operation::Image => &[NotFound, NotReady],
+            Operation::Events => &[NotReady, TooManyConnections],
             Operation::Live | Operation::Ready | Operation::Health => &[],
             Operation::Unknown => &[
                 NotFound,

@@ -12,6 +12,7 @@ mod crash;
 mod crowds;
 mod database_faults;
 mod descriptors;
+mod events;
 mod faulty_disk;
 mod front;
 mod full_disk;
