@@ -24,8 +24,8 @@
 //! [`doorbell`] wakes who sleeps. [`purchase_log`] appends and flushes, [`segment`] makes and writes its files,
 //! [`retention`] keeps them within their budget; [`logs`] holds all that a shard has of these. [`status`] holds the
 //! numbers that shards publish, [`board`] where each item stands; [`page`] and [`items`] show them, [`subscribers`] hear
-//! when they change. [`meter`] counts requests and takes their time, in [`counters`] of one writer each. [`admin`] serves
-//! operators, [`metrics`] is what Prometheus reads, [`process`] what the kernel knows of this one.
+//! when the numbers change. [`meter`] counts requests and takes their time, in [`counters`] of one writer each.
+//! [`admin`] serves operators, [`metrics`] is what Prometheus reads, [`process`] what the kernel knows of this one.
 //!
 //! **Postgres.** [`persistence`] is the one thread that brings every flushed record there, exactly once: from a
 //! channel while it keeps up, from the files by [`log_reader`] when it does not. [`claim`] takes the database for this

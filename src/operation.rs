@@ -19,14 +19,14 @@ pub enum Operation {
     Cancel,
     /// How the sale stands.
     Sale,
+    /// The same again whenever it changes.
+    Events,
     /// Which items there are, and how they stand.
     Items,
     /// How one item stands.
     Item,
     /// What it looks like.
     Image,
-    /// The same again whenever it changes.
-    Events,
     /// Whether the process is up.
     Live,
     /// Whether it is ready to sell.
@@ -46,10 +46,10 @@ impl Operation {
         Operation::Purchase,
         Operation::Cancel,
         Operation::Sale,
+        Operation::Events,
         Operation::Items,
         Operation::Item,
         Operation::Image,
-        Operation::Events,
         Operation::Live,
         Operation::Ready,
         Operation::Health,
@@ -86,9 +86,9 @@ impl Operation {
             Operation::Purchase => &[InvalidCode, CodeUnknown, CodeExpired, CodeUsed, SaleEnded, NotReady, Overdue],
             Operation::Cancel => &[InvalidCode, CodeUnknown, CodeExpired, CodeUsed, SaleEnded, NotReady, Overdue],
             Operation::Sale => &[NotReady],
-            Operation::Events => &[NotReady, TooManyConnections],
             Operation::Items => &[InvalidOffset, InvalidLimit, NotReady],
             Operation::Item | Operation::Image => &[NotFound, NotReady],
+            Operation::Events => &[NotReady, TooManyConnections],
             Operation::Live | Operation::Ready | Operation::Health | Operation::Api => &[],
             Operation::Unknown => &[
                 NotFound,

@@ -143,16 +143,15 @@ mod tests {
 
     #[test]
     fn each_hears_what_is_new_to_it_and_signs_of_life() {
-        let status = Status::new(Phase::Serving, 1, false);
-        let board = Board::new(Partition::new(1), 10, &[]);
+        let (status, board) = (Status::new(Phase::Serving, 1, false), Board::new(Partition::new(1), 10, &[]));
         let mut told = Told::default();
         let mut hear = |sale, sold, now_ms| {
             let counts = Counts { claiming: 0, held: 1, committing: 0, sold };
             status.shards[0].publish_sales(SaleId(sale), counts);
             let terms = Terms { sale: SaleId(sale), items: 10, user_limit: 2 };
             let mut out = Vec::new();
-            let sale = OnSale { terms, period_s: 3600, board: &board, unix_ms: 0 };
-            told.update(&Facts { status: &status, sale: Some(sale), known: None }, now_ms, &mut out);
+            let sale = Some(OnSale { terms, period_s: 3600, board: &board, unix_ms: now_ms });
+            told.update(&Facts { status: &status, sale, known: None }, now_ms, &mut out);
             String::from_utf8(out).unwrap()
         };
         let first = hear(7, 2, 1000);

@@ -4,6 +4,7 @@
 //! `tests/vendored/openapi-3.1` is the OpenAPI Initiative's schema of such documents, under the Apache License 2.0.
 
 use crate::harness::{Client, LONG_SALE, Response, Server, repository_text, skipped, wait_until};
+use crate::load::connect;
 use crate::service::Stuck;
 use jsonschema::Validator;
 use serde_json::{Value, json};
@@ -11,6 +12,7 @@ use stampede::operation::Operation;
 use stampede::partition::Partition;
 use stampede::types::{ItemId, ShardId};
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::thread;
 
@@ -42,12 +44,9 @@ impl Api {
     fn operations(&self) -> impl Iterator<Item = (String, &Value)> {
         let paths = self.document["paths"].as_object().unwrap().iter();
         paths.flat_map(|(path, item)| {
-            let named = |(method, operation)| (format!("{} {path}", str::to_uppercase(method)), operation);
-            let is_path = path.starts_with('/');
-            let operations = item.as_object().unwrap().iter().filter(move |_| is_path);
-            operations
-                .map(move |(method, operation)| named((method, operation)))
-                .chain((!is_path).then(|| (path.clone(), item)))
+            let operations = item.as_object().unwrap().iter();
+            let named = |(method, operation): (&String, _)| (format!("{} {path}", method.to_uppercase()), operation);
+            if path.starts_with('/') { operations.map(named).collect() } else { vec![(path.clone(), item)] }
         })
     }
 
@@ -62,8 +61,8 @@ impl Api {
                 }
                 for (kind, body) in content.into_iter().flatten() {
                     match body["schema"]["properties"]["type"]["enum"].as_array() {
-                        Some(types) => types.iter().for_each(|kind| drop(add(kind.as_str().unwrap()))),
-                        None => drop(add(kind)),
+                        Some(types) => types.iter().for_each(|kind| _ = add(kind.as_str().unwrap())),
+                        None => _ = add(kind),
                     }
                 }
             }
@@ -191,19 +190,16 @@ fn the_description_is_good_openapi_and_its_examples_are_good() {
 
 #[test]
 fn every_answer_that_is_described_can_be_met_and_no_other() {
-    let dirs: [_; 6] = std::array::from_fn(|_| tempfile::tempdir().unwrap());
-    let server = start(&dirs[0], &["--shards", "2", "--items", "100", "--user-limit", "2", "--reservation-ttl", "1h"]);
-    let api = &Api::of(&server);
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(&dir, &["--shards", "2", "--items", "100", "--user-limit", "2", "--reservation-ttl", "1h"]);
+    let (api, address) = (&Api::of(&server), server.address);
     let is_stuck = thread::scope(|scope| {
-        let slow = scope.spawn(|| meet_a_stuck_shard(api, &start(&dirs[1], &["--shards", "2", "--items", "100"])));
-        scope.spawn(|| meet_at_the_door(api, &server));
-        scope.spawn(|| meet_a_crowd(api, &start(&dirs[2], &["--shards", "1", "--max-connections", "4"])));
-        scope.spawn(|| meet_the_end_of_a_sale(api, &Server::start(dirs[3].path(), &["--sale-period", "2s"])));
-        let small = ["--shards", "1", "--log-budget", "1MiB", "--user-limit", "100000", "--reservation-ttl", "1h"];
-        scope.spawn(move || meet_a_full_log(api, &start(&dirs[4], &small)));
-        let nowhere = ["--database-url", "host=127.0.0.1 port=1 user=nobody dbname=none sslmode=disable"];
-        let dir = &dirs[5];
-        scope.spawn(move || meet_before_it_is_ready(api, &Server::spawn(dir.path(), &nowhere)));
+        let slow = scope.spawn(|| meet_a_stuck_shard(api));
+        scope.spawn(|| meet_at_the_door(api, address));
+        scope.spawn(|| meet_a_crowd(api));
+        scope.spawn(|| meet_the_end_of_a_sale(api));
+        scope.spawn(|| meet_a_full_log(api));
+        scope.spawn(|| meet_before_it_is_ready(api));
         meet_in_peace(api, &server);
         slow.join().unwrap()
     });
@@ -290,10 +286,10 @@ fn listen(api: &Api, server: &Server) {
 }
 
 /// What is answered before anything is understood, to each operation.
-fn meet_at_the_door(api: &Api, server: &Server) {
+fn meet_at_the_door(api: &Api, address: SocketAddr) {
     let slow: Vec<_> = lines()
         .map(|(operation, line)| {
-            let mut client = server.connect();
+            let mut client = connect(address);
             client.send(format!("{line} HTTP/1.1\r\nHost: shop\r\n").as_bytes()).unwrap();
             (operation, client)
         })
@@ -308,7 +304,7 @@ fn meet_at_the_door(api: &Api, server: &Server) {
             ("HTTP/1.1", &large),
             ("HTTP/2.0", "Host: shop"),
         ] {
-            let mut client = server.connect();
+            let mut client = connect(address);
             client.send(format!("{line} {version}\r\n{field}\r\n\r\n").as_bytes()).unwrap();
             api.meets(&name(operation), &client.read().unwrap());
         }
@@ -319,7 +315,9 @@ fn meet_at_the_door(api: &Api, server: &Server) {
 }
 
 /// No room for one more: nobody reads what the last one says.
-fn meet_a_crowd(api: &Api, server: &Server) {
+fn meet_a_crowd(api: &Api) {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(&dir, &["--shards", "1", "--max-connections", "4"]);
     let mut inside: Vec<_> = (0..4).map(|_| server.connect()).collect();
     inside.iter_mut().for_each(|client| assert_eq!(client.request("GET /livez").status, 200));
     for (operation, line) in lines() {
@@ -335,7 +333,9 @@ fn meet_a_crowd(api: &Api, server: &Server) {
     }
 }
 
-fn meet_the_end_of_a_sale(api: &Api, server: &Server) {
+fn meet_the_end_of_a_sale(api: &Api) {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["--sale-period", "2s"]);
     let mut client = server.connect();
     let code = client.reserve(1, 1);
     let sale = client.sale()["sale_id"].clone();
@@ -345,7 +345,10 @@ fn meet_the_end_of_a_sale(api: &Api, server: &Server) {
     }
 }
 
-fn meet_a_full_log(api: &Api, server: &Server) {
+fn meet_a_full_log(api: &Api) {
+    let dir = tempfile::tempdir().unwrap();
+    let small = ["--shards", "1", "--log-budget", "1MiB", "--user-limit", "100000", "--reservation-ttl", "1h"];
+    let server = start(&dir, &small);
     let mut client = server.connect();
     let mut held =
         |item| api.ask(&mut client, Operation::Checkout, &format!("?user_id=1&item_id={item}"), "").status == 200;
@@ -353,7 +356,10 @@ fn meet_a_full_log(api: &Api, server: &Server) {
 }
 
 /// While the server waits for a database to take its sale from, there is nothing to sell.
-fn meet_before_it_is_ready(api: &Api, server: &Server) {
+fn meet_before_it_is_ready(api: &Api) {
+    let dir = tempfile::tempdir().unwrap();
+    let nowhere = ["--database-url", "host=127.0.0.1 port=1 user=nobody dbname=none sslmode=disable"];
+    let server = Server::spawn(dir.path(), &nowhere);
     server.wait_for_line("waiting for the database");
     let mut client = server.connect();
     for (operation, line) in lines() {
@@ -361,41 +367,36 @@ fn meet_before_it_is_ready(api: &Api, server: &Server) {
         assert_eq!(answer.status == 200, [Operation::Live, Operation::Api].contains(&operation), "{answer:?}");
         api.meets(&name(operation), &answer);
     }
-    server.signal(rustix::process::Signal::TERM);
 }
 
 /// One shard takes no turns: what needs it is not decided in time. An error means that this could not be tried.
-fn meet_a_stuck_shard(api: &Api, server: &Server) -> nix::Result<()> {
+fn meet_a_stuck_shard(api: &Api) -> nix::Result<()> {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(&dir, &["--shards", "2", "--items", "100"]);
     let (first, second) = (ShardId(0), ShardId(1));
-    let mut counts = vec![0, 0];
-    // Each finds itself counted by its shard.
-    let mut clients: Vec<_> = (0..)
-        .map(|_| {
-            let mut client = server.connect();
-            let health = client.request("GET /health").json();
-            let before = counts.clone();
-            let shards = health["shards"].as_array().unwrap();
-            counts = shards.iter().map(|shard| shard["connections"].as_u64().unwrap()).collect();
-            (client, counts[usize::from(first.0)] > before[usize::from(first.0)])
-        })
-        .scan(0, |found, (client, is_first)| {
-            let go_on = *found < 3;
-            *found += u32::from(is_first);
-            go_on.then_some((client, is_first))
-        })
-        .collect();
+    // Clients of the first one: each finds itself counted by its shard.
+    let (mut clients, mut others, mut count) = (Vec::new(), Vec::new(), 0);
+    while clients.len() < 3 {
+        let mut client = server.connect();
+        let now = client.request("GET /health").json()["shards"][usize::from(first.0)]["connections"].as_u64().unwrap();
+        if now > count {
+            clients.push(client)
+        } else {
+            others.push(client)
+        }
+        count = now;
+    }
     let mut theirs = (0..100).filter(|item| Partition::new(2).owner_of_item(ItemId(*item)) == second);
     let mut next = || theirs.next().expect("it has its half");
-    let codes = [0, 0].map(|_| clients[0].0.reserve(1, next()));
-    let stuck = Stuck::shard(server, second.0)?;
+    let codes = [0, 0].map(|_| clients[0].reserve(1, next()));
+    let stuck = Stuck::shard(&server, second.0)?;
     let asked = [
         (Operation::Purchase, format!("?code={}", codes[0])),
         (Operation::Cancel, format!("?code={}", codes[1])),
         (Operation::Checkout, format!("?user_id=1&item_id={}", next())),
     ];
     thread::scope(|scope| {
-        let clients = clients.iter_mut().filter(|(_, is_first)| *is_first);
-        for ((client, _), (operation, query)) in clients.zip(&asked) {
+        for (client, (operation, query)) in clients.iter_mut().zip(&asked) {
             scope.spawn(move || assert_eq!(api.ask(client, *operation, query, "").problem(), "overdue"));
         }
     });
