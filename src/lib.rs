@@ -37,8 +37,8 @@
 //!
 //! **Bytes.** [`connection`] turns bytes into requests by [`http`] and [`body`]. [`route`] turns requests into
 //! commands and outcomes into responses; [`problem`] lists every refusal, [`operation`] what can be asked and every
-//! answer to it; status codes are in these two files and nowhere else. [`response`] renders, [`payload`] is what bodies say;
-//! [`openapi`] describes all of it to clients. [`catalogue`] makes up names, [`art`] draws images.
+//! answer to it; status codes are in these two files and nowhere else. [`response`] renders, [`payload`] is what bodies
+//! say; [`openapi`] describes all of it to clients. [`catalogue`] makes up names, [`art`] draws images.
 //!
 //! **Rules.** [`shard`] is one shard's state machine: the two-owner protocol. [`waiting`] is what waits for the log.
 //! [`sale`] has the rules: stock, holds, quotas. [`command`] and [`message`] are what it hears and says, [`partition`]

@@ -21,8 +21,8 @@ const ABOUT: &str = "\
 Sells a limited stock, exactly. A buyer reserves an item, gets a code, and buys with the code. Every 2xx is on disk \
 before it leaves.
 
-- Parameters are given once. Numbers have one spelling: digits, no sign, no leading zero. Unknown parameters and bodies \
-are ignored.
+- Parameters are given once. Numbers have one spelling: digits, no sign, no leading zero. Unknown parameters, and \
+bodies, are ignored.
 - Refusals are `application/problem+json` (RFC 9457). New types may come; `sold-out` is set aside for a sale that has \
 nothing left, but is answered by nothing as long as every checkout names its item.
 - Whatever can be read by GET can be asked for by HEAD.
@@ -30,7 +30,7 @@ nothing left, but is answered by nothing as long as every checkout names its ite
 - What answers 400 `malformed-request`, 408, 413, 417, 431, 501 or 505 also closes the connection, and comes before \
 anything is decided; so does 503 `too-many-connections`, before anything is read.";
 
-/// The description. It is rendered once.
+/// The description. It is rendered once, by the first shard that gets ready to answer: nobody waits for it later.
 pub fn text() -> &'static str {
     static TEXT: LazyLock<String> = LazyLock::new(|| document().to_string());
     &TEXT
@@ -203,9 +203,9 @@ fn words(operation: Operation) -> (&'static str, &'static str, &'static str) {
         Operation::Events => (
             "events",
             "The same as it changes",
-            "Server-sent events, until the connection is closed: `sale`, whose data is what `GET /sale` says, at once and \
-             when a sale begins; `stock`, whose data is a `Stock`, when it changes, at most twice a second. Who does not \
-             read is told nothing more, and let go of after 30 s. Half of all connections may listen.",
+            "Server-sent events, until the connection is closed: `sale`, whose data is what `GET /sale` says, at once \
+             and when a sale begins; `stock`, whose data is a `Stock`, when it changes, at most twice a second. Who \
+             does not read is told nothing more, and let go of after 30 s. Half of all connections may listen.",
         ),
         Operation::Items => ("items", "Which items there are, and how they stand", "A page of them, in order."),
         Operation::Item => ("item", "How an item stands", "What it is called, where its image is, and its state."),
@@ -222,49 +222,56 @@ fn words(operation: Operation) -> (&'static str, &'static str, &'static str) {
     }
 }
 
+fn parameter(name: &str, place: &str, about: &str, schema: Value) -> Value {
+    json!({"name": name, "in": place, "description": about, "schema": schema})
+}
+
+/// One that must be given, for example so.
+fn required(mut parameter: Value, example: impl Into<Value>) -> Value {
+    parameter["required"] = true.into();
+    parameter["example"] = example.into();
+    parameter
+}
+
+/// A whole number.
+fn whole(least: u32, most: u64) -> Value {
+    json!({"type": "integer", "format": "int64", "minimum": least, "maximum": most})
+}
+
 fn parameters(operation: Operation) -> Vec<Value> {
-    let given = |name: &str, place: &str, about: &str, schema: Value, example: Value| {
-        json!({
-            "name": name, "in": place, "required": true, "description": about, "schema": schema, "example": example,
-        })
-    };
-    let optional = |name: &str, place: &str, about: &str, schema: Value| json!({"name": name, "in": place, "description": about, "schema": schema});
-    let whole =
-        |least: u32, most: u64| json!({"type": "integer", "format": "int64", "minimum": least, "maximum": most});
     let item = whole(0, u64::from(ITEMS_MAX) - 1);
     let code = json!({
         "type": "string",
         "format": "uuid",
         "pattern": "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
     });
-    let code = given("code", "query", "What the checkout has given, in lower case.", code, json!(CODE));
+    let code = required(parameter("code", "query", "What the checkout has given, in lower case.", code), CODE);
+    let id = required(parameter("id", "path", "Which item.", item.clone()), ITEM.0);
     let mut parameters = match operation {
         Operation::Checkout => vec![
-            given("user_id", "query", "Who buys.", whole(0, i64::MAX as u64), json!(7)),
-            given("item_id", "query", "Which item: less than the sale's `items_total`.", item, json!(42)),
+            required(parameter("user_id", "query", "Who buys.", whole(0, i64::MAX as u64)), 7),
+            required(parameter("item_id", "query", "Which item: less than the sale's `items_total`.", item), ITEM.0),
         ],
         Operation::Purchase => {
             let about = "A purchase repeated with the same key gets the same receipt.";
-            // A value ends where its last visible character does.
+            // Blanks around a value are not part of it, and an empty key is none.
             let key = json!({"type": "string", "pattern": "[^ \\t]"});
-            vec![code, optional("Idempotency-Key", "header", about, key)]
+            vec![code, parameter("Idempotency-Key", "header", about, key)]
         }
         Operation::Cancel => vec![code],
         Operation::Items => {
-            let mut limit = whole(1, ITEMS_SHOWN_MAX.into());
-            limit["default"] = ITEMS_SHOWN.into();
-            let mut offset = whole(0, u32::MAX.into());
-            offset["default"] = 0.into();
+            let (mut offset, mut limit) = (whole(0, u32::MAX.into()), whole(1, ITEMS_SHOWN_MAX.into()));
+            (offset["default"], limit["default"]) = (0.into(), ITEMS_SHOWN.into());
             vec![
-                optional("offset", "query", "The first item shown.", offset),
-                optional("limit", "query", "How many are shown at most.", limit),
+                parameter("offset", "query", "The first item shown.", offset),
+                parameter("limit", "query", "How many are shown at most.", limit),
             ]
         }
-        Operation::Item => vec![given("id", "path", "Which item.", item, json!(42))],
-        Operation::Image => vec![
-            given("id", "path", "Which item.", item, json!(42)),
-            optional("If-None-Match", "header", "Tags of what the client has already.", json!({"type": "string"})),
-        ],
+        Operation::Item => vec![id],
+        Operation::Image => {
+            let about = "Tags of what the client has already.";
+            vec![id, parameter("If-None-Match", "header", about, json!({"type": "string"}))]
+        }
         _ => vec![],
     };
     let traces = traces();
@@ -275,7 +282,11 @@ fn parameters(operation: Operation) -> Vec<Value> {
 
 /// What every request may be called.
 fn traces() -> Value {
-    let trace = |name: &str, about: &str, example: &str| json!({"name": name, "in": "header", "description": about, "schema": {"type": "string"}, "example": example});
+    let trace = |name: &str, about: &str, example: &str| {
+        let mut trace = parameter(name, "header", about, json!({"type": "string"}));
+        trace["example"] = example.into();
+        trace
+    };
     json!({
         "X-Request-Id": trace(
             "X-Request-Id",
@@ -296,7 +307,10 @@ fn headers() -> Value {
     let allowed: Vec<String> = [Problem::OnlyGet, Problem::OnlyPost, Problem::OnlyPostOrDelete].map(allow).into();
     json!({
         "Date": always("When it was answered.", json!({"type": "string"})),
-        "X-Request-Id": {"description": "The request's own.", "schema": {"type": "string", "pattern": "^[!-~]{1,128}$"}},
+        "X-Request-Id": {
+            "description": "The request's own.",
+            "schema": {"type": "string", "pattern": "^[!-~]{1,128}$"},
+        },
         "Retry-After": always("Seconds until it makes sense to ask again.", json!({"type": "integer", "minimum": 0})),
         "Allow": always("The methods that this path has.", json!({"type": "string", "enum": allowed})),
         "ETag": always("Names these very bytes.", json!({"type": "string", "pattern": "^\"[!-~]+\"$"})),
