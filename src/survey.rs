@@ -186,3 +186,148 @@ enum Pass {
     /// It looks damaged.
     Damaged(Damage),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::{BLOCK_BYTES, Chain, LogKind};
+    use crate::record::{Event, RECORD_BYTES};
+    use crate::segment::seal;
+    use crate::types::{ItemId, SaleId, UserId};
+    use std::fs::{self, File};
+    use std::os::unix::fs::FileExt;
+    use uuid::Uuid;
+
+    const STREAM: StreamId = StreamId { cluster: Uuid::from_u128(1), epoch: 1, shard: 0, log: LogKind::Purchases };
+    const BLOCKS: u64 = 4;
+
+    /// A stream that is written block by block, each with one record, into segments of four.
+    struct Writer {
+        dir: tempfile::TempDir,
+        chain: Chain,
+    }
+
+    impl Writer {
+        fn new(blocks: usize) -> Writer {
+            let mut writer = Writer { dir: tempfile::tempdir().unwrap(), chain: Chain::new(STREAM) };
+            writer.write(blocks);
+            writer
+        }
+
+        fn name(number: u64) -> SegmentName {
+            SegmentName { stream: STREAM, first_block: number / BLOCKS * BLOCKS, blocks: BLOCKS as u32 }
+        }
+
+        fn write(&mut self, blocks: usize) {
+            for _ in 0..blocks {
+                let (number, flushed) = (self.chain.blocks(), self.chain.records());
+                let (path, mut bytes) = (Self::name(number).path(self.dir.path()), vec![0; BLOCK_BYTES]);
+                if number % BLOCKS == 0 {
+                    fs::write(&path, vec![0; BLOCKS as usize * BLOCK_BYTES]).unwrap();
+                }
+                let event =
+                    Event::Checkout { item: ItemId(1), user: UserId(1), code: crate::code::Code::NONE, ttl_ms: 1 };
+                let record = Record { sale: SaleId(1), unix_ms: number, event }.encode();
+                self.chain.extend(&mut bytes, &record[..RECORD_BYTES], flushed);
+                let file = File::options().write(true).open(path).unwrap();
+                file.write_all_at(&bytes, number % BLOCKS * BLOCK_BYTES as u64).unwrap();
+            }
+        }
+
+        fn remove(&self, number: u64) {
+            fs::remove_file(Self::name(number).path(self.dir.path())).unwrap();
+        }
+    }
+
+    /// What is read when `meanwhile` happens at each record.
+    fn read(writer: &mut Writer, mut meanwhile: impl FnMut(&mut Writer, Seq)) -> (Stream, Vec<Seq>) {
+        let mut stream = Stream::new(writer.dir.path(), STREAM);
+        let mut seqs = Vec::new();
+        let read = stream.read(|_, seq, _| {
+            seqs.push(seq);
+            meanwhile(writer, seq);
+            Ok::<(), Fatal>(())
+        });
+        read.unwrap();
+        (stream, seqs)
+    }
+
+    #[test]
+    fn what_is_written_meanwhile_is_no_damage() {
+        // The first segment is read half full, the second one when the first is long full.
+        let mut writer = Writer::new(5);
+        let half = fs::read(Writer::name(0).path(writer.dir.path())).unwrap();
+        let first = Writer::name(0).path(writer.dir.path());
+        fs::write(&first, [&half[..2 * BLOCK_BYTES], &vec![0; 2 * BLOCK_BYTES]].concat()).unwrap();
+        let (stream, seqs) = read(&mut writer, |writer, seq| {
+            if seq == 2 {
+                fs::write(&first, &half).unwrap();
+                writer.write(2);
+            }
+        });
+        assert_eq!((stream.damage.clone(), seqs), (None, (1..=7).collect()));
+        assert_eq!((stream.end().records, stream.first()), (7, 0));
+    }
+
+    #[test]
+    fn what_stays_lost_is_damage() {
+        let mut writer = Writer::new(9);
+        let first = File::options().write(true).open(Writer::name(0).path(writer.dir.path())).unwrap();
+        first.write_all_at(&[9], 2 * BLOCK_BYTES as u64 + 100).unwrap();
+        let (stream, seqs) = read(&mut writer, |_, _| ());
+        assert!(matches!(stream.damage, Some(Damage::Block { number: 2, .. })), "{:?}", stream.damage);
+        assert_eq!((seqs, stream.end().records), (vec![1, 2], 2));
+        let mut writer = Writer::new(13);
+        writer.remove(4);
+        let (stream, seqs) = read(&mut writer, |_, _| ());
+        assert!(matches!(stream.damage, Some(Damage::Gap { expected: 4, .. })), "{:?}", stream.damage);
+        assert_eq!(seqs, [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn what_retention_removes_meanwhile_is_not_missed() {
+        let mut writer = Writer::new(14);
+        let (stream, seqs) = read(&mut writer, |writer, seq| {
+            if seq == 4 {
+                writer.remove(0);
+                writer.remove(4);
+            }
+        });
+        assert_eq!((stream.damage.clone(), seqs), (None, vec![1, 2, 3, 4, 9, 10, 11, 12, 13, 14]));
+        let (stream, seqs) = read(&mut writer, |_, _| ());
+        assert_eq!((stream.damage.clone(), stream.first(), seqs), (None, 8, (9..=14).collect()));
+    }
+
+    #[test]
+    fn a_start_that_seals_the_stream_meanwhile_changes_nothing() {
+        let mut writer = Writer::new(6);
+        let mut sealed = Stream::new(writer.dir.path(), STREAM);
+        sealed.read(|_, _, _| Ok::<(), Fatal>(())).unwrap();
+        let end = *sealed.end();
+        let names = [0, 4].map(Writer::name);
+        let (stream, seqs) = read(&mut writer, |writer, seq| {
+            if seq == 2 {
+                seal(writer.dir.path(), &names, &end).unwrap();
+            }
+        });
+        assert_eq!((stream.damage.clone(), seqs.len(), stream.end().ending), (None, 6, Ending::Sealed));
+        // Read again, it is the same: what was clean before is sealed now.
+        sealed.read(|_, _, _| panic!("there is nothing new") as Result<(), Fatal>).unwrap();
+        assert_eq!(sealed.end(), stream.end());
+    }
+
+    #[test]
+    fn what_was_read_is_not_read_again() {
+        let mut writer = Writer::new(3);
+        let mut stream = Stream::new(writer.dir.path(), STREAM);
+        stream.read(|_, _, _| Ok::<(), Fatal>(())).unwrap();
+        writer.write(4);
+        let mut seqs = Vec::new();
+        let read = stream.read(|_, seq, _| {
+            seqs.push(seq);
+            Ok::<(), Fatal>(())
+        });
+        read.unwrap();
+        assert_eq!(seqs, [4, 5, 6, 7]);
+    }
+}
