@@ -11,6 +11,11 @@
 //! [`service_manager`] hears when it is ready, alive and at its end; [`clock`] reads the clocks. [`manual`] is what the
 //! binary prints instead, when it is asked for its manual page or for completions.
 //!
+//! **Reading a log.** [`log_command`] is `stampede log …`, and nothing starts then: a [`survey`] reads all of a log beside
+//! whoever writes it, and [`books`] is what Postgres says meanwhile. [`log_verify`] tells whether the log is sound,
+//! [`log_dump`] prints its records, [`log_sale`] adds up a sale and holds the two against each other. None of them takes
+//! a lock or writes anything.
+//!
 //! **An upgrade.** The running process starts a [`successor`], for which it is the [`predecessor`]; [`handover`] is what
 //! they say to each other, with descriptors along. The new one reads the log ahead and checks all that can fail while the
 //! old one sells; then the old one pauses, flushes and passes its lock, listeners and clients; the new one reads what is
@@ -86,6 +91,7 @@ pub mod art;
 pub mod block;
 pub mod board;
 pub mod body;
+pub mod books;
 pub mod catalogue;
 pub mod claim;
 pub mod client;
@@ -106,7 +112,11 @@ pub mod http;
 pub mod items;
 pub mod lag;
 pub mod listener;
+pub mod log_command;
+pub mod log_dump;
 pub mod log_reader;
+pub mod log_sale;
+pub mod log_verify;
 pub mod logging;
 pub mod logs;
 pub mod manual;
@@ -149,6 +159,7 @@ pub mod stream;
 pub mod subscribers;
 pub mod successor;
 pub mod supervisor;
+pub mod survey;
 pub mod takeover;
 pub mod tls;
 pub mod types;

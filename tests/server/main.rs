@@ -22,6 +22,7 @@ mod hostile;
 mod isolate;
 mod load;
 mod log;
+mod log_tool;
 mod metrics;
 mod mountpoint;
 mod package;
