@@ -25,7 +25,8 @@
 //! and writes its files, [`retention`] keeps them within their budget; [`logs`] holds all that a shard has of these.
 //! [`status`] holds the numbers that shards publish, [`page`] shows them. [`meter`] counts requests and takes their time,
 //! in [`counters`] of one writer each. [`admin`] serves operators, [`metrics`] is
-//! what Prometheus reads, [`process`] what the kernel knows of this one.
+//! what Prometheus reads, [`process`] what the kernel knows of this one. [`dashboard`] is the page that people look at,
+//! [`sampler`] what it shows.
 //!
 //! **Postgres.** [`persistence`] is the one thread that brings every flushed record there, exactly once: from a
 //! channel while it keeps up, from the files by [`log_reader`] when it does not. [`claim`] takes the database for this
@@ -92,6 +93,7 @@ pub mod config;
 pub mod connection;
 pub mod copy_rows;
 pub mod counters;
+pub mod dashboard;
 pub mod data_dir;
 pub mod database_url;
 pub mod doorbell;
@@ -132,6 +134,7 @@ pub mod resume;
 pub mod retention;
 pub mod route;
 pub mod sale;
+pub mod sampler;
 pub mod segment;
 pub mod server;
 pub mod service_manager;

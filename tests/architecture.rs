@@ -67,6 +67,8 @@ const LAYERS: &[&str] = &[
     "service_manager",
     "process",
     "metrics",
+    "sampler",
+    "dashboard",
     "admin",
     "predecessor",
     "successor",

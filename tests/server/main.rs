@@ -1,6 +1,7 @@
 //! The real binary over real sockets.
 
 mod abuse;
+mod browser;
 mod budget;
 mod clock_jumps;
 mod cluster;
@@ -9,6 +10,7 @@ mod container;
 mod contract;
 mod crash;
 mod crowds;
+mod dashboard;
 mod database_faults;
 mod descriptors;
 mod faulty_disk;

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::Mutex;
 
 /// Each sample's value, by its name and labels as they are written.
-fn scrape(admin: SocketAddr) -> BTreeMap<String, f64> {
+pub fn scrape(admin: SocketAddr) -> BTreeMap<String, f64> {
     let response = Client::connect(admin).unwrap().try_request("GET /metrics", "").unwrap();
     let kind = response.header("content-type").unwrap();
     assert!(response.status == 200 && kind.starts_with("application/openmetrics-text"), "{response:?}");
@@ -23,7 +23,7 @@ fn scrape(admin: SocketAddr) -> BTreeMap<String, f64> {
         .collect()
 }
 
-fn sum(samples: &BTreeMap<String, f64>, name: &str, label: &str) -> f64 {
+pub fn sum(samples: &BTreeMap<String, f64>, name: &str, label: &str) -> f64 {
     let of_it = samples.iter().filter(|(key, _)| key.starts_with(&format!("{name}{{")) && key.contains(label));
     of_it.map(|(_, value)| value).sum()
 }
