@@ -119,7 +119,7 @@ export class Chart {
       put(cell, value === null ? "–" : this.show(value));
       if (total) put(total, samples.length ? this.show(this.total(samples.at(-1), this.series[at])) : "–");
     });
-    if (this.heading) put(this.heading, ago_s > 0 && chosen ? `${this.column}, then` : this.column);
+    if (this.heading) put(this.heading, ago_s > 0 ? "then" : this.column);
   }
 }
 
