@@ -5,7 +5,6 @@
 //! kernel (see [`crate::admin`]).
 
 use crate::clock::Clock;
-use crate::process::Process;
 use crate::sampler::{Sample, Sampler};
 use crate::status::{SaleEnded, Status};
 use axum::Router;
@@ -59,7 +58,7 @@ struct Desk {
 #[derive(Serialize)]
 struct About {
     version: &'static str,
-    /// Milliseconds since the Unix epoch. Tells one process from the next.
+    /// When it began to serve operators, in milliseconds since the Unix epoch. Tells one process from the next.
     began_ms: u64,
     period_s: u32,
 }
@@ -81,10 +80,10 @@ struct News<'a> {
 
 /// The page's routes, for sales of `period_s` seconds. To be called on the event loop that is to take samples.
 pub fn routes(status: Arc<Status>, period_s: u32) -> Router {
-    let began_ms = (Process::read(0).started_s * 1000.0) as u64;
-    let about = About { version: env!("CARGO_PKG_VERSION"), began_ms, period_s };
+    let clock = Clock::start();
+    let about = About { version: env!("CARGO_PKG_VERSION"), began_ms: clock.now().unix_ms, period_s };
     let desk = Arc::new(Desk { status, about, samples: watch::Sender::default() });
-    tokio::spawn(take_samples(desk.clone()));
+    tokio::spawn(take_samples(desk.clone(), clock));
     let page = FILES.iter().fold(Router::new(), |page, (path, kind, text)| {
         let head = [
             (header::CONTENT_TYPE, *kind),
@@ -99,8 +98,7 @@ pub fn routes(status: Arc<Status>, period_s: u32) -> Router {
     page.route("/events", get(events)).with_state(desk)
 }
 
-async fn take_samples(desk: Arc<Desk>) {
-    let clock = Clock::start();
+async fn take_samples(desk: Arc<Desk>, clock: Clock) {
     let mut sampler = Sampler::new(desk.status.clone(), clock.now());
     let mut ticks = interval(SAMPLE_TIME);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -116,7 +116,7 @@ const charts = [
   ]),
   times("chart-checkout", "Time for a checkout", "checkout_us"),
   times("chart-purchase", "Time for a purchase", "purchase_us"),
-  lag("chart-records", "behind the log", "lag-0", "records", SCALES.linear(10), whole.format, (sample) => sample.postgres?.records_behind ?? null),
+  lag("chart-records", "behind the log", "lag-0", "records", SCALES.linear(10), (records) => `${whole.format(records)} records`, (sample) => sample.postgres?.records_behind ?? null),
   lag("chart-seconds", "oldest of them", "lag-1", "seconds", SCALES.linear(1), seconds, (sample) => sample.postgres?.seconds_behind ?? null),
 ];
 
@@ -147,6 +147,7 @@ function showSale(sample) {
     put($(id), whole.format(items));
     put($(`${id}-share`), share(items, sample.items));
     $(`bar-${id}`).style.flexGrow = items;
+    $(`bar-${id}`).hidden = items === 0;
   }
 }
 

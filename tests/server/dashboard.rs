@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 const DESKTOP: Screen = Screen { width: 1280, height: 900, is_dark: false };
 const PHONE: Screen = Screen { width: 390, height: 844, is_dark: false };
@@ -145,8 +145,7 @@ fn a_sale_sells_out_before_ones_eyes() {
 
     for screen in [DESKTOP, Screen { is_dark: true, ..DESKTOP }, PHONE, NARROW] {
         browser.turn_to(screen);
-        browser.wait_for(&format!("innerWidth === {}", screen.width));
-        browser.wait_for("document.documentElement.scrollWidth <= innerWidth");
+        browser.wait_for(&format!("document.documentElement.scrollWidth <= {0} && innerWidth === {0}", screen.width));
         assert_eq!(browser.evaluate(FAINT), serde_json::json!([]), "at a width of {}", screen.width);
     }
     let origin = url(&server);
@@ -343,11 +342,12 @@ fn pictures() {
                 let mut random = fastrand::Rng::with_seed(number.into());
                 let mut client = connect(address);
                 while !is_over.load(Ordering::Relaxed) {
-                    // Everybody comes to the items at the front of the shop, which moves on as the sale does.
-                    let through = began.elapsed().as_secs_f64() % 180.0 / 130.0;
-                    let front = (through * f64::from(ITEMS)) as u32 + random.u32(..ITEMS / 6);
-                    let item = if random.u32(..3) == 0 { random.u32(..ITEMS) } else { front % ITEMS };
-                    let reserved = client.checkout(random.i64(..4000), item);
+                    // One after the other items become the fashion. Most people come too late.
+                    let into_sale = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64() % 180.0;
+                    let fashion = (into_sale / 140.0 * f64::from(ITEMS)) as u32 + ITEMS / 30;
+                    let is_late = random.bool();
+                    let item = random.u32(if is_late { 0..fashion } else { fashion - ITEMS / 30..fashion });
+                    let reserved = client.checkout(random.i64(0..4000), item % ITEMS);
                     if reserved.status == 200 && random.u32(..10) < 8 {
                         client.purchase(&reserved.body);
                     }
