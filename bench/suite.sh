@@ -4,7 +4,7 @@
 # The server's CPU time is that of all its threads on a CPU, user and system, by the kernel's scheduler, to the nanosecond;
 # divided by the requests that the client counted.
 
-parts() { echo rules recovery refusals pairs latency_of_refusals many_connections upgrades sell_outs latency_of_purchases drain; }
+parts() { echo rules recovery refusals counting pairs latency_of_refusals many_connections upgrades sell_outs latency_of_purchases drain; }
 
 # What takes long, in seconds or in number, in a short run and in a full one.
 of_size() { if [ "$size" = short ]; then echo "$1"; else echo "$2"; fi; }
@@ -39,13 +39,13 @@ new_database() {
   url="host=$dir/pg user=stampede dbname=$1"
 }
 
-# serve DATA ARGUMENTS: Stampede on port 8089, when it is ready. $cpus may say on which CPUs.
+# serve DATA ARGUMENTS: Stampede on port 8089 or $port, when it is ready. $cpus may say on which CPUs.
 serve() {
   local data=$dir/$1; shift
-  ${cpus:+taskset -c "$cpus"} "$bin/stampede" --listen 127.0.0.1:8089 --data-dir "$data" --sale-period 365days "$@" 2>>"$raw/stampede.log" &
+  ${cpus:+taskset -c "$cpus"} "$bin/stampede" --listen "127.0.0.1:${port:-8089}" --data-dir "$data" --sale-period 365days "$@" 2>>"$raw/stampede.log" &
   server=$!
   running+=($server)
-  until curl -sf localhost:8089/readyz >/dev/null; do kill -0 $server; sleep 0.02; done
+  until curl -sf "localhost:${port:-8089}/readyz" >/dev/null; do kill -0 $server; sleep 0.02; done
 }
 # floor PROGRAM PORT THREADS: sets $floor to its process.
 floor() {
@@ -68,7 +68,7 @@ runs() { grep -qs '^State:.[^Z]' "/proc/$1/status"; }
 storm() {
   local name=$1 picture=(); shift
   case $name in *-peak | *-sell) ;; sell-out-* | latency-*) picture=(--svg "$out/plots/$name.svg") ;; esac
-  ${on:+taskset -c "$on"} "$bin/storm" 127.0.0.1:8089 --sample "${sample:-0}" --json - "${picture[@]}" \
+  ${on:+taskset -c "$on"} "$bin/storm" "127.0.0.1:${port:-8089}" --sample "${sample:-0}" --json - "${picture[@]}" \
     --unexpected "$raw/$name-unexpected.txt" "$@" 2>>"$raw/storm.log" | tee "$raw/$name.json"
 }
 
@@ -139,6 +139,33 @@ refusals() {
     done
     stop
   done
+}
+# What counting costs: this tree, scraped each second, and the same with counting compiled out, one after the other, over
+# and over.
+counting() {
+  local counted uncounted with without round ratios=()
+  CARGO_TARGET_DIR=$dir/uncounted cargo build --release --quiet --features unmetered
+  cpus=0 serve counted --shards 1; counted=$server
+  storm counted --duration 30 >/dev/null
+  cpus=0 port=8092 bin=$dir/uncounted/release serve uncounted --shards 1 --admin-listen 127.0.0.1:8093; uncounted=$server
+  port=8092 storm uncounted --duration 30 >/dev/null
+  while curl -sf localhost:8081/metrics >/dev/null; do sleep 1; done & local scraper=$!
+  for round in $(seq "$(of_size 3 15)"); do
+    # Each goes first as often as the other.
+    if ((round % 2)); then
+      cpus=0; with=$(cost "counted-$round" $counted 64 sold_out.lua 8089)
+      cpus=0; without=$(cost "uncounted-$round" $uncounted 64 sold_out.lua 8092)
+    else
+      cpus=0; without=$(cost "uncounted-$round" $uncounted 64 sold_out.lua 8092)
+      cpus=0; with=$(cost "counted-$round" $counted 64 sold_out.lua 8089)
+    fi
+    ratios+=("$(calc "$with / $without")")
+  done
+  stop
+  wait $scraper || true
+  printf '%s\n' "${ratios[@]}" | sort -n >"$raw/counting.txt"
+  figure "counting and a scrape each second, over neither: server CPU of a refusal" \
+    "$(sed -n "$(((${#ratios[@]} + 1) / 2))p" "$raw/counting.txt")" × '≤ 1.03'
 }
 pairs() {
   local items request before pair

@@ -16,6 +16,8 @@ const BODY_MS: u64 = 30_000;
 const DECISION_MS: u64 = 10_000;
 /// A client must take its answers this long after it stopped taking them.
 const WRITE_MS: u64 = 30_000;
+/// Longer than any process.
+const FOREVER_MS: u64 = u64::MAX / 2;
 /// A connection that is being closed must end after this.
 const LINGER_MS: u64 = 2_000;
 
@@ -27,6 +29,8 @@ pub enum State {
     Reading,
     /// Waiting for the decision on one.
     Deciding,
+    /// Hearing of the sale. What the client says is not listened to any more.
+    Listening,
     /// Writing the last answer.
     Closing,
     /// Everything is written; what the client still sends is dropped until it hangs up, lest a reset destroy the
@@ -47,6 +51,8 @@ pub enum Awaits {
     Decision,
     /// Room to write.
     Write,
+    /// News, which may take for ever.
+    News,
     /// The client's end.
     HangUp,
 }
@@ -222,6 +228,7 @@ impl Connection {
             State::Lingering => (Awaits::HangUp, LINGER_MS),
             _ if self.written < self.output.len() => (Awaits::Write, WRITE_MS),
             State::Deciding => (Awaits::Decision, DECISION_MS),
+            State::Listening => (Awaits::News, FOREVER_MS),
             _ if self.body.is_some() => (Awaits::Body, BODY_MS),
             _ if !self.input.is_empty() => (Awaits::Head, HEAD_MS),
             _ => (Awaits::Request, IDLE_MS),

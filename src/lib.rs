@@ -18,15 +18,15 @@
 //! had happened.
 //!
 //! **A request.** [`server`] holds a shard's sockets: it reads bytes in batches and knows no rule of the sale;
-//! [`client`] is one of them, [`poller`] knows which are ready.
-//! [`outside`] is all that a shard's thread has besides its rules and logs. [`pump`] is the turn: wait, collect, apply,
-//! append, flush, send; *log before reply* stands there, in one place. [`mesh`] carries batches of messages between
-//! shards; sending never blocks. [`doorbell`] wakes who sleeps. [`purchase_log`] appends and flushes, [`segment`] makes
-//! and writes its files, [`retention`] keeps them within their budget; [`logs`] holds all that a shard has of these.
-//! [`status`] holds the numbers that shards publish, [`page`] shows them. [`meter`] counts requests and takes their time,
-//! in [`counters`] of one writer each. [`admin`] serves operators, [`metrics`] is
-//! what Prometheus reads, [`process`] what the kernel knows of this one. [`dashboard`] is the page that people look at,
-//! [`sampler`] what it shows.
+//! [`acceptor`] lets clients in, [`client`] is one of them, [`poller`] knows which are ready. [`outside`] is all that a
+//! shard's thread has besides its rules and logs. [`pump`] is the turn: wait, collect, apply, append, flush, send; *log
+//! before reply* stands there, in one place. [`mesh`] carries batches of messages between shards; sending never blocks.
+//! [`doorbell`] wakes who sleeps. [`purchase_log`] appends and flushes, [`segment`] makes and writes its files,
+//! [`retention`] keeps them within their budget; [`logs`] holds all that a shard has of these. [`status`] holds the
+//! numbers that shards publish, [`page`] shows them, [`subscribers`] hear when they change. [`meter`] counts requests
+//! and takes their time, in [`counters`] of one writer each. [`admin`] serves operators, [`metrics`] is what Prometheus
+//! reads, [`process`] what the kernel knows of this one. [`dashboard`] is the page that people look at, [`sampler`] what
+//! it shows.
 //!
 //! **Postgres.** [`persistence`] is the one thread that brings every flushed record there, exactly once: from a
 //! channel while it keeps up, from the files by [`log_reader`] when it does not. [`claim`] takes the database for this
@@ -80,6 +80,7 @@
 //! - *One request in flight for each connection.* Pipelined ones wait in the connection: answers are in order by
 //!   construction, and the table of connections is the table of requests in flight.
 
+pub mod acceptor;
 pub mod admin;
 pub mod block;
 pub mod body;
@@ -144,6 +145,7 @@ mod sim;
 pub mod start;
 pub mod status;
 pub mod stream;
+pub mod subscribers;
 pub mod successor;
 pub mod supervisor;
 pub mod takeover;

@@ -196,7 +196,7 @@ impl Scrape {
         ]
     }
 
-    fn shards(&self) -> [Family; 7] {
+    fn shards(&self) -> [Family; 8] {
         let counters = |name, help, of: fn(&ShardStatus) -> &AtomicU64| {
             Family::new(name, help, self.by_shard(|shard| Value::Counter(read(of(shard)))))
         };
@@ -209,6 +209,7 @@ impl Scrape {
             Family::new("stampede_shard_cpu_seconds", "CPU time of a shard's thread", cpu),
             counters("stampede_turns", "Turns that a shard has taken", |shard| &shard.turns),
             gauges("stampede_connections", "Open connections", |shard| &shard.connections),
+            gauges("stampede_subscribers", "Connections that listen to /events", |shard| &shard.subscribers),
             counters("stampede_lane_batches", "Batches of messages to other shards", |shard| &shard.lane_batches),
             counters("stampede_lane_messages", "Messages to other shards", |shard| &shard.lane_messages),
             gauges(

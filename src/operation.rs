@@ -14,6 +14,8 @@ pub enum Operation {
     Cancel,
     /// How the sale stands.
     Sale,
+    /// The same again whenever it changes.
+    Events,
     /// Whether the process is up.
     Live,
     /// Whether it is ready to sell.
@@ -26,11 +28,12 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation, in order.
-    pub const ALL: [Operation; 8] = [
+    pub const ALL: [Operation; 9] = [
         Operation::Checkout,
         Operation::Purchase,
         Operation::Cancel,
         Operation::Sale,
+        Operation::Events,
         Operation::Live,
         Operation::Ready,
         Operation::Health,
@@ -44,6 +47,7 @@ impl Operation {
             Operation::Purchase => ("POST", "/purchase"),
             Operation::Cancel => ("DELETE", "/checkout"),
             Operation::Sale => ("GET", "/sale"),
+            Operation::Events => ("GET", "/events"),
             Operation::Live => ("GET", "/livez"),
             Operation::Ready => ("GET", "/readyz"),
             Operation::Health => ("GET", "/health"),
@@ -61,6 +65,7 @@ impl Operation {
             Operation::Purchase => &[InvalidCode, CodeUnknown, CodeExpired, CodeUsed, SaleEnded, NotReady, Overdue],
             Operation::Cancel => &[InvalidCode, CodeUnknown, CodeExpired, CodeUsed, SaleEnded, NotReady, Overdue],
             Operation::Sale => &[NotReady],
+            Operation::Events => &[NotReady, TooManyConnections],
             Operation::Live | Operation::Ready | Operation::Health => &[],
             Operation::Unknown => &[
                 NotFound,

@@ -66,7 +66,7 @@ impl Outside {
                 let answer = match route {
                     Route::Page(page) => page::write(page, &facts, style, responder, out),
                     Route::Refused(problem) => responder.problem(problem, style, out),
-                    Route::Command(..) => responder.problem(Problem::NotReady, style, out),
+                    Route::Command(..) | Route::Events => responder.problem(Problem::NotReady, style, out),
                 };
                 Handled::Answered(operation, answer)
             });

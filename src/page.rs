@@ -12,16 +12,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// How a sale stands.
 #[derive(Serialize)]
-struct Sale {
-    sale_id: u32,
-    starts_at: String,
-    ends_at: String,
-    items_total: u32,
-    sold: u32,
-    reserved: u32,
-    available: u32,
-    user_limit: u32,
+#[expect(missing_docs, reason = "README says what each is")]
+pub struct Sale {
+    pub sale_id: u32,
+    pub starts_at: String,
+    pub ends_at: String,
+    pub items_total: u32,
+    pub sold: u32,
+    pub reserved: u32,
+    pub available: u32,
+    pub user_limit: u32,
 }
 
 #[derive(Serialize)]
@@ -114,7 +116,8 @@ pub fn postgres(status: &Status) -> Option<Postgres> {
     })
 }
 
-fn sale(facts: &Facts<'_>) -> Option<Sale> {
+/// How the sale stands; nothing, before that is known.
+pub fn sale(facts: &Facts<'_>) -> Option<Sale> {
     let (terms, period_s) = facts.sale?;
     let stands = facts.status.sales(terms.sale);
     let starts_s = u64::from(terms.sale.0) * u64::from(period_s);

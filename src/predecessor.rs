@@ -30,7 +30,7 @@ pub struct Inheritance {
     /// What holds the data directory.
     pub lock: OwnedFd,
     /// The listener of its admin port.
-    pub admin: Option<OwnedFd>,
+    pub admin: OwnedFd,
     /// Where the streams end that it has written.
     pub ends: Ends,
     /// In the order in which they were opened.
@@ -117,7 +117,9 @@ impl Predecessor {
                 FromOld::Offer(_) | FromOld::Yours => return Err(failed(io::Error::other("it is confused"))),
             }
         }
-        let lock = lock.ok_or_else(|| failed(io::Error::other("it kept the data directory")))?;
+        let (Some(lock), Some(admin)) = (lock, admin) else {
+            return Err(failed(io::Error::other("it kept the data directory, or the admin port")));
+        };
         listeners.sort_by_key(|(place, _)| *place);
         let listeners = listeners.into_iter().map(|(_, listener)| listener).collect();
         Ok(Inheritance { lock, admin, ends, listeners, clients })

@@ -162,6 +162,11 @@ impl Pump {
         // Before any answer leaves, here or by another shard: who reads the sale after a 200 finds it counted.
         self.publish();
         self.outside.dispatch();
+        if !is_paused {
+            let Outside { server, status, .. } = &mut self.outside;
+            let facts = Facts { status, sale: Some((*self.shard.terms(), self.period_s)) };
+            server.tell_subscribers(now, |told, out| told.update(&facts, now.monotonic_ms, out));
+        }
         // What both processes have, neither touches.
         if !matches!(self.pause, Pause::HandedOver | Pause::Awaiting) {
             self.outside.server.write_replies(now);
@@ -262,6 +267,8 @@ impl Pump {
                     let facts = Facts { status, sale: Some((*shard.terms(), period_s)) };
                     page::write(page, &facts, style, responder, out)
                 }
+                Route::Events if is_recovering => responder.problem(Problem::NotReady, style, out),
+                Route::Events => return Handled::Listening(operation),
                 Route::Refused(problem) => responder.problem(problem, style, out),
             };
             Handled::Answered(operation, answer)
@@ -396,12 +403,14 @@ impl Pump {
     }
 
     fn publish(&self) {
-        let ShardStatus { items, connections, appended, flushed, attempts_flushed, log_room, turns, .. } =
-            self.numbers();
+        let ShardStatus {
+            items, connections, subscribers, appended, flushed, attempts_flushed, log_room, turns, ..
+        } = self.numbers();
         self.outside.status.note_sale(self.shard.terms().sale);
         self.numbers().publish_sales(self.shard.terms().sale, self.shard.counts());
         items.store(self.shard.stock().items() as u64, Ordering::Relaxed);
         connections.store(self.outside.server.connections() as u64, Ordering::Relaxed);
+        subscribers.store(self.outside.server.subscribers().count() as u64, Ordering::Relaxed);
         appended.store(self.logs.purchases.appended(), Ordering::Relaxed);
         flushed.store(self.logs.purchases.flushed(), Ordering::Release);
         attempts_flushed.store(self.logs.attempts.flushed(), Ordering::Release);
@@ -556,8 +565,9 @@ impl Pump {
         let attempts_due =
             (attempts.buffered() > 0 && !attempts.is_flushing() && attempts.room() > 0).then_some(self.attempts_due_ms);
         let held_up = self.outside.mesh.is_held_up().then_some(now.monotonic_ms + LANE_RETRY_MS);
-        let due =
-            [held_up, Some(self.next_sweep_ms), self.shard.next_expiry_ms(), server.accepts_again_ms(), attempts_due];
+        let (expiry, accepts, news) =
+            (self.shard.next_expiry_ms(), server.accepts_again_ms(), server.subscribers().next_ms());
+        let due = [held_up, Some(self.next_sweep_ms), expiry, accepts, news, attempts_due];
         let due_ms = due.into_iter().flatten().min().expect("the next sweep is always due");
         let period_ms = u64::from(self.period_s) * 1000;
         let to_next_sale_ms = period_ms - now.unix_ms % period_ms;

@@ -105,6 +105,17 @@ impl Responder {
         self.with_body(answer, "application/json", &self.body, style, out)
     }
 
+    /// Writes the head of a response that goes on until the connection is closed: events. Nothing on their way may keep
+    /// them back.
+    pub fn event_stream(&self, style: Style, out: &mut Vec<u8>) -> Answer {
+        for part in ["HTTP/1.1 ", Answer::Ok.status(), "\r\ncontent-type: text/event-stream\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        out.extend_from_slice(b"cache-control: no-store\r\nx-accel-buffering: no\r\ndate: ");
+        self.finish_head(Style { keep_alive: false, ..style }, out);
+        Answer::Ok
+    }
+
     /// Writes a response that cannot have a body.
     pub fn empty(&self, answer: Answer, style: Style, out: &mut Vec<u8>) -> Answer {
         for part in ["HTTP/1.1 ", answer.status(), "\r\ndate: "] {

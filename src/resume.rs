@@ -1,4 +1,5 @@
-//! What a run goes on with: the log of its data directory or, if that is new, the sale that the database knows.
+//! What a run goes on with: the log of its data directory or, if that is new, the sale that the database knows; in an
+//! upgrade, the log that another process is still writing.
 
 use crate::block::{LogKind, StreamId};
 use crate::claim::{Claim, fatal};

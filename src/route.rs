@@ -18,6 +18,8 @@ pub enum Route {
     Command(Command, bool),
     /// To something to be read.
     Page(Page),
+    /// To what is told whenever it changes.
+    Events,
     /// Nowhere.
     Refused(Problem),
 }
@@ -49,6 +51,8 @@ pub fn route(head: &Head<'_>) -> (Operation, Route) {
         ("/purchase", Method::Post) => (Operation::Purchase, purchase(head).unwrap_or_else(Route::Refused)),
         ("/purchase", _) => refused(Problem::OnlyPost),
         ("/sale", _) => page(Operation::Sale, Page::Sale),
+        ("/events", Method::Get | Method::Head) => (Operation::Events, Route::Events),
+        ("/events", _) => refused(Problem::OnlyGet),
         ("/livez", _) => page(Operation::Live, Page::Live),
         ("/readyz", _) => page(Operation::Ready, Page::Ready),
         ("/health", _) => page(Operation::Health, Page::Health),

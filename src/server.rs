@@ -4,6 +4,7 @@
 //! share; a connection keeps bytes of its own only while a request is incomplete. One write per connection and
 //! turn. What a request means is the handler's business.
 
+use crate::acceptor::Acceptor;
 use crate::client::{Client, remove};
 use crate::connection::{Awaits, Connection, Midway, Overdue, State, Step, Trace};
 use crate::http::{HEAD_BYTES_MAX, Head, Method};
@@ -12,11 +13,12 @@ use crate::operation::{Answer, Operation};
 use crate::poller::{LISTENER, Poller};
 use crate::problem::Problem;
 use crate::response::{Responder, Style};
+use crate::subscribers::{Subscribers, Told};
 use crate::types::{Moment, Ticket};
 use rustix::event::epoll::EventFlags;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags, accept_with, recv, send, shutdown};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use slab::Slab;
 use std::io;
 use std::task::{Context, Poll};
@@ -27,10 +29,8 @@ const READ_BYTES: usize = 16 * 1024;
 const AHEAD_BYTES_MAX: usize = 2 * HEAD_BYTES_MAX;
 /// Unsent answers beyond which a connection's further requests wait.
 const OUTPUT_BYTES_MAX: usize = 16 * 1024;
-/// Connections accepted in one turn, so that a crowd at the door does not stop the service inside.
-const ACCEPTS_PER_TURN: usize = 128;
-/// How long accepting rests when no descriptor is left.
-const ACCEPT_REST_MS: u64 = 50;
+/// Clients that listen which are told something in one turn, so that a crowd of them does not hold up who buys.
+const TOLD_PER_TURN: usize = 64;
 /// Answer buffers kept for use again.
 const SPARE_BUFFERS_MAX: usize = 1024;
 
@@ -46,6 +46,8 @@ pub enum Handled {
         /// The answer must be JSON.
         json: bool,
     },
+    /// Its client shall hear of the sale from now on, if one more may.
+    Listening(Operation),
 }
 
 /// Decides what a request means: gets the ticket, the request and the style, and where to write.
@@ -55,11 +57,7 @@ impl<H: FnMut(Ticket, &Head<'_>, Style, &mut Responder, &mut Vec<u8>) -> Handled
 /// The listeners and the sockets of one shard.
 pub struct Server {
     poller: Poller,
-    /// One; more after an upgrade to fewer shards, because to close one would reset who waits in its queue.
-    listeners: Vec<OwnedFd>,
-    /// A listener has somebody waiting, as far as is known.
-    is_listener_ready: bool,
-    accepts_again_ms: u64,
+    acceptor: Acceptor,
     clients: Slab<Client>,
     clients_max: usize,
     generation: u32,
@@ -72,6 +70,7 @@ pub struct Server {
     /// Tickets that no client waits with any more.
     withdrawn: Vec<Ticket>,
     overdue: Overdue,
+    subscribers: Subscribers,
     spare_buffers: Vec<Vec<u8>>,
     scratch: Vec<u8>,
     is_draining: bool,
@@ -85,9 +84,7 @@ impl Server {
     pub fn new(doorbell: impl AsFd, clients_max: usize, meter: Meter) -> io::Result<Self> {
         Ok(Server {
             poller: Poller::new(doorbell)?,
-            listeners: Vec::new(),
-            is_listener_ready: false,
-            accepts_again_ms: 0,
+            acceptor: Acceptor::default(),
             clients: Slab::new(),
             clients_max,
             generation: 0,
@@ -97,6 +94,8 @@ impl Server {
             dirty: Vec::new(),
             withdrawn: Vec::new(),
             overdue: Overdue::default(),
+            // The others are for who buys.
+            subscribers: Subscribers::new(clients_max.div_ceil(2)),
             spare_buffers: Vec::new(),
             scratch: vec![0; READ_BYTES],
             is_draining: false,
@@ -109,8 +108,7 @@ impl Server {
     /// No memory is left for the set.
     pub fn listen(&mut self, listener: OwnedFd) -> io::Result<()> {
         self.poller.add(&listener, LISTENER, EventFlags::IN)?;
-        self.listeners.push(listener);
-        self.is_listener_ready = true;
+        self.acceptor.add(listener);
         Ok(())
     }
 
@@ -124,7 +122,7 @@ impl Server {
         self.poller.look(timeout_ms);
         for (key, flags) in self.poller.ready() {
             if key == LISTENER {
-                self.is_listener_ready = true;
+                self.acceptor.is_called();
                 continue;
             }
             let Some(client) = self.clients.get_mut(key as usize) else { continue };
@@ -171,44 +169,26 @@ impl Server {
         any
     }
 
+    /// Lets in who has come.
     fn accept(&mut self, now: Moment) {
-        if !self.is_listener_ready || now.monotonic_ms < self.accepts_again_ms {
-            return;
-        }
-        let listeners = std::mem::take(&mut self.listeners);
-        self.is_listener_ready = listeners.iter().fold(false, |more, listener| self.accept_from(listener, now) | more);
-        self.listeners = listeners;
+        let mut acceptor = std::mem::take(&mut self.acceptor);
+        acceptor.accept(now, |socket| self.welcome(socket, now));
+        self.acceptor = acceptor;
     }
 
-    /// Accepts who waits at `listener`, but not too many at once. Returns whether somebody may be left there.
-    fn accept_from(&mut self, listener: &OwnedFd, now: Moment) -> bool {
-        for _ in 0..ACCEPTS_PER_TURN {
-            match accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
-                Ok(socket) if self.clients.len() >= self.clients_max => {
-                    let mut refusal = Vec::new();
-                    self.responder.set_request_id(None);
-                    self.meter.refused(self.responder.problem(
-                        Problem::TooManyConnections,
-                        Style::default(),
-                        &mut refusal,
-                    ));
-                    // One try each: a client that is not served is not waited for either.
-                    let _ = send(&socket, &refusal, SendFlags::NOSIGNAL);
-                    let _ = shutdown(&socket, Shutdown::Write);
-                    let _ = recv(&socket, &mut self.scratch[..], RecvFlags::empty());
-                }
-                // Out of memory for the set: the client hears it by the closing of its connection.
-                Ok(socket) => drop(self.insert(socket, Connection::new(now.monotonic_ms))),
-                Err(Errno::AGAIN) => return false,
-                Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
-                    self.accepts_again_ms = now.monotonic_ms + ACCEPT_REST_MS;
-                    return true;
-                }
-                // The client has gone, or the network says something about it: the next one may be fine.
-                Err(_) => {}
-            }
+    fn welcome(&mut self, socket: OwnedFd, now: Moment) {
+        if self.clients.len() < self.clients_max {
+            // Out of memory for the set: the client hears it by the closing of its connection.
+            let _ = self.insert(socket, Connection::new(now.monotonic_ms));
+            return;
         }
-        true
+        let mut refusal = Vec::new();
+        self.responder.set_request_id(None);
+        self.meter.refused(self.responder.problem(Problem::TooManyConnections, Style::default(), &mut refusal));
+        // One try each: a client that is not served is not waited for either.
+        let _ = send(&socket, &refusal, SendFlags::NOSIGNAL);
+        let _ = shutdown(&socket, Shutdown::Write);
+        let _ = recv(&socket, &mut self.scratch[..], RecvFlags::empty());
     }
 
     /// Takes a client in; returns its key.
@@ -224,7 +204,7 @@ impl Server {
 
     /// When accepting goes on, if it rests or there is more to accept.
     pub fn accepts_again_ms(&self) -> Option<u64> {
-        (!self.listeners.is_empty() && self.is_listener_ready).then_some(self.accepts_again_ms)
+        self.acceptor.again_ms()
     }
 
     fn read(&mut self, key: usize, now: Moment, handler: &mut impl Handler) {
@@ -257,13 +237,16 @@ impl Server {
         let client = &mut self.clients[key];
         let connection = &mut client.connection;
         let has_output_room = connection.output.len() < OUTPUT_BYTES_MAX;
-        if connection.state == State::Reading && has_output_room && connection.ended {
+        if (connection.state == State::Reading && has_output_room || connection.state == State::Listening)
+            && connection.ended
+        {
             // Whatever is left is no whole request and never will be.
             connection.state = State::Closing;
         }
         let may_read_more = match connection.state {
             State::Reading => has_output_room,
             State::Deciding | State::Lingering => connection.input.len() < AHEAD_BYTES_MAX,
+            State::Listening => true,
             State::Closing => false,
         };
         if connection.readable && !connection.ended && may_read_more {
@@ -330,6 +313,20 @@ impl Server {
                     self.meter.answered(operation, answer, began_us);
                     if style.keep_alive { State::Reading } else { State::Closing }
                 }
+                Handled::Listening(operation) => {
+                    let answer = match self.subscribers.have_room() {
+                        _ if is_draining => self.responder.problem(Problem::NotReady, Style::default(), &mut out),
+                        true => self.responder.event_stream(style, &mut out),
+                        false => self.responder.problem(Problem::TooManyConnections, Style::default(), &mut out),
+                    };
+                    self.meter.answered(operation, answer, began_us);
+                    if answer == Answer::Ok && !style.head_only {
+                        self.subscribers.add(key, client.generation);
+                        State::Listening
+                    } else {
+                        State::Closing
+                    }
+                }
                 Handled::Deciding { operation, json } => {
                     (connection.operation, connection.began_us) = (operation, began_us);
                     connection.trace = trace;
@@ -338,7 +335,7 @@ impl Server {
                 }
             };
         }
-        if at < bytes.len() && connection.state != State::Closing {
+        if at < bytes.len() && matches!(connection.state, State::Reading | State::Deciding) {
             if kept.is_empty() {
                 kept.extend_from_slice(&self.scratch[at..received]);
             } else {
@@ -376,6 +373,30 @@ impl Server {
             client.queue(key, &mut self.ready);
         }
         self.conclude(key, now);
+    }
+
+    /// Tells clients that listen, and whose turn it is, what is new to them; `write` writes it.
+    pub fn tell_subscribers(&mut self, now: Moment, mut write: impl FnMut(&mut Told, &mut Vec<u8>)) {
+        for _ in 0..TOLD_PER_TURN {
+            let Some(mut subscriber) = self.subscribers.next(now.monotonic_ms) else { return };
+            let key = subscriber.key;
+            let is_it = |client: &&mut Client| client.generation == subscriber.generation;
+            let Some(client) = self.clients.get_mut(key).filter(is_it) else { continue };
+            if client.connection.state != State::Listening {
+                continue;
+            }
+            // Who has not taken the last news hears how things stand when it has.
+            if client.connection.output.is_empty() || subscriber.told.is_nothing() {
+                write(&mut subscriber.told, &mut client.connection.output);
+            }
+            self.subscribers.go_on(subscriber, now.monotonic_ms);
+            self.conclude(key, now);
+        }
+    }
+
+    /// Clients that listen to the sale.
+    pub fn subscribers(&self) -> &Subscribers {
+        &self.subscribers
     }
 
     /// After anything has happened to a connection: sets its deadline, and marks it if it has something to write
@@ -466,7 +487,7 @@ impl Server {
         let overdue: Vec<_> = self.clients.iter_mut().filter_map(overdue).collect();
         for (key, awaits) in overdue {
             let problem = match awaits {
-                Awaits::Request | Awaits::Write | Awaits::HangUp => {
+                Awaits::Request | Awaits::Write | Awaits::News | Awaits::HangUp => {
                     remove(&mut self.clients, &mut self.withdrawn, key);
                     continue;
                 }
@@ -502,12 +523,13 @@ impl Server {
     /// Whoever has sent something that was not read yet is still served.
     pub fn drain(&mut self, now: Moment) {
         self.is_draining = true;
-        self.is_listener_ready = true;
-        while self.is_listener_ready && now.monotonic_ms >= self.accepts_again_ms {
-            self.accept(now);
-        }
-        self.listeners.clear();
+        let mut acceptor = std::mem::take(&mut self.acceptor);
+        acceptor.close(now, |socket| self.welcome(socket, now));
+        self.subscribers.clear();
         for (key, client) in &mut self.clients {
+            if client.connection.state == State::Listening {
+                client.connection.state = State::Closing;
+            }
             client.connection.readable = true;
             client.queue(key, &mut self.ready);
         }
@@ -520,7 +542,7 @@ impl Server {
 
     /// The listeners.
     pub fn listeners(&self) -> &[OwnedFd] {
-        &self.listeners
+        self.acceptor.listeners()
     }
 
     /// The clients, none of which may wait for a decision, and what each is in the middle of.
@@ -538,7 +560,11 @@ impl Server {
             Some(midway) => Connection::resume(midway, now.monotonic_ms),
         };
         let key = self.insert(socket, connection)?;
-        self.clients[key].queue(key, &mut self.ready);
+        let client = &mut self.clients[key];
+        client.queue(key, &mut self.ready);
+        if client.connection.state == State::Listening {
+            self.subscribers.add(key, client.generation);
+        }
         self.conclude(key, now);
         Ok(())
     }

@@ -46,6 +46,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
+use tracing::field::display;
 
 /// A segment is at most this large; at a small budget a sixteenth of a shard's part.
 const SEGMENT_BYTES_MAX: u64 = 4 << 20;
@@ -139,9 +140,9 @@ pub fn start(config: Config) -> Result<Option<Supervisor>, Fatal> {
             (config.listen, Vec::new(), None)
         }
     };
+    let admin = first.as_ref().and_then(|(_, admin)| admin.local_addr().ok()).map(display);
     tracing::info!(
-        version = env!("CARGO_PKG_VERSION"), listen = %address,
-        admin = first.as_ref().and_then(|(_, admin)| admin.local_addr().ok()).map(tracing::field::display), shards, cpus = ?host::cpus(),
+        version = env!("CARGO_PKG_VERSION"), listen = %address, admin, shards, cpus = ?host::cpus(),
         data_dir = %config.data_dir.display(), items = config.rules.items, user_limit = config.rules.user_limit,
         sale_period_s = config.rules.period_s, reservation_ttl_ms = config.rules.ttl_ms,
         log_budget = config.log_budget, max_connections = connections,
@@ -260,7 +261,7 @@ fn take_over(
     listener::extend(&mut listeners, partition.shards())?;
     let once_more = listeners.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>().map_err(no_descriptors)?;
     let sockets = deal(listeners, clients, partition.shards());
-    let admin = own_admin.or(admin.map(TcpListener::from)).map_or_else(|| admin::listen(config.admin_listen), Ok)?;
+    let admin = own_admin.unwrap_or_else(|| TcpListener::from(admin));
     Ok(Place { dir, admin, resumed: ahead.finish(config, &ends)?, sockets, listeners: once_more, made_ahead })
 }
 

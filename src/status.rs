@@ -46,6 +46,8 @@ pub struct ShardStatus {
     pub items: AtomicU64,
     /// Open connections.
     pub connections: AtomicU64,
+    /// Those of them that listen to the sale.
+    pub subscribers: AtomicU64,
     /// Records appended to the purchase log.
     pub appended: AtomicU64,
     /// Records of it that are durable.

@@ -169,7 +169,8 @@ impl Successor {
 
     /// Ends it, for this process to go on. Returns how it has ended, for people.
     pub fn call_off(mut self) -> String {
-        // One that is about to end by itself says more by its status.
+        // One that ends by itself says more by its status, which comes a little after its end of the line has closed.
+        // One that is stuck says nothing; beside the time that it was given, this is little.
         let patience = Instant::now() + END_TIME;
         let mut status = None;
         while status.is_none() && Instant::now() < patience {

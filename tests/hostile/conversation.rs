@@ -81,7 +81,7 @@ impl Conversation {
                     self.requests.push(request(&head, self.heard + at));
                     self.answers.push(match route(&head).1 {
                         Route::Command(command, _) => Answer::Asked(command),
-                        Route::Page(_) => Answer::Shown,
+                        Route::Page(_) | Route::Events => Answer::Shown,
                         Route::Refused(problem) => Answer::Refused(problem),
                     });
                     if !head.keep_alive {

@@ -4,6 +4,7 @@ mod cases;
 mod conversation;
 mod fuzzed;
 mod second_parser;
+mod slow_subscriber;
 #[path = "../fuzz/targets.rs"]
 mod targets;
 

@@ -1,10 +1,8 @@
 //! Little disk: what gives way, and that it comes back.
 
 use crate::harness::Server;
-use crate::load::{Promises, buy, connect, crowd};
+use crate::load::buy_until;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
 fn log_bytes(dir: &Path) -> u64 {
     let files = std::fs::read_dir(dir.join("log")).unwrap();
@@ -31,23 +29,10 @@ fn old_sales_make_room_and_the_rest_can_always_be_read() {
             shards,
         ];
         let server = Server::start(dir.path(), &arguments);
-        // More than a whole sale, however long that takes.
-        let (promises, bought) = (Promises::default(), AtomicU32::new(0));
-        let end = Instant::now() + Duration::from_secs(30);
-        crowd(12, |number| {
-            let mut client = connect(server.address);
-            for turn in 0.. {
-                if Instant::now() > end || bought.load(Ordering::Relaxed) > 600 {
-                    return;
-                }
-                let item = (turn * 12 + number) % 500;
-                let outcome = buy(&mut client, i64::from(number), item, &promises).expect("the server goes on");
-                let known = ["200", "item-sold", "item-reserved", "sale-ended", "log-full"];
-                assert!(known.contains(&outcome.as_str()), "{outcome}");
-                bought.fetch_add(u32::from(outcome == "200"), Ordering::Relaxed);
-            }
-        });
-        let bought = promises.take().iter().filter(|promise| promise.bought).count();
+        // More than a whole sale.
+        let (bought, outcomes) = buy_until(server.address, 12, 500, 600);
+        let known = ["200", "item-sold", "item-reserved", "sale-ended", "log-full"];
+        assert!(outcomes.iter().all(|outcome| known.contains(&outcome.as_str())), "{outcomes:?}");
         assert!(bought > 500, "only {bought} were sold on {shards} shards");
         // After a restart, what was promised to live holds may cost a little more than the budget.
         assert!(log_bytes(dir.path()) <= BUDGET / 4 * 5, "{} bytes", log_bytes(dir.path()));

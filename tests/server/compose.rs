@@ -1,38 +1,30 @@
 //! `docker-compose.yml` and `tuning/seccomp.json`, as far as they can be tried without an engine.
 
-use crate::harness::{LONG_SALE, Server, skipped, stampede};
+use crate::harness::{LONG_SALE, Server, in_repository, repository_text, skipped, stampede};
 use serde::Deserialize;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn read(name: &str) -> String {
-    fs::read_to_string(root().join(name)).unwrap()
-}
-
 /// What is mounted or named is there.
 #[test]
 fn every_file_that_it_names_is_there() {
-    let compose = read("docker-compose.yml");
+    let compose = repository_text("docker-compose.yml");
     let words = compose.split_whitespace().filter(|word| word.starts_with("./") || word.starts_with("seccomp:"));
     let paths = words.map(|word| word.trim_start_matches("seccomp:").split(':').next().unwrap());
     let paths: Vec<_> = paths.collect();
-    assert!(paths.len() >= 2 && paths.iter().all(|path| root().join(path).exists()), "{paths:?}");
+    assert!(paths.len() >= 2 && paths.iter().all(|path| in_repository(path).exists()), "{paths:?}");
 }
 
 /// By the compose specification's own schema, which docker-compose has with it.
 #[test]
 fn the_compose_file_is_valid() {
-    let text = read("docker-compose.yml");
+    let text = repository_text("docker-compose.yml");
     let complaint = |text: &str, password: &[(&str, &str)]| {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("docker-compose.yml"), text).unwrap();
-        symlink(root().join("tuning"), dir.path().join("tuning")).unwrap();
+        symlink(in_repository("tuning"), dir.path().join("tuning")).unwrap();
         let mut command = Command::new("docker-compose");
         command.args(["config", "--quiet"]).current_dir(dir.path()).env_remove("DB_PASSWORD");
         let output = command.envs(password.iter().copied()).output().ok()?;
@@ -86,7 +78,7 @@ struct Argument {
 
 #[test]
 fn the_seccomp_profile_allows_io_uring_and_nothing_that_opens_the_kernel() {
-    let profile: Profile = serde_json::from_str(&read("tuning/seccomp.json")).unwrap();
+    let profile: Profile = serde_json::from_str(&repository_text("tuning/seccomp.json")).unwrap();
     assert_eq!(profile.default_action, "SCMP_ACT_ALLOW");
     assert_eq!(profile.architectures, ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"], "no other tables of calls");
     assert!(profile.syscalls.iter().all(|rule| rule.action == "SCMP_ACT_ERRNO"));
@@ -112,13 +104,13 @@ fn it_sells_under_the_seccomp_profile_and_says_what_it_misses_without_io_uring()
     let under = |profile: &Path, data_dir: &Path| {
         let server = stampede(data_dir, &LONG_SALE);
         let mut command = Command::new(PYTHON);
-        command.arg(root().join("tests/server/under_seccomp.py")).arg(profile);
+        command.arg(in_repository("tests/server/under_seccomp.py")).arg(profile);
         command.arg(server.get_program()).args(server.get_args()).current_dir(data_dir);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     };
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::run(&mut under(&root().join("tuning/seccomp.json"), dir.path()));
+    let server = Server::run(&mut under(&in_repository("tuning/seccomp.json"), dir.path()));
     let status = fs::read_to_string(format!("/proc/{}/status", server.pid().as_raw_nonzero())).unwrap();
     assert!(status.contains("Seccomp:\t2\n"), "no filter is in force: {status}");
     server.wait_for_line("serving");
@@ -127,7 +119,7 @@ fn it_sells_under_the_seccomp_profile_and_says_what_it_misses_without_io_uring()
     assert_eq!(client.purchase(&code).status, 200);
     assert!(server.terminate().success());
 
-    let mut profile: serde_json::Value = serde_json::from_str(&read("tuning/seccomp.json")).unwrap();
+    let mut profile: serde_json::Value = serde_json::from_str(&repository_text("tuning/seccomp.json")).unwrap();
     let refused = serde_json::json!({ "names": IO_URING, "action": "SCMP_ACT_ERRNO", "errnoRet": 1 });
     profile["syscalls"].as_array_mut().unwrap().push(refused);
     let without = dir.path().join("without.json");

@@ -1,6 +1,6 @@
 //! `Dockerfile`, as far as it can be tried without an engine.
 
-use crate::harness::{LONG_SALE, Server, how_many, skipped};
+use crate::harness::{LONG_SALE, Server, how_many, in_repository, repository_text, skipped};
 use rustix::process::Signal;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,14 +9,6 @@ use std::process::Command;
 /// The stage that makes the binary, and where it leaves it, in its working directory.
 const BUILD: &str = "build";
 const BINARY: &str = "target/release/stampede";
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn read(name: &str) -> String {
-    fs::read_to_string(root().join(name)).unwrap()
-}
 
 /// An instruction of the Dockerfile.
 struct Step {
@@ -27,7 +19,7 @@ struct Step {
 }
 
 fn dockerfile() -> Vec<Step> {
-    let text = read("Dockerfile");
+    let text = repository_text("Dockerfile");
     let lines: String = text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect();
     let mut stage = String::new();
     let steps = lines.replace("\\\n", "");
@@ -53,13 +45,13 @@ fn everything_that_is_copied_is_there() {
         let words: Vec<_> = copy.split_whitespace().collect();
         match words[0].strip_prefix("--from=") {
             Some(stage) => assert!(dockerfile().iter().any(|step| step.stage == stage), "no stage {stage}"),
-            None => assert!(words[..words.len() - 1].iter().all(|source| root().join(source).exists()), "{copy}"),
+            None => assert!(words[..words.len() - 1].iter().all(|source| in_repository(source).exists()), "{copy}"),
         }
     }
     assert!(copies.iter().any(|copy| copy.starts_with(&format!("--from={BUILD} /src/{BINARY} "))), "{copies:?}");
-    let named = read(".dockerignore");
+    let named = repository_text(".dockerignore");
     let named: Vec<_> = named.lines().filter_map(|line| line.strip_prefix('!')).collect();
-    assert!(!named.is_empty() && named.iter().all(|path| root().join(path).exists()), "{named:?}");
+    assert!(!named.is_empty() && named.iter().all(|path| in_repository(path).exists()), "{named:?}");
 }
 
 #[test]
@@ -96,11 +88,11 @@ fn the_health_check_tells_ready_from_not_ready() {
 
 /// What the engine would send to the build: the commit, without what .dockerignore names.
 fn context(dir: &Path) {
-    for pattern in read(".dockerignore").lines().filter(|line| !line.starts_with('#')) {
+    for pattern in repository_text(".dockerignore").lines().filter(|line| !line.starts_with('#')) {
         if let Some(path) = pattern.strip_prefix('!') {
             let script = r#"git archive HEAD -- "$0" | tar --extract --directory="$1""#;
             let mut archive = Command::new("bash");
-            archive.args(["-o", "pipefail", "-c", script, path]).arg(dir).current_dir(root());
+            archive.args(["-o", "pipefail", "-c", script, path]).arg(dir).current_dir(in_repository("."));
             assert!(archive.status().unwrap().success(), "git archive {path}");
         } else if pattern == "*" {
             assert_eq!(fs::read_dir(dir).unwrap().count(), 0, "first nothing, then what is named");

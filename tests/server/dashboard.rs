@@ -94,7 +94,8 @@ fn counted(admin: SocketAddr) -> Vec<(String, f64)> {
         ("code refused", codes.map(|code| of(&format!("reason=\"{code}\""))).iter().sum()),
         ("unavailable, 503", of("status=\"503\"")),
     ];
-    let looked_up = of("method=\"GET\"") - of("method=\"GET\",route=\"/readyz\",status=\"503\"");
+    let pages = ["sale", "livez", "readyz", "health", "events"];
+    let looked_up = pages.map(|page| of(&format!("route=\"/{page}\",status=\"200\""))).iter().sum();
     let known: f64 = rows.iter().map(|(_, count)| count).sum();
     rows.extend([("bad requests", all - known - looked_up), ("look-ups", looked_up)]);
     rows.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()

@@ -1,12 +1,11 @@
 //! `tuning/nginx.conf`: the real nginx in front of the real server.
 
-use crate::harness::{LONG_SALE, Response, Server, skipped, wait_until};
+use crate::harness::{LONG_SALE, Response, Server, repository_text, skipped, wait_until};
 use crate::history::History;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -39,7 +38,7 @@ impl Front {
         fs::write(path("certificate.pem"), certified.cert.pem()).unwrap();
         fs::write(path("key.pem"), certified.signing_key.serialize_pem()).unwrap();
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let mut text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tuning/nginx.conf")).unwrap();
+        let mut text = repository_text("tuning/nginx.conf");
         // Where the package keeps bodies, whoever runs the tests may not write.
         let bodies = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
         let bodies: String = bodies.iter().map(|kind| format!("{kind}_temp_path {};\n", path(kind))).collect();

@@ -1,6 +1,6 @@
 //! `tuning/isolate`, on machines made of files.
 
-use crate::harness::skipped;
+use crate::harness::{in_repository, skipped};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn script() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tuning/isolate")
+    in_repository("tuning/isolate")
 }
 
 /// The parts of /proc and /sys that the script looks at.

@@ -2,9 +2,12 @@
 
 use crate::harness::{Client, Server};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 /// What a buyer was promised about an item.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +19,18 @@ pub struct Promise {
     pub bought: bool,
     /// A purchase was sent, and its answer never came, or was that nobody knows: it may or may not have happened.
     pub unknown: bool,
+}
+
+impl Promise {
+    /// Tries to buy with its code once more: a purchase that was acknowledged is there, a hold can still be bought.
+    pub fn check(&mut self, client: &mut Client, when: impl Display) {
+        let outcome = client.purchase(&self.code).outcome();
+        match (self.bought, self.unknown, outcome.as_str()) {
+            (true, _, "code-used") => {}
+            (false, true, "code-used" | "200") | (false, false, "200") => self.bought = true,
+            _ => panic!("{when}: {self:?} now answers {outcome}"),
+        }
+    }
 }
 
 /// Every promise made to anyone.
@@ -60,6 +75,26 @@ pub fn buy(client: &mut Client, user: i64, item: u32, promises: &Promises) -> st
     }
 }
 
+/// Has a crowd buy any of so many items, from one sale after the other, until `enough` are bought, however long that
+/// takes. Returns how many are, and all that anybody was told.
+pub fn buy_until(address: SocketAddr, buyers: u32, items: u32, enough: u32) -> (u32, BTreeSet<String>) {
+    let (bought, outcomes) = (AtomicU32::new(0), Mutex::new(BTreeSet::new()));
+    let end = Instant::now() + Duration::from_secs(30);
+    crowd(buyers, |number| {
+        let mut client = connect(address);
+        for turn in 0.. {
+            if Instant::now() > end || bought.load(Ordering::Relaxed) > enough {
+                return;
+            }
+            let item = (turn * buyers + number) % items;
+            let outcome = buy(&mut client, number.into(), item, &Promises::default()).expect("the server goes on");
+            bought.fetch_add(u32::from(outcome == "200"), Ordering::Relaxed);
+            outcomes.lock().expect("no buyer panics").insert(outcome);
+        }
+    });
+    (bought.into_inner(), outcomes.into_inner().expect("no buyer panics"))
+}
+
 /// A connection, tried for as long as a restart may take.
 pub fn connect(address: SocketAddr) -> Client {
     Client::connect(address).expect("the server accepts")
@@ -88,12 +123,7 @@ pub fn check_survivors(server: &Server, all: &mut [Promise], last: usize, round:
         if index < last && index % 50 != round as usize % 50 {
             continue;
         }
-        let outcome = client.purchase(&promise.code).outcome();
-        match (promise.bought, promise.unknown, outcome.as_str()) {
-            (true, _, "code-used") => {}
-            (false, true, "code-used" | "200") | (false, false, "200") => promise.bought = true,
-            _ => panic!("round {round}: {promise:?} now answers {outcome}"),
-        }
+        promise.check(&mut client, format_args!("round {round}"));
         assert_eq!(client.checkout(1, promise.item).problem(), "item-sold", "{promise:?}");
     }
 }

@@ -13,6 +13,7 @@ mod crowds;
 mod dashboard;
 mod database_faults;
 mod descriptors;
+mod events;
 mod faulty_disk;
 mod front;
 mod full_disk;

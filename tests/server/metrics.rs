@@ -1,12 +1,11 @@
 //! What operators read at the admin port, and what watches over it.
 
 use crate::cluster::Cluster;
-use crate::harness::{Client, LONG_SALE, Response, Server, skipped, wait_until};
+use crate::harness::{Client, LONG_SALE, Response, Server, in_repository, repository_text, skipped, wait_until};
 use crate::load::{connect, crowd};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 
@@ -30,7 +29,7 @@ pub fn sum(samples: &BTreeMap<String, f64>, name: &str, label: &str) -> f64 {
 
 /// A server with a database, and its admin port.
 fn start(cluster: &Cluster, dir: &Path) -> (Server, SocketAddr) {
-    let arguments = ["--items", "50", "--shards", "2", "--database-url", &cluster.url()];
+    let arguments = ["--items", "50", "--reservation-ttl", "1h", "--shards", "2", "--database-url", &cluster.url()];
     let server = Server::spawn(dir, &[&LONG_SALE[..], &arguments].concat());
     let admin = server.admin;
     server.wait_for_line("serving");
@@ -64,6 +63,11 @@ fn metrics_are_what_clients_have_counted() {
     // The port changes hands with everything else.
     server.upgrade();
     assert_eq!(scrape(admin)["stampede_sale_items{state=\"sold\"}"], 5.0);
+    // It counts what it writes itself: first of all, each shard, which sale it goes on with.
+    let written = || sum(&scrape(admin), "stampede_log_records_durable_total", "purchases");
+    wait_until("each shard has written that", || written() == 2.0);
+    assert_eq!(client.purchase(&codes[5]).status, 200);
+    assert_eq!(written(), 2.0 + 1.0);
     server.signal(rustix::process::Signal::TERM);
     wait_until("it is gone", || Client::connect(admin).is_err());
     assert!(server.end_by_itself().success());
@@ -178,9 +182,7 @@ fn counters_equal_what_clients_have_counted() {
     wait_until("it is tried again", || scrape(server.admin)["stampede_postgres_retries_total"] > before);
 }
 
-fn observe(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tuning/observe").join(name)
-}
+const OBSERVE: &str = "tuning/observe";
 
 /// The metric that a sample belongs to: a histogram has three kinds.
 fn family(sample: &str) -> String {
@@ -197,7 +199,7 @@ fn dashboard_and_alerts_know_the_metrics() {
     server.connect().wait_for_postgres();
     let exist: BTreeSet<String> =
         scrape(admin).keys().map(|sample| family(sample.split('{').next().unwrap())).collect();
-    let text = |name| fs::read_to_string(observe(name)).unwrap();
+    let text = |name: &str| repository_text(&format!("{OBSERVE}/{name}"));
     let _: serde_json::Value = serde_json::from_str(&text("dashboard.json")).unwrap();
     let named = |text: &str| -> BTreeSet<String> {
         let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
@@ -213,7 +215,7 @@ fn dashboard_and_alerts_know_the_metrics() {
 #[test]
 fn prometheus_takes_its_files() {
     let check = |what: &str, file: &str| {
-        let output = Command::new("promtool").args(["check", what]).arg(observe(file)).output();
+        let output = Command::new("promtool").args(["check", what]).arg(in_repository(OBSERVE).join(file)).output();
         output.map(|output| (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned()))
     };
     let Ok((is_good, said)) = check("config", "prometheus.yml") else {

@@ -1,16 +1,11 @@
 //! What is read without starting the server, and what the Debian package is made of. `tuning/debian/try` makes it, and
 //! tries it.
 
-use crate::harness::{assert_refused, skipped};
+use crate::harness::{assert_refused, in_repository, repository_text, skipped};
 use stampede::config::SETTINGS;
 use stampede::fatal::EXIT_CODES;
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-
-fn in_repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
 
 fn run(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_stampede")).args(arguments).output().expect("the binary starts")
@@ -25,7 +20,7 @@ fn printed(arguments: &[&str]) -> String {
 /// Settings for the unit: all but those that the unit itself gives.
 fn settings_file() -> String {
     let head = "# Settings of the server, one VARIABLE=value a line; man stampede tells more. systemctl reload stampede \
-                applies them,\n# and buyers notice nothing; only for another LISTEN or SALE_PERIOD it takes a restart. The data directory is\n# /var/lib/stampede: the unit says so.\n";
+                applies them,\n# and buyers notice nothing; only another LISTEN takes a restart, and SALE_PERIOD stays. The data directory is\n# /var/lib/stampede: the unit says so.\n";
     let settings = SETTINGS.iter().filter(|setting| !["data-dir", "env-file"].contains(&setting.flag));
     let lines = settings.map(|setting| {
         let (open, default) = match setting.default.strip_prefix('(') {
@@ -130,7 +125,7 @@ fn what_goes_into_the_package_is_there() {
     assert_eq!(assets[0], "target/release/stampede");
     let units = in_repository(package["systemd-units"]["unit-scripts"].as_str().unwrap());
     assert!(units.join("stampede.service").is_file() && units.join("stampede.socket").is_file());
-    let changes = fs::read_to_string(in_repository(package["changelog"].as_str().unwrap())).unwrap();
+    let changes = repository_text(package["changelog"].as_str().unwrap());
     let latest = format!("stampede ({}-", env!("CARGO_PKG_VERSION"));
     assert!(changes.starts_with(&latest), "tuning/debian/changelog does not begin with {latest}");
 }

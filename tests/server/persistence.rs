@@ -1,8 +1,8 @@
 //! Every record in a real Postgres, exactly once.
 
 use crate::cluster::Cluster;
-use crate::harness::{Client, LONG_SALE, Server, assert_refused, copy_dir, how_many};
-use crate::load::{Promise, Promises, buy, check_books, connect, crowd};
+use crate::harness::{Client, LONG_SALE, Server, assert_refused, copy_dir, how_many, repository_text};
+use crate::load::{Promise, Promises, buy, buy_until, check_books, connect, crowd};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -94,9 +94,7 @@ fn the_catalogue_has_the_names_that_buyers_were_told() {
         let told = [&receipt["item_name"], &receipt["item_image"]].map(|text| text.as_str().unwrap().to_owned());
         assert_eq!(row, told.join(" "));
     }
-    for query in
-        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/sql/examples.sql")).unwrap().split_inclusive(';')
-    {
+    for query in repository_text("sql/examples.sql").split_inclusive(';') {
         if query.contains("select") {
             cluster.ask(query);
         }
@@ -415,21 +413,9 @@ fn what_is_in_postgres_makes_room() {
         let budget = ["--sale-period", "1s", "--items", "500", "--log-budget", "16MiB", "--user-limit", "500"];
         let server = Server::start(dir.path(), &[&budget[..], &["--shards", shards, "--database-url", &url]].concat());
         server.wait_for_line("the database is connected");
-        // More than half a sale, however long that takes.
-        let (promises, bought) = (Promises::default(), AtomicU32::new(0));
-        let end = Instant::now() + Duration::from_secs(30);
-        crowd(8, |number| {
-            let mut client = connect(server.address);
-            for turn in 0.. {
-                if Instant::now() > end || bought.load(Ordering::Relaxed) > 600 {
-                    return;
-                }
-                let outcome = buy(&mut client, i64::from(number), (turn * 8 + number) % 500, &promises).unwrap();
-                bought.fetch_add(u32::from(outcome == "200"), Ordering::Relaxed);
-            }
-        });
+        // More than half a sale.
+        let (bought, _) = buy_until(server.address, 8, 500, 600);
         assert!(server.terminate().success());
-        let bought = promises.take().iter().filter(|promise| promise.bought).count();
         assert!(bought > 300, "only {bought} were sold on {shards} shards");
     }
     let per_sale = "select coalesce(max(sold), 0) from (select count(*) as sold from purchases group by sale_id) sales";

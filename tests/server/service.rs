@@ -1,7 +1,7 @@
 //! What an operator's tools rely on: a service manager's messages, watchdog and sockets; a stop that balancers notice in
 //! time; threads on their CPUs; units that systemd takes.
 
-use crate::harness::{Client, LONG_SALE, Server, skipped, stampede, wait_until};
+use crate::harness::{Client, LONG_SALE, Server, repository_text, skipped, stampede, wait_until};
 use nix::sys::ptrace;
 use nix::sys::wait::WaitPidFlag;
 use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, waitpid};
@@ -19,6 +19,18 @@ use std::time::{Duration, Instant};
 struct Manager(UnixDatagram);
 
 impl Manager {
+    /// With a server that talks to it, and is to give a sign of life twice in this time.
+    fn start(dir: &Path, watchdog: Duration) -> (Manager, Server) {
+        let socket = dir.join("notify");
+        let manager = Manager(UnixDatagram::bind(&socket).unwrap());
+        manager.0.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut command = stampede(dir, &[&LONG_SALE[..], &["--shards", "2"]].concat());
+        command.env("NOTIFY_SOCKET", &socket).env("WATCHDOG_USEC", watchdog.as_micros().to_string());
+        let server = Server::run(&mut command);
+        assert!(manager.hears().starts_with("READY=1\n"));
+        (manager, server)
+    }
+
     fn hears(&self) -> String {
         let mut message = [0; 512];
         let bytes = self.0.recv(&mut message).expect("the server says something");
@@ -29,12 +41,7 @@ impl Manager {
 #[test]
 fn a_service_manager_hears_that_it_is_ready_alive_upgraded_and_at_its_end() {
     let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("notify");
-    let manager = Manager(UnixDatagram::bind(&socket).unwrap());
-    manager.0.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let mut command = stampede(dir.path(), &[&LONG_SALE[..], &["--shards", "2"]].concat());
-    let mut server = Server::run(command.env("NOTIFY_SOCKET", &socket).env("WATCHDOG_USEC", "3000000"));
-    assert!(manager.hears().starts_with("READY=1\n"));
+    let (manager, mut server) = Manager::start(dir.path(), Duration::from_secs(3));
     assert_eq!(server.connect().request("GET /readyz").status, 200);
     let ready = Instant::now();
     assert_eq!([manager.hears(), manager.hears()], ["WATCHDOG=1\n", "WATCHDOG=1\n"]);
@@ -60,13 +67,8 @@ fn a_service_manager_hears_that_it_is_ready_alive_upgraded_and_at_its_end() {
 #[test]
 fn a_stuck_shard_gives_no_sign_of_life() {
     let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("notify");
-    let manager = Manager(UnixDatagram::bind(&socket).unwrap());
-    manager.0.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let mut command = stampede(dir.path(), &[&LONG_SALE[..], &["--shards", "2"]].concat());
     // Shards take a turn each second.
-    let server = Server::run(command.env("NOTIFY_SOCKET", &socket).env("WATCHDOG_USEC", "5000000"));
-    assert!(manager.hears().starts_with("READY=1\n"));
+    let (manager, server) = Manager::start(dir.path(), Duration::from_secs(5));
     let task = |task: fs::DirEntry| (fs::read_to_string(task.path().join("comm")).unwrap(), task.file_name());
     let tasks = fs::read_dir(format!("/proc/{}/task", server.pid().as_raw_nonzero())).unwrap();
     let (_, thread) = tasks.map(|entry| task(entry.unwrap())).find(|(name, _)| name == "shard-1\n").unwrap();
@@ -223,11 +225,10 @@ fn connections_stay_on_the_cpu_where_they_arrive() {
 /// The units, as far as systemd can judge them without running them.
 #[test]
 fn the_units_are_sound_and_tight() {
-    let tuning = Path::new(env!("CARGO_MANIFEST_DIR")).join("tuning");
     let dir = tempfile::tempdir().unwrap();
     for unit in ["stampede.service", "stampede.socket"] {
         // Where no package has put the binary, the test's own stands in.
-        let text = fs::read_to_string(tuning.join(unit)).unwrap();
+        let text = repository_text(&format!("tuning/{unit}"));
         let text = text.replace("/usr/bin/stampede", env!("CARGO_BIN_EXE_stampede"));
         fs::write(dir.path().join(unit), text).unwrap();
     }

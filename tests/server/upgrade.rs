@@ -30,6 +30,15 @@ struct Shopped {
     lost: u32,
 }
 
+impl Shopped {
+    /// Nobody has noticed anything, and `server` keeps what was promised.
+    fn without_notice(mut self, server: &Server) {
+        assert_eq!((self.lost, self.outcomes), (0, BTreeSet::from(["200".to_owned()])));
+        check_survivors(server, &mut self.promises, 0, 0);
+        check_books(&self.promises, usize::MAX);
+    }
+}
+
 /// Tells a crowd to go home, also where a test fails.
 struct Over<'a>(&'a AtomicBool);
 
@@ -122,12 +131,10 @@ fn nobody_notices_upgrades() {
     idle.reserve(77, 999_999);
     let upgrades = how_many("STAMPEDE_UPGRADES", 20);
     let address = server.address;
-    let mut shopped = shop(address, || (0..upgrades).for_each(|_| server.upgrade()));
-    assert_eq!((shopped.lost, shopped.outcomes), (0, BTreeSet::from(["200".to_owned()])));
+    let shopped = shop(address, || (0..upgrades).for_each(|_| server.upgrade()));
     assert!(shopped.promises.len() as u32 > 20 * upgrades, "{} purchases are too few", shopped.promises.len());
     println!("the longest wait in {upgrades} upgrades: {:?}", shopped.longest);
-    check_survivors(&server, &mut shopped.promises, 0, 0);
-    check_books(&shopped.promises, usize::MAX);
+    shopped.without_notice(&server);
     // The same connection as before all of them.
     assert_eq!(idle.checkout(78, 999_999).problem(), "item-reserved");
     assert!(server.terminate().success());
@@ -141,10 +148,8 @@ fn nobody_notices_upgrades_beside_postgres() {
     let dir = tempfile::tempdir().unwrap();
     let mut server = start(dir.path(), &["--database-url", &cluster.url()]);
     let upgrades = how_many("STAMPEDE_UPGRADES", 20) / 2;
-    let mut shopped = shop(server.address, || (0..upgrades).for_each(|_| server.upgrade()));
-    assert_eq!((shopped.lost, shopped.outcomes), (0, BTreeSet::from(["200".to_owned()])));
-    check_survivors(&server, &mut shopped.promises, 0, 0);
-    check_books(&shopped.promises, usize::MAX);
+    let shopped = shop(server.address, || (0..upgrades).for_each(|_| server.upgrade()));
+    shopped.without_notice(&server);
     // A stop at once, too, brings everything there: the harness holds every row against the log.
     server.upgrade();
     assert!(server.terminate().success());
@@ -180,7 +185,7 @@ fn nobody_notices_upgrades_with_postgres_awaited() {
     let cluster = Cluster::start();
     let dir = tempfile::tempdir().unwrap();
     let mut server = start(dir.path(), &["--ack", "postgres", "--database-url", &cluster.url()]);
-    let mut shopped = shop(server.address, || {
+    let shopped = shop(server.address, || {
         (0..how_many("STAMPEDE_UPGRADES", 20) / 4).for_each(|_| {
             wait_until("the database is connected", || {
                 server.connect().request("GET /readyz").json()["postgres"]["connected"] == true
@@ -188,9 +193,7 @@ fn nobody_notices_upgrades_with_postgres_awaited() {
             server.upgrade();
         })
     });
-    assert_eq!((shopped.lost, shopped.outcomes), (0, BTreeSet::from(["200".to_owned()])));
-    check_survivors(&server, &mut shopped.promises, 0, 0);
-    check_books(&shopped.promises, usize::MAX);
+    shopped.without_notice(&server);
     // The harness holds every row against the log then.
     assert!(server.terminate().success());
 }
@@ -224,8 +227,8 @@ fn whichever_process_is_killed_somebody_goes_on() {
             let goes_on = server.wait_for_one_of(&["the upgrade is called off", "handed over", "serving"]);
             let way = match goes_on["message"].as_str().unwrap() {
                 text if text.starts_with("the upgrade") => 0,
-                text if text.starts_with("handed over") && kills_new => {
-                    // It was the server already: a crash like any other.
+                _ if kills_new => {
+                    // It was the server already, whichever of the two has said so first: a crash like any other.
                     server.is_replaced_by(new);
                     died = true;
                     1
@@ -335,7 +338,9 @@ fn shards_and_limits_change_with_an_upgrade() {
 #[test]
 fn what_cannot_take_over_leaves_the_server_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path(), &LONG_SALE);
+    let sale_period = format!("SALE_PERIOD={}\n", LONG_SALE[1]);
+    fs::write(dir.path().join(".env"), &sale_period).unwrap();
+    let server = Server::start(dir.path(), &[]);
     let mut client = server.connect();
     let code = client.reserve(1, 1);
     let mut upgrade = |settings: &str, status: &str| {
@@ -345,17 +350,24 @@ fn what_cannot_take_over_leaves_the_server_as_it_was() {
         assert_eq!(called_off["ended"], status, "{called_off}");
         assert_eq!(client.request("GET /readyz").status, 200);
     };
-    upgrade("SALE_PERIOD=1h\nITEMS=0\n", "exit status: 2");
-    upgrade("LOG_BUDGET=1MiB\nSHARDS=8\n", "exit status: 2");
-    upgrade("MAX_CONNECTIONS=10000000\n", "exit status: 5");
-    upgrade("DATABASE_URL=mysql://shop\n", "exit status: 2");
-    fs::remove_file(dir.path().join(".env")).unwrap();
+    for (setting, status) in [
+        ("ITEMS=0", "exit status: 2"),
+        ("LOG_BUDGET=1MiB\nSHARDS=8", "exit status: 2"),
+        ("MAX_CONNECTIONS=10000000", "exit status: 5"),
+        ("DATABASE_URL=mysql://shop", "exit status: 2"),
+    ] {
+        upgrade(&format!("{sale_period}{setting}\n"), status);
+    }
+    // Sales are counted in periods, so it stays what it was.
+    upgrade("SALE_PERIOD=1h\n", "exit status: 4");
+    let why = server.wait_for_line("cannot use the data directory")["message"].to_string();
+    assert!(why.contains("counts its sales in periods of 8760h; start with --sale-period 8760h"), "{why}");
     // A log that the new one cannot read.
     let log = fs::read_dir(dir.path().join("log")).unwrap();
     let log = log.map(|entry| entry.unwrap().path()).find(|path| path.display().to_string().contains("purchases"));
     let damaged = dir.path().join("log/purchases-0000000000-00000-000000000000-1.log");
     fs::write(&damaged, &fs::read(log.unwrap()).unwrap()[..4000]).unwrap();
-    upgrade("", "exit status: 6");
+    upgrade(&sale_period, "exit status: 6");
     fs::remove_file(damaged).unwrap();
     assert_eq!(client.purchase(&code).status, 200);
     let left = fs::read_dir(dir.path().join("log")).unwrap().map(|entry| entry.unwrap().file_name());

@@ -58,12 +58,7 @@ fn check_promises(backing: &Path, promises: &mut [Promise], what: &str) {
     let server = Server::start(backing, &arguments());
     let mut client = server.connect();
     for promise in promises.iter_mut() {
-        let outcome = client.purchase(&promise.code).outcome();
-        match (promise.bought, promise.unknown, outcome.as_str()) {
-            (true, _, "code-used") => {}
-            (false, true, "code-used" | "200") | (false, false, "200") => promise.bought = true,
-            _ => panic!("{what}: {promise:?} now answers {outcome}"),
-        }
+        promise.check(&mut client, what);
     }
     check_books(promises, ITEMS as usize);
     // A checkout whose answer never came may hold its item; nothing else does.

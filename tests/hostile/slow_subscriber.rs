@@ -1,0 +1,90 @@
+//! Somebody who listens to the sale and does not take what it is told.
+
+use glommio::{LocalExecutorBuilder, Placement};
+use rustix::event::{EventfdFlags, eventfd};
+use stampede::clock::Clock;
+use stampede::connection::{Midway, State};
+use stampede::meter::Meter;
+use stampede::page::Facts;
+use stampede::sale::Counts;
+use stampede::server::Server;
+use stampede::status::{Phase, Status};
+use stampede::types::{Moment, SaleId, ShardId, Terms};
+use std::io::{ErrorKind, Read};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+const SALE: Terms = Terms { sale: SaleId(7), items: 100, user_limit: 1 };
+/// More than the kernel takes for somebody who does not read.
+const BEFORE: usize = 8 << 20;
+
+fn after(ms: u64) -> Moment {
+    Moment { monotonic_ms: 1 + ms, unix_ms: 1 + ms }
+}
+
+/// What it has been told when it reads at last, `until_ms` after the first of many changes; an end means that it was let
+/// go of.
+fn told_by_then(until_ms: u64) -> (String, bool) {
+    let run = async move {
+        let status = Arc::new(Status::new(Phase::Serving, 1, false));
+        let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let meter = Meter::new(status.clone(), ShardId(0), Clock::start());
+        let mut server = Server::new(&bell, 4, meter).unwrap();
+        let (mut client, socket) = UnixStream::pair().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let midway = Midway { state: State::Listening, output: vec![b'.'; BEFORE], ..Midway::default() };
+        server.adopt(socket.into(), Some(midway), after(0)).unwrap();
+        let mut turn = |sold, ms| {
+            let now = after(ms);
+            status.shards[0].publish_sales(SALE.sale, Counts { claiming: 0, held: 0, committing: 0, sold });
+            server.look(0);
+            server.serve(now, &mut |_, _, _, _, _| panic!("it asks for nothing"));
+            let facts = Facts { status: &status, sale: Some((SALE, 3600)) };
+            server.tell_subscribers(now, |told, out| told.update(&facts, now.monotonic_ms, out));
+            server.write_replies(now);
+            server.sweep(now);
+            server.connections()
+        };
+        let changes = (0..=until_ms).step_by(1000);
+        for ms in changes {
+            turn((ms / 1000) as u32, ms);
+        }
+        let (mut heard, mut ended) = (Vec::new(), false);
+        let mut piece = vec![0; 1 << 16];
+        // Until it has all of it, and a little longer.
+        for ms in until_ms..until_ms + 5000 {
+            turn((until_ms / 1000) as u32, ms);
+            loop {
+                match client.read(&mut piece) {
+                    Ok(0) => {
+                        ended = true;
+                        break;
+                    }
+                    Ok(bytes) => heard.extend_from_slice(&piece[..bytes]),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+        let text = String::from_utf8(heard).unwrap();
+        (text.trim_start_matches('.').to_owned(), ended)
+    };
+    LocalExecutorBuilder::new(Placement::Unbound).make().unwrap().run(run)
+}
+
+#[test]
+fn it_hears_the_first_news_and_then_the_last() {
+    let (heard, ended) = told_by_then(20_000);
+    assert!(!ended);
+    let events: Vec<_> = heard.split("event: ").skip(1).collect();
+    assert_eq!(events.len(), 2, "nothing was kept of all that was between: {heard}");
+    assert!(events[0].starts_with("sale\n") && events[0].contains("\"sold\":0,"), "{heard}");
+    assert_eq!(events[1], "stock\ndata: {\"sale_id\":7,\"sold\":20,\"reserved\":0,\"available\":80}\n\n");
+}
+
+#[test]
+fn it_is_let_go_of_if_it_never_reads() {
+    let (heard, ended) = told_by_then(32_000);
+    assert!(ended && heard.is_empty(), "{heard}");
+}
