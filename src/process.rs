@@ -1,7 +1,8 @@
 //! What the kernel counts for this process: CPU time, memory, descriptors (proc(5)).
 
+use crate::clock::boot_s;
 use procfs::process::{LimitValue, Process as Entry};
-use procfs::{ProcResult, boot_time_secs, page_size, ticks_per_second};
+use procfs::{ProcResult, page_size, ticks_per_second};
 
 /// How the process is.
 #[derive(Clone, Debug, Default)]
@@ -44,7 +45,7 @@ impl Process {
                 threads: stat.num_threads as u64,
                 open_fds: entry.fd_count()? as u64,
                 max_fds,
-                started_s: boot_time_secs()? as f64 + seconds(stat.starttime),
+                started_s: boot_s() + seconds(stat.starttime),
             })
         };
         read().unwrap_or_else(|_| Process { shards_cpu_s: vec![0.0; shards], ..Process::default() })
