@@ -84,7 +84,8 @@ mod tests {
         let begun = Instant::now();
         let counted = scope(|scope| {
             let spawn = |work: fn()| {
-                let run = || {
+                let is_over = &is_over;
+                let run = move || {
                     while !is_over.load(Ordering::Relaxed) {
                         work();
                     }
