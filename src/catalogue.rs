@@ -17,12 +17,27 @@ const THINGS: [&str; 16] = [
 #[derive(Clone, Copy, Debug)]
 pub struct ItemName(pub SaleId, pub ItemId);
 
+impl ItemName {
+    /// Decides how the item is called and what it looks like. The upper eight bits are the name's.
+    pub fn hash(&self) -> u64 {
+        // Fibonacci hashing: neighbours get names far apart.
+        (u64::from(self.0.0) << 32 | u64::from(self.1.0)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    /// Which of the 16 qualities it has.
+    pub fn quality(&self) -> usize {
+        (self.hash() >> 60) as usize
+    }
+
+    /// Which of the 16 things it is.
+    pub fn thing(&self) -> usize {
+        (self.hash() >> 56 & 0xf) as usize
+    }
+}
+
 impl fmt::Display for ItemName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Fibonacci hashing: neighbours get names far apart.
-        let mixed = (u64::from(self.0.0) << 32 | u64::from(self.1.0)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let (quality, thing) = (mixed >> 60, mixed >> 56 & 0xf);
-        write!(f, "{} {} {}", QUALITIES[quality as usize], THINGS[thing as usize], self.1.0)
+        write!(f, "{} {} {}", QUALITIES[self.quality()], THINGS[self.thing()], self.1.0)
     }
 }
 

@@ -1,11 +1,15 @@
 //! Records to rows, in the format of PostgreSQL's binary COPY.
 //!
-//! Format: PostgreSQL manual, "COPY, Binary Format". Every field has a fixed width, so no row can spoil a batch.
+//! Format: PostgreSQL manual, "COPY, Binary Format". Every field that comes from a client has a fixed width, so no row
+//! can spoil a batch.
 
+use crate::catalogue::{ItemImage, ItemName};
 use crate::record::{Event, Record, RefusalReason, ReleaseReason};
-use crate::types::Terms;
+use crate::types::{ItemId, SaleId, Terms};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::collections::BTreeSet;
+use std::fmt::{Display, Write};
+use std::ops::Range;
 
 /// Microseconds from the Unix epoch to PostgreSQL's, 2000-01-01.
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
@@ -56,6 +60,14 @@ impl CopyRows {
         self.int8(unix_ms as i64 * 1000 - POSTGRES_EPOCH_US);
     }
 
+    fn text(&mut self, value: impl Display) {
+        let length = self.bytes.len();
+        self.bytes.put_i32(0);
+        write!(self.bytes, "{value}").expect("it grows");
+        let bytes = (self.bytes.len() - length - 4) as i32;
+        self.bytes[length..length + 4].copy_from_slice(&bytes.to_be_bytes());
+    }
+
     fn null(&mut self) {
         self.bytes.put_i32(-1);
     }
@@ -65,6 +77,19 @@ impl CopyRows {
         self.bytes.put_i16(-1);
         self.bytes.freeze()
     }
+}
+
+/// For `sale_items`: some items of a sale.
+pub fn catalogue(sale: SaleId, items: Range<u32>) -> CopyRows {
+    let mut rows = CopyRows::default();
+    for item in items.map(ItemId) {
+        rows.begin(4);
+        rows.int8(sale.0.into());
+        rows.int4(item.0);
+        rows.text(ItemName(sale, item));
+        rows.text(ItemImage(item));
+    }
+    rows
 }
 
 /// The rows of one transaction.
@@ -149,7 +174,7 @@ impl Rows {
 mod tests {
     use super::*;
     use crate::code::Code;
-    use crate::types::{ItemId, SaleId, UserId};
+    use crate::types::UserId;
 
     #[test]
     fn rows_are_laid_out_as_postgres_reads_them() {

@@ -61,6 +61,8 @@ pub struct Head<'a> {
     pub accepts_json: bool,
     /// The `Idempotency-Key`.
     pub idempotency_key: Option<&'a [u8]>,
+    /// The `If-None-Match`; the last line of several, for to know of fewer tags costs no more than a body.
+    pub if_none_match: Option<&'a [u8]>,
     /// The `X-Request-Id`, if it is one: up to 128 visible characters.
     pub request_id: Option<&'a [u8]>,
     /// The `traceparent`, if it is one (W3C Trace Context).
@@ -143,6 +145,7 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Reject> {
         framing: if seen.chunked { Framing::Chunked } else { Framing::Length(seen.length.unwrap_or(0)) },
         accepts_json: seen.accepts_json,
         idempotency_key: seen.idempotency_key,
+        if_none_match: seen.if_none_match,
         request_id: seen.request_id,
         traceparent: seen.traceparent,
         bytes: skipped + end,
@@ -233,6 +236,7 @@ struct Fields<'a> {
     expects_continue: bool,
     accepts_json: bool,
     idempotency_key: Option<&'a [u8]>,
+    if_none_match: Option<&'a [u8]>,
     request_id: Option<&'a [u8]>,
     traceparent: Option<&'a str>,
 }
@@ -298,6 +302,7 @@ impl<'a> Fields<'a> {
                 }
                 self.idempotency_key = Some(value);
             }
+            13 if name.eq_ignore_ascii_case("if-none-match") => self.if_none_match = Some(value),
             _ => {}
         }
         Ok(())
@@ -322,11 +327,12 @@ mod tests {
     #[test]
     fn a_head_is_read_whole() {
         let text = "POST /checkout?user_id=1&item_id=2 HTTP/1.1\r\nHost: shop\r\nAccept: text/html, application/json\r\n\
-                    Idempotency-Key: k\r\nContent-Length: 3\r\n\r\nabc";
+                    Idempotency-Key: k\r\nIf-None-Match: *\r\nContent-Length: 3\r\n\r\nabc";
         let head = parse(text).unwrap().unwrap();
         assert_eq!((head.method, head.path, head.query), (Method::Post, "/checkout", "user_id=1&item_id=2"));
         assert_eq!((head.framing, head.keep_alive, head.accepts_json), (Framing::Length(3), true, true));
-        assert_eq!((head.idempotency_key, head.bytes), (Some(&b"k"[..]), text.len() - 3));
+        assert_eq!((head.idempotency_key, head.if_none_match), (Some(&b"k"[..]), Some(&b"*"[..])));
+        assert_eq!(head.bytes, text.len() - 3);
         for length in 0..text.len() - 3 {
             assert_eq!(parse(&text[..length]), Ok(None), "cut at {length}");
         }

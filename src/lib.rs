@@ -23,10 +23,10 @@
 //! before reply* stands there, in one place. [`mesh`] carries batches of messages between shards; sending never blocks.
 //! [`doorbell`] wakes who sleeps. [`purchase_log`] appends and flushes, [`segment`] makes and writes its files,
 //! [`retention`] keeps them within their budget; [`logs`] holds all that a shard has of these. [`status`] holds the
-//! numbers that shards publish, [`page`] shows them, [`subscribers`] hear when they change. [`meter`] counts requests
-//! and takes their time, in [`counters`] of one writer each. [`admin`] serves operators, [`metrics`] is what Prometheus
-//! reads, [`process`] what the kernel knows of this one. [`dashboard`] is the page that people look at, [`sampler`] what
-//! it shows.
+//! numbers that shards publish, [`board`] where each item stands; [`page`] and [`items`] show them, [`subscribers`] hear
+//! when the numbers change. [`meter`] counts requests and takes their time, in [`counters`] of one writer each.
+//! [`admin`] serves operators, [`metrics`] is what Prometheus reads, [`process`] what the kernel knows of this one.
+//! [`dashboard`] is the page that people look at, [`sampler`] what it shows.
 //!
 //! **Postgres.** [`persistence`] is the one thread that brings every flushed record there, exactly once: from a
 //! channel while it keeps up, from the files by [`log_reader`] when it does not. [`claim`] takes the database for this
@@ -38,7 +38,8 @@
 //!
 //! **Bytes.** [`connection`] turns bytes into requests by [`http`] and [`body`]. [`route`] turns requests into
 //! commands and outcomes into responses; [`problem`] lists every refusal, [`operation`] what can be asked and every
-//! answer to it; status codes are in these two files and nowhere else. [`response`] renders. [`catalogue`] makes up names.
+//! answer to it; status codes are in these two files and nowhere else. [`response`] renders. [`catalogue`] makes up names,
+//! [`art`] draws images.
 //!
 //! **Rules.** [`shard`] is one shard's state machine: the two-owner protocol. [`waiting`] is what waits for the log.
 //! [`sale`] has the rules: stock, holds, quotas. [`command`] and [`message`] are what it hears and says, [`partition`]
@@ -82,7 +83,9 @@
 
 pub mod acceptor;
 pub mod admin;
+pub mod art;
 pub mod block;
+pub mod board;
 pub mod body;
 pub mod catalogue;
 pub mod claim;
@@ -102,6 +105,7 @@ pub mod fatal;
 pub mod handover;
 pub mod host;
 pub mod http;
+pub mod items;
 pub mod lag;
 pub mod listener;
 pub mod log_reader;

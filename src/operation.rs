@@ -16,6 +16,12 @@ pub enum Operation {
     Sale,
     /// The same again whenever it changes.
     Events,
+    /// Which items there are, and how they stand.
+    Items,
+    /// How one item stands.
+    Item,
+    /// What it looks like.
+    Image,
     /// Whether the process is up.
     Live,
     /// Whether it is ready to sell.
@@ -28,12 +34,15 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation, in order.
-    pub const ALL: [Operation; 9] = [
+    pub const ALL: [Operation; 12] = [
         Operation::Checkout,
         Operation::Purchase,
         Operation::Cancel,
         Operation::Sale,
         Operation::Events,
+        Operation::Items,
+        Operation::Item,
+        Operation::Image,
         Operation::Live,
         Operation::Ready,
         Operation::Health,
@@ -47,6 +56,9 @@ impl Operation {
             Operation::Purchase => ("POST", "/purchase"),
             Operation::Cancel => ("DELETE", "/checkout"),
             Operation::Sale => ("GET", "/sale"),
+            Operation::Items => ("GET", "/items"),
+            Operation::Item => ("GET", "/items/{id}"),
+            Operation::Image => ("GET", "/items/{id}/image.svg"),
             Operation::Events => ("GET", "/events"),
             Operation::Live => ("GET", "/livez"),
             Operation::Ready => ("GET", "/readyz"),
@@ -65,6 +77,8 @@ impl Operation {
             Operation::Purchase => &[InvalidCode, CodeUnknown, CodeExpired, CodeUsed, SaleEnded, NotReady, Overdue],
             Operation::Cancel => &[InvalidCode, CodeUnknown, CodeExpired, CodeUsed, SaleEnded, NotReady, Overdue],
             Operation::Sale => &[NotReady],
+            Operation::Items => &[InvalidOffset, InvalidLimit, NotReady],
+            Operation::Item | Operation::Image => &[NotFound, NotReady],
             Operation::Events => &[NotReady, TooManyConnections],
             Operation::Live | Operation::Ready | Operation::Health => &[],
             Operation::Unknown => &[
@@ -84,6 +98,7 @@ impl Operation {
         };
         let granted: &[Answer] = match self {
             Operation::Cancel => &[Answer::NoContent],
+            Operation::Image => &[Answer::Ok, Answer::Unchanged],
             Operation::Ready | Operation::Health => &[Answer::Ok, Answer::Unready],
             Operation::Unknown => &[],
             _ => &[Answer::Ok],
@@ -99,6 +114,8 @@ pub enum Answer {
     Ok,
     /// It is done, and there is nothing more to say.
     NoContent,
+    /// The client has it already.
+    Unchanged,
     /// Details, and that it is not ready to sell.
     Unready,
     /// A refusal.
@@ -107,15 +124,16 @@ pub enum Answer {
 
 impl Answer {
     /// How many there are.
-    pub const COUNT: usize = 3 + Problem::ALL.len();
+    pub const COUNT: usize = 4 + Problem::ALL.len();
 
     /// Its place among them.
     pub fn place(self) -> usize {
         match self {
             Answer::Ok => 0,
             Answer::NoContent => 1,
-            Answer::Unready => 2,
-            Answer::Refused(problem) => 3 + problem as usize,
+            Answer::Unchanged => 2,
+            Answer::Unready => 3,
+            Answer::Refused(problem) => 4 + problem as usize,
         }
     }
 
@@ -124,8 +142,9 @@ impl Answer {
         array::from_fn(|place| match place {
             0 => Answer::Ok,
             1 => Answer::NoContent,
-            2 => Answer::Unready,
-            _ => Answer::Refused(Problem::ALL[place - 3]),
+            2 => Answer::Unchanged,
+            3 => Answer::Unready,
+            _ => Answer::Refused(Problem::ALL[place - 4]),
         })
     }
 
@@ -134,6 +153,7 @@ impl Answer {
         match self {
             Answer::Ok => "200 OK",
             Answer::NoContent => "204 No Content",
+            Answer::Unchanged => "304 Not Modified",
             Answer::Unready => "503 Service Unavailable",
             Answer::Refused(problem) => problem.about().status,
         }
@@ -142,7 +162,7 @@ impl Answer {
     /// Why not; empty if it was not refused.
     pub fn reason(self) -> &'static str {
         match self {
-            Answer::Ok | Answer::NoContent => "",
+            Answer::Ok | Answer::NoContent | Answer::Unchanged => "",
             Answer::Unready => "not-ready",
             Answer::Refused(problem) => problem.about().slug,
         }

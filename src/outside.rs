@@ -60,7 +60,7 @@ impl Outside {
             self.server.look(if self.server.has_work() { 0 } else { LOOK_MS });
             let now = self.clock.now();
             let status = self.status.clone();
-            let facts = Facts { status: &status, sale: None };
+            let facts = Facts { status: &status, sale: None, known: None };
             self.server.serve(now, &mut |_, head: &Head<'_>, style, responder: &mut Responder, out: &mut Vec<u8>| {
                 let (operation, route) = route(head);
                 let answer = match route {

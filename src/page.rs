@@ -1,12 +1,12 @@
 //! What can be read: how the sale stands, and how the process is.
 
 use crate::counters::Counter;
+use crate::items::{self, OnSale};
 use crate::operation::Answer;
 use crate::problem::Problem;
 use crate::response::{Responder, Style};
 use crate::route::{Page, rfc3339};
 use crate::status::{Phase, Status};
-use crate::types::Terms;
 use serde::Serialize;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -70,12 +70,14 @@ struct ShardHealth {
     attempts_unrecorded: u64,
 }
 
-/// What a page is written from. Without terms, nothing is known about the sale yet.
+/// What a page is written from. Without a sale, nothing is known about the sale yet.
 pub struct Facts<'a> {
     /// What all shards publish.
     pub status: &'a Status,
-    /// The sale of the shard that writes the page, and its period in seconds.
-    pub sale: Option<(Terms, u32)>,
+    /// The sale of the shard that writes the page.
+    pub sale: Option<OnSale<'a>>,
+    /// What the client says that it has already.
+    pub known: Option<&'a [u8]>,
 }
 
 /// Writes a page.
@@ -91,6 +93,10 @@ pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Respon
         }
         Page::Sale => match sale(facts) {
             Some(sale) => responder.json(Answer::Ok, &sale, style, out),
+            None => responder.problem(Problem::NotReady, style, out),
+        },
+        Page::Items(page) => match &facts.sale {
+            Some(on_sale) => items::write(page, on_sale, facts.known, style, responder, out),
             None => responder.problem(Problem::NotReady, style, out),
         },
         Page::Health => responder.json(answer, &health(facts, phase), style, out),
@@ -118,7 +124,7 @@ pub fn postgres(status: &Status) -> Option<Postgres> {
 
 /// How the sale stands; nothing, before that is known.
 pub fn sale(facts: &Facts<'_>) -> Option<Sale> {
-    let (terms, period_s) = facts.sale?;
+    let OnSale { terms, period_s, .. } = facts.sale?;
     let stands = facts.status.sales(terms.sale);
     let starts_s = u64::from(terms.sale.0) * u64::from(period_s);
     // Shards publish one after the other, so the sum may be ahead by what is under way.

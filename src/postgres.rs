@@ -2,7 +2,7 @@
 
 use crate::block::{LogKind, StreamId};
 use crate::code::Code;
-use crate::copy_rows::{CopyRows, Rows};
+use crate::copy_rows::{self, CopyRows, Rows};
 use crate::database_url::{DatabaseUrl, TlsMode};
 use crate::fatal::Fatal;
 use crate::ownership::{Owner, Run};
@@ -22,13 +22,13 @@ use tokio_postgres::{Client, Error, GenericClient, NoTls, Row, Statement, Transa
 use uuid::Uuid;
 
 /// The schema, one file a version, in order. A file that has been released never changes.
-const MIGRATIONS: &[&str] = &[include_str!("../sql/0001_schema.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("../sql/0001_schema.sql"), include_str!("../sql/0002_names_of_items.sql")];
 /// Names the lock under which the schema is changed, so that two servers can start at once.
 const MIGRATION_LOCK: i64 = 0x5354_414d_5045_4445;
 /// Bytes of one COPY message.
 const COPY_BYTES: usize = 256 * 1024;
 
-/// Items of a catalogue made in one go.
+/// Items of a catalogue made in one go: about 2 MiB of rows, while no others are shipped.
 const CATALOGUE_ITEMS: i32 = 20_000;
 
 /// Every wait is bounded, on both sides: a connection that nobody answers any more must not hold its locks.
@@ -123,6 +123,7 @@ pub struct Database {
     copy_checkouts: Statement,
     copy_purchases: Statement,
     copy_releases: Statement,
+    copy_items: Statement,
     move_on: Statement,
     set_seen: Statement,
 }
@@ -156,6 +157,7 @@ impl Database {
             copy_checkouts: client.prepare(&copy("checkouts")).await?,
             copy_purchases: client.prepare(&copy("purchases")).await?,
             copy_releases: client.prepare(&copy("releases")).await?,
+            copy_items: client.prepare(&copy("sale_items")).await?,
             move_on: client
                 .prepare(
                     "update log_positions p set position = m.later \
@@ -257,9 +259,22 @@ impl Database {
     /// Makes the next part of a catalogue. Returns whether there was one to make.
     ///
     /// # Errors
-    /// Of the connection.
+    /// Of the connection. The transaction may still be open then.
     pub async fn extend_catalogue(&self) -> Result<bool, Failure> {
-        Ok(self.client.query_one("select extend_catalogue($1)", &[&CATALOGUE_ITEMS]).await?.get(0))
+        let Database { client, copy_items, .. } = self;
+        client.batch_execute("begin").await?;
+        let unfinished = "select sale_id, items, catalogued from sales where catalogued < items \
+            order by sale_id limit 1 for update";
+        let row = client.query_opt(unfinished, &[]).await?;
+        if let Some(row) = &row {
+            let (sale, items, catalogued): (i64, i32, i32) = (row.get(0), row.get(1), row.get(2));
+            let until = items.min(catalogued + CATALOGUE_ITEMS);
+            let rows = copy_rows::catalogue(SaleId(sale as u32), catalogued as u32..until as u32);
+            copy(client, copy_items, rows).await?;
+            client.execute("update sales set catalogued = $2 where sale_id = $1", &[&sale, &until]).await?;
+        }
+        client.batch_execute("commit").await?;
+        Ok(row.is_some())
     }
 
     /// Brings `rows` and the positions in one transaction: both, or neither. What need not wait for an answer is sent

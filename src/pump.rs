@@ -14,9 +14,11 @@
 //! which is one system call where the executor takes several.
 
 use crate::block::{BLOCK_BYTES, LogKind};
+use crate::board::Board;
 use crate::fatal::Fatal;
 use crate::handover::Line;
 use crate::http::Head;
+use crate::items::OnSale;
 use crate::logs::{Logs, Shipping};
 use crate::mesh::Delivery;
 use crate::notice::{Notice, Order};
@@ -76,6 +78,7 @@ pub struct Pump {
     outside: Outside,
     shard: Shard,
     logs: Logs,
+    board: Arc<Board>,
     period_s: u32,
     /// As it was when the turn began.
     phase: Phase,
@@ -105,12 +108,13 @@ pub struct Pump {
 
 impl Pump {
     /// A pump around `shard`, whose first effects are in `effects`.
-    pub fn new(outside: Outside, shard: Shard, effects: Effects, logs: Logs, period_s: u32) -> Self {
+    pub fn new(outside: Outside, shard: Shard, effects: Effects, logs: Logs, board: Arc<Board>, period_s: u32) -> Self {
         let fitting_blocks = logs.purchases.segment_blocks();
         Pump {
             outside,
             shard,
             logs,
+            board,
             period_s,
             phase: Phase::Recovering,
             effects,
@@ -164,7 +168,9 @@ impl Pump {
         self.outside.dispatch();
         if !is_paused {
             let Outside { server, status, .. } = &mut self.outside;
-            let facts = Facts { status, sale: Some((*self.shard.terms(), self.period_s)) };
+            let terms = *self.shard.terms();
+            let sale = OnSale { terms, period_s: self.period_s, board: &self.board, unix_ms: now.unix_ms };
+            let facts = Facts { status, sale: Some(sale), known: None };
             server.tell_subscribers(now, |told, out| told.update(&facts, now.monotonic_ms, out));
         }
         // What both processes have, neither touches.
@@ -246,8 +252,11 @@ impl Pump {
     }
 
     fn serve(&mut self, now: Moment) -> bool {
+        // Who asks right behind a request that has just been answered is to find it counted.
+        self.publish_sale();
         let (Outside { server, status, .. }, is_recovering) = (&mut self.outside, self.phase == Phase::Recovering);
         let (shard, effects, period_s) = (&mut self.shard, &mut self.effects, self.period_s);
+        let board = &self.board;
         let mut handle = |ticket: Ticket, head: &Head<'_>, style, responder: &mut Responder, out: &mut Vec<u8>| {
             // After the request has been read: what its client knows of a sale, this shard must know, too.
             shard.apply(Event::Sale(status.newest_sale()), now, effects);
@@ -264,7 +273,8 @@ impl Pump {
                     }
                 }
                 Route::Page(page) => {
-                    let facts = Facts { status, sale: Some((*shard.terms(), period_s)) };
+                    let sale = OnSale { terms: *shard.terms(), period_s, board, unix_ms: now.unix_ms };
+                    let facts = Facts { status, sale: Some(sale), known: head.if_none_match };
                     page::write(page, &facts, style, responder, out)
                 }
                 Route::Events if is_recovering => responder.problem(Problem::NotReady, style, out),
@@ -402,12 +412,20 @@ impl Pump {
         }
     }
 
-    fn publish(&self) {
+    /// How the sale stands, and each item that has changed.
+    fn publish_sale(&mut self) {
+        self.outside.status.note_sale(self.shard.terms().sale);
+        for change in self.effects.changes.drain(..) {
+            self.board.show(self.outside.id, change);
+        }
+        self.numbers().publish_sales(self.shard.terms().sale, self.shard.counts());
+    }
+
+    fn publish(&mut self) {
+        self.publish_sale();
         let ShardStatus {
             items, connections, subscribers, appended, flushed, attempts_flushed, log_room, turns, ..
         } = self.numbers();
-        self.outside.status.note_sale(self.shard.terms().sale);
-        self.numbers().publish_sales(self.shard.terms().sale, self.shard.counts());
         items.store(self.shard.stock().items() as u64, Ordering::Relaxed);
         connections.store(self.outside.server.connections() as u64, Ordering::Relaxed);
         subscribers.store(self.outside.server.subscribers().count() as u64, Ordering::Relaxed);

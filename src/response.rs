@@ -17,6 +17,9 @@ pub struct Style {
     pub json: bool,
 }
 
+/// What most answers say to caches, up to their length.
+const UNCACHED: &str = "\r\ncache-control: no-store\r\ncontent-length: ";
+
 /// A refusal rendered up to its date, and its body.
 struct Rendered {
     head: Vec<u8>,
@@ -95,14 +98,14 @@ impl Responder {
 
     /// Writes a response with a body of text.
     pub fn text(&self, answer: Answer, body: &str, style: Style, out: &mut Vec<u8>) -> Answer {
-        self.with_body(answer, "text/plain", body.as_bytes(), style, out)
+        self.with_body(answer, "text/plain", UNCACHED, body.as_bytes(), style, out)
     }
 
     /// Writes a response with a body of JSON.
     pub fn json(&mut self, answer: Answer, body: &impl serde::Serialize, style: Style, out: &mut Vec<u8>) -> Answer {
         self.body.clear();
         serde_json::to_writer(&mut self.body, body).expect("what is answered can be written as JSON");
-        self.with_body(answer, "application/json", &self.body, style, out)
+        self.with_body(answer, "application/json", UNCACHED, &self.body, style, out)
     }
 
     /// Writes the head of a response that goes on until the connection is closed: events. Nothing on their way may keep
@@ -125,11 +128,33 @@ impl Responder {
         answer
     }
 
-    fn with_body(&self, answer: Answer, kind: &str, body: &[u8], style: Style, out: &mut Vec<u8>) -> Answer {
+    /// Writes an image that may be kept for so long under its tag; without it, if the client has it already.
+    pub fn image(&self, svg: Option<&str>, tag: &str, max_age_s: u64, style: Style, out: &mut Vec<u8>) -> Answer {
+        let caching = format!("\r\ncache-control: public, max-age={max_age_s}\r\netag: {tag}\r\n");
+        let Some(svg) = svg else {
+            for part in ["HTTP/1.1 ", Answer::Unchanged.status(), &caching, "date: "] {
+                out.extend_from_slice(part.as_bytes());
+            }
+            self.finish_head(style, out);
+            return Answer::Unchanged;
+        };
+        self.with_body(Answer::Ok, "image/svg+xml", &format!("{caching}content-length: "), svg.as_bytes(), style, out)
+    }
+
+    /// `caching` is what stands between the kind of the body and its length.
+    fn with_body(
+        &self,
+        answer: Answer,
+        kind: &str,
+        caching: &str,
+        body: &[u8],
+        style: Style,
+        out: &mut Vec<u8>,
+    ) -> Answer {
         let mut digits = itoa::Buffer::new();
-        let (kind_is, uncached) = ("\r\ncontent-type: ", "\r\ncache-control: no-store\r\ncontent-length: ");
+        let kind_is = "\r\ncontent-type: ";
         let (status, later) = (answer.status(), if answer == Answer::Unready { "\r\nretry-after: 1" } else { "" });
-        for part in ["HTTP/1.1 ", status, later, kind_is, kind, uncached, digits.format(body.len()), "\r\ndate: "] {
+        for part in ["HTTP/1.1 ", status, later, kind_is, kind, caching, digits.format(body.len()), "\r\ndate: "] {
             out.extend_from_slice(part.as_bytes());
         }
         self.finish_head(style, out);

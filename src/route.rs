@@ -29,6 +29,8 @@ pub enum Route {
 pub enum Page {
     /// How the sale stands.
     Sale,
+    /// Something about items.
+    Items(ItemPage),
     /// Whether the process is up.
     Live,
     /// Whether it is ready to sell.
@@ -36,6 +38,27 @@ pub enum Page {
     /// Everything about it.
     Health,
 }
+
+/// Something to be read about items.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ItemPage {
+    /// How so many items stand, from `offset` on.
+    List {
+        /// The first one.
+        offset: u32,
+        /// How many at most.
+        limit: u32,
+    },
+    /// How one stands.
+    Item(ItemId),
+    /// What it looks like.
+    Image(ItemId),
+}
+
+/// Items on a page, unless the request says otherwise.
+const ITEMS_SHOWN: u32 = 50;
+/// Items on a page, at most.
+const ITEMS_SHOWN_MAX: u32 = 200;
 
 /// Finds out what a request asks for, and its way.
 pub fn route(head: &Head<'_>) -> (Operation, Route) {
@@ -56,8 +79,41 @@ pub fn route(head: &Head<'_>) -> (Operation, Route) {
         ("/livez", _) => page(Operation::Live, Page::Live),
         ("/readyz", _) => page(Operation::Ready, Page::Ready),
         ("/health", _) => page(Operation::Health, Page::Health),
-        _ => refused(Problem::NotFound),
+        ("/items", Method::Get | Method::Head) => (Operation::Items, items(head).unwrap_or_else(Route::Refused)),
+        ("/items", _) => refused(Problem::OnlyGet),
+        (path, _) => match item(path) {
+            Some((item, None)) => page(Operation::Item, Page::Items(ItemPage::Item(item))),
+            Some((item, Some("image.svg"))) => page(Operation::Image, Page::Items(ItemPage::Image(item))),
+            _ => refused(Problem::NotFound),
+        },
     }
+}
+
+/// The item that a path names, and what it asks of it.
+fn item(path: &str) -> Option<(ItemId, Option<&str>)> {
+    let path = path.strip_prefix("/items/")?;
+    let (item, what) = path.split_once('/').map_or((path, None), |(item, what)| (item, Some(what)));
+    let item = number(item.as_bytes()).and_then(|id| u32::try_from(id).ok())?;
+    Some((ItemId(item), what))
+}
+
+fn items(head: &Head<'_>) -> Result<Route, Problem> {
+    let (mut offset, mut limit) = (None, None);
+    for (name, value) in parameters(head.query) {
+        let value = || number(value).and_then(|value| u32::try_from(value).ok());
+        match name {
+            b"offset" if offset.is_some() => return Err(Problem::InvalidOffset),
+            b"offset" => offset = Some(value().ok_or(Problem::InvalidOffset)?),
+            b"limit" if limit.is_some() => return Err(Problem::InvalidLimit),
+            b"limit" => {
+                let is_allowed = |limit: &u32| (1..=ITEMS_SHOWN_MAX).contains(limit);
+                limit = Some(value().filter(is_allowed).ok_or(Problem::InvalidLimit)?);
+            }
+            _ => {}
+        }
+    }
+    let (offset, limit) = (offset.unwrap_or(0), limit.unwrap_or(ITEMS_SHOWN));
+    Ok(Route::Page(Page::Items(ItemPage::List { offset, limit })))
 }
 
 fn checkout(head: &Head<'_>) -> Result<Route, Problem> {
@@ -257,6 +313,31 @@ mod tests {
             "?code=00027232-4538-87B2-840d-b281356ddb74",
         ] {
             assert_eq!(way(&format!("POST /purchase{query}")), Route::Refused(Problem::InvalidCode), "{query}");
+        }
+    }
+
+    #[test]
+    fn items_are_found() {
+        let list = |offset, limit| Route::Page(Page::Items(ItemPage::List { offset, limit }));
+        assert_eq!(way("GET /items"), list(0, 50));
+        assert_eq!(way("HEAD /items?limit=200&x=y&offset=4294967295"), list(u32::MAX, 200));
+        assert_eq!(way("GET /items/0"), Route::Page(Page::Items(ItemPage::Item(ItemId(0)))));
+        assert_eq!(way("GET /items/42/image.svg?x"), Route::Page(Page::Items(ItemPage::Image(ItemId(42)))));
+        for query in
+            ["offset=", "offset=-1", "offset=00", "offset=4294967296", "offset=1&offset=1", "offset=0&limit=9&offset"]
+        {
+            assert_eq!(way(&format!("GET /items?{query}")), Route::Refused(Problem::InvalidOffset), "{query}");
+        }
+        for query in ["limit=", "limit=0", "limit=201", "limit=+1", "limit=1e2", "limit=5&limit=5", "limit"] {
+            assert_eq!(way(&format!("GET /items?{query}")), Route::Refused(Problem::InvalidLimit), "{query}");
+        }
+        for path in
+            ["/items/", "/items/x", "/items/07", "/items/4294967296", "/items/1/", "/items/1/image.png", "/itemsx"]
+        {
+            assert_eq!(way(&format!("GET {path}")), Route::Refused(Problem::NotFound), "{path}");
+        }
+        for path in ["/items?limit=0", "/items/1", "/items/1/image.svg"] {
+            assert_eq!(way(&format!("POST {path}")), Route::Refused(Problem::OnlyGet), "{path}");
         }
     }
 

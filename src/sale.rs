@@ -39,6 +39,28 @@ pub enum State {
     Sold,
 }
 
+/// Where an item stands, as readers are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Availability {
+    /// To be had.
+    Available,
+    /// Held, or bought but not durably yet.
+    Reserved,
+    /// Bought.
+    Sold,
+}
+
+impl From<State> for Availability {
+    fn from(state: State) -> Self {
+        match state {
+            // Most claims are decided within the turn; readers hear of what came of it.
+            State::Free | State::Claiming => Availability::Available,
+            State::Held | State::Committing => Availability::Reserved,
+            State::Sold => Availability::Sold,
+        }
+    }
+}
+
 /// A reservation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hold {

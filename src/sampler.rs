@@ -46,7 +46,7 @@ impl Outcome {
             (Operation::Checkout, Answer::Ok) => Outcome::Reserved,
             (Operation::Purchase, Answer::Ok) => Outcome::Bought,
             (_, Answer::NoContent) => Outcome::Released,
-            (_, Answer::Ok) => Outcome::LookedUp,
+            (_, Answer::Ok | Answer::Unchanged) => Outcome::LookedUp,
             (_, Answer::Refused(Problem::ItemSold)) => Outcome::ItemSold,
             (_, Answer::Refused(Problem::ItemReserved)) => Outcome::ItemReserved,
             (_, Answer::Refused(Problem::UserLimit)) => Outcome::UserLimit,
@@ -186,6 +186,16 @@ impl Sampler {
 mod tests {
     use super::*;
     use crate::status::Phase;
+
+    #[test]
+    fn whoever_asks_and_is_not_refused_has_looked_up() {
+        for operation in Operation::ALL.into_iter().filter(|operation| operation.route().0 == "GET") {
+            for answer in operation.answers() {
+                let has_looked_up = matches!(Outcome::of(operation, answer), Outcome::LookedUp);
+                assert_eq!(has_looked_up, answer.reason().is_empty(), "{operation:?} {answer:?}");
+            }
+        }
+    }
 
     #[test]
     fn a_sample_is_of_the_time_since_the_one_before() {

@@ -14,7 +14,7 @@ use crate::command::{Command, Outcome};
 use crate::message::{Reply, Request};
 use crate::partition::Partition;
 use crate::record::{Event as Logged, Record, RefusalReason, ReleaseReason};
-use crate::sale::{Cancellation, Confirmation, Counts, Hold, Quotas, State, Stock, Unavailable, sale_at};
+use crate::sale::{Availability, Cancellation, Confirmation, Counts, Hold, Quotas, State, Stock, Unavailable, sale_at};
 use crate::types::{ItemId, Moment, SaleId, Seq, ShardId, Terms, Ticket, UserId};
 use crate::waiting::{Deferred, Waiter, Waiting, Watermark};
 use uuid::Uuid;
@@ -82,6 +82,19 @@ pub struct Effects {
     pub answers: Vec<(Ticket, Outcome)>,
     /// This shard's part of a sale that is over.
     pub ended: Vec<Ended>,
+    /// To show to readers, in order.
+    pub changes: Vec<Change>,
+}
+
+/// An item of this shard has become available, reserved or sold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The sale.
+    pub sale: SaleId,
+    /// The item's place among this shard's.
+    pub slot: u32,
+    /// What it is now.
+    pub to: Availability,
 }
 
 /// One shard's part of a sale that is over.
@@ -225,6 +238,7 @@ impl Shard {
         self.catch_up(sale_at(now.unix_ms, self.rules.period_s), now, effects);
         for _ in 0..EXPIRIES_PER_TURN {
             let Some((slot, hold)) = self.stock.expire(now.monotonic_ms) else { break };
+            self.note(slot, Availability::Available, effects);
             let item = self.partition.item_at(self.id, slot);
             self.log_release(item, hold, ReleaseReason::Expired, now, effects);
         }
@@ -388,6 +402,7 @@ impl Shard {
         let (code, ttl_ms) = (self.codes.mint(&self.code_space, item), self.rules.ttl_ms);
         let expires_ms = now.monotonic_ms + u64::from(ttl_ms);
         self.stock.grant(slot, Hold { user, code, expires_ms });
+        self.note(slot, Availability::Reserved, effects);
         let event = Logged::Checkout { item, user, code, ttl_ms };
         self.append(Record { sale, unix_ms: now.unix_ms, event }, effects);
         let expires_unix_ms = now.unix_ms + u64::from(ttl_ms);
@@ -443,6 +458,7 @@ impl Shard {
             Destination::Item(item) if self.partition.owner_of_item(item) != self.id => Outcome::SaleEnded,
             Destination::Item(item) => match self.stock.cancel(self.partition.slot_of(item), code, now.monotonic_ms) {
                 Cancellation::Released(hold) => {
+                    self.note(self.partition.slot_of(item), Availability::Available, effects);
                     self.log_release(item, hold, ReleaseReason::Cancelled, now, effects);
                     return self.defer(Deferred::Answer(waiter, Outcome::Released));
                 }
@@ -466,6 +482,7 @@ impl Shard {
                 Deferred::Sell { sale, item, waiter } => {
                     if sale == self.terms.sale {
                         self.stock.sell(self.partition.slot_of(item));
+                        self.note(self.partition.slot_of(item), Availability::Sold, effects);
                     }
                     if let Some(waiter) = waiter {
                         self.tell(waiter, Outcome::Purchased { sale, item }, now, effects);
@@ -477,6 +494,10 @@ impl Shard {
                 }
             }
         }
+    }
+
+    fn note(&self, slot: usize, to: Availability, effects: &mut Effects) {
+        effects.changes.push(Change { sale: self.terms.sale, slot: slot as u32, to });
     }
 
     fn append(&mut self, record: Record, effects: &mut Effects) {

@@ -2,6 +2,7 @@
 //! ready yet, then recovery. A process that takes the place of another does the same beside it, and has its sockets last.
 
 use crate::block::{BLOCK_BYTES, LogKind, StreamId};
+use crate::board::Board;
 use crate::clock::Clock;
 use crate::code::CodeGenerator;
 use crate::config::Config;
@@ -91,6 +92,7 @@ struct Start {
 struct ShardPlan {
     config: Arc<Config>,
     partition: Partition,
+    board: Arc<Board>,
     data: Opened,
     budget: u64,
     segment_blocks: u32,
@@ -201,7 +203,10 @@ pub fn start(config: Config) -> Result<Option<Supervisor>, Fatal> {
         .unzip();
     let unsettled = Unsettled { streams, shipper };
     let config = Arc::new(config);
-    let plan = Arc::new(ShardPlan { config: config.clone(), partition, data: data.clone(), budget, segment_blocks });
+    // Before any shard sells: whoever asks one of them must find what all of them start with.
+    let board = Arc::new(Board::new(partition, config.rules.items, &inventories));
+    let plan = ShardPlan { config: config.clone(), partition, board, data: data.clone(), budget, segment_blocks };
+    let plan = Arc::new(plan);
     let mut supervisor = Supervisor {
         started,
         config,
@@ -327,7 +332,7 @@ async fn sell(door: Door, begun: Receiver<Start>) -> Result<(), Fatal> {
     let Start { sockets, inventory, made_ahead, plan, seed, persistence } =
         start.expect("recovery is over when there is something to start with");
     serve(&mut outside.server, sockets, clock)?;
-    let ShardPlan { config, partition, data, budget, segment_blocks } = &*plan;
+    let ShardPlan { config, partition, board, data, budget, segment_blocks } = &*plan;
     let log = |log| {
         let stream = StreamId { cluster: data.cluster, epoch: data.epoch, shard: id.0, log };
         PurchaseLog::new(stream, &data.logs, data.direct_io, *segment_blocks)
@@ -345,7 +350,7 @@ async fn sell(door: Door, begun: Receiver<Start>) -> Result<(), Fatal> {
     let mut effects = Effects::default();
     let codes = CodeGenerator::new(seed);
     let shard = Shard::new(id, *partition, config.rules, inventory, codes, clock.now(), &mut effects);
-    Pump::new(outside, shard, effects, logs, config.rules.period_s).run().await
+    Pump::new(outside, shard, effects, logs, board.clone(), config.rules.period_s).run().await
 }
 
 fn serve(server: &mut Server, sockets: Sockets, clock: Clock) -> Result<(), Fatal> {

@@ -4,6 +4,7 @@
 //! nothing until it has, and then how things stand by then. So nothing is kept for anybody but one event, whatever the
 //! crowd does, and ten thousand of them never hold up one turn.
 
+use crate::items::OnSale;
 use crate::page::{Facts, Sale, sale};
 use crate::status::Sales;
 use crate::types::SaleId;
@@ -41,7 +42,7 @@ impl Told {
 
     /// Writes what is new.
     pub fn update(&mut self, facts: &Facts<'_>, now_ms: u64, out: &mut Vec<u8>) {
-        let Some((terms, _)) = facts.sale else { return };
+        let Some(OnSale { terms, .. }) = facts.sale else { return };
         let stands = Some((terms.sale, facts.status.sales(terms.sale)));
         if stands == self.stands {
             if now_ms >= self.at_ms + SILENCE_MS {
@@ -141,20 +142,23 @@ impl Subscribers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::board::Board;
+    use crate::partition::Partition;
     use crate::sale::Counts;
     use crate::status::{Phase, Status};
     use crate::types::Terms;
 
     #[test]
     fn each_hears_what_is_new_to_it_and_signs_of_life() {
-        let status = Status::new(Phase::Serving, 1, false);
+        let (status, board) = (Status::new(Phase::Serving, 1, false), Board::new(Partition::new(1), 10, &[]));
         let mut told = Told::default();
         let mut hear = |sale, sold, now_ms| {
             let counts = Counts { claiming: 0, held: 1, committing: 0, sold };
             status.shards[0].publish_sales(SaleId(sale), counts);
             let terms = Terms { sale: SaleId(sale), items: 10, user_limit: 2 };
             let mut out = Vec::new();
-            told.update(&Facts { status: &status, sale: Some((terms, 3600)) }, now_ms, &mut out);
+            let sale = Some(OnSale { terms, period_s: 3600, board: &board, unix_ms: now_ms });
+            told.update(&Facts { status: &status, sale, known: None }, now_ms, &mut out);
             String::from_utf8(out).unwrap()
         };
         let first = hear(7, 2, 1000);

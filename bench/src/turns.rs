@@ -1,6 +1,7 @@
 //! The state machine, driven as the pump drives it: commands in batches, messages over the mesh, one flush a turn. The
 //! log is elsewhere and takes no time: what one turn appends, the next one finds flushed.
 
+use stampede::board::Board;
 use stampede::code::CodeGenerator;
 use stampede::command::Command;
 use stampede::doorbell::Doorbell;
@@ -33,6 +34,7 @@ struct Seat {
 /// Shards that take turns on one thread.
 pub struct Turns {
     seats: Vec<Seat>,
+    board: Board,
 }
 
 impl Turns {
@@ -40,6 +42,7 @@ impl Turns {
     pub fn new(shards: u16, items: u32) -> Turns {
         let (partition, rules) = (Partition::new(shards), rules(items));
         let (inventories, _) = Replay::new(partition, NOW).finish(&rules).expect("nothing contradicts nothing");
+        let board = Board::new(partition, items, &inventories);
         let doorbells: Arc<[Doorbell]> = (0..shards).map(|_| Doorbell::new().expect("a descriptor")).collect();
         let seats = (0..shards).map(ShardId).zip(inventories).zip(mesh::connect(&doorbells));
         let seats = seats.map(|((id, inventory), mesh)| {
@@ -48,7 +51,7 @@ impl Turns {
             let shard = Shard::new(id, partition, rules, inventory, codes, NOW, &mut effects);
             Seat { shard, effects, mesh, appended: 0 }
         });
-        let mut turns = Turns { seats: seats.collect() };
+        let mut turns = Turns { seats: seats.collect(), board };
         turns.turn(|_, effects| effects.records.clear());
         turns
     }
@@ -67,6 +70,7 @@ impl Turns {
         for (place, Seat { shard, effects, mesh, appended }) in self.seats.iter_mut().enumerate() {
             *appended += effects.records.len() as u64;
             take(place, effects);
+            effects.changes.drain(..).for_each(|change| self.board.show(ShardId(place as u16), change));
             effects.requests.drain(..).for_each(|(to, request)| mesh.request(to, request));
             effects.replies.drain(..).for_each(|(to, reply)| mesh.reply(to, reply));
             mesh.dispatch();

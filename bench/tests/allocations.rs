@@ -9,6 +9,7 @@ use glommio::io::PollableFd;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 use stampede::block::{LogKind, StreamId};
+use stampede::board::Board;
 use stampede::clock::Clock;
 use stampede::code::CodeGenerator;
 use stampede::doorbell::Doorbell;
@@ -171,6 +172,7 @@ fn serve(listener: OwnedFd, logs: &Path, status: Arc<Status>, doorbells: &Arc<[D
         let orders = crossbeam_channel::never();
         let outside = Outside { id, server, mesh, clock, status, notices, orders, always_ready };
         let (mut inventories, _) = Replay::new(partition, clock.now()).finish(&rules).expect("a new sale");
+        let board = Arc::new(Board::new(partition, rules.items, &inventories));
         let inventory = inventories.pop().expect("one was asked for");
         let log = |log| {
             let stream = StreamId { cluster: Uuid::from_u128(1), epoch: 1, shard: 0, log };
@@ -186,7 +188,7 @@ fn serve(listener: OwnedFd, logs: &Path, status: Arc<Status>, doorbells: &Arc<[D
         let codes = CodeGenerator::new([1; 32]);
         let shard = Shard::new(id, partition, rules, inventory, codes, clock.now(), &mut effects);
         IS_COUNTED.set(true);
-        let ended = Pump::new(outside, shard, effects, logs, rules.period_s).run().await;
+        let ended = Pump::new(outside, shard, effects, logs, board, rules.period_s).run().await;
         IS_COUNTED.set(false);
         ended.unwrap_or_else(|reason| panic!("{reason}"));
     });

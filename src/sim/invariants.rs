@@ -5,7 +5,7 @@ use super::workload::USERS;
 use super::world::{USER_LIMIT, World};
 use crate::sale::{State, sale_at};
 use crate::shard::Shard;
-use crate::types::{ItemId, UserId};
+use crate::types::{ItemId, ShardId, UserId};
 
 impl World {
     /// Every acknowledged purchase is durable exactly once, nobody has too much, nothing is sold beyond the stock.
@@ -40,6 +40,18 @@ impl World {
             let owner = &self.shards[usize::from(self.partition.owner_of_user(user).0)];
             assert!(!is_exact || owner.quotas().taken(user) <= USER_LIMIT, "{user:?} has too much");
             assert!(!is_exact || self.shadow.bought_by(user, sale) <= USER_LIMIT as usize, "{user:?} bought too much");
+        }
+    }
+
+    /// Readers are told where each item stands.
+    pub fn check_board(&self) {
+        for (id, shard) in (0..).map(ShardId).zip(&self.shards) {
+            let sale = shard.terms().sale;
+            for slot in 0..shard.stock().items() {
+                let item = self.partition.item_at(id, slot);
+                let told = self.board.read(sale, item);
+                assert_eq!(told, shard.stock().state(slot).into(), "{item:?} of {sale:?}");
+            }
         }
     }
 

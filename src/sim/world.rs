@@ -6,6 +6,7 @@ use super::disk::{CLUSTER, Disk, Key};
 use super::shadow::Shadow;
 use super::trace::Trace;
 use super::workload;
+use crate::board::Board;
 use crate::code::{Code, CodeGenerator};
 use crate::command::{Command, Outcome};
 use crate::message::{Reply, Request};
@@ -55,6 +56,7 @@ pub struct World {
     pub rules: Rules,
     pub partition: Partition,
     pub shards: Vec<Shard>,
+    pub board: Board,
     pub shadow: Shadow,
     pub database: Database,
     /// What is durable, by stream.
@@ -120,6 +122,7 @@ impl World {
             rules: Rules { period_s, items, user_limit: USER_LIMIT, ttl_ms: TTL_MS, purchase_ack },
             partition: Partition::new(1),
             shards: Vec::new(),
+            board: Board::new(Partition::new(1), 0, &[]),
             shadow: Shadow::default(),
             database: Database::default(),
             archive: BTreeMap::new(),
@@ -344,6 +347,7 @@ impl World {
         self.users_free.clear();
         self.positions = None;
         self.logs = (0..shards).map(|_| Log::default()).collect();
+        self.board = Board::new(self.partition, self.rules.items, &inventories);
         for (id, inventory) in (0..).zip(inventories) {
             let key = (self.owner.run.epoch, id);
             self.disk.create(key);
@@ -406,6 +410,8 @@ impl World {
         let mut effects = Effects::default();
         self.shards[usize::from(shard)].apply(event, self.now, &mut effects);
         self.events += 1;
+        effects.changes.drain(..).for_each(|change| self.board.show(ShardId(shard), change));
+        self.check_board();
         self.note_what_is_free();
         self.carry_out(shard, effects);
     }

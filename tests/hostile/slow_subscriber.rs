@@ -2,10 +2,13 @@
 
 use glommio::{LocalExecutorBuilder, Placement};
 use rustix::event::{EventfdFlags, eventfd};
+use stampede::board::Board;
 use stampede::clock::Clock;
 use stampede::connection::{Midway, State};
+use stampede::items::OnSale;
 use stampede::meter::Meter;
 use stampede::page::Facts;
+use stampede::partition::Partition;
 use stampede::sale::Counts;
 use stampede::server::Server;
 use stampede::status::{Phase, Status};
@@ -27,6 +30,7 @@ fn after(ms: u64) -> Moment {
 fn told_by_then(until_ms: u64) -> (String, bool) {
     let run = async move {
         let status = Arc::new(Status::new(Phase::Serving, 1, false));
+        let board = Board::new(Partition::new(1), SALE.items, &[]);
         let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let meter = Meter::new(status.clone(), ShardId(0), Clock::start());
         let mut server = Server::new(&bell, 4, meter).unwrap();
@@ -40,7 +44,8 @@ fn told_by_then(until_ms: u64) -> (String, bool) {
             status.shards[0].publish_sales(SALE.sale, Counts { claiming: 0, held: 0, committing: 0, sold });
             server.look(0);
             server.serve(now, &mut |_, _, _, _, _| panic!("it asks for nothing"));
-            let facts = Facts { status: &status, sale: Some((SALE, 3600)) };
+            let sale = OnSale { terms: SALE, period_s: 3600, board: &board, unix_ms: now.unix_ms };
+            let facts = Facts { status: &status, sale: Some(sale), known: None };
             server.tell_subscribers(now, |told, out| told.update(&facts, now.monotonic_ms, out));
             server.write_replies(now);
             server.sweep(now);

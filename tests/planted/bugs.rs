@@ -171,6 +171,20 @@ pub const BUGS: &[Bug] = &[
         caught_by: SIM,
     },
     Bug {
+        what: "readers are told that what has run out is still held",
+        file: "shard.rs",
+        place: "«self.note(slot, Availability::Available, effects);»",
+        wrong: "",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "readers are told of this sale what was true of the last one",
+        file: "board.rs",
+        place: "|to| «word == sale.0 << 2 | *to as u32»",
+        wrong: "word & 3 == *to as u32",
+        caught_by: SIM,
+    },
+    Bug {
         what: "an item stays claimed by a user at the limit",
         file: "shard.rs",
         place: "«self.stock.deny(slot);»",

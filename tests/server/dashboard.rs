@@ -94,8 +94,9 @@ fn counted(admin: SocketAddr) -> Vec<(String, f64)> {
         ("code refused", codes.map(|code| of(&format!("reason=\"{code}\""))).iter().sum()),
         ("unavailable, 503", of("status=\"503\"")),
     ];
-    let pages = ["sale", "livez", "readyz", "health", "events"];
-    let looked_up = pages.map(|page| of(&format!("route=\"/{page}\",status=\"200\""))).iter().sum();
+    let is_look_up =
+        |key: &str| key.starts_with("stampede_requests_total{method=\"GET\"") && key.contains("reason=\"\"");
+    let looked_up: f64 = samples.iter().filter(|(key, _)| is_look_up(key)).map(|(_, count)| count).sum();
     let known: f64 = rows.iter().map(|(_, count)| count).sum();
     rows.extend([("bad requests", all - known - looked_up), ("look-ups", looked_up)]);
     rows.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()

@@ -3,6 +3,7 @@
 mod abuse;
 mod browser;
 mod budget;
+mod catalogue;
 mod clock_jumps;
 mod cluster;
 mod compose;
