@@ -94,7 +94,7 @@ mod tests {
             };
             spawn(|| {});
             // Such as the one that the executor starts beside a shard's.
-            spawn(|| sleep(Duration::from_millis(1)));
+            spawn(|| sleep(Duration::from_millis(200)));
             while Process::shards_cpu_s(2)[1] < 0.1 && begun.elapsed() < Duration::from_secs(20) {}
             let counted = Process::shards_cpu_s(2);
             is_over.store(true, Ordering::Relaxed);
