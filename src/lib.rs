@@ -31,6 +31,7 @@
 //! numbers that shards publish, [`board`] where each item stands; [`page`] and [`items`] show them, [`subscribers`] hear
 //! when the numbers change. [`meter`] counts requests and takes their time, in [`counters`] of one writer each.
 //! [`admin`] serves operators, [`metrics`] is what Prometheus reads, [`process`] what the kernel knows of this one.
+//! [`dashboard`] is the page that people look at, [`sampler`] what it shows.
 //!
 //! **Postgres.** [`persistence`] is the one thread that brings every flushed record there, exactly once: from a
 //! channel while it keeps up, from the files by [`log_reader`] when it does not. [`claim`] takes the database for this
@@ -102,6 +103,7 @@ pub mod config;
 pub mod connection;
 pub mod copy_rows;
 pub mod counters;
+pub mod dashboard;
 pub mod data_dir;
 pub mod database_url;
 pub mod doorbell;
@@ -147,6 +149,7 @@ pub mod resume;
 pub mod retention;
 pub mod route;
 pub mod sale;
+pub mod sampler;
 pub mod segment;
 pub mod server;
 pub mod service_manager;

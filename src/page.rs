@@ -50,8 +50,9 @@ struct Ready {
     postgres: Option<Postgres>,
 }
 
-#[derive(Serialize)]
-struct Postgres {
+/// How far Postgres is behind.
+#[derive(Clone, Debug, Serialize)]
+pub struct Postgres {
     connected: bool,
     /// Unknown until Postgres has been reached once.
     records_behind: Option<u64>,
@@ -102,7 +103,8 @@ pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Respon
     }
 }
 
-fn name(phase: Phase) -> &'static str {
+/// What a phase is called outside.
+pub fn name(phase: Phase) -> &'static str {
     match phase {
         Phase::Recovering => "recovering",
         Phase::Serving => "serving",
@@ -111,7 +113,8 @@ fn name(phase: Phase) -> &'static str {
     }
 }
 
-fn postgres(status: &Status) -> Option<Postgres> {
+/// How far Postgres is behind, if there is one.
+pub fn postgres(status: &Status) -> Option<Postgres> {
     status.has_database.then(|| Postgres {
         connected: status.is_database_connected.load(Ordering::Relaxed),
         records_behind: status.records_behind(),

@@ -78,6 +78,8 @@ const LAYERS: &[&str] = &[
     "service_manager",
     "process",
     "metrics",
+    "sampler",
+    "dashboard",
     "admin",
     "predecessor",
     "successor",
