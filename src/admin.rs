@@ -1,5 +1,6 @@
 //! The admin port: what operators and their tools read. A thread of its own, so that no shard ever waits for it.
 
+use crate::dashboard;
 use crate::fatal::Fatal;
 use crate::metrics::{self, CONTENT_TYPE};
 use crate::postgres::event_loop;
@@ -8,10 +9,16 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::header;
 use axum::routing::get;
+use axum::serve::ListenerExt;
+use socket2::SockRef;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
+
+/// Who has taken nothing for so long is cut off: a reader that does not read, or is no more.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Listens on `address`.
 ///
@@ -24,16 +31,21 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener, Fatal> {
     TcpListener::bind(address).map_err(refused)
 }
 
-/// Serves what comes to `listener`, until the process ends.
+/// Serves what comes to `listener`, until the process ends. Sales last `period_s` seconds.
 ///
 /// # Errors
 /// [`Fatal::Host`]: no thread can be had.
-pub fn start(listener: TcpListener, status: Arc<Status>) -> Result<(), Fatal> {
+pub fn start(listener: TcpListener, status: Arc<Status>, period_s: u32) -> Result<(), Fatal> {
     let runtime = event_loop()?;
     let serve = async move {
         listener.set_nonblocking(true)?;
-        let router = Router::new().route("/metrics", get(scrape)).with_state(status);
-        axum::serve(tokio::net::TcpListener::from_std(listener)?, router).await
+        let page = dashboard::routes(status.clone(), period_s);
+        let router = Router::new().route("/metrics", get(scrape)).with_state(status).merge(page);
+        let listener = tokio::net::TcpListener::from_std(listener)?.tap_io(|stream| {
+            // Without it, who does not read is waited for until the end of time.
+            let _ = SockRef::from(&*stream).set_tcp_user_timeout(Some(PATIENCE));
+        });
+        axum::serve(listener, router).await
     };
     let run = move || {
         if let Err(error) = runtime.block_on(serve) {

@@ -5,7 +5,7 @@ use crate::data_dir::ControlFile;
 use crate::database_url::DatabaseUrl;
 use crate::fatal::Fatal;
 use crate::log_reader::LogReader;
-use crate::ownership::{Conflict, Owner, RecoverFrom, judge_owner, judge_position};
+use crate::ownership::{Conflict, Memory, Owner, RecoverFrom, judge_owner, judge_position};
 use crate::postgres::{Database, Failure, Positions, known_position};
 use crate::types::Seq;
 use std::path::PathBuf;
@@ -42,29 +42,50 @@ impl Claim {
 
     fn judge(&mut self, found: Option<Owner>, positions: &Positions) -> Result<Vec<(StreamId, Seq)>, Failure> {
         let memory = self.control.database();
-        judge_owner(self.owner, memory, found, self.recover_from).map_err(conflict)?;
-        let has_logs = self.streams.iter().any(|(_, end)| end.is_some());
-        let is_known = positions.iter().any(|((epoch, ..), at)| *epoch < self.owner.run.epoch && *at > 0);
-        if is_known && !has_logs {
-            let why = "it has records of this installation, and the log of this data directory is empty";
-            return Err(conflict(Conflict::DirectoryOlder(why.into())));
-        }
-        let mut streams = Vec::new();
-        for (stream, end) in &self.streams {
-            let first = LogReader::new(&self.logs, *stream).first().map_err(unreadable)?.or(*end).unwrap_or(0);
-            let known = known_position(positions, stream);
-            let is_new = memory.seen.is_none();
-            let at = judge_position(stream, (first, *end), known, is_new, self.recover_from).map_err(conflict)?;
-            if let Some(missing) = at.checked_sub(known.unwrap_or(0)).filter(|missing| *missing > 0) {
+        let extents = self.streams.iter().map(|(stream, end)| {
+            let first = LogReader::new(&self.logs, *stream).first().map_err(unreadable)?;
+            Ok((*stream, first.or(*end).unwrap_or(0), *end))
+        });
+        let extents: Vec<_> = extents.collect::<Result<_, Failure>>()?;
+        let streams = judge((self.owner, memory), (found, positions), &extents, self.recover_from).map_err(conflict)?;
+        for (stream, at) in &streams {
+            let missing = at.checked_sub(known_position(positions, stream).unwrap_or(0));
+            if let Some(missing) = missing.filter(|missing| *missing > 0) {
                 tracing::warn!(%stream, missing, "records that the log no longer has will be missing in the database");
             }
-            streams.push((*stream, at));
         }
         // Without this memory a claim in doubt could not be told from somebody else's.
         let remembered = self.control.remember(memory.claiming(found, self.owner.run));
         remembered.map_err(|error| Failure::Passing(format!("control.json cannot be written: {error}")))?;
         Ok(streams)
     }
+}
+
+/// Where each stream goes on, if the database that `found` owns, where streams have come to these positions, fits the
+/// data directory of `this` run, with its memory. `extents` are the directory's streams: how many records each has lost
+/// at its beginning, and how many it has in the end, if that is known.
+///
+/// # Errors
+/// They do not fit together.
+pub fn judge(
+    (this, memory): (Owner, Memory),
+    (found, positions): (Option<Owner>, &Positions),
+    extents: &[(StreamId, Seq, Option<Seq>)],
+    from: RecoverFrom,
+) -> Result<Vec<(StreamId, Seq)>, Conflict> {
+    judge_owner(this, memory, found, from)?;
+    let has_logs = extents.iter().any(|(_, _, end)| end.is_some());
+    let is_known = positions.iter().any(|((epoch, ..), at)| *epoch < this.run.epoch && *at > 0);
+    if is_known && !has_logs {
+        let why = "it has records of this installation, and the log of this data directory is empty";
+        return Err(Conflict::DirectoryOlder(why.into()));
+    }
+    let is_new = memory.seen.is_none();
+    let goes_on = |(stream, first, end): &(StreamId, Seq, Option<Seq>)| {
+        let known = known_position(positions, stream);
+        Ok((*stream, judge_position(stream, (*first, *end), known, is_new, from)?))
+    };
+    extents.iter().map(goes_on).collect()
 }
 
 fn conflict(conflict: Conflict) -> Failure {

@@ -231,12 +231,15 @@ pub fn command() -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Print the settings in force and exit: 0 if they are good, 2 if not"),
         );
-    SETTINGS.iter().fold(command, |command, setting| {
-        let Setting { flag, variables, value, default, help } = *setting;
-        let default = default.trim_matches(['(', ')']);
-        let help = format!("{help} [env: {}] [default: {default}]", variables.join(", "));
-        command.arg(Arg::new(flag).long(flag).value_name(value).help(help))
-    })
+    SETTINGS.iter().fold(command, |command, setting| command.arg(argument(setting)))
+}
+
+/// A setting as a flag.
+pub fn argument(setting: &Setting) -> Arg {
+    let Setting { flag, variables, value, default, help } = *setting;
+    let default = default.trim_matches(['(', ')']);
+    let help = format!("{help} [env: {}] [default: {default}]", variables.join(", "));
+    Arg::new(flag).long(flag).value_name(value).help(help)
 }
 
 /// Where values come from.

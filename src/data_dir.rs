@@ -265,19 +265,43 @@ impl DataDir {
         Ok((opened(path, &control, epoch), control))
     }
 
+    /// Where the segments are in the directory at `path`, and what is written beside them, for whoever only reads: it
+    /// is not locked, and nothing is changed.
+    ///
+    /// # Errors
+    /// [`Fatal::DataDir`]: nothing was ever sold from there, or it cannot be read.
+    pub fn survey(path: &Path) -> Result<(PathBuf, Control), Fatal> {
+        let logs = path.join(LOGS);
+        match read_any_control(path)? {
+            Some(control) => Ok((logs, control)),
+            None if has_entries(&logs) => Err(without_control(path)),
+            None => {
+                let what = if path.is_dir() { "has no log" } else { "is no directory" };
+                let shown = path.display();
+                Err(Fatal::DataDir(format!("{shown} {what}; set --data-dir to that of the server")))
+            }
+        }
+    }
+
     fn has_logs(&self) -> bool {
-        fs::read_dir(self.logs()).is_ok_and(|mut entries| entries.next().is_some())
+        has_entries(&self.logs())
     }
 
     fn first_control(&self, sale_period_s: u32) -> Result<Control, Fatal> {
         if self.has_logs() {
-            return Err(Fatal::DataDir(format!(
-                "{} has logs but no control.json; restore the file, or set --data-dir to another",
-                self.path.display()
-            )));
+            return Err(without_control(&self.path));
         }
         Ok(Control::new(host::new_id()?, 0, sale_period_s, Memory::default()))
     }
+}
+
+fn has_entries(dir: &Path) -> bool {
+    fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+fn without_control(path: &Path) -> Fatal {
+    let shown = path.display();
+    Fatal::DataDir(format!("{shown} has logs but no control.json; restore the file, or set --data-dir to another"))
 }
 
 fn opened(path: &Path, control: &ControlFile, epoch: u32) -> Opened {
@@ -286,7 +310,19 @@ fn opened(path: &Path, control: &ControlFile, epoch: u32) -> Opened {
 }
 
 fn read_control(path: &Path, sale_period_s: u32) -> Result<Option<Control>, Fatal> {
-    let (file, shown) = (path.join(CONTROL), path.display());
+    let control = read_any_control(path)?;
+    if let Some(other) = control.as_ref().map(|control| control.sale_period_s).filter(|other| *other != sale_period_s) {
+        let (shown, period) = (path.display(), in_one_unit(u64::from(other) * 1000));
+        return Err(Fatal::DataDir(format!(
+            "{shown} counts its sales in periods of {period}; start with --sale-period {period}, or set --data-dir to another"
+        )));
+    }
+    Ok(control)
+}
+
+/// Of whatever period.
+fn read_any_control(path: &Path) -> Result<Option<Control>, Fatal> {
+    let file = path.join(CONTROL);
     let bytes = match fs::read(&file) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -298,12 +334,6 @@ fn read_control(path: &Path, sale_period_s: u32) -> Result<Option<Control>, Fata
     if control.format != FORMAT {
         let format = control.format;
         return Err(Fatal::DataDir(format!("{file} has format {format}; this version of stampede reads {FORMAT}")));
-    }
-    if control.sale_period_s != sale_period_s {
-        let period = in_one_unit(u64::from(control.sale_period_s) * 1000);
-        return Err(Fatal::DataDir(format!(
-            "{shown} counts its sales in periods of {period}; start with --sale-period {period}, or set --data-dir to another"
-        )));
     }
     Ok(Some(control))
 }

@@ -11,6 +11,11 @@
 //! [`service_manager`] hears when it is ready, alive and at its end; [`clock`] reads the clocks. [`manual`] is what the
 //! binary prints instead, when it is asked for its manual page or for completions.
 //!
+//! **Reading a log.** [`log_command`] is `stampede log …`, and nothing starts then: a [`survey`] reads all of a log beside
+//! whoever writes it, and [`books`] is what Postgres says meanwhile. [`log_verify`] tells whether the log is sound,
+//! [`log_dump`] prints its records, [`log_sale`] adds up a sale and holds the two against each other. None of them takes
+//! a lock or writes anything.
+//!
 //! **An upgrade.** The running process starts a [`successor`], for which it is the [`predecessor`]; [`handover`] is what
 //! they say to each other, with descriptors along. The new one reads the log ahead and checks all that can fail while the
 //! old one sells; then the old one pauses, flushes and passes its lock, listeners and clients; the new one reads what is
@@ -26,6 +31,7 @@
 //! numbers that shards publish, [`board`] where each item stands; [`page`] and [`items`] show them, [`subscribers`] hear
 //! when the numbers change. [`meter`] counts requests and takes their time, in [`counters`] of one writer each.
 //! [`admin`] serves operators, [`metrics`] is what Prometheus reads, [`process`] what the kernel knows of this one.
+//! [`dashboard`] is the page that people look at, [`sampler`] what it shows.
 //!
 //! **Postgres.** [`persistence`] is the one thread that brings every flushed record there, exactly once: from a
 //! channel while it keeps up, from the files by [`log_reader`] when it does not. [`claim`] takes the database for this
@@ -86,6 +92,7 @@ pub mod art;
 pub mod block;
 pub mod board;
 pub mod body;
+pub mod books;
 pub mod catalogue;
 pub mod claim;
 pub mod client;
@@ -96,6 +103,7 @@ pub mod config;
 pub mod connection;
 pub mod copy_rows;
 pub mod counters;
+pub mod dashboard;
 pub mod data_dir;
 pub mod database_url;
 pub mod doorbell;
@@ -106,7 +114,11 @@ pub mod http;
 pub mod items;
 pub mod lag;
 pub mod listener;
+pub mod log_command;
+pub mod log_dump;
 pub mod log_reader;
+pub mod log_sale;
+pub mod log_verify;
 pub mod logging;
 pub mod logs;
 pub mod manual;
@@ -139,6 +151,7 @@ pub mod resume;
 pub mod retention;
 pub mod route;
 pub mod sale;
+pub mod sampler;
 pub mod segment;
 pub mod server;
 pub mod service_manager;
@@ -151,6 +164,7 @@ pub mod stream;
 pub mod subscribers;
 pub mod successor;
 pub mod supervisor;
+pub mod survey;
 pub mod takeover;
 pub mod tls;
 pub mod types;

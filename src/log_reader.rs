@@ -4,7 +4,7 @@ use crate::block::{self, BLOCK_BYTES, StreamId};
 use crate::record::RECORD_BYTES;
 use crate::segment::SegmentName;
 use crate::types::Seq;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -99,12 +99,8 @@ impl LogReader {
 
     /// The stream's segments, in order.
     fn names(&self) -> io::Result<Vec<SegmentName>> {
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&self.dir)? {
-            let name = SegmentName::parse(&entry?.file_name().to_string_lossy(), self.stream.cluster);
-            names.extend(name.filter(|name| name.stream == self.stream));
-        }
-        names.sort_by_key(|name| name.first_block);
+        let mut names = SegmentName::list(&self.dir, self.stream.cluster)?;
+        names.retain(|name| name.stream == self.stream);
         Ok(names)
     }
 }

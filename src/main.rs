@@ -2,17 +2,23 @@
 
 use stampede::config::{Config, SETTINGS, Sources};
 use stampede::fatal::{self, Fatal};
+use stampede::log_command::{self, LogCommand};
 use stampede::supervisor::Supervisor;
-use stampede::{logging, manual, start};
+use stampede::{log_dump, log_sale, log_verify, logging, manual, start, survey};
 use std::collections::BTreeMap;
+use std::io::{BufWriter, Write, stdout};
 
 fn main() {
     let arguments = manual::command().get_matches();
     if let Some(text) = manual::asked_for(&arguments) {
         return print!("{text}");
     }
+    let (log_command, given) = log_command::asked_for(&arguments).unzip();
+    let given = given.unwrap_or(&arguments);
     let flags = SETTINGS.iter().map(|setting| setting.flag);
-    let flags = flags.filter_map(|flag| Some((flag, arguments.get_one::<String>(flag)?.clone()))).collect();
+    // Commands do not have all of them.
+    let value = |flag: &str| given.try_get_one::<String>(flag).ok().flatten().cloned();
+    let flags = flags.filter_map(|flag| Some((flag, value(flag)?))).collect();
     let environment = &|name: &str| std::env::var(name).ok();
     let mut sources = Sources { flags, environment, env_file: String::new(), in_file: BTreeMap::new() };
     sources.env_file = sources.which_file();
@@ -20,12 +26,10 @@ fn main() {
         sources.in_file = in_file;
         Config::new(&sources).map_err(|bad| Fatal::Settings(bad.to_string()))
     });
-    let config = config.unwrap_or_else(|reason| {
-        // In one piece: in an upgrade, two processes write to one place.
-        let line = format!("stampede: {reason}\n");
-        eprint!("{line}");
-        std::process::exit(reason.exit_code());
-    });
+    let config = config.unwrap_or_else(|reason| refuse(&reason));
+    if let Some(command) = log_command {
+        return answer(&command, &config).unwrap_or_else(|reason| refuse(&reason));
+    }
     if arguments.get_flag("check-config") {
         return println!("{config}");
     }
@@ -36,6 +40,26 @@ fn main() {
         Ok(()) => tracing::info!(exit_code = 0, "stopped"),
         Err(reason) => reason.exit(),
     }
+}
+
+/// Ends before anything has begun.
+fn refuse(reason: &Fatal) -> ! {
+    // In one piece: in an upgrade, two processes write to one place.
+    let line = format!("stampede: {reason}\n");
+    eprint!("{line}");
+    std::process::exit(reason.exit_code());
+}
+
+/// What the log says, on standard output.
+fn answer(command: &LogCommand, config: &Config) -> Result<(), Fatal> {
+    let (told, verdict) = match command {
+        LogCommand::Dump(filter) => return log_dump::dump(config, filter, &mut BufWriter::new(stdout().lock())),
+        LogCommand::Verify => survey::look(|told| log_verify::verify(config, told)),
+        LogCommand::Sale(sale) => survey::look(|told| log_sale::add_up(config, *sale, told)),
+    };
+    // If nobody wants to read it, there is still the exit code.
+    let _ = stdout().write_all(told.as_bytes());
+    verdict
 }
 
 /// The variables in a file. One that nobody has asked for need not be there.

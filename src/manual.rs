@@ -4,6 +4,7 @@
 
 use crate::config::{self, SETTINGS};
 use crate::fatal::EXIT_CODES;
+use crate::log_command;
 use clap::builder::{PossibleValuesParser, TypedValueParser, ValueHint};
 use clap::{Arg, ArgMatches, Command};
 use clap_complete::Shell;
@@ -49,10 +50,13 @@ pub fn command() -> Command {
     let shells = shells.map(|shell| shell.parse::<Shell>().expect("it is one of these"));
     let shell = Arg::new("shell").value_name("SHELL").required(true).value_parser(shells).help("Whose completions");
     config::command()
-        .override_usage("stampede [OPTIONS]\n       stampede completions <SHELL>\n       stampede man")
+        .override_usage(
+            "stampede [OPTIONS]\n       stampede log <verify|dump|sale> [OPTIONS]\n       stampede completions <SHELL>\n       stampede man",
+        )
         .help_template("{about-with-newline}\n{usage-heading} {usage}\n\nOptions:\n{options}\n\nCommands:\n{subcommands}{after-help}")
         .args_conflicts_with_subcommands(true)
         .disable_help_subcommand(true)
+        .subcommand(log_command::command())
         .subcommand(Command::new("completions").about("Print completions of these flags for a shell").arg(shell))
         .subcommand(Command::new("man").about("Print a manual page, for man -l -"))
 }
@@ -61,6 +65,7 @@ pub fn command() -> Command {
 pub fn asked_for(arguments: &ArgMatches) -> Option<String> {
     let text = match arguments.subcommand()? {
         ("completions", arguments) => completions(*arguments.get_one("shell").expect("it is required")),
+        ("log", _) => return None,
         _ => page().expect("memory takes whatever is written to it"),
     };
     Some(String::from_utf8(text).expect("it is made of text"))
@@ -75,8 +80,14 @@ fn completions(shell: Shell) -> Vec<u8> {
             _ => arg.value_hint(ValueHint::Other),
         })
     };
-    let mut command =
-        SETTINGS.iter().fold(command(), |command, setting| with_values(command, setting.flag, setting.value));
+    let all = |command: Command| {
+        let has = |command: &Command, flag| command.get_arguments().any(|argument| argument.get_id() == flag);
+        SETTINGS.iter().fold(command, |command, setting| match has(&command, setting.flag) {
+            true => with_values(command, setting.flag, setting.value),
+            false => command,
+        })
+    };
+    let mut command = all(command()).mut_subcommand("log", |log| log.mut_subcommands(all));
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, NAME, &mut script);
     script
@@ -94,19 +105,36 @@ fn page() -> io::Result<Vec<u8>> {
     sources.control("PP", []).text([roman(command.get_after_help().expect("it has one").to_string())]);
     sources.to_writer(&mut page)?;
     man.render_options_section(&mut page)?;
-    let commands = command.get_subcommands().map(|command| {
-        let words = command.get_positionals().map(ToString::to_string);
-        let words: Vec<_> = std::iter::once(command.get_name().to_owned()).chain(words).collect();
-        (words.join(" "), command.get_about().expect("it has one").to_string())
-    });
+    let mut built = command;
+    built.build();
     let mut rest = Roff::new();
-    list(&mut rest, "COMMANDS", commands);
+    list(&mut rest, "COMMANDS", commands(&built, "").into_iter());
     list(&mut rest, "EXIT STATUS", EXIT_CODES.iter().map(|(code, meaning)| (code.to_string(), *meaning)));
     list(&mut rest, "SIGNALS", SIGNALS.iter().copied());
     list(&mut rest, "ENVIRONMENT", ENVIRONMENT.iter().copied());
     list(&mut rest, "FILES", FILES.iter().copied());
     rest.to_writer(&mut page)?;
     Ok(page)
+}
+
+/// Every command, with what it takes besides settings, and what it does.
+fn commands(command: &Command, before: &str) -> Vec<(String, String)> {
+    let is_known = |argument: &&Arg| {
+        argument.get_id() == "help" || SETTINGS.iter().any(|setting| setting.flag == argument.get_id())
+    };
+    let commands = command.get_subcommands().flat_map(|command| {
+        let mut usage = format!("{before}{}", command.get_name());
+        if command.has_subcommands() {
+            return commands(command, &(usage + " "));
+        }
+        for argument in command.get_arguments().filter(|argument| !is_known(argument)) {
+            usage += &if argument.is_positional() { format!(" {argument}") } else { format!(" [{argument}]") };
+        }
+        let about = command.get_long_about().or(command.get_about()).expect("it has one");
+        let after = command.get_after_help().map_or(String::new(), |after| format!("\n\n{after}"));
+        vec![(usage, format!("{about}{after}"))]
+    });
+    commands.collect()
 }
 
 /// A section of terms and what each means.

@@ -46,7 +46,8 @@ pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Respon
     }
 }
 
-fn doing(phase: Phase) -> Doing {
+/// What a phase is called outside.
+pub fn doing(phase: Phase) -> Doing {
     match phase {
         Phase::Recovering => Doing::Recovering,
         Phase::Serving => Doing::Serving,
@@ -55,7 +56,8 @@ fn doing(phase: Phase) -> Doing {
     }
 }
 
-fn postgres(status: &Status) -> Option<Postgres> {
+/// How far Postgres is behind, if there is one.
+pub fn postgres(status: &Status) -> Option<Postgres> {
     status.has_database.then(|| Postgres {
         connected: status.is_database_connected.load(Ordering::Relaxed),
         records_behind: status.records_behind(),

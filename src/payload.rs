@@ -151,7 +151,7 @@ pub struct Health {
 }
 
 /// What a process is doing.
-#[derive(Clone, Copy, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Doing {
     /// Reading the log.
@@ -164,8 +164,8 @@ pub enum Doing {
     Draining,
 }
 
-/// How far Postgres is.
-#[derive(Serialize, JsonSchema)]
+/// How far Postgres is behind.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Postgres {
     /// Whether it can be reached.
     pub connected: bool,

@@ -115,6 +115,16 @@ pub struct TakenOver {
     pub records: Vec<Record>,
 }
 
+/// What the database was at one moment.
+pub struct Glance {
+    /// Whom it names as its owner, if anybody.
+    pub owner: Option<Owner>,
+    /// How much of each stream of its owner is there.
+    pub positions: Positions,
+    /// Reads as of that moment, and cannot write.
+    pub client: Client,
+}
+
 /// A connection to the database.
 pub struct Database {
     client: Client,
@@ -129,19 +139,27 @@ pub struct Database {
 }
 
 impl Database {
-    /// Whom the database names as its owner, if anybody. This changes nothing in it.
+    /// Looks at the database, which changes nothing in it.
     ///
     /// # Errors
     /// [`Failure::Final`]: the schema is newer than this version.
-    pub async fn glance(url: &DatabaseUrl) -> Result<Option<Owner>, Failure> {
+    pub async fn glance(url: &DatabaseUrl) -> Result<Glance, Failure> {
         let client = log_in(url).await?;
+        // Whoever looks may take longer than whoever writes, and is in nobody's way.
+        let begin = "set idle_in_transaction_session_timeout = 0; begin isolation level repeatable read read only";
+        client.batch_execute(begin).await?;
+        let mut glance = Glance { owner: None, positions: Positions::new(), client };
         let is_ours = "select to_regclass('schema_migrations') is not null and to_regclass('clusters') is not null";
-        if !client.query_one(is_ours, &[]).await?.get::<_, bool>(0) {
-            return Ok(None);
+        if !glance.client.query_one(is_ours, &[]).await?.get::<_, bool>(0) {
+            return Ok(glance);
         }
-        check_version(client.query_one(APPLIED, &[]).await?.get(0))?;
-        let row = client.query_opt(FOUND, &[]).await?;
-        Ok(row.map(|row| found(&row).owner))
+        check_version(glance.client.query_one(APPLIED, &[]).await?.get(0))?;
+        let row = glance.client.query_opt(FOUND, &[]).await?;
+        glance.owner = row.map(|row| found(&row).owner);
+        if let Some(owner) = glance.owner {
+            glance.positions = positions(&glance.client, owner.cluster).await?;
+        }
+        Ok(glance)
     }
 
     /// Connects, and brings the schema up to date.

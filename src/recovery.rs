@@ -10,7 +10,6 @@ use crate::block::{LogKind, StreamId};
 use crate::data_dir::Opened;
 use crate::fatal::Fatal;
 use crate::partition::Partition;
-use crate::record::Record;
 use crate::replay::{Found, Replay};
 use crate::retention::OldSegment;
 use crate::segment::{SegmentName, seal};
@@ -20,6 +19,7 @@ use crate::types::{Moment, SaleId, Seq};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::path::Path;
 
 /// How often reading ahead begins anew because retention has removed something meanwhile.
 const READ_AHEAD_TRIES: u32 = 20;
@@ -56,7 +56,6 @@ pub struct Recovery {
     replay: Replay,
     ends: Ends,
     records: u64,
-    contradiction: Option<(SaleId, String)>,
     /// Beside a writer: this run may have made files of its own in advance.
     is_ahead: bool,
 }
@@ -65,7 +64,7 @@ impl Recovery {
     /// A recovery of the logs in `data`, of which nothing is read. `now` reads the clocks.
     pub fn new(data: Opened, partition: Partition, now: impl Fn() -> Moment + Send + 'static) -> Self {
         let (replay, now) = (Replay::new(partition, now()), Box::new(now));
-        Recovery { data, now, replay, ends: Ends::new(), records: 0, contradiction: None, is_ahead: false }
+        Recovery { data, now, replay, ends: Ends::new(), records: 0, is_ahead: false }
     }
 
     /// Reads what is there while another process writes more. Returns how many records were new.
@@ -115,10 +114,6 @@ impl Recovery {
             )));
         }
         let (inventories, found) = self.replay.finish(rules).map_err(Fatal::Damaged)?;
-        let goes_on = inventories.first().map(|inventory| inventory.terms.sale);
-        if let Some((_, text)) = self.contradiction.filter(|(sale, _)| Some(*sale) >= goes_on) {
-            return Err(Fatal::Damaged(text));
-        }
         let streams: Vec<_> = streams.into_iter().map(|(key, names)| (names, self.ends[&key])).collect();
         let earlier = streams.iter().map(|(names, end)| (names[0].stream, end.records)).collect();
         let torn = streams.iter().filter(|(_, end)| end.ending == Ending::Torn).count();
@@ -127,22 +122,16 @@ impl Recovery {
 
     fn list(&self) -> io::Result<BTreeMap<Key, Vec<SegmentName>>> {
         let mut streams: BTreeMap<Key, Vec<SegmentName>> = BTreeMap::new();
-        for entry in fs::read_dir(&self.data.logs)? {
-            let file_name = entry?.file_name();
-            let file_name = file_name.to_string_lossy();
-            let Some(name) = SegmentName::parse(&file_name, self.data.cluster) else { continue };
+        for name in SegmentName::list(&self.data.logs, self.data.cluster)? {
             let StreamId { log, epoch, shard, .. } = name.stream;
             if epoch == self.data.epoch && self.is_ahead {
                 continue;
             }
             if epoch >= self.data.epoch {
-                return Err(io::Error::other(format!(
-                    "control.json is older than {file_name}; restore its latest version"
-                )));
+                return Err(newer_than_control(&name));
             }
             streams.entry((log, epoch, shard)).or_default().push(name);
         }
-        streams.values_mut().for_each(|names| names.sort_by_key(|name| name.first_block));
         Ok(streams)
     }
 
@@ -196,26 +185,18 @@ impl Recovery {
             match seq > before {
                 // It may have to be read again.
                 true if is_ahead => new.push((seq, *record)),
-                true => self.replay(stream, seq, record),
+                true => {
+                    self.records += 1;
+                    self.replay.add(stream, seq, record);
+                }
                 false => {}
             }
             Ok(())
         })?;
-        new.iter().for_each(|(seq, record)| self.replay(stream, *seq, record));
+        self.records += new.len() as u64;
+        new.iter().for_each(|(seq, record)| self.replay.add(stream, *seq, record));
         self.ends.insert(key, end);
         Ok(())
-    }
-
-    fn replay(&mut self, stream: &StreamId, seq: Seq, record: &Record) {
-        self.records += 1;
-        // Ended sales may have lost their beginning to retention, so judgement waits for which sale goes on.
-        if let Err(flaw) = self.replay.record(record)
-            && self.contradiction.as_ref().is_none_or(|(sale, _)| *sale < record.sale)
-        {
-            let (log, epoch, shard, sale) = (stream.log.name(), stream.epoch, stream.shard, record.sale.0);
-            let place = format!("record {seq} of {log} of epoch {epoch}, shard {shard}, sale {sale}");
-            self.contradiction = Some((record.sale, format!("{place}: {flaw}")));
-        }
     }
 
     fn fatal(&self, unread: Unread) -> Fatal {
@@ -226,7 +207,7 @@ impl Recovery {
     }
 
     fn unreadable(&self, error: io::Error) -> Fatal {
-        unreadable(&self.data, error)
+        unreadable(&self.data.logs, error)
     }
 }
 
@@ -236,7 +217,7 @@ impl Streams {
     /// # Errors
     /// [`Fatal::DataDir`]: they cannot be written.
     pub fn seal(self, data: &Opened) -> Result<Vec<OldSegment>, Fatal> {
-        let unreadable = |error| unreadable(data, error);
+        let unreadable = |error| unreadable(&data.logs, error);
         let mut old = Vec::new();
         for (names, end) in self.0 {
             let left = if end.ending == Ending::Sealed {
@@ -276,8 +257,15 @@ impl From<io::Error> for Unread {
     }
 }
 
-fn unreadable(data: &Opened, error: io::Error) -> Fatal {
-    Fatal::DataDir(format!("{}: {error}", data.logs.display()))
+/// The files in `logs` cannot be read or written.
+pub fn unreadable(logs: &Path, error: io::Error) -> Fatal {
+    Fatal::DataDir(format!("{}: {error}", logs.display()))
+}
+
+/// A run wrote this of which the control file knows nothing.
+pub fn newer_than_control(name: &SegmentName) -> io::Error {
+    let file = name.path(Path::new(""));
+    io::Error::other(format!("control.json is older than {}; restore its latest version", file.display()))
 }
 
 /// Removes what the run before was making when it died.

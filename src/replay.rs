@@ -4,12 +4,13 @@
 //! item in one epoch are in one stream. Only the newest sale matters; a record that contradicts the rules
 //! means that something before it is missing.
 
+use crate::block::StreamId;
 use crate::code::ITEMS_MAX;
 use crate::partition::Partition;
 use crate::record::{Event, Record};
 use crate::sale::{Cancellation, Confirmation, Hold, Quotas, Stock, sale_at};
 use crate::shard::{Inventory, Rules};
-use crate::types::{ItemId, Moment, SaleId, ShardId, Terms, UserId};
+use crate::types::{ItemId, Moment, SaleId, Seq, ShardId, Terms, UserId};
 
 /// A replay in progress.
 pub struct Replay {
@@ -18,6 +19,8 @@ pub struct Replay {
     sale: Option<(Terms, Vec<(Stock, Quotas)>)>,
     /// The sale that came from Postgres, if one did: some of its users may have more than the limit.
     taken_over: Option<SaleId>,
+    /// The first one of the newest sale that has one.
+    contradiction: Option<(SaleId, String)>,
 }
 
 /// What a replay found.
@@ -33,7 +36,7 @@ impl Replay {
     /// Starts from nothing. `partition` is the new run's, whatever the old one's was.
     pub fn new(partition: Partition, now: Moment) -> Self {
         assert!(now.monotonic_ms > 0, "zero is before every hold's end");
-        Replay { partition, now, sale: None, taken_over: None }
+        Replay { partition, now, sale: None, taken_over: None, contradiction: None }
     }
 
     /// It is later by now: what follows may have been recorded since.
@@ -45,6 +48,17 @@ impl Replay {
     pub fn held(&self) -> Vec<u32> {
         let shards = self.sale.iter().flat_map(|(_, shards)| shards);
         shards.map(|(stock, _)| stock.counts().held).collect()
+    }
+
+    /// Replays one record of a stream, and goes on after one that contradicts those before it: ended sales may have
+    /// lost their beginning to retention, so judgement waits for which sale goes on.
+    pub fn add(&mut self, stream: &StreamId, seq: Seq, record: &Record) {
+        if let Err(flaw) = self.record(record)
+            && self.contradiction.as_ref().is_none_or(|(sale, _)| *sale < record.sale)
+        {
+            let place = format!("record {seq} of {stream}, sale {}", record.sale.0);
+            self.contradiction = Some((record.sale, format!("{place}: {flaw}")));
+        }
     }
 
     /// Replays one record.
@@ -169,6 +183,9 @@ impl Replay {
             }
             found.sold += stock.counts().sold;
             found.held += stock.counts().held;
+        }
+        if let Some((_, text)) = self.contradiction.filter(|(sale, _)| *sale >= terms.sale) {
+            return Err(text);
         }
         let inventories = shards.into_iter().map(|(stock, quotas)| Inventory { terms, stock, quotas }).collect();
         Ok((inventories, found))

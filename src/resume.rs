@@ -161,7 +161,7 @@ impl Ahead {
             match found {
                 Ok(Err(Failure::Final(why))) => return Err(why),
                 Ok(Ok(found)) => {
-                    let judged = judge_owner(owner, control.database(), found, config.recover_from);
+                    let judged = judge_owner(owner, control.database(), found.owner, config.recover_from);
                     judged.map_err(|why| fatal(&why))?;
                 }
                 // If it is away, selling goes on without, as it does with the run before.

@@ -60,6 +60,19 @@ impl SegmentName {
         parts.next().is_none().then_some(SegmentName { stream, first_block, blocks })
     }
 
+    /// The segments in a directory, stream by stream, each in order.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn list(dir: &Path, cluster: Uuid) -> io::Result<Vec<SegmentName>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(dir)? {
+            names.extend(SegmentName::parse(&entry?.file_name().to_string_lossy(), cluster));
+        }
+        names.sort_by_key(|name| (name.stream.epoch, name.stream.shard, name.stream.log, name.first_block));
+        Ok(names)
+    }
+
     /// Makes the file. Nothing is visible under its name before all of it is on disk.
     ///
     /// # Errors

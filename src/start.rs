@@ -177,7 +177,7 @@ pub fn start(config: Config) -> Result<Option<Supervisor>, Fatal> {
         |wait| matches!(noticed.recv_timeout(wait), Ok(Notice::Signal(signal)) if [SIGTERM, SIGINT].contains(&signal));
     let Place { dir, admin, resumed, sockets, listeners, made_ahead } = match (first, &predecessor) {
         (Some((dir, admin)), _) => {
-            admin::start(admin.try_clone().map_err(no_descriptors)?, status.clone())?;
+            admin::start(admin.try_clone().map_err(no_descriptors)?, status.clone(), config.rules.period_s)?;
             let Some(resumed) = resume(&config, &dir, partition, clock, is_stopped)? else { return Ok(None) };
             let sockets = deal(Vec::new(), Vec::new(), shards);
             Place { dir, admin, resumed, sockets, listeners: Vec::new(), made_ahead: vec![None; shards.into()] }

@@ -5,6 +5,9 @@ use crate::counters::{Batches, Counter, Histogram, Requests, TIMES_US};
 use crate::record::{RefusalReason, ReleaseReason};
 use crate::sale::Counts;
 use crate::types::SaleId;
+use serde::Serialize;
+use std::collections::VecDeque;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// What the process is doing.
@@ -106,6 +109,20 @@ pub struct Shipped {
     pub retries: Counter,
 }
 
+/// How a sale ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct SaleEnded {
+    /// Which sale: whole periods since 1970.
+    pub sale_id: u32,
+    /// Items sold.
+    pub sold: u32,
+    /// Items that there were.
+    pub items: u32,
+}
+
+/// Ended sales that are remembered.
+const ENDED_KEPT: usize = 12;
+
 /// What the whole process publishes.
 #[derive(Debug)]
 pub struct Status {
@@ -123,6 +140,8 @@ pub struct Status {
     pub behind_ms: AtomicU64,
     /// What has been brought to it.
     pub shipped: Shipped,
+    /// Between the main thread and the admin port's: no shard takes a lock.
+    ended: Mutex<VecDeque<SaleEnded>>,
 }
 
 impl Status {
@@ -142,6 +161,7 @@ impl Status {
                 times: Histogram::new(&TIMES_US),
                 retries: Counter::default(),
             },
+            ended: Mutex::default(),
         }
     }
 
@@ -168,6 +188,20 @@ impl Status {
         if sale > self.newest_sale() {
             self.newest_sale.fetch_max(sale.0, Ordering::Release);
         }
+    }
+
+    /// A sale is over. For the main thread.
+    pub fn note_end(&self, sale: SaleEnded) {
+        let mut ended = self.ended.lock().expect("a panic ends the process");
+        if ended.len() == ENDED_KEPT {
+            ended.pop_front();
+        }
+        ended.push_back(sale);
+    }
+
+    /// The last sales that ended while this process sold, in order. For the admin port's thread.
+    pub fn sales_ended(&self) -> Vec<SaleEnded> {
+        self.ended.lock().expect("a panic ends the process").iter().copied().collect()
     }
 
     /// Running totals of what is durable and of what is in Postgres; their difference is what is not. The second one

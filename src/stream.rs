@@ -72,7 +72,7 @@ impl End {
 }
 
 /// A stream that lost something once durable, or that this version cannot read.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Damage {
     /// A block is bad that a later one counts as flushed.
     Block {
@@ -172,20 +172,98 @@ pub fn read(
     segments: &[SegmentBytes],
     mut visit: impl FnMut(u64, &Record) -> Result<(), String>,
 ) -> Result<End, Damage> {
-    let first_block = segments.first().map_or(0, |segment| segment.first_block);
-    let mut end = End { ending: Ending::Clean, blocks: first_block, records: 0, checksum: 0 };
-    let mut blocks = segments.iter().flat_map(|segment| {
-        let numbers = segment.first_block..;
-        numbers.zip(segment.bytes.chunks(BLOCK_BYTES)).map(move |(number, block)| (segment, number, block))
-    });
-    let bad = loop {
-        let Some((segment, number, block)) = blocks.next() else { break None };
-        if number != end.blocks {
-            break Some((segment, number, block));
+    let mut reading = Reading::new(*stream);
+    segments.iter().try_for_each(|segment| reading.segment(segment, &mut visit))?;
+    reading.finish()
+}
+
+/// A stream of which so much is read, for one that is larger than memory.
+#[derive(Clone)]
+pub struct Reading {
+    stream: StreamId,
+    /// Of the first segment.
+    first_block: Option<u64>,
+    end: End,
+    bad: Option<Bad>,
+    short: Option<Damage>,
+}
+
+/// The first block that is not the expected one.
+#[derive(Clone)]
+struct Bad {
+    file: String,
+    number: u64,
+    offset: u64,
+    /// Records known to be flushed; unknown where the beginning is.
+    known: Option<u64>,
+}
+
+impl Reading {
+    /// Of nothing so far.
+    pub fn new(stream: StreamId) -> Reading {
+        let end = End { ending: Ending::Clean, blocks: 0, records: 0, checksum: 0 };
+        Reading { stream, first_block: None, end, bad: None, short: None }
+    }
+
+    /// Where the stream ends, as far as it is read.
+    pub fn end(&self) -> &End {
+        &self.end
+    }
+
+    /// Whether every block so far was as expected, so that more may follow.
+    pub fn is_whole(&self) -> bool {
+        self.bad.is_none() && self.short.is_none() && self.end.ending == Ending::Clean
+    }
+
+    /// Reads the next segment. What follows a seal is not looked at.
+    ///
+    /// # Errors
+    /// What is damaged.
+    pub fn segment(
+        &mut self,
+        segment: &SegmentBytes,
+        mut visit: impl FnMut(u64, &Record) -> Result<(), String>,
+    ) -> Result<(), Damage> {
+        if self.first_block.is_none() {
+            (self.first_block, self.end.blocks) = (Some(segment.first_block), segment.first_block);
         }
-        let Some((header, checksum)) = block::parse(block, stream) else { break Some((segment, number, block)) };
+        for (number, block) in (segment.first_block..).zip(segment.bytes.chunks(BLOCK_BYTES)) {
+            if self.end.ending == Ending::Sealed {
+                return Ok(());
+            }
+            let is_next = self.bad.is_none() && number == self.end.blocks;
+            match block::parse(block, &self.stream).filter(|_| is_next) {
+                Some((header, checksum)) => self.follow(segment, block, &header, checksum, &mut visit)?,
+                None => self.look_for_proof(segment, number, block)?,
+            }
+        }
+        let (bytes, expected) = (segment.bytes.len(), segment.made_blocks * BLOCK_BYTES as u64);
+        if bytes as u64 != expected && self.short.is_none() {
+            self.short = Some(Damage::Short { file: segment.name.clone(), bytes, expected });
+        }
+        Ok(())
+    }
+
+    /// There is nothing more.
+    ///
+    /// # Errors
+    /// A file is shorter than it was made.
+    pub fn finish(self) -> Result<End, Damage> {
+        self.short.filter(|_| self.end.ending != Ending::Sealed).map_or(Ok(self.end), Err)
+    }
+
+    /// A whole block, where one is expected.
+    fn follow(
+        &mut self,
+        segment: &SegmentBytes,
+        block: &[u8],
+        header: &Header,
+        checksum: u32,
+        mut visit: impl FnMut(u64, &Record) -> Result<(), String>,
+    ) -> Result<(), Damage> {
+        let (number, end) = (self.end.blocks, &mut self.end);
         // The oldest segments of a stream may be gone for good; what is left starts the chain anew.
-        let starts = number == first_block && first_block > 0;
+        let starts = Some(number) == self.first_block && number > 0;
         let follows = header.records_before == end.records && header.previous_checksum == end.checksum;
         if header.number != number || !(starts || follows) {
             return Err(Damage::Misplaced { file: segment.name.clone(), number, found: header.number });
@@ -194,7 +272,8 @@ pub fn read(
             end.records = header.records_before;
         }
         if header.seals {
-            return Ok(End { ending: Ending::Sealed, ..end });
+            end.ending = Ending::Sealed;
+            return Ok(());
         }
         for bytes in block::records(block, header.records) {
             end.records += 1;
@@ -208,47 +287,43 @@ pub fn read(
         }
         end.blocks += 1;
         end.checksum = checksum;
-    };
-    if let Some((segment, number, block)) = bad {
-        if let Some(version) = block::version(block).filter(|&version| version != block::FORMAT_VERSION) {
-            return Err(Damage::Version { file: segment.name.clone(), version });
-        }
-        let is_beginning_unknown = first_block > 0 && end.blocks == first_block;
-        let mut known = (!is_beginning_unknown).then_some(end.records);
-        let after = std::iter::once((segment, number, block)).chain(blocks.clone());
-        for (later, position, block) in after {
-            let Some((header, _)) = block::parse(block, stream) else {
-                if block::is_whole(block) {
-                    return Err(Damage::Foreign { file: later.name.clone(), number: position });
-                }
-                continue;
-            };
-            if header.number != position {
-                return Err(Damage::Misplaced { file: later.name.clone(), number: position, found: header.number });
+        Ok(())
+    }
+
+    /// A block that is not the expected one, or one after it: it may prove that something was durable once.
+    fn look_for_proof(&mut self, segment: &SegmentBytes, number: u64, block: &[u8]) -> Result<(), Damage> {
+        let (end, file) = (&mut self.end, || segment.name.clone());
+        if self.bad.is_none() {
+            if let Some(version) = block::version(block).filter(|&version| version != block::FORMAT_VERSION) {
+                return Err(Damage::Version { file: file(), version });
             }
-            // Blocks of one flight say the same; without a beginning, only a second flight proves the first.
-            let known = *known.get_or_insert(header.flushed);
-            if header.flushed > known {
-                let (file, expected) = (segment.name.clone(), end.blocks);
-                return Err(if number == expected {
-                    let offset = (number - segment.first_block) * BLOCK_BYTES as u64;
-                    Damage::Block { file, number, offset, proven_by: header.number }
-                } else {
-                    Damage::Gap { file, expected, found: number }
-                });
-            }
+            let is_beginning_unknown = end.blocks > 0 && self.first_block == Some(end.blocks);
+            let (offset, known) = ((number - segment.first_block) * BLOCK_BYTES as u64, end.records);
+            let known = (!is_beginning_unknown).then_some(known);
+            self.bad = Some(Bad { file: file(), number, offset, known });
         }
-        if !is_blank(block) || blocks.any(|(_, _, block)| !is_blank(block)) {
+        if !is_blank(block) {
             end.ending = Ending::Torn;
         }
-    }
-    for segment in segments {
-        let (bytes, expected) = (segment.bytes.len(), segment.made_blocks * BLOCK_BYTES as u64);
-        if bytes as u64 != expected {
-            return Err(Damage::Short { file: segment.name.clone(), bytes, expected });
+        let Some((header, _)) = block::parse(block, &self.stream) else {
+            return if block::is_whole(block) { Err(Damage::Foreign { file: file(), number }) } else { Ok(()) };
+        };
+        if header.number != number {
+            return Err(Damage::Misplaced { file: file(), number, found: header.number });
         }
+        let Bad { file, number, offset, known } = self.bad.as_mut().expect("there is one by now");
+        // Blocks of one flight say the same; without a beginning, only a second flight proves the first.
+        let known = *known.get_or_insert(header.flushed);
+        if header.flushed > known {
+            let (file, number, offset, expected) = (file.clone(), *number, *offset, end.blocks);
+            return Err(if number == expected {
+                Damage::Block { file, number, offset, proven_by: header.number }
+            } else {
+                Damage::Gap { file, expected, found: number }
+            });
+        }
+        Ok(())
     }
-    Ok(end)
 }
 
 /// Whether a block is as it was made. Compared whole: most of a new segment is.

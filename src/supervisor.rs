@@ -18,7 +18,7 @@ use crate::recovery::Streams;
 use crate::segment::remove_run;
 use crate::service_manager::ServiceManager;
 use crate::shard::Ended;
-use crate::status::{Phase, Status};
+use crate::status::{Phase, SaleEnded, Status};
 use crate::successor::{Stage, Successor};
 use crate::types::{SaleId, ShardId};
 use crate::waiting::Watermark;
@@ -148,7 +148,13 @@ impl Supervisor {
                     self.site.control.read_again()?;
                     self.unsettled.take().map_or(Ok(()), |unsettled| self.settle(unsettled))?;
                 }
-                Ok(Notice::Ended(part)) => log_ended(&mut ended, part, shards),
+                Ok(Notice::Ended(part)) => {
+                    if let Some(sale) = total(&mut ended, part, shards) {
+                        let SaleEnded { sale_id, sold, items } = sale;
+                        tracing::info!(sale = sale_id, sold, items, "sale over, the next one is open");
+                        self.status.note_end(sale);
+                    }
+                }
                 Ok(Notice::LogFull(shard, is_full)) => log_room(shard, is_full),
                 Ok(Notice::AttemptsLost(shard, are_lost)) => log_attempts(shard, are_lost),
                 Ok(Notice::Overdue(shard, overdue)) => log_overdue(shard, overdue),
@@ -210,7 +216,7 @@ impl Supervisor {
             predecessor.watch_it_go(self.notices.clone())?;
             let admin = self.admin.try_clone();
             let admin = admin.map_err(|error| Fatal::Host(format!("no descriptor is left: {error}")))?;
-            admin::start(admin, self.status.clone())?;
+            admin::start(admin, self.status.clone(), self.config.rules.period_s)?;
             self.unsettled = Some(unsettled);
         }
         self.enter(Phase::Serving);
@@ -396,7 +402,6 @@ fn log_attempts(ShardId(shard): ShardId, are_lost: bool) {
     }
 }
 
-/// Adds one shard's part of a sale that is over, and logs the sale when all parts are there.
 fn log_overdue(shard: ShardId, Overdue { count, example }: Overdue) {
     let request_id = example.as_ref().and_then(|trace| trace.request_id.as_deref()).map(String::from_utf8_lossy);
     let traceparent = example.as_ref().and_then(|trace| trace.traceparent.as_deref());
@@ -409,13 +414,13 @@ fn log_overdue(shard: ShardId, Overdue { count, example }: Overdue) {
     );
 }
 
-fn log_ended(sales: &mut BTreeMap<SaleId, (usize, u32, u32)>, part: Ended, shards: usize) {
+/// Adds one shard's part of a sale that is over. The sale, when all parts are there.
+fn total(sales: &mut BTreeMap<SaleId, (usize, u32, u32)>, part: Ended, shards: usize) -> Option<SaleEnded> {
     let (parts, sold, items) = sales.entry(part.sale).or_default();
     *parts += 1;
     *sold += part.sold;
     *items += part.items;
-    if *parts == shards {
-        tracing::info!(sale = part.sale.0, sold = *sold, items = *items, "sale over, the next one is open");
-        sales.remove(&part.sale);
-    }
+    let (parts, sold, items) = (*parts, *sold, *items);
+    (parts == shards).then(|| sales.remove(&part.sale))?;
+    Some(SaleEnded { sale_id: part.sale.0, sold, items })
 }

@@ -1,6 +1,7 @@
 //! The real binary over real sockets.
 
 mod abuse;
+mod browser;
 mod budget;
 mod catalogue;
 mod clock_jumps;
@@ -10,6 +11,7 @@ mod container;
 mod contract;
 mod crash;
 mod crowds;
+mod dashboard;
 mod database_faults;
 mod descriptors;
 mod events;
@@ -22,6 +24,7 @@ mod hostile;
 mod isolate;
 mod load;
 mod log;
+mod log_tool;
 mod metrics;
 mod mountpoint;
 mod openapi;

@@ -1,16 +1,19 @@
 //! What operators read at the admin port, and what watches over it.
 
 use crate::cluster::Cluster;
-use crate::harness::{Client, LONG_SALE, Response, Server, in_repository, repository_text, skipped, wait_until};
+use crate::harness::{
+    Client, LONG_SALE, Response, Server, in_repository, repository_text, skipped, stampede, wait_until,
+};
 use crate::load::{connect, crowd};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
+use std::time::{Duration, SystemTime};
 
 /// Each sample's value, by its name and labels as they are written.
-fn scrape(admin: SocketAddr) -> BTreeMap<String, f64> {
+pub fn scrape(admin: SocketAddr) -> BTreeMap<String, f64> {
     let response = Client::connect(admin).unwrap().try_request("GET /metrics", "").unwrap();
     let kind = response.header("content-type").unwrap();
     assert!(response.status == 200 && kind.starts_with("application/openmetrics-text"), "{response:?}");
@@ -22,7 +25,7 @@ fn scrape(admin: SocketAddr) -> BTreeMap<String, f64> {
         .collect()
 }
 
-fn sum(samples: &BTreeMap<String, f64>, name: &str, label: &str) -> f64 {
+pub fn sum(samples: &BTreeMap<String, f64>, name: &str, label: &str) -> f64 {
     let of_it = samples.iter().filter(|(key, _)| key.starts_with(&format!("{name}{{")) && key.contains(label));
     of_it.map(|(_, value)| value).sum()
 }
@@ -188,6 +191,25 @@ const OBSERVE: &str = "tuning/observe";
 fn family(sample: &str) -> String {
     let parts = ["_bucket", "_sum", "_count"];
     parts.iter().find_map(|part| sample.strip_suffix(part)).unwrap_or(sample).to_owned()
+}
+
+/// As under tuning/stampede.service, which hides what in /proc is not of processes.
+#[test]
+fn the_process_is_measured_where_proc_is_of_processes_alone() {
+    if !rustix::process::geteuid().is_root() {
+        return skipped("a smaller /proc", "only root mounts one");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let server = stampede(dir.path(), &LONG_SALE);
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", "mount -t proc -o subset=pid proc /proc && exec \"$0\" \"$@\""]);
+    command.arg(server.get_program()).args(server.get_args()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let server = Server::run(command.current_dir(dir.path()));
+    server.wait_for_line("serving");
+    let samples = scrape(server.admin);
+    let started = SystemTime::UNIX_EPOCH + Duration::from_secs_f64(samples["process_start_time_seconds"]);
+    assert!(started.elapsed().unwrap_or_default() < Duration::from_secs(600), "{samples:#?}");
+    assert!(samples["process_resident_memory_bytes"] > 1e6 && samples["process_threads"] > 3.0, "{samples:#?}");
 }
 
 /// The dashboard and the alerts ask for nothing that is not there, and leave nothing out that is.

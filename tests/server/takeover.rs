@@ -119,6 +119,9 @@ fn an_empty_data_directory_waits_for_the_database() {
     let ready = client.request("GET /readyz");
     assert_eq!((ready.status, &ready.json()["status"]), (503, &"recovering".into()));
     assert_eq!(client.checkout(1, 1).problem(), "not-ready");
+    for page in ["/sale", "/items", "/items/1", "/items/1/image.svg"] {
+        assert_eq!(client.request(&format!("GET {page}")).problem(), "not-ready", "{page}");
+    }
     assert!(server.terminate().success(), "it can be stopped while it waits");
     let server = Server::start(other.path(), &arguments(&url, &["--recover-from", "log"]));
     server.connect().reserve(1, 1);

@@ -52,5 +52,26 @@ complete -c stampede -n "__fish_stampede_needs_command" -s h -l help -d 'Print h
 complete -c stampede -n "__fish_stampede_needs_command" -s V -l version -d 'Print version'
 complete -c stampede -n "__fish_stampede_needs_command" -f -a "completions" -d 'Print completions of these flags for a shell'
 complete -c stampede -n "__fish_stampede_needs_command" -f -a "man" -d 'Print a manual page, for man -l -'
+complete -c stampede -n "__fish_stampede_needs_command" -f -a "log" -d 'Read the log of a data directory: verify, dump, add up a sale'
 complete -c stampede -n "__fish_stampede_using_subcommand completions" -s h -l help -d 'Print help'
 complete -c stampede -n "__fish_stampede_using_subcommand man" -s h -l help -d 'Print help'
+complete -c stampede -n "__fish_stampede_using_subcommand log; and not __fish_seen_subcommand_from verify dump sale" -s h -l help -d 'Print help'
+complete -c stampede -n "__fish_stampede_using_subcommand log; and not __fish_seen_subcommand_from verify dump sale" -f -a "verify" -d 'Say whether the log is sound, and how far it is in Postgres'
+complete -c stampede -n "__fish_stampede_using_subcommand log; and not __fish_seen_subcommand_from verify dump sale" -f -a "dump" -d 'Print the records of the log as JSON, one a line'
+complete -c stampede -n "__fish_stampede_using_subcommand log; and not __fish_seen_subcommand_from verify dump sale" -f -a "sale" -d 'Add up a sale, from the log and from Postgres, and compare'
+complete -c stampede -n "__fish_stampede_using_subcommand log; and __fish_seen_subcommand_from verify" -l data-dir -d 'Where the purchase log lives; one server at a time [env: DATA_DIR] [default: ./data]' -r -f -a "(__fish_complete_directories)"
+complete -c stampede -n "__fish_stampede_using_subcommand log; and __fish_seen_subcommand_from verify" -l database-url -d 'PostgreSQL to persist to, like postgres://user@host/name. Or in parts: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT [env: DATABASE_URL] [default: none: the log alone]' -r -f
+complete -c stampede -n "__fish_stampede_using_subcommand log; and __fish_seen_subcommand_from verify" -l env-file -d 'Variables, one VARIABLE=value a line, for what neither flags nor the environment set; read anew by an upgrade, as these are not. .env need not exist [env: ENV_FILE] [default: .env]' -r -f -a "(__fish_complete_directories)"
+complete -c stampede -n "__fish_stampede_using_subcommand log; and __fish_seen_subcommand_from verify" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c stampede -n "__fish_stampede_using_subcommand log; and __fish_seen_subcommand_from dump" -l sale -d 'Only records of this sale' -r
+complete -c stampede -n "__fish_stampede_using_subcommand log; and __fish_seen_subcommand_from dump" -l user -d 'Only records of this user' -r
+complete -c stampede -n "__fish_stampede_using_subcommand log; and __fish_seen_subcommand_from dump" -l item -d 'Only records about this item' -r
+complete -c stampede -n "__fish_stampede_using_subcommand log; and __fish_seen_subcommand_from dump" -l code -d 'Only records about the hold of this code' -r
+complete -c stampede -n "__fish_stampede_using_subcommand log; and __fish_seen_subcommand_from dump" -l data-dir -d 'Where the purchase log lives; one server at a time [env: DATA_DIR] [default: ./data]' -r -f -a "(__fish_complete_directories)"
+complete -c stampede -n "__fish_stampede_using_subcommand log; and __fish_seen_subcommand_from dump" -l database-url -d 'PostgreSQL to persist to, like postgres://user@host/name. Or in parts: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT [env: DATABASE_URL] [default: none: the log alone]' -r -f
+complete -c stampede -n "__fish_stampede_using_subcommand log; and __fish_seen_subcommand_from dump" -l env-file -d 'Variables, one VARIABLE=value a line, for what neither flags nor the environment set; read anew by an upgrade, as these are not. .env need not exist [env: ENV_FILE] [default: .env]' -r -f -a "(__fish_complete_directories)"
+complete -c stampede -n "__fish_stampede_using_subcommand log; and __fish_seen_subcommand_from dump" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c stampede -n "__fish_stampede_using_subcommand log; and __fish_seen_subcommand_from sale" -l data-dir -d 'Where the purchase log lives; one server at a time [env: DATA_DIR] [default: ./data]' -r -f -a "(__fish_complete_directories)"
+complete -c stampede -n "__fish_stampede_using_subcommand log; and __fish_seen_subcommand_from sale" -l database-url -d 'PostgreSQL to persist to, like postgres://user@host/name. Or in parts: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT [env: DATABASE_URL] [default: none: the log alone]' -r -f
+complete -c stampede -n "__fish_stampede_using_subcommand log; and __fish_seen_subcommand_from sale" -l env-file -d 'Variables, one VARIABLE=value a line, for what neither flags nor the environment set; read anew by an upgrade, as these are not. .env need not exist [env: ENV_FILE] [default: .env]' -r -f -a "(__fish_complete_directories)"
+complete -c stampede -n "__fish_stampede_using_subcommand log; and __fish_seen_subcommand_from sale" -s h -l help -d 'Print help (see more with \'--help\')'

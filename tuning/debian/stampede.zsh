@@ -60,6 +60,56 @@ _arguments "${_arguments_options[@]}" : \
 '--help[Print help]' \
 && ret=0
 ;;
+(log)
+_arguments "${_arguments_options[@]}" : \
+'-h[Print help]' \
+'--help[Print help]' \
+":: :_stampede__subcmd__log_commands" \
+"*::: :->log" \
+&& ret=0
+
+    case $state in
+    (log)
+        words=($line[1] "${words[@]}")
+        (( CURRENT += 1 ))
+        curcontext="${curcontext%:*:*}:stampede-log-command-$line[1]:"
+        case $line[1] in
+            (verify)
+_arguments "${_arguments_options[@]}" : \
+'--data-dir=[Where the purchase log lives; one server at a time \[env\: DATA_DIR\] \[default\: ./data\]]:PATH:_files -/' \
+'--database-url=[PostgreSQL to persist to, like postgres\://user@host/name. Or in parts\: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT \[env\: DATABASE_URL\] \[default\: none\: the log alone\]]:URL:' \
+'--env-file=[Variables, one VARIABLE=value a line, for what neither flags nor the environment set; read anew by an upgrade, as these are not. .env need not exist \[env\: ENV_FILE\] \[default\: .env\]]:PATH:_files -/' \
+'-h[Print help (see more with '\''--help'\'')]' \
+'--help[Print help (see more with '\''--help'\'')]' \
+&& ret=0
+;;
+(dump)
+_arguments "${_arguments_options[@]}" : \
+'--sale=[Only records of this sale]:SALE:_default' \
+'--user=[Only records of this user]:USER:_default' \
+'--item=[Only records about this item]:ITEM:_default' \
+'--code=[Only records about the hold of this code]:CODE:_default' \
+'--data-dir=[Where the purchase log lives; one server at a time \[env\: DATA_DIR\] \[default\: ./data\]]:PATH:_files -/' \
+'--database-url=[PostgreSQL to persist to, like postgres\://user@host/name. Or in parts\: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT \[env\: DATABASE_URL\] \[default\: none\: the log alone\]]:URL:' \
+'--env-file=[Variables, one VARIABLE=value a line, for what neither flags nor the environment set; read anew by an upgrade, as these are not. .env need not exist \[env\: ENV_FILE\] \[default\: .env\]]:PATH:_files -/' \
+'-h[Print help (see more with '\''--help'\'')]' \
+'--help[Print help (see more with '\''--help'\'')]' \
+&& ret=0
+;;
+(sale)
+_arguments "${_arguments_options[@]}" : \
+'--data-dir=[Where the purchase log lives; one server at a time \[env\: DATA_DIR\] \[default\: ./data\]]:PATH:_files -/' \
+'--database-url=[PostgreSQL to persist to, like postgres\://user@host/name. Or in parts\: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT \[env\: DATABASE_URL\] \[default\: none\: the log alone\]]:URL:' \
+'--env-file=[Variables, one VARIABLE=value a line, for what neither flags nor the environment set; read anew by an upgrade, as these are not. .env need not exist \[env\: ENV_FILE\] \[default\: .env\]]:PATH:_files -/' \
+'-h[Print help (see more with '\''--help'\'')]' \
+'--help[Print help (see more with '\''--help'\'')]' \
+'::sale -- Its sale_id \[default\: the latest in the log\]:_default' \
+&& ret=0
+;;
+        esac
+    ;;
+esac
+;;
         esac
     ;;
 esac
@@ -70,6 +120,7 @@ _stampede_commands() {
     local commands; commands=(
 'completions:Print completions of these flags for a shell' \
 'man:Print a manual page, for man -l -' \
+'log:Read the log of a data directory\: verify, dump, add up a sale' \
     )
     _describe -t commands 'stampede commands' commands "$@"
 }
@@ -77,6 +128,30 @@ _stampede_commands() {
 _stampede__subcmd__completions_commands() {
     local commands; commands=()
     _describe -t commands 'stampede completions commands' commands "$@"
+}
+(( $+functions[_stampede__subcmd__log_commands] )) ||
+_stampede__subcmd__log_commands() {
+    local commands; commands=(
+'verify:Say whether the log is sound, and how far it is in Postgres' \
+'dump:Print the records of the log as JSON, one a line' \
+'sale:Add up a sale, from the log and from Postgres, and compare' \
+    )
+    _describe -t commands 'stampede log commands' commands "$@"
+}
+(( $+functions[_stampede__subcmd__log__subcmd__dump_commands] )) ||
+_stampede__subcmd__log__subcmd__dump_commands() {
+    local commands; commands=()
+    _describe -t commands 'stampede log dump commands' commands "$@"
+}
+(( $+functions[_stampede__subcmd__log__subcmd__sale_commands] )) ||
+_stampede__subcmd__log__subcmd__sale_commands() {
+    local commands; commands=()
+    _describe -t commands 'stampede log sale commands' commands "$@"
+}
+(( $+functions[_stampede__subcmd__log__subcmd__verify_commands] )) ||
+_stampede__subcmd__log__subcmd__verify_commands() {
+    local commands; commands=()
+    _describe -t commands 'stampede log verify commands' commands "$@"
 }
 (( $+functions[_stampede__subcmd__man_commands] )) ||
 _stampede__subcmd__man_commands() {

@@ -1,0 +1,219 @@
+//! A real browser without a screen: Chromium, told what to do by its DevTools protocol through a pair of pipes.
+
+use serde_json::{Value, json};
+use std::cell::{Cell, RefCell};
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+/// How long the browser may take for anything.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A browser with one page.
+pub struct Browser {
+    process: Child,
+    commands: RefCell<ChildStdin>,
+    messages: Receiver<Value>,
+    /// Events that have come and nobody has looked at.
+    events: RefCell<Vec<Value>>,
+    sent: Cell<u64>,
+    session: String,
+    /// Removed after the browser's end.
+    _profile: tempfile::TempDir,
+}
+
+/// How a page is looked at.
+#[derive(Clone, Copy)]
+pub struct Screen {
+    pub width: u32,
+    pub height: u32,
+    pub is_dark: bool,
+}
+
+impl Browser {
+    /// Starts a browser; `None`: there is none on this machine.
+    pub fn start() -> Option<Browser> {
+        let has_chromium =
+            Command::new("chromium").arg("--version").output().is_ok_and(|output| output.status.success());
+        if !has_chromium {
+            return None;
+        }
+        let profile = tempfile::tempdir().expect("there is room");
+        // It reads from descriptor 3 and writes to 4, and ends when nobody is there any more.
+        let line = "exec chromium --headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run \
+                    --disable-background-networking --disable-component-update --hide-scrollbars --lang=en \
+                    --remote-debugging-pipe --user-data-dir=\"$0\" 3<&0 4>&1 </dev/null >/dev/null 2>&1";
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(line).arg(profile.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn().expect("a shell");
+        let commands = RefCell::new(process.stdin.take().expect("it is piped"));
+        let mut output = BufReader::new(process.stdout.take().expect("it is piped"));
+        let (sender, messages) = channel();
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            while output.read_until(0, &mut bytes).is_ok_and(|read| read > 0) {
+                let message = serde_json::from_slice(bytes.strip_suffix(&[0]).unwrap_or(&bytes));
+                if message.is_ok_and(|message| sender.send(message).is_err()) {
+                    break;
+                }
+                bytes.clear();
+            }
+        });
+        let mut browser = Browser {
+            process,
+            commands,
+            messages,
+            events: RefCell::default(),
+            sent: Cell::new(0),
+            session: String::new(),
+            _profile: profile,
+        };
+        let target = browser.tell("Target.createTarget", json!({ "url": "about:blank" }))["targetId"].clone();
+        let session = browser.tell("Target.attachToTarget", json!({ "targetId": target, "flatten": true }));
+        browser.session = session["sessionId"].as_str().expect("a name").to_owned();
+        ["Page", "Runtime", "Log", "Network", "Accessibility"].iter().for_each(|part| {
+            browser.tell(&format!("{part}.enable"), json!({}));
+        });
+        Some(browser)
+    }
+
+    /// Sends a command and waits for its answer.
+    pub fn tell(&self, method: &str, parameters: Value) -> Value {
+        let number = self.sent.replace(self.sent.get() + 1);
+        let mut command = json!({ "id": number, "method": method, "params": parameters });
+        if !self.session.is_empty() {
+            command["sessionId"] = self.session.as_str().into();
+        }
+        self.commands.borrow_mut().write_all(format!("{command}\0").as_bytes()).expect("the browser lives");
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let message = self.messages.recv_timeout(left).unwrap_or_else(|error| panic!("{method}: {error}"));
+            match message["id"].as_u64() {
+                Some(id) if id == number => {
+                    assert!(message["error"].is_null(), "{method}: {message}");
+                    return message["result"].clone();
+                }
+                Some(_) => {}
+                None => self.events.borrow_mut().push(message),
+            }
+        }
+    }
+
+    /// Looks at an address on a screen.
+    pub fn open(&self, url: &str, screen: Screen) {
+        self.turn_to(screen);
+        self.tell("Page.navigate", json!({ "url": url }));
+        self.wait_for("document.readyState === 'complete'");
+    }
+
+    /// The same page on another screen.
+    pub fn turn_to(&self, Screen { width, height, is_dark }: Screen) {
+        let scheme = if is_dark { "dark" } else { "light" };
+        let feature = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
+        self.tell("Emulation.setEmulatedMedia", json!({ "features": feature }));
+        let size = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500 });
+        self.tell("Emulation.setDeviceMetricsOverride", size);
+    }
+
+    /// The value of an expression of JavaScript.
+    pub fn evaluate(&self, expression: &str) -> Value {
+        let asked = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
+        let answer = self.tell("Runtime.evaluate", asked);
+        assert!(answer["exceptionDetails"].is_null(), "{expression}: {answer}");
+        answer["result"]["value"].clone()
+    }
+
+    /// Waits until an expression is true.
+    pub fn wait_for(&self, expression: &str) {
+        let end = Instant::now() + PATIENCE;
+        while self.evaluate(expression) != true {
+            if Instant::now() >= end {
+                panic!("never: {expression}\n{}", self.evaluate("document.body.innerText").as_str().unwrap_or(""));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// The text of the element with this id.
+    pub fn text(&self, id: &str) -> String {
+        self.evaluate(&format!("document.getElementById({id:?}).textContent")).as_str().expect("it is there").to_owned()
+    }
+
+    /// A press of a key, in the element that has the focus.
+    pub fn press(&self, key: &str) {
+        let code = json!({ "ArrowLeft": 37, "ArrowRight": 39, "Tab": 9 })[key].clone();
+        for kind in ["keyDown", "keyUp"] {
+            let event = json!({ "type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code });
+            self.tell("Input.dispatchKeyEvent", event);
+        }
+    }
+
+    /// Everything that went wrong since it was last asked for: exceptions, errors and warnings on the console, requests.
+    pub fn complaints(&self) -> Vec<String> {
+        // Whatever has happened before this answer has been told before it.
+        self.evaluate("0");
+        let is_complaint = |event: &Value| match event["method"].as_str().unwrap_or_default() {
+            "Runtime.exceptionThrown" | "Network.loadingFailed" => true,
+            "Runtime.consoleAPICalled" => {
+                ["error", "warning", "assert"].contains(&event["params"]["type"].as_str().unwrap())
+            }
+            "Log.entryAdded" => {
+                event["params"]["entry"]["level"] == "error" || event["params"]["entry"]["level"] == "warning"
+            }
+            "Network.responseReceived" => event["params"]["response"]["status"].as_u64() >= Some(400),
+            _ => false,
+        };
+        let events = self.events.take();
+        events.iter().filter(|event| is_complaint(event)).map(|event| event["params"].to_string()).collect()
+    }
+
+    /// The addresses that have been asked for since complaints were last asked for.
+    pub fn requested(&self) -> Vec<String> {
+        self.evaluate("0");
+        let events = self.events.borrow();
+        let requests = events.iter().filter(|event| event["method"] == "Network.requestWillBeSent");
+        requests.map(|event| event["params"]["request"]["url"].as_str().expect("text").to_owned()).collect()
+    }
+
+    /// What a screen reader is given: role and name of each thing, in order.
+    pub fn accessible(&self) -> Vec<(String, String)> {
+        let tree = self.tell("Accessibility.getFullAXTree", json!({}));
+        let nodes = tree["nodes"].as_array().expect("a list").iter().filter(|node| node["ignored"] == false);
+        let text = |value: &Value| value["value"].as_str().unwrap_or_default().to_owned();
+        nodes.map(|node| (text(&node["role"]), text(&node["name"]))).collect()
+    }
+
+    /// Writes what the screen shows, or the whole page, to a PNG.
+    pub fn photograph(&self, file: &Path) {
+        let shot = self.tell("Page.captureScreenshot", json!({ "format": "png" }));
+        std::fs::write(file, base64(shot["data"].as_str().expect("text"))).expect("it can be written");
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        // All of its processes end with the one that was started.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The bytes that base64 (RFC 4648) stands for.
+fn base64(text: &str) -> Vec<u8> {
+    let digit = |byte: u8| match byte {
+        b'A'..=b'Z' => byte - b'A',
+        b'a'..=b'z' => byte - b'a' + 26,
+        b'0'..=b'9' => byte - b'0' + 52,
+        b'+' => 62,
+        _ => 63,
+    };
+    let digits: Vec<u32> = text.bytes().filter(|byte| *byte != b'=').map(|byte| u32::from(digit(byte))).collect();
+    let bytes = |four: &[u32]| {
+        let bits = four.iter().fold(0, |bits, digit| bits << 6 | digit) << (6 * (4 - four.len()));
+        bits.to_be_bytes()[1..four.len()].to_vec()
+    };
+    digits.chunks(4).flat_map(bytes).collect()
+}

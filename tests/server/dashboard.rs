@@ -1,0 +1,385 @@
+//! The page that people look at, in a real browser.
+
+use crate::browser::{Browser, Screen};
+use crate::cluster::Cluster;
+use crate::harness::{Client, LONG_SALE, Server, skipped, wait_until};
+use crate::load::{Promises, buy, connect, crowd};
+use crate::metrics::{scrape, sum};
+use rustix::process::Signal;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+const DESKTOP: Screen = Screen { width: 1280, height: 900, is_dark: false };
+const PHONE: Screen = Screen { width: 390, height: 844, is_dark: false };
+const NARROW: Screen = Screen { width: 360, height: 780, is_dark: true };
+
+/// Texts that stand out from their ground by less than 4.5 to 1, and lines and areas by less than 3 to 1 (WCAG 2.2, AA).
+const FAINT: &str = "(() => {
+  const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
+  const part = (v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4);
+  const light = ([r, g, b]) => 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
+  const ground = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const color = numbers(getComputedStyle(at).backgroundColor);
+      if (color.length === 3 || color[3] > 0) return color;
+    }
+    return [255, 255, 255];
+  };
+  const ratio = (element, color) => {
+    const lights = [light(numbers(color)), light(ground(element))].sort((a, b) => a - b);
+    return (lights[1] + 0.05) / (lights[0] + 0.05);
+  };
+  const texts = [...document.querySelectorAll('body *')].filter((element) =>
+    element.checkVisibility() && [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim()));
+  const faint = texts.filter((element) => ratio(element, getComputedStyle(element).color) < 4.5);
+  const lines = [...document.querySelectorAll('.line')];
+  faint.push(...lines.filter((line) => ratio(line, getComputedStyle(line).stroke) < 3));
+  return texts.length + lines.length < 60 ? ['nothing is there'] : faint.map((e) => `${e.className.baseVal ?? e.className} ${e.textContent}`);
+})()";
+
+/// By how much things have moved about by themselves, in all (Cumulative Layout Shift).
+const SHIFTED: &str = "new Promise((done) => new PerformanceObserver((list) =>
+    done(list.getEntries().reduce((sum, { value }) => sum + value, 0))).observe({ type: 'layout-shift', buffered: true })
+    || setTimeout(() => done(0), 300))";
+
+fn browser() -> Option<Browser> {
+    let browser = Browser::start();
+    if browser.is_none() {
+        skipped("the dashboard", "no chromium");
+    }
+    browser
+}
+
+fn url(server: &Server) -> String {
+    format!("http://{}/", server.admin)
+}
+
+/// Looks at a server's page until it has figures.
+fn look(browser: &Browser, server: &Server, screen: Screen) {
+    browser.open(&url(server), screen);
+    browser.wait_for("document.getElementById('sale-id').textContent !== '–'");
+}
+
+fn number(text: &str) -> f64 {
+    text.replace(',', "").parse().unwrap_or_else(|_| panic!("{text:?} is no number"))
+}
+
+/// Every answer in the tables beside the charts, by its name: how often in all.
+fn answered(browser: &Browser) -> Vec<(String, f64)> {
+    let rows = browser.evaluate(
+        "['granted', 'refused', 'others'].flatMap((chart) => [...document.querySelectorAll(`#chart-${chart} tbody tr`)])
+            .map((row) => [row.cells[0].textContent, row.cells[2].textContent])",
+    );
+    let cell = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    rows.as_array().unwrap().iter().map(|row| (cell(&row[0]), number(&cell(&row[1])))).collect()
+}
+
+/// The same, of what Prometheus reads.
+fn counted(admin: SocketAddr) -> Vec<(String, f64)> {
+    let samples = scrape(admin);
+    let of = |labels: &str| sum(&samples, "stampede_requests_total", labels);
+    let codes = ["code-unknown", "code-expired", "code-used", "sale-ended"];
+    let all = sum(&samples, "stampede_requests_total", "");
+    let mut rows = vec![
+        ("checkouts", of("method=\"POST\",route=\"/checkout\",status=\"200\"")),
+        ("purchases", of("route=\"/purchase\",status=\"200\"")),
+        ("cancellations", of("status=\"204\"")),
+        ("item sold", of("reason=\"item-sold\"")),
+        ("item held", of("reason=\"item-reserved\"")),
+        ("user’s limit", of("reason=\"user-limit\"")),
+        ("code refused", codes.map(|code| of(&format!("reason=\"{code}\""))).iter().sum()),
+        ("unavailable, 503", of("status=\"503\"")),
+    ];
+    let is_look_up =
+        |key: &str| key.starts_with("stampede_requests_total{method=\"GET\"") && key.contains("reason=\"\"");
+    let looked_up: f64 = samples.iter().filter(|(key, _)| is_look_up(key)).map(|(_, count)| count).sum();
+    let known: f64 = rows.iter().map(|(_, count)| count).sum();
+    rows.extend([("bad requests", all - known - looked_up), ("look-ups", looked_up)]);
+    rows.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
+}
+
+#[test]
+fn a_sale_sells_out_before_ones_eyes() {
+    const ITEMS: u32 = 900;
+    let Some(browser) = browser() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let arguments = ["--shards", "2", "--items", &ITEMS.to_string(), "--user-limit", "1000"];
+    let server = Server::start(dir.path(), &[&LONG_SALE[..], &arguments].concat());
+    look(&browser, &server, DESKTOP);
+    let before = browser.text("countdown");
+    let (promises, address) = (Promises::default(), server.address);
+    crowd(6, |buyer| {
+        let mut client = connect(address);
+        for item in 0..ITEMS - 3 {
+            // Each begins elsewhere, so that everybody buys something, and meets what others hold and have bought.
+            buy(&mut client, buyer.into(), (item + buyer * 70) % (ITEMS - 3), &promises).unwrap();
+        }
+    });
+    let mut client = server.connect();
+    for (item, end) in [(ITEMS - 3, "DELETE /checkout"), (ITEMS - 2, "POST /purchase")] {
+        let code = client.reserve(77, item);
+        client.request(&format!("{end}?code={code}"));
+        client.request(&format!("POST /purchase?code={code}"));
+    }
+    client.reserve(78, ITEMS - 1);
+    ["GET /sale", "GET /nothing", "POST /checkout?user_id=x"].iter().for_each(|line| drop(client.request(line)));
+    // Nothing more happens. The figures are what Prometheus reads.
+    let samples = scrape(server.admin);
+    let sale = |state: &str| samples[&format!("stampede_sale_items{{state=\"{state}\"}}")];
+    wait_until("the page has seen all of it", || answered(&browser) == counted(server.admin));
+    for (id, expected) in [
+        ("sold", sale("sold")),
+        ("held", sale("reserved")),
+        ("free", sale("available")),
+        ("sale-id", samples["stampede_sale_id"]),
+        ("connections", 1.0),
+    ] {
+        wait_until(id, || number(&browser.text(id)) == expected);
+    }
+    assert_eq!((sale("sold"), sale("reserved")), (f64::from(ITEMS - 2), 1.0), "{samples:#?}");
+    assert!(counted(server.admin).iter().filter(|(_, count)| *count > 0.0).count() >= 8, "{:?}", counted(server.admin));
+    assert_eq!(sum(&samples, "stampede_connections", ""), 1.0);
+    wait_until("the countdown goes on", || browser.text("countdown") != before);
+
+    for screen in [DESKTOP, Screen { is_dark: true, ..DESKTOP }, PHONE, NARROW] {
+        browser.turn_to(screen);
+        browser.wait_for(&format!("document.documentElement.scrollWidth <= {0} && innerWidth === {0}", screen.width));
+        assert_eq!(browser.evaluate(FAINT), serde_json::json!([]), "at a width of {}", screen.width);
+    }
+    let origin = url(&server);
+    let requested = browser.requested();
+    assert!(requested.len() > 4 && requested.iter().all(|url| url.starts_with(&origin)), "{requested:?}");
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+/// By keyboard and by ear.
+#[test]
+fn who_cannot_see_or_point_is_told_the_same() {
+    let Some(browser) = browser() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", "2", "--items", "50"]].concat());
+    look(&browser, &server, DESKTOP);
+    wait_until("there is something to look back at", || {
+        browser.evaluate(
+            "Number(document.querySelector('#chart-stock .area').getAttribute('d').slice(1).split(' ')[0]) < 297",
+        ) == true
+    });
+    let heard = browser.accessible();
+    let says = |role: &str, name: &str| heard.iter().any(|(is, called)| is == role && called.contains(name));
+    let sale = browser.text("sale-id");
+    for (role, name) in [
+        ("banner", ""),
+        ("main", ""),
+        ("contentinfo", ""),
+        ("heading", "Stampede"),
+        ("region", &format!("Sale {sale}")),
+        ("region", "Granted"),
+        ("region", "Postgres"),
+        ("region", "Shards"),
+        ("timer", "Time until the next sale"),
+        ("slider", "Look back"),
+        ("status", ""),
+        ("image", "Time for a purchase"),
+        ("rowheader", "checkouts"),
+        ("columnheader", "per second"),
+        ("link", "/metrics"),
+    ] {
+        assert!(says(role, name), "no {role} {name:?} in {heard:#?}");
+    }
+    let must_be_named = ["image", "slider", "link", "heading", "region", "columnheader", "rowheader", "timer"];
+    let nameless: Vec<_> =
+        heard.iter().filter(|(role, name)| must_be_named.contains(&role.as_str()) && name.is_empty()).collect();
+    assert!(nameless.is_empty(), "{nameless:?} in {heard:#?}");
+    assert_eq!(browser.text("moment-name"), "now");
+    browser.press("Tab");
+    browser.press("ArrowLeft");
+    browser.wait_for("document.getElementById('moment').ariaValueText?.endsWith('00:01 ago')");
+    assert!(browser.text("moment-name").ends_with("00:01 ago"));
+    assert!(browser.evaluate(SHIFTED).as_f64().unwrap() < 0.01, "{}", browser.evaluate(SHIFTED));
+    // What was there before anything was heard has been read out once: nothing.
+    assert_eq!(browser.text("said"), "");
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+#[test]
+fn it_says_when_it_has_lost_the_server_and_when_it_is_back() {
+    let Some(browser) = browser() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let start = |admin: &str| {
+        let arguments = ["--shards", "2", "--items", "50", "--admin-listen", admin];
+        Server::start(dir.path(), &[&LONG_SALE[..], &arguments].concat())
+    };
+    let server = start("127.0.0.1:0");
+    let (admin, sale) = (server.admin.to_string(), server.connect().sale()["sale_id"].to_string());
+    look(&browser, &server, DESKTOP);
+    assert_eq!(browser.complaints(), [""; 0]);
+    server.kill();
+    browser.wait_for("document.getElementById('banner').dataset.state === 'lost'");
+    let banner = browser.text("banner");
+    assert!(banner.starts_with("No figures since ") && banner.contains("Trying again"), "{banner}");
+    assert_eq!((browser.text("said"), browser.text("phase-name")), (banner, "unknown".to_owned()));
+    let server = start(&admin);
+    server.connect().reserve(7, 7);
+    browser.wait_for("document.getElementById('banner').dataset.state === 'found'");
+    let banner = browser.text("banner");
+    assert!(banner.starts_with("Figures are back after ") && banner.contains("A process that began at"), "{banner}");
+    assert_eq!((browser.text("sale-id"), browser.text("phase-name")), (sale, "selling".to_owned()));
+    browser.wait_for("document.getElementById('held').textContent === '1'");
+    browser.wait_for("document.getElementById('banner').hidden");
+    // A server that is there and says nothing.
+    server.signal(Signal::STOP);
+    browser.wait_for("document.getElementById('banner').dataset.state === 'lost'");
+    server.signal(Signal::CONT);
+    browser.wait_for("document.getElementById('banner').dataset.state === 'found'");
+    assert!(!browser.text("banner").contains("A process"), "it is the same: {}", browser.text("banner"));
+}
+
+#[test]
+fn it_goes_on_after_an_upgrade() {
+    let Some(browser) = browser() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", "2", "--items", "50"]].concat());
+    look(&browser, &server, DESKTOP);
+    // How long ago the curves begin: 300 is now.
+    let begins = "Number(document.querySelector('#chart-stock .area').getAttribute('d').slice(1).split(' ')[0])";
+    browser.wait_for(&format!("{begins} < 296"));
+    let begun = browser.evaluate(begins).as_f64().unwrap();
+    let (mut client, version) = (server.connect(), browser.text("process"));
+    client.reserve(7, 7);
+    server.upgrade();
+    client.reserve(7, 8);
+    browser.wait_for("document.getElementById('banner').textContent.includes('A process that began at')");
+    browser.wait_for("document.getElementById('held').textContent === '2'");
+    browser.wait_for("document.getElementById('phase-name').textContent === 'selling'");
+    assert_eq!(answered(&browser)[0], ("checkouts".into(), 1.0), "what the new process has answered");
+    assert!(browser.evaluate(begins).as_f64().unwrap() <= begun, "what was seen of the old one has been forgotten");
+    assert_ne!(browser.text("process"), version);
+    browser.wait_for("document.getElementById('banner').hidden");
+}
+
+#[test]
+fn ended_sales_are_listed() {
+    let Some(browser) = browser() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["--shards", "2", "--items", "40", "--sale-period", "4s"]);
+    look(&browser, &server, DESKTOP);
+    let mut client = server.connect();
+    let code = client.reserve(7, 7);
+    assert_eq!(client.purchase(&code).status, 200);
+    let first = client.sale()["sale_id"].clone();
+    let ended = loop {
+        let ended = server.wait_for_line("sale over");
+        if ended["sold"] == 1 {
+            break ended;
+        }
+    };
+    let row = format!(
+        "[...document.getElementById('ended').rows].some((row) => \
+         ['{}', '1', '40'].every((text, at) => row.cells[[0, 2, 3][at]].textContent === text))",
+        ended["sale"]
+    );
+    browser.wait_for(&row);
+    browser.wait_for(&format!("Number(document.getElementById('sale-id').textContent) > {first}"));
+    browser.wait_for("/^Sale \\d+ has begun.$/.test(document.getElementById('said').textContent)");
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+/// Nobody else's page may show it or speak for it.
+#[test]
+fn nothing_comes_from_elsewhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &LONG_SALE);
+    let mut client = Client::connect(server.admin).unwrap();
+    for path in ["/", "/dashboard.css", "/dashboard.js", "/chart.js", "/icon.svg"] {
+        let response = client.request(&format!("GET {path}"));
+        let policy = response.header("content-security-policy").unwrap();
+        assert!(response.status == 200 && policy.starts_with("default-src 'none';"), "{response:?}");
+        assert!(!policy.contains("unsafe") && policy.contains("frame-ancestors 'none'"), "{policy}");
+        assert_eq!(response.header("x-content-type-options"), Some("nosniff"));
+    }
+}
+
+#[test]
+fn viewers_cost_little_whatever_they_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &LONG_SALE);
+    let view = || {
+        let mut viewer = Client::connect(server.admin).unwrap();
+        viewer.send(b"GET /events HTTP/1.1\r\nHost: here\r\n\r\n").unwrap();
+        let status = viewer.read_head().unwrap().status;
+        (viewer, status)
+    };
+    let mut viewers: Vec<_> = (0..64).map(|_| view()).collect();
+    assert!(viewers.iter().all(|(_, status)| *status == 200));
+    assert_eq!(view().1, 503);
+    viewers.pop();
+    wait_until("there is room for another", || view().1 == 200);
+    // Takes nothing: it is cut off.
+    let mut stuck = Client::connect(server.admin).unwrap();
+    stuck.send_until_stuck(b"GET /dashboard.js HTTP/1.1\r\nHost: here\r\n\r\n");
+    let is_cut_off = |error: std::io::Error| ![ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind());
+    wait_until("it is cut off", || stuck.send(b"GET / HTTP/1.1\r\n").is_err_and(is_cut_off));
+    assert_eq!(Client::connect(server.admin).unwrap().request("GET /metrics").status, 200);
+}
+
+/// STAMPEDE_SCREENSHOTS=dir writes pictures for the README there, after some minutes of selling.
+#[test]
+fn pictures() {
+    const ITEMS: u32 = 5000;
+    let Some(dir_of_pictures) = std::env::var_os("STAMPEDE_SCREENSHOTS").map(PathBuf::from) else { return };
+    let browser = browser().expect("it is asked for");
+    let cluster = Cluster::start();
+    let dir = tempfile::tempdir().unwrap();
+    let arguments = ["--shards", "2", "--items", &ITEMS.to_string(), "--sale-period", "3m", "--reservation-ttl", "10s"];
+    let server = Server::start(dir.path(), &[&arguments[..], &["--database-url", &cluster.url()]].concat());
+    let (is_over, began, address) = (AtomicBool::new(false), Instant::now(), server.address);
+    look(&browser, &server, DESKTOP);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            crowd(8, |number| {
+                let mut random = fastrand::Rng::with_seed(number.into());
+                let mut client = connect(address);
+                while !is_over.load(Ordering::Relaxed) {
+                    // One after the other items become the fashion. Most people come too late.
+                    let into_sale = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64() % 180.0;
+                    let fashion = (into_sale / 140.0 * f64::from(ITEMS)) as u32 + ITEMS / 30;
+                    let is_late = random.bool();
+                    let item = random.u32(if is_late { 0..fashion } else { fashion - ITEMS / 30..fashion });
+                    let reserved = client.checkout(random.i64(0..4000), item % ITEMS);
+                    if reserved.status == 200 && random.u32(..10) < 8 {
+                        client.purchase(&reserved.body);
+                    }
+                    if random.u32(..60) == 0 {
+                        client.sale();
+                    }
+                    // Waves, as crowds come.
+                    let wave = 1.2 + (began.elapsed().as_secs_f64() / 19.0).sin();
+                    thread::sleep(Duration::from_micros((f64::from(random.u32(..9000)) * wave) as u64));
+                }
+            });
+        });
+        wait_until_long("curves fill the screen", || began.elapsed() > Duration::from_secs(300));
+        // In the middle of a sale.
+        wait_until_long("half of it is sold", || (2400..2900).contains(&(number(&browser.text("sold")) as u32)));
+        for (name, screen) in [("desktop", DESKTOP), ("phone", PHONE)] {
+            for (scheme, is_dark) in [("light", false), ("dark", true)] {
+                browser.turn_to(Screen { is_dark, ..screen });
+                thread::sleep(Duration::from_millis(1500));
+                browser.photograph(&dir_of_pictures.join(format!("dashboard-{name}-{scheme}.png")));
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+}
+
+fn wait_until_long(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(900);
+    while !holds() {
+        assert!(Instant::now() < end, "never: {what}");
+        thread::sleep(Duration::from_millis(200));
+    }
+}

@@ -1,0 +1,624 @@
+//! `stampede log`: what it says of the log of real servers, alone and beside them.
+
+use crate::cluster::Cluster;
+use crate::harness::{Client, LONG_SALE, Server, assert_refused, how_many, stampede, wait_until};
+use crate::load::{Promises, buy, connect};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+/// How often to look at a log that is being written; more before a release.
+fn looks() -> u32 {
+    how_many("STAMPEDE_LOG_LOOKS", 24)
+}
+
+fn tool(dir: &Path, words: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stampede"));
+    command.env_clear().current_dir(dir).arg("log").args(words).arg("--data-dir").arg(dir).stdin(Stdio::null());
+    command
+}
+
+/// Asks, and returns the exit code, standard output and standard error.
+fn ask(dir: &Path, words: &[&str]) -> (i32, String, String) {
+    let output = tool(dir, words).output().expect("the binary starts");
+    let [said, complained] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).expect("text"));
+    (output.status.code().expect("an exit code"), said, complained)
+}
+
+/// Asks what must go well.
+fn told(dir: &Path, words: &[&str]) -> String {
+    let (code, said, complained) = ask(dir, words);
+    assert!(code == 0 && complained.is_empty(), "{words:?}: {code}\n{said}\n{complained}");
+    said
+}
+
+fn dump(dir: &Path, words: &[&str]) -> Vec<Value> {
+    let lines = told(dir, &[&["dump"], words].concat());
+    lines.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+}
+
+/// A line of `log sale`: by the log, and by Postgres if it was asked.
+fn figures(said: &str, name: &str) -> Vec<u64> {
+    let line = said.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {said}"));
+    line[name.len()..].split_whitespace().map(|figure| figure.parse().expect("a number")).collect()
+}
+
+fn start(dir: &Path, cluster: &Cluster, arguments: &[&str]) -> Server {
+    let url = cluster.url();
+    Server::start(dir, &[&LONG_SALE[..], &["--database-url", &url], arguments].concat())
+}
+
+/// The first segment of purchases of a run's shard.
+fn segment(dir: &Path, stream: &str) -> PathBuf {
+    let mut files: Vec<_> = fs::read_dir(dir.join("log")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files.into_iter().find(|path| path.to_str().unwrap().contains(stream)).expect("there is one")
+}
+
+/// Inverts a byte, or puts one where none was.
+fn spoil(path: &Path, offset: u64) {
+    let file = fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[!byte[0]], offset).unwrap();
+}
+
+/// What a buyer did, as `log dump` must tell it.
+#[derive(Default)]
+struct Deeds(BTreeMap<(String, i64, u64, String, String), usize>);
+
+impl Deeds {
+    fn add(&mut self, event: &str, (user, item): (i64, u32), code: &str, reason: &str) {
+        *self.0.entry((event.into(), user, item.into(), code.into(), reason.into())).or_default() += 1;
+    }
+
+    /// As far as they are about anything.
+    fn of(lines: &[Value]) -> Deeds {
+        let mut deeds = Deeds::default();
+        for line in lines.iter().filter(|line| line["event"] != "sale-opened") {
+            let text = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
+            let (user, item) = (line["user_id"].as_i64().unwrap(), line["item_id"].as_u64().unwrap() as u32);
+            deeds.add(&text("event"), (user, item), &text("code"), &text("reason"));
+        }
+        deeds
+    }
+
+    fn count(&self, event: &str, reason: &str) -> u64 {
+        let deeds = self.0.iter().filter(|((done, .., why), _)| done == event && why == reason);
+        deeds.map(|(_, times)| *times as u64).sum()
+    }
+
+    fn refuse(&mut self, client: &mut Client, (user, item): (i64, u32), reason: &str) {
+        assert_eq!(client.checkout(user, item).problem(), reason);
+        self.add("refused", (user, item), "", reason);
+    }
+
+    fn reserve(&mut self, client: &mut Client, (user, item): (i64, u32)) -> String {
+        let code = client.reserve(user, item);
+        self.add("checkout", (user, item), &code, "");
+        code
+    }
+
+    fn buy(&mut self, client: &mut Client, (user, item): (i64, u32)) {
+        let code = self.reserve(client, (user, item));
+        assert_eq!(client.purchase(&code).status, 200);
+        self.add("purchase", (user, item), &code, "");
+    }
+
+    fn cancel(&mut self, client: &mut Client, (user, item): (i64, u32)) {
+        let code = self.reserve(client, (user, item));
+        assert_eq!(client.request(&format!("DELETE /checkout?code={code}")).status, 204);
+        self.add("released", (user, item), &code, "cancelled");
+    }
+}
+
+#[test]
+fn a_sale_is_told_as_buyers_made_it() {
+    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let mut deeds = Deeds::default();
+    let terms = ["--shards", "2", "--items", "30", "--user-limit", "3"];
+    let server = start(dir.path(), &cluster, &[&terms[..], &["--reservation-ttl", "200ms"]].concat());
+    let mut client = server.connect();
+    let code = deeds.reserve(&mut client, (1, 29));
+    wait_until("the hold is over", || client.sale()["reserved"] == 0);
+    deeds.add("released", (1, 29), &code, "expired");
+    assert!(server.terminate().success());
+
+    let server = start(dir.path(), &cluster, &terms);
+    let mut client = server.connect();
+    for item in 0..8 {
+        deeds.buy(&mut client, (i64::MAX - i64::from(item / 2), item));
+        deeds.refuse(&mut client, (1, item), "item-sold");
+    }
+    let held: Vec<_> = (10..13).map(|item| deeds.reserve(&mut client, (9, item))).collect();
+    deeds.refuse(&mut client, (9, 20), "user-limit");
+    deeds.refuse(&mut client, (1, 10), "item-reserved");
+    deeds.cancel(&mut client, (2, 15));
+    deeds.cancel(&mut client, (2, 15));
+    client.wait_for_postgres();
+    let (said, sale) = (told(dir.path(), &["sale"]), client.sale());
+    let number = |name: &str| sale[name].as_u64().unwrap();
+    assert_eq!(figures(&said, "sold"), [number("sold")]);
+    assert_eq!(figures(&said, "held now"), [number("reserved")]);
+    assert_eq!(figures(&said, "available"), [number("available")]);
+    assert!(server.terminate().success());
+
+    let lines = dump(dir.path(), &[]);
+    assert_eq!(Deeds::of(&lines).0, deeds.0);
+    let place = |line: &Value| {
+        let number = |name: &str| line[name].as_u64().unwrap();
+        (number("epoch"), number("shard"), line["log"] == "attempts", number("seq"))
+    };
+    assert!(lines.is_sorted_by(|one, next| place(one) < place(next)), "the order is not the documented one");
+    let opened = lines.iter().find(|line| line["event"] == "sale-opened").unwrap();
+    assert_eq!((&opened["items"], &opened["user_limit"]), (&30.into(), &3.into()));
+
+    let of_user = dump(dir.path(), &["--user", "9"]);
+    assert!(of_user.len() == 4 && of_user.iter().all(|line| line["user_id"] == 9), "{of_user:?}");
+    let of_code = dump(dir.path(), &["--code", &held[0]]);
+    assert!(of_code.len() == 1 && of_code[0]["item_id"] == 10 && of_code[0]["expires_at"].is_string(), "{of_code:?}");
+    assert_eq!(dump(dir.path(), &["--user", "2", "--item", "15"]).len(), 4);
+    assert_eq!(dump(dir.path(), &["--user", "2", "--item", "16"]).len(), 0);
+    assert_eq!(dump(dir.path(), &["--sale", &sale["sale_id"].to_string()]).len(), lines.len());
+    assert_eq!(dump(dir.path(), &["--sale", "1"]).len(), 0);
+
+    let said = told(dir.path(), &["sale", &sale["sale_id"].to_string(), "--database-url", &cluster.url()]);
+    assert!(said.contains("agree") && said.contains("30 items, 3 for each user"), "{said}");
+    let buyers = cluster.count("select count(distinct user_id) from purchases");
+    for (name, expected) in [
+        ("sold", 8),
+        ("distinct buyers", buyers),
+        ("held now", 3),
+        ("available", 19),
+        ("checkouts granted", deeds.count("checkout", "")),
+        ("refused: item-sold", 8),
+        ("refused: item-reserved", 1),
+        ("refused: user-limit", 1),
+        ("holds expired", 1),
+        ("holds cancelled", 2),
+    ] {
+        assert_eq!(figures(&said, name), [expected, expected], "{name} in {said}");
+    }
+    let said = told(dir.path(), &["verify", "--database-url", &cluster.url()]);
+    assert!(said.contains("has all of it") && !said.contains("behind"), "{said}");
+    // Settings come from where the server has them.
+    fs::write(dir.path().join(".env"), format!("DATABASE_URL=\"{}\"\n", cluster.url())).unwrap();
+    assert!(told(dir.path(), &["sale"]).contains("agree"));
+}
+
+#[test]
+fn what_postgres_lacks_is_told() {
+    let (mut cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let server = start(dir.path(), &cluster, &["--shards", "1"]);
+    let (mut client, mut deeds, url) = (server.connect(), Deeds::default(), cluster.url());
+    deeds.buy(&mut client, (1, 1));
+    client.wait_for_postgres();
+    cluster.kill();
+    for item in 2..5 {
+        deeds.buy(&mut client, (1, item));
+    }
+    let said = told(dir.path(), &["verify", "--database-url", &url]);
+    assert!(said.contains("Sound") && said.contains("Nothing is known of Postgres"), "{said}");
+    let said = told(dir.path(), &["sale", "--database-url", &url]);
+    assert!(said.contains("Postgres is away") && figures(&said, "sold") == [4], "{said}");
+    server.kill();
+    cluster.go_on();
+    let said = told(dir.path(), &["verify", "--database-url", &url]);
+    assert!(said.contains("is 6 records behind") && said.contains("; Postgres has 3, 6 behind\n"), "{said}");
+    let said = told(dir.path(), &["sale", "--database-url", &url]);
+    assert!(said.contains("6 records of this sale behind") && said.contains("3 of them purchases"), "{said}");
+    assert!(said.contains("agree") && figures(&said, "sold") == [4, 1], "{said}");
+    cluster.pause();
+    assert!(told(dir.path(), &["sale", "--database-url", &url]).contains("it does not answer"));
+    cluster.resume();
+    assert!(start(dir.path(), &cluster, &[]).terminate().success());
+    assert!(told(dir.path(), &["sale", "--database-url", &url]).contains("agree"));
+}
+
+#[test]
+fn what_contradicts_the_log_is_named() {
+    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let server = start(dir.path(), &cluster, &["--shards", "2"]);
+    let (mut client, mut deeds, url) = (server.connect(), Deeds::default(), cluster.url());
+    for item in 0..4 {
+        deeds.buy(&mut client, (5, item));
+    }
+    deeds.cancel(&mut client, (5, 4));
+    assert!(server.terminate().success());
+    assert!(told(dir.path(), &["sale", "--database-url", &url]).contains("agree"));
+    let code = cluster.ask("select code from purchases where item_id = 3");
+    let gone = format!("purchases that had arrived in Postgres and are not there: 1 (item 3, user 5, code {code})");
+    for (change, back, complaint) in [
+        (
+            "create table kept as select * from purchases where item_id = 3; delete from purchases where item_id = 3",
+            "insert into purchases select * from kept",
+            gone.as_str(),
+        ),
+        (
+            "insert into purchases select sale_id, 77, 78, gen_random_uuid(), at from purchases where item_id = 0",
+            "delete from purchases where item_id = 77",
+            "purchases in Postgres that are not in the log, as far as Postgres has come: 1 (item 77, user 78",
+        ),
+        (
+            "update purchases set user_id = 6 where item_id = 2",
+            "update purchases set user_id = 5 where item_id = 2",
+            "purchases of another item or user in Postgres than in the log: 1 (item 2, user 6",
+        ),
+        (
+            "update releases set reason = 1",
+            "update releases set reason = 2",
+            "holds expired: 0 by the log, as far as Postgres has come, and 1 in Postgres",
+        ),
+        (
+            "update checkouts set outcome = 1 where item_id = 0",
+            "update checkouts set outcome = 0 where item_id = 0",
+            "checkouts granted: 5 by the log, as far as Postgres has come, and 4 in Postgres",
+        ),
+        ("update sales set items = 7", "update sales set items = 10000", "its terms: 10000 items"),
+    ] {
+        cluster.ask(change);
+        let (code, said, complained) = ask(dir.path(), &["sale", "--database-url", &url]);
+        assert!(code == 8 && said.contains(complaint), "{change}: {code}\n{said}");
+        assert!(complained.starts_with("stampede: cannot use the database: it and the log contradict"), "{complained}");
+        cluster.ask(back);
+        told(dir.path(), &["sale", "--database-url", &url]);
+    }
+    // Forgotten on purpose: sql/0001_schema.sql says how.
+    let sale = cluster.ask("select max(sale_id) from sales");
+    cluster.ask(&format!("drop table checkouts_{sale}"));
+    assert!(told(dir.path(), &["sale", "--database-url", &url]).contains("agree"));
+    let stranger = tempfile::tempdir().unwrap();
+    assert!(Server::start(stranger.path(), &LONG_SALE).terminate().success());
+    for command in ["verify", "sale"] {
+        let (code, said, complained) = ask(stranger.path(), &[command, "--database-url", &url]);
+        assert!(code == 8 && complained.contains("another installation") && !said.is_empty(), "{complained}\n{said}");
+    }
+    cluster.ask("update log_positions set position = position + 100 where log = 'purchases'");
+    let (code, said, complained) = ask(dir.path(), &["verify", "--database-url", &url]);
+    assert!(code == 8 && complained.contains("the data directory is older"), "{complained}");
+    assert!(said.contains("Sound") && said.contains("Postgres does not fit"), "{said}");
+}
+
+#[test]
+fn a_sale_that_was_taken_over_agrees() {
+    let (cluster, dir, other) = (Cluster::start(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = start(dir.path(), &cluster, &[]);
+    let (mut client, mut deeds, url) = (server.connect(), Deeds::default(), cluster.url());
+    deeds.buy(&mut client, (1, 1));
+    deeds.reserve(&mut client, (1, 2));
+    deeds.cancel(&mut client, (1, 3));
+    deeds.refuse(&mut client, (2, 1), "item-sold");
+    assert!(server.terminate().success());
+    let server = start(other.path(), &cluster, &[]);
+    deeds.buy(&mut server.connect(), (2, 4));
+    assert!(server.terminate().success());
+    let said = told(other.path(), &["sale", "--database-url", &url]);
+    assert!(said.contains("began with what Postgres had") && said.contains("agree"), "{said}");
+    assert_eq!((figures(&said, "sold"), figures(&said, "holds cancelled")), (vec![2, 2], vec![0, 1]), "{said}");
+    assert!(told(other.path(), &["verify", "--database-url", &url]).contains("has all of it"));
+    // The directory that was left behind lacks what was sold since.
+    let (code, _, complained) = ask(dir.path(), &["sale", "--database-url", &url]);
+    assert!(code == 8 && complained.contains("another run of this installation has taken it over"), "{complained}");
+    cluster.ask("delete from purchases where item_id = 1");
+    assert_eq!(ask(other.path(), &["sale", "--database-url", &url]).0, 8);
+}
+
+/// What is damaged is found, in the words of the server.
+#[test]
+fn damage_is_found_and_told_as_the_server_would() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", "1"]].concat());
+    let (mut client, mut deeds) = (server.connect(), Deeds::default());
+    for item in 0..5 {
+        deeds.buy(&mut client, (1, item));
+        deeds.refuse(&mut client, (2, item), "item-sold");
+    }
+    wait_until("attempts are durable", || client.request("GET /health").json()["shards"][0]["attempts_durable"] == 5);
+    server.kill();
+    let purchases = segment(dir.path(), "purchases-0000000001");
+    spoil(&purchases, 4096 + 100);
+    let (code, said, complained) = ask(dir.path(), &["verify"]);
+    assert_eq!(code, 6, "{said}{complained}");
+    assert!(said.contains("DAMAGED: block 1 at byte 4096 of purchases-0000000001"), "{said}");
+    assert_refused(dir.path(), &LONG_SALE, 6, &[complained.trim().strip_prefix("stampede: ").unwrap()]);
+    let (code, said, _) = ask(dir.path(), &["dump"]);
+    assert_eq!((code, said.lines().filter(|line| line.contains("attempts")).count()), (6, 5), "{said}");
+    assert_eq!(ask(dir.path(), &["sale"]).0, 6);
+    spoil(&purchases, 4096 + 100);
+    told(dir.path(), &["verify"]);
+    // A tail that was being written when the process died: nobody was told of it.
+    let bytes = fs::read(&purchases).unwrap();
+    let end = bytes.chunks(4096).position(|block| block.iter().all(|byte| *byte == 0)).unwrap() as u64 * 4096;
+    spoil(&purchases, end + 2000);
+    let said = told(dir.path(), &["verify"]);
+    assert!(said.contains("torn end") && said.contains("Sound"), "{said}");
+    assert_eq!(Deeds::of(&dump(dir.path(), &[])).0, deeds.0);
+    // Each stream may be whole, and yet they contradict each other.
+    let server = Server::start(dir.path(), &LONG_SALE);
+    let code = deeds.reserve(&mut server.connect(), (3, 9));
+    server.kill();
+    let server = Server::start(dir.path(), &LONG_SALE);
+    assert_eq!(server.connect().purchase(&code).status, 200);
+    assert!(server.terminate().success());
+    told(dir.path(), &["verify"]);
+    let attempts = segment(dir.path(), "attempts-0000000001");
+    spoil(&attempts, 200);
+    let (failed, said, _) = ask(dir.path(), &["verify"]);
+    assert!(failed == 6 && said.contains("block 0 at byte 0 of attempts-0000000001"), "{said}");
+    spoil(&attempts, 200);
+    let saved = tempfile::tempdir().unwrap();
+    let run = format!("purchases-{:010}", dump(dir.path(), &["--code", &code])[0]["epoch"].as_u64().unwrap());
+    let lost: Vec<_> = fs::read_dir(dir.path().join("log")).unwrap().map(|entry| entry.unwrap()).collect();
+    for entry in lost.iter().filter(|entry| entry.file_name().to_str().unwrap().starts_with(&run)) {
+        fs::rename(entry.path(), saved.path().join(entry.file_name())).unwrap();
+    }
+    let (code, said, complained) = ask(dir.path(), &["verify"]);
+    assert!(code == 6 && said.contains("Not sound") && complained.contains("item 9 is bought"), "{said}{complained}");
+    assert_refused(dir.path(), &LONG_SALE, 6, &[complained.trim().strip_prefix("stampede: ").unwrap()]);
+}
+
+/// Runs eight buyers as long as `looking` looks. A buyer is told its number and its turn.
+fn under_load(server: &Server, buyer: impl Fn(&mut Client, u32, u32) + Sync, looking: impl FnOnce()) {
+    let (is_over, address) = (AtomicBool::new(false), server.address);
+    thread::scope(|scope| {
+        for number in 0..8 {
+            let (is_over, buyer) = (&is_over, &buyer);
+            scope.spawn(move || {
+                let mut client = connect(address);
+                (0..)
+                    .take_while(|_| !is_over.load(Ordering::Relaxed))
+                    .for_each(|turn| buyer(&mut client, number, turn));
+            });
+        }
+        let looked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(looking));
+        is_over.store(true, Ordering::Relaxed);
+        looked.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+}
+
+/// Reserves an item, and gives it back after a time.
+fn reserve_and_cancel(client: &mut Client, user: i64, item: u32, held: Duration) {
+    let code = client.checkout(user, item);
+    if code.status == 200 {
+        thread::sleep(held);
+        client.request(&format!("DELETE /checkout?code={}", code.body));
+    }
+}
+
+#[test]
+fn a_log_that_is_being_written_is_sound() {
+    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let url = cluster.url();
+    let server = start(dir.path(), &cluster, &["--shards", "2", "--user-limit", "1"]);
+    // All are always at the limit: every grant rests on a release on the other shard.
+    let buyer = |client: &mut Client, number: u32, turn| {
+        reserve_and_cancel(client, i64::from(number), 1000 * number + turn % 1000, Duration::from_millis(10));
+    };
+    under_load(&server, buyer, || {
+        let mut was_growing = false;
+        for _ in 0..looks() {
+            let said = told(dir.path(), &["verify", "--database-url", &url]);
+            was_growing |= said.contains("A server is writing to it.");
+            told(dir.path(), &["sale", "--database-url", &url]);
+        }
+        assert!(was_growing, "there was no load");
+    });
+    assert!(server.terminate().success());
+}
+
+#[test]
+fn a_log_that_loses_ended_sales_is_sound() {
+    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let url = cluster.url();
+    let sales = ["--sale-period", "2s", "--log-budget", "3MiB", "--shards", "2", "--user-limit", "3"];
+    let server = Server::start(dir.path(), &[&sales[..], &["--database-url", &url]].concat());
+    let buyer = |client: &mut Client, number, turn| {
+        let item = (number * 1250 + turn) % 10_000;
+        buy(client, 1000 + i64::from(item), item, &Promises::default()).unwrap();
+        reserve_and_cancel(client, 7, item, Duration::ZERO);
+    };
+    under_load(&server, buyer, || {
+        for _ in 0..looks() {
+            told(dir.path(), &["verify", "--database-url", &url]);
+            told(dir.path(), &["sale", "--database-url", &url]);
+            assert!(dump(dir.path(), &["--user", "7"]).iter().all(|line| line["user_id"] == 7));
+        }
+    });
+    assert!(server.terminate().success());
+    let said = told(dir.path(), &["verify", "--database-url", &url]);
+    assert!(said.contains("that have been removed"), "nothing was removed: {said}");
+    // Of the oldest sale, Postgres has more than the log.
+    let oldest = dump(dir.path(), &[]).iter().map(|line| line["sale_id"].as_u64().unwrap()).min().unwrap();
+    let said = told(dir.path(), &["sale", &oldest.to_string(), "--database-url", &url]);
+    assert!(said.contains("does not have all of this sale any more") && said.contains("agree"), "{said}");
+    let sold = figures(&said, "sold");
+    assert!(sold[0] <= sold[1], "{said}");
+}
+
+#[test]
+fn a_log_that_changes_hands_is_sound() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", "2"]].concat());
+    let is_over = AtomicBool::new(false);
+    let address = server.address;
+    thread::scope(|scope| {
+        let is_over = &is_over;
+        let looking = scope.spawn(|| {
+            let mut looks = 0;
+            while !is_over.load(Ordering::Relaxed) || looks < 3 {
+                told(dir.path(), &["verify"]);
+                looks += 1;
+            }
+        });
+        scope.spawn(move || {
+            let (mut client, promises) = (connect(address), Promises::default());
+            for item in 0..10_000 {
+                if is_over.load(Ordering::Relaxed) {
+                    break;
+                }
+                assert_eq!(buy(&mut client, i64::from(item), item, &promises).unwrap(), "200");
+            }
+        });
+        for _ in 0..4 {
+            server.upgrade();
+        }
+        is_over.store(true, Ordering::Relaxed);
+        looking.join().expect("every look was good");
+    });
+}
+
+/// Every entry below a directory: its size, when it was changed, and what is in it.
+fn everything(dir: &Path) -> BTreeMap<PathBuf, (u64, i64, i64, Vec<u8>)> {
+    let mut found = BTreeMap::new();
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        let metadata = dir.metadata().unwrap();
+        found.insert(dir.clone(), (0, metadata.mtime(), metadata.mtime_nsec(), Vec::new()));
+        for path in fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()) {
+            let metadata = path.metadata().unwrap();
+            if metadata.is_dir() {
+                dirs.push(path);
+            } else {
+                let bytes = fs::read(&path).unwrap();
+                found.insert(path, (metadata.len(), metadata.mtime(), metadata.mtime_nsec(), bytes));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn nothing_is_changed_and_nothing_is_locked() {
+    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let url = cluster.url();
+    let (server, mut deeds) = (start(dir.path(), &cluster, &[]), Deeds::default());
+    deeds.buy(&mut server.connect(), (1, 1));
+    server.kill();
+    // A torn tail, and a segment in the making: what a start mends and removes.
+    fs::write(dir.path().join("log/purchases-0000000001-00000-000000009999-16.new"), "half").unwrap();
+    let rows = "select (select count(*) from log_positions), (select count(*) from checkouts), epoch, run, seen_at from clusters";
+    let (before, rows_before) = (everything(dir.path()), cluster.ask(rows));
+    let xid = "select pg_current_snapshot()";
+    let transactions = cluster.ask(xid);
+    for command in [&["verify"][..], &["dump"], &["sale"]] {
+        told(dir.path(), &[command, &["--database-url", &url]].concat());
+    }
+    assert!(everything(dir.path()) == before, "the data directory is another one");
+    assert_eq!((cluster.ask(rows), cluster.ask(xid)), (rows_before, transactions), "the database was written to");
+    // While one of them runs, a server starts: the pipe is full, so it does not end.
+    let server = Server::start(dir.path(), &LONG_SALE);
+    let mut client = server.connect();
+    for turn in 0..4000 {
+        client.checkout(2, turn % 2);
+    }
+    assert!(server.terminate().success());
+    let mut dumping = tool(dir.path(), &["dump"]).stdout(Stdio::piped()).spawn().unwrap();
+    let server = Server::start(dir.path(), &LONG_SALE);
+    assert_eq!(dumping.try_wait().unwrap(), None, "it was to be waiting for its reader");
+    assert!(server.terminate().success());
+    drop(dumping.stdout.take());
+    assert!(dumping.wait().unwrap().success());
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_ends_it_quietly() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &LONG_SALE);
+    let mut client = server.connect();
+    for turn in 0..4000 {
+        client.checkout(2, turn % 2);
+    }
+    assert!(server.terminate().success());
+    let mut child = tool(dir.path(), &["dump"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&line).unwrap()["event"], "sale-opened");
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    for command in ["verify", "sale"] {
+        // It begins to write when nobody reads any more.
+        let mut child = tool(dir.path(), &[command]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{command}: {output:?}");
+    }
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = tool(dir.path(), &["dump"]).stdout(full).stderr(Stdio::piped()).output().unwrap();
+    let complained = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(5) && complained.contains("No space left"), "{complained}");
+}
+
+#[test]
+fn a_data_directory_without_a_log_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    for command in ["verify", "dump", "sale"] {
+        let missing = ask(&dir.path().join("."), &[command, "--data-dir", "nowhere"]);
+        // The directory given last counts: it is there, and empty.
+        assert!(missing.0 == 4 && missing.2.contains("has no log; set --data-dir"), "{missing:?}");
+        let output = Command::new(env!("CARGO_BIN_EXE_stampede"))
+            .env_clear()
+            .env("DATA_DIR", "nowhere")
+            .current_dir(dir.path())
+            .args(["log", command])
+            .output()
+            .unwrap();
+        let complained = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(4) && output.stdout.is_empty(), "{complained}");
+        assert!(complained.contains("nowhere is no directory") && complained.contains("--data-dir"), "{complained}");
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is made");
+    assert!(Server::start(dir.path(), &LONG_SALE).terminate().success());
+    fs::rename(dir.path().join("control.json"), dir.path().join("kept")).unwrap();
+    let (code, _, complained) = ask(dir.path(), &["verify"]);
+    assert!(code == 4 && complained.contains("no control.json"), "{complained}");
+    fs::write(
+        dir.path().join("control.json"),
+        fs::read_to_string(dir.path().join("kept")).unwrap().replace("\"epoch\": 1", "\"epoch\": 0"),
+    )
+    .unwrap();
+    let (code, _, complained) = ask(dir.path(), &["verify"]);
+    assert!(code == 4 && complained.contains("control.json is older than purchases-0000000001"), "{complained}");
+}
+
+#[test]
+fn wrong_arguments_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(Server::start(dir.path(), &LONG_SALE).terminate().success());
+    for (words, part) in [
+        (&["dump", "--user", "many"][..], "--user <USER>"),
+        (&["dump", "--user", "-1"], "-1"),
+        (&["dump", "--item", "4294967296"], "--item <ITEM>"),
+        (&["dump", "--code", "5217A1A2-E116-86C4-AE9F-B285FB710516"], "36 characters in lower case"),
+        (&["dump", "7"], "'7'"),
+        (&["sale", "last"], "'last'"),
+        (&["sale", "3"], "the log knows no sale 3"),
+        (&["verify", "--items", "3"], "--items"),
+        (&["verify", "--database-url", "mysql://x"], "--database-url"),
+        (&["verify", "--env-file", "none.env"], "none.env"),
+        (&["mend"], "mend"),
+    ] {
+        let (code, said, complained) = ask(dir.path(), words);
+        assert!(code == 2 && said.is_empty() && complained.contains(part), "{words:?}: {code} {said}{complained}");
+    }
+    let output = stampede(dir.path(), &["log", "verify"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "the settings of a server are not for these");
+    let output = Command::new(env!("CARGO_BIN_EXE_stampede")).arg("log").output().unwrap();
+    let help = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && ["verify", "dump", "sale"].iter().all(|it| help.contains(it)), "{help}");
+    for (command, parts) in [
+        ("verify", &["Exit code 0", "--data-dir", "DATABASE_URL"][..]),
+        ("dump", &["idempotency_key", "--code", "in order of time"]),
+        ("sale", &["the latest in the log", "contradict", "--env-file"]),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_stampede")).args(["log", command, "--help"]).output().unwrap();
+        let help = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && parts.iter().all(|part| help.contains(part)), "{help}");
+    }
+}
