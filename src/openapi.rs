@@ -152,6 +152,19 @@ fn response(answers: &[Answer], mut content: Value, is_early: bool) -> Value {
             "examples": examples,
         });
     }
+    let names = header_names(answers, &problems, &content, is_early);
+    let headers: Map<String, Value> = names
+        .into_iter()
+        .map(|name| (name.to_owned(), json!({"$ref": format!("#/components/headers/{name}")})))
+        .collect();
+    let mut response = json!({"description": lines.join("\n"), "headers": headers});
+    if content != json!({}) {
+        response["content"] = content;
+    }
+    response
+}
+
+fn header_names(answers: &[Answer], problems: &[Problem], content: &Value, is_early: bool) -> Vec<&'static str> {
     let mut names = vec!["Date"];
     if !is_early {
         names.push("X-Request-Id");
@@ -172,15 +185,7 @@ fn response(answers: &[Answer], mut content: Value, is_early: bool) -> Value {
     if content.get("text/event-stream").is_some() {
         names.push("X-Accel-Buffering");
     }
-    let headers: Map<String, Value> = names
-        .into_iter()
-        .map(|name| (name.to_owned(), json!({"$ref": format!("#/components/headers/{name}")})))
-        .collect();
-    let mut response = json!({"description": lines.join("\n"), "headers": headers});
-    if content != json!({}) {
-        response["content"] = content;
-    }
-    response
+    names
 }
 
 /// What is asked, in words: a name, a line, and the rest.
