@@ -64,6 +64,7 @@ const LAYERS: &[&str] = &[
     "server",
     "handover",
     "logs",
+    "log_room",
     "notice",
     "outside",
     "pump",
