@@ -27,11 +27,11 @@
 //! shard's thread has besides its rules and logs. [`pump`] is the turn: wait, collect, apply, append, flush, send; *log
 //! before reply* stands there, in one place. [`mesh`] carries batches of messages between shards; sending never blocks.
 //! [`doorbell`] wakes who sleeps. [`purchase_log`] appends and flushes, [`segment`] makes and writes its files,
-//! [`retention`] keeps them within their budget; [`logs`] holds all that a shard has of these. [`status`] holds the
-//! numbers that shards publish, [`board`] where each item stands; [`page`] and [`items`] show them, [`subscribers`] hear
-//! when the numbers change. [`meter`] counts requests and takes their time, in [`counters`] of one writer each.
-//! [`admin`] serves operators, [`metrics`] is what Prometheus reads, [`process`] what the kernel knows of this one.
-//! [`dashboard`] is the page that people look at, [`sampler`] what it shows.
+//! [`retention`] keeps them within their budget; [`logs`] holds all that a shard has of these, [`log_room`] keeps room
+//! ahead in them. [`status`] holds the numbers that shards publish, [`board`] where each item stands; [`page`] and
+//! [`items`] show them, [`subscribers`] hear when the numbers change. [`meter`] counts requests and takes their time,
+//! in [`counters`] of one writer each. [`admin`] serves operators, [`metrics`] is what Prometheus reads, [`process`]
+//! what the kernel knows of this one. [`dashboard`] is the page that people look at, [`sampler`] what it shows.
 //!
 //! **Postgres.** [`persistence`] is the one thread that brings every flushed record there, exactly once: from a
 //! channel while it keeps up, from the files by [`log_reader`] when it does not. [`claim`] takes the database for this
@@ -117,6 +117,7 @@ pub mod listener;
 pub mod log_command;
 pub mod log_dump;
 pub mod log_reader;
+pub mod log_room;
 pub mod log_sale;
 pub mod log_verify;
 pub mod logging;

@@ -13,12 +13,13 @@
 //! The executor has something to do only while a log is being written or made. Else the shard sleeps in its epoll set,
 //! which is one system call where the executor takes several.
 
-use crate::block::{BLOCK_BYTES, LogKind};
+use crate::block::LogKind;
 use crate::board::Board;
 use crate::fatal::Fatal;
 use crate::handover::Line;
 use crate::http::Head;
 use crate::items::OnSale;
+use crate::log_room::{ATTEMPTS_MAX, LOG_SLACK_BLOCKS, LogRoom, Needs};
 use crate::logs::{Logs, Shipping};
 use crate::mesh::Delivery;
 use crate::notice::{Notice, Order};
@@ -38,20 +39,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 
-/// Blocks of the purchase log that no hold may count on: for the records that open sales.
-const LOG_SLACK_BLOCKS: u64 = 16;
 /// Blocks that a shard needs for itself before it sells: for the records that open sales, and their flush.
 const READY_BLOCKS: u64 = 2;
-/// Attempts waiting in memory beyond which further ones are not recorded.
-const ATTEMPTS_MAX: usize = 16 * 1024;
 /// Attempts that are worth a flush at once.
 const ATTEMPTS_FLUSH: usize = 1024;
 /// Attempts are flushed after this in any case.
 const ATTEMPTS_FLUSH_MS: u64 = 50;
-/// Blocks of the purchase log kept free on top of one for each item, for what a rush has under way.
-const RUSH_BLOCKS: u64 = 1024;
-/// How long a used-up budget or a full disk is left alone before it is asked again.
-const RETRY_MS: u64 = 500;
 /// How long a shard waits for a peer that has not yet read what it was sent.
 const LANE_RETRY_MS: u64 = 1;
 /// Connections are looked over, clocks watched and the executor gets a pass, at least this often.
@@ -87,15 +80,10 @@ pub struct Pump {
     /// As the persistence thread has published it.
     persisted: Seq,
     attempts_due_ms: u64,
-    purchases_retry_ms: u64,
-    attempts_retry_ms: u64,
-    /// As large a segment as the disk has room for, as far as is known.
-    fitting_blocks: u32,
+    room: LogRoom,
     /// The sale whose opening is durable: what came before it may be removed.
     durable_sale: SaleId,
     is_ready: bool,
-    is_log_full: bool,
-    is_losing_attempts: bool,
     is_draining: bool,
     has_drained: bool,
     pause: Pause,
@@ -109,7 +97,7 @@ pub struct Pump {
 impl Pump {
     /// A pump around `shard`, whose first effects are in `effects`.
     pub fn new(outside: Outside, shard: Shard, effects: Effects, logs: Logs, board: Arc<Board>, period_s: u32) -> Self {
-        let fitting_blocks = logs.purchases.segment_blocks();
+        let room = LogRoom::new(&logs);
         Pump {
             outside,
             shard,
@@ -121,13 +109,9 @@ impl Pump {
             applied: 0,
             persisted: 0,
             attempts_due_ms: 0,
-            purchases_retry_ms: 0,
-            attempts_retry_ms: 0,
-            fitting_blocks,
+            room,
             durable_sale: SaleId(0),
             is_ready: false,
-            is_log_full: false,
-            is_losing_attempts: false,
             is_draining: false,
             has_drained: false,
             // A new process begins in the place of another or all by itself.
@@ -340,73 +324,34 @@ impl Pump {
         }
     }
 
-    /// Keeps room ahead in both logs, as far as the budget and the disk allow: enough for a crowd that reserves a
-    /// whole new stock at once, because making segments takes longer than that.
     fn make_segments(&mut self, now: Moment) {
         // While another process reads the logs, they stay as they are; but one that takes over needs its own first.
         if self.phase == Phase::Stopping || self.phase == Phase::Paused && self.is_ready {
             return;
         }
-        let (durable_sale, reserve) = (self.durable_sale, self.reserve());
-        let Logs { purchases, attempts, retention, persistence } = &mut self.logs;
-        let arrived = persistence.iter().flat_map(|shipping| shipping.shipped.try_iter());
-        arrived.for_each(|(stream, position)| retention.shipped(stream, position));
-        let full = purchases.segment_blocks();
-        let half = u64::from(full) / 2;
-        let rush = (self.shard.stock().items() as u64 + RUSH_BLOCKS).min(retention.budget() / BLOCK_BYTES as u64 / 4);
-        let lacks_reserve = purchases.room() < reserve;
-        let wants_purchases = purchases.room() < rush.max(reserve + half) && !purchases.is_making();
-        if wants_purchases && now.monotonic_ms >= self.purchases_retry_ms {
-            self.purchases_retry_ms = now.monotonic_ms + RETRY_MS;
-            let fitting = if lacks_reserve { self.fitting_blocks } else { full };
-            let blocks = purchases.made_ahead().unwrap_or(fitting);
-            if let Some(doomed) = retention.allow(LogKind::Purchases, bytes(blocks), durable_sale, lacks_reserve) {
-                purchases.make_segment(blocks, doomed);
-            }
+        let (id, needs) = (self.outside.id, self.needs());
+        let (was_full, was_losing) = (self.room.is_full, self.room.is_losing_attempts);
+        self.room.extend(&mut self.logs, needs, now.monotonic_ms);
+        if self.room.is_full != was_full {
+            self.outside.tell(Notice::LogFull(id, self.room.is_full));
         }
-        // Attempts come second: what is held must be bought.
-        let wants_attempts = attempts.room() < half && !attempts.is_making() && !lacks_reserve;
-        if wants_attempts && now.monotonic_ms >= self.attempts_retry_ms {
-            self.attempts_retry_ms = now.monotonic_ms + RETRY_MS;
-            if let Some(doomed) = retention.allow(LogKind::Attempts, bytes(full), durable_sale, false) {
-                attempts.make_segment(full, doomed);
-            }
-        }
-        // While a segment is being made, nobody knows.
-        let is_full = if purchases.is_making() { self.is_log_full } else { purchases.room() < reserve };
-        let is_losing = attempts.room() == 0 && attempts.buffered() >= ATTEMPTS_MAX;
-        let id = self.outside.id;
-        if is_full != std::mem::replace(&mut self.is_log_full, is_full) {
-            self.outside.tell(Notice::LogFull(id, is_full));
-        }
-        if is_losing != std::mem::replace(&mut self.is_losing_attempts, is_losing) {
-            self.outside.tell(Notice::AttemptsLost(id, is_losing));
+        if self.room.is_losing_attempts != was_losing {
+            self.outside.tell(Notice::AttemptsLost(id, self.room.is_losing_attempts));
         }
     }
 
-    /// After the disk had no room for a segment: where live holds need one, a smaller one will do, to the last block.
-    fn shrink_segments(&mut self, blocks: u32) {
-        self.fitting_blocks = if blocks > 1 { blocks / 2 } else { self.logs.purchases.segment_blocks() };
-        if blocks > 1 && self.lacks_reserve() {
-            self.purchases_retry_ms = 0;
-        }
-    }
-
-    /// Blocks that the purchase log must have free before it may grow for any other reason.
-    fn reserve(&self) -> u64 {
-        self.shard.log_reserve() + 2 * LOG_SLACK_BLOCKS
-    }
-
-    fn lacks_reserve(&self) -> bool {
-        self.logs.purchases.room() < self.reserve()
+    /// What the logs must have room for.
+    fn needs(&self) -> Needs {
+        let items = self.shard.stock().items() as u64;
+        Needs { holds: self.shard.log_reserve(), items, durable_sale: self.durable_sale }
     }
 
     /// Says once that the shard can sell: it has room for the end of every hold that it took over, and, unless the disk
     /// has no more, for new ones.
     fn note_ready(&mut self) {
-        let room_for_old = self.shard.log_reserve() + READY_BLOCKS;
-        let has_room = self.logs.purchases.room() > if self.is_log_full { room_for_old } else { self.reserve() };
-        if !self.is_ready && has_room {
+        let needs = self.needs();
+        let needed = if self.room.is_full { needs.holds + READY_BLOCKS } else { needs.reserve() };
+        if !self.is_ready && self.logs.purchases.room() > needed {
             self.is_ready = true;
             self.outside.tell(Notice::Ready(self.outside.id));
         }
@@ -540,16 +485,10 @@ impl Pump {
             let failed = |error| Fatal::LogFailed(format!("{}: {error}", kind.name()));
             match progress.map_err(failed)? {
                 Some(Progress::NoSegment(blocks)) => {
-                    self.logs.retention.refused(kind, bytes(blocks), self.durable_sale);
-                    if kind == LogKind::Purchases {
-                        self.shrink_segments(blocks);
-                    }
+                    let needs = self.needs();
+                    self.room.refused(&mut self.logs, needs, kind, blocks);
                 }
-                Some(Progress::SegmentMade(blocks)) => {
-                    // There may be more to make.
-                    (self.purchases_retry_ms, self.attempts_retry_ms) = (0, 0);
-                    self.fitting_blocks = self.fitting_blocks.max(blocks);
-                }
+                Some(Progress::SegmentMade(blocks)) => self.room.made(blocks),
                 Some(Progress::Flushed { time, records }) => {
                     let published = &self.outside.status.shards[usize::from(self.outside.id.0)];
                     let Logs { purchases, attempts, persistence, .. } = &mut self.logs;
@@ -591,9 +530,4 @@ impl Pump {
         let to_next_sale_ms = period_ms - now.unix_ms % period_ms;
         due_ms.saturating_sub(now.monotonic_ms).min(to_next_sale_ms)
     }
-}
-
-/// Bytes of so many blocks.
-fn bytes(blocks: u32) -> u64 {
-    u64::from(blocks) * BLOCK_BYTES as u64
 }

@@ -66,6 +66,7 @@ const LAYERS: &[&str] = &[
     "server",
     "handover",
     "logs",
+    "log_room",
     "notice",
     "outside",
     "pump",
@@ -195,6 +196,27 @@ fn pure_files_are_pure() {
             let mut rest = without_tests(text).split(word).skip(1);
             let is_word = |rest: &str| !word.ends_with("await") || !rest.starts_with(char::is_alphanumeric);
             assert!(!rest.any(is_word), "{name} mentions {word}");
+        }
+    }
+}
+
+/// What makes a core wait for another one stands where it happens once in a while, never once for each request: waking who
+/// sleeps, a flush's chunk, a new sale, and the main thread's own business.
+#[test]
+fn no_request_waits_for_another_core() {
+    let allowed = [
+        ("doorbell", vec![".swap("]),
+        ("persistence", vec!["fetch_add", "fetch_sub"]),
+        ("status", vec!["fetch_max", "Mutex"]),
+        ("data_dir", vec!["Mutex"]),
+    ];
+    for (name, text) in sources() {
+        let here = allowed.iter().find(|(file, _)| *file == name).map_or(&[][..], |(_, words)| words);
+        for word in ["fetch_", "compare_exchange", ".swap(", "Mutex", "RwLock"] {
+            let is_allowed = |place: &str| here.iter().any(|allowed| place.starts_with(allowed));
+            let text = without_tests(&text);
+            let mut places = text.match_indices(word).map(|(at, _)| &text[at..]);
+            assert!(places.all(is_allowed), "{name} has {word}");
         }
     }
 }
