@@ -3,7 +3,15 @@
 use crate::connection::{Connection, State};
 use crate::types::Ticket;
 use rustix::fd::OwnedFd;
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use slab::Slab;
+use socket2::SockRef;
+use std::time::Duration;
+
+/// Bytes that the kernel keeps of what a client that listens has not taken.
+const LISTENER_BUFFER_BYTES: usize = 8 * 1024;
+/// How long a client that listens may leave it unconfirmed.
+const LISTENER_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A client.
 pub struct Client {
@@ -31,6 +39,13 @@ impl Client {
             ready.push(key);
         }
     }
+}
+
+/// Its client hears of the sale from now on. Of what it does not take, the kernel keeps little, and not for long: who is
+/// gone without a word is noticed when an event is not confirmed. A socket that cannot be told so goes on without.
+pub fn will_listen(socket: &OwnedFd) {
+    let _ = set_socket_send_buffer_size(socket, LISTENER_BUFFER_BYTES);
+    let _ = SockRef::from(socket).set_tcp_user_timeout(Some(LISTENER_PATIENCE));
 }
 
 /// Closes a client's connection. A request of it that is being decided has nobody to hear of it any more.

@@ -83,6 +83,10 @@ pub struct Midway {
     pub input: Vec<u8>,
     /// Bytes to be written.
     pub output: Vec<u8>,
+    /// It hears of the sale. Its state says closing: a version that knows no such clients ends it in good order, and it
+    /// comes again.
+    #[serde(default)]
+    pub listens: bool,
 }
 
 impl Midway {
@@ -175,7 +179,8 @@ impl Connection {
 
     /// A connection that goes on where another process has left it, with new deadlines.
     pub fn resume(midway: Midway, now_ms: u64) -> Self {
-        let Midway { state, head, body, input, output } = midway;
+        let Midway { state, head, body, input, output, listens } = midway;
+        let state = if listens { State::Listening } else { state };
         let mut connection = Connection { state, head, body, input, output, ..Connection::new(now_ms) };
         connection.set_deadline(now_ms);
         connection
@@ -185,11 +190,12 @@ impl Connection {
     pub fn midway(&self) -> Option<Midway> {
         assert!(self.state != State::Deciding, "a decision belongs to the process that makes it");
         let midway = || Midway {
-            state: self.state,
+            state: if self.state == State::Listening { State::Closing } else { self.state },
             head: if self.body.is_some() { self.head.clone() } else { Vec::new() },
             body: self.body.clone(),
             input: self.input.clone(),
             output: self.output[self.written..].to_vec(),
+            listens: self.state == State::Listening,
         };
         (!self.is_idle()).then(midway)
     }
@@ -317,6 +323,12 @@ mod tests {
         slow.written = 3;
         assert!(slow.midway().is_some(), "the client has not hung up yet");
         assert_eq!(Connection::new(0).midway(), None);
+        // An earlier version knows nobody who listens: to it this one is at its end.
+        let listening = Connection { state: State::Listening, ..Connection::new(0) }.midway().unwrap();
+        assert_eq!(serde_json::to_value(&listening).unwrap()["state"], "Closing");
+        assert_eq!(Connection::resume(listening, 7).state, State::Listening);
+        let earlier = r#"{"state":"Reading","head":[],"body":null,"input":[80],"output":[]}"#;
+        assert_eq!(Connection::resume(serde_json::from_str(earlier).unwrap(), 7).state, State::Reading);
     }
 
     #[test]

@@ -27,7 +27,8 @@ answer is told, and is no failure.";
 
 const DUMP: &str = "\
 Print the records of the log, one JSON object a line: run by run, shard by shard, purchases before attempts, each in the \
-order in which it was written. Each line begins with its time, so that | sort puts all of them in order of time.
+order in which it was written. Each line begins with its time: | sort -s -t, -k1,1 puts all of them in order of time, and leaves the order of the \
+log where times are equal.
 
   time                   when, RFC 3339
   epoch, shard, log      the stream: the run, the shard, purchases or attempts

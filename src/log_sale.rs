@@ -79,7 +79,9 @@ impl Tally {
                 self.terms = Some(Terms { sale: record.sale, items, user_limit });
             }
             Event::TakenOver => self.is_taken_over = true,
-            Event::Checkout { code, ttl_ms, .. } => _ = self.open.insert(code, record.unix_ms + u64::from(ttl_ms)),
+            Event::Checkout { code, ttl_ms, .. } => {
+                _ = self.open.insert(code, record.unix_ms.saturating_add(ttl_ms.into()))
+            }
             Event::Released { code, .. } => _ = self.open.remove(&code),
             Event::Purchase { item, user, code, .. } => {
                 self.open.remove(&code);
@@ -184,7 +186,7 @@ fn compare(tally: &Tally, rows: &Rows, is_whole: bool, told: &mut String) -> Res
 }
 
 fn heading(sale: SaleId, period_s: u32, terms: Option<(u32, u32)>) -> String {
-    let at = |sale: u64| rfc3339(sale * u64::from(period_s) * 1000);
+    let at = |sale: u64| rfc3339(sale.saturating_mul(u64::from(period_s) * 1000));
     let (starts, ends) = (at(sale.0.into()), at(u64::from(sale.0) + 1));
     let terms = terms.map_or(String::new(), |(items, limit)| format!(": {items} items, {limit} for each user"));
     format!("sale {}, {starts} to {ends}{terms}\n", sale.0)

@@ -2,6 +2,7 @@
 //! answer.
 
 use crate::clock::Clock;
+use crate::counters::Requests;
 use crate::operation::{Answer, Operation};
 use crate::status::Status;
 use crate::types::ShardId;
@@ -59,7 +60,7 @@ impl Meter {
         }
     }
 
-    fn requests(&self) -> &crate::counters::Requests {
+    fn requests(&self) -> &Requests {
         &self.status.shards[usize::from(self.shard.0)].requests
     }
 }

@@ -137,8 +137,8 @@ impl Scrape {
     fn sale(&self) -> [Family; 4] {
         let status = &self.status;
         let sale = status.newest_sale();
-        let (sales, items) = (status.sales(sale), status.items());
-        let available = items.saturating_sub(u64::from(sales.sold + sales.reserved));
+        let sales = status.sales(sale);
+        let available = status.available(sales);
         let states = [("sold", sales.sold.into()), ("reserved", sales.reserved.into()), ("available", available)];
         let items = states.map(|(state, items)| (labels([("state", state)]), Value::Gauge(items as f64)));
         let version = (labels([("version", env!("CARGO_PKG_VERSION"))]), Value::Gauge(1.0));
@@ -171,10 +171,7 @@ impl Scrape {
         }
         let counts = counts.into_iter().map(|(labels, count)| (labels, Value::Counter(count as f64)));
         let known = Operation::ALL.into_iter().filter(|operation| *operation != Operation::Unknown);
-        let times = known.map(|operation| {
-            let times = self.total(Distribution::new(&TIMES_US), |shard| shard.requests.times(operation).read());
-            (route(operation), seconds(times))
-        });
+        let times = known.map(|operation| (route(operation), seconds(self.status.times(operation))));
         let released = ReleaseReason::ALL
             .map(|reason| (labels([("reason", reason.name())]), self.sum(|shard| &shard.released[reason as usize])));
         let unrecorded = RefusalReason::ALL

@@ -28,7 +28,8 @@ nothing left, but is answered by nothing as long as every checkout names its ite
 - Whatever can be read by GET can be asked for by HEAD.
 - Any other path, and any other method on these, is answered as `x-otherwise` under `paths` says.
 - What answers 400 `malformed-request`, 408, 413, 417, 431, 501 or 505 also closes the connection, and comes before \
-anything is decided; so does 503 `too-many-connections`, before anything is read.";
+anything is decided; so does 503 `too-many-connections`, before anything is read, but for `/events`, which has a limit \
+of its own.";
 
 /// The description. It is rendered once, by the first shard that gets ready to answer: nobody waits for it later.
 pub fn text() -> &'static str {
@@ -176,7 +177,8 @@ fn header_names(answers: &[Answer], problems: &[Problem], content: &Value, is_ea
     if says("allow") {
         names.push("Allow");
     }
-    if answers.iter().any(|answer| matches!(answer, Answer::Ok | Answer::Unchanged | Answer::Unready)) {
+    let has_body = |answer| matches!(answer, &Answer::Ok | &Answer::Unchanged | &Answer::Unready);
+    if answers.iter().any(has_body) || says("cache-control") {
         names.push("Cache-Control");
     }
     if content.get("image/svg+xml").is_some() || answers.contains(&Answer::Unchanged) {

@@ -273,9 +273,14 @@ impl Shipper {
             if is_due {
                 let Batch { rows, .. } = std::mem::take(&mut batch);
                 let opens = !rows.opened.is_empty();
-                let (began, copied) =
-                    (Instant::now(), [&rows.checkouts, &rows.purchases, &rows.releases].map(CopyRows::rows));
-                let shipping = in_time(database.ship(owner, rows, &moves));
+                let status = self.plan.status.clone();
+                let shipping = async {
+                    let copied = [&rows.checkouts, &rows.purchases, &rows.releases].map(CopyRows::rows);
+                    let began = Instant::now();
+                    in_time(database.ship(owner, rows, &moves)).await?;
+                    status.shipped.committed(began.elapsed(), copied);
+                    Ok(())
+                };
                 if self.is_behind() {
                     // Postgres need not wait for the next one. Else what comes meanwhile is better in one batch.
                     let (shipped, gathered) = tokio::join!(shipping, self.gather(&mut batch));
@@ -283,9 +288,6 @@ impl Shipper {
                 } else {
                     shipping.await?;
                 }
-                let shipped = &self.plan.status.shipped;
-                shipped.times.record(began.elapsed().as_micros() as u64);
-                shipped.rows.iter().zip(copied).for_each(|(counter, rows)| counter.add(rows));
                 moves.iter().for_each(|moved| self.arrived(moved));
                 self.publish();
                 if opens {

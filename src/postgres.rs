@@ -22,7 +22,7 @@ use tokio_postgres::{Client, Error, GenericClient, NoTls, Row, Statement, Transa
 use uuid::Uuid;
 
 /// The schema, one file a version, in order. A file that has been released never changes.
-const MIGRATIONS: &[&str] = &[include_str!("../sql/0001_schema.sql"), include_str!("../sql/0002_names_of_items.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("../sql/0001_schema.sql")];
 /// Names the lock under which the schema is changed, so that two servers can start at once.
 const MIGRATION_LOCK: i64 = 0x5354_414d_5045_4445;
 /// Bytes of one COPY message.

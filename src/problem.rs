@@ -119,7 +119,10 @@ impl Problem {
             Problem::InvalidCode => invalid("give code once, a UUID of 36 characters in lower case"),
             Problem::InvalidOffset => invalid("give offset once or not at all, a whole number from 0 to 4294967295"),
             Problem::InvalidLimit => invalid("give limit once or not at all, a whole number from 1 to 200"),
-            Problem::NotFound => with("404 Not Found", "not-found", "There is nothing here", "", ""),
+            // The next sale may have it.
+            Problem::NotFound => {
+                with("404 Not Found", "not-found", "There is nothing here", "", "cache-control: no-store\r\n")
+            }
             Problem::OnlyGet => not_allowed("allow: GET, HEAD\r\n"),
             Problem::OnlyPost => not_allowed("allow: POST\r\n"),
             Problem::OnlyPostOrDelete => not_allowed("allow: POST, DELETE\r\n"),

@@ -215,9 +215,13 @@ pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &
     responder.problem(problem, style, out)
 }
 
+/// The last millisecond of the year 9999.
+const LAST_MS: u64 = 253_402_300_799_999;
+
 /// A time as answers spell it: RFC 3339, UTC, milliseconds.
 pub fn rfc3339(unix_ms: u64) -> String {
-    let time = std::time::UNIX_EPOCH + std::time::Duration::from_millis(unix_ms);
+    // There is no way to write a later one: a clock that goes so wrong is told as the end of times.
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_millis(unix_ms.min(LAST_MS));
     humantime::format_rfc3339_millis(time).to_string()
 }
 

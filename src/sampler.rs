@@ -1,6 +1,6 @@
 //! One sample a second of what is published: what the dashboard shows, whoever looks at it.
 
-use crate::counters::{Distribution, TIMES_US};
+use crate::counters::Distribution;
 use crate::operation::{Answer, Operation};
 use crate::page;
 use crate::payload::{Doing, Postgres};
@@ -43,6 +43,7 @@ enum Outcome {
 
 impl Outcome {
     fn of(operation: Operation, answer: Answer) -> Self {
+        use Problem::{CodeExpired, CodeUnknown, CodeUsed, LogFull, NotReady, Overdue, SaleEnded, TooManyConnections};
         match (operation, answer) {
             (Operation::Checkout, Answer::Ok) => Outcome::Reserved,
             (Operation::Purchase, Answer::Ok) => Outcome::Bought,
@@ -51,10 +52,10 @@ impl Outcome {
             (_, Answer::Refused(Problem::ItemSold)) => Outcome::ItemSold,
             (_, Answer::Refused(Problem::ItemReserved)) => Outcome::ItemReserved,
             (_, Answer::Refused(Problem::UserLimit)) => Outcome::UserLimit,
-            (Operation::Purchase | Operation::Cancel, answer) if answer.status().starts_with("409") => {
-                Outcome::CodeRefused
+            (_, Answer::Refused(CodeUnknown | CodeExpired | CodeUsed | SaleEnded)) => Outcome::CodeRefused,
+            (_, Answer::Unready | Answer::Refused(LogFull | NotReady | TooManyConnections | Overdue)) => {
+                Outcome::Unavailable
             }
-            (_, answer) if answer.status().starts_with("503") => Outcome::Unavailable,
             _ => Outcome::Invalid,
         }
     }
@@ -118,15 +119,11 @@ impl Totals {
                 answered.0[Outcome::of(operation, answer) as usize] += counts.sum::<u64>();
             }
         }
-        let times = |operation| {
-            let of_shards = status.shards.iter().map(|shard| shard.requests.times(operation).read());
-            of_shards.fold(Distribution::new(&TIMES_US), |sum, shard| sum.and(&shard))
-        };
         Totals {
             monotonic_ms: now.monotonic_ms,
             answered,
-            checkouts: times(Operation::Checkout),
-            purchases: times(Operation::Purchase),
+            checkouts: status.times(Operation::Checkout),
+            purchases: status.times(Operation::Purchase),
             requests: status.shards.iter().map(|shard| shard.requests.count()).collect(),
             cpu_s,
         }
@@ -172,7 +169,7 @@ impl Sampler {
             items,
             sold: sales.sold,
             reserved: sales.reserved,
-            available: items.saturating_sub(u64::from(sales.sold + sales.reserved)),
+            available: status.available(sales),
             answered: totals.answered,
             per_second: Outcomes(array::from_fn(|at| per_second(totals.answered.0[at], before.answered.0[at]))),
             checkout_us: quantiles(&totals.checkouts, &before.checkouts),

@@ -5,7 +5,7 @@
 //! turn. What a request means is the handler's business.
 
 use crate::acceptor::Acceptor;
-use crate::client::{Client, remove};
+use crate::client::{Client, remove, will_listen};
 use crate::connection::{Awaits, Connection, Midway, Overdue, State, Step, Trace};
 use crate::http::{HEAD_BYTES_MAX, Head, Method};
 use crate::meter::Meter;
@@ -95,7 +95,7 @@ impl Server {
             withdrawn: Vec::new(),
             overdue: Overdue::default(),
             // The others are for who buys.
-            subscribers: Subscribers::new(clients_max.div_ceil(2)),
+            subscribers: Subscribers::new(clients_max / 2),
             spare_buffers: Vec::new(),
             scratch: vec![0; READ_BYTES],
             is_draining: false,
@@ -314,13 +314,15 @@ impl Server {
                     if style.keep_alive { State::Reading } else { State::Closing }
                 }
                 Handled::Listening(operation) => {
+                    let last = Style { keep_alive: false, ..style };
                     let answer = match self.subscribers.have_room() {
-                        _ if is_draining => self.responder.problem(Problem::NotReady, Style::default(), &mut out),
+                        _ if is_draining => self.responder.problem(Problem::NotReady, last, &mut out),
                         true => self.responder.event_stream(style, &mut out),
-                        false => self.responder.problem(Problem::TooManyConnections, Style::default(), &mut out),
+                        false => self.responder.problem(Problem::TooManyConnections, last, &mut out),
                     };
                     self.meter.answered(operation, answer, began_us);
                     if answer == Answer::Ok && !style.head_only {
+                        will_listen(&client.socket);
                         self.subscribers.add(key, client.generation);
                         State::Listening
                     } else {
@@ -563,6 +565,7 @@ impl Server {
         let client = &mut self.clients[key];
         client.queue(key, &mut self.ready);
         if client.connection.state == State::Listening {
+            will_listen(&client.socket);
             self.subscribers.add(key, client.generation);
         }
         self.conclude(key, now);

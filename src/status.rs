@@ -1,7 +1,8 @@
 //! What shards publish for others to read: numbers, no more. Each has one writer, but for the newest sale; only that one is
 //! read on the way of a request.
 
-use crate::counters::{Batches, Counter, Histogram, Requests, TIMES_US};
+use crate::counters::{Batches, Counter, Distribution, Histogram, Requests, TIMES_US};
+use crate::operation::Operation;
 use crate::record::{RefusalReason, ReleaseReason};
 use crate::sale::Counts;
 use crate::types::SaleId;
@@ -9,6 +10,7 @@ use serde::Serialize;
 use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 /// What the process is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -123,6 +125,14 @@ pub struct SaleEnded {
 /// Ended sales that are remembered.
 const ENDED_KEPT: usize = 12;
 
+impl Shipped {
+    /// A transaction is known to have committed. (One whose answer is lost is not counted; its rows are not sent again.)
+    pub fn committed(&self, time: Duration, rows: [u64; 3]) {
+        self.times.record(time.as_micros() as u64);
+        self.rows.iter().zip(rows).for_each(|(counter, rows)| counter.add(rows));
+    }
+}
+
 /// What the whole process publishes.
 #[derive(Debug)]
 pub struct Status {
@@ -226,6 +236,18 @@ impl Status {
         self.earlier_behind()?;
         let (durable, persisted) = self.records();
         Some((durable - persisted).max(0) as u64)
+    }
+
+    /// Items of the newest sale that can be had, when so many cannot. Shards publish one after the other, so the sum may be
+    /// ahead by what is under way.
+    pub fn available(&self, stands: Sales) -> u64 {
+        self.items().saturating_sub(u64::from(stands.sold + stands.reserved))
+    }
+
+    /// How long an operation took, on all shards.
+    pub fn times(&self, operation: Operation) -> Distribution {
+        let times = self.shards.iter().map(|shard| shard.requests.times(operation).read());
+        times.fold(Distribution::new(&TIMES_US), |sum, shard| sum.and(&shard))
     }
 
     /// Items of the sale.

@@ -14,8 +14,9 @@ use std::collections::VecDeque;
 
 /// How often a client hears something new, at most.
 const PERIOD_MS: u64 = 500;
-/// After so long without news a client hears that there are none, lest something on the way takes it for dead.
-const SILENCE_MS: u64 = 15_000;
+/// After so long without news a client hears that there are none, lest something on the way takes it for dead: proxies
+/// are patient for 15 s and more.
+const SILENCE_MS: u64 = 10_000;
 
 /// What all hear first: how long to wait before they come again.
 const HELLO: &[u8] = b"retry: 1000\n\n";
@@ -159,12 +160,12 @@ mod tests {
             first.starts_with("retry: 1000\n\nevent: sale\ndata: {\"sale_id\":7,\"starts_at\":\"1970-01-01T07:"),
             "{first}"
         );
-        assert_eq!(hear(7, 2, 15_999), "");
-        assert_eq!(hear(7, 2, 16_000), ":\n\n");
+        assert_eq!(hear(7, 2, 10_999), "");
+        assert_eq!(hear(7, 2, 11_000), ":\n\n");
         let stock = "event: stock\ndata: {\"sale_id\":7,\"sold\":3,\"reserved\":1,\"available\":6}\n\n";
         assert_eq!(hear(7, 3, 16_500), stock);
-        assert_eq!(hear(7, 3, 31_499), "");
-        let next = hear(8, 3, 31_500);
+        assert_eq!(hear(7, 3, 26_499), "");
+        let next = hear(8, 3, 26_500);
         assert!(next.starts_with("event: sale\ndata: {\"sale_id\":8,") && next.ends_with("}\n\n"), "{next}");
     }
 

@@ -4,7 +4,7 @@ use glommio::{LocalExecutorBuilder, Placement};
 use rustix::event::{EventfdFlags, eventfd};
 use stampede::board::Board;
 use stampede::clock::Clock;
-use stampede::connection::{Midway, State};
+use stampede::connection::Midway;
 use stampede::items::OnSale;
 use stampede::meter::Meter;
 use stampede::page::Facts;
@@ -37,7 +37,7 @@ fn told_by_then(until_ms: u64) -> (String, bool) {
         let (mut client, socket) = UnixStream::pair().unwrap();
         socket.set_nonblocking(true).unwrap();
         client.set_nonblocking(true).unwrap();
-        let midway = Midway { state: State::Listening, output: vec![b'.'; BEFORE], ..Midway::default() };
+        let midway = Midway { listens: true, output: vec![b'.'; BEFORE], ..Midway::default() };
         server.adopt(socket.into(), Some(midway), after(0)).unwrap();
         let mut turn = |sold, ms| {
             let now = after(ms);

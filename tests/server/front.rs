@@ -166,6 +166,32 @@ fn buyers_are_served_through_tls_on_connections_that_stay_open() {
     assert!(server.terminate().success());
 }
 
+/// What a page of the shop asks for: fifty items with their pictures, at once, and stock as it changes.
+#[test]
+fn a_shop_is_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &LONG_SALE);
+    let Some(front) = Front::start(server.address) else { return };
+    let items = front.ask("GET /items");
+    assert_eq!(items.json()["items"].as_array().unwrap().len(), 50);
+    assert_eq!(items.header("x-request-id").map(str::len), Some(32), "{items:?}");
+    assert_eq!(front.ask("GET /items/7").json(), server.connect().request("GET /items/7").json());
+    assert_eq!(front.ask("GET /openapi.json").json()["openapi"], "3.1.0");
+    let mut command = front.curl();
+    command.args(["--parallel", "--parallel-max", "15", "--output", "/dev/null", "--write-out", "%{http_code}\n"]);
+    let statuses = text_of(command.arg(front.url("/items/[0-199]/image.svg")));
+    assert_eq!(statuses.lines().filter(|status| *status == "200").count(), 200, "{statuses}");
+    let mut listening =
+        front.curl().args(["--no-buffer", &front.url("/events")]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut heard = BufReader::new(listening.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut hear = |event: &str| heard.find(|line| line == event).expect("it goes on");
+    hear("event: sale");
+    server.connect().reserve(1, 1);
+    hear("event: stock");
+    listening.kill().unwrap();
+    listening.wait().unwrap();
+}
+
 #[test]
 fn one_address_cannot_ask_for_everybody() {
     let dir = tempfile::tempdir().unwrap();
