@@ -167,7 +167,9 @@ impl Responder {
 
     fn finish_head(&self, style: Style, out: &mut Vec<u8>) {
         out.extend_from_slice(self.date.as_bytes());
-        out.extend_from_slice(&self.request_id);
+        if !self.request_id.is_empty() {
+            out.extend_from_slice(&self.request_id);
+        }
         out.extend_from_slice(match (style.keep_alive, style.is_http10) {
             (true, false) => b"\r\n\r\n",
             (true, true) => b"\r\nconnection: keep-alive\r\n\r\n",

@@ -1,13 +1,13 @@
 //! Instructions of one operation on the path of a request, counted by callgrind and compared with a table, so that a
-//! change that makes a request dearer says so. The figures are of the profile that users run, of one compiler, and of
-//! CPUs that have the same vector instructions; where these are others, nothing is compared, and a line says why.
+//! change that makes a request dearer says so. The figures are of the tests' profile, of one compiler, and of CPUs that
+//! have the same vector instructions; where these are others, nothing is compared, and a line says why.
 //!
-//! `STAMPEDE_WRITE_INSTRUCTIONS=1 cargo test --release --workspace --test instructions` writes the table.
+//! `STAMPEDE_WRITE_INSTRUCTIONS=1 cargo test --profile tests --workspace --test instructions` writes the table.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const KINDS: [&str; 3] = ["refusal", "checkout", "purchase"];
@@ -38,11 +38,12 @@ fn circumstances() -> String {
     format!("{}, {vectors}", rustc.trim())
 }
 
-/// Whether this build is not what users run.
+/// Whether this build is not what the table is of.
 fn other_profile() -> Option<String> {
     let changes = |name: &String| name.starts_with("CARGO_PROFILE_") || name.ends_with("RUSTFLAGS");
     let variables = || std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    if cfg!(debug_assertions) { Some("a debug build".to_owned()) } else { variables().find(changes) }
+    let profile = Path::new(env!("CARGO_BIN_EXE_count")).parent().expect("a directory");
+    if profile.ends_with("tests") { variables().find(changes) } else { Some(profile.display().to_string()) }
 }
 
 fn count(kind: &str, operations: u64) -> u64 {
@@ -75,7 +76,7 @@ fn no_operation_has_become_dearer_or_cheaper_unnoticed() {
     let table = std::fs::read_to_string(&path).expect("the table is there");
     let (made_with, expected) = parse(&table);
     if let Some(reason) = other_profile() {
-        return say(&format!("not compared, for this is not the profile that users run: {reason}"));
+        return say(&format!("not compared, for this is not the tests' profile: {reason}"));
     }
     if made_with != circumstances && !writes {
         return say(&format!("not compared: the table is of {made_with}, and this is {circumstances}"));

@@ -95,8 +95,9 @@ impl Copy {
         let profile_dir = this.ancestors().nth(2).unwrap();
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["test", "--lib", "--no-run", "--offline", "--message-format", "json"]);
-        if profile_dir.ends_with("release") {
-            cargo.arg("--release");
+        match profile_dir.file_name().and_then(|name| name.to_str()) {
+            Some("debug") | None => {}
+            Some(profile) => _ = cargo.args(["--profile", profile]),
         }
         let cargo = cargo.current_dir(self.0.path()).env("CARGO_TARGET_DIR", profile_dir.parent().unwrap());
         let built = cargo.env_remove("RUSTFLAGS").output().expect("cargo starts");

@@ -46,7 +46,7 @@ fn generated_files_are_up_to_date() {
             fs::write(&file, &text).unwrap();
         }
         let is_it = fs::read_to_string(&file).is_ok_and(|written| written == text);
-        let command = "STAMPEDE_GENERATE=1 cargo test --release --test server package::generated";
+        let command = "STAMPEDE_GENERATE=1 cargo test --profile tests --test server package::generated";
         assert!(is_it, "{} is out of date; write it anew by\n{command}", file.display());
     }
 }
