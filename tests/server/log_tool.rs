@@ -430,6 +430,9 @@ fn a_log_that_loses_ended_sales_is_sound() {
             told(dir.path(), &["sale", "--database-url", &url]);
             assert!(dump(dir.path(), &["--user", "7"]).iter().all(|line| line["user_id"] == 7));
         }
+        // However fast the looks were.
+        let has_lost = || told(dir.path(), &["verify", "--database-url", &url]).contains("that have been removed");
+        wait_until("an ended sale has given way", has_lost);
     });
     assert!(server.terminate().success());
     let said = told(dir.path(), &["verify", "--database-url", &url]);
