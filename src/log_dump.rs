@@ -4,7 +4,7 @@ use crate::block::StreamId;
 use crate::config::Config;
 use crate::fatal::Fatal;
 use crate::log_command::Filter;
-use crate::record::{Event, Record, RefusalReason, ReleaseReason};
+use crate::record::{Event, Record};
 use crate::route::rfc3339;
 use crate::survey::Survey;
 use crate::types::{ItemId, Seq, UserId};
@@ -66,24 +66,13 @@ fn about(record: &Record) -> (&'static str, About) {
             ("checkout", About { code: Some(code.to_string()), expires_at, ..of(item, user) })
         }
         Event::Released { item, user, code, reason } => {
-            let reason = Some(match reason {
-                ReleaseReason::Expired => "expired",
-                ReleaseReason::Cancelled => "cancelled",
-            });
-            ("released", About { code: Some(code.to_string()), reason, ..of(item, user) })
+            ("released", About { code: Some(code.to_string()), reason: Some(reason.name()), ..of(item, user) })
         }
         Event::Purchase { item, user, code, key } => {
             let idempotency_key = Some(key).filter(|key| !key.is_nil());
             ("purchase", About { code: Some(code.to_string()), idempotency_key, ..of(item, user) })
         }
-        Event::Refused { item, user, reason } => {
-            let reason = Some(match reason {
-                RefusalReason::ItemSold => "item-sold",
-                RefusalReason::ItemReserved => "item-reserved",
-                RefusalReason::UserLimit => "user-limit",
-            });
-            ("refused", About { reason, ..of(item, user) })
-        }
+        Event::Refused { item, user, reason } => ("refused", About { reason: Some(reason.name()), ..of(item, user) }),
     }
 }
 

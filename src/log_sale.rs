@@ -12,7 +12,7 @@ use crate::code::Code;
 use crate::config::Config;
 use crate::fatal::Fatal;
 use crate::postgres::{Positions, known_position};
-use crate::record::{Event, Record, RefusalReason, ReleaseReason};
+use crate::record::{Event, Record};
 use crate::route::rfc3339;
 use crate::sale::sale_at;
 use crate::survey::{Survey, many};
@@ -26,7 +26,7 @@ const CHECKOUTS: [&str; 4] =
     ["checkouts granted", "refused: item-sold", "refused: item-reserved", "refused: user-limit"];
 const RELEASES: [&str; 2] = ["holds expired", "holds cancelled"];
 
-/// Records of a sale, by what they say.
+/// Records of a sale, by what they say: refusals after what was granted, each in the order of its reasons.
 #[derive(Clone, Copy, Default)]
 struct Counts {
     checkouts: [u64; 4],
@@ -100,11 +100,8 @@ impl Counts {
     fn add(&mut self, event: &Event) {
         match event {
             Event::Checkout { .. } => self.checkouts[0] += 1,
-            Event::Refused { reason: RefusalReason::ItemSold, .. } => self.checkouts[1] += 1,
-            Event::Refused { reason: RefusalReason::ItemReserved, .. } => self.checkouts[2] += 1,
-            Event::Refused { reason: RefusalReason::UserLimit, .. } => self.checkouts[3] += 1,
-            Event::Released { reason: ReleaseReason::Expired, .. } => self.releases[0] += 1,
-            Event::Released { reason: ReleaseReason::Cancelled, .. } => self.releases[1] += 1,
+            Event::Refused { reason, .. } => self.checkouts[1 + *reason as usize] += 1,
+            Event::Released { reason, .. } => self.releases[*reason as usize] += 1,
             Event::SaleOpened { .. } | Event::TakenOver | Event::Purchase { .. } => {}
         }
     }

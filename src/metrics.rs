@@ -1,5 +1,6 @@
 //! What Prometheus reads: the numbers that are published, summed or by shard, at the moment of the scrape.
 
+use crate::block::LogKind;
 use crate::counters::{Counter, Distribution, SIZES, TIMES_US};
 use crate::operation::Operation;
 use crate::process::Process;
@@ -17,6 +18,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 /// The type of the text, for the answer's head (OpenMetrics 1.0).
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// The logs of a shard, in the order in which they are told.
+const LOGS: [LogKind; 2] = [LogKind::Purchases, LogKind::Attempts];
 /// The tables of [`crate::status::Shipped::rows`].
 const TABLES: [&str; 3] = ["checkouts", "purchases", "releases"];
 
@@ -116,10 +119,6 @@ impl Scrape {
         Value::Counter(self.status.shards.iter().map(|shard| counter(shard).get()).sum::<u64>() as f64)
     }
 
-    fn total(&self, empty: Distribution, of: impl Fn(&ShardStatus) -> Distribution) -> Distribution {
-        self.status.shards.iter().map(of).fold(empty, |total, shard| total.and(&shard))
-    }
-
     fn by_shard(&self, value: impl Fn(&ShardStatus) -> Value) -> Vec<(Labels, Value)> {
         let samples = self.status.shards.iter().enumerate();
         samples.map(|(shard, numbers)| (labels([("shard", &shard.to_string())]), value(numbers))).collect()
@@ -131,7 +130,7 @@ impl Scrape {
             let samples = self.by_shard(|shard| Value::Counter(read(of(shard))));
             samples.into_iter().map(move |(shard, value)| ([shard, labels([("log", log)])].concat(), value))
         };
-        ["purchases", "attempts"].into_iter().zip(of).flat_map(with_log).collect()
+        LOGS.map(LogKind::name).into_iter().zip(of).flat_map(with_log).collect()
     }
 
     fn sale(&self) -> [Family; 4] {
@@ -221,18 +220,12 @@ impl Scrape {
     }
 
     fn log(&self) -> [Family; 4] {
-        let flushes = ["purchases", "attempts"].map(|log| labels([("log", log)]));
-        let both = |empty: &Distribution, of: [fn(&ShardStatus) -> Distribution; 2]| {
-            of.map(|of| self.total(empty.clone(), of))
-        };
-        let times = both(
-            &Distribution::new(&TIMES_US),
-            [|shard| shard.purchase_flushes.times.read(), |shard| shard.attempt_flushes.times.read()],
-        );
-        let sizes = both(
-            &Distribution::new(&SIZES),
-            [|shard| shard.purchase_flushes.sizes.read(), |shard| shard.attempt_flushes.sizes.read()],
-        );
+        let flushes = LOGS.map(|log| labels([("log", log.name())]));
+        let both = |bounds, of: [fn(&ShardStatus) -> Distribution; 2]| of.map(|of| self.status.total(bounds, of));
+        let times =
+            both(&TIMES_US, [|shard| shard.purchase_flushes.times.read(), |shard| shard.attempt_flushes.times.read()]);
+        let sizes =
+            both(&SIZES, [|shard| shard.purchase_flushes.sizes.read(), |shard| shard.attempt_flushes.sizes.read()]);
         [
             Family::new(
                 "stampede_log_records_appended",

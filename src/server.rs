@@ -77,7 +77,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves `clients_max` clients at once and counts in `meter`; `doorbell` wakes it too. Must be called on the executor that will run it.
+    /// Serves `clients_max` clients at once and counts in `meter`; `doorbell` wakes it too. Must be called on the executor
+    /// that will run it.
     ///
     /// # Errors
     /// No descriptor is left.

@@ -1,7 +1,7 @@
 //! What shards publish for others to read: numbers, no more. Each has one writer, but for the newest sale; only that one is
-//! read on the way of a request.
+//! read on the way of a request. Beside them, for the admin port alone: the sales that the main thread has seen end.
 
-use crate::counters::{Batches, Counter, Distribution, Histogram, Requests, TIMES_US};
+use crate::counters::{Batches, Bounds, Counter, Distribution, Histogram, Requests, TIMES_US};
 use crate::operation::Operation;
 use crate::record::{RefusalReason, ReleaseReason};
 use crate::sale::Counts;
@@ -111,6 +111,14 @@ pub struct Shipped {
     pub retries: Counter,
 }
 
+impl Shipped {
+    /// A transaction is known to have committed. (One whose answer is lost is not counted; its rows are not sent again.)
+    pub fn committed(&self, time: Duration, rows: [u64; 3]) {
+        self.times.record(time.as_micros() as u64);
+        self.rows.iter().zip(rows).for_each(|(counter, rows)| counter.add(rows));
+    }
+}
+
 /// How a sale ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct SaleEnded {
@@ -124,14 +132,6 @@ pub struct SaleEnded {
 
 /// Ended sales that are remembered.
 const ENDED_KEPT: usize = 12;
-
-impl Shipped {
-    /// A transaction is known to have committed. (One whose answer is lost is not counted; its rows are not sent again.)
-    pub fn committed(&self, time: Duration, rows: [u64; 3]) {
-        self.times.record(time.as_micros() as u64);
-        self.rows.iter().zip(rows).for_each(|(counter, rows)| counter.add(rows));
-    }
-}
 
 /// What the whole process publishes.
 #[derive(Debug)]
@@ -244,10 +244,14 @@ impl Status {
         self.items().saturating_sub(u64::from(stands.sold + stands.reserved))
     }
 
+    /// What histograms of these bounds have counted, on all shards.
+    pub fn total(&self, bounds: &'static Bounds, of: impl Fn(&ShardStatus) -> Distribution) -> Distribution {
+        self.shards.iter().map(of).fold(Distribution::new(bounds), |total, shard| total.and(&shard))
+    }
+
     /// How long an operation took, on all shards.
     pub fn times(&self, operation: Operation) -> Distribution {
-        let times = self.shards.iter().map(|shard| shard.requests.times(operation).read());
-        times.fold(Distribution::new(&TIMES_US), |sum, shard| sum.and(&shard))
+        self.total(&TIMES_US, |shard| shard.requests.times(operation).read())
     }
 
     /// Items of the sale.
