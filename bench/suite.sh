@@ -1,19 +1,19 @@
-# The kinds of measuring that bench/run does, in its order. Each calls `figure` for what it finds and leaves in $out/raw
-# what the programs said.
+# The measurements of bench/run, in their order. Each one calls `figure` for its results and leaves the output of the
+# programs in $out/raw.
 #
-# The server's CPU time is that of all its threads on a CPU, user and system, by the kernel's scheduler, to the nanosecond;
-# divided by the requests that the client counted.
+# The server's CPU time is the time of all its threads on a CPU, user and system, as the kernel's scheduler counts it in
+# nanoseconds. It is divided by the number of requests that the client counted.
 
 parts() { echo rules recovery refusals counting pairs latency_of_refusals many_connections upgrades sell_outs latency_of_purchases drain; }
 
-# What takes long, in seconds or in number, in a short run and in a full one.
+# of_size SHORT FULL: the duration or the number for this size of run.
 of_size() { if [ "$size" = short ]; then echo "$1"; else echo "$2"; fi; }
 
 prepare() {
   raw=$out/raw
   dir=$(mktemp -d)
   chmod 755 "$dir"
-  running=() server='' # what is to be ended, and the Stampede that is measured
+  running=() server='' # processes to end, and the process that is measured
   trap 'stop; stop_postgres; rm -rf "$dir"' EXIT
   pg=$(ls -d /usr/lib/postgresql/*/bin | tail -1)
   mkdir "$dir/pg"
@@ -31,7 +31,7 @@ start_postgres() {
 }
 stop_postgres() { as "$pg/pg_ctl" -D "$dir/pg/data" -m immediate stop >/dev/null 2>&1 || true; }
 sql() { psql -h "$dir/pg" -U stampede -d "$database" -Atq "$@"; }
-# Postgres has the names of so many items, and rests.
+# until_catalogued N: waits until Postgres has the names of N items, and one more second.
 until_catalogued() { until [ "$(sql -c 'select count(*) from sale_items')" = "$1" ]; do sleep 0.1; done; sleep 1; }
 new_database() {
   database=$1
@@ -39,7 +39,7 @@ new_database() {
   url="host=$dir/pg user=stampede dbname=$1"
 }
 
-# serve DATA ARGUMENTS: Stampede on port 8089 or $port, when it is ready. $cpus may say on which CPUs.
+# serve DATA ARGUMENTS: starts Stampede on port 8089 or $port, on the CPUs $cpus if set, and waits until it is ready.
 serve() {
   local data=$dir/$1; shift
   ${cpus:+taskset -c "$cpus"} "$bin/stampede" --listen "127.0.0.1:${port:-8089}" --data-dir "$data" --sale-period 365days "$@" 2>>"$raw/stampede.log" &
@@ -47,7 +47,7 @@ serve() {
   running+=($server)
   until curl -sf "localhost:${port:-8089}/readyz" >/dev/null; do kill -0 $server; sleep 0.02; done
 }
-# floor PROGRAM PORT THREADS: sets $floor to its process.
+# floor PROGRAM PORT THREADS: starts a floor and sets $floor to its process id.
 floor() {
   ${cpus:+taskset -c "$cpus"} "$bin/$1" "127.0.0.1:$2" --threads "$3" & floor=$!
   running+=($floor)
@@ -56,15 +56,15 @@ floor() {
 stop() {
   for process in "${running[@]}"; do
     kill "$process" 2>/dev/null && wait "$process" 2>/dev/null || true
-    # After an upgrade it is not this shell's child.
+    # After an upgrade, the process is not a child of this shell, so `wait` does not wait for it.
     while runs "$process"; do sleep 0.01; done
   done
   running=()
   cpus=''
 }
 runs() { grep -qs '^State:.[^Z]' "/proc/$1/status"; }
-# storm NAME ARGUMENTS: its report, kept and printed; for what is about time, a plot of it is kept, too. $on may say on
-# which CPU.
+# storm NAME ARGUMENTS: runs storm, on the CPU $on if set; keeps its report and prints it. Measurements of latency also
+# keep a plot.
 storm() {
   local name=$1 picture=(); shift
   case $name in *-peak | *-sell) ;; sell-out-* | latency-*) picture=(--svg "$out/plots/$name.svg") ;; esac
@@ -79,11 +79,11 @@ resident_mb() { awk '/VmRSS/ { printf "%.1f", $2 / 1024 }' "/proc/$1/status"; }
 now() { date +%s%N; }
 seconds() { calc "($2 - $1) / 1e9"; }
 calc() { awk "BEGIN { printf \"%.3f\", $1 }"; }
-# The first number with this name in JSON on standard input; and within the object of that name.
+# field NAME: the first number with this name in the JSON on standard input. within OBJECT NAME: the same, in an object.
 field() { grep -o "\"$1\":[^,}]*" | head -1 | cut -d: -f2; }
 within() { grep -o "\"$1\":{[^}]*}" | field "$2"; }
 
-# cost NAME PROCESS CONNECTIONS SCRIPT PORT: CPU time of the process for each request that wrk makes, in microseconds.
+# cost NAME PROCESS CONNECTIONS SCRIPT PORT: prints the process's CPU time for each request of wrk, in microseconds.
 cost() {
   local before after
   before=$(cpu_us "$2")
@@ -92,11 +92,11 @@ cost() {
   calc "($after - $before) / $(awk '/requests in/ { print $1 }' "$raw/$1.wrk")"
 }
 
-# --- the state machine and recovery, by criterion ---
+# --- the state machine and recovery, with criterion ---
 
 # bench FILE FILTER
 bench() { CRITERION_HOME=$dir/criterion cargo bench --quiet -p bench --bench "$1" -- --quiet "$2" >>"$raw/criterion.txt" 2>&1; }
-# median DIRECTORY: nanoseconds.
+# median DIRECTORY: prints the median in nanoseconds.
 median() {
   sed -E 's/.*"median":\{"confidence_interval":\{[^}]*\},"point_estimate":([0-9.e+]+).*/\1/' "$dir/criterion/$1/new/estimates.json"
 }
@@ -114,12 +114,12 @@ recovery() {
   figure "recovery of 1,000,000 records from files" "$(calc "$(median 'recovery/from files/1000000') / 1e9")" s '≤ 0.5'
 }
 
-# --- HTTP, beside the floors ---
+# --- HTTP, compared with the floors ---
 
 refusals() {
   local shards connections raw_floor own_floor own
   for shards in 1 2; do
-    # One shard gets one CPU and wrk the other; two share both with it.
+    # One shard has one CPU, and wrk the other. Two shards share both CPUs with wrk.
     pinned=''; [ $shards = 2 ] || pinned=0
     cpus=$pinned floor floor 8090 $shards; local raw_process=$floor
     cpus=$pinned floor floor_glommio 8091 $shards; local own_process=$floor
@@ -140,8 +140,7 @@ refusals() {
     stop
   done
 }
-# What counting costs: this tree, scraped each second, and the same with counting compiled out, one after the other, over
-# and over.
+# The cost of counting: alternates between this tree, scraped each second, and the same tree with counting compiled out.
 counting() {
   local counted uncounted with without round ratios=()
   local other=${CARGO_TARGET_DIR:-target}/uncounted
@@ -151,10 +150,10 @@ counting() {
   cpus=0 port=8092 bin=$other/release serve uncounted --shards 1 --admin-listen 127.0.0.1:8093; uncounted=$server
   port=8092 storm uncounted --duration 30 >/dev/null
   while curl -sf localhost:8081/metrics >/dev/null; do sleep 1; done & local scraper=$!
-  # Short ones, and many: the machine changes its mind within seconds.
+  # Many short rounds, because the speed of the machine varies within seconds.
   cost_s=2
   for round in $(seq "$(of_size 5 61)"); do
-    # Each goes first as often as the other.
+    # Each variant goes first in half of the rounds.
     if ((round % 2)); then
       cpus=0; with=$(cost "counted-$round" $counted 64 sold_out.lua 8089)
       cpus=0; without=$(cost "uncounted-$round" $uncounted 64 sold_out.lua 8092)
@@ -185,7 +184,7 @@ pairs() {
   figure "durable checkout + purchase, 256 connections: over two floor requests" "$(calc "$pair / (2 * $request)")" × '≤ 2.5'
 }
 
-# At half the rate of the closed loop, by when a buyer meant to ask.
+# At half the rate of the closed loop. Latency counts from the time at which the request was due.
 latency_of_refusals() {
   local peak
   serve latency-refusal --shards 2
@@ -217,11 +216,12 @@ many_connections() {
 }
 connections() { curl -s localhost:8089/health | grep -o '"connections":[0-9]*' | cut -d: -f2 | paste -sd+ | bc; }
 
-# Twenty in a row while everybody asks: buyers by storm, at half the rate of the closed loop, who verifies all that it was
-# told; then buyers and lookers by wrk. Waits count from when a buyer meant to ask, and from when wrk asked.
+# Twenty upgrades in a row under load. First storm sends requests at half the rate of the closed loop and verifies all
+# answers; then wrk mixes purchases and reads. The latencies of storm count from the time at which a request was due,
+# those of wrk from the time at which it was sent.
 upgrades() {
   local rate crowd stock=(--items 700000 --user-limit 700000 --log-budget 2GiB)
-  # The usual sale: sold out, and everybody goes on asking.
+  # The usual sale: sold out, while the clients keep asking.
   serve upgrades-sold-out --shards 2
   storm upgrades-sell --duration 30 >/dev/null
   rate=$(storm upgrades-sold-out-peak --scenario sold-out --duration "$(of_size 2 5)" | field answers_per_second)
@@ -232,7 +232,7 @@ upgrades() {
   figure "20 upgrades, storm, refusals: lost or answered by anything else" \
     "$(($(field unexpected <"$raw/upgrades-sold-out.json") + $(field unknown <"$raw/upgrades-sold-out.json")))" "" '≤ 0'
   stop
-  # A sale of 700,000 items, which a new process must read through.
+  # A sale of 700,000 items, whose log the new process must read.
   serve upgrades-peak --shards 2 "${stock[@]}"
   rate=$(storm upgrades-peak --duration "$(of_size 2 5)" | field bought)
   rate=$(calc "$rate / $(of_size 2 5) / 2" | cut -d. -f1)
@@ -243,7 +243,7 @@ upgrades() {
   local waits
   waits=$(for kind in checkout purchase; do within $kind max_us <"$raw/upgrades.json"; done | sort -n | tail -1)
   figure "20 upgrades, storm, $rate buyers a second: longest wait" "$(calc "$waits / 1000")" ms '≤ 100'
-  # It fails, and this with it, if anything that it was told is not true.
+  # Storm fails, and this run with it, if an answer contradicts the state of the sale.
   figure "20 upgrades, storm, buyers: refused, lost or answered by anything but 200" \
     "$(($(field answers <"$raw/upgrades.json") - $(field reserved <"$raw/upgrades.json") - $(field bought <"$raw/upgrades.json") + $(field unknown <"$raw/upgrades.json")))" "" '≤ 0'
   stop
@@ -256,16 +256,16 @@ upgrades() {
     "$(grep '"handed over' "$raw/stampede.log" | grep -o '"ms":[0-9.]*' | cut -d: -f2 | sort -n | tail -1)" ms
   stop
 }
-# twenty_upgrades CROWD: while it asks.
+# twenty_upgrades CROWD: upgrades the server while the process CROWD sends requests.
 twenty_upgrades() {
   local number
   sleep 1
   for number in {1..20}; do upgrade; done
-  kill -0 "$1" # all of them in its time
+  kill -0 "$1" # the load lasted through all upgrades
   wait "$1"
 }
-# Has another process go on in the place of $server, which is that one then. While the one before has not quite ended, it
-# is refused.
+# Upgrades $server and sets it to the new process. The signal is repeated, because the server refuses an upgrade as long
+# as its predecessor has not ended.
 upgrade() {
   local begun done
   begun=$(said upgrading) done=$(said "handed over")
@@ -276,13 +276,13 @@ upgrade() {
   sleep 0.1
 }
 said() { grep -c "\"$1" "$raw/stampede.log" || true; }
-# "1.50ms", "900us" or "1.20s", as wrk says it, in milliseconds.
+# wrk_ms TIME: converts a time of wrk, such as 1.50ms, 900us or 1.20s, to milliseconds.
 wrk_ms() { case $1 in *us) calc "${1%us} / 1000" ;; *ms) echo "${1%ms}" ;; *) calc "${1%s} * 1000" ;; esac; }
 
-# --- with Postgres, everything on the same CPUs ---
+# --- with Postgres, all processes on the same CPUs ---
 
-# The last row is found by psql, once storm has ended, and both take their time to start: that makes it "at most".
-# One shard is what fits beside a crowd and a database on two CPUs; what two shards make of it there is told.
+# psql looks for the last row after storm has ended. Starting psql takes time, so the result is an upper bound. On two
+# CPUs, one shard fits beside the clients and the database; the results with two shards have no limit.
 sell_outs() {
   local shards ack connections report start rows sold limit
   start_postgres
@@ -307,7 +307,7 @@ sell_outs() {
   done
 }
 
-# Of a stock that outlasts the time.
+# With a stock that is larger than the number of purchases in the run.
 latency_of_purchases() {
   local ack report
   start_postgres
@@ -329,7 +329,8 @@ latency_of_purchases() {
   done
 }
 
-# A backlog of refused attempts from a time without a database, beside psql's own COPY of the same rows into the same table.
+# A backlog of refused attempts that were recorded without a database, compared with psql's COPY of the same rows into
+# the same table.
 drain() {
   local attempts from drained partition rows copied
   attempts=$(of_size 500000 3000000)

@@ -1,4 +1,4 @@
--- Stampede's system of record. Applied by the server at start, once, under an advisory lock.
+-- Stampede's schema. The server applies this file once, at its start, under an advisory lock.
 
 create table clusters (
     cluster uuid primary key,
@@ -113,7 +113,7 @@ comment on column purchases.at is 'When it was decided';
 comment on column purchases.idempotency_key is 'Fingerprint of the Idempotency-Key it was bought with, if there was one';
 create index purchases_by_user on purchases (user_id, sale_id);
 
--- Makes a sale's partition of checkouts. Attempts may arrive before the record that opens their sale.
+-- Creates a sale's partition of checkouts. Attempts can arrive before the record that opens their sale.
 create function prepare_sale(sale bigint) returns void language plpgsql as $$
 begin
     if to_regclass('checkouts_' || sale) is null then
@@ -124,9 +124,9 @@ begin
 end $$;
 comment on function prepare_sale is 'Makes the partition of checkouts for a sale, if there is none';
 
--- Adds up to `most` items to the catalogue of a sale that lacks some. Returns whether there was such a sale. Names follow
--- src/catalogue.rs, Fibonacci hashing of sale and item: the upper eight bits of (sale * 2^32 + item) * 0x9E3779B97F4A7C15
--- modulo 2^64, from halves that do not overflow.
+-- Adds up to `most` items to the catalogue of the first sale whose catalogue is incomplete. Returns whether there was
+-- such a sale. Names are those of src/sale/item_name.rs. They come from Fibonacci hashing of sale and item: the upper
+-- eight bits of (sale * 2^32 + item) * 0x9E3779B97F4A7C15 modulo 2^64, computed from halves that do not overflow.
 create function extend_catalogue(most integer) returns boolean language plpgsql as $$
 declare
     qualities text[] := array['Amber', 'Brisk', 'Cobalt', 'Dapper', 'Electric', 'Feral', 'Golden', 'Hushed', 'Ivory',

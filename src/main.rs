@@ -1,10 +1,14 @@
 //! The `stampede` program: settings, then everything else.
 
-use stampede::config::{Config, SETTINGS, Sources};
-use stampede::fatal::{self, Fatal};
-use stampede::log_command::{self, LogCommand};
-use stampede::supervisor::Supervisor;
-use stampede::{log_dump, log_sale, log_verify, logging, manual, start, survey};
+use stampede::config::fatal::{self, Fatal};
+use stampede::config::flags::SETTINGS;
+use stampede::config::logging;
+use stampede::config::settings::{Config, Sources};
+
+use stampede::log_tool::arguments::{self, LogCommand};
+use stampede::log_tool::{dump, sale_report, scan, verify};
+use stampede::process::supervisor::Supervisor;
+use stampede::process::{manual, start};
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Write, stdout};
 
@@ -13,7 +17,7 @@ fn main() {
     if let Some(text) = manual::asked_for(&arguments) {
         return print!("{text}");
     }
-    let (log_command, given) = log_command::asked_for(&arguments).unzip();
+    let (log_command, given) = arguments::asked_for(&arguments).unzip();
     let given = given.unwrap_or(&arguments);
     let flags = SETTINGS.iter().map(|setting| setting.flag);
     // Commands do not have all of them.
@@ -53,9 +57,9 @@ fn refuse(reason: &Fatal) -> ! {
 /// What the log says, on standard output.
 fn answer(command: &LogCommand, config: &Config) -> Result<(), Fatal> {
     let (told, verdict) = match command {
-        LogCommand::Dump(filter) => return log_dump::dump(config, filter, &mut BufWriter::new(stdout().lock())),
-        LogCommand::Verify => survey::look(|told| log_verify::verify(config, told)),
-        LogCommand::Sale(sale) => survey::look(|told| log_sale::add_up(config, *sale, told)),
+        LogCommand::Dump(filter) => return dump::dump(config, filter, &mut BufWriter::new(stdout().lock())),
+        LogCommand::Verify => scan::look(|told| verify::verify(config, told)),
+        LogCommand::Sale(sale) => scan::look(|told| sale_report::add_up(config, *sale, told)),
     };
     // If nobody wants to read it, there is still the exit code.
     let _ = stdout().write_all(told.as_bytes());

@@ -1,11 +1,11 @@
-//! What crosses threads outside of channels, in every order that the memory model allows.
+//! Loom tests of data that crosses threads outside channels, in every order that the memory model allows.
 
 use loom::sync::Arc;
 use loom::sync::atomic::{self, AtomicBool, Ordering};
 use loom::thread;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-#[path = "../src/doorbell.rs"]
+#[path = "../src/system/doorbell.rs"]
 #[allow(dead_code, reason = "only what may go wrong is tried")]
 mod doorbell;
 
@@ -16,7 +16,11 @@ fn has_rung(bell: &Doorbell) -> bool {
     poll(&mut [PollFd::new(bell, PollFlags::IN)], Some(&at_once)).unwrap() == 1
 }
 
-/// Two who leave something and ring; a shard that looks for both, sleeps if it misses one, and must then be woken.
+/// The doorbell loses no wake-up:
+///
+/// 1. Two threads each set a flag and ring the doorbell.
+/// 2. The shard calls `fall_asleep`, and then checks both flags.
+/// 3. If the shard misses a flag, it sleeps, and the doorbell must wake it.
 #[test]
 fn nobody_sleeps_through_what_was_left() {
     loom::model(|| {
@@ -32,6 +36,6 @@ fn nobody_sleeps_through_what_was_left() {
         bell.fall_asleep();
         let seen = left.each_ref().map(|left| left.load(Ordering::Relaxed));
         visitors.into_iter().for_each(|visitor| visitor.join().unwrap());
-        assert!(seen == [true; 2] || has_rung(&bell), "it sleeps for ever, having seen {seen:?}");
+        assert!(seen == [true; 2] || has_rung(&bell), "the shard never wakes up; it has seen {seen:?}");
     });
 }

@@ -1,13 +1,13 @@
-//! Records to the rows of PostgreSQL's binary COPY, in batches of the size of a transaction.
+//! Encoding of records as rows of PostgreSQL's binary COPY, in batches of the size of a transaction.
 
 mod measured;
 
 use bench::history::records;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use measured::{CpuTime, briefly};
-use stampede::copy_rows::Rows;
-use stampede::record::{Event, Record, RefusalReason};
-use stampede::types::{ItemId, UserId};
+use stampede::postgres::copy_rows::Rows;
+use stampede::sale::ids::{ItemId, UserId};
+use stampede::sale::record::{LogEvent, Record, RefusalReason};
 use std::hint::black_box;
 
 fn copy(criterion: &mut Criterion<CpuTime>) {
@@ -19,7 +19,7 @@ fn copy(criterion: &mut Criterion<CpuTime>) {
             .zip(0..)
             .map(|(record, number)| {
                 let (item, user) = (ItemId(number), UserId(i64::from(number)));
-                Record { event: Event::Refused { item, user, reason: RefusalReason::ItemSold }, ..*record }
+                Record { event: LogEvent::Refused { item, user, reason: RefusalReason::ItemSold }, ..*record }
             })
             .collect();
         group.throughput(Throughput::Elements(size.into()));

@@ -1,15 +1,15 @@
-//! The bytes of the log: records encoded and read back, blocks finished with their checksum and checked.
+//! The encoding of the log: records are encoded and decoded, blocks are completed with their checksum and verified.
 
 mod measured;
 
 use bench::history::{STREAM, records};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use measured::{CpuTime, briefly};
-use stampede::block::{self, BLOCK_BYTES, BLOCK_RECORDS, Chain};
-use stampede::record::{RECORD_BYTES, Record};
+use stampede::log::block::{self, BLOCK_BYTES, Chain};
+use stampede::sale::record::{BLOCK_RECORDS, RECORD_BYTES, Record};
 use std::hint::black_box;
 
-/// As many as one flush writes at most.
+/// Maximum number of blocks that a flush writes.
 const BLOCKS: usize = 64;
 
 fn log(criterion: &mut Criterion<CpuTime>) {
@@ -30,7 +30,7 @@ fn log(criterion: &mut Criterion<CpuTime>) {
     group.bench_function("decode", |bencher| {
         bencher.iter(|| encoded.iter().filter(|bytes| black_box(Record::decode(bytes)).is_ok()).count());
     });
-    // As in a flush: zeroed, filled, finished.
+    // As in a flush: zero the blocks, fill them, add the checksums.
     group.bench_function("into blocks", |bencher| {
         bencher.iter(|| {
             blocks.fill(0);

@@ -1,16 +1,16 @@
-//! Between shards, on one thread, so that it is the work that is measured and not the waking: messages through a lane,
-//! and whole checkouts whose item and user have other owners.
+//! Messages between shards, on one thread, so that the figures contain the work but no wake-ups: messages through a
+//! lane, and whole checkouts whose item and user have different owners.
 
 mod measured;
 
 use bench::turns::{COMMANDS, Turns};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use measured::{CpuTime, briefly, cpu_time};
-use stampede::command::Command;
-use stampede::doorbell::Doorbell;
-use stampede::mesh::{self, Endpoint};
-use stampede::message::Request;
-use stampede::types::{ItemId, SaleId, ShardId, Ticket, UserId};
+use stampede::runtime::mesh::{self, Endpoint};
+use stampede::sale::command::Command;
+use stampede::sale::ids::{ItemId, SaleId, ShardId, Ticket, UserId};
+use stampede::sale::message::Request;
+use stampede::system::doorbell::Doorbell;
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ fn lanes(criterion: &mut Criterion<CpuTime>) {
     for batch in [1, 64, 1024] {
         let doorbells: Arc<[Doorbell]> = (0..2).map(|_| Doorbell::new().expect("a descriptor")).collect();
         let mut endpoints = mesh::connect(&doorbells);
-        let [from, to] = &mut endpoints[..] else { panic!("two were connected") };
+        let [from, to] = &mut endpoints[..] else { panic!("the mesh has two endpoints") };
         group.throughput(Throughput::Elements(batch));
         group.bench_function(format!("batches of {batch}"), |bencher| bencher.iter(|| carry(from, to, batch)));
     }
@@ -39,22 +39,22 @@ fn carry(from: &mut Endpoint, to: &mut Endpoint, messages: u64) {
     });
 }
 
-/// Each item is asked for at the shard after its owner's, so a checkout takes two hops there and back, and two more if
-/// its user is somebody else's.
+/// Each item is requested at the shard after its owner, so a checkout takes one hop to the owner and one back, and two
+/// more if the user has a different owner.
 fn protocol(criterion: &mut Criterion<CpuTime>) {
     let mut group = criterion.benchmark_group("checkout on shards");
     group.throughput(Throughput::Elements(1));
     for shards in [1, 2, 8] {
-        let (mut turns, mut asked) = (Turns::new(shards, ITEMS), 0);
+        let (mut turns, mut requested) = (Turns::new(shards, ITEMS), 0);
         let mut check_out = move |left: u64| {
             let (mut left, mut time) = (left, Duration::ZERO);
             while left > 0 {
-                if asked == ITEMS {
-                    (turns, asked) = (Turns::new(shards, ITEMS), 0);
+                if requested == ITEMS {
+                    (turns, requested) = (Turns::new(shards, ITEMS), 0);
                 }
-                let some = left.min(u64::from(ITEMS - asked)).min(COMMANDS as u64 * u64::from(shards));
+                let some = left.min(u64::from(ITEMS - requested)).min(COMMANDS as u64 * u64::from(shards));
                 let start = cpu_time();
-                for item in asked..asked + some as u32 {
+                for item in requested..requested + some as u32 {
                     let (item, user) = (ItemId(item), UserId(i64::from(item / 10)));
                     let origin = (item.0 as usize + 1) % turns.shards();
                     turns.command(origin, Ticket(0), Command::Checkout { item, user });
@@ -65,7 +65,7 @@ fn protocol(criterion: &mut Criterion<CpuTime>) {
                     effects.answers.clear();
                 });
                 time += cpu_time() - start;
-                asked += some as u32;
+                requested += some as u32;
                 left -= some;
             }
             time

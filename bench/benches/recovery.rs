@@ -1,4 +1,4 @@
-//! From a log back to a sale: in memory, and from files (in the page cache, as after a crash of the process).
+//! Recovery of a sale from a log: in memory, and from files in the page cache, as after a crash of the process.
 
 mod measured;
 
@@ -7,11 +7,11 @@ use bench::turns::{NOW, rules};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use measured::briefly;
-use stampede::data_dir::Opened;
-use stampede::partition::Partition;
-use stampede::recovery::{Ends, Recovery};
-use stampede::replay::Replay;
-use stampede::stream;
+use stampede::log::data_dir::Opened;
+use stampede::log::recovery::{Ends, Recovery};
+use stampede::log::replay::Replay;
+use stampede::log::stream;
+use stampede::sale::partition::Partition;
 
 fn recovery(criterion: &mut Criterion) {
     let partition = Partition::new(2);
@@ -25,13 +25,13 @@ fn recovery(criterion: &mut Criterion) {
             }
             bencher.iter(|| {
                 let mut replay = Replay::new(partition, NOW);
-                stream::read(&STREAM, &segments, |_, record| replay.record(record)).expect("nothing is missing");
-                let (_, found) = replay.finish(&rules(items)).expect("nothing contradicts anything");
+                stream::read(&STREAM, &segments, |_, record| replay.record(record)).expect("no block is missing");
+                let (_, found) = replay.finish(&rules(items)).expect("the log has no contradiction");
                 assert_eq!(found.sold, items);
             });
         });
         if records > 1_000_000 {
-            // The files of this would be more than all a log may have by default.
+            // The files would exceed the default log budget.
             continue;
         }
         let dir = tempfile::tempdir().expect("a directory");
@@ -43,7 +43,7 @@ fn recovery(criterion: &mut Criterion) {
             if logs.read_dir().is_ok_and(|mut files| files.next().is_none()) {
                 history::write(&segments, &logs).expect("the disk has room");
             }
-            // The first time it also seals the log; that is in the warm-up.
+            // The first iteration also seals the log. It is part of the warm-up.
             let opened = Opened { logs, cluster: STREAM.cluster, epoch: STREAM.epoch + 1, direct_io: true };
             bencher.iter(|| {
                 let recovered = Recovery::new(opened.clone(), partition, || NOW).finish(&rules(items), &Ends::new());
@@ -57,7 +57,7 @@ fn recovery(criterion: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    // Files are waited for, too.
+    // Wall-clock time, because reading files includes waiting.
     config = briefly().with_measurement(WallTime);
     targets = recovery
 }

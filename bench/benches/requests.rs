@@ -1,22 +1,22 @@
-//! Requests: bytes to commands, outcomes to bytes, and the whole path of each kind without sockets and disk.
+//! Requests: parsing and routing, rendering of responses, and the whole path of each kind without sockets and disk.
 
 mod measured;
 
 use bench::path::Crowd;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use measured::{CpuTime, briefly, cpu_time};
-use stampede::code::Code;
-use stampede::command::Outcome;
-use stampede::http::parse_head;
-use stampede::response::{Responder, Style};
-use stampede::route::{respond, route};
-use stampede::types::{ItemId, SaleId};
+use stampede::http::head::parse_head;
+use stampede::http::response::{Responder, Style};
+use stampede::http::route::{respond, route};
+use stampede::sale::code::Code;
+use stampede::sale::command::Outcome;
+use stampede::sale::ids::{ItemId, SaleId};
 use std::hint::black_box;
 use std::time::Duration;
 
 const ITEMS: u32 = 1_000_000;
 
-/// As clients write them.
+/// Request heads as clients send them.
 const REQUESTS: [(&str, &str); 3] = [
     ("checkout by wrk", "POST /checkout?user_id=1234567&item_id=4321 HTTP/1.1\r\nHost: localhost:8080\r\n\r\n"),
     (
@@ -38,7 +38,8 @@ fn parts(criterion: &mut Criterion<CpuTime>) {
     for (name, request) in REQUESTS {
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
-                let head = parse_head(black_box(request).as_bytes()).expect("it is good").expect("it is whole");
+                let head =
+                    parse_head(black_box(request).as_bytes()).expect("the head is valid").expect("the head is whole");
                 black_box(route(&head))
             });
         });
@@ -69,7 +70,7 @@ fn parts(criterion: &mut Criterion<CpuTime>) {
 fn whole(criterion: &mut Criterion<CpuTime>) {
     let mut group = criterion.benchmark_group("whole path");
     group.throughput(Throughput::Elements(1));
-    let mut crowd = Crowd::too_late(10_000);
+    let mut crowd = Crowd::sold_out(10_000);
     group.bench_function("refusal", |bencher| {
         bencher.iter_custom(|requests| {
             let start = cpu_time();

@@ -1,48 +1,49 @@
-//! Logs of any length: a sale in which every item is checked out, and bought a little later.
+//! Generates logs of any length: a sale in which every item is reserved, and purchased a fixed number of checkouts
+//! later.
 
 use crate::turns::{NOW, rules};
-use stampede::block::{BLOCK_BYTES, BLOCK_RECORDS, Chain, LogKind, StreamId};
-use stampede::code::{CodeGenerator, CodeSpace};
-use stampede::record::{Event, RECORD_BYTES, Record};
-use stampede::sale::sale_at;
-use stampede::segment::SegmentName;
-use stampede::stream::SegmentBytes;
-use stampede::types::{ItemId, UserId};
+use stampede::log::block::{BLOCK_BYTES, Chain, LogKind, StreamId};
+use stampede::log::segment::SegmentName;
+use stampede::log::stream::SegmentBytes;
+use stampede::sale::code::{CodeGenerator, CodeSpace};
+use stampede::sale::ids::{ItemId, SaleId, UserId};
+use stampede::sale::record::{BLOCK_RECORDS, LogEvent, RECORD_BYTES, Record};
 use std::io;
 use std::path::Path;
 use uuid::Uuid;
 
-/// The stream that is made.
+/// The id of the generated stream.
 pub const STREAM: StreamId = StreamId { cluster: Uuid::from_u128(1), epoch: 1, shard: 0, log: LogKind::Purchases };
-/// As large as the server makes them.
+/// Blocks of a segment: the size that the server uses.
 const SEGMENT_BLOCKS: u32 = 1024;
-/// Checkouts between an item's checkout and its purchase.
+/// Number of checkouts between an item's checkout and its purchase.
 const DELAY: u32 = 200;
 
-/// The sale's records: its opening, then two for each of `items` items. Ten items to a user, in no order of memory.
+/// Returns the records of a sale: its opening, then two for each of `items` items. Each user buys ten items. The order
+/// of the items is not their order in memory.
 pub fn records(items: u32) -> impl Iterator<Item = Record> {
     let rules = rules(items);
-    let terms = rules.terms(sale_at(NOW.unix_ms, rules.period_s));
+    let terms = rules.terms(SaleId::at(NOW.unix_ms, rules.period_s));
     let record = move |event| Record { sale: terms.sale, unix_ms: NOW.unix_ms, event };
     let space = CodeSpace::new(&terms);
-    // The same codes twice: when they are given out, and when they come back.
+    // Two generators with the same seed: the codes of the checkouts, and the same codes for the purchases.
     let (mut given, mut presented) = (CodeGenerator::new([1; 32]), CodeGenerator::new([1; 32]));
     let buyer = move |turn| (ItemId((u64::from(turn) * 7919 % u64::from(items)) as u32), UserId(i64::from(turn) / 10));
     let both = (0..items + DELAY).flat_map(move |turn| {
         let checkout = (turn < items).then(|| {
             let (item, user) = buyer(turn);
-            record(Event::Checkout { item, user, code: given.mint(&space, item), ttl_ms: rules.ttl_ms })
+            record(LogEvent::Checkout { item, user, code: given.mint(&space, item), ttl_ms: rules.ttl_ms })
         });
         let purchase = turn.checked_sub(DELAY).map(|turn| {
             let (item, user) = buyer(turn);
-            record(Event::Purchase { item, user, code: presented.mint(&space, item), key: Uuid::nil() })
+            record(LogEvent::Purchase { item, user, code: presented.mint(&space, item), key: Uuid::nil() })
         });
         checkout.into_iter().chain(purchase)
     });
     std::iter::once(Record::sale_opened(&terms, NOW.unix_ms)).chain(both)
 }
 
-/// The records in full blocks, in segments of the usual size.
+/// Returns the records in full blocks, in segments of the size that the server uses.
 pub fn segments(items: u32) -> Vec<SegmentBytes> {
     let encoded: Vec<u8> = records(items).flat_map(|record| record.encode()).collect();
     let blocks = encoded.len().div_ceil(BLOCK_RECORDS * RECORD_BYTES);
@@ -63,7 +64,7 @@ pub fn segments(items: u32) -> Vec<SegmentBytes> {
 /// Writes the segments to a directory of logs.
 ///
 /// # Errors
-/// Of the file system.
+/// Returns an I/O error if a file cannot be written.
 pub fn write(segments: &[SegmentBytes], dir: &Path) -> io::Result<()> {
     segments.iter().try_for_each(|segment| {
         let name = SegmentName { stream: STREAM, first_block: segment.first_block, blocks: SEGMENT_BLOCKS };

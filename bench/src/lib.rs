@@ -1,8 +1,8 @@
-//! What the measuring programs share.
+//! Code that the benchmarks share.
 //!
-//! [`fixed`] is what the floors answer. [`turns`] drives the state machine as the pump does, and [`path`] a request from
-//! its bytes to those of its answer, both without sockets and disk, so that nothing but Stampede is measured.
-//! [`history`] makes logs of any length, for recovery to read.
+//! [`turns`] drives the state machine in the order of the server's turn. [`path`] drives a whole request, from its
+//! bytes to the bytes of its response. Neither uses sockets or a disk, so that only Stampede's own code is measured.
+//! [`fixed`] is the fixed response of the floor servers. [`history`] generates logs of any length for recovery.
 
 pub mod fixed;
 pub mod history;

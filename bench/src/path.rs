@@ -1,32 +1,35 @@
-//! A request from its bytes to those of its answer, through the files of the server, without its sockets and its disk:
-//! what one read brings is parsed, routed and applied; records are appended and put into blocks; answers are rendered.
-//! The order is the pump's.
+//! Drives requests from their bytes to the bytes of their responses, through the server's code but without its sockets
+//! and disk. The order is that of the server's turn:
+//!
+//! 1. Parse, route and apply the requests of one read.
+//! 2. Append the records and encode them in blocks.
+//! 3. Render the responses.
 
 use crate::turns::{COMMANDS, NOW, Turns};
-use stampede::block::{BLOCK_BYTES, BLOCK_RECORDS, Chain, LogKind, StreamId};
-use stampede::command::Outcome;
-use stampede::connection::{Connection, State, Step};
-use stampede::http::Method;
-use stampede::record::{RECORD_BYTES, Record};
-use stampede::response::{Responder, Style};
-use stampede::route::{Route, respond, route};
-use stampede::types::Ticket;
+use stampede::http::connection::{Connection, ConnectionState, Step};
+use stampede::http::head::Method;
+use stampede::http::response::{Responder, Style};
+use stampede::http::route::{Route, respond, route};
+use stampede::log::block::{BLOCK_BYTES, Chain, LogKind, StreamId};
+use stampede::sale::command::Outcome;
+use stampede::sale::ids::Ticket;
+use stampede::sale::record::{BLOCK_RECORDS, RECORD_BYTES, Record};
 use uuid::Uuid;
 
-/// Attempts that are worth a flush, as in the pump.
+/// Number of buffered attempts that triggers a flush, as in the server's turn.
 const ATTEMPTS_FLUSH: usize = 1024;
 
-/// A log whose disk takes no time.
-struct Log {
+/// A log without a disk: a flush encodes the blocks in memory.
+struct MemoryLog {
     chain: Chain,
     buffer: Vec<u8>,
     blocks: Vec<u8>,
 }
 
-impl Log {
-    fn new(log: LogKind) -> Log {
+impl MemoryLog {
+    fn new(log: LogKind) -> MemoryLog {
         let chain = Chain::new(StreamId { cluster: Uuid::from_u128(1), epoch: 1, shard: 0, log });
-        Log { chain, buffer: Vec::new(), blocks: Vec::new() }
+        MemoryLog { chain, buffer: Vec::new(), blocks: Vec::new() }
     }
 
     fn append(&mut self, record: &Record) {
@@ -47,36 +50,36 @@ impl Log {
 }
 
 /// One shard with its connections.
-pub struct Path {
+pub struct RequestPath {
     turns: Turns,
     connections: Vec<Connection>,
     responder: Responder,
-    purchases: Log,
-    attempts: Log,
+    purchases: MemoryLog,
+    attempts: MemoryLog,
 }
 
-impl Path {
-    /// A new sale of `items` items, and as many connections as one turn has commands.
-    pub fn new(items: u32) -> Path {
+impl RequestPath {
+    /// Creates a new sale of `items` items, and as many connections as a turn has commands.
+    pub fn new(items: u32) -> RequestPath {
         let mut responder = Responder::default();
         responder.set_time(NOW.unix_ms);
-        Path {
+        RequestPath {
             turns: Turns::new(1, items),
             connections: (0..COMMANDS).map(|_| Connection::new(NOW.monotonic_ms)).collect(),
             responder,
-            purchases: Log::new(LogKind::Purchases),
-            attempts: Log::new(LogKind::Attempts),
+            purchases: MemoryLog::new(LogKind::Purchases),
+            attempts: MemoryLog::new(LogKind::Attempts),
         }
     }
 
-    /// One read of a connection's socket has brought `bytes`: whole requests.
+    /// Handles the bytes of one read of a connection's socket. They must be whole requests.
     pub fn read(&mut self, place: usize, bytes: &[u8]) {
         let connection = &mut self.connections[place];
         let ticket = Ticket(place as u64);
         let mut out = std::mem::take(&mut connection.output);
         let mut at = 0;
-        while connection.state == State::Reading && at < bytes.len() {
-            let (used, step) = connection.next(&bytes[at..]).expect("the request is good");
+        while connection.state == ConnectionState::Reading && at < bytes.len() {
+            let (used, step) = connection.next(&bytes[at..]).expect("the request is valid");
             at += used;
             let Step::Request(head) = step else { panic!("the request is whole") };
             let style = Style {
@@ -91,17 +94,17 @@ impl Path {
             connection.understood();
             match effects.answers.pop_if(|(decided, _)| *decided == ticket) {
                 Some((_, outcome)) => drop(respond(outcome, style, &mut self.responder, &mut out)),
-                None => (connection.style, connection.state) = (style, State::Deciding),
+                None => (connection.style, connection.state) = (style, ConnectionState::Deciding),
             }
         }
-        assert_eq!(at, bytes.len(), "requests behind one that waits are not for here");
+        assert_eq!(at, bytes.len(), "a request behind one that waits for a flush is not supported here");
         connection.output = out;
         connection.set_deadline(NOW.monotonic_ms);
     }
 
-    /// The rest of the turn: what it noted is logged, and what the log before it held back is answered.
+    /// Ends the turn: appends its records, and responds to the requests that waited for the previous turn's flush.
     pub fn turn(&mut self) {
-        let Path { turns, connections, responder, purchases, attempts } = self;
+        let RequestPath { turns, connections, responder, purchases, attempts } = self;
         turns.turn(|_, effects| {
             effects.records.drain(..).for_each(|record| purchases.append(&record));
             effects.attempts.drain(..).for_each(|record| attempts.append(&record));
@@ -115,7 +118,7 @@ impl Path {
         });
     }
 
-    /// What a connection has to say, since it was last asked.
+    /// Passes the pending output of a connection to `send` and clears it.
     pub fn write(&mut self, place: usize, send: impl FnOnce(&[u8])) {
         let connection = &mut self.connections[place];
         send(&connection.output);
@@ -125,54 +128,54 @@ impl Path {
 }
 
 fn answer(connection: &mut Connection, outcome: Outcome, responder: &mut Responder) {
-    assert_eq!(connection.state, State::Deciding);
+    assert_eq!(connection.state, ConnectionState::Deciding);
     respond(outcome, connection.style, responder, &mut connection.output);
-    connection.state = State::Reading;
+    connection.state = ConnectionState::Reading;
 }
 
-/// Buyers on a path: what they ask for, one kind of request at a time.
+/// A crowd of buyers that sends one kind of request at a time.
 pub struct Crowd {
-    path: Path,
+    path: RequestPath,
     items: u32,
-    asked: u32,
+    requested: u32,
     bought: usize,
     codes: Vec<[u8; 36]>,
     request: Vec<u8>,
 }
 
-/// As short as a client's request can well be.
+/// The end of each request head, with as few headers as HTTP allows.
 const HEAD_END: &[u8] = b" HTTP/1.1\r\nHost: localhost:8080\r\n\r\n";
 
 impl Crowd {
-    /// A crowd for a new sale of `items` items.
+    /// Creates a crowd for a new sale of `items` items.
     pub fn new(items: u32) -> Crowd {
         let codes = Vec::with_capacity(items as usize);
-        Crowd { path: Path::new(items), items, asked: 0, bought: 0, codes, request: Vec::new() }
+        Crowd { path: RequestPath::new(items), items, requested: 0, bought: 0, codes, request: Vec::new() }
     }
 
-    /// A crowd for a sale of `items` items, all of them sold.
-    pub fn too_late(items: u32) -> Crowd {
+    /// Creates a crowd for a sale of `items` items that are all sold.
+    pub fn sold_out(items: u32) -> Crowd {
         let mut crowd = Crowd::new(items);
         crowd.check_out(items as usize);
         crowd.buy(items as usize);
         crowd
     }
 
-    /// So many checkouts of items that nobody has asked for yet, ten items to a user.
+    /// Sends this many checkouts of items that have not been requested yet, ten items for each user.
     pub fn check_out(&mut self, requests: usize) {
         self.rounds(requests, |crowd| {
-            assert!(crowd.asked < crowd.items, "there are no more items");
+            assert!(crowd.requested < crowd.items, "the sale has more items");
             crowd.request_checkout();
         });
     }
 
-    /// So many checkouts of items that are sold.
+    /// Sends this many checkouts of sold items.
     pub fn be_refused(&mut self, requests: usize) {
         assert_eq!(self.path.turns.sold(), self.items, "the items are sold");
         self.rounds(requests, Crowd::request_checkout);
     }
 
-    /// So many purchases of what was checked out.
+    /// Sends this many purchases of reserved items.
     pub fn buy(&mut self, requests: usize) {
         self.rounds(requests, |crowd| {
             crowd.request.extend_from_slice(b"POST /purchase?code=");
@@ -182,10 +185,10 @@ impl Crowd {
         });
     }
 
-    /// Each item is asked for once before any is asked for again, in an order that is not that of memory.
+    /// Requests each item once before any item is requested again, in an order that is not the order in memory.
     fn request_checkout(&mut self) {
-        let (user, item) = (self.asked / 10, (u64::from(self.asked) * 7919 % u64::from(self.items)) as u32);
-        self.asked = self.asked.wrapping_add(1);
+        let (user, item) = (self.requested / 10, (u64::from(self.requested) * 7919 % u64::from(self.items)) as u32);
+        self.requested = self.requested.wrapping_add(1);
         self.request.extend_from_slice(b"POST /checkout?user_id=");
         push_digits(&mut self.request, user);
         self.request.extend_from_slice(b"&item_id=");
@@ -202,14 +205,14 @@ impl Crowd {
                 ask(self);
                 self.path.read(place, &self.request);
             }
-            // One turn to log, one to answer what waited for that.
+            // The first turn flushes. The second sends the responses that waited for the flush.
             self.path.turn();
             self.path.turn();
             for place in 0..round {
                 self.path.write(place, |answer| match answer.get(9..12) {
-                    // A bare code; a receipt is longer and ends otherwise.
+                    // A bare code. A receipt is JSON and ends with a brace.
                     Some(b"200") if !answer.ends_with(b"}") => {
-                        self.codes.push(*answer.last_chunk().expect("an answer is longer than a code"));
+                        self.codes.push(*answer.last_chunk().expect("a response is longer than a code"));
                     }
                     Some(b"200" | b"409") => {}
                     _ => panic!("{}", String::from_utf8_lossy(answer)),
@@ -219,7 +222,7 @@ impl Crowd {
     }
 }
 
-/// The decimal digits, at little cost: it is not the crowd that is measured.
+/// Appends the decimal digits of a number. Faster than `write!`, because the cost of the crowd should not be measured.
 fn push_digits(out: &mut Vec<u8>, mut number: u32) {
     let mut digits = [0; 10];
     let mut first = digits.len();
@@ -238,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_crowd_buys_everything_and_is_refused_from_then_on() {
+    fn a_crowd_buys_all_items_and_is_refused_afterwards() {
         let mut crowd = Crowd::new(1000);
         crowd.check_out(1000);
         assert_eq!((crowd.codes.len(), crowd.path.turns.sold()), (1000, 0));

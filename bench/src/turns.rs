@@ -1,73 +1,74 @@
-//! The state machine, driven as the pump drives it: commands in batches, messages over the mesh, one flush a turn. The
-//! log is elsewhere and takes no time: what one turn appends, the next one finds flushed.
+//! Drives the state machine in the order of the server's turn: commands in batches, messages over the mesh, one flush
+//! for each turn. There is no log: the records of a turn count as flushed at the start of the next turn.
 
-use stampede::board::Board;
-use stampede::code::CodeGenerator;
-use stampede::command::Command;
-use stampede::doorbell::Doorbell;
-use stampede::mesh::{self, Delivery, Endpoint};
-use stampede::partition::Partition;
-use stampede::replay::Replay;
-use stampede::shard::{Effects, Event, Rules, Shard};
-use stampede::types::{Moment, Seq, ShardId, Ticket};
-use stampede::waiting::Watermark;
+use stampede::log::replay::Replay;
+use stampede::operate::item_states::ItemStates;
+use stampede::runtime::mesh::{self, Delivery, Endpoint};
+use stampede::sale::code::CodeGenerator;
+use stampede::sale::command::Command;
+use stampede::sale::deferred::Watermark;
+use stampede::sale::ids::{Moment, Seq, ShardId, Ticket};
+use stampede::sale::partition::Partition;
+use stampede::sale::shard::{Effects, Rules, Shard, ShardEvent};
+use stampede::system::doorbell::Doorbell;
 use std::sync::Arc;
 
-/// Commands of one turn: as many as come in together from a busy set of sockets.
+/// Commands of one turn: about as many as arrive together on a busy set of sockets.
 pub const COMMANDS: usize = 64;
 
-/// It is always this time: nothing expires, and the sale never ends.
+/// The constant time of the benchmarks: no hold expires, and the sale does not end.
 pub const NOW: Moment = Moment { monotonic_ms: 1, unix_ms: 1_800_000_000_000 };
 
-/// A sale of so many items, without a limit for a user.
+/// Returns the rules of a sale of `items` items, without a limit for each user.
 pub fn rules(items: u32) -> Rules {
     Rules { period_s: 3600, items, user_limit: u32::MAX, ttl_ms: u32::MAX, purchase_ack: Watermark::Flushed }
 }
 
-struct Seat {
+/// A shard, its effects, its end of the mesh and its number of appended records.
+struct LocalShard {
     shard: Shard,
     effects: Effects,
     mesh: Endpoint,
     appended: Seq,
 }
 
-/// Shards that take turns on one thread.
+/// The shards of a sale, on one thread.
 pub struct Turns {
-    seats: Vec<Seat>,
-    board: Board,
+    local_shards: Vec<LocalShard>,
+    board: ItemStates,
 }
 
 impl Turns {
-    /// A new sale of `items` items on so many shards.
+    /// Creates a new sale of `items` items on `shards` shards.
     pub fn new(shards: u16, items: u32) -> Turns {
         let (partition, rules) = (Partition::new(shards), rules(items));
-        let (inventories, _) = Replay::new(partition, NOW).finish(&rules).expect("nothing contradicts nothing");
-        let board = Board::new(partition, items, &inventories);
+        let (inventories, _) = Replay::new(partition, NOW).finish(&rules).expect("an empty log has no contradiction");
+        let board = ItemStates::new(partition, items, &inventories);
         let doorbells: Arc<[Doorbell]> = (0..shards).map(|_| Doorbell::new().expect("a descriptor")).collect();
-        let seats = (0..shards).map(ShardId).zip(inventories).zip(mesh::connect(&doorbells));
-        let seats = seats.map(|((id, inventory), mesh)| {
+        let local_shards = (0..shards).map(ShardId).zip(inventories).zip(mesh::connect(&doorbells));
+        let local_shards = local_shards.map(|((id, inventory), mesh)| {
             let mut effects = Effects::default();
             let codes = CodeGenerator::new([id.0 as u8; 32]);
             let shard = Shard::new(id, partition, rules, inventory, codes, NOW, &mut effects);
-            Seat { shard, effects, mesh, appended: 0 }
+            LocalShard { shard, effects, mesh, appended: 0 }
         });
-        let mut turns = Turns { seats: seats.collect(), board };
+        let mut turns = Turns { local_shards: local_shards.collect(), board };
         turns.turn(|_, effects| effects.records.clear());
         turns
     }
 
-    /// A client of the shard at `seat` asks. Returns what has been decided and noted there so far in this turn.
-    pub fn command(&mut self, seat: usize, ticket: Ticket, command: Command) -> &mut Effects {
-        let Seat { shard, effects, .. } = &mut self.seats[seat];
-        // As the pump does, which has it from what shards publish.
-        shard.apply(Event::Sale(shard.terms().sale), NOW, effects);
-        shard.apply(Event::Command(ticket, command), NOW, effects);
+    /// Applies a command to the shard at `index`. Returns the effects of its current turn so far.
+    pub fn command(&mut self, index: usize, ticket: Ticket, command: Command) -> &mut Effects {
+        let LocalShard { shard, effects, .. } = &mut self.local_shards[index];
+        // The server's turn does the same before each command, with the latest sale that a shard has published.
+        shard.apply(ShardEvent::Sale(shard.terms().sale), NOW, effects);
+        shard.apply(ShardEvent::Command(ticket, command), NOW, effects);
         effects
     }
 
-    /// Ends the turn of each shard, and begins the next. `take` drains its records, attempts and answers.
+    /// Ends the turn of each shard and starts the next one. `take` must drain the records, attempts and answers.
     pub fn turn(&mut self, mut take: impl FnMut(usize, &mut Effects)) {
-        for (place, Seat { shard, effects, mesh, appended }) in self.seats.iter_mut().enumerate() {
+        for (place, LocalShard { shard, effects, mesh, appended }) in self.local_shards.iter_mut().enumerate() {
             *appended += effects.records.len() as u64;
             take(place, effects);
             effects.changes.drain(..).for_each(|change| self.board.show(ShardId(place as u16), change));
@@ -75,38 +76,38 @@ impl Turns {
             effects.replies.drain(..).for_each(|(to, reply)| mesh.reply(to, reply));
             mesh.dispatch();
 
-            shard.apply(Event::Tick, NOW, effects);
-            shard.apply(Event::Flushed(*appended), NOW, effects);
-            shard.apply(Event::LogRoom(u64::MAX), NOW, effects);
+            shard.apply(ShardEvent::Tick, NOW, effects);
+            shard.apply(ShardEvent::Flushed(*appended), NOW, effects);
+            shard.apply(ShardEvent::LogRoom(u64::MAX), NOW, effects);
             mesh.receive(|delivery| {
-                shard.apply(Event::Sale(shard.terms().sale), NOW, effects);
+                shard.apply(ShardEvent::Sale(shard.terms().sale), NOW, effects);
                 let event = match delivery {
-                    Delivery::Request(from, request) => Event::Request(from, request),
-                    Delivery::Reply(reply) => Event::Reply(reply),
+                    Delivery::Request(from, request) => ShardEvent::Request(from, request),
+                    Delivery::Reply(reply) => ShardEvent::Reply(reply),
                 };
                 shard.apply(event, NOW, effects);
             });
         }
     }
 
-    /// Turns until nothing is on its way any more.
+    /// Runs turns until there are no more effects and messages.
     pub fn settle(&mut self, mut take: impl FnMut(usize, &mut Effects)) {
-        let is_busy = |Seat { effects, mesh, .. }: &Seat| {
+        let is_busy = |LocalShard { effects, mesh, .. }: &LocalShard| {
             let Effects { records, requests, replies, answers, .. } = effects;
             !(records.is_empty() && requests.is_empty() && replies.is_empty() && answers.is_empty()) || mesh.has_mail()
         };
-        while self.seats.iter().any(is_busy) {
+        while self.local_shards.iter().any(is_busy) {
             self.turn(&mut take);
         }
     }
 
-    /// Items sold.
+    /// Returns the number of sold items.
     pub fn sold(&self) -> u32 {
-        self.seats.iter().map(|seat| seat.shard.counts().sold).sum()
+        self.local_shards.iter().map(|local_shard| local_shard.shard.counts().sold).sum()
     }
 
-    /// Shards.
+    /// Returns the number of shards.
     pub fn shards(&self) -> usize {
-        self.seats.len()
+        self.local_shards.len()
     }
 }

@@ -1,6 +1,6 @@
-//! Allocations of memory for each request: on the path of a request, where they are exact, and in a whole server with
-//! its sockets, its ring and its disk, where those of each turn and each flush come on top.
-#![expect(unsafe_code, reason = "an allocator that counts can be had in no other way")]
+//! Memory allocations per request: on the request path alone, where the count is exact, and in a whole server with
+//! sockets, io_uring and a disk, where the allocations of each turn and each flush are added.
+#![expect(unsafe_code, reason = "a counting allocator must implement GlobalAlloc")]
 
 use bench::path::Crowd;
 use bench::turns::rules;
@@ -8,26 +8,26 @@ use glommio::LocalExecutorBuilder;
 use glommio::io::PollableFd;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
-use stampede::block::{LogKind, StreamId};
-use stampede::board::Board;
-use stampede::clock::Clock;
-use stampede::code::CodeGenerator;
-use stampede::doorbell::Doorbell;
-use stampede::logs::Logs;
-use stampede::mesh;
-use stampede::meter::Meter;
-use stampede::notice::Notice;
-use stampede::outside::Outside;
-use stampede::partition::Partition;
-use stampede::pump::Pump;
-use stampede::purchase_log::PurchaseLog;
-use stampede::replay::Replay;
-use stampede::retention::Retention;
-use stampede::server::Server;
-use stampede::shard::{Effects, Rules, Shard};
-use stampede::status::{Phase, Status};
-use stampede::types::ShardId;
-use stampede::{host, listener};
+use stampede::log::block::{LogKind, StreamId};
+use stampede::log::replay::Replay;
+use stampede::log::retention::Retention;
+use stampede::log::writer::LogWriter;
+use stampede::operate::item_states::ItemStates;
+use stampede::operate::request_timer::RequestTimer;
+use stampede::operate::status::{Phase, Status};
+use stampede::runtime::control::Notice;
+use stampede::runtime::log_pair::LogPair;
+use stampede::runtime::mesh;
+use stampede::runtime::shard_io::ShardIo;
+use stampede::runtime::turn::Pump;
+use stampede::sale::code::CodeGenerator;
+use stampede::sale::ids::ShardId;
+use stampede::sale::partition::Partition;
+use stampede::sale::shard::{Effects, Rules, Shard};
+use stampede::server::sockets::Server;
+use stampede::system::clock::Clock;
+use stampede::system::doorbell::Doorbell;
+use stampede::system::{host, listener};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::{Read, Write};
@@ -46,11 +46,11 @@ thread_local! {
     static IS_COUNTED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The system's allocator, with every allocation on the threads that are counted noted down.
-struct Counting;
+/// The system allocator, which counts the allocations of the threads that set `IS_COUNTED`.
+struct CountingAllocator;
 
 #[global_allocator]
-static COUNTING: Counting = Counting;
+static COUNTING_ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn note() {
     if IS_COUNTED.try_with(Cell::get).unwrap_or(false) {
@@ -58,8 +58,8 @@ fn note() {
     }
 }
 
-// SAFETY: it hands everything on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
+// SAFETY: every call is forwarded unchanged to the system allocator.
+unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         note();
         unsafe { System.alloc(layout) }
@@ -80,21 +80,21 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// Allocations on the counted threads while `work` goes on.
+/// Returns the number of allocations on the counted threads while `work` runs.
 fn allocations(work: impl FnOnce()) -> u64 {
     let before = ALLOCATIONS.load(Ordering::SeqCst);
     work();
     ALLOCATIONS.load(Ordering::SeqCst) - before
 }
 
-/// Past what the test runner captures.
+/// Writes a line to standard error, which the test runner does not capture.
 fn say(line: &str) {
-    writeln!(std::io::stderr(), "allocations: {line}").expect("standard error is there");
+    writeln!(std::io::stderr(), "allocations: {line}").expect("standard error is open");
 }
 
-/// One test, because what is counted is counted for all of them together.
+/// A single test, because the counter is global.
 #[test]
-fn requests_allocate_no_more_than_is_known() {
+fn requests_stay_within_their_allocations() {
     a_path();
     a_whole_server();
 }
@@ -106,19 +106,23 @@ fn a_path() {
     crowd.buy(REQUESTS);
     let checkouts = allocations(|| crowd.check_out(REQUESTS));
     let purchases = allocations(|| crowd.buy(REQUESTS));
-    // Until every buffer has found its size: the attempts of a flush are not always as many.
+    // Repeated until the buffers have their final size, because the number of attempts in a flush varies.
     (0..3).for_each(|_| crowd.be_refused(REQUESTS));
     let refusals = allocations(|| crowd.be_refused(REQUESTS));
     IS_COUNTED.set(false);
     say(&format!("path: {refusals}, {checkouts} and {purchases} for {REQUESTS} refusals, checkouts and purchases"));
     assert_eq!(refusals, 0, "a refusal allocates nothing");
-    assert_eq!((checkouts, purchases), (0, 0), "nor does a checkout or a purchase, once its buffers have their size");
+    assert_eq!(
+        (checkouts, purchases),
+        (0, 0),
+        "checkouts and purchases allocate nothing once the buffers have their final size"
+    );
 }
 
 fn a_whole_server() {
     let dir = tempfile::tempdir().expect("a directory");
     let (address, mut listeners) = listener::listen(([127, 0, 0, 1], 0).into(), 1).expect("a port");
-    let listener = listeners.pop().expect("one was asked for");
+    let listener = listeners.pop().expect("one was requested");
     let status = Arc::new(Status::new(Phase::Recovering, 1, false));
     let doorbells: Arc<[Doorbell]> = [Doorbell::new().expect("a descriptor")].into();
     let (notices, noticed) = crossbeam_channel::unbounded();
@@ -133,7 +137,7 @@ fn a_whole_server() {
     while !matches!(noticed.recv().expect("the server runs"), Notice::Ready(_)) {}
     enter(Phase::Serving);
 
-    let mut clients = Clients::connect(address);
+    let mut clients = HttpClients::connect(address);
     let codes = clients.check_out(0..REQUESTS);
     clients.buy(&codes);
     let (mut codes, mut items) = (Vec::new(), REQUESTS..2 * REQUESTS);
@@ -149,36 +153,36 @@ fn a_whole_server() {
     enter(Phase::Stopping);
     served.join().expect("the server ends");
     say(&format!("server: {refusals}, {checkouts} and {purchases} for {REQUESTS} refusals, checkouts and purchases"));
-    say(&format!("server: {in_a_row} for {REQUESTS} refusals that come {CONNECTIONS} at a time on one connection"));
-    // What allocates is the executor, in the turns while a log is being written, and how many these are is the disk's doing.
+    say(&format!("server: {in_a_row} for {REQUESTS} refusals, {CONNECTIONS} in one write on one connection"));
+    // The executor allocates in the turns during which a log is written. Their number depends on the disk.
     for refusals in [refusals, in_a_row] {
         assert!(refusals < REQUESTS as u64 / 2, "flushes allocate, refusals do not: {refusals}");
     }
 }
 
-/// One shard as `start.rs` starts it.
+/// Runs one shard, started as in the server.
 fn serve(listener: OwnedFd, logs: &Path, status: Arc<Status>, doorbells: &Arc<[Doorbell]>, notices: Notices) {
-    let placement = host::placements(1).pop().expect("one was asked for");
+    let placement = host::placements(1).pop().expect("one was requested");
     let executor = LocalExecutorBuilder::new(placement).io_memory(host::IO_MEMORY).make().expect("a ring");
     executor.run(async move {
         let (id, partition, clock) = (ShardId(0), Partition::new(1), Clock::start());
         let rules = Rules { ttl_ms: 600_000, period_s: 365 * 86400, ..rules(2 * REQUESTS as u32) };
         let mesh = mesh::connect(doorbells).pop().expect("there is one shard");
         let mut server =
-            Server::new(mesh.doorbell(), 1000, Meter::new(status.clone(), id, clock)).expect("a descriptor");
-        server.listen(listener).expect("memory for it");
+            Server::new(mesh.doorbell(), 1000, RequestTimer::new(status.clone(), id, clock)).expect("a descriptor");
+        server.listen(listener).expect("the listener can be registered");
         let always_ready = eventfd(1, EventfdFlags::CLOEXEC).expect("a descriptor");
         let always_ready = PollableFd::new(always_ready).expect("a descriptor");
         let orders = crossbeam_channel::never();
-        let outside = Outside { id, server, mesh, clock, status, notices, orders, always_ready };
+        let outside = ShardIo { id, server, mesh, clock, status, notices, orders, always_ready };
         let (mut inventories, _) = Replay::new(partition, clock.now()).finish(&rules).expect("a new sale");
-        let board = Arc::new(Board::new(partition, rules.items, &inventories));
-        let inventory = inventories.pop().expect("one was asked for");
+        let board = Arc::new(ItemStates::new(partition, rules.items, &inventories));
+        let inventory = inventories.pop().expect("one was requested");
         let log = |log| {
             let stream = StreamId { cluster: Uuid::from_u128(1), epoch: 1, shard: 0, log };
-            PurchaseLog::new(stream, logs, true, 1024)
+            LogWriter::new(stream, logs, true, 1024)
         };
-        let logs = Logs {
+        let logs = LogPair {
             purchases: log(LogKind::Purchases),
             attempts: log(LogKind::Attempts),
             retention: Retention::new(logs, 1 << 30, false),
@@ -196,15 +200,15 @@ fn serve(listener: OwnedFd, logs: &Path, status: Arc<Status>, doorbells: &Arc<[D
 
 type Notices = crossbeam_channel::Sender<Notice>;
 
-/// Clients that all ask at once, and wait for all answers.
-struct Clients(Vec<TcpStream>);
+/// Clients that send their requests together and wait for all responses.
+struct HttpClients(Vec<TcpStream>);
 
-impl Clients {
-    fn connect(address: SocketAddr) -> Clients {
-        Clients((0..CONNECTIONS).map(|_| TcpStream::connect(address).expect("the server accepts")).collect())
+impl HttpClients {
+    fn connect(address: SocketAddr) -> HttpClients {
+        HttpClients((0..CONNECTIONS).map(|_| TcpStream::connect(address).expect("the server accepts")).collect())
     }
 
-    /// The bodies of the answers to these requests, all of which have this status.
+    /// Sends these requests, checks that each response has this status, and returns the bodies.
     fn ask(&mut self, targets: &[String], status: &str) -> Vec<String> {
         let mut bodies = Vec::new();
         for targets in targets.chunks(CONNECTIONS) {
@@ -238,7 +242,7 @@ impl Clients {
         self.ask(&(0..REQUESTS).map(target).collect::<Vec<_>>(), "409");
     }
 
-    /// The same on one connection, so many requests in one write.
+    /// Sends the same requests on one connection, `CONNECTIONS` of them in one write.
     fn be_refused_in_a_row(&mut self) {
         let request = "POST /checkout?user_id=1&item_id=0 HTTP/1.1\r\nHost: sale\r\n\r\n";
         let client = &mut self.0[0];
@@ -248,7 +252,7 @@ impl Clients {
             let (mut answers, mut buffer) = (Vec::new(), [0; 64 * 1024]);
             while memchr::memmem::find_iter(&answers, b"item-sold\"}").count() < requests {
                 let bytes = client.read(&mut buffer).expect("the server answers");
-                assert!(bytes > 0, "the server hung up");
+                assert!(bytes > 0, "the server closed the connection");
                 answers.extend_from_slice(&buffer[..bytes]);
             }
         }

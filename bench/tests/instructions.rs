@@ -1,6 +1,6 @@
-//! Instructions of one operation on the path of a request, counted by callgrind and compared with a table, so that a
-//! change that makes a request dearer says so. The figures are of the tests' profile, of one compiler, and of CPUs that
-//! have the same vector instructions; where these are others, nothing is compared, and a line says why.
+//! Instructions per operation on the request path, counted by callgrind and compared with a table, so that a change of
+//! the cost does not go unnoticed. The figures apply to the `tests` profile, one version of the compiler and CPUs with
+//! the same vector instructions. In another environment nothing is compared, and a line says why.
 //!
 //! `STAMPEDE_WRITE_INSTRUCTIONS=1 cargo test --profile tests --workspace --test instructions` writes the table.
 
@@ -11,15 +11,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const KINDS: [&str; 3] = ["refusal", "checkout", "purchase"];
-/// Two runs of each kind: whole turns, and all that happens only now and then happens in both as often for each
-/// operation.
+/// Operations of the two runs of each kind. Both are whole turns, so that periodic work, such as a flush of attempts,
+/// is the same for each operation.
 const OPERATIONS: [u64; 2] = [8 * 1024, 24 * 1024];
-/// Parts of a hundred by which a figure may be off: the C library's copying and allocating differ a little.
+/// Tolerance in percent. The copying and allocating functions of C libraries differ a little.
 const TOLERANCE_PERCENT: f64 = 2.0;
 
-/// Past what the test runner captures.
+/// Writes a line to standard error, which the test runner does not capture.
 fn say(line: &str) {
-    writeln!(std::io::stderr(), "instructions: {line}").expect("standard error is there");
+    writeln!(std::io::stderr(), "instructions: {line}").expect("standard error is open");
 }
 
 fn output(command: &mut Command) -> Option<String> {
@@ -28,8 +28,8 @@ fn output(command: &mut Command) -> Option<String> {
     Some([output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat())
 }
 
-/// What the figures depend on, besides the code.
-fn circumstances() -> String {
+/// Returns the environment that the figures depend on: the compiler and the vector instructions.
+fn environment() -> String {
     let rustc = output(Command::new("rustc").arg("--version")).expect("cargo has a compiler");
     #[cfg(target_arch = "x86_64")]
     let vectors = if std::arch::is_x86_feature_detected!("avx2") { "avx2" } else { "no avx2" };
@@ -38,7 +38,7 @@ fn circumstances() -> String {
     format!("{}, {vectors}", rustc.trim())
 }
 
-/// Whether this build is not what the table is of.
+/// Returns the reason why this build does not have the table's profile, or `None` if it has.
 fn other_profile() -> Option<String> {
     let changes = |name: &String| name.starts_with("CARGO_PROFILE_") || name.ends_with("RUSTFLAGS");
     let variables = || std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
@@ -57,10 +57,10 @@ fn count(kind: &str, operations: u64) -> u64 {
     line.and_then(|(_, number)| number.trim().parse().ok()).unwrap_or_else(|| panic!("no count in {text}"))
 }
 
-/// One figure to a line, after the line of the circumstances.
+/// Parses the table: the line of the environment, then one figure on each line.
 fn parse(table: &str) -> (String, BTreeMap<String, f64>) {
     let mut lines = table.lines().filter(|line| !line.starts_with('#'));
-    let made_with = lines.next().expect("a line of circumstances").to_owned();
+    let made_with = lines.next().expect("a line of the environment").to_owned();
     let figure = |line: &str| {
         let (kind, figure) = line.split_once(' ')?;
         Some((kind.to_owned(), figure.parse().ok()?))
@@ -69,20 +69,20 @@ fn parse(table: &str) -> (String, BTreeMap<String, f64>) {
 }
 
 #[test]
-fn no_operation_has_become_dearer_or_cheaper_unnoticed() {
+fn instructions_per_operation_match_the_table() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("instructions.txt");
     let writes = std::env::var_os("STAMPEDE_WRITE_INSTRUCTIONS").is_some();
-    let circumstances = circumstances();
-    let table = std::fs::read_to_string(&path).expect("the table is there");
+    let environment = environment();
+    let table = std::fs::read_to_string(&path).expect("the table exists");
     let (made_with, expected) = parse(&table);
     if let Some(reason) = other_profile() {
-        return say(&format!("not compared, for this is not the tests' profile: {reason}"));
+        return say(&format!("not compared: this is not the tests profile: {reason}"));
     }
-    if made_with != circumstances && !writes {
-        return say(&format!("not compared: the table is of {made_with}, and this is {circumstances}"));
+    if made_with != environment && !writes {
+        return say(&format!("not compared: the table is for {made_with}, and this is {environment}"));
     }
     if output(Command::new("valgrind").arg("--version")).is_none() {
-        return say("not compared: there is no valgrind; apt-get install valgrind");
+        return say("not compared: valgrind is missing; apt-get install valgrind");
     }
     let [fewer, more] = OPERATIONS;
     let each = |kind| (count(kind, more) - count(kind, fewer)) as f64 / (more - fewer) as f64;
@@ -90,9 +90,9 @@ fn no_operation_has_become_dearer_or_cheaper_unnoticed() {
     if writes {
         let comments = table.lines().filter(|line| line.starts_with('#'));
         let mut text: String = comments.flat_map(|line| [line, "\n"]).collect();
-        writeln!(text, "{circumstances}").expect("a string takes everything");
+        writeln!(text, "{environment}").expect("writing to a string cannot fail");
         for (kind, figure) in found {
-            writeln!(text, "{kind} {figure:.1}").expect("a string takes everything");
+            writeln!(text, "{kind} {figure:.1}").expect("writing to a string cannot fail");
         }
         return std::fs::write(&path, text).expect("the table can be written");
     }
@@ -101,8 +101,9 @@ fn no_operation_has_become_dearer_or_cheaper_unnoticed() {
         let change = (figure / expected[kind] - 1.0) * 100.0;
         say(&format!("{kind} {figure:.1} ({change:+.2}%)"));
         if change.abs() > TOLERANCE_PERCENT {
-            write!(off, "{kind}: {figure:.1} instead of {}; ", expected[kind]).expect("a string takes everything");
+            write!(off, "{kind}: {figure:.1} instead of {}; ", expected[kind])
+                .expect("writing to a string cannot fail");
         }
     }
-    assert!(off.is_empty(), "{off}if that is meant, write the table again");
+    assert!(off.is_empty(), "{off}if the change is intended, write the table with STAMPEDE_WRITE_INSTRUCTIONS=1");
 }

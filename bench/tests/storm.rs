@@ -1,6 +1,7 @@
-//! `storm` as its users run it: against the real server, with and without Postgres, and against one that lies.
+//! End-to-end tests of `storm`: against Stampede, with and without Postgres, and against a server that responds
+//! wrongly.
 //!
-//! The server is the one that was built along with it: `cargo test --release --workspace` builds both.
+//! Stampede is the binary from the same build: `cargo test --release --workspace` builds both.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -10,21 +11,22 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 #[path = "../../tests/server/cluster.rs"]
-#[expect(dead_code, reason = "the server's tests do more to it")]
+#[expect(dead_code, reason = "other tests use the rest")]
 mod cluster;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Time limit for the start of the server.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A server that ends with its test.
-struct Server {
+/// A server process that is killed when it is dropped.
+struct ServerProcess {
     child: Child,
     address: String,
 }
 
-impl Server {
-    fn start(data_dir: &Path, arguments: &[&str]) -> Server {
+impl ServerProcess {
+    fn start(data_dir: &Path, arguments: &[&str]) -> ServerProcess {
         let binary = Path::new(env!("CARGO_BIN_EXE_storm")).with_file_name("stampede");
-        assert!(binary.exists(), "{} is not there: build it with `cargo build --workspace`", binary.display());
+        assert!(binary.exists(), "{} is missing: build it with `cargo build --workspace`", binary.display());
         let mut command = Command::new(binary);
         command.env_clear().current_dir(data_dir).arg("--data-dir").arg(data_dir).args(arguments);
         command.args([
@@ -41,9 +43,9 @@ impl Server {
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let (sender, log) = channel();
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| _ = sender.send(line)));
-        let mut server = Server { child, address: String::new() };
+        let mut server = ServerProcess { child, address: String::new() };
         loop {
-            let line = log.recv_timeout(PATIENCE).expect("the server says that it serves");
+            let line = log.recv_timeout(START_TIMEOUT).expect("the server reports that it serves");
             let line: serde_json::Value = serde_json::from_str(&line).unwrap();
             if let Some(listen) = line["listen"].as_str() {
                 listen.clone_into(&mut server.address);
@@ -55,7 +57,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for ServerProcess {
     fn drop(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -68,7 +70,7 @@ fn storm(dir: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// The report, and whether everything was as it was told.
+/// Returns the report, and whether the run was verified without a violation.
 fn report(output: &Output) -> (serde_json::Value, bool) {
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     let report = serde_json::from_slice(&output.stdout);
@@ -85,9 +87,9 @@ fn good(dir: &Path, arguments: &[&str]) -> serde_json::Value {
 }
 
 #[test]
-fn a_chain_sells_everything_and_a_sold_out_sale_refuses() {
+fn a_chain_sells_all_items_and_a_sold_out_sale_refuses() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path(), &["--items", "500", "--shards", "2"]);
+    let server = ServerProcess::start(dir.path(), &["--items", "500", "--shards", "2"]);
     let sold =
         good(dir.path(), &[&server.address, "--html", "report.html", "--svg", "plot.svg", "--connections", "16"]);
     assert_eq!(
@@ -99,28 +101,32 @@ fn a_chain_sells_everything_and_a_sold_out_sale_refuses() {
     let page = std::fs::read_to_string(dir.path().join("report.html")).unwrap();
     assert_eq!(page.matches("<svg").count(), 3);
     let plot = std::fs::read_to_string(dir.path().join("plot.svg")).unwrap();
-    assert!(plot.starts_with("<svg") && page.contains(plot.split_once("</style>").unwrap().1), "the page's first plot");
+    assert!(
+        plot.starts_with("<svg") && page.contains(plot.split_once("</style>").unwrap().1),
+        "the same plot as the first one of the page"
+    );
 
     let rate = ["--scenario", "sold-out", "--rate", "100", "--duration", "1"];
     let refused = good(dir.path(), &[&[server.address.as_str()], &rate[..]].concat());
-    // What had not been asked for when time was up is counted, too: nobody falls under the table.
+    // Requests that were due but not sent when the time was up are counted, too.
     let count = |outcome: &str| refused["outcomes"][outcome].as_u64().unwrap_or(0);
     let all = count("checkout item-sold") + count("checkout not asked");
-    assert_eq!(all, 101, "a hundred in a second, and one at its end: {refused:#}");
+    assert_eq!(all, 101, "a hundred within the second, and one at its end: {refused:#}");
 }
 
 #[test]
-fn every_kind_of_crowd_finds_what_it_was_told_in_the_database() {
+fn every_scenario_finds_its_purchases_in_the_database() {
     let dir = tempfile::tempdir().unwrap();
     let cluster = cluster::Cluster::start();
     let url = cluster.url();
-    let server = Server::start(dir.path(), &["--items", "400", "--database-url", &url, "--reservation-ttl", "2s"]);
+    let server =
+        ServerProcess::start(dir.path(), &["--items", "400", "--database-url", &url, "--reservation-ttl", "2s"]);
     let storm = |scenario: &str, more: &[&str]| {
         let arguments = [server.address.as_str(), "--scenario", scenario, "--database-url", &url];
         good(dir.path(), &[&arguments[..], more].concat())
     };
     let hoarded = storm("hoarders", &["--users", "30", "--duration", "1"]);
-    assert!(hoarded["reserved"].as_u64().unwrap() >= 300, "thirty users got ten each: {hoarded:#}");
+    assert!(hoarded["reserved"].as_u64().unwrap() >= 300, "thirty users reserve ten items each: {hoarded:#}");
     assert_eq!(hoarded["bought"], 0);
     let mut bought = 0;
     let mut buy = |scenario: &str, more: &[&str]| {
@@ -140,31 +146,31 @@ fn every_kind_of_crowd_finds_what_it_was_told_in_the_database() {
 #[test]
 fn ctrl_c_ends_a_run_with_its_report() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path(), &["--items", "100"]);
+    let server = ServerProcess::start(dir.path(), &["--items", "100"]);
     let arguments = [server.address.as_str(), "--scenario", "sold-out", "--rate", "50", "--duration", "3600"];
     let mut storm = storm(dir.path(), &arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut progress = BufReader::new(storm.stderr.take().unwrap()).lines().map_while(Result::ok);
-    assert!(progress.any(|line| line.contains("sold 0 of 100")), "a line a second says how far it is");
+    assert!(progress.any(|line| line.contains("sold 0 of 100")), "a progress line is printed every second");
     let pid = rustix::process::Pid::from_child(&storm);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     let (report, is_good) = report(&storm.wait_with_output().unwrap());
     assert!(is_good && report["was_stopped"] == true && report["answers"].as_u64() > Some(0), "{report:#}");
 }
 
-/// A shop that gives everybody the same code, sells everybody item 7, and on each connection takes so long for the first
-/// checkout.
-fn lying_shop(first_takes: Duration) -> String {
+/// Starts a server that returns the same code to every checkout and a receipt for item 7 to every purchase. On each
+/// connection, the first checkout takes `first_takes`. Returns its address.
+fn faulty_server(first_takes: Duration) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            std::thread::spawn(move || lie(stream.unwrap(), first_takes));
+            std::thread::spawn(move || respond_wrongly(stream.unwrap(), first_takes));
         }
     });
     address
 }
 
-fn lie(mut stream: TcpStream, first_takes: Duration) -> std::io::Result<()> {
+fn respond_wrongly(mut stream: TcpStream, first_takes: Duration) -> std::io::Result<()> {
     let mut takes = first_takes;
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut line = String::new();
@@ -188,9 +194,9 @@ fn lie(mut stream: TcpStream, first_takes: Duration) -> std::io::Result<()> {
 }
 
 #[test]
-fn a_shop_that_lies_is_found_out() {
+fn a_faulty_server_is_detected() {
     let dir = tempfile::tempdir().unwrap();
-    let address = lying_shop(Duration::ZERO);
+    let address = faulty_server(Duration::ZERO);
     let output = storm(dir.path(), &[&address]).output().unwrap();
     let (report, is_good) = report(&output);
     assert!(!is_good && output.status.code() == Some(1), "{report:#}");
@@ -201,17 +207,17 @@ fn a_shop_that_lies_is_found_out() {
 }
 
 #[test]
-fn a_server_that_is_not_there_or_goes_away_is_said_so() {
+fn a_missing_or_stopped_server_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let output = storm(dir.path(), &["127.0.0.1:1"]).output().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(2) && error.contains("start the server"), "{error}");
 
-    let server = Server::start(dir.path(), &["--items", "100"]);
+    let server = ServerProcess::start(dir.path(), &["--items", "100"]);
     let arguments = [server.address.as_str(), "--scenario", "sold-out", "--rate", "50", "--duration", "2"];
     let mut storm = storm(dir.path(), &arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut first = [0];
-    storm.stderr.as_mut().unwrap().read_exact(&mut first).unwrap(); // It is under way.
+    storm.stderr.as_mut().unwrap().read_exact(&mut first).unwrap(); // The run has started.
     drop(server);
     let output = storm.wait_with_output().unwrap();
     let (report, is_good) = report(&output);
@@ -221,20 +227,20 @@ fn a_server_that_is_not_there_or_goes_away_is_said_so() {
 }
 
 #[test]
-fn a_stall_is_felt_by_everybody_who_came_meanwhile() {
+fn a_stall_counts_for_every_buyer_who_arrived_meanwhile() {
     let dir = tempfile::tempdir().unwrap();
-    let address = lying_shop(Duration::from_secs(1));
+    let address = faulty_server(Duration::from_secs(1));
     let open_loop = ["--scenario", "sold-out", "--rate", "100", "--duration", "2", "--connections", "1"];
     let output = storm(dir.path(), &[&[address.as_str()], &open_loop[..]].concat()).output().unwrap();
-    // One answer was slow. Half of the buyers came while it was, and waited for up to a second.
+    // One response took a second. Half of the buyers arrived during that time and waited for up to a second.
     let (report, _) = report(&output);
     assert!(report["latencies"]["checkout"]["p90_us"].as_u64() > Some(400_000), "{report:#}");
 }
 
 #[test]
-fn who_gets_no_answer_hangs_up_and_the_request_is_saved() {
+fn requests_without_a_response_time_out_and_are_saved() {
     let dir = tempfile::tempdir().unwrap();
-    let address = lying_shop(Duration::from_secs(600));
+    let address = faulty_server(Duration::from_secs(600));
     let arguments = ["--timeout", "1", "--duration", "2", "--connections", "2", "--unexpected-max", "3"];
     let output = storm(dir.path(), &[&[address.as_str()], &arguments[..]].concat()).output().unwrap();
     let (report, _) = report(&output);

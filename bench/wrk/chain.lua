@@ -1,10 +1,10 @@
--- What a buyer does: check out an item, then buy it with the code. Each item is asked for once.
+-- Buyers: checks out each item once, then buys it with the code.
 --
 --   wrk -t1 -c256 -d30s -s bench/wrk/chain.lua http://localhost:8080
 --
--- Each thread walks over its own part of the stock; what it has asked for all, it goes on with refusals
--- (409 `item-sold`). At the end it prints how many were bought and how long that took.
--- ITEMS=… tells how many items there are (10000); THREADS=… must equal -t (1).
+-- Each thread walks through its own part of the stock. After the last item it starts again, and its checkouts are
+-- refused (409 `item-sold`). At the end the script prints the number of items bought.
+-- ITEMS=… sets the number of items (10000). THREADS=… must equal -t (1).
 
 local items = tonumber(os.getenv("ITEMS") or "10000")
 local stride = tonumber(os.getenv("THREADS") or "1")
@@ -21,7 +21,7 @@ function request()
   local code = table.remove(codes)
   if code then return wrk.format("POST", "/purchase?code=" .. code) end
   item = item and item + stride or number
-  -- Ten items to a user, the limit.
+  -- Ten items for each user, which is the limit.
   return wrk.format("POST", "/checkout?user_id=" .. math.floor(item % items / 10) .. "&item_id=" .. item % items)
 end
 

@@ -1,9 +1,9 @@
--- Checkouts only: each request asks for the next item, for the next user.
+-- Checkouts only: each request reserves the next item for the next user.
 --
 --   wrk -t2 -c256 -d30s -s bench/wrk/checkout.lua http://localhost:8080
 --
--- The stock is soon reserved; from then on nearly every answer is 409 `item-reserved`, and every hold that runs
--- out lets one more checkout through. ITEMS=… tells how many items there are (10000).
+-- The stock is soon reserved. From then on nearly every answer is 409 `item-reserved`, and each hold that expires
+-- allows one more checkout. ITEMS=… sets the number of items (10000).
 
 local items = tonumber(os.getenv("ITEMS") or "10000")
 local threads, number, turn = {}, 0, 0
@@ -14,7 +14,7 @@ function setup(thread)
 end
 
 function init()
-  turn = number * 7919 -- a prime, so that threads do not walk in step
+  turn = number * 7919 -- a prime, so that the threads start at different items
 end
 
 function request()

@@ -1,11 +1,11 @@
--- What a shop sees: buyers who check out and purchase, among many who look.
+-- A shop's load: buyers who check out and purchase, mixed with readers.
 --
 --   wrk -t1 -c256 -d30s -s bench/wrk/mixed.lua http://localhost:8080
 --
--- Of ten requests LOOKS are `GET /sale` (5); the others walk over the stock as in chain.lua: a checkout of the next
--- item, and a purchase with each code that came back. When all has been asked for, checkouts go on as refusals
--- (409 `item-sold`, which wrk counts as "Non-2xx"). At the end it prints how many items were bought, and how many
--- answers of each kind there were. ITEMS=… tells how many items there are (10000); THREADS=… must equal -t (1).
+-- LOOKS=… of each ten requests are `GET /sale` (5). The others walk through the stock as in chain.lua: a checkout of
+-- the next item, and a purchase with each code received. After the last item, checkouts are refused (409 `item-sold`,
+-- which wrk counts as "Non-2xx"). At the end the script prints the number of answers of each kind.
+-- ITEMS=… sets the number of items (10000). THREADS=… must equal -t (1).
 
 local items = tonumber(os.getenv("ITEMS") or "10000")
 local stride = tonumber(os.getenv("THREADS") or "1")
@@ -24,16 +24,16 @@ end
 
 function request()
   turn = turn + 1
-  -- Spread over each ten, not in a row.
+  -- Spread evenly over each ten requests.
   if turn * looks % 10 < looks then return look end
   local code = table.remove(codes)
   if code then return wrk.format("POST", "/purchase?code=" .. code) end
   item = item and item + stride or number
-  -- Ten items to a user, the limit.
+  -- Ten items for each user, which is the limit.
   return wrk.format("POST", "/checkout?user_id=" .. math.floor(item % items / 10) .. "&item_id=" .. item % items)
 end
 
--- Answers come in another order than requests, so each is known by its body: a code, a receipt, or how the sale stands.
+-- Answers arrive in a different order than requests, so the body identifies each: a code, a receipt, or the sale.
 function response(status, headers, body)
   if status ~= 200 then
     refused = refused + 1

@@ -1,14 +1,15 @@
 //! One shard alone: what it wants done, event by event.
 
-use crate::code::{Code, CodeGenerator, CodeSpace};
-use crate::command::{Command, Outcome};
-use crate::message::{Reply, Request};
-use crate::partition::Partition;
-use crate::record::{Event as Logged, RefusalReason};
-use crate::sale::{Quotas, Stock};
-use crate::shard::{Effects, Ended, Event, Inventory, Rules, Shard};
-use crate::types::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
-use crate::waiting::Watermark;
+use crate::sale::code::{Code, CodeGenerator, CodeSpace};
+use crate::sale::command::{Command, Outcome};
+use crate::sale::deferred::Watermark;
+use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
+use crate::sale::message::{Reply, Request};
+use crate::sale::partition::Partition;
+use crate::sale::quotas::Quotas;
+use crate::sale::record::{LogEvent, RefusalReason};
+use crate::sale::shard::{Effects, EndedShare, Inventory, Rules, Shard, ShardEvent};
+use crate::sale::stock::Stock;
 use uuid::Uuid;
 
 const NOW: Moment = Moment { monotonic_ms: 1, unix_ms: 1_000 };
@@ -21,11 +22,11 @@ fn shard(shards: u16) -> Shard {
     let inventory = Inventory { terms, stock, quotas: Quotas::new(terms.user_limit, 0) };
     let (codes, mut effects) = (CodeGenerator::new([0; 32]), Effects::default());
     let mut shard = Shard::new(id, partition, RULES, inventory, codes, NOW, &mut effects);
-    shard.apply(Event::LogRoom(u64::MAX), NOW, &mut effects);
+    shard.apply(ShardEvent::LogRoom(u64::MAX), NOW, &mut effects);
     shard
 }
 
-fn apply(shard: &mut Shard, event: Event) -> Effects {
+fn apply(shard: &mut Shard, event: ShardEvent) -> Effects {
     let mut effects = Effects::default();
     shard.apply(event, NOW, &mut effects);
     effects
@@ -33,7 +34,7 @@ fn apply(shard: &mut Shard, event: Event) -> Effects {
 
 fn checkout(shard: &mut Shard, item: u32) -> Effects {
     let command = Command::Checkout { item: ItemId(item), user: UserId(1) };
-    apply(shard, Event::Command(Ticket(7), command))
+    apply(shard, ShardEvent::Command(Ticket(7), command))
 }
 
 #[test]
@@ -42,7 +43,7 @@ fn what_is_known_to_be_sold_is_not_asked_again() {
         let mut shard = shard(2);
         assert_eq!(checkout(&mut shard, item.0).requests.len(), 1);
         let outcome = Outcome::ItemSold { sale: SaleId(0), item };
-        apply(&mut shard, Event::Reply(Reply::Answer { ticket: Ticket(7), outcome }));
+        apply(&mut shard, ShardEvent::Reply(Reply::Answer { ticket: Ticket(7), outcome }));
         assert_eq!(checkout(&mut shard, item.0).answers, [(Ticket(7), outcome)]);
         let asks = |other| checkout(&mut shard, other).requests.len() == 1;
         assert!((1..200).step_by(2).filter(|other| *other != item.0).all(asks));
@@ -59,7 +60,7 @@ fn the_log_has_room_set_aside_for_every_hold_and_two_for_every_claim() {
     let user = (0..).map(UserId).find(|user| Partition::new(2).owner_of_user(*user) != ShardId(0)).unwrap();
     for item in [0, 2, 4].map(ItemId) {
         let reserve = Request::Reserve { ticket: Ticket(7), sale: SaleId(0), item, user };
-        apply(&mut shard, Event::Request(ShardId(1), reserve));
+        apply(&mut shard, ShardEvent::Request(ShardId(1), reserve));
     }
     assert_eq!((shard.log_reserve(), shard.next_expiry_ms()), (6, None));
 }
@@ -69,7 +70,7 @@ fn without_room_in_the_log_nothing_is_reserved() {
     // The record that opened the sale and is not flushed yet, the flush after it, and two for this hold.
     for (room, answers) in [(4, vec![]), (3, vec![(Ticket(7), Outcome::LogFull)])] {
         let mut shard = shard(1);
-        apply(&mut shard, Event::LogRoom(room));
+        apply(&mut shard, ShardEvent::LogRoom(room));
         assert_eq!(checkout(&mut shard, 0).answers, answers);
     }
 }
@@ -79,11 +80,11 @@ fn what_is_flushed_needs_no_more_room() {
     let mut shard = shard(1);
     for item in 0..64 {
         let command = Command::Checkout { item: ItemId(item), user: UserId(item.into()) };
-        apply(&mut shard, Event::Command(Ticket(1), command));
+        apply(&mut shard, ShardEvent::Command(Ticket(1), command));
     }
-    apply(&mut shard, Event::Flushed(65));
+    apply(&mut shard, ShardEvent::Flushed(65));
     // The next flush, the end of each of the 64 holds, and two for this one.
-    apply(&mut shard, Event::LogRoom(1 + 64 + 2));
+    apply(&mut shard, ShardEvent::LogRoom(1 + 64 + 2));
     assert_eq!(checkout(&mut shard, 100).answers, []);
     assert_eq!(checkout(&mut shard, 101).answers, [(Ticket(7), Outcome::LogFull)]);
 }
@@ -92,22 +93,25 @@ fn what_is_flushed_needs_no_more_room() {
 fn a_sale_that_is_over_counts_what_is_still_being_written() {
     let mut shard = shard(1);
     checkout(&mut shard, 0);
-    let [(_, Outcome::Reserved { code, .. })] = apply(&mut shard, Event::Flushed(2)).answers[..] else { panic!() };
-    apply(&mut shard, Event::Command(Ticket(8), Command::Purchase { code, key: Uuid::nil() }));
+    let [(_, Outcome::Reserved { code, .. })] = apply(&mut shard, ShardEvent::Flushed(2)).answers[..] else { panic!() };
+    apply(&mut shard, ShardEvent::Command(Ticket(8), Command::Purchase { code, key: Uuid::nil() }));
     checkout(&mut shard, 1);
-    assert_eq!(apply(&mut shard, Event::Sale(SaleId(1))).ended, [Ended { sale: SaleId(0), sold: 1, items: 200 }]);
+    assert_eq!(
+        apply(&mut shard, ShardEvent::Sale(SaleId(1))).ended,
+        [EndedShare { sale: SaleId(0), sold: 1, items: 200 }]
+    );
 }
 
 /// Reserves an item, and returns its code.
 fn reserve(shard: &mut Shard, item: u32) -> Code {
     checkout(shard, item);
-    let answers = apply(shard, Event::Flushed(2)).answers;
+    let answers = apply(shard, ShardEvent::Flushed(2)).answers;
     let Some((_, Outcome::Reserved { code, .. })) = answers.last() else { panic!("{answers:?}") };
     *code
 }
 
 fn purchase(shard: &mut Shard, ticket: u64, code: Code, key: Uuid) -> Vec<(Ticket, Outcome)> {
-    apply(shard, Event::Command(Ticket(ticket), Command::Purchase { code, key })).answers
+    apply(shard, ShardEvent::Command(Ticket(ticket), Command::Purchase { code, key })).answers
 }
 
 #[test]
@@ -116,7 +120,7 @@ fn a_key_that_has_bought_gets_its_answer_at_once() {
     let code = reserve(&mut shard, 0);
     let bought = Outcome::Purchased { sale: SaleId(0), item: ItemId(0) };
     assert_eq!(purchase(&mut shard, 1, code, key), []);
-    assert_eq!(apply(&mut shard, Event::Flushed(3)).answers, [(Ticket(1), bought)]);
+    assert_eq!(apply(&mut shard, ShardEvent::Flushed(3)).answers, [(Ticket(1), bought)]);
     assert_eq!(purchase(&mut shard, 2, code, key), [(Ticket(2), bought)]);
 }
 
@@ -125,10 +129,10 @@ fn who_repeats_a_purchase_of_a_client_that_is_gone_is_told_in_its_place() {
     let mut shard = shard(1);
     let code = reserve(&mut shard, 0);
     purchase(&mut shard, 1, code, Uuid::nil());
-    apply(&mut shard, Event::Withdrawn(Ticket(1)));
+    apply(&mut shard, ShardEvent::Withdrawn(Ticket(1)));
     assert_eq!(purchase(&mut shard, 2, code, Uuid::nil()), []);
     let bought = Outcome::Purchased { sale: SaleId(0), item: ItemId(0) };
-    assert_eq!(apply(&mut shard, Event::Flushed(3)).answers, [(Ticket(2), bought)]);
+    assert_eq!(apply(&mut shard, ShardEvent::Flushed(3)).answers, [(Ticket(2), bought)]);
 }
 
 /// The stock may have another size in another sale, and then a code leads elsewhere.
@@ -139,7 +143,7 @@ fn a_code_that_was_read_under_other_terms_is_of_a_sale_that_is_over() {
     for request in
         [Request::Confirm { ticket: Ticket(1), code, key: Uuid::nil() }, Request::Cancel { ticket: Ticket(1), code }]
     {
-        let replies = apply(&mut shard, Event::Request(ShardId(1), request)).replies;
+        let replies = apply(&mut shard, ShardEvent::Request(ShardId(1), request)).replies;
         let ended = Reply::Answer { ticket: Ticket(1), outcome: Outcome::SaleEnded };
         assert_eq!(replies, [(ShardId(1), ended)]);
     }
@@ -150,7 +154,7 @@ fn every_refused_checkout_is_recorded_with_its_reason() {
     let mut shard = shard(1);
     let code = reserve(&mut shard, 0);
     purchase(&mut shard, 1, code, Uuid::nil());
-    apply(&mut shard, Event::Flushed(3));
+    apply(&mut shard, ShardEvent::Flushed(3));
     (1..10).for_each(|item| assert!(checkout(&mut shard, item).attempts.is_empty()));
     // The first time by the owner of the item, the second time by the origin, which remembers what is sold.
     let reasons =
@@ -158,6 +162,6 @@ fn every_refused_checkout_is_recorded_with_its_reason() {
     for (item, reason) in [0, 0, 1, 10].map(ItemId).into_iter().zip(reasons) {
         let attempts = checkout(&mut shard, item.0).attempts;
         let events: Vec<_> = attempts.iter().map(|record| record.event).collect();
-        assert_eq!(events, [Logged::Refused { item, user: UserId(1), reason }]);
+        assert_eq!(events, [LogEvent::Refused { item, user: UserId(1), reason }]);
     }
 }

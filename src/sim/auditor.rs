@@ -1,11 +1,11 @@
 //! Checks every answer against what was asked, when, and what was promised before.
 
-use super::disk::Key;
 use super::shadow::{Promise, Shadow};
-use crate::code::Code;
-use crate::command::{Command, Outcome};
-use crate::record::{Event, Record, ReleaseReason};
-use crate::types::{ItemId, Moment, SaleId, UserId};
+use crate::log::block::StreamKey;
+use crate::sale::code::Code;
+use crate::sale::command::{Command, Outcome};
+use crate::sale::ids::{ItemId, Moment, SaleId, UserId};
+use crate::sale::record::{LogEvent, Record, ReleaseReason};
 use std::collections::BTreeMap;
 
 /// A request, and the world when it was made.
@@ -28,7 +28,7 @@ pub struct Now<'a> {
     pub era: u32,
     pub ttl_ms: u64,
     /// What is durable.
-    pub durable: &'a BTreeMap<Key, Vec<Record>>,
+    pub durable: &'a BTreeMap<StreamKey, Vec<Record>>,
     /// What this run has appended, durable or not.
     pub appended: &'a [Record],
     /// Since which event the item, or the user's quota, has been free without a break.
@@ -37,16 +37,16 @@ pub struct Now<'a> {
 }
 
 impl Now<'_> {
-    fn is_durable(&self, sale: SaleId, is_it: impl Fn(Event) -> bool) -> bool {
+    fn is_durable(&self, sale: SaleId, is_it: impl Fn(LogEvent) -> bool) -> bool {
         self.durable.values().flatten().any(|record| record.sale == sale && is_it(record.event))
     }
 
     fn is_reserved(&self, sale: SaleId, code: Code) -> bool {
-        self.is_durable(sale, |event| matches!(event, Event::Checkout { code: of, .. } if of == code))
+        self.is_durable(sale, |event| matches!(event, LogEvent::Checkout { code: of, .. } if of == code))
     }
 
     fn is_sold(&self, sale: SaleId, item: ItemId) -> bool {
-        self.is_durable(sale, |event| matches!(event, Event::Purchase { item: of, .. } if of == item))
+        self.is_durable(sale, |event| matches!(event, LogEvent::Purchase { item: of, .. } if of == item))
     }
 
     fn is_released(&self, sale: SaleId, code: Code) -> bool {
@@ -66,8 +66,8 @@ impl Now<'_> {
     }
 }
 
-fn is_cancellation(event: Event, code: Code) -> bool {
-    matches!(event, Event::Released { code: of, reason: ReleaseReason::Cancelled, .. } if of == code)
+fn is_cancellation(event: LogEvent, code: Code) -> bool {
+    matches!(event, LogEvent::Released { code: of, reason: ReleaseReason::Cancelled, .. } if of == code)
 }
 
 /// Checks an answer, and remembers what it promises.

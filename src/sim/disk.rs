@@ -1,8 +1,8 @@
 //! A disk that keeps what was flushed, tears what was not, and sometimes rots.
 
-use crate::block::{BLOCK_BYTES, Chain, LogKind, StreamId};
-use crate::record::Record;
-use crate::stream::{self, Damage, Ending, SegmentBytes};
+use crate::log::block::{BLOCK_BYTES, Chain, LogKind, StreamId, StreamKey};
+use crate::log::stream::{self, Damage, Ending, SegmentBytes};
+use crate::sale::record::Record;
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
@@ -11,13 +11,15 @@ const SECTOR_BYTES: usize = 512;
 /// A stream is one segment, made this large.
 const STREAM_BLOCKS: usize = 64;
 
-pub type Key = (u32, u16);
-
-pub fn stream_of((epoch, shard): Key) -> StreamId {
-    StreamId { cluster: CLUSTER, epoch, shard, log: LogKind::Purchases }
+pub fn purchases_of(epoch: u32, shard: u16) -> StreamKey {
+    StreamKey { log: LogKind::Purchases, epoch, shard }
 }
 
-struct Stream {
+pub fn stream_of(key: StreamKey) -> StreamId {
+    key.of_cluster(CLUSTER)
+}
+
+struct DiskStream {
     chain: Chain,
     /// Zero after what is durable, as a segment is made.
     segment: SegmentBytes,
@@ -31,12 +33,12 @@ struct Stream {
 /// All streams of one data directory.
 #[derive(Default)]
 pub struct Disk {
-    streams: BTreeMap<Key, Stream>,
+    streams: BTreeMap<StreamKey, DiskStream>,
 }
 
 impl Disk {
-    pub fn create(&mut self, key: Key) {
-        let stream = Stream {
+    pub fn create(&mut self, key: StreamKey) {
+        let stream = DiskStream {
             chain: Chain::new(stream_of(key)),
             segment: SegmentBytes {
                 first_block: 0,
@@ -53,7 +55,7 @@ impl Disk {
     }
 
     /// Begins to write `records`, `per_block` to a block.
-    pub fn start_flush(&mut self, key: Key, records: &[Record], per_block: usize, flushed: u64) {
+    pub fn start_flush(&mut self, key: StreamKey, records: &[Record], per_block: usize, flushed: u64) {
         let stream = self.streams.get_mut(&key).expect("it was made");
         for group in records.chunks(per_block) {
             let encoded: Vec<u8> = group.iter().flat_map(Record::encode).collect();
@@ -64,7 +66,7 @@ impl Disk {
         assert!(stream.chain.blocks() as usize <= STREAM_BLOCKS, "the world is too long for its disk");
     }
 
-    pub fn finish_flush(&mut self, key: Key) {
+    pub fn finish_flush(&mut self, key: StreamKey) {
         let stream = self.streams.get_mut(&key).expect("it was made");
         let at = stream.durable_blocks * BLOCK_BYTES;
         stream.segment.bytes[at..at + stream.flight.len()].copy_from_slice(&stream.flight);
@@ -74,7 +76,7 @@ impl Disk {
     }
 
     /// Room for another flush of so many records in the worst case.
-    pub fn has_room(&self, key: Key, records: usize) -> bool {
+    pub fn has_room(&self, key: StreamKey, records: usize) -> bool {
         self.streams[&key].chain.blocks() as usize + records < STREAM_BLOCKS - 1
     }
 
@@ -94,8 +96,8 @@ impl Disk {
     /// Something durable goes bad: a bit, or two blocks swapped. Returns whether there was anything, and then recovery
     /// must find it.
     pub fn rot(&mut self, mut any: impl FnMut(usize) -> usize) -> bool {
-        let proven = |stream: &Stream| if stream.is_sealed { stream.durable_blocks } else { stream.proven_blocks };
-        let mut rich: Vec<&mut Stream> = self.streams.values_mut().filter(|stream| proven(stream) > 0).collect();
+        let proven = |stream: &DiskStream| if stream.is_sealed { stream.durable_blocks } else { stream.proven_blocks };
+        let mut rich: Vec<&mut DiskStream> = self.streams.values_mut().filter(|stream| proven(stream) > 0).collect();
         if rich.is_empty() {
             return false;
         }
@@ -114,13 +116,13 @@ impl Disk {
     }
 
     /// Reads everything back. Changes nothing.
-    pub fn read(&self) -> Result<BTreeMap<Key, Vec<Record>>, Damage> {
+    pub fn read(&self) -> Result<BTreeMap<StreamKey, Vec<Record>>, Damage> {
         self.streams.iter().map(|(key, stream)| Ok((*key, read(*key, stream)?.0))).collect()
     }
 
     /// Seals the first `most` streams that have no seal; streams with nothing in them go.
     pub fn seal(&mut self, most: usize) {
-        let open: Vec<Key> =
+        let open: Vec<StreamKey> =
             self.streams.iter().filter(|(_, stream)| !stream.is_sealed).map(|(key, _)| *key).take(most).collect();
         for key in open {
             let stream = self.streams.get_mut(&key).expect("it was listed");
@@ -139,7 +141,7 @@ impl Disk {
     }
 }
 
-fn read(key: Key, stream: &Stream) -> Result<(Vec<Record>, stream::End), Damage> {
+fn read(key: StreamKey, stream: &DiskStream) -> Result<(Vec<Record>, stream::End), Damage> {
     let mut records = Vec::new();
     let end = stream::read(&stream_of(key), std::slice::from_ref(&stream.segment), |_, record| {
         records.push(*record);

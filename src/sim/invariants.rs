@@ -3,9 +3,9 @@
 use super::is_purchase;
 use super::workload::USERS;
 use super::world::{USER_LIMIT, World};
-use crate::sale::{State, sale_at};
-use crate::shard::Shard;
-use crate::types::{ItemId, ShardId, UserId};
+use crate::sale::ids::{ItemId, SaleId, ShardId, UserId};
+use crate::sale::shard::Shard;
+use crate::sale::stock::ItemState;
 
 impl World {
     /// Every acknowledged purchase is durable exactly once, nobody has too much, nothing is sold beyond the stock.
@@ -61,7 +61,8 @@ impl World {
         for item in (0..self.rules.items).map(ItemId) {
             let owner = &self.shards[usize::from(self.partition.owner_of_item(item).0)];
             let is_free = owner.terms().sale == sale
-                && (item.0 >= owner.terms().items || owner.stock().state(self.partition.slot_of(item)) == State::Free);
+                && (item.0 >= owner.terms().items
+                    || owner.stock().state(self.partition.slot_of(item)) == ItemState::Free);
             note(&mut self.items_free, item, is_free, event);
         }
         for user in (0..USERS).map(UserId) {
@@ -74,7 +75,7 @@ impl World {
     /// With everything at rest: no one waits, and the books balance.
     pub fn check_rest(&self) {
         assert!(self.asked.is_empty(), "never answered: {:?}", self.asked);
-        let sale = sale_at(self.now.unix_ms, self.rules.period_s);
+        let sale = SaleId::at(self.now.unix_ms, self.rules.period_s);
         assert!(self.shards.iter().all(|shard| shard.terms().sale >= sale), "the hour has turned and no sale began");
         let taken: u64 = self.shards.iter().map(|shard| shard.quotas().total()).sum();
         let counts = self.shards.iter().map(Shard::counts);

@@ -10,8 +10,8 @@
 
 mod alone;
 mod auditor;
-mod database;
 mod disk;
+mod fake_postgres;
 mod invariants;
 mod shadow;
 mod shipping;
@@ -20,9 +20,9 @@ mod trace;
 mod workload;
 mod world;
 
-use crate::code::Code;
-use crate::record::{Event, Record};
-use crate::types::{ItemId, SaleId};
+use crate::sale::code::Code;
+use crate::sale::ids::{ItemId, SaleId};
+use crate::sale::record::{LogEvent, Record};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use world::World;
 
@@ -34,7 +34,7 @@ fn number(name: &str, default: u64) -> u64 {
 /// Whether this record is the purchase of that item with that code.
 fn is_purchase(record: &Record, sale: SaleId, item: ItemId, code: Code) -> bool {
     record.sale == sale
-        && matches!(record.event, Event::Purchase { item: of, code: by, .. } if (of, by) == (item, code))
+        && matches!(record.event, LogEvent::Purchase { item: of, code: by, .. } if (of, by) == (item, code))
 }
 
 /// Lives one world to its end. Returns the hash of its trace.

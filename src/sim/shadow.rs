@@ -1,7 +1,7 @@
 //! What must be true: every promise made to a buyer, and nothing of how the server keeps it.
 
-use crate::code::Code;
-use crate::types::{ItemId, Moment, SaleId, UserId};
+use crate::sale::code::Code;
+use crate::sale::ids::{ItemId, Moment, SaleId, UserId};
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 

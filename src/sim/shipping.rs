@@ -1,11 +1,13 @@
 //! The machine and its database: claims, transactions, and what becomes of both when one of them is lost.
 
-use super::database::Fate;
-use super::disk::{CLUSTER, Disk, Key, stream_of};
+use super::disk::{CLUSTER, Disk, purchases_of, stream_of};
+use super::fake_postgres::Fate;
 use super::is_purchase;
 use super::world::World;
-use crate::ownership::{Memory, Owner, RecoverFrom, Run, judge_owner, judge_position};
-use crate::shard::Event;
+use crate::config::settings::RecoverFrom;
+use crate::log::block::StreamKey;
+use crate::log::ownership::{Memory, Owner, Run, judge_owner, judge_position};
+use crate::sale::shard::ShardEvent;
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
@@ -35,7 +37,7 @@ impl World {
         let mut positions = BTreeMap::new();
         let this_epoch = self.owner.run.epoch;
         for (key, records) in &self.archive {
-            let end = (key.0 < this_epoch).then_some(records.len() as u64);
+            let end = (key.epoch < this_epoch).then_some(records.len() as u64);
             let known = self.database.tables.positions.get(key).copied();
             let at = judge_position(&stream_of(*key), (0, end), known, false, RecoverFrom::Auto);
             positions.insert(*key, at.expect("a false alarm about a position"));
@@ -52,9 +54,9 @@ impl World {
         }
     }
 
-    fn publish(&mut self, key: Key, position: u64) {
-        if key.0 == self.owner.run.epoch {
-            self.apply(key.1, Event::Persisted(position));
+    fn publish(&mut self, key: StreamKey, position: u64) {
+        if key.epoch == self.owner.run.epoch {
+            self.apply(key.shard, ShardEvent::Persisted(position));
         }
     }
 
@@ -101,7 +103,7 @@ impl World {
         let records = self.database.latest_sale();
         let run =
             Run { epoch: self.owner.run.epoch.max(owner.run.epoch) + 1, id: Uuid::from_u128(self.faults.u128(..)) };
-        let key = (run.epoch, 0);
+        let key = purchases_of(run.epoch, 0);
         self.owner = Owner { cluster: CLUSTER, run };
         self.database.tables.owner = Some(self.owner);
         self.database.tables.positions.insert(key, records.len() as u64);

@@ -1,10 +1,10 @@
 //! Whole small worlds, tried exhaustively: every order of everything, a crash at every point.
 
 use super::world::World;
-use crate::code::Code;
-use crate::command::Command;
-use crate::types::{ItemId, UserId};
-use crate::waiting::Watermark;
+use crate::sale::code::Code;
+use crate::sale::command::Command;
+use crate::sale::deferred::Watermark;
+use crate::sale::ids::{ItemId, UserId};
 use uuid::Uuid;
 
 /// Buyers at two shards, in turn, who want as many items in turn, and buy what they have reserved.

@@ -1,9 +1,9 @@
 //! What buyers do: reserve, buy, try again with the same key, hoard, give back, guess.
 
 use super::shadow::Shadow;
-use crate::code::Code;
-use crate::command::Command;
-use crate::types::{ItemId, UserId};
+use crate::sale::code::Code;
+use crate::sale::command::Command;
+use crate::sale::ids::{ItemId, UserId};
 use uuid::Uuid;
 
 pub const USERS: i64 = 4;

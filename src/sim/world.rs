@@ -1,23 +1,24 @@
 //! The machine: shards, lanes, logs, clocks and a database, and everything that may happen to them.
 
 use super::auditor::{Asked, Now, audit, user_of};
-use super::database::Database;
-use super::disk::{CLUSTER, Disk, Key};
+use super::disk::{CLUSTER, Disk, purchases_of};
+use super::fake_postgres::FakePostgres;
 use super::shadow::Shadow;
 use super::trace::Trace;
 use super::workload;
-use crate::board::Board;
-use crate::code::{Code, CodeGenerator};
-use crate::command::{Command, Outcome};
-use crate::message::{Reply, Request};
-use crate::ownership::{Memory, Owner, Run};
-use crate::partition::Partition;
-use crate::record::Record;
-use crate::replay::Replay;
-use crate::sale::State;
-use crate::shard::{Effects, Event, Rules, Shard};
-use crate::types::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
-use crate::waiting::Watermark;
+use crate::log::block::StreamKey;
+use crate::log::ownership::{Memory, Owner, Run};
+use crate::log::replay::Replay;
+use crate::operate::item_states::ItemStates;
+use crate::sale::code::{Code, CodeGenerator};
+use crate::sale::command::{Command, Outcome};
+use crate::sale::deferred::Watermark;
+use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
+use crate::sale::message::{Reply, Request};
+use crate::sale::partition::Partition;
+use crate::sale::record::Record;
+use crate::sale::shard::{Effects, Rules, Shard, ShardEvent};
+use crate::sale::stock::ItemState;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use uuid::Uuid;
 
@@ -33,7 +34,7 @@ enum Message {
 
 /// The smallest thing that can happen.
 #[derive(Clone, Copy, Debug)]
-pub enum Move {
+pub enum Action {
     /// A lane delivers its oldest message.
     Deliver((u16, u16, bool)),
     /// A log begins to write what it has.
@@ -44,7 +45,7 @@ pub enum Move {
 
 /// One shard's log in this run.
 #[derive(Default)]
-struct Log {
+struct WorldLog {
     records: Vec<Record>,
     /// How many the flush under way brings.
     flushing: Option<usize>,
@@ -56,13 +57,13 @@ pub struct World {
     pub rules: Rules,
     pub partition: Partition,
     pub shards: Vec<Shard>,
-    pub board: Board,
+    pub board: ItemStates,
     pub shadow: Shadow,
-    pub database: Database,
+    pub database: FakePostgres,
     /// What is durable, by stream.
-    pub archive: BTreeMap<Key, Vec<Record>>,
+    pub archive: BTreeMap<StreamKey, Vec<Record>>,
     /// The stream that a takeover brought, which nobody ships.
-    pub brought: Option<Key>,
+    pub brought: Option<StreamKey>,
     /// The sale that came from a database, in which some users may have more than the limit.
     pub taken_over: Option<SaleId>,
     /// Requests without an answer.
@@ -75,7 +76,7 @@ pub struct World {
     pub now: Moment,
     /// Raised when the wall clock jumps and when the machine is lost: holds of an earlier era may end at any time.
     pub era: u32,
-    logs: Vec<Log>,
+    logs: Vec<WorldLog>,
     pub disk: Disk,
     /// By sender, receiver, and whether it is the lane for replies.
     lanes: BTreeMap<(u16, u16, bool), VecDeque<Message>>,
@@ -85,7 +86,7 @@ pub struct World {
     pub owner: Owner,
     pub memory: Memory,
     /// Where each stream goes on, while the database is connected.
-    pub positions: Option<BTreeMap<Key, u64>>,
+    pub positions: Option<BTreeMap<StreamKey, u64>>,
     /// The database was set back, and has not got everything again yet.
     pub is_set_back: bool,
     pub refused: bool,
@@ -122,9 +123,9 @@ impl World {
             rules: Rules { period_s, items, user_limit: USER_LIMIT, ttl_ms: TTL_MS, purchase_ack },
             partition: Partition::new(1),
             shards: Vec::new(),
-            board: Board::new(Partition::new(1), 0, &[]),
+            board: ItemStates::new(Partition::new(1), 0, &[]),
             shadow: Shadow::default(),
-            database: Database::default(),
+            database: FakePostgres::default(),
             archive: BTreeMap::new(),
             brought: None,
             taken_over: None,
@@ -154,26 +155,26 @@ impl World {
     }
 
     /// What can happen next, apart from buyers, time and faults.
-    pub fn options(&self) -> Vec<Move> {
-        let lanes = self.lanes.iter().filter(|(_, lane)| !lane.is_empty()).map(|(lane, _)| Move::Deliver(*lane));
+    pub fn options(&self) -> Vec<Action> {
+        let lanes = self.lanes.iter().filter(|(_, lane)| !lane.is_empty()).map(|(lane, _)| Action::Deliver(*lane));
         let logs = (0..).zip(&self.logs);
         let logs = logs.filter(|(_, log)| log.flushed < log.records.len()).map(|(shard, log)| match log.flushing {
-            None => Move::StartFlush(shard),
-            Some(_) => Move::FinishFlush(shard),
+            None => Action::StartFlush(shard),
+            Some(_) => Action::FinishFlush(shard),
         });
         lanes.chain(logs).collect()
     }
 
     /// Makes a move of the options.
-    pub fn make(&mut self, made: Move) {
+    pub fn make(&mut self, made: Action) {
         self.steps += 1;
         match made {
-            Move::Deliver(lane) => self.deliver(lane),
-            Move::StartFlush(shard) => {
+            Action::Deliver(lane) => self.deliver(lane),
+            Action::StartFlush(shard) => {
                 let log = &self.logs[usize::from(shard)];
                 self.start_flush(shard, log.records.len() - log.flushed, 1);
             }
-            Move::FinishFlush(shard) => self.finish_flush(shard),
+            Action::FinishFlush(shard) => self.finish_flush(shard),
         }
     }
 
@@ -258,7 +259,7 @@ impl World {
         if let Some(ticket) = self.asked.keys().nth(place).copied() {
             let origin = self.asked.remove(&ticket).expect("it is there").shard;
             self.gave_up.insert(ticket);
-            self.apply(origin, Event::Withdrawn(Ticket(ticket)));
+            self.apply(origin, ShardEvent::Withdrawn(Ticket(ticket)));
         }
     }
 
@@ -279,7 +280,7 @@ impl World {
         self.now.unix_ms += ms;
         // Not every shard gets a turn at once: the newest sale reaches the others with what they hear next.
         let shard = self.faults.u16(0..self.partition.shards());
-        self.apply(shard, Event::Tick);
+        self.apply(shard, ShardEvent::Tick);
     }
 
     /// Somebody sets the wall clock.
@@ -346,10 +347,10 @@ impl World {
         self.items_free.clear();
         self.users_free.clear();
         self.positions = None;
-        self.logs = (0..shards).map(|_| Log::default()).collect();
-        self.board = Board::new(self.partition, self.rules.items, &inventories);
+        self.logs = (0..shards).map(|_| WorldLog::default()).collect();
+        self.board = ItemStates::new(self.partition, self.rules.items, &inventories);
         for (id, inventory) in (0..).zip(inventories) {
-            let key = (self.owner.run.epoch, id);
+            let key = purchases_of(self.owner.run.epoch, id);
             self.disk.create(key);
             self.archive.insert(key, Vec::new());
             let mut seed = [id as u8; 32];
@@ -360,7 +361,7 @@ impl World {
             self.shards.push(shard);
             self.carry_out(id, effects);
         }
-        (0..shards).for_each(|id| self.apply(id, Event::LogRoom(u64::MAX)));
+        (0..shards).for_each(|id| self.apply(id, ShardEvent::LogRoom(u64::MAX)));
     }
 
     pub fn command(&mut self, shard: u16, command: Command) {
@@ -368,24 +369,24 @@ impl World {
         let asked = Asked { shard, command, at: self.now, era: self.era, event: self.events };
         self.trace.note(format_args!("{} #{} at shard {shard}: {command:?}", self.steps, self.tickets));
         self.asked.insert(self.tickets, asked);
-        self.apply(shard, Event::Tick);
-        self.apply(shard, Event::Sale(self.newest_sale()));
-        self.apply(shard, Event::Command(Ticket(self.tickets), command));
+        self.apply(shard, ShardEvent::Tick);
+        self.apply(shard, ShardEvent::Sale(self.newest_sale()));
+        self.apply(shard, ShardEvent::Command(Ticket(self.tickets), command));
     }
 
     fn deliver(&mut self, lane: (u16, u16, bool)) {
         let (from, to, _) = lane;
         let message = self.lanes.get_mut(&lane).and_then(VecDeque::pop_front).expect("the lane is busy");
         self.trace.note(format_args!("{} {from} to {to}: {message:?}", self.steps));
-        self.apply(to, Event::Sale(self.newest_sale()));
+        self.apply(to, ShardEvent::Sale(self.newest_sale()));
         match message {
-            Message::Request(request) => self.apply(to, Event::Request(ShardId(from), request)),
-            Message::Reply(reply) => self.apply(to, Event::Reply(reply)),
+            Message::Request(request) => self.apply(to, ShardEvent::Request(ShardId(from), request)),
+            Message::Reply(reply) => self.apply(to, ShardEvent::Reply(reply)),
         }
     }
 
     fn start_flush(&mut self, shard: u16, count: usize, per_block: usize) {
-        let (key, log) = ((self.owner.run.epoch, shard), &mut self.logs[usize::from(shard)]);
+        let (key, log) = (purchases_of(self.owner.run.epoch, shard), &mut self.logs[usize::from(shard)]);
         if count > 0 && self.disk.has_room(key, count) {
             let records = &log.records[log.flushed..log.flushed + count];
             self.disk.start_flush(key, records, per_block, log.flushed as u64);
@@ -394,7 +395,7 @@ impl World {
     }
 
     fn finish_flush(&mut self, shard: u16) {
-        let (key, log) = ((self.owner.run.epoch, shard), &mut self.logs[usize::from(shard)]);
+        let (key, log) = (purchases_of(self.owner.run.epoch, shard), &mut self.logs[usize::from(shard)]);
         self.disk.finish_flush(key);
         log.flushed += log.flushing.take().expect("a flush is under way");
         self.archive.insert(key, log.records[..log.flushed].to_vec());
@@ -403,10 +404,10 @@ impl World {
         }
         let seq = log.flushed as u64;
         self.trace.note(format_args!("{} shard {shard} flushed {seq}", self.steps));
-        self.apply(shard, Event::Flushed(seq));
+        self.apply(shard, ShardEvent::Flushed(seq));
     }
 
-    pub fn apply(&mut self, shard: u16, event: Event) {
+    pub fn apply(&mut self, shard: u16, event: ShardEvent) {
         let mut effects = Effects::default();
         self.shards[usize::from(shard)].apply(event, self.now, &mut effects);
         self.events += 1;
@@ -462,7 +463,7 @@ impl World {
     pub fn settle(&mut self) {
         // Where the wall clock went back, a shard may not have heard of the newest sale yet.
         let sale = self.newest_sale();
-        (0..self.partition.shards()).for_each(|shard| self.apply(shard, Event::Sale(sale)));
+        (0..self.partition.shards()).for_each(|shard| self.apply(shard, ShardEvent::Sale(sale)));
         for _ in 0..10_000 {
             while let Some(lane) = self.lanes.iter().find(|(_, lane)| !lane.is_empty()).map(|(key, _)| *key) {
                 self.deliver(lane);
@@ -475,7 +476,7 @@ impl World {
                 if self.logs[usize::from(shard)].flushing.is_some() {
                     self.finish_flush(shard);
                 }
-                self.apply(shard, Event::Tick);
+                self.apply(shard, ShardEvent::Tick);
             }
             self.ship();
             if self.refused {
@@ -514,6 +515,6 @@ impl World {
         }
         let slots =
             self.shards.iter().flat_map(|shard| (0..shard.stock().items()).map(|slot| shard.stock().state(slot)));
-        assert!(slots.into_iter().all(|state| state == State::Sold), "an item was left over");
+        assert!(slots.into_iter().all(|state| state == ItemState::Sold), "an item was left over");
     }
 }

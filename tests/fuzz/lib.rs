@@ -1,4 +1,4 @@
-//! The targets and what they share with the tests.
+//! The fuzz targets, and the modules that they share with the tests.
 
 #[path = "../hostile/conversation.rs"]
 mod conversation;

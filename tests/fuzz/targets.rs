@@ -1,27 +1,27 @@
-//! What is fuzzed, one function for each target: bytes in, a panic if something is wrong. cargo-fuzz runs them with
-//! coverage (`tests/fuzz/fuzz_targets`), `cargo test` with mutations of the seeds (`tests/hostile/fuzzed.rs`).
+//! Fuzz targets, one function each: a target takes bytes and panics if it finds a defect. cargo-fuzz runs the targets
+//! with coverage (`tests/fuzz/fuzz_targets`), `cargo test` with mutations of the seeds (`tests/hostile/fuzzed.rs`).
 
 use crate::conversation::Conversation;
 use crate::second_parser;
-use stampede::block::{self, BLOCK_BYTES, BLOCK_RECORDS, Header, LogKind, StreamId};
-use stampede::code::{Code, CodeSpace, ITEMS_MAX};
-use stampede::command::Command;
-use stampede::database_url::{DatabaseUrl, parts};
-use stampede::http::parse_head;
-use stampede::partition::Partition;
-use stampede::record::{Event, RECORD_BYTES, Record, RefusalReason};
-use stampede::replay::Replay;
-use stampede::route::{Route, route as find_route};
-use stampede::shard::Rules;
-use stampede::stream::{self as streams, Ending, SegmentBytes};
-use stampede::types::{ItemId, Moment, SaleId, UserId};
-use stampede::waiting::Watermark;
+use stampede::config::database_url::{DatabaseUrl, parts};
+use stampede::http::head::parse_head;
+use stampede::http::route::{Route, route as find_route};
+use stampede::log::block::{self, BLOCK_BYTES, Header, LogKind, StreamId};
+use stampede::log::replay::Replay;
+use stampede::log::stream::{self as streams, Ending, SegmentBytes};
+use stampede::sale::code::{Code, CodeSpace, ITEMS_MAX};
+use stampede::sale::command::Command;
+use stampede::sale::deferred::Watermark;
+use stampede::sale::ids::{ItemId, Moment, SaleId, UserId};
+use stampede::sale::partition::Partition;
+use stampede::sale::record::{BLOCK_RECORDS, LogEvent, RECORD_BYTES, Record, RefusalReason};
+use stampede::sale::shard::Rules;
 use uuid::Uuid;
 
-/// Fails on bytes that show a mistake.
+/// A fuzz target, which panics on bytes that reveal a defect.
 pub type Target = fn(&[u8]);
 
-/// Every target, by name.
+/// All targets, by name.
 pub const TARGETS: &[(&str, Target)] = &[
     ("request", request),
     ("connection", connection),
@@ -31,7 +31,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("database_url", database_url),
 ];
 
-/// The parser's verdict falls once and then stands, whatever follows; and another parser reads nothing else.
+/// Checks that the parser's first verdict on a head stays the same whatever bytes follow, and that a second parser
+/// reads the same request.
 pub fn request(bytes: &[u8]) {
     let verdict = parse_head(bytes);
     let mut earlier = (0..bytes.len()).map(|length| parse_head(&bytes[..length]));
@@ -47,7 +48,8 @@ pub fn request(bytes: &[u8]) {
     }
 }
 
-/// Requests and answers are the same however the bytes are cut; the first byte says how.
+/// Checks that requests and responses do not depend on how the bytes are cut into pieces. The first byte selects the
+/// pieces.
 pub fn connection(bytes: &[u8]) {
     let Some((&seed, bytes)) = bytes.split_first() else { return };
     let whole = Conversation::with(bytes, []);
@@ -63,7 +65,7 @@ pub fn connection(bytes: &[u8]) {
     assert_eq!((cut.is_closed(), cut.is_idle()), (whole.is_closed(), whole.is_idle()));
 }
 
-/// What a query asks for has one spelling.
+/// Checks that a query is accepted only with the canonical spelling of its values.
 pub fn route(bytes: &[u8]) {
     let query: String = bytes.iter().map(|byte| char::from(byte % 0x80)).filter(char::is_ascii_graphic).collect();
     let ask = |line: &str| {
@@ -86,14 +88,14 @@ pub fn route(bytes: &[u8]) {
 }
 
 const STREAM: StreamId = StreamId { cluster: Uuid::from_u128(1), epoch: 2, shard: 3, log: LogKind::Purchases };
-/// Where fuzzed segments begin, at most.
+/// Upper bound of the first block numbers of fuzzed segments.
 const FAR: u64 = block::COUNT_MAX / 2;
-/// Blocks of a segment of the fuzzed streams.
+/// Number of blocks in a segment of the fuzzed streams.
 const SEGMENT_BLOCKS: usize = 3;
-/// Blocks of a fuzzed stream, at most.
+/// Maximum number of blocks in a fuzzed stream.
 const BLOCKS_MAX: usize = 12;
 
-/// Bytes as choices; zeros when they are used up.
+/// The fuzzer's bytes as a sequence of choices. When the bytes are used up, every choice is zero.
 struct Choices<'a>(&'a [u8]);
 
 impl Choices<'_> {
@@ -115,8 +117,9 @@ impl Choices<'_> {
     }
 }
 
-/// Blocks with good checksums and whatever content, good chains with odd links, torn and foreign blocks: the reader
-/// comes to a verdict, and a stream that it accepts and recovery seals is read the same again.
+/// Reads streams of blocks with good checksums and arbitrary content, of good chains with wrong links, and of torn and
+/// foreign blocks. Checks that the reader accepts or refuses the stream, and that an accepted stream, once sealed as by
+/// recovery, is read the same again.
 pub fn stream(bytes: &[u8]) {
     let segments = segments(&mut Choices(bytes));
     let read = |segments: &[SegmentBytes]| {
@@ -141,13 +144,13 @@ pub fn stream(bytes: &[u8]) {
     last.bytes.extend(end.seal(&STREAM));
     last.made_blocks = (last.bytes.len() / BLOCK_BYTES) as u64;
     let (again, same) = read(&sealed);
-    let again = again.expect("a sealed stream is good");
+    let again = again.expect("a sealed stream is valid");
     assert_eq!((again.ending, again.blocks, again.records, same), (Ending::Sealed, end.blocks, end.records, seqs));
 }
 
-/// Segments as the choices have them.
+/// Returns the segments that the choices describe.
 fn segments(choices: &mut Choices<'_>) -> Vec<SegmentBytes> {
-    let event = Event::Refused { item: ItemId(1), user: UserId(2), reason: RefusalReason::ItemSold };
+    let event = LogEvent::Refused { item: ItemId(1), user: UserId(2), reason: RefusalReason::ItemSold };
     let record = Record { sale: SaleId(1), unix_ms: 1, event }.encode();
     let first_block = match choices.byte() {
         255 => choices.number() % FAR,
@@ -198,9 +201,9 @@ fn segments(choices: &mut Choices<'_>) -> Vec<SegmentBytes> {
             block.truncate(usize::from(u16::from_le_bytes(choices.take())) % BLOCK_BYTES);
         }
         number += 1;
-        segments.last_mut().expect("one was begun").bytes.extend(block);
+        segments.last_mut().expect("a segment exists").bytes.extend(block);
     }
-    // Files are made at their full length.
+    // Segment files are created at their full length.
     for segment in &mut segments {
         if !segment.bytes.is_empty() && segment.bytes.len().is_multiple_of(BLOCK_BYTES) {
             segment.bytes.resize(SEGMENT_BLOCKS * BLOCK_BYTES, 0);
@@ -209,10 +212,10 @@ fn segments(choices: &mut Choices<'_>) -> Vec<SegmentBytes> {
     segments
 }
 
-/// Items of a fuzzed sale, so that a run costs little; more than a sale can have are left as they are.
+/// Maximum number of items in a fuzzed sale, to keep a run cheap. Numbers beyond `ITEMS_MAX` are left unchanged.
 const ITEMS: u32 = 64;
 
-/// Any records in any order are replayed or refused, one after the other, and what is left is a sale.
+/// Checks that any records in any order are replayed or refused one by one, and that the result is a consistent sale.
 pub fn replay(bytes: &[u8]) {
     let now = Moment { monotonic_ms: 1_000, unix_ms: 3_600_000 * 500 };
     let rules = Rules { period_s: 3600, items: ITEMS, user_limit: 10, ttl_ms: 100, purchase_ack: Watermark::Flushed };
@@ -220,12 +223,12 @@ pub fn replay(bytes: &[u8]) {
     let mut replay = Replay::new(Partition::new(u16::from(shards % 8) + 1), now);
     for bytes in bytes.as_chunks::<RECORD_BYTES>().0 {
         let Ok(mut record) = Record::decode(bytes) else { continue };
-        if let Event::SaleOpened { items, .. } = &mut record.event
+        if let LogEvent::SaleOpened { items, .. } = &mut record.event
             && *items <= ITEMS_MAX
         {
             *items %= ITEMS + 1;
         }
-        // Recovery goes on after a contradiction, too: it may be of a sale that no longer matters.
+        // Recovery continues after a contradiction, which may concern a sale that is no longer relevant.
         let _ = replay.record(&record);
     }
     let Ok((inventories, found)) = replay.finish(&rules) else { return };
@@ -235,7 +238,7 @@ pub fn replay(bytes: &[u8]) {
     let _ = Code::from_bytes([0x8f; 16]).destination(&CodeSpace::new(&terms));
 }
 
-/// Any text is a place or an error, and the place can be said.
+/// Checks that any text is a database URL or an error, and that the place of a URL has the documented form.
 pub fn database_url(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Ok(url) = DatabaseUrl::parse(text) {

@@ -1,37 +1,36 @@
-//! A connection without sockets: what a server makes of bytes, in whatever pieces they come.
+//! A connection without sockets: parses and routes bytes as the server does, in pieces of any length.
 
-use stampede::command::Command;
-use stampede::connection::{Connection, State, Step};
-use stampede::http::{Framing, Head, Method};
-use stampede::problem::Problem;
-use stampede::route::{Route, route};
+use stampede::http::connection::{Connection, ConnectionState, Step};
+use stampede::http::head::{Framing, Head, Method};
+use stampede::http::problem::Problem;
+use stampede::http::route::{Route, route};
+use stampede::sale::command::Command;
 
-/// What a request or a failure to make one is answered with. The interim 100 is not recorded: whether it is said
-/// depends on whether the body is already there.
+/// The response to a request, or to bytes that are not a request. The interim response 100 is not recorded, because it
+/// depends on whether the body has already arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// The sale was asked: the one thing that hostile bytes must not bring about.
+    /// The request reaches the sale, which hostile bytes must not do.
     Asked(Command),
-    /// Something to be read was shown.
+    /// The response is a page or the event stream.
     Shown,
-    /// Refused, without asking anyone.
+    /// The request is refused before it reaches the sale.
     Refused(Problem),
 }
 
-/// A request, as far as two parsers can agree on it.
+/// The parts of a request that two parsers must agree on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// The method.
     pub method: Method,
     /// Path and query.
     pub target: String,
-    /// How the body's end is known.
+    /// How the end of the body is determined.
     pub framing: Framing,
-    /// Where the request ends in the bytes of the connection.
+    /// Offset of the end of the request, in the bytes of the connection.
     pub end: usize,
 }
 
-/// One connection's requests and answers so far.
+/// The requests and responses of one connection so far.
 pub struct Conversation {
     connection: Connection,
     heard: usize,
@@ -44,7 +43,7 @@ impl Conversation {
         Conversation { connection: Connection::new(0), heard: 0, requests: Vec::new(), answers: Vec::new() }
     }
 
-    /// What becomes of `bytes` when they come in pieces of these lengths, and then the rest.
+    /// Receives `bytes` in pieces of these lengths, and then the rest.
     pub fn with(bytes: &[u8], pieces: impl IntoIterator<Item = usize>) -> Conversation {
         let mut conversation = Conversation::new();
         let mut rest = bytes;
@@ -57,7 +56,7 @@ impl Conversation {
         conversation
     }
 
-    /// Receives a piece, as the server does when it has read one.
+    /// Receives a piece, as the server does after a read.
     pub fn hear(&mut self, piece: &[u8]) {
         if self.is_closed() {
             return;
@@ -69,7 +68,7 @@ impl Conversation {
             match self.connection.next(&input[at..]) {
                 Err(reject) => {
                     self.answers.push(Answer::Refused(reject.into()));
-                    self.connection.state = State::Closing;
+                    self.connection.state = ConnectionState::Closing;
                 }
                 Ok((used, Step::More)) => {
                     at += used;
@@ -85,7 +84,7 @@ impl Conversation {
                         Route::Refused(problem) => Answer::Refused(problem),
                     });
                     if !head.keep_alive {
-                        self.connection.state = State::Closing;
+                        self.connection.state = ConnectionState::Closing;
                     }
                     self.connection.understood();
                 }
@@ -96,12 +95,12 @@ impl Conversation {
         self.connection.input = input;
     }
 
-    /// Nothing more is read.
+    /// Returns whether the connection reads no more bytes.
     pub fn is_closed(&self) -> bool {
-        self.connection.state == State::Closing
+        self.connection.state == ConnectionState::Closing
     }
 
-    /// It ends at the end of a request, and another may follow.
+    /// Returns whether the bytes so far end at the end of a request and another request may follow.
     pub fn is_idle(&self) -> bool {
         self.connection.is_idle()
     }

@@ -1,10 +1,10 @@
-//! The fuzz targets without a fuzzer: every seed and a number of mutations.
+//! Runs the fuzz targets without a fuzzer, on every seed and on random mutations of the seeds.
 
 use crate::targets::TARGETS;
 use fastrand::Rng;
 use std::path::Path;
 
-/// Mutations of each target, unless `STAMPEDE_FUZZ_RUNS` says otherwise.
+/// Default number of mutations for each target. `STAMPEDE_FUZZ_RUNS` overrides it.
 const RUNS: u32 = 200_000;
 
 fn seeds(target: &str) -> Vec<Vec<u8>> {
@@ -15,7 +15,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
     paths.iter().map(|path| std::fs::read(path).unwrap()).collect()
 }
 
-/// A few small changes, as fuzzers make them.
+/// Makes a few small changes, like a fuzzer.
 fn mutate(bytes: &mut Vec<u8>, other: &[u8], chance: &mut Rng) {
     const TELLING: &[&[u8]] =
         &[b"\r\n", b"\r\n\r\n", b"0\r\n\r\n", b"\n", b" ", b"\t", b":", b"\0", b"\xff\xff\xff\xff"];
@@ -26,7 +26,7 @@ fn mutate(bytes: &mut Vec<u8>, other: &[u8], chance: &mut Rng) {
             0 if at < bytes.len() => bytes[at] ^= 1 << chance.u8(..8),
             1 if at < bytes.len() => bytes[at] = chance.u8(..),
             2 => _ = bytes.drain(at..to),
-            3 => _ = bytes.splice(at..at, chance.choice(TELLING).expect("there are some").iter().copied()),
+            3 => _ = bytes.splice(at..at, chance.choice(TELLING).expect("the list is not empty").iter().copied()),
             4 => _ = bytes.splice(at..at, bytes[at..to].to_vec()),
             _ => {
                 let from = chance.usize(..=other.len());
@@ -46,10 +46,10 @@ fn no_target_fails() {
                 let seeds = seeds(name);
                 seeds.iter().for_each(|seed| target(seed));
                 for run in 0..runs {
-                    // The number of a run is its seed, so that a failure can be had again.
+                    // The number of the run is its random seed, so that a failure can be reproduced.
                     let mut chance = Rng::with_seed(run.into());
-                    let mut bytes = chance.choice(&seeds).expect("there are some").clone();
-                    let other = chance.choice(&seeds).expect("there are some");
+                    let mut bytes = chance.choice(&seeds).expect("the list is not empty").clone();
+                    let other = chance.choice(&seeds).expect("the list is not empty");
                     mutate(&mut bytes, other, &mut chance);
                     let said = std::panic::catch_unwind(|| target(&bytes));
                     assert!(said.is_ok(), "{name}, run {run}: {}", bytes.escape_ascii());

@@ -1,4 +1,4 @@
-//! What comes from clients and disks may be anything: no bytes are read in two ways, and none make a reader fail.
+//! Hostile input from clients and disks: no bytes can be parsed in two ways, and no bytes make a parser panic.
 
 mod cases;
 mod conversation;
@@ -10,10 +10,10 @@ mod targets;
 
 use cases::{COVETED, Case, Then, cases};
 use conversation::{Answer, Conversation, Request};
-use stampede::command::Command;
+use stampede::sale::command::Command;
 use std::collections::BTreeSet;
 
-/// What a sale without holds would answer; only the coveted item is to be had.
+/// Returns the response of a sale without holds, in which only the coveted item exists.
 fn outcome(answer: &Answer) -> &'static str {
     match answer {
         Answer::Refused(problem) => problem.about().slug,
@@ -49,8 +49,8 @@ fn every_case_has_its_answer_however_it_is_cut() {
     assert_eq!(names.len(), cases.len(), "two cases have one name");
 }
 
-/// Whatever is understood here is understood there in the same way. Where kawa understands what is refused here, or
-/// something else, no harm is done: nothing follows a refusal.
+/// kawa parses every request that Stampede accepts, with the same result. If Stampede refuses a request that kawa
+/// accepts, their difference does no harm, because Stampede reads nothing after a refusal.
 #[test]
 fn a_second_parser_reads_the_same_requests() {
     for case in cases() {
@@ -58,7 +58,7 @@ fn a_second_parser_reads_the_same_requests() {
         for request in Conversation::with(&case.bytes, []).requests {
             let theirs = second_parser::read(&case.bytes[from..]);
             let ours = Request { end: request.end - from, ..request.clone() };
-            // Which kawa refuses, all of them.
+            // kawa refuses all chunk extensions.
             if case.name != "chunks with extensions" {
                 assert_eq!(theirs, Some(ours), "{}", case.name);
             }

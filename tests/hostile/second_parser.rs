@@ -1,18 +1,19 @@
-//! Another reading of the same bytes: kawa, the parser of the reverse proxy Sōzu. What stands in front of a server
-//! and the server itself must never see different requests in the same bytes.
+//! A second parser for the same bytes: kawa, the parser of the reverse proxy Sōzu. A proxy and the server behind it
+//! must never see different requests in the same bytes.
 
 use crate::conversation::Request;
 use kawa::{BodySize, Buffer, Kawa, Kind, SliceBuffer, StatusLine, Version, h1};
-use stampede::http::{Framing, Method};
+use stampede::http::head::{Framing, Method};
 use std::io::Write;
 
-/// The first request in `bytes`, if kawa finds a whole one. It does not know the empty line that may come before.
+/// Returns the first request in `bytes`, if kawa finds a complete one. Skips the empty line that may precede a request,
+/// because kawa does not accept it.
 pub fn read(bytes: &[u8]) -> Option<Request> {
     let empty_line = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
     let bytes = &bytes[empty_line..];
     let mut memory = vec![0; bytes.len()];
     let mut request = Kawa::new(Kind::Request, Buffer::new(SliceBuffer(&mut memory[..])));
-    request.storage.write_all(bytes).expect("there is room");
+    request.storage.write_all(bytes).expect("the buffer has room");
     h1::parse(&mut request, &mut h1::NoCallbacks);
     if !request.is_terminated() {
         return None;
@@ -39,8 +40,8 @@ pub fn read(bytes: &[u8]) -> Option<Request> {
     })
 }
 
-/// An absolute target without a path has the path "/" (RFC 9110 §4.2.3), which kawa leaves out before a query. A query
-/// of nothing is none here.
+/// Returns a target as Stampede reads it. An absolute target without a path has the path "/" (RFC 9110 §4.2.3), which
+/// kawa leaves out before a query. In Stampede, an empty query is no query.
 fn target(path: &str) -> String {
     let path = path.strip_suffix('?').filter(|path| !path.contains('?')).unwrap_or(path);
     if path.starts_with('?') || path.is_empty() { format!("/{path}") } else { path.to_owned() }

@@ -1,38 +1,38 @@
-//! Somebody who listens to the sale and does not take what it is told.
+//! A subscriber to the events of the sale that does not read them.
 
 use glommio::{LocalExecutorBuilder, Placement};
 use rustix::event::{EventfdFlags, eventfd};
-use stampede::board::Board;
-use stampede::clock::Clock;
-use stampede::connection::Midway;
-use stampede::items::OnSale;
-use stampede::meter::Meter;
-use stampede::page::Facts;
-use stampede::partition::Partition;
-use stampede::sale::Counts;
-use stampede::server::Server;
-use stampede::status::{Phase, Status};
-use stampede::types::{Moment, SaleId, ShardId, Terms};
+use stampede::http::connection::Midway;
+use stampede::operate::item_states::ItemStates;
+use stampede::operate::request_timer::RequestTimer;
+use stampede::operate::status::{Phase, Status};
+use stampede::sale::ids::{Moment, SaleId, ShardId, Terms};
+use stampede::sale::partition::Partition;
+use stampede::sale::stock::Counts;
+use stampede::server::item_pages::OnSale;
+use stampede::server::sockets::Server;
+use stampede::server::status_pages::Facts;
+use stampede::system::clock::Clock;
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 const SALE: Terms = Terms { sale: SaleId(7), items: 100, user_limit: 1 };
-/// More than the kernel takes for somebody who does not read.
+/// Bytes of pending output, more than the kernel buffers for a client that does not read.
 const BEFORE: usize = 8 << 20;
 
 fn after(ms: u64) -> Moment {
     Moment { monotonic_ms: 1 + ms, unix_ms: 1 + ms }
 }
 
-/// What it has been told when it reads at last, `until_ms` after the first of many changes; an end means that it was let
-/// go of.
+/// Returns the text that the subscriber receives if it begins to read `until_ms` after the first of many changes, and
+/// whether the server has disconnected it.
 fn told_by_then(until_ms: u64) -> (String, bool) {
     let run = async move {
         let status = Arc::new(Status::new(Phase::Serving, 1, false));
-        let board = Board::new(Partition::new(1), SALE.items, &[]);
+        let board = ItemStates::new(Partition::new(1), SALE.items, &[]);
         let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-        let meter = Meter::new(status.clone(), ShardId(0), Clock::start());
+        let meter = RequestTimer::new(status.clone(), ShardId(0), Clock::start());
         let mut server = Server::new(&bell, 4, meter).unwrap();
         let (mut client, socket) = UnixStream::pair().unwrap();
         socket.set_nonblocking(true).unwrap();
@@ -43,7 +43,7 @@ fn told_by_then(until_ms: u64) -> (String, bool) {
             let now = after(ms);
             status.shards[0].publish_sales(SALE.sale, Counts { claiming: 0, held: 0, committing: 0, sold });
             server.look(0);
-            server.serve(now, &mut |_, _, _, _, _| panic!("it asks for nothing"));
+            server.serve(now, &mut |_, _, _, _, _| panic!("the subscriber sends no request"));
             let sale = OnSale { terms: SALE, period_s: 3600, board: &board, unix_ms: now.unix_ms };
             let facts = Facts { status: &status, sale: Some(sale), known: None };
             server.tell_subscribers(now, |told, out| told.update(&facts, now.monotonic_ms, out));
@@ -57,7 +57,7 @@ fn told_by_then(until_ms: u64) -> (String, bool) {
         }
         let (mut heard, mut ended) = (Vec::new(), false);
         let mut piece = vec![0; 1 << 16];
-        // Until it has all of it, and a little longer.
+        // Read for five seconds of the test's time, which is longer than the output needs.
         for ms in until_ms..until_ms + 5000 {
             turn((until_ms / 1000) as u32, ms);
             loop {
@@ -83,7 +83,7 @@ fn it_hears_the_first_news_and_then_the_last() {
     let (heard, ended) = told_by_then(20_000);
     assert!(!ended);
     let events: Vec<_> = heard.split("event: ").skip(1).collect();
-    assert_eq!(events.len(), 2, "nothing was kept of all that was between: {heard}");
+    assert_eq!(events.len(), 2, "changes in between are not kept: {heard}");
     assert!(events[0].starts_with("sale\n") && events[0].contains("\"sold\":0,"), "{heard}");
     assert_eq!(events[1], "stock\ndata: {\"sale_id\":7,\"sold\":20,\"reserved\":0,\"available\":80}\n\n");
 }

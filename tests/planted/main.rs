@@ -1,9 +1,11 @@
-//! Tests of the tests: wrong versions of single lines, each of which must be caught.
+//! Tests of the tests: a planted bug is a wrong version of a place in the sources, and a test must catch each one.
 //!
-//! The bugs are planted in a copy of the sources, all of them at once, each behind a number that the environment
-//! chooses when the copy's tests run. So one build serves them all, and nothing of this is in the sources themselves.
+//! All bugs are planted at once in a copy of the sources. Each bug has a number, and an environment variable selects
+//! one bug when the tests of the copy run. So one build serves all bugs, and the sources themselves contain none of
+//! them.
 //!
-//! The table is `bugs.rs`. Where a line of it is no longer found, the line has changed: plant the bug anew.
+//! The table of bugs is `bugs.rs`. If a place of the table is no longer found, the source has changed: update the
+//! table.
 
 mod bugs;
 
@@ -13,10 +15,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::{env, fs};
 
-/// Chooses a bug, by its place in the table from 1.
+/// Environment variable that selects a bug by its position in the table, from 1.
 const CHOICE: &str = "STAMPEDE_PLANTED";
 
-/// Seeds after which the simulator has missed a bug; as many as it tries in CI.
+/// Number of seeds in which the simulator must catch a bug, the simulator's default.
 const SEEDS: &str = "20000";
 
 #[test]
@@ -35,10 +37,10 @@ fn every_planted_bug_is_caught() {
         writeln!(report, "{}: {}: {how}", bug.file, bug.what).unwrap();
     }
     println!("{report}");
-    assert_eq!(missed, 0, "bugs that nothing caught:\n{report}");
+    assert_eq!(missed, 0, "bugs that no test caught:\n{report}");
 }
 
-/// Which test failed first, and what it found.
+/// Returns the name of the first failed test and its message.
 fn complaint(said: &str) -> String {
     let lines = || said.lines().skip_while(|line| !line.contains("panicked at "));
     let test = lines().next().and_then(|line| line.split('\'').nth(1)).expect("a failed test has a name");
@@ -55,7 +57,7 @@ fn run(tests: &Path, number: usize, filter: &str, seeds: &str) -> Output {
     command.env("RUST_BACKTRACE", "0").env_remove("STAMPEDE_SIM_FIRST").output().expect("the copy's tests start")
 }
 
-/// A copy of the crate with every bug in it.
+/// A copy of the crate that contains every bug.
 struct Copy(tempfile::TempDir);
 
 impl Copy {
@@ -89,7 +91,8 @@ impl Copy {
         fs::write(&path, change(&source)).unwrap();
     }
 
-    /// Builds the copy's unit tests beside this test, with its profile, so that no dependency is built again.
+    /// Builds the copy's unit tests in the target directory and with the profile of this test, so that no dependency is
+    /// rebuilt. Returns the executable.
     fn build(&self) -> PathBuf {
         let this = env::current_exe().unwrap();
         let profile_dir = this.ancestors().nth(2).unwrap();
@@ -121,15 +124,15 @@ fn copy_tree(from: &Path, to: &Path) {
     }
 }
 
-/// Puts the wrong version of a line beside the right one.
+/// Replaces the place of a bug by a choice between the right and the wrong version.
 fn plant(source: &str, number: usize, bug: &Bug) -> String {
-    let (before, rest) = bug.place.split_once('«').expect("a place marks what is wrong");
-    let (right, after) = rest.split_once('»').expect("a place marks what is wrong");
+    let (before, rest) = bug.place.split_once('«').expect("a place contains « and »");
+    let (right, after) = rest.split_once('»').expect("a place contains « and »");
     let wrong = bug.wrong;
-    // Earlier bugs may stand in the same file, never in the same line.
+    // Earlier bugs may be in the same file, but never in the same place.
     let found = format!("{before}{right}{after}");
     let times = source.matches(&found).count();
-    assert_eq!(times, 1, "{}: {times} places like this, plant the bug anew: {found}", bug.file);
+    assert_eq!(times, 1, "{}: {times} matches, update the table of bugs: {found}", bug.file);
     let choice = format!("if crate::planted({number}) {{ {wrong} }} else {{ {right} }}");
     let choice = if right.ends_with(';') { choice } else { format!("({choice})") };
     source.replace(&found, &format!("{before}{choice}{after}"))

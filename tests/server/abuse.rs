@@ -1,4 +1,4 @@
-//! Buyers who try to get more than their share.
+//! Tests with clients that try to exceed a limit: the quota, one purchase per code, a share of the shard, or memory.
 
 use crate::harness::{LONG_SALE, Server};
 use crate::load::{connect, crowd};
@@ -48,7 +48,7 @@ fn a_thousand_purchases_of_one_code_buy_once() {
             }
         });
         let (bought, bought_keyed) = (bought.into_inner(), bought_keyed.into_inner());
-        // Either one purchase without a key won, or the key did, and then everyone who showed it.
+        // Either one purchase without a key succeeds, or every purchase with the key succeeds.
         assert!(
             (bought, bought_keyed) == (1, 0) || (bought, bought_keyed) == (0, keyed) && keyed > 0,
             "{bought} and {bought_keyed}"
@@ -57,7 +57,7 @@ fn a_thousand_purchases_of_one_code_buy_once() {
     assert_eq!(client.sale()["sold"], 3);
 }
 
-/// Clients that always have something to ask must not keep the log from being flushed.
+/// Clients that pipeline requests without a pause must not delay the flush of the log.
 #[test]
 fn a_busy_shard_still_sells() {
     let dir = tempfile::tempdir().unwrap();
@@ -84,7 +84,7 @@ fn a_busy_shard_still_sells() {
     });
 }
 
-/// A client that asks for much and reads nothing costs a bounded amount of memory.
+/// A client that sends requests and reads no responses costs a bounded amount of memory.
 #[test]
 fn who_does_not_read_is_not_waited_for() {
     let dir = tempfile::tempdir().unwrap();
@@ -92,7 +92,7 @@ fn who_does_not_read_is_not_waited_for() {
     let rude = Mutex::new(Vec::new());
     let before = server.resident_kib();
     let flood = "GET /sale HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1_000);
-    // Until the server stops reading from each.
+    // Each client sends until the server stops reading from its connection.
     crowd(50, |_| {
         let mut client = connect(server.address);
         client.send_until_stuck(flood.as_bytes());
@@ -105,7 +105,7 @@ fn who_does_not_read_is_not_waited_for() {
     assert!(grown < 50 * 200, "{grown} KiB for 50 clients");
 }
 
-/// Ten thousand requests in one go are answered one by one, in order.
+/// Ten thousand pipelined requests are answered in order.
 #[test]
 fn a_long_pipeline_is_served_to_its_end() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! A real browser without a screen: Chromium, told what to do by its DevTools protocol through a pair of pipes.
+//! A headless Chromium, controlled by its DevTools protocol through a pair of pipes.
 
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-/// How long the browser may take for anything.
+/// Time limit for one command or one wait.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A browser with one page.
@@ -16,15 +16,15 @@ pub struct Browser {
     process: Child,
     commands: RefCell<ChildStdin>,
     messages: Receiver<Value>,
-    /// Events that have come and nobody has looked at.
+    /// Events received and not yet examined.
     events: RefCell<Vec<Value>>,
     sent: Cell<u64>,
     session: String,
-    /// Removed after the browser's end.
+    /// Profile directory, removed after the browser has ended.
     _profile: tempfile::TempDir,
 }
 
-/// How a page is looked at.
+/// A screen: its size in CSS pixels, and its color scheme.
 #[derive(Clone, Copy)]
 pub struct Screen {
     pub width: u32,
@@ -33,23 +33,23 @@ pub struct Screen {
 }
 
 impl Browser {
-    /// Starts a browser; `None`: there is none on this machine.
+    /// Starts a browser. Returns `None` if Chromium is not installed.
     pub fn start() -> Option<Browser> {
         let has_chromium =
             Command::new("chromium").arg("--version").output().is_ok_and(|output| output.status.success());
         if !has_chromium {
             return None;
         }
-        let profile = tempfile::tempdir().expect("there is room");
-        // It reads from descriptor 3 and writes to 4, and ends when nobody is there any more.
+        let profile = tempfile::tempdir().expect("a temporary directory can be created");
+        // Chromium reads from descriptor 3, writes to descriptor 4, and ends when the pipe is closed.
         let line = "exec chromium --headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run \
                     --disable-background-networking --disable-component-update --hide-scrollbars --lang=en \
                     --remote-debugging-pipe --user-data-dir=\"$0\" 3<&0 4>&1 </dev/null >/dev/null 2>&1";
         let mut command = Command::new("sh");
         command.arg("-c").arg(line).arg(profile.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = command.spawn().expect("a shell");
-        let commands = RefCell::new(process.stdin.take().expect("it is piped"));
-        let mut output = BufReader::new(process.stdout.take().expect("it is piped"));
+        let mut process = command.spawn().expect("sh can be started");
+        let commands = RefCell::new(process.stdin.take().expect("standard input is piped"));
+        let mut output = BufReader::new(process.stdout.take().expect("standard output is piped"));
         let (sender, messages) = channel();
         std::thread::spawn(move || {
             let mut bytes = Vec::new();
@@ -72,21 +72,21 @@ impl Browser {
         };
         let target = browser.tell("Target.createTarget", json!({ "url": "about:blank" }))["targetId"].clone();
         let session = browser.tell("Target.attachToTarget", json!({ "targetId": target, "flatten": true }));
-        browser.session = session["sessionId"].as_str().expect("a name").to_owned();
+        browser.session = session["sessionId"].as_str().expect("the session id is a string").to_owned();
         ["Page", "Runtime", "Log", "Network", "Accessibility"].iter().for_each(|part| {
             browser.tell(&format!("{part}.enable"), json!({}));
         });
         Some(browser)
     }
 
-    /// Sends a command and waits for its answer.
+    /// Sends a command and waits for its response.
     pub fn tell(&self, method: &str, parameters: Value) -> Value {
         let number = self.sent.replace(self.sent.get() + 1);
         let mut command = json!({ "id": number, "method": method, "params": parameters });
         if !self.session.is_empty() {
             command["sessionId"] = self.session.as_str().into();
         }
-        self.commands.borrow_mut().write_all(format!("{command}\0").as_bytes()).expect("the browser lives");
+        self.commands.borrow_mut().write_all(format!("{command}\0").as_bytes()).expect("the browser is running");
         let end = Instant::now() + PATIENCE;
         loop {
             let left = end.saturating_duration_since(Instant::now());
@@ -102,14 +102,14 @@ impl Browser {
         }
     }
 
-    /// Looks at an address on a screen.
+    /// Opens a URL on a screen and waits until the page is loaded.
     pub fn open(&self, url: &str, screen: Screen) {
         self.turn_to(screen);
         self.tell("Page.navigate", json!({ "url": url }));
         self.wait_for("document.readyState === 'complete'");
     }
 
-    /// The same page on another screen.
+    /// Changes the screen of the current page.
     pub fn turn_to(&self, Screen { width, height, is_dark }: Screen) {
         let scheme = if is_dark { "dark" } else { "light" };
         let feature = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
@@ -118,7 +118,7 @@ impl Browser {
         self.tell("Emulation.setDeviceMetricsOverride", size);
     }
 
-    /// The value of an expression of JavaScript.
+    /// Returns the value of a JavaScript expression.
     pub fn evaluate(&self, expression: &str) -> Value {
         let asked = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
         let answer = self.tell("Runtime.evaluate", asked);
@@ -131,18 +131,18 @@ impl Browser {
         let end = Instant::now() + PATIENCE;
         while self.evaluate(expression) != true {
             if Instant::now() >= end {
-                panic!("never: {expression}\n{}", self.evaluate("document.body.innerText").as_str().unwrap_or(""));
+                panic!("timed out: {expression}\n{}", self.evaluate("document.body.innerText").as_str().unwrap_or(""));
             }
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
-    /// The text of the element with this id.
+    /// Returns the text of the element with this id.
     pub fn text(&self, id: &str) -> String {
-        self.evaluate(&format!("document.getElementById({id:?}).textContent")).as_str().expect("it is there").to_owned()
+        self.evaluate(&format!("document.getElementById({id:?}).textContent")).as_str().expect("an element").to_owned()
     }
 
-    /// A press of a key, in the element that has the focus.
+    /// Presses a key in the element that has the focus.
     pub fn press(&self, key: &str) {
         let code = json!({ "ArrowLeft": 37, "ArrowRight": 39, "Tab": 9 })[key].clone();
         for kind in ["keyDown", "keyUp"] {
@@ -151,9 +151,9 @@ impl Browser {
         }
     }
 
-    /// Everything that went wrong since it was last asked for: exceptions, errors and warnings on the console, requests.
+    /// Returns every exception, console error, console warning and failed request since the last call.
     pub fn complaints(&self) -> Vec<String> {
-        // Whatever has happened before this answer has been told before it.
+        // The browser sends messages in order, so that every earlier event arrives before this response.
         self.evaluate("0");
         let is_complaint = |event: &Value| match event["method"].as_str().unwrap_or_default() {
             "Runtime.exceptionThrown" | "Network.loadingFailed" => true,
@@ -170,15 +170,15 @@ impl Browser {
         events.iter().filter(|event| is_complaint(event)).map(|event| event["params"].to_string()).collect()
     }
 
-    /// The addresses that have been asked for since complaints were last asked for.
+    /// Returns the URLs requested since the last call of `complaints`.
     pub fn requested(&self) -> Vec<String> {
         self.evaluate("0");
         let events = self.events.borrow();
         let requests = events.iter().filter(|event| event["method"] == "Network.requestWillBeSent");
-        requests.map(|event| event["params"]["request"]["url"].as_str().expect("text").to_owned()).collect()
+        requests.map(|event| event["params"]["request"]["url"].as_str().expect("a string").to_owned()).collect()
     }
 
-    /// What a screen reader is given: role and name of each thing, in order.
+    /// Returns the page as a screen reader receives it: role and name of each node, in order.
     pub fn accessible(&self) -> Vec<(String, String)> {
         let tree = self.tell("Accessibility.getFullAXTree", json!({}));
         let nodes = tree["nodes"].as_array().expect("a list").iter().filter(|node| node["ignored"] == false);
@@ -186,22 +186,22 @@ impl Browser {
         nodes.map(|node| (text(&node["role"]), text(&node["name"]))).collect()
     }
 
-    /// Writes what the screen shows, or the whole page, to a PNG.
+    /// Writes a PNG of the visible part of the page.
     pub fn photograph(&self, file: &Path) {
         let shot = self.tell("Page.captureScreenshot", json!({ "format": "png" }));
-        std::fs::write(file, base64(shot["data"].as_str().expect("text"))).expect("it can be written");
+        std::fs::write(file, base64(shot["data"].as_str().expect("a string"))).expect("the file can be written");
     }
 }
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // All of its processes end with the one that was started.
+        // The browser's other processes end with this one.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// The bytes that base64 (RFC 4648) stands for.
+/// Decodes base64 (RFC 4648).
 fn base64(text: &str) -> Vec<u8> {
     let digit = |byte: u8| match byte {
         b'A'..=b'Z' => byte - b'A',

@@ -1,4 +1,5 @@
-//! Little disk: what gives way, and that it comes back.
+//! Tests of a small log budget: the server removes old sales, refuses checkouts when the log is full, and keeps every
+//! hold.
 
 use crate::harness::Server;
 use crate::load::buy_until;
@@ -9,8 +10,8 @@ fn log_bytes(dir: &Path) -> u64 {
     files.filter_map(|file| file.ok()?.metadata().ok()).map(|file| file.len()).sum()
 }
 
-/// Short sales on a small budget: old sales are removed, the server goes on, and every restart, by whatever number
-/// of shards, finds a log that it can read.
+/// Short sales on a small budget: the server removes old sales and continues to sell, and every restart can read the
+/// log, with any number of shards.
 #[test]
 fn old_sales_make_room_and_the_rest_can_always_be_read() {
     const BUDGET: u64 = 4 << 20;
@@ -29,18 +30,18 @@ fn old_sales_make_room_and_the_rest_can_always_be_read() {
             shards,
         ];
         let server = Server::start(dir.path(), &arguments);
-        // More than a whole sale.
+        // Buys more items than one sale has.
         let (bought, outcomes) = buy_until(server.address, 12, 500, 600);
         let known = ["200", "item-sold", "item-reserved", "sale-ended", "log-full"];
         assert!(outcomes.iter().all(|outcome| known.contains(&outcome.as_str())), "{outcomes:?}");
         assert!(bought > 500, "only {bought} were sold on {shards} shards");
-        // After a restart, what was promised to live holds may cost a little more than the budget.
+        // After a restart, the space reserved for live holds may exceed the budget a little.
         assert!(log_bytes(dir.path()) <= BUDGET / 4 * 5, "{} bytes", log_bytes(dir.path()));
         server.kill();
     }
 }
 
-/// When the log is full, nothing more is reserved, but all that is held can be bought.
+/// When the log is full, checkouts are refused, but every hold can be bought.
 #[test]
 fn a_full_log_still_buys_what_is_held() {
     let dir = tempfile::tempdir().unwrap();
@@ -67,7 +68,7 @@ fn a_full_log_still_buys_what_is_held() {
         }
         Some(response)
     });
-    let refused = refused.expect("the budget is small");
+    let refused = refused.expect("a log of 1 MiB becomes full");
     assert_eq!((refused.problem().as_str(), refused.header("retry-after")), ("log-full", Some("1")));
     server.wait_for_line("the log is full");
     assert!(codes.len() > 50, "only {} were held", codes.len());
@@ -75,7 +76,7 @@ fn a_full_log_still_buys_what_is_held() {
     now.iter().for_each(|code| assert_eq!(client.purchase(code).status, 200));
     server.kill();
 
-    // Nor does a crash take the room that was promised.
+    // The space reserved for the remaining holds survives a crash.
     let server = Server::start(dir.path(), &arguments);
     let mut client = server.connect();
     later.iter().for_each(|code| assert_eq!(client.purchase(code).status, 200));

@@ -1,14 +1,14 @@
-//! Items for readers: names, images, and how each stands.
+//! Tests of the endpoints for items: names, images and states.
 
 use crate::cluster::Cluster;
 use crate::harness::{Client, LONG_SALE, Server, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use stampede::catalogue::ItemName;
-use stampede::types::{ItemId, SaleId};
+use stampede::sale::ids::{ItemId, SaleId};
+use stampede::sale::item_name::ItemName;
 use std::collections::BTreeSet;
 
-/// Every item, from pages of so many.
+/// Reads every item, in pages of `limit`.
 fn items(client: &mut Client, limit: usize) -> Vec<Value> {
     let mut items = Vec::new();
     loop {
@@ -28,7 +28,7 @@ fn with_state(items: &[Value], state: &str) -> BTreeSet<u64> {
     items.map(|item| item["item_id"].as_u64().unwrap()).collect()
 }
 
-/// These items are reserved, those sold, all others available, and the sale says so too.
+/// Checks that exactly these items are reserved and sold, and that `GET /sale` and `GET /items/{id}` agree.
 fn assert_stand(client: &mut Client, reserved: &[u64], sold: &[u64]) {
     let (items, sale) = (items(client, 200), client.sale());
     assert_eq!(with_state(&items, "reserved"), reserved.iter().copied().collect());
@@ -46,7 +46,7 @@ fn assert_stand(client: &mut Client, reserved: &[u64], sold: &[u64]) {
 fn image(client: &mut Client, item: u64) -> (String, String) {
     let response = client.request(&format!("GET /items/{item}/image.svg"));
     assert_eq!((response.status, response.header("content-type")), (200, Some("image/svg+xml")), "{response:?}");
-    (response.header("etag").expect("a tag").to_owned(), response.body)
+    (response.header("etag").expect("an etag").to_owned(), response.body)
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn readers_are_told_how_items_stand() {
     let dir = tempfile::tempdir().unwrap();
     let settings = ["--shards", "4", "--items", "300", "--reservation-ttl", "1h"];
     let server = Server::start(dir.path(), &[&LONG_SALE[..], &settings].concat());
-    // Whichever shards they are with.
+    // Every shard must return the same states, whichever of them serves a reader.
     let mut readers: Vec<Client> = (0..8).map(|_| server.connect()).collect();
     let mut stand = |reserved: &[u64], sold: &[u64]| {
         readers.iter_mut().for_each(|reader| assert_stand(reader, reserved, sold));
@@ -99,7 +99,7 @@ fn readers_are_told_how_items_stand() {
         assert_eq!(client.request(&format!("DELETE /checkout?code={code}")).status, 204);
     }
     stand(&[6, 7], &[0, 1, 2, 3]);
-    // Told no: that changes nothing.
+    // A refused checkout changes no state.
     assert_eq!(client.checkout(9, 0).problem(), "item-sold");
     assert_eq!(client.checkout(9, 7).problem(), "item-reserved");
     (10..20).for_each(|item| drop(client.reserve(9, item)));
@@ -115,12 +115,12 @@ fn what_runs_out_is_shown_to_be_had() {
     let server = Server::start(dir.path(), &[&LONG_SALE[..], &settings].concat());
     let mut client = server.connect();
     (0..8).for_each(|item| drop(client.reserve(item, item as u32)));
-    wait_until("they have run out", || client.sale()["reserved"] == 0);
+    wait_until("the holds have expired", || client.sale()["reserved"] == 0);
     assert_stand(&mut client, &[], &[]);
     assert!(server.terminate().success());
 }
 
-/// Whoever asks on the same connection without waiting is told of what comes before.
+/// A client that pipelines `GET /sale` after a purchase sees its own purchase.
 #[test]
 fn who_asks_right_behind_a_purchase_finds_it_counted() {
     let dir = tempfile::tempdir().unwrap();
@@ -168,7 +168,7 @@ fn names_images_and_states_outlive_the_process() {
     assert!(server.terminate().success());
     let server = start("4");
     check(&server);
-    // What it was given back in an earlier run can be had, and is shown so.
+    // A hold from an earlier run can be cancelled, and its item is then available.
     let mut client = server.connect();
     assert_eq!(client.request(&format!("DELETE /checkout?code={}", codes[8])).status, 204);
     assert_stand(&mut client, &[4, 5, 6, 7], &[0, 1, 2, 3]);
@@ -200,7 +200,7 @@ fn an_image_is_kept_until_the_sale_ends() {
         client.send(b"HEAD /items/7/image.svg HTTP/1.1\r\nHost: shop\r\n\r\n").unwrap();
         let head = client.read_head().unwrap();
         if client.sale()["sale_id"] != sale {
-            // It was over before all of this was read.
+            // The sale ended before all responses were read: try again in the next one.
             continue;
         }
         assert!(age <= 4, "{age}");
@@ -219,7 +219,7 @@ fn an_image_is_kept_until_the_sale_ends() {
         break (sale, tag, first.body);
     };
     let (sale, tag, body) = this_sale;
-    wait_until("the sale is over", || client.sale()["sale_id"] != sale);
+    wait_until("the sale has ended", || client.sale()["sale_id"] != sale);
     let next = get(&mut client, "GET", &tag);
     assert_eq!(next.status, 200, "{next:?}");
     assert_ne!(next.body, body);
@@ -249,7 +249,7 @@ fn what_is_asked_wrongly_is_explained() {
     assert!(server.terminate().success());
 }
 
-/// Two parts of a catalogue and a bit, by way of a server that is stopped in the middle of it.
+/// Persists a catalogue of more than two batches. The first server is killed before the catalogue is complete.
 #[test]
 fn postgres_has_the_names_that_readers_are_told() {
     let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
@@ -261,7 +261,7 @@ fn postgres_has_the_names_that_readers_are_told() {
     drop(server);
     let server = start();
     let items = items(&mut server.connect(), 200);
-    wait_until("the catalogue is there", || cluster.count("select sum(catalogued) from sales") == 45_000);
+    wait_until("the catalogue is complete", || cluster.count("select sum(catalogued) from sales") == 45_000);
     assert!(server.terminate().success());
     let rows = cluster.ask("select item_id || '|' || name || '|' || image_url from sale_items order by item_id");
     let text = |value: &Value| value.as_str().unwrap().to_owned();
@@ -270,10 +270,10 @@ fn postgres_has_the_names_that_readers_are_told() {
         .map(|item| format!("{}|{}|{}", item["item_id"], text(&item["name"]), text(&item["image"])))
         .collect();
     assert_eq!(told.len(), 45_000);
-    assert!(rows.lines().eq(told.iter().map(String::as_str)), "a row is not as it was told");
+    assert!(rows.lines().eq(told.iter().map(String::as_str)), "a row in Postgres differs from the item in GET /items");
 }
 
-/// What an earlier version has made keeps its names; what it has not come to is made in the same way.
+/// A catalogue that schema version 1 has begun keeps its names; the missing items get names by the same rule.
 #[test]
 fn a_catalogue_of_an_earlier_version_is_gone_on_with() {
     let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
@@ -284,7 +284,7 @@ fn a_catalogue_of_an_earlier_version_is_gone_on_with() {
     cluster.ask("select extend_catalogue(300)");
     let url = cluster.url();
     let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--items", "10", "--database-url", &url]].concat());
-    wait_until("the catalogue is there", || cluster.count("select sum(catalogued) from sales") == 1010);
+    wait_until("the catalogue is complete", || cluster.count("select sum(catalogued) from sales") == 1010);
     assert!(server.terminate().success());
     let rows = cluster.ask("select name from sale_items where sale_id = 3 order by item_id");
     let names = (0..1000).map(|item| ItemName(SaleId(3), ItemId(item)).to_string());

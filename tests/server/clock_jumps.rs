@@ -1,5 +1,5 @@
-//! The wall clock jumps under the running server, and while it is down: libfaketime stands between it and the clock.
-//! The monotonic clock is left alone, as the kernel leaves it.
+//! Tests in which the wall clock jumps, both while the server runs and while it is down. libfaketime replaces the
+//! server's wall clock. The monotonic clock does not jump, as on a real machine.
 
 use crate::harness::{Client, Server, how_many, skipped, stampede, wait_until};
 use std::collections::BTreeSet;
@@ -8,24 +8,24 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-/// Debian's libfaketime.
+/// Returns the path of Debian's libfaketime, if it is installed.
 fn library() -> Option<PathBuf> {
     let platforms = fs::read_dir("/usr/lib").ok()?.flatten();
     platforms.map(|entry| entry.path().join("faketime/libfaketime.so.1")).find(|path| path.exists())
 }
 
-/// A server, and the wall clock that it sees.
+/// The wall clock of a server, and the server's data directory.
 struct Clockwork {
     library: PathBuf,
     dir: tempfile::TempDir,
     period_s: i64,
-    /// From the real time to the middle of a sale, so that no sale ends by itself.
+    /// Offset from the real time to the middle of a sale, in seconds, so that no sale ends without a jump.
     base_s: i64,
     jumped_s: i64,
 }
 
 impl Clockwork {
-    /// `None`, said aloud, where there is no libfaketime.
+    /// Returns `None`, and prints that the test is skipped, if libfaketime is not installed.
     fn new(period_s: i64) -> Option<Clockwork> {
         let Some(library) = library() else {
             skipped("clock jumps", "libfaketime is not installed");
@@ -37,13 +37,13 @@ impl Clockwork {
         Some(clock)
     }
 
-    /// What the server's clock says.
+    /// Returns the server's wall clock, in seconds since 1970.
     fn now_s(&self) -> i64 {
         let real = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
         real as i64 + self.base_s + self.jumped_s
     }
 
-    /// The sale of this time.
+    /// Returns the id of the sale at the server's time.
     fn sale(&self) -> i64 {
         self.now_s() / self.period_s
     }
@@ -51,7 +51,7 @@ impl Clockwork {
     fn jump_to(&mut self, seconds: i64) {
         self.jumped_s = seconds;
         let (file, new) = (self.dir.path().join("offset"), self.dir.path().join("offset.new"));
-        // Never half a number.
+        // A rename is atomic, so that the server never reads half a number.
         fs::write(&new, format!("{:+}", self.base_s + seconds)).unwrap();
         fs::rename(new, file).unwrap();
     }
@@ -84,10 +84,10 @@ fn a_sale_opens_once_whatever_the_clock_does() {
     let mut sale = clock.sale();
     let mut sold = BTreeSet::new();
     let mut held: Option<(i64, String)> = None;
-    assert_eq!(sale_id(&mut client), sale, "libfaketime does not reach the server");
+    assert_eq!(sale_id(&mut client), sale, "libfaketime has no effect on the server");
     for turn in 0..how_many("STAMPEDE_CLOCK_JUMPS", 16) {
         let jump = [0, HOUR, -HOUR, 0, 2 * HOUR, -9 * DAY, 2 * HOUR, 2 * HOUR + 1, DAY, -400 * DAY][turn as usize % 10];
-        // Later rounds reach further.
+        // Later rounds jump further.
         clock.jump_to(jump + i64::from(turn / 10) * 3 * DAY);
         if turn % 3 == 2 {
             server.kill();
@@ -96,9 +96,9 @@ fn a_sale_opens_once_whatever_the_clock_does() {
         }
         let before = sale;
         sale = sale.max(clock.sale());
-        wait_until("the sale of this time", || sale_id(&mut client) == sale);
+        wait_until("the sale at the server's time is current", || sale_id(&mut client) == sale);
         if sale == before {
-            // However long one looks.
+            // The sale must not change later either.
             thread::sleep(Duration::from_millis(1200));
             assert_eq!(sale_id(&mut client), sale, "turn {turn}");
         }
@@ -140,9 +140,9 @@ fn no_hold_is_shortened_or_extended() {
         let begin = Instant::now();
         let code = client.reserve(1, item);
         clock.jump_to(jump);
-        wait_until("the hold runs out", || client.checkout(2, item).status == 200);
+        wait_until("the hold expires", || client.checkout(2, item).status == 200);
         assert!(begin.elapsed() >= Duration::from_secs(2), "the hold was shortened by {jump}");
-        assert_eq!(client.purchase(&code).problem(), "code-unknown", "the item is another's");
+        assert_eq!(client.purchase(&code).problem(), "code-unknown", "another user holds the item");
     }
     assert!(server.terminate().success());
 }

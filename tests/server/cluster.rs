@@ -1,4 +1,4 @@
-//! A private PostgreSQL for each test, from the installed binaries.
+//! A private PostgreSQL cluster for each test, started from the installed binaries.
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::net::TcpListener;
@@ -7,25 +7,26 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The password of `stampede`, where one is asked for.
+/// Password of the role `stampede`, for clusters that require one.
 pub const PASSWORD: &str = "open-sesame";
 
-/// A running cluster on a Unix socket, where everybody is trusted.
+/// A cluster that listens on a Unix socket and trusts every client there.
 pub struct Cluster {
     dir: tempfile::TempDir,
     postmaster: Option<Child>,
-    /// On this port of 127.0.0.1 too, if it is not 0.
+    /// TCP port on 127.0.0.1, or 0 if the cluster does not listen on TCP.
     pub port: u16,
 }
 
-/// What a cluster is, beyond the usual.
+/// Settings of a cluster that differ from the default.
 #[derive(Default)]
 pub struct Options<'a> {
-    /// How it lets clients in who come by TCP, like `host all all all trust`. It listens there if this says anything.
+    /// Line of `pg_hba.conf` for TCP clients, like `host all all all trust`. If it is empty, the cluster does not
+    /// listen on TCP.
     pub tcp: &'a str,
-    /// Its certificate and key, in PEM.
+    /// TLS certificate and key of the cluster, in PEM.
     pub certificate: Option<(String, String)>,
-    /// No file may become larger than this: to a table it is as if the disk were full.
+    /// Largest size of a file. A table that reaches it behaves as if the disk were full.
     pub file_bytes_max: Option<u64>,
 }
 
@@ -37,14 +38,14 @@ fn bin(name: &str) -> PathBuf {
     found.pop().unwrap_or_else(|| panic!("no {name} in /usr/lib/postgresql: apt-get install postgresql"))
 }
 
-/// What psql prints, bare.
+/// Runs a query with psql. Returns the output, unaligned and without headers, or the error.
 pub fn psql(url: &str, query: &str) -> Result<String, String> {
     let output = Command::new(bin("psql")).args(["-d", url, "-At", "-c", query]).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap().trim().to_owned();
     if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
 }
 
-/// Postgres refuses to run as root.
+/// Returns a command that does not run as root, because Postgres refuses to.
 fn command(program: &Path) -> Command {
     if !rustix::process::geteuid().is_root() {
         return Command::new(program);
@@ -54,7 +55,7 @@ fn command(program: &Path) -> Command {
     command
 }
 
-/// Gives a file to whom the cluster runs as, and to nobody else.
+/// Gives a file to the user that runs the cluster, with access for no other user.
 fn own(path: &Path) {
     let mode = if path.is_dir() { 0o700 } else { 0o600 };
     std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
@@ -84,12 +85,13 @@ impl Cluster {
             .stdout(Stdio::null())
             .status();
         assert!(made.unwrap().success());
-        let mut settings = "fsync = off\nshared_buffers = 32MB\n".to_owned(); // What dies here are processes, not machines.
+        let mut settings = "fsync = off\nshared_buffers = 32MB\n".to_owned(); // Tests kill processes, not machines.
         let mut port = 0;
         if options.tcp.is_empty() {
             settings += "listen_addresses = ''\n";
         } else {
-            // Between this and its start somebody else may take the port; then it says so, and the test fails.
+            // Another process may take the port before Postgres binds it. Then Postgres does not start, and the test
+            // fails.
             port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             settings += &format!("listen_addresses = '127.0.0.1'\nport = {port}\n");
             write("data/pg_hba.conf", &format!("local all all trust\n{}\n", options.tcp));
@@ -108,17 +110,18 @@ impl Cluster {
         cluster
     }
 
-    /// Sets how large a file may become, or "unlimited", for every process of it from now on.
+    /// Sets the largest size of a file in bytes, or "unlimited", for every present and later process of the cluster.
     pub fn limit_files(&self, bytes: &str) {
         for pid in self.pids() {
             let pid = pid.as_raw_nonzero().to_string();
-            // The hard limit stays, so that this can be undone by anybody. A child may have ended by itself.
+            // The hard limit stays unchanged, so that the soft limit can be raised again without privileges. A child
+            // may have ended already; the error is ignored.
             let limit = format!("--fsize={bytes}:");
             command(Path::new("prlimit")).args(["--pid", &pid, &limit]).stderr(Stdio::null()).status().unwrap();
         }
     }
 
-    /// Starts it again, after `kill`.
+    /// Starts the cluster, at first or after `kill`, and waits until it accepts queries.
     pub fn go_on(&mut self) {
         let end = Instant::now() + Duration::from_secs(30);
         let mut postmaster = self.spawn();
@@ -126,7 +129,7 @@ impl Cluster {
             let log = || std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
             assert!(Instant::now() < end, "the cluster does not start: {}", log());
             std::thread::sleep(Duration::from_millis(50));
-            // It refuses to start while a process of the one before is still dying.
+            // Postgres refuses to start while a process of the killed cluster still exists: try again.
             if postmaster.try_wait().unwrap().is_some() {
                 postmaster = self.spawn();
             }
@@ -153,7 +156,7 @@ impl Cluster {
         psql(&self.url(), query)
     }
 
-    /// What psql prints, bare.
+    /// Runs a query, and returns the output of psql, unaligned and without headers.
     pub fn ask(&self, query: &str) -> String {
         self.psql(query).unwrap_or_else(|error| panic!("{query}: {error}"))
     }
@@ -163,31 +166,31 @@ impl Cluster {
     }
 
     fn pids(&self) -> Vec<Pid> {
-        let postmaster = self.postmaster.as_ref().expect("it runs").id();
+        let postmaster = self.postmaster.as_ref().expect("the cluster is running").id();
         let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).unwrap();
         let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
         std::iter::once(postmaster as i32).chain(children).filter_map(Pid::from_raw).collect()
     }
 
     fn signal(&self, signal: Signal) {
-        // A child may have ended by itself.
+        // A child may have ended already; the error is ignored.
         self.pids().into_iter().for_each(|pid| _ = kill_process(pid, signal));
     }
 
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
-        self.postmaster.take().expect("it runs").wait().unwrap();
+        self.postmaster.take().expect("the cluster is running").wait().unwrap();
     }
 
-    /// Copies everything it has, between `kill` and `go_on`.
+    /// Copies the data directory, between `kill` and `go_on`.
     pub fn save(&self, name: &str) {
-        assert!(self.postmaster.is_none(), "it is running");
+        assert!(self.postmaster.is_none(), "the cluster is running");
         self.copy("data", name);
     }
 
-    /// Goes back to what `save` copied, between `kill` and `go_on`.
+    /// Restores the data directory from the copy of `save`, between `kill` and `go_on`.
     pub fn restore(&self, name: &str) {
-        assert!(self.postmaster.is_none(), "it is running");
+        assert!(self.postmaster.is_none(), "the cluster is running");
         std::fs::remove_dir_all(self.dir.path().join("data")).unwrap();
         self.copy(name, "data");
     }

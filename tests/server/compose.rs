@@ -1,4 +1,4 @@
-//! `docker-compose.yml` and `tuning/seccomp.json`, as far as they can be tried without an engine.
+//! Tests of `docker-compose.yml` and `tuning/seccomp.json` that need no container engine.
 
 use crate::harness::{LONG_SALE, Server, in_repository, repository_text, skipped, stampede};
 use serde::Deserialize;
@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// What is mounted or named is there.
+/// Every file that the compose file mounts or names exists.
 #[test]
 fn every_file_that_it_names_is_there() {
     let compose = repository_text("docker-compose.yml");
@@ -17,7 +17,7 @@ fn every_file_that_it_names_is_there() {
     assert!(paths.len() >= 2 && paths.iter().all(|path| in_repository(path).exists()), "{paths:?}");
 }
 
-/// By the compose specification's own schema, which docker-compose has with it.
+/// Validates the compose file with docker-compose, which contains the schema of the compose specification.
 #[test]
 fn the_compose_file_is_valid() {
     let text = repository_text("docker-compose.yml");
@@ -33,7 +33,7 @@ fn the_compose_file_is_valid() {
     let password = [("DB_PASSWORD", "a-password")];
     let Some(found) = complaint(&text, &password) else { return skipped("compose file", "no docker-compose") };
     assert_eq!(found, "");
-    // It would notice.
+    // The validation reports each of these errors.
     for (right, wrong, found) in [
         ("ulimits:", "ulimit:", "Unsupported config option"),
         ("nofile: 65536", "nofile: [65536]", "invalid type"),
@@ -43,12 +43,12 @@ fn the_compose_file_is_valid() {
         assert!(said.contains(found), "{wrong}: {said}");
     }
     let said = complaint(&text, &[]).unwrap();
-    assert!(said.contains("choose one"), "there must be no password that everybody knows: {said}");
+    assert!(said.contains("choose one"), "the compose file must not have a default password: {said}");
 }
 
 const IO_URING: [&str; 3] = ["io_uring_setup", "io_uring_enter", "io_uring_register"];
 
-/// A seccomp profile, as far as this one uses what engines know.
+/// A seccomp profile, with the fields of the engines' format that this profile uses.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Profile {
@@ -80,15 +80,16 @@ struct Argument {
 fn the_seccomp_profile_allows_io_uring_and_nothing_that_opens_the_kernel() {
     let profile: Profile = serde_json::from_str(&repository_text("tuning/seccomp.json")).unwrap();
     assert_eq!(profile.default_action, "SCMP_ACT_ALLOW");
-    assert_eq!(profile.architectures, ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"], "no other tables of calls");
+    assert_eq!(profile.architectures, ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"], "unexpected architectures");
     assert!(profile.syscalls.iter().all(|rule| rule.action == "SCMP_ACT_ERRNO"));
     let refusal = |name: &str| profile.syscalls.iter().find(|rule| rule.names.iter().any(|each| each == name));
     assert!(IO_URING.iter().all(|name| refusal(name).is_none()));
     for name in ["mount", "ptrace", "bpf", "init_module", "kexec_load", "unshare", "setns", "keyctl", "userfaultfd"] {
         assert!(refusal(name).is_some_and(|rule| rule.errno_ret == 1 && rule.args.is_empty()), "{name}");
     }
-    // No user namespace by another way. Threads are made by clone3 if it is there (38: it is not), else by clone.
-    let [flags] = &refusal("clone").unwrap().args[..] else { panic!("one condition") };
+    // `clone` must not create a user namespace either. A filter cannot read the flags of `clone3`, so that the profile
+    // answers ENOSYS (38), and the C library falls back to `clone` to create threads.
+    let [flags] = &refusal("clone").unwrap().args[..] else { panic!("clone has not exactly one condition") };
     let new_user = u64::from(rustix::thread::UnshareFlags::NEWUSER.bits());
     assert_eq!((flags.index, flags.op.as_str()), (0, "SCMP_CMP_MASKED_EQ"));
     assert_eq!((flags.value, flags.value_two), (new_user, new_user));

@@ -1,4 +1,4 @@
-//! `Dockerfile`, as far as it can be tried without an engine.
+//! Tests of the `Dockerfile` that need no container engine.
 
 use crate::harness::{LONG_SALE, Server, how_many, in_repository, repository_text, skipped};
 use rustix::process::Signal;
@@ -6,13 +6,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The stage that makes the binary, and where it leaves it, in its working directory.
+/// Name of the build stage, and path of the binary in its working directory.
 const BUILD: &str = "build";
 const BINARY: &str = "target/release/stampede";
 
-/// An instruction of the Dockerfile.
+/// One instruction of the Dockerfile.
 struct Step {
-    /// The stage's name, or its base.
+    /// Name of the stage, or its base image if the stage has no name.
     stage: String,
     instruction: String,
     arguments: String,
@@ -32,7 +32,7 @@ fn dockerfile() -> Vec<Step> {
     steps.collect()
 }
 
-/// The arguments of every such instruction, in all stages.
+/// Returns the arguments of every such instruction, in all stages.
 fn arguments_of(instruction: &str) -> Vec<String> {
     let steps = dockerfile().into_iter().filter(|step| step.instruction == instruction);
     steps.map(|step| step.arguments).collect()
@@ -57,17 +57,17 @@ fn everything_that_is_copied_is_there() {
 #[test]
 fn bases_have_versions_and_nobody_is_root() {
     for base in arguments_of("FROM") {
-        let (_, tag) = base.split(' ').next().unwrap().split_once(':').expect("a tag");
-        assert!(tag.split('-').next().unwrap().matches('.').count() > 0, "{base} is another one next month");
+        let (_, tag) = base.split(' ').next().unwrap().split_once(':').expect("the base image has a tag");
+        assert!(tag.split('-').next().unwrap().matches('.').count() > 0, "{base} has no exact version");
     }
-    let last = dockerfile().into_iter().rfind(|step| step.instruction == "USER").expect("a user");
+    let last = dockerfile().into_iter().rfind(|step| step.instruction == "USER").expect("the Dockerfile sets a user");
     assert!(last.stage != BUILD && last.arguments.parse().is_ok_and(|id: u32| id > 0), "{}", last.arguments);
 }
 
-/// The health check, in bash, against the real server.
+/// Runs the health check, a bash command, against the real server.
 #[test]
 fn the_health_check_tells_ready_from_not_ready() {
-    let [check] = &arguments_of("HEALTHCHECK")[..] else { panic!("not one health check") };
+    let [check] = &arguments_of("HEALTHCHECK")[..] else { panic!("the Dockerfile has not exactly one health check") };
     let (_, check) = check.split_once("CMD ").unwrap();
     let check: Vec<String> = serde_json::from_str(check).unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -81,12 +81,12 @@ fn the_health_check_tells_ready_from_not_ready() {
     assert!(is_healthy("PORT") && is_healthy("APP_PORT"));
     server.signal(Signal::TERM);
     server.wait_for_line("told to stop");
-    assert!(!is_healthy("PORT"), "it still sells, but nobody new is to come");
+    assert!(!is_healthy("PORT"), "a draining server still sells, but is not ready");
     server.kill();
-    assert!(!is_healthy("PORT"), "there is nobody");
+    assert!(!is_healthy("PORT"), "the server has ended");
 }
 
-/// What the engine would send to the build: the commit, without what .dockerignore names.
+/// Creates the build context in `dir`: the files of the commit, filtered by `.dockerignore`.
 fn context(dir: &Path) {
     for pattern in repository_text(".dockerignore").lines().filter(|line| !line.starts_with('#')) {
         if let Some(path) = pattern.strip_prefix('!') {
@@ -95,14 +95,15 @@ fn context(dir: &Path) {
             archive.args(["-o", "pipefail", "-c", script, path]).arg(dir).current_dir(in_repository("."));
             assert!(archive.status().unwrap().success(), "git archive {path}");
         } else if pattern == "*" {
-            assert_eq!(fs::read_dir(dir).unwrap().count(), 0, "first nothing, then what is named");
+            assert_eq!(fs::read_dir(dir).unwrap().count(), 0, ".dockerignore excludes everything first");
         } else {
             fs::remove_dir_all(dir.join(pattern)).unwrap_or_else(|error| panic!("{pattern}: {error}"));
         }
     }
 }
 
-/// Runs the steps of the build stage in `dir`, free of the settings of whoever runs the tests; returns the binary.
+/// Runs the steps of the build stage in `dir`, with nothing from the environment but the toolchain's variables. Returns
+/// the path of the binary.
 fn build(dir: &Path) -> PathBuf {
     fs::create_dir_all(dir).unwrap();
     for step in dockerfile().iter().filter(|step| step.stage == BUILD) {
@@ -116,13 +117,13 @@ fn build(dir: &Path) -> PathBuf {
                 run.envs(kept.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
                 assert!(run.status().unwrap().success(), "{}", step.arguments);
             }
-            other => panic!("{other} is not known here"),
+            other => panic!("the test does not know the instruction {other}"),
         }
     }
     dir.join(BINARY)
 }
 
-/// As often as STAMPEDE_IMAGE_BUILDS says: minutes each.
+/// Builds the binary STAMPEDE_IMAGE_BUILDS times. Each build takes minutes.
 #[test]
 fn every_build_gives_the_same_binary() {
     let builds = how_many("STAMPEDE_IMAGE_BUILDS", 0);
@@ -139,9 +140,9 @@ fn every_build_gives_the_same_binary() {
         let bytes = fs::read(&binary).unwrap();
         let home = std::env::var("CARGO_HOME").unwrap_or_else(|_| std::env::var("HOME").unwrap() + "/.cargo");
         for path in [dir.path().to_str().unwrap(), &home] {
-            assert!(memchr::memmem::find(&bytes, path.as_bytes()).is_none(), "{path} is in it");
+            assert!(memchr::memmem::find(&bytes, path.as_bytes()).is_none(), "the binary contains {path}");
         }
-        assert!(first.get_or_insert_with(|| bytes.clone()) == &bytes, "build {number} is another binary");
+        assert!(first.get_or_insert_with(|| bytes.clone()) == &bytes, "build {number} differs from the first");
         fs::remove_dir_all(&place).unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! Every row of the public contract, and every bad value, with 1, 2, 3 and 8 shards.
+//! Tests of every row of the public contract and of every invalid value, with 1, 2, 3 and 8 shards.
 
 use crate::harness::{LONG_SALE, Response, Server};
 
@@ -28,7 +28,7 @@ fn an_item_is_reserved_bought_and_gone() {
 
         assert_eq!(client.purchase(&reserved.body).problem(), "code-used");
         assert_eq!(client.checkout(2, 7).problem(), "item-sold");
-        assert_eq!(client.checkout(2, 7).problem(), "item-sold", "and again, from the origin's memory");
+        assert_eq!(client.checkout(2, 7).problem(), "item-sold", "the origin answers again, from its own memory");
     });
 }
 
@@ -57,16 +57,16 @@ fn quotas_count_held_and_bought_and_come_back() {
         assert_eq!(client.checkout(1, 2).problem(), "user-limit");
         assert_eq!(client.purchase(&first).status, 200);
         assert_eq!(client.checkout(1, 2).problem(), "user-limit");
-        assert_eq!(client.checkout(1, 0).problem(), "item-sold", "the item speaks before the quota");
+        assert_eq!(client.checkout(1, 0).problem(), "item-sold", "the item takes precedence over the quota");
 
         let released = client.request(&format!("DELETE /checkout?code={second}"));
         assert_eq!((released.status, released.body.as_str()), (204, ""));
         assert_eq!(client.request(&format!("DELETE /checkout?code={second}")).problem(), "code-expired");
         assert_eq!(client.purchase(&second).problem(), "code-expired");
         assert_eq!(client.request(&format!("DELETE /checkout?code={first}")).problem(), "code-used");
-        // The quota travels back to the user's owner behind the answer.
+        // The message that returns the quota may reach the user's owner after the client has its response.
         let again = (0..200).map(|_| client.checkout(1, 2)).find(|response| response.status == 200);
-        assert!(again.is_some(), "the quota never came back");
+        assert!(again.is_some(), "the quota was not returned");
     });
 }
 
@@ -77,7 +77,7 @@ fn holds_run_out_and_items_come_back() {
         let code = client.reserve(1, 5);
         std::thread::sleep(std::time::Duration::from_millis(1_100));
         assert_eq!(client.purchase(&code).problem(), "code-expired");
-        // On a busy machine the next hold may run out before it is used, too.
+        // On a busy machine, the next hold may also expire before it is used.
         let sold = (0..20).any(|_| {
             let next = client.checkout(2, 5);
             assert!(next.status == 200 || next.problem() == "item-reserved", "{next:?}");
@@ -129,7 +129,7 @@ fn the_sale_and_the_server_can_be_looked_at() {
 fn bad_values_are_refused_by_name() {
     with_shards(|server| {
         let mut client = server.connect();
-        // Every bad spelling of a number is in `tests/hostile`.
+        // `tests/hostile` covers every invalid spelling of a number.
         for value in ["", "x"] {
             assert_invalid(client.request(&format!("POST /checkout?user_id={value}&item_id=1")), "user_id");
             assert_invalid(client.request(&format!("POST /checkout?user_id=1&item_id={value}")), "item_id");
@@ -155,7 +155,7 @@ fn bad_values_are_refused_by_name() {
             good[1..].to_owned(),
         ];
         for code in bad_codes {
-            // A code without letters looks the same in upper case.
+            // A code without letters is the same in upper case.
             if code != good {
                 assert_invalid(client.request(&format!("POST /purchase?code={code}")), "code");
                 assert_invalid(client.request(&format!("DELETE /checkout?code={code}")), "code");
@@ -167,7 +167,7 @@ fn bad_values_are_refused_by_name() {
         }
         let forged = format!("{}{}", &good[..35], if good.ends_with('0') { '1' } else { '0' });
         assert_eq!(client.purchase(&forged).problem(), "code-unknown");
-        assert_eq!(client.purchase(&good).status, 200, "and nothing of this hurt the hold");
+        assert_eq!(client.purchase(&good).status, 200, "invalid requests do not change the hold");
     });
 }
 
@@ -194,14 +194,14 @@ fn wrong_methods_and_paths_are_told_apart() {
         client.send(b"HEAD /sale HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
         let head = client.read_head().unwrap();
         assert!(head.status == 200 && head.header("content-length").is_some());
-        assert_eq!(client.request("GET /livez").status, 200, "the connection goes on");
+        assert_eq!(client.request("GET /livez").status, 200, "the connection stays open");
     });
 }
 
 #[test]
 fn http_is_spoken_as_clients_expect() {
     with_shards(|server| {
-        // Pipelined requests are answered in order, decided ones and immediate ones mixed.
+        // Pipelined requests are answered in order, both those that an owner decides and those answered at once.
         let mut client = server.connect();
         let lines = [
             "POST /checkout?user_id=1&item_id=20",
@@ -214,7 +214,7 @@ fn http_is_spoken_as_clients_expect() {
         let statuses: Vec<u16> = lines.iter().map(|_| client.read().unwrap().status).collect();
         assert_eq!(statuses, [200, 404, 409, 200]);
 
-        // A body is skipped, whatever its framing, and waited for when announced.
+        // A body is read and discarded, whatever its framing. The server requests it if the client sends `Expect`.
         let checkout = "POST /checkout?user_id=3&item_id=";
         client.send(format!("{checkout}21 HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhe").as_bytes()).unwrap();
         client.send(b"llo").unwrap();
@@ -229,7 +229,7 @@ fn http_is_spoken_as_clients_expect() {
         client.send(b"!").unwrap();
         assert_eq!(client.read().unwrap().status, 400);
 
-        // Connections end when the client says so, in the way of its version.
+        // The server closes the connection when the client asks for it, by the rules of the client's HTTP version.
         client.send(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
         assert_eq!(client.read().unwrap().header("connection"), Some("close"));
         assert!(client.is_closed());
@@ -240,7 +240,7 @@ fn http_is_spoken_as_clients_expect() {
         assert_eq!(old.read().unwrap().status, 200);
         assert!(old.is_closed());
 
-        // A client that has said everything still gets every answer.
+        // A client that has closed its sending side still receives every response.
         let mut half = server.connect();
         half.send(format!("{checkout}23 HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())
             .unwrap();
@@ -269,7 +269,8 @@ fn a_request_id_is_given_back_with_its_own_answer() {
             assert_eq!((answer.status, answer.header("x-request-id")), (status, Some("id~1")), "{line}");
         }
         assert_eq!(ask("GET /sale", "not one").header("x-request-id"), None);
-        // Each of many gets its own, also where answers wait for the log, and who sends none gets none.
+        // Each pipelined response has the id of its own request, also if it waits for the flush of the log. The
+        // response to a request without an id has none.
         let lines: Vec<_> =
             (20..40).map(|item| format!("POST /checkout?user_id={item}&item_id={item} HTTP/1.1")).collect();
         for (number, line) in lines.iter().enumerate() {
@@ -305,5 +306,5 @@ fn every_answer_has_a_date_and_every_503_says_when_to_come_back() {
         std::thread::sleep(std::time::Duration::from_millis(5));
         server.connect().try_request("GET /livez", "").is_ok_and(|response| response.status == 200)
     });
-    assert!(served.is_some(), "nobody is let in after others have left");
+    assert!(served.is_some(), "no client is accepted after others have disconnected");
 }

@@ -1,4 +1,4 @@
-//! kill -9 and power cuts, again and again.
+//! Tests that end the server by kill -9 or by a power cut, many times: nothing acknowledged is lost.
 
 use crate::harness::{Client, LONG_SALE, Server, how_many};
 use crate::load::{Promise, Promises, buy, check_books, check_survivors, crowd};
@@ -6,14 +6,14 @@ use crate::power::Disk;
 use std::path::Path;
 use std::time::Duration;
 
-/// Each life has items of its own.
+/// Number of items in one round. Each round has items of its own.
 const ITEMS: u32 = 400;
 
 #[test]
 fn nothing_acknowledged_is_lost_to_kill_9() {
     let dir = tempfile::tempdir().unwrap();
     let slowest = live_and_die(dir.path(), how_many("STAMPEDE_KILLS", 50), Server::kill);
-    assert!(slowest < Duration::from_secs(2), "selling went on after {slowest:?}");
+    assert!(slowest < Duration::from_secs(2), "the slowest restart took {slowest:?}");
 }
 
 #[test]
@@ -26,7 +26,7 @@ fn nothing_acknowledged_is_lost_to_a_power_cut() {
     });
 }
 
-/// Sells until `die`, starts again, sells on, and so on. Returns how long the slowest start took.
+/// Starts the server, sells, and ends it by `die`, `lives` times. Returns the duration of the slowest start.
 fn live_and_die(dir: &Path, lives: u32, die: impl Fn(Server)) -> Duration {
     let items = (lives * ITEMS).to_string();
     let mut all: Vec<Promise> = Vec::new();
@@ -54,11 +54,12 @@ fn live_and_die(dir: &Path, lives: u32, die: impl Fn(Server)) -> Duration {
     }
     check_books(&all, usize::MAX);
     let bought = all.iter().filter(|promise| promise.bought).count();
-    assert!(bought as u32 > lives * 3, "only {bought} purchases in all: it died too early to prove anything");
+    assert!(bought as u32 > lives * 3, "only {bought} purchases in all: the server ended too early");
     slowest
 }
 
-/// Buys most, leaves every fourth hold as it is. Items are the round's own, so only buyers of one round meet.
+/// Buys items until the server has ended, and leaves every fourth one as a hold. Each round has its own items, so that
+/// only buyers of one round compete.
 fn shop_until_it_dies(address: std::net::SocketAddr, round: u32, number: u32, items: u32, promises: &Promises) {
     let Ok(mut client) = Client::connect(address) else { return };
     for turn in 0.. {

@@ -1,5 +1,5 @@
-//! Ten thousand clients that are idle, slow or only half there: they cost little, and a good client is served all the
-//! while.
+//! Tests with ten thousand clients that are idle, slow or lost without notice: they use little memory, and a
+//! well-behaved client is served at the same time.
 
 use crate::harness::{LONG_SALE, Server, how_many};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -9,17 +9,17 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Descriptors that the other tests in this process may need meanwhile.
+/// Descriptors left for the other tests in this process.
 const OTHERS: u64 = 2_000;
 
-/// The whole process, with a crowd in it.
+/// Limit on the server's resident memory with all clients connected, in KiB.
 const RESIDENT_KIB_MAX: u64 = 40 * 1024;
 
-/// As many clients as wanted, or as this process may have descriptors for.
+/// Returns the number of clients: as many as STAMPEDE_CROWD says, or as the limit on descriptors allows.
 fn clients() -> u32 {
     let wanted = how_many("STAMPEDE_CROWD", 10_000);
     let maximum = getrlimit(Resource::Nofile).maximum;
-    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("it may be raised that far");
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("the soft limit can be raised");
     let possible = maximum.unwrap_or(u64::MAX).saturating_sub(OTHERS);
     if possible < wanted.into() {
         println!("only {possible} clients: the hard limit on descriptors allows no more");
@@ -27,11 +27,11 @@ fn clients() -> u32 {
     wanted.min(possible as u32)
 }
 
-/// What a bad client sends, and whether that comes to an end.
+/// The bytes that a bad client sends.
 struct Habit {
-    /// At once.
+    /// Bytes sent at once.
     first: &'static str,
-    /// Then a byte of this every second.
+    /// Byte sent every second after that.
     then: Option<u8>,
 }
 
@@ -39,16 +39,16 @@ const HABITS: [Habit; 5] = [
     // Idle from the beginning, and idle after a request.
     Habit { first: "", then: None },
     Habit { first: "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", then: None },
-    // A head and a body that come a byte at a time.
+    // A head and a body that arrive one byte at a time.
     Habit { first: "POST /checkout?user_id=1&item_id=1 HTTP/1.1\r\nHost: x\r\nSlow: ", then: Some(b'a') },
     Habit { first: "POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n", then: Some(b'b') },
-    // Gone in the middle of a head, and the network never said so.
+    // Lost in the middle of a head, without a FIN or a reset.
     Habit { first: "POST /purchase?code=52", then: None },
 ];
 
 fn connect(address: SocketAddr, number: usize) -> TcpStream {
     let mut client = TcpStream::connect(address).expect("the server accepts");
-    client.write_all(HABITS[number % HABITS.len()].first.as_bytes()).expect("it is open");
+    client.write_all(HABITS[number % HABITS.len()].first.as_bytes()).expect("the connection is open");
     client
 }
 
@@ -63,7 +63,7 @@ fn ten_thousand_bad_clients_cost_little_and_disturb_nobody() {
     let end = Instant::now() + Duration::from_secs(20);
     let connections = |client: &mut crate::harness::Client| {
         let health = client.request("GET /health").json();
-        let shards = health["shards"].as_array().expect("shard by shard").clone();
+        let shards = health["shards"].as_array().expect("the shards are a list").clone();
         shards.iter().map(|shard| shard["connections"].as_u64().unwrap()).sum::<u64>()
     };
     while connections(&mut client) <= bad.len() as u64 {
@@ -89,7 +89,7 @@ fn ten_thousand_bad_clients_cost_little_and_disturb_nobody() {
             let begin = Instant::now();
             for (number, client) in bad.iter_mut().enumerate() {
                 let Some(byte) = HABITS[number % HABITS.len()].then else { continue };
-                // Whoever was too slow was told so, and comes back.
+                // The server has timed this client out: connect again.
                 if client.write_all(&[byte]).is_err() {
                     *client = connect(address, number);
                 }

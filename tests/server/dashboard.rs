@@ -1,4 +1,4 @@
-//! The page that people look at, in a real browser.
+//! Tests of the dashboard in a real browser.
 
 use crate::browser::{Browser, Screen};
 use crate::cluster::Cluster;
@@ -17,7 +17,7 @@ const DESKTOP: Screen = Screen { width: 1280, height: 900, is_dark: false };
 const PHONE: Screen = Screen { width: 390, height: 844, is_dark: false };
 const NARROW: Screen = Screen { width: 360, height: 780, is_dark: true };
 
-/// Texts that stand out from their ground by less than 4.5 to 1, and lines and areas by less than 3 to 1 (WCAG 2.2, AA).
+/// Script that lists texts with a contrast below 4.5 to 1, and chart lines with one below 3 to 1 (WCAG 2.2, AA).
 const FAINT: &str = "(() => {
   const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
   const part = (v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4);
@@ -41,7 +41,7 @@ const FAINT: &str = "(() => {
   return texts.length + lines.length < 60 ? ['nothing is there'] : faint.map((e) => `${e.className.baseVal ?? e.className} ${e.textContent}`);
 })()";
 
-/// By how much things have moved about by themselves, in all (Cumulative Layout Shift).
+/// Script that returns the page's Cumulative Layout Shift.
 const SHIFTED: &str = "new Promise((done) => new PerformanceObserver((list) =>
     done(list.getEntries().reduce((sum, { value }) => sum + value, 0))).observe({ type: 'layout-shift', buffered: true })
     || setTimeout(() => done(0), 300))";
@@ -58,17 +58,17 @@ fn url(server: &Server) -> String {
     format!("http://{}/", server.admin)
 }
 
-/// Looks at a server's page until it has figures.
+/// Opens a server's dashboard and waits until it shows figures.
 fn look(browser: &Browser, server: &Server, screen: Screen) {
     browser.open(&url(server), screen);
     browser.wait_for("document.getElementById('sale-id').textContent !== '–'");
 }
 
 fn number(text: &str) -> f64 {
-    text.replace(',', "").parse().unwrap_or_else(|_| panic!("{text:?} is no number"))
+    text.replace(',', "").parse().unwrap_or_else(|_| panic!("{text:?} is not a number"))
 }
 
-/// Every answer in the tables beside the charts, by its name: how often in all.
+/// Reads the tables next to the charts: the name of each answer, and its total count.
 fn answered(browser: &Browser) -> Vec<(String, f64)> {
     let rows = browser.evaluate(
         "['granted', 'refused', 'others'].flatMap((chart) => [...document.querySelectorAll(`#chart-${chart} tbody tr`)])
@@ -78,7 +78,7 @@ fn answered(browser: &Browser) -> Vec<(String, f64)> {
     rows.as_array().unwrap().iter().map(|row| (cell(&row[0]), number(&cell(&row[1])))).collect()
 }
 
-/// The same, of what Prometheus reads.
+/// Returns the same counts from the metrics that Prometheus reads.
 fn counted(admin: SocketAddr) -> Vec<(String, f64)> {
     let samples = scrape(admin);
     let of = |labels: &str| sum(&samples, "stampede_requests_total", labels);
@@ -115,7 +115,7 @@ fn a_sale_sells_out_before_ones_eyes() {
     crowd(6, |buyer| {
         let mut client = connect(address);
         for item in 0..ITEMS - 3 {
-            // Each begins elsewhere, so that everybody buys something, and meets what others hold and have bought.
+            // Each buyer begins at another item, so that it buys some items and finds others held or sold.
             buy(&mut client, buyer.into(), (item + buyer * 70) % (ITEMS - 3), &promises).unwrap();
         }
     });
@@ -127,10 +127,10 @@ fn a_sale_sells_out_before_ones_eyes() {
     }
     client.reserve(78, ITEMS - 1);
     ["GET /sale", "GET /nothing", "POST /checkout?user_id=x"].iter().for_each(|line| drop(client.request(line)));
-    // Nothing more happens. The figures are what Prometheus reads.
+    // No request follows, so that the dashboard shows the same figures as Prometheus reads.
     let samples = scrape(server.admin);
     let sale = |state: &str| samples[&format!("stampede_sale_items{{state=\"{state}\"}}")];
-    wait_until("the page has seen all of it", || answered(&browser) == counted(server.admin));
+    wait_until("the dashboard shows every answer", || answered(&browser) == counted(server.admin));
     for (id, expected) in [
         ("sold", sale("sold")),
         ("held", sale("reserved")),
@@ -143,7 +143,7 @@ fn a_sale_sells_out_before_ones_eyes() {
     assert_eq!((sale("sold"), sale("reserved")), (f64::from(ITEMS - 2), 1.0), "{samples:#?}");
     assert!(counted(server.admin).iter().filter(|(_, count)| *count > 0.0).count() >= 8, "{:?}", counted(server.admin));
     assert_eq!(sum(&samples, "stampede_connections", ""), 1.0);
-    wait_until("the countdown goes on", || browser.text("countdown") != before);
+    wait_until("the countdown continues", || browser.text("countdown") != before);
 
     for screen in [DESKTOP, Screen { is_dark: true, ..DESKTOP }, PHONE, NARROW] {
         browser.turn_to(screen);
@@ -156,14 +156,14 @@ fn a_sale_sells_out_before_ones_eyes() {
     assert_eq!(browser.complaints(), [""; 0]);
 }
 
-/// By keyboard and by ear.
+/// The dashboard is usable by keyboard and screen reader.
 #[test]
 fn who_cannot_see_or_point_is_told_the_same() {
     let Some(browser) = browser() else { return };
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", "2", "--items", "50"]].concat());
     look(&browser, &server, DESKTOP);
-    wait_until("there is something to look back at", || {
+    wait_until("the charts have a past", || {
         browser.evaluate(
             "Number(document.querySelector('#chart-stock .area').getAttribute('d').slice(1).split(' ')[0]) < 297",
         ) == true
@@ -200,7 +200,7 @@ fn who_cannot_see_or_point_is_told_the_same() {
     browser.wait_for("document.getElementById('moment').ariaValueText?.endsWith('00:01 ago')");
     assert!(browser.text("moment-name").ends_with("00:01 ago"));
     assert!(browser.evaluate(SHIFTED).as_f64().unwrap() < 0.01, "{}", browser.evaluate(SHIFTED));
-    // What was there before anything was heard has been read out once: nothing.
+    // Nothing has happened, so that the live region for screen readers is still empty.
     assert_eq!(browser.text("said"), "");
     assert_eq!(browser.complaints(), [""; 0]);
 }
@@ -230,12 +230,12 @@ fn it_says_when_it_has_lost_the_server_and_when_it_is_back() {
     assert_eq!((browser.text("sale-id"), browser.text("phase-name")), (sale, "selling".to_owned()));
     browser.wait_for("document.getElementById('held').textContent === '1'");
     browser.wait_for("document.getElementById('banner').hidden");
-    // A server that is there and says nothing.
+    // A stopped process: the kernel accepts connections, but the server does not answer.
     server.signal(Signal::STOP);
     browser.wait_for("document.getElementById('banner').dataset.state === 'lost'");
     server.signal(Signal::CONT);
     browser.wait_for("document.getElementById('banner').dataset.state === 'found'");
-    assert!(!browser.text("banner").contains("A process"), "it is the same: {}", browser.text("banner"));
+    assert!(!browser.text("banner").contains("A process"), "the process is the same: {}", browser.text("banner"));
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn it_goes_on_after_an_upgrade() {
     let dir = tempfile::tempdir().unwrap();
     let mut server = Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", "2", "--items", "50"]].concat());
     look(&browser, &server, DESKTOP);
-    // How long ago the curves begin: 300 is now.
+    // Horizontal position at which the curves begin. 300 is now.
     let begins = "Number(document.querySelector('#chart-stock .area').getAttribute('d').slice(1).split(' ')[0])";
     browser.wait_for(&format!("{begins} < 296"));
     let begun = browser.evaluate(begins).as_f64().unwrap();
@@ -255,8 +255,8 @@ fn it_goes_on_after_an_upgrade() {
     browser.wait_for("document.getElementById('banner').textContent.includes('A process that began at')");
     browser.wait_for("document.getElementById('held').textContent === '2'");
     browser.wait_for("document.getElementById('phase-name').textContent === 'selling'");
-    assert_eq!(answered(&browser)[0], ("checkouts".into(), 1.0), "what the new process has answered");
-    assert!(browser.evaluate(begins).as_f64().unwrap() <= begun, "what was seen of the old one has been forgotten");
+    assert_eq!(answered(&browser)[0], ("checkouts".into(), 1.0), "the counts are those of the new process");
+    assert!(browser.evaluate(begins).as_f64().unwrap() <= begun, "the curves of the old process are gone");
     assert_ne!(browser.text("process"), version);
     browser.wait_for("document.getElementById('banner').hidden");
 }
@@ -288,7 +288,7 @@ fn ended_sales_are_listed() {
     assert_eq!(browser.complaints(), [""; 0]);
 }
 
-/// Nobody else's page may show it or speak for it.
+/// The content security policy forbids content from other sites, and embedding by them.
 #[test]
 fn nothing_comes_from_elsewhere() {
     let dir = tempfile::tempdir().unwrap();
@@ -317,21 +317,21 @@ fn viewers_cost_little_whatever_they_do() {
     assert!(viewers.iter().all(|(_, status)| *status == 200));
     assert_eq!(view().1, 503);
     viewers.pop();
-    wait_until("there is room for another", || view().1 == 200);
-    // Takes nothing: it is cut off.
+    wait_until("another viewer is accepted", || view().1 == 200);
+    // A client that reads no responses is disconnected.
     let mut stuck = Client::connect(server.admin).unwrap();
     stuck.send_until_stuck(b"GET /dashboard.js HTTP/1.1\r\nHost: here\r\n\r\n");
     let is_cut_off = |error: std::io::Error| ![ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind());
-    wait_until("it is cut off", || stuck.send(b"GET / HTTP/1.1\r\n").is_err_and(is_cut_off));
+    wait_until("the client is disconnected", || stuck.send(b"GET / HTTP/1.1\r\n").is_err_and(is_cut_off));
     assert_eq!(Client::connect(server.admin).unwrap().request("GET /metrics").status, 200);
 }
 
-/// STAMPEDE_SCREENSHOTS=dir writes pictures for the README there, after some minutes of selling.
+/// Writes screenshots for the README to the directory STAMPEDE_SCREENSHOTS, after some minutes of sales.
 #[test]
 fn pictures() {
     const ITEMS: u32 = 5000;
     let Some(dir_of_pictures) = std::env::var_os("STAMPEDE_SCREENSHOTS").map(PathBuf::from) else { return };
-    let browser = browser().expect("it is asked for");
+    let browser = browser().expect("screenshots need Chromium");
     let cluster = Cluster::start();
     let dir = tempfile::tempdir().unwrap();
     let arguments = ["--shards", "2", "--items", &ITEMS.to_string(), "--sale-period", "3m", "--reservation-ttl", "10s"];
@@ -344,7 +344,8 @@ fn pictures() {
                 let mut random = fastrand::Rng::with_seed(number.into());
                 let mut client = connect(address);
                 while !is_over.load(Ordering::Relaxed) {
-                    // One after the other items become the fashion. Most people come too late.
+                    // Demand moves from item to item during the sale. Half of the requests come late, and ask for any
+                    // earlier item.
                     let into_sale = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64() % 180.0;
                     let fashion = (into_sale / 140.0 * f64::from(ITEMS)) as u32 + ITEMS / 30;
                     let is_late = random.bool();
@@ -356,15 +357,15 @@ fn pictures() {
                     if random.u32(..60) == 0 {
                         client.sale();
                     }
-                    // Waves, as crowds come.
+                    // The rate of requests rises and falls.
                     let wave = 1.2 + (began.elapsed().as_secs_f64() / 19.0).sin();
                     thread::sleep(Duration::from_micros((f64::from(random.u32(..9000)) * wave) as u64));
                 }
             });
         });
-        wait_until_long("curves fill the screen", || began.elapsed() > Duration::from_secs(300));
-        // In the middle of a sale.
-        wait_until_long("half of it is sold", || (2400..2900).contains(&(number(&browser.text("sold")) as u32)));
+        wait_until_long("the curves fill the screen", || began.elapsed() > Duration::from_secs(300));
+        // Take the pictures in the middle of a sale.
+        wait_until_long("half the items are sold", || (2400..2900).contains(&(number(&browser.text("sold")) as u32)));
         for (name, screen) in [("desktop", DESKTOP), ("phone", PHONE)] {
             for (scheme, is_dark) in [("light", false), ("dark", true)] {
                 browser.turn_to(Screen { is_dark, ..screen });
@@ -379,7 +380,7 @@ fn pictures() {
 fn wait_until_long(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(900);
     while !holds() {
-        assert!(Instant::now() < end, "never: {what}");
+        assert!(Instant::now() < end, "timed out: {what}");
         thread::sleep(Duration::from_millis(200));
     }
 }

@@ -1,4 +1,4 @@
-//! A database that cannot be reached, does not want us, is full, or goes away in the middle of a word.
+//! Tests with a database that is unreachable, refuses the server, is full, or disconnects in the middle of a message.
 
 use crate::cluster::{Cluster, Options, PASSWORD};
 use crate::harness::{Client, LONG_SALE, Server, assert_refused, stampede};
@@ -6,11 +6,11 @@ use crate::proxy::{Cut, Proxy};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use std::path::Path;
 
-/// Lets everybody in who comes by TCP.
+/// Accepts every TCP client without a password.
 const OPEN: Options<'_> = Options { tcp: "host all all all trust", certificate: None, file_bytes_max: None };
 
 fn start(dir: &Path, url: &str, more: &[&str]) -> Server {
-    // A new directory would wait for the database.
+    // Without `--recover-from log`, a server with a new data directory would wait for the database.
     let common = ["--database-url", url, "--recover-from", "log", "--user-limit", "1000000"];
     Server::start(dir, &[&LONG_SALE[..], &common, more].concat())
 }
@@ -22,7 +22,7 @@ fn buy(client: &mut Client, item: u32) {
 }
 
 fn why_away(server: &Server) -> String {
-    server.wait_for_line("the database is away")["why"].as_str().expect("a reason").to_owned()
+    server.wait_for_line("the database is away")["why"].as_str().expect("the line has a reason").to_owned()
 }
 
 fn cut_at_every_message(ack: &str, cut: Cut) {
@@ -39,14 +39,15 @@ fn cut_at_every_message(ack: &str, cut: Cut) {
         let before = proxy.seen();
         buy(&mut client, item);
         client.wait_for_postgres();
-        // A checkout and a purchase, alone on the connection but for a sign of life now and then.
+        // The connection carries only this checkout, this purchase and an occasional heartbeat. If no message was
+        // cut, this item needed no more messages than its number.
         if !proxy.disarm() {
             assert!(u64::from(item) >= proxy.seen() - before);
             break;
         }
         cuts += 1;
     }
-    assert!(cuts > 20, "a batch is more than {cuts} messages");
+    assert!(cuts > 20, "a batch has more than {cuts} messages");
     assert!(server.terminate().success());
     let sold = cluster.ask("select count(*), count(distinct item_id), max(item_id) + 1 from purchases");
     assert_eq!(sold, format!("{0}|{0}|{0}", cuts + 1));
@@ -91,7 +92,7 @@ fn a_wrong_password_or_database_is_named_and_selling_goes_on() {
         let code = client.reserve(1, 1);
         assert_eq!(client.request(&format!("DELETE /checkout?code={code}")).status, 204);
         server.kill();
-        // An empty directory says the same while it waits.
+        // With an empty data directory, the server logs the same reason while it waits.
         let empty = tempfile::tempdir().unwrap();
         let server = Server::spawn(empty.path(), &[&LONG_SALE[..], &["--database-url", &url]].concat());
         let line = server.wait_for_line("waiting for the database");
@@ -165,7 +166,7 @@ fn encryption_is_as_libpq_has_it() {
         }
         server.kill();
     }
-    // A server that cannot encrypt.
+    // A Postgres server without TLS.
     let plain = Cluster::start_with(&OPEN);
     for (mode, refusal) in [("prefer", None), ("require", Some("does not support TLS"))] {
         let dir = tempfile::tempdir().unwrap();
@@ -187,7 +188,7 @@ fn a_read_only_database_is_away_until_it_is_not() {
     cluster.ask("select pg_reload_conf()");
     let mut client = server.connect();
     let mut item = 0;
-    // The setting arrives when it does.
+    // Postgres reloads its settings asynchronously: buy until the new setting is in effect.
     while cluster.ask("show default_transaction_read_only") != "on" || item < 3 {
         buy(&mut client, item);
         item += 1;
@@ -202,7 +203,7 @@ fn a_read_only_database_is_away_until_it_is_not() {
 
 #[test]
 fn a_database_without_space_is_away_until_there_is_some() {
-    // The smallest size at which its own catalogue still works.
+    // The smallest limit at which the system catalogs of Postgres still work.
     let options = Options { file_bytes_max: Some(4 << 20), ..Options::default() };
     let (cluster, dir) = (Cluster::start_with(&options), tempfile::tempdir().unwrap());
     let server = start(dir.path(), &cluster.url(), &["--items", "60000", "--shards", "1"]);

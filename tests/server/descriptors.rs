@@ -1,4 +1,5 @@
-//! No descriptor is left: who is in is served, the others wait at the door, and nobody runs in circles.
+//! Tests without free descriptors, and with too many connections: the server serves accepted clients and does not spin;
+//! new clients wait in the backlog or are refused.
 
 use crate::harness::{Client, LONG_SALE, Server};
 use rustix::process::{Resource, Rlimit, prlimit};
@@ -7,14 +8,14 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
-/// The limit on descriptors that leaves the server so many.
+/// Returns the limit on descriptors that leaves `left` free to the server.
 fn limit_that_leaves(server: &Server, left: usize) -> u64 {
     let open = fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
     let open: BTreeSet<u64> = open.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
-    (0..).filter(|descriptor| !open.contains(descriptor)).nth(left).expect("numbers do not run out")
+    (0..).filter(|descriptor| !open.contains(descriptor)).nth(left).expect("the range is unbounded")
 }
 
-/// CPU time that the server has used, in ticks of a hundredth of a second.
+/// Returns the CPU time of the server, in ticks of a hundredth of a second.
 fn ticks(server: &Server) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{}/stat", server.pid())).unwrap();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
@@ -26,7 +27,7 @@ fn newcomers_wait_until_somebody_leaves() {
     const INSIDE: usize = 20;
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", "1"]].concat());
-    // The log has all the segments that it wants by now, or needs none while this lasts.
+    // After this pause, the log has created its segments, and needs no descriptor during the test.
     assert_eq!(server.connect().request("GET /livez").status, 200);
     thread::sleep(Duration::from_millis(300));
     let limit = Some(limit_that_leaves(&server, INSIDE));
@@ -47,18 +48,18 @@ fn newcomers_wait_until_somebody_leaves() {
     }
     assert!(inside.len() >= 10 && waiting.len() >= 10, "{} inside, {} waiting", inside.len(), waiting.len());
 
-    // A loop takes all that a busy machine leaves it; to look now and then takes next to nothing.
+    // A busy loop would use all available CPU time. Trying to accept at intervals uses almost none.
     let before = ticks(&server);
     thread::sleep(Duration::from_secs(2));
     let spent = ticks(&server) - before;
     println!("{spent} hundredths of a second in two");
-    assert!(spent < 20, "{spent} hundredths of a second spent on waiting for two");
+    assert!(spent < 20, "{spent} hundredths of a second of CPU time in two seconds");
     for (item, client) in (0..).zip(&mut inside) {
         let code = client.reserve(1 + i64::from(item), item);
         assert_eq!(client.purchase(&code).status, 200);
     }
     let sold = inside.len();
-    // As each leaves, another one comes in, until all have been.
+    // Each client that disconnects makes room for a waiting one, until all have been served.
     while !waiting.is_empty() {
         let room = inside.len().min(waiting.len());
         inside.clear();
@@ -86,12 +87,12 @@ fn more_connections_than_wanted_are_told_so() {
     }
     inside.iter_mut().for_each(|client| assert_eq!(client.request("GET /livez").status, 200));
     inside.clear();
-    // Everyone who left makes room for one.
+    // Each client that disconnected makes room for a new one.
     while inside.len() < INSIDE {
         let mut client = server.connect();
         match client.try_request("GET /livez", "") {
             Ok(response) if response.status == 200 => inside.push(client),
-            // The leaving of the others has not been noticed yet.
+            // The server has not yet noticed that the others have disconnected.
             _ => thread::sleep(Duration::from_millis(5)),
         }
     }

@@ -1,4 +1,4 @@
-//! Live stock: what clients hear who listen to the sale, and what they cannot do to the others.
+//! Tests of `GET /events`: the events that subscribers receive, and the limits that protect buyers from them.
 
 use crate::harness::{Client, LONG_SALE, Server, wait_until};
 use serde_json::Value;
@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// Somebody who listens.
+/// A subscriber to `GET /events`.
 struct Listener(BufReader<TcpStream>);
 
 impl Listener {
@@ -22,7 +22,7 @@ impl Listener {
         listener
     }
 
-    /// Nothing: the connection is closed.
+    /// Reads lines up to an empty one. Returns `None` if the connection is closed.
     fn lines_to_an_empty_one(&mut self) -> Option<Vec<String>> {
         let mut lines = Vec::new();
         loop {
@@ -37,7 +37,7 @@ impl Listener {
         }
     }
 
-    /// The next event and its data.
+    /// Returns the next event and its data, or `None` at the end of the stream.
     fn hear(&mut self) -> Option<(String, Value)> {
         loop {
             let lines = self.lines_to_an_empty_one()?;
@@ -48,10 +48,10 @@ impl Listener {
         }
     }
 
-    /// The next event, which must be of this kind, until `is_it`.
+    /// Reads events, which must all be of this kind, until `is_it` accepts the data of one. Returns that data.
     fn hear_until(&mut self, kind: &str, is_it: impl Fn(&Value) -> bool) -> Value {
         loop {
-            let (event, data) = self.hear().expect("the connection goes on");
+            let (event, data) = self.hear().expect("the stream continues");
             assert_eq!(event, kind, "{data}");
             if is_it(&data) {
                 return data;
@@ -73,7 +73,7 @@ fn everybody_hears_of_every_change_on_every_shard() {
     let mut listeners: Vec<_> = (0..9).map(|_| Listener::connect(server.address)).collect();
     let sale = client.sale();
     for listener in &mut listeners {
-        assert_eq!(listener.hear().unwrap(), ("sale".to_owned(), sale.clone()), "what GET /sale says");
+        assert_eq!(listener.hear().unwrap(), ("sale".to_owned(), sale.clone()), "the first event equals GET /sale");
     }
     let code = client.reserve(2, 2);
     listeners.iter_mut().for_each(|listener| drop(listener.hear_until("stock", |data| stands(data) == [0, 2, 8])));
@@ -84,9 +84,9 @@ fn everybody_hears_of_every_change_on_every_shard() {
     }
     assert_eq!(client.request("HEAD /events").header("content-type"), Some("text/event-stream"));
     assert_eq!(server.connect().request("POST /events").header("allow"), Some("GET, HEAD"));
-    // Who hangs up is forgotten.
+    // The server removes subscribers that disconnect.
     drop(listeners);
-    wait_until("all have gone", || subscribers(&server) == 0);
+    wait_until("no subscriber is left", || subscribers(&server) == 0);
     assert_eq!(server.connect().sale()["sold"], 1);
 }
 
@@ -112,13 +112,13 @@ fn an_upgrade_is_not_noticed_and_a_stop_ends_it() {
     server.upgrade();
     server.connect().reserve(1, 1);
     for listener in &mut listeners {
-        // The new process does not know what the old one has said.
+        // The new process does not know which events the old one sent, and begins with the whole sale.
         let data = listener.hear_until("sale", |_| true);
         if stands(&data)[1] == 0 {
             listener.hear_until("stock", |data| stands(data)[1] == 1);
         }
     }
-    assert!(server.terminate().success(), "who listens is not waited for");
+    assert!(server.terminate().success(), "the server does not wait for subscribers");
     listeners.iter_mut().for_each(|listener| assert_eq!(listener.hear(), None));
 }
 
@@ -133,7 +133,7 @@ fn those_who_listen_leave_room_for_those_who_buy() {
     let mut head = server.connect();
     head.send(b"HEAD /events HTTP/1.1\r\nHost: shop\r\n\r\n").unwrap();
     assert_eq!(head.read_head().unwrap().status, 503);
-    assert!(head.is_closed(), "a head is all that HEAD gets");
+    assert!(head.is_closed(), "the response to HEAD has no body");
     server.connect().reserve(1, 1);
 }
 

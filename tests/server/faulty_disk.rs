@@ -1,7 +1,7 @@
-//! A file system in this process that keeps its files in a directory, and fails one operation on order.
+//! A FUSE file system in the test process that keeps its files in a directory and fails one chosen operation.
 //!
-//! It has a cache that a failed sync empties, as disks have: what was written since the last sync is zeros then, and
-//! a second sync would succeed all the same.
+//! A failed sync loses the cache, as on real disks: all bytes written since the last sync become zeros, and a second
+//! sync would succeed.
 
 use crate::mountpoint::Mountpoint;
 use fuser::{
@@ -20,31 +20,32 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-/// The kernel asks every time.
+/// Zero, so that the kernel caches neither names nor attributes.
 const TTL: Duration = Duration::ZERO;
 
-/// What goes wrong.
+/// The kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The operation fails with EIO: a write has no effect, and a sync loses what it should have kept.
+    /// The operation fails with EIO: a write has no effect, and a sync loses the data that it should make durable.
     Error,
-    /// A write takes half of what it was given, and the next one to that file, with the rest, fails.
+    /// A write accepts half of its bytes, and the next write to that file, with the rest, fails.
     ShortWrite,
 }
 
-/// How the disk behaves.
+/// The properties of a disk and its fault.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     pub fault: Fault,
-    /// Which of the operations that change something, or which of the writes, goes wrong, counted from 1.
+    /// Number of the operation that fails, from 1. For `Error`, the operations that change something are counted; for
+    /// `ShortWrite`, the writes.
     pub at: u32,
-    /// Whether files can be opened past the page cache.
+    /// Whether files can be opened with `O_DIRECT`.
     pub has_direct_io: bool,
 }
 
-/// A mounted disk. Unmounted when dropped.
+/// A mounted faulty disk, unmounted when dropped.
 pub struct FaultyDisk {
-    // Goes first: the session would wait for the disk's last user.
+    // Dropped before the session, because the end of the session waits for the disk's last user.
     mountpoint: Mountpoint,
     happened: Arc<AtomicBool>,
     _session: BackgroundSession,
@@ -54,7 +55,7 @@ impl FaultyDisk {
     /// Mounts a disk that keeps its files in `backing`.
     ///
     /// # Errors
-    /// This user may not mount, or there is no /dev/fuse.
+    /// Fails if this user may not mount, or if there is no /dev/fuse.
     pub fn mount(backing: &Path, plan: Plan) -> io::Result<FaultyDisk> {
         let mountpoint = Mountpoint::new();
         let happened = Arc::new(AtomicBool::new(false));
@@ -70,7 +71,7 @@ impl FaultyDisk {
         self.mountpoint.path()
     }
 
-    /// Whether the fault has happened.
+    /// Returns whether the fault has happened.
     pub fn has_failed(&self) -> bool {
         self.happened.load(SeqCst)
     }
@@ -78,12 +79,12 @@ impl FaultyDisk {
 
 struct Open {
     file: File,
-    /// Where something was written since the last sync: offset and length.
+    /// Ranges written since the last sync: offset and length in bytes.
     cached: Vec<(u64, usize)>,
 }
 
 struct Files {
-    /// By inode number, which starts at 1.
+    /// Path of each file, by inode number. Numbers start at 1.
     paths: Vec<PathBuf>,
     open: BTreeMap<u64, Open>,
     next: u64,
@@ -113,7 +114,7 @@ impl Files {
             mtime: time,
             ctime: time,
             crtime: time,
-            kind: FileType::from_std(metadata.file_type()).expect("files and directories only"),
+            kind: FileType::from_std(metadata.file_type()).expect("only files and directories"),
             perm: metadata.permissions().mode() as u16 & 0o7777,
             nlink: 1,
             uid: metadata.uid(),
@@ -136,19 +137,20 @@ struct Disk {
     plan: Plan,
     operations: AtomicU32,
     happened: Arc<AtomicBool>,
-    /// The handle that took half a write.
+    /// Handle of the file whose last write was short.
     torn: AtomicU64,
 }
 
 impl Disk {
-    /// Counts an operation that this fault can befall; whether it is the one.
+    /// Counts an operation that this fault applies to. Returns whether the operation must fail.
     fn fails(&self, fault: Fault) -> bool {
         let is_it = self.plan.fault == fault && self.operations.fetch_add(1, SeqCst) + 1 == self.plan.at;
         self.happened.fetch_or(is_it, SeqCst);
         is_it
     }
 
-    /// An operation that changes something, on the path of `name` in `parent`, or of `parent` itself.
+    /// Runs an operation that changes something, on the path of `name` in `parent`, or of `parent` itself, unless the
+    /// operation must fail.
     fn change<T>(
         &self,
         parent: INodeNo,
@@ -249,14 +251,14 @@ impl Filesystem for Disk {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        // As on a network: files cannot be exchanged.
+        // Like a network file system, the disk cannot exchange two files.
         if !flags.is_empty() {
             return reply.error(Errno::EINVAL);
         }
         let result = self.change(parent, Some(name), |files, path| {
             let new = files.path(to).join(new_name);
             fs::rename(path, &new)?;
-            // The file keeps its number under its new name, and whatever had that name is nowhere now.
+            // The file keeps its inode number under its new name. A file that had this name before loses its path.
             files.paths.iter_mut().filter(|known| **known == new).for_each(|known| *known = PathBuf::new());
             files.paths.iter_mut().filter(|known| *known == path).for_each(|known| known.clone_from(&new));
             Ok(())
@@ -329,7 +331,7 @@ impl Filesystem for Disk {
         let taken = self.change(ino, None, |_, _| Ok(if is_short { data.len() / 2 } else { data.len() }));
         let written = taken.and_then(|taken| {
             let mut files = self.files.lock().expect("no operation panics");
-            let open = files.open.get_mut(&handle.0).expect("it is open");
+            let open = files.open.get_mut(&handle.0).expect("the file is open");
             open.file.write_all_at(&data[..taken], offset)?;
             open.cached.push((offset, taken));
             Ok(taken)
@@ -343,10 +345,10 @@ impl Filesystem for Disk {
     fn fsync(&self, _: &Request, ino: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
         let result = self.change(ino, None, |_, _| Ok(()));
         let mut files = self.files.lock().expect("no operation panics");
-        let open = files.open.get_mut(&handle.0).expect("it is open");
+        let open = files.open.get_mut(&handle.0).expect("the file is open");
         for (offset, length) in std::mem::take(&mut open.cached) {
             if result.is_err() {
-                open.file.write_all_at(&vec![0; length], offset).expect("the backing directory is a good one");
+                open.file.write_all_at(&vec![0; length], offset).expect("the backing directory has no faults");
             }
         }
         done(reply, result);
@@ -376,11 +378,11 @@ impl Filesystem for Disk {
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let path = self.files.lock().expect("no operation panics").path(ino);
-        let entries = fs::read_dir(path).expect("the backing directory is a good one");
+        let entries = fs::read_dir(path).expect("the backing directory has no faults");
         for (place, entry) in entries.enumerate().skip(offset as usize) {
-            let entry = entry.expect("the backing directory is a good one");
-            let kind = FileType::from_std(entry.file_type().expect("it says")).expect("files and directories only");
-            // The number is looked up by name.
+            let entry = entry.expect("the backing directory has no faults");
+            let kind = FileType::from_std(entry.file_type().expect("a file type")).expect("only files and directories");
+            // The kernel looks up the inode number by name.
             if reply.add(INodeNo(u64::MAX), place as u64 + 1, kind, entry.file_name()) {
                 break;
             }

@@ -1,4 +1,4 @@
-//! `tuning/nginx.conf`: the real nginx in front of the real server.
+//! Tests of `tuning/nginx.conf`, with the real nginx in front of the real server.
 
 use crate::harness::{LONG_SALE, Response, Server, repository_text, skipped, wait_until};
 use crate::history::History;
@@ -11,12 +11,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
-/// What the configuration allows one address: requests at once and a second, requests in flight.
+/// Limits of the configuration for one address: requests in a burst, requests per second, requests in flight.
 const BURST: u64 = 40;
 const RATE: u64 = 20;
 const IN_FLIGHT: usize = 20;
 
-/// A running nginx, as the file says, but for addresses and paths.
+/// A running nginx with this configuration, except for addresses and paths.
 struct Front {
     nginx: Child,
     dir: tempfile::TempDir,
@@ -25,7 +25,8 @@ struct Front {
 }
 
 impl Front {
-    /// In front of `upstream`. Nothing, and says so, where a program is missing.
+    /// Starts nginx in front of `upstream`. Returns `None`, and prints that the test is skipped, if nginx or curl is
+    /// missing.
     fn start(upstream: SocketAddr) -> Option<Front> {
         let is_there = |program: &str, flag: &str| Command::new(program).arg(flag).output().is_ok();
         if !is_there("nginx", "-v") || !is_there("curl", "--version") {
@@ -39,7 +40,7 @@ impl Front {
         fs::write(path("key.pem"), certified.signing_key.serialize_pem()).unwrap();
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let mut text = repository_text("tuning/nginx.conf");
-        // Where the package keeps bodies, whoever runs the tests may not write.
+        // The user of the tests may not write to the package's directories for bodies.
         let bodies = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
         let bodies: String = bodies.iter().map(|kind| format!("{kind}_temp_path {};\n", path(kind))).collect();
         for (here, there) in [
@@ -52,7 +53,7 @@ impl Front {
             ("/var/log/nginx", path("")),
             ("/run/nginx.pid", path("pid")),
         ] {
-            assert!(text.contains(here), "the file has no {here}");
+            assert!(text.contains(here), "tuning/nginx.conf has no {here}");
             text = text.replace(here, &there);
         }
         fs::write(path("nginx.conf"), text).unwrap();
@@ -64,7 +65,8 @@ impl Front {
         let tried = command().arg("-t").output().unwrap();
         let said = String::from_utf8(tried.stderr).unwrap();
         assert!(tried.status.success(), "{said}");
-        // Whoever is not root cannot choose a user, and no limit can be raised above the one there is.
+        // Two warnings depend on the machine: only root can set a user, and the limit on open files cannot be raised
+        // above the hard limit.
         let is_of_this_machine = |line: &&str| line.contains("\"user\" directive") || line.contains("open file");
         let warnings: Vec<_> = said.lines().filter(|line| line.contains("[warn]")).collect();
         assert!(warnings.iter().all(is_of_this_machine), "{said}");
@@ -74,7 +76,7 @@ impl Front {
         Some(front)
     }
 
-    /// A client that trusts the certificate.
+    /// Returns a curl command that trusts the certificate.
     fn curl(&self) -> Command {
         let mut command = Command::new("curl");
         command.env_clear().args(["--silent", "--show-error", "--http2", "--max-time", "60", "--cacert"]);
@@ -86,26 +88,26 @@ impl Front {
         format!("https://{}{target}", self.address)
     }
 
-    /// Asks on a connection of its own.
+    /// Sends a request on a connection of its own.
     fn ask(&self, line: &str) -> Response {
         let number = self.history.begin(line);
         let (method, target) = line.split_once(' ').unwrap();
         let said = text_of(self.curl().args(["--include", "--request", method, &self.url(target)]));
         let (head, body) = said.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{line}: {said}"));
-        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("the head has a status");
         let response = Response { status, head: head.to_owned(), body: body.to_owned() };
         self.history.end(number, &response);
         response
     }
 
-    /// Asks for items 1 to `requests` on one connection, so many of them at once; returns each status.
+    /// Reserves items 1 to `requests` on one connection, at most `at_once` at a time. Returns each status.
     fn flood(&self, requests: usize, at_once: usize) -> Vec<String> {
         self.history.leave_gap();
         let mut command = self.curl();
         command.args(["--parallel", "--parallel-max", &at_once.to_string(), "--output", "/dev/null"]);
         command.args(["--write-out", "%{http_code} %{http_version}\n", "--request", "POST"]);
         let said = text_of(command.arg(self.url(&format!("/checkout?user_id=1&item_id=[1-{requests}]"))));
-        let statuses = said.lines().map(|line| line.strip_suffix(" 2").expect("HTTP/2").to_owned());
+        let statuses = said.lines().map(|line| line.strip_suffix(" 2").expect("the version is HTTP/2").to_owned());
         statuses.collect()
     }
 
@@ -116,7 +118,7 @@ impl Front {
 
 impl Drop for Front {
     fn drop(&mut self) {
-        // Its workers end with it, as long as it can tell them.
+        // SIGTERM lets nginx stop its workers. SIGKILL would leave them running.
         let _ = kill_process(Pid::from_child(&self.nginx), Signal::TERM);
         let _ = self.nginx.wait();
     }
@@ -145,28 +147,28 @@ fn buyers_are_served_through_tls_on_connections_that_stay_open() {
     assert_eq!(front.ask(&format!("DELETE /checkout?code={}", codes[1])).status, 204);
     assert_eq!(front.ask("GET /sale").json()["sold"], 1);
     assert_eq!(reserve(2).problem(), "item-reserved");
-    // Not for everybody. And a path that is none may have a code in it.
+    // These paths are not public. An unknown path may contain a code, which must not be logged.
     for path in ["/health", "/readyz", "/livez", "/", &format!("/purchase%3Fcode={}", codes[2])] {
         assert_eq!(front.ask(&format!("GET {path}")).problem(), "not-found", "{path}");
     }
     let health = direct.request("GET /health").json();
     let connections: u64 =
         health["shards"].as_array().unwrap().iter().map(|s| s["connections"].as_u64().unwrap()).sum();
-    // Each worker of nginx needs one for requests that follow each other.
+    // Each worker of nginx needs one connection for sequential requests.
     let workers = std::thread::available_parallelism().unwrap().get() as u64;
     assert!((1 + 1..=1 + workers).contains(&connections), "{connections} with {workers} workers");
 
-    wait_until("it is written down", || front.log("access.log").lines().count() == 14);
+    wait_until("the access log has every request", || front.log("access.log").lines().count() == 14);
     let log = front.log("access.log");
     assert!(
         log.lines().any(|line| line.starts_with("127.0.0.1 ") && line.contains(" POST /purchase 200 200 ")),
         "{log}"
     );
-    assert!(codes.iter().all(|code| !log.contains(code)), "a code can be read: {log}");
+    assert!(codes.iter().all(|code| !log.contains(code)), "the log contains a code: {log}");
     assert!(server.terminate().success());
 }
 
-/// What a page of the shop asks for: fifty items with their pictures, at once, and stock as it changes.
+/// Sends the requests of a shop's page: fifty items, images in parallel, and the events of the stock.
 #[test]
 fn a_shop_is_shown() {
     let dir = tempfile::tempdir().unwrap();
@@ -184,7 +186,7 @@ fn a_shop_is_shown() {
     let mut listening =
         front.curl().args(["--no-buffer", &front.url("/events")]).stdout(Stdio::piped()).spawn().unwrap();
     let mut heard = BufReader::new(listening.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let mut hear = |event: &str| heard.find(|line| line == event).expect("it goes on");
+    let mut hear = |event: &str| heard.find(|line| line == event).expect("the stream continues");
     hear("event: sale");
     server.connect().reserve(1, 1);
     hear("event: stock");
@@ -203,8 +205,8 @@ fn one_address_cannot_ask_for_everybody() {
     let let_in = count(&statuses, "200");
     assert_eq!(let_in + count(&statuses, "429"), 2000, "{statuses:?}");
     assert!((BURST as usize..=allowed as usize).contains(&let_in), "{let_in} were let in, {allowed} are allowed");
-    assert_eq!(server.connect().sale()["reserved"], let_in, "the others got no further");
-    // Another address is served meanwhile.
+    assert_eq!(server.connect().sale()["reserved"], let_in, "refused requests do not reach the server");
+    // A client at another address is served at the same time.
     let mut other = front.curl();
     other.args(["--interface", "127.0.0.2", "--request", "POST", &front.url("/checkout?user_id=2&item_id=9999")]);
     let code = text_of(&mut other);
@@ -219,7 +221,7 @@ fn one_address_cannot_pile_up_requests_that_wait() {
     server.signal(Signal::STOP);
     let statuses = std::thread::scope(|scope| {
         let flood = scope.spawn(|| front.flood(IN_FLIGHT + 10, IN_FLIGHT + 10));
-        wait_until("the others are refused", || front.log("access.log").matches(" 429 ").count() == 10);
+        wait_until("requests above the limit are refused", || front.log("access.log").matches(" 429 ").count() == 10);
         let refused = front.ask("POST /checkout?user_id=1&item_id=9999");
         assert_eq!((refused.status, refused.problem().as_str()), (429, "too-many-requests"));
         assert_eq!(refused.header("retry-after"), Some("1"));
@@ -229,7 +231,8 @@ fn one_address_cannot_pile_up_requests_that_wait() {
     assert_eq!((count(&statuses, "200"), count(&statuses, "429")), (IN_FLIGHT, 10), "{statuses:?}");
 }
 
-/// A server that answers its first request and drops every other one unanswered; says what it was sent.
+/// Starts a server that answers its first request and disconnects without an answer on every later one. Returns its
+/// address and the heads that it receives.
 fn dropping_server() -> (SocketAddr, Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (address, (sender, heads)) = (listener.local_addr().unwrap(), channel());
@@ -250,13 +253,15 @@ fn dropping_server() -> (SocketAddr, Receiver<String>) {
     (address, heads)
 }
 
-/// A request that was sent may have been done: nobody sends it again but the buyer, who is told that it is not known.
+/// A request that was sent may have taken effect, so that nginx must not send it again. The client receives 503 with
+/// the problem `overdue`: the outcome is unknown, and the client may try again.
 #[test]
 fn nothing_is_sent_twice() {
     let (upstream, heads) = dropping_server();
     let Some(front) = Front::start(upstream) else { return };
     let mut command = front.curl();
-    // The second one goes over a connection that was kept: nginx would take its end for a reason to try another.
+    // The second request uses a connection that nginx has kept open. With its default settings, nginx would send the
+    // request again on another connection when that one is closed.
     command.args(["--include", "--header", "X-Forwarded-For: 192.0.2.1", "--request", "DELETE"]);
     let said = text_of(command.arg(front.url("/checkout?code=a-code-[1-2]")));
     assert!(said.starts_with("HTTP/2 204") && said.contains("HTTP/2 503"), "{said}");
@@ -269,6 +274,6 @@ fn nothing_is_sent_twice() {
         assert!(fields.contains("X-Forwarded-For: 127.0.0.1\r\n") && !fields.contains("192.0.2.1"), "{head}");
         assert!(!fields.to_lowercase().contains("connection:"), "{head}");
     }
-    wait_until("it is written down", || front.log("access.log").lines().count() == 2);
+    wait_until("the access log has every request", || front.log("access.log").lines().count() == 2);
     assert!(!front.log("access.log").contains("a-code") && !front.log("error.log").contains("a-code"));
 }

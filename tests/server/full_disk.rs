@@ -1,4 +1,5 @@
-//! A disk that somebody else fills up, level by level: what is held is bought, nothing is lost, selling resumes.
+//! Tests on disks of many sizes that another process fills up: every hold can be bought, nothing is lost, and selling
+//! resumes when there is space.
 
 use crate::harness::{Client, LONG_SALE, Server, how_many, skipped};
 use crate::mountpoint::Mountpoint;
@@ -11,13 +12,13 @@ use std::time::{Duration, Instant};
 
 const PAGE: u64 = 4096;
 
-/// A small disk of its own: O_DIRECT works on it, and it is full to the exact page.
+/// A small tmpfs. It supports `O_DIRECT`, and can be filled to the exact page.
 struct Disk {
     dir: Mountpoint,
 }
 
 impl Disk {
-    /// `None`, said aloud, where nothing may be mounted.
+    /// Mounts a disk. Returns `None`, and prints that the test is skipped, if this user may not mount.
     fn mount(bytes: u64) -> Option<Disk> {
         let dir = Mountpoint::new();
         let options = format!("size={bytes}");
@@ -51,19 +52,19 @@ impl Disk {
         self.dir.path().join("ballast")
     }
 
-    /// Somebody else takes all that is left, to the last page.
+    /// Takes all free space, to the last page, as another process would.
     fn fill(&self) {
         let mut file = File::options().create(true).append(true).open(self.ballast()).unwrap();
         while file.write_all(&[1; PAGE as usize]).is_ok() {}
     }
 
-    /// Somebody else cleans up.
+    /// Frees the space that `fill` took.
     fn clean(&self) {
         fs::remove_file(self.ballast()).unwrap();
     }
 }
 
-/// Reserves items from `first` on until nothing more is reserved. Returns the codes.
+/// Reserves items from `first` on until the log is full. Returns the codes.
 fn reserve_all(client: &mut Client, first: u32) -> Vec<String> {
     let mut codes = Vec::new();
     for item in first.. {
@@ -91,16 +92,17 @@ fn start(dir: &Path) -> Server {
     server
 }
 
-/// There is space again: what could not be reserved is.
+/// Waits until the server reserves items again.
 fn sells_again(client: &mut Client, item: u32) {
     let end = Instant::now() + Duration::from_secs(20);
     while client.checkout(2, item).status != 200 {
-        assert!(Instant::now() < end, "selling does not go on when there is space");
+        assert!(Instant::now() < end, "selling does not resume when there is space");
         thread::sleep(Duration::from_millis(50));
     }
 }
 
-/// The disk is full at this size; every promise is kept through kill -9, on the full disk, and beyond.
+/// Fills a disk of this size, and checks that every hold can be bought: on the full disk, after kill -9, and when there
+/// is space again.
 fn live_through(bytes: u64) -> Option<()> {
     let disk = Disk::mount(bytes)?;
     let server = start(&disk.data());
@@ -114,7 +116,7 @@ fn live_through(bytes: u64) -> Option<()> {
     now.iter().for_each(|code| assert_eq!(client.purchase(code).status, 200));
     server.kill();
 
-    // Not a page is free, and the room that was promised is there all the same.
+    // No page is free, but the space reserved for the holds is still there.
     disk.fill();
     let server = start(&disk.data());
     let mut client = server.connect();
@@ -133,7 +135,7 @@ fn live_through(bytes: u64) -> Option<()> {
 #[test]
 fn a_full_disk_keeps_every_promise() {
     let levels = u64::from(how_many("STAMPEDE_DISK_LEVELS", 24));
-    // From where hardly anything can be sold to where there is room for several segments.
+    // The sizes range from space for almost no sale to space for several segments.
     for pages in (0..levels).map(|level| 80 + level * 1000 / levels) {
         println!("{pages} pages");
         if live_through(pages * PAGE).is_none() {
@@ -142,7 +144,7 @@ fn a_full_disk_keeps_every_promise() {
     }
 }
 
-/// A log line when it begins and one when it ends, however often the server looks.
+/// The server logs one line when the disk becomes full and one when there is space again, however often it checks.
 #[test]
 fn a_full_disk_is_announced_once() {
     let Some(disk) = Disk::mount(800 * PAGE) else { return };
@@ -150,7 +152,7 @@ fn a_full_disk_is_announced_once() {
     disk.fill();
     let mut held = reserve_all(&mut server.connect(), 0);
     server.wait_for_line("the log is full");
-    // A segment that was half made when the disk filled up has given its place back.
+    // A segment that was incomplete when the disk filled up has been removed, which has freed space: fill it again.
     disk.fill();
     held.extend(reserve_all(&mut server.connect(), held.len() as u32));
     let times = server.times_said("the log is full");
@@ -162,7 +164,7 @@ fn a_full_disk_is_announced_once() {
     assert!(server.terminate().success());
 }
 
-/// Where not even the first segments fit, the server says so, and begins to sell when there is space.
+/// If not even the first segments fit, the server logs it, and begins to sell when there is space.
 #[test]
 fn a_disk_that_is_too_small_is_named() {
     for pages in [2, 4, 8, 12, 16] {

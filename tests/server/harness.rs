@@ -1,4 +1,6 @@
-//! Starts servers, speaks HTTP to them, ends them.
+//! Starts servers, sends HTTP requests to them, and ends them.
+//!
+//! When a server ends, its log, and after a clean stop Postgres, must agree with the history of its clients.
 
 use crate::history::History;
 use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, waitpid};
@@ -13,31 +15,31 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-/// A sale that no test lives to see the end of.
+/// Arguments for a sale that does not end during a test.
 pub const LONG_SALE: [&str; 2] = ["--sale-period", "365days"];
 
-/// How long anything may take before a test gives up.
+/// Time limit for every wait of a test.
 const PATIENCE: Duration = Duration::from_secs(40);
 
-/// A running server.
+/// A running server, killed when dropped.
 pub struct Server {
-    /// Which process is the server: after an upgrade, another one than was started.
+    /// Process of the server. An upgrade replaces it.
     pid: Pid,
     has_ended: bool,
     data_dir: PathBuf,
     database_url: Option<String>,
     history: Arc<History>,
     pub address: SocketAddr,
-    /// Its port for operators.
+    /// Address of the admin port.
     pub admin: SocketAddr,
     lines: Receiver<String>,
-    /// Lines read, but not yet waited for.
+    /// Lines received, but not yet waited for.
     seen: RefCell<Vec<serde_json::Value>>,
-    /// From the start of the process to its "serving".
+    /// Time from the start of the process to its log line "serving".
     pub start_time: Duration,
 }
 
-/// A command for the binary, free of the settings of whoever runs the tests.
+/// Returns a command for the binary, with an empty environment.
 pub fn stampede(data_dir: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stampede"));
     command.env_clear().current_dir(data_dir).args([
@@ -68,17 +70,18 @@ impl Server {
         Self::run(&mut stampede(data_dir, arguments))
     }
 
-    /// Starts what `command` says, and waits until it listens.
+    /// Starts `command`, and waits until the server listens.
     #[expect(clippy::zombie_processes, reason = "after an upgrade it is another process that is waited for")]
     pub fn run(command: &mut Command) -> Server {
         let value = |flag: &str| command.get_args().skip_while(|argument| *argument != flag).nth(1);
-        let data_dir = PathBuf::from(value("--data-dir").expect("every command says where"));
-        let database_url = value("--database-url").map(|url| url.to_str().expect("text").to_owned());
+        let data_dir = PathBuf::from(value("--data-dir").expect("every command has --data-dir"));
+        let database_url = value("--database-url").map(|url| url.to_str().expect("the URL is UTF-8").to_owned());
         let history = History::of(&data_dir);
-        // What a process that ends leaves behind is this one's child then.
-        set_child_subreaper(Some(getpid())).expect("it can be had");
+        // When a process ends, its children become children of the test process. The test process can then wait for
+        // the new process of an upgrade.
+        set_child_subreaper(Some(getpid())).expect("the test process can become a subreaper");
         let mut child = command.spawn().expect("the binary starts");
-        let stderr = BufReader::new(child.stderr.take().expect("it is piped"));
+        let stderr = BufReader::new(child.stderr.take().expect("standard error is piped"));
         let (sender, lines) = channel();
         std::thread::spawn(move || stderr.lines().map_while(Result::ok).all(|line| sender.send(line).is_ok()));
         let mut server = Server {
@@ -94,18 +97,19 @@ impl Server {
             start_time: Duration::ZERO,
         };
         let starting = server.wait_for_line("starting");
-        let address = |name: &str| starting[name].as_str().expect("it says where").parse().expect("an address");
+        let address = |name: &str| starting[name].as_str().expect("a string").parse().expect("an address");
         (server.address, server.admin) = (address("listen"), address("admin"));
         server.history.serves(server.address);
         server
     }
 
-    /// Waits for a log line with this message, past or to come, and returns its fields. Each line is found once.
+    /// Waits for a log line whose message begins with `message`, and returns its fields. The line may have been logged
+    /// already. Each line is returned once.
     pub fn wait_for_line(&self, message: &str) -> serde_json::Value {
         self.wait_for_one_of(&[message])
     }
 
-    /// Waits for a log line with one of these messages.
+    /// Waits for a log line whose message begins with one of `messages`, and returns its fields.
     pub fn wait_for_one_of(&self, messages: &[&str]) -> serde_json::Value {
         let end = Instant::now() + PATIENCE;
         let mut seen = self.seen.borrow_mut();
@@ -118,7 +122,7 @@ impl Server {
             }
             let left = end.saturating_duration_since(Instant::now());
             let Ok(line) = self.lines.recv_timeout(left) else { panic!("none of {messages:?} in {seen:#?}") };
-            // Before the settings are known, nobody has said in which format lines shall be.
+            // Before the settings are read, the server does not know the log format, and writes plain text.
             let is_early = line.starts_with("stampede: ");
             let fields =
                 if is_early { Ok(serde_json::json!({ "message": line })) } else { serde_json::from_str(&line) };
@@ -126,9 +130,9 @@ impl Server {
         }
     }
 
-    /// Has another process go on in its place, and waits until it serves.
+    /// Upgrades the server, and waits until the new process serves.
     pub fn upgrade(&mut self) {
-        wait_until("the upgrade before is over", || {
+        wait_until("the previous upgrade has ended", || {
             self.signal(Signal::USR2);
             let said = self.wait_for_one_of(&["upgrading", "no upgrade now"]);
             said["why"].is_null() || {
@@ -136,30 +140,31 @@ impl Server {
                 false
             }
         });
-        let pid = self.wait_for_line("handed over")["pid"].as_i64().expect("it says which");
+        let pid = self.wait_for_line("handed over")["pid"].as_i64().expect("the line has the process id");
         self.wait_for_line("serving");
         assert!(self.is_replaced_by(pid as i32).success());
     }
 
-    /// The process has ended, or is about to, and another one goes on. Returns how it has ended.
+    /// Waits for the old process of an upgrade to end, and makes `pid` the process of the server. Returns the exit
+    /// status of the old process.
     pub fn is_replaced_by(&mut self, pid: i32) -> ExitStatus {
-        wait_for(std::mem::replace(&mut self.pid, Pid::from_raw(pid).expect("a number")))
+        wait_for(std::mem::replace(&mut self.pid, Pid::from_raw(pid).expect("the process id is positive")))
     }
 
-    /// Whatever has been said so far, nobody will wait for it.
+    /// Discards all log lines so far.
     pub fn forget_lines(&self) {
         self.lines.try_iter().for_each(drop);
         self.seen.borrow_mut().clear();
     }
 
-    /// How many lines with this message have come and have not been waited for.
+    /// Returns the number of log lines with this message that no wait has returned.
     pub fn times_said(&self, message: &str) -> usize {
         let mut seen = self.seen.borrow_mut();
         seen.extend(self.lines.try_iter().filter_map(|line| serde_json::from_str(&line).ok()));
         seen.iter().filter(|fields| fields["message"].as_str().is_some_and(|text| text.starts_with(message))).count()
     }
 
-    /// A new connection.
+    /// Opens a connection.
     pub fn connect(&self) -> Client {
         Client::connect(self.address).expect("the server accepts")
     }
@@ -168,13 +173,13 @@ impl Server {
         kill_process(self.pid, signal).expect("the server can be signalled");
     }
 
-    /// Ends it without any warning.
+    /// Ends the server with SIGKILL.
     pub fn kill(mut self) {
         self.signal(Signal::KILL);
         self.end();
     }
 
-    /// Waits for it to end by itself; returns the exit code and the last thing it said.
+    /// Waits for the server to end by itself. Returns the exit code and the last log message.
     pub fn last_words(mut self) -> (i32, String) {
         let end = Instant::now() + PATIENCE;
         let mut last = self.seen.take().pop();
@@ -182,37 +187,38 @@ impl Server {
             match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(line) => last = serde_json::from_str(&line).ok(),
                 Err(RecvTimeoutError::Disconnected) => break,
-                Err(RecvTimeoutError::Timeout) => panic!("it does not end; it last said {last:?}"),
+                Err(RecvTimeoutError::Timeout) => panic!("the server does not end; its last line is {last:?}"),
             }
         }
         let status = self.end();
         let message = last.as_ref().and_then(|line| line["message"].as_str());
-        (status.code().expect("it ended by itself"), message.expect("it said something").to_owned())
+        (status.code().expect("no signal ended the server"), message.expect("the server logged a message").to_owned())
     }
 
-    /// Waits for it to end by itself.
+    /// Waits for the server to end by itself.
     pub fn wait(mut self) -> ExitStatus {
         self.end()
     }
 
-    /// Ends it as an operator would.
+    /// Stops the server with SIGTERM, as an operator would.
     pub fn terminate(mut self) -> ExitStatus {
         self.signal(Signal::TERM);
         self.end()
     }
 
-    /// Waits for it to end, as it has been told to.
+    /// Waits for the server to end after a requested stop.
     pub fn end_by_itself(mut self) -> ExitStatus {
         self.end()
     }
 
-    /// When it has ended, its log must explain what its clients were told.
+    /// Waits for the process to end, and checks that the log explains every response to its clients.
     fn end(&mut self) -> ExitStatus {
         let status = wait_for(self.pid);
         self.has_ended = true;
         if !std::thread::panicking() {
             self.history.check(&self.data_dir);
-            // It has waited until everything had arrived, or said that it did not.
+            // A clean stop waits until every record is persisted, unless the server logs that it stops without the
+            // database.
             if let Some(url) = self.database_url.as_ref().filter(|_| status.success()) {
                 self.seen.borrow_mut().extend(self.lines.iter().filter_map(|line| serde_json::from_str(&line).ok()));
                 if self.times_said("stopping without the database") == 0 {
@@ -227,15 +233,16 @@ impl Server {
         self.pid
     }
 
-    /// Resident memory in KiB.
+    /// Returns the resident memory of the server, in KiB.
     pub fn resident_kib(&self) -> u64 {
         self.proc_number("status", "VmRSS:")
     }
 
     fn proc_number(&self, file: &str, name: &str) -> u64 {
-        let text = std::fs::read_to_string(format!("/proc/{}/{file}", self.pid.as_raw_nonzero())).expect("it runs");
-        let line = text.lines().find(|line| line.starts_with(name)).expect("the kernel says");
-        line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
+        let text = std::fs::read_to_string(format!("/proc/{}/{file}", self.pid.as_raw_nonzero()))
+            .expect("the server is running");
+        let line = text.lines().find(|line| line.starts_with(name)).expect("the file has the line");
+        line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("the line has a number")
     }
 }
 
@@ -249,44 +256,44 @@ impl Drop for Server {
 }
 
 fn wait_for(pid: Pid) -> ExitStatus {
-    let status = waitpid(Some(pid), WaitOptions::empty()).expect("it can be waited for");
-    ExitStatus::from_raw(status.expect("it has ended").1.as_raw())
+    let status = waitpid(Some(pid), WaitOptions::empty()).expect("the process can be waited for");
+    ExitStatus::from_raw(status.expect("the process has ended").1.as_raw())
 }
 
-/// A number from the environment: how much to try before a release, or the default.
+/// Returns a number from the environment, or the default. Long runs before a release set larger numbers.
 pub fn how_many(variable: &str, default: u32) -> u32 {
     std::env::var(variable).ok().and_then(|number| number.parse().ok()).unwrap_or(default)
 }
 
-/// Runs to its end, which is to come by itself: the exit code and everything it said.
+/// Runs the binary, which must end by itself. Returns the exit code and the output.
 pub fn run_to_end(data_dir: &Path, arguments: &[&str]) -> (i32, String) {
     let output = stampede(data_dir, arguments).output().expect("the binary starts");
     let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).expect("text")).concat();
     (output.status.code().expect("an exit code"), text)
 }
 
-/// Runs to its end, which is to be a refusal that says all of `parts`.
+/// Checks that the binary refuses to run, with this exit code and all of `parts` in its output.
 pub fn assert_refused(data_dir: &Path, arguments: &[&str], code: i32, parts: &[&str]) {
     let (actual, text) = run_to_end(data_dir, arguments);
     assert_eq!(actual, code, "{text}");
     assert!(parts.iter().all(|part| text.contains(part)), "{parts:?} in {text}");
 }
 
-/// Waits for what will be true soon.
+/// Waits until `holds` returns true.
 pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !holds() {
-        assert!(Instant::now() < end, "never: {what}");
+        assert!(Instant::now() < end, "timed out: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// A file or directory of this repository.
+/// Returns the path of a file or directory of this repository.
 pub fn in_repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// The text of a file of this repository.
+/// Reads a file of this repository.
 pub fn repository_text(path: &str) -> String {
     std::fs::read_to_string(in_repository(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
@@ -295,13 +302,13 @@ pub fn copy_dir(from: &Path, to: &Path) {
     assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().expect("cp starts").success());
 }
 
-/// Says that a test could not be made here. Nothing has been shown then.
+/// Prints that a test cannot run on this machine. A skipped test proves nothing.
 pub fn skipped(test: &str, why: impl fmt::Display) {
-    // Past the capture of the test runner: a test that did not run must not look like one that passed.
+    // The test runner does not capture this output, so that a skipped test does not look like one that passed.
     let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {why}");
 }
 
-/// A response.
+/// An HTTP response.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Response {
     pub status: u16,
@@ -319,15 +326,15 @@ impl Response {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// The last part of the problem's type.
+    /// Returns the last part of the problem's type.
     pub fn problem(&self) -> String {
         assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
         let json = self.json();
         assert_eq!(json["status"], self.status, "{self:?}");
-        json["type"].as_str().and_then(|kind| kind.strip_prefix("/problems/")).expect("a type").to_owned()
+        json["type"].as_str().and_then(|kind| kind.strip_prefix("/problems/")).expect("a problem has a type").to_owned()
     }
 
-    /// "200", or the problem's name.
+    /// Returns the status of a success, like "200", or the problem's name.
     pub fn outcome(&self) -> String {
         if self.status < 300 { self.status.to_string() } else { self.problem() }
     }
@@ -339,7 +346,7 @@ impl fmt::Debug for Response {
     }
 }
 
-/// One keep-alive connection.
+/// An HTTP/1.1 connection that stays open.
 pub struct Client {
     stream: TcpStream,
     received: Vec<u8>,
@@ -354,39 +361,39 @@ impl Client {
         Ok(Client { stream, received: Vec::new(), history: History::at(address) })
     }
 
-    /// Sends what is not noted in the history.
+    /// Sends bytes that the history does not record.
     pub fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.history.leave_gap();
         self.stream.write_all(bytes)
     }
 
-    /// Sends `bytes` over and over, until nothing more has been taken for a while.
+    /// Sends `bytes` again and again, until the server has accepted nothing for 200 ms.
     pub fn send_until_stuck(&mut self, bytes: &[u8]) {
         self.history.leave_gap();
-        self.stream.set_write_timeout(Some(Duration::from_millis(200))).expect("it is open");
+        self.stream.set_write_timeout(Some(Duration::from_millis(200))).expect("the connection is open");
         while self.stream.write_all(bytes).is_ok() {}
     }
 
-    /// Whether an answer, or the end, comes in this time.
+    /// Returns whether a response, or the end of the connection, arrives within this time.
     pub fn answers_within(&self, time: Duration) -> bool {
-        self.stream.set_read_timeout(Some(time)).expect("it is open");
+        self.stream.set_read_timeout(Some(time)).expect("the connection is open");
         let comes = self.stream.peek(&mut [0]).is_ok();
-        self.stream.set_read_timeout(Some(PATIENCE)).expect("it is open");
+        self.stream.set_read_timeout(Some(PATIENCE)).expect("the connection is open");
         comes
     }
 
-    /// For reading here and writing there.
+    /// Returns a second handle, so that one thread can read and another can write.
     pub fn another_handle(&self) -> Client {
-        let stream = self.stream.try_clone().expect("it is open");
+        let stream = self.stream.try_clone().expect("the connection is open");
         Client { stream, received: Vec::new(), history: self.history.clone() }
     }
 
-    /// No more will be sent.
+    /// Closes the sending side of the connection.
     pub fn finish(&self) {
-        self.stream.shutdown(std::net::Shutdown::Write).expect("it is open");
+        self.stream.shutdown(std::net::Shutdown::Write).expect("the connection is open");
     }
 
-    /// Reads one response; its body only if there is one.
+    /// Reads one response, with its body if it has one.
     pub fn read(&mut self) -> std::io::Result<Response> {
         self.read_after(false)
     }
@@ -404,9 +411,9 @@ impl Client {
         };
         let head = String::from_utf8(self.received.drain(..end + 4).collect()).expect("heads are text");
         let head = head.trim_end().to_owned();
-        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("the head has a status");
         let mut response = Response { status, head, body: String::new() };
-        let length = response.header("content-length").map_or(0, |length| length.parse().expect("a length"));
+        let length = response.header("content-length").map_or(0, |length| length.parse().expect("a number"));
         let length = if head_only { 0 } else { length };
         while self.received.len() < length {
             self.receive()?;
@@ -418,7 +425,7 @@ impl Client {
     fn receive(&mut self) -> std::io::Result<()> {
         let mut bytes = [0; 16 * 1024];
         match self.stream.read(&mut bytes) {
-            // A signal may come to any thread of the tests, and a read with a time limit is not taken up again.
+            // A signal may interrupt any thread of the tests, and the kernel does not restart a read with a timeout.
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => self.receive(),
             Err(error) => Err(error),
             Ok(0) => Err(std::io::ErrorKind::UnexpectedEof.into()),
@@ -429,7 +436,7 @@ impl Client {
         }
     }
 
-    /// Whether the server has closed the connection and said nothing more.
+    /// Returns whether the server has closed the connection without sending more.
     pub fn is_closed(&mut self) -> bool {
         self.received.is_empty() && self.receive().is_err_and(|error| error.kind() == std::io::ErrorKind::UnexpectedEof)
     }
@@ -454,7 +461,7 @@ impl Client {
         self.try_checkout(user, item).unwrap_or_else(|error| panic!("checkout: {error}"))
     }
 
-    /// Reserves an item that must be free, and returns the code.
+    /// Reserves an item, which must be available. Returns the code.
     pub fn reserve(&mut self, user: i64, item: u32) -> String {
         let response = self.checkout(user, item);
         assert_eq!(response.status, 200, "{response:?}");
@@ -469,7 +476,7 @@ impl Client {
         self.try_purchase(code).unwrap_or_else(|error| panic!("purchase: {error}"))
     }
 
-    /// Waits until all that is durable is in Postgres, too.
+    /// Waits until every durable record is persisted in Postgres.
     pub fn wait_for_postgres(&mut self) {
         let mut is_there = || self.request("GET /readyz").json()["postgres"]["records_behind"] == 0;
         wait_until("the database has caught up", &mut is_there);

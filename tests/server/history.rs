@@ -1,15 +1,16 @@
-//! What clients asked and were told, held against what the log remembers.
+//! The history of all requests and responses, checked against the log.
 //!
-//! Every request made by `Client::try_request` is noted with its beginning, its end and its outcome, for each data
-//! directory. Whenever a server ends, however it ends, its log must explain all of it: what was acknowledged is there,
-//! what is there was asked for, and every refusal has its reason. If it stopped in peace, Postgres has the same. A
-//! request without an answer is *unknown*: it may have happened or not, but nothing else may have happened in its place.
+//! For each data directory, the history records every request of `Client::try_request` with its beginning, its end and
+//! its outcome. When a server ends, for whatever reason, its log must explain the history: every acknowledged request
+//! is in the log, every record in the log was requested, and every refusal has its reason. After a clean stop, Postgres
+//! has the same records. A request without a response is *unknown*: it may or may not have taken effect, but the log
+//! must not have any other record in its place.
 
 use crate::cluster::psql;
 use crate::harness::Response;
 use crate::log::Log;
-use stampede::record::ReleaseReason;
-use stampede::types::SaleId;
+use stampede::sale::ids::SaleId;
+use stampede::sale::record::ReleaseReason;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// A turn has the time of its beginning, and on a busy machine it may be long.
+/// Tolerance for times, in ms. A record has the time at which its turn began, and on a busy machine a turn may be long.
 const SLACK_MS: u64 = 3_000;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,11 +31,11 @@ pub enum Asked {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Told {
-    /// With the code, if it is a reservation.
+    /// Success, with the code of a reservation, or else with the body.
     Done(String),
-    /// With the problem's name.
+    /// Refusal, with the problem's name.
     Refused(String),
-    /// No answer, or one that does not say.
+    /// No response, or one that leaves the outcome open.
     Unknown,
 }
 
@@ -52,11 +53,11 @@ impl Entry {
     }
 }
 
-/// Everything asked of the servers of one data directory.
+/// All requests to the servers of one data directory.
 #[derive(Default)]
 pub struct History {
     entries: Mutex<Vec<Entry>>,
-    /// There were records before the first request, or requests that were not noted.
+    /// Whether the log has records from before the first request, or some requests were not recorded.
     is_partial: AtomicBool,
 }
 
@@ -64,13 +65,13 @@ static HISTORIES: LazyLock<Mutex<HashMap<PathBuf, Arc<History>>>> = LazyLock::ne
 static SERVERS: LazyLock<Mutex<HashMap<SocketAddr, Arc<History>>>> = LazyLock::new(Mutex::default);
 
 fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970").as_millis() as u64
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is after 1970").as_millis() as u64
 }
 
 impl History {
-    /// Of a data directory.
+    /// Returns the history of a data directory.
     pub fn of(data_dir: &Path) -> Arc<History> {
-        let mut histories = HISTORIES.lock().expect("nobody panics here");
+        let mut histories = HISTORIES.lock().expect("no holder of the lock panics");
         let new = || {
             let history = History::default();
             history.is_partial.store(data_dir.join("control.json").exists(), Ordering::Relaxed);
@@ -79,47 +80,47 @@ impl History {
         histories.entry(data_dir.to_owned()).or_insert_with(new).clone()
     }
 
-    /// This is another path of the same data directory.
+    /// Adds another path of the same data directory.
     pub fn also_of(self: &Arc<Self>, data_dir: &Path) {
-        HISTORIES.lock().expect("nobody panics here").insert(data_dir.to_owned(), self.clone());
+        HISTORIES.lock().expect("no holder of the lock panics").insert(data_dir.to_owned(), self.clone());
     }
 
-    /// A server of this data directory listens there.
+    /// Adds the address of a server of this data directory.
     pub fn serves(self: &Arc<Self>, address: SocketAddr) {
-        SERVERS.lock().expect("nobody panics here").insert(address, self.clone());
+        SERVERS.lock().expect("no holder of the lock panics").insert(address, self.clone());
     }
 
-    /// Of the server that listens there.
+    /// Returns the history of the server at this address.
     pub fn at(address: SocketAddr) -> Arc<History> {
-        SERVERS.lock().expect("nobody panics here").get(&address).cloned().unwrap_or_default()
+        SERVERS.lock().expect("no holder of the lock panics").get(&address).cloned().unwrap_or_default()
     }
 
-    /// Something is sent that is not noted.
+    /// Marks the history as partial, because the client sends bytes that it does not record.
     pub fn leave_gap(&self) {
         self.is_partial.store(true, Ordering::Relaxed);
     }
 
-    /// A request is sent now. Returns its number.
+    /// Records that a request is sent now. Returns its number.
     pub fn begin(&self, line: &str) -> usize {
         let entry = Entry { asked: asked(line), told: Told::Unknown, from_ms: now_ms(), to_ms: u64::MAX };
-        let mut entries = self.entries.lock().expect("nobody panics here");
+        let mut entries = self.entries.lock().expect("no holder of the lock panics");
         entries.push(entry);
         entries.len() - 1
     }
 
-    /// Its response is here.
+    /// Records the response to a request.
     pub fn end(&self, number: usize, response: &Response) {
-        let entry = &mut self.entries.lock().expect("nobody panics here")[number];
+        let entry = &mut self.entries.lock().expect("no holder of the lock panics")[number];
         (entry.told, entry.to_ms) = (told(&entry.asked, response), now_ms());
     }
 
-    /// Holds the log in `data_dir` against Postgres: each record is one row.
+    /// Checks the log in `data_dir` against Postgres: each record is one row.
     pub fn check_rows(&self, data_dir: &Path, url: &str) {
         let (Some(log), Ok(rows)) = (Log::read(data_dir), psql(url, ROWS)) else { return };
         let found: HashSet<&str> = rows.lines().collect();
         assert_eq!(found.len(), rows.lines().count(), "a record is in Postgres twice");
         if !log.is_whole {
-            // What retention has removed from the log is in Postgres all the same.
+            // Postgres still has the records that retention has removed from the log.
             return;
         }
         let row = |what, code: &str| {
@@ -137,10 +138,10 @@ impl History {
         }
     }
 
-    /// Holds everything against the log in `data_dir`, whose server has ended.
+    /// Checks the history against the log in `data_dir`, whose server has ended.
     pub fn check(&self, data_dir: &Path) {
-        // A copy: clients of a server that was killed may still be waiting for their answers.
-        let entries = self.entries.lock().expect("nobody panics here").clone();
+        // A copy, because clients of a killed server may still be waiting for their responses.
+        let entries = self.entries.lock().expect("no holder of the lock panics").clone();
         let Some(log) = Log::read(data_dir).filter(|_| !entries.is_empty()) else { return };
         let checked = Checked { entries: &entries, log: &log };
         checked.acknowledged();
@@ -153,7 +154,7 @@ impl History {
     }
 }
 
-/// Everything in the purchase log, as rows of Postgres.
+/// Query for the rows in Postgres that correspond to the records of the purchase log.
 const ROWS: &str = "select 'reserved', code, item_id, user_id from checkouts where outcome = 0 \
     union all select 'bought', code, item_id, user_id from purchases \
     union all select 'released', code, item_id, user_id from releases";
@@ -185,7 +186,7 @@ fn told(asked: &Asked, response: &Response) -> Told {
             problem => Told::Refused(problem),
         }
     } else if matches!(asked, Asked::Checkout { .. }) && response.body.starts_with('{') {
-        Told::Done(response.json()["code"].as_str().expect("a code").to_owned())
+        Told::Done(response.json()["code"].as_str().expect("the response has a code").to_owned())
     } else {
         Told::Done(response.body.clone())
     }
@@ -197,13 +198,13 @@ struct Checked<'a> {
 }
 
 impl Checked<'_> {
-    /// Those that the log can still explain: retention removes sales that are over.
+    /// Returns the requests that the log can still explain. Retention removes sales that have ended.
     fn explained(&self) -> impl Iterator<Item = &Entry> {
         let newest_since_ms = self.log.newest_sale_since_ms();
         self.entries.iter().filter(move |entry| self.log.is_whole || entry.from_ms > newest_since_ms + SLACK_MS)
     }
 
-    /// What was acknowledged is in the log, as it was asked for.
+    /// Checks that every acknowledged request is in the log, with the same user and item.
     fn acknowledged(&self) {
         let mut codes = HashSet::new();
         for entry in self.explained() {
@@ -212,7 +213,7 @@ impl Checked<'_> {
                 Asked::Checkout { user, item } => {
                     assert!(codes.insert(body), "a code was given out twice: {entry:?}");
                     let record = self.log.checkouts.get(body).unwrap_or_else(|| panic!("not in the log: {entry:?}"));
-                    assert_eq!((record.user.0, record.item.0), (*user, *item), "another's: {entry:?}");
+                    assert_eq!((record.user.0, record.item.0), (*user, *item), "another user or item: {entry:?}");
                 }
                 Asked::Purchase(code) => assert!(self.log.purchases.contains_key(code), "not in the log: {entry:?}"),
                 Asked::Cancel(code) => {
@@ -225,7 +226,7 @@ impl Checked<'_> {
         }
     }
 
-    /// What is in the log was asked for, and not refused.
+    /// Checks that every record in the log was requested and not refused.
     fn asked_for(&self) {
         let (mut done, mut open) = (HashSet::new(), HashSet::new());
         for entry in self.entries {
@@ -243,15 +244,15 @@ impl Checked<'_> {
             assert!(is_known, "a reservation nobody asked for, or that was refused: {hold:?}");
         }
         for (code, hold) in &self.log.purchases {
-            assert!(done.contains(&("bought", code.clone())), "a purchase nobody made, or that was refused: {hold:?}");
+            assert!(done.contains(&("bought", code.clone())), "a purchase not requested, or refused: {hold:?}");
         }
         for (code, (_, reason)) in &self.log.releases {
             let is_known = *reason == ReleaseReason::Expired || done.contains(&("released", code.clone()));
-            assert!(is_known, "nobody gave {code} back");
+            assert!(is_known, "no client cancelled {code}");
         }
     }
 
-    /// Every "sold", "reserved" and "limit" has its reason, at its time.
+    /// Checks that every refusal as sold, as reserved or by the limit has its reason in the log, at its time.
     fn refusals(&self) {
         let mut by_item: HashMap<u32, Vec<&Entry>> = HashMap::new();
         let mut by_user: HashMap<i64, Vec<&Entry>> = HashMap::new();
@@ -297,7 +298,7 @@ impl Checked<'_> {
     }
 }
 
-/// Whether the history would notice, if the log were another one.
+/// The check fails if the log does not fit a request and its response.
 #[test]
 fn a_history_notices_what_does_not_fit() {
     use crate::harness::{LONG_SALE, Server};
@@ -333,7 +334,7 @@ fn a_history_notices_what_does_not_fit() {
     }
 }
 
-/// Nor may the log have more than was asked for.
+/// The check fails if the log has a record that no client requested.
 #[test]
 fn a_history_notices_what_nobody_asked_for() {
     use crate::harness::{LONG_SALE, Server};

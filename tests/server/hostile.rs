@@ -1,4 +1,4 @@
-//! Hostile clients, while a good one is served all the time.
+//! Tests with hostile clients, during which the server must continue to serve a normal client.
 
 #[path = "../hostile/cases/mod.rs"]
 mod cases;
@@ -16,7 +16,7 @@ fn start(dir: &tempfile::TempDir, shards: &str) -> Server {
     Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", shards]].concat())
 }
 
-/// Runs `attack`, and a good client on a connection of its own until it is over.
+/// Runs `attack`, and a normal client on a connection of its own until the attack has ended.
 fn while_selling(server: &Server, attack: impl FnOnce() + Send) {
     thread::scope(|scope| {
         let mut client = server.connect();
@@ -28,7 +28,7 @@ fn while_selling(server: &Server, attack: impl FnOnce() + Send) {
                 break;
             }
         }
-        attack.join().expect("the attack went as it should");
+        attack.join().expect("every assertion of the attack holds");
     });
 }
 
@@ -44,7 +44,7 @@ fn every_case_has_its_answer() {
     while_selling(&server, || {
         for case in cases() {
             tell(address, &case, case.bytes.len().max(1));
-            // Byte by byte, unless there are very many.
+            // One byte at a time, or at most 1,000 pieces if the case is long.
             tell(address, &case, case.bytes.len().div_ceil(1_000).max(1));
         }
     });
@@ -77,7 +77,7 @@ fn tell(address: SocketAddr, case: &Case, piece_bytes: usize) {
     }
 }
 
-/// Sending something now and then does not buy time.
+/// A client cannot extend the time limit of its request by sending a byte now and then.
 #[test]
 fn who_dawdles_is_told_that_time_is_up() {
     let dir = tempfile::tempdir().unwrap();
@@ -95,7 +95,7 @@ fn who_dawdles_is_told_that_time_is_up() {
                     assert!(client.is_closed());
                 });
                 while !answer.is_finished() {
-                    // Fails when the server has closed, which is what is waited for.
+                    // The write fails after the server has closed the connection, as the test expects.
                     let _ = writer.send(b"a");
                     thread::sleep(Duration::from_millis(100));
                 }
@@ -105,7 +105,7 @@ fn who_dawdles_is_told_that_time_is_up() {
     server.connect().reserve(COVETED.into(), COVETED);
 }
 
-/// Whoever sends without end is answered, and costs no memory.
+/// A client that sends without end is answered, and costs a bounded amount of memory.
 #[test]
 fn what_has_no_end_is_not_waited_for() {
     let dir = tempfile::tempdir().unwrap();
@@ -126,9 +126,9 @@ fn what_has_no_end_is_not_waited_for() {
             thread::scope(|scope| {
                 scope.spawn(move || assert_eq!(client.read().unwrap().problem(), *problem));
                 let piece = vec![b'a'; 64 * 1024];
-                // A gigabyte, if the server took it.
+                // One gigabyte, if the server accepted all of it.
                 let taken = (0..16 * 1024).take_while(|_| writer.send(&piece).is_ok()).count();
-                assert!(taken < 16 * 1024, "the server never hangs up");
+                assert!(taken < 16 * 1024, "the server never closes the connection");
             });
         });
     });
@@ -137,7 +137,7 @@ fn what_has_no_end_is_not_waited_for() {
     server.connect().reserve(COVETED.into(), COVETED);
 }
 
-/// Connections that are torn down at every stage leave nothing behind.
+/// Connections that are reset at any stage leave no resources behind.
 #[test]
 fn resets_leave_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
@@ -163,7 +163,7 @@ fn resets_leave_nothing_behind() {
                 if reads_some {
                     assert!(stream.read(&mut [0; 10]).unwrap() > 0);
                 }
-                // Dropped with unread answers, and told not to linger: a reset.
+                // Dropping the stream resets the connection, because its linger time is zero.
             }
         });
     });
@@ -179,7 +179,7 @@ fn resets_leave_nothing_behind() {
     assert!(sale["sold"] == 0 && reserved + available == 10_000 && reserved <= 8 * 60, "{sale}");
 }
 
-/// Items that all have one owner are sold as well as any others.
+/// Items that all belong to one owner can be sold like any others.
 #[test]
 fn one_shard_may_have_to_do_all_the_work() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! `tuning/isolate`, on machines made of files.
+//! Tests of `tuning/isolate` on simulated machines: directories with the files of /proc and /sys.
 
 use crate::harness::{in_repository, skipped};
 use std::collections::BTreeMap;
@@ -12,11 +12,12 @@ fn script() -> PathBuf {
     in_repository("tuning/isolate")
 }
 
-/// The parts of /proc and /sys that the script looks at.
+/// A directory with the parts of /proc and /sys that the script reads and writes.
 struct Machine(tempfile::TempDir);
 
 impl Machine {
-    /// With 40 CPUs, a keyboard's and a disk's interrupts, and irqbalance. The disk's cannot be moved.
+    /// Creates a machine with 40 CPUs, the interrupts of a keyboard and of a disk, and irqbalance. The disk's interrupt
+    /// cannot be moved.
     fn new() -> Machine {
         let machine = Machine(tempfile::tempdir().unwrap());
         machine.write("sys/devices/system/cpu/online", "0-39");
@@ -40,8 +41,8 @@ impl Machine {
         fs::write(path, format!("{text}\n")).unwrap();
     }
 
-    /// A card with so many queues and these interrupts, from number 20 on. They belong to the device, or to the one
-    /// above it.
+    /// Adds a network card with `queues` queues and these interrupts, numbered from 20. The interrupts belong to the
+    /// device, or to its parent if the device is virtual.
     fn with_card(self, name: &str, queues: usize, interrupts: &[&str], is_virtual: bool) -> Machine {
         for queue in 0..queues {
             self.write(&format!("sys/class/net/{name}/queues/rx-{queue}/rps_cpus"), "7");
@@ -64,7 +65,7 @@ impl Machine {
         (output.status.success(), text.replace(self.path().to_str().unwrap(), ""))
     }
 
-    /// Every file and what is in it.
+    /// Returns the path and the text of every file.
     fn files(&self) -> BTreeMap<String, String> {
         let mut files = BTreeMap::new();
         let mut directories = vec![self.path().to_owned()];
@@ -82,16 +83,17 @@ impl Machine {
         files
     }
 
-    /// Tries it first without, then with changes: they are `writes`, each a value and a path, and nothing else.
+    /// Runs the script as a dry run, then with changes, and checks that it makes exactly `writes`, each a value and a
+    /// path. Returns the output of the second run.
     fn expect(&self, cpus: &str, interface: &str, writes: &[(&str, &str)]) -> String {
         let before = self.files();
         let (is_done, said) = self.run(&["--dry-run", cpus, interface]);
         assert!(is_done, "{said}");
         let lines: Vec<_> = said.lines().filter_map(|line| line.split_once(" > ")).collect();
-        // The one that cannot be moved is found out by trying.
+        // The dry run also lists the interrupt that cannot be moved, because only a write shows that.
         let tried: Vec<_> = lines.into_iter().filter(|(_, path)| *path != "/proc/irq/2/smp_affinity_list").collect();
         assert_eq!(tried, writes);
-        assert_eq!(self.files(), before, "a dry run has changed something");
+        assert_eq!(self.files(), before, "the dry run has changed a file");
 
         let (is_done, said) = self.run(&[cpus, interface]);
         assert!(is_done && said.contains("these interrupts stay where the kernel has them: 2\n"), "{said}");
@@ -158,7 +160,7 @@ fn with_one_queue_the_kernel_hands_packets_on() {
     );
 }
 
-/// The values that a dry run would write to paths that contain `part`.
+/// Returns the values that a dry run would write to paths that contain `part`.
 fn values(machine: &Machine, cpus: &str, part: &str) -> Vec<String> {
     let (is_done, said) = machine.run(&["--dry-run", cpus, "eth0"]);
     assert!(is_done, "{said}");
@@ -168,18 +170,18 @@ fn values(machine: &Machine, cpus: &str, part: &str) -> Vec<String> {
 
 #[test]
 fn queues_are_told_by_their_names_and_go_round() {
-    // More queues than shards, and interrupts of a card that are no queue's.
+    // More queues than shards, except in the first check, and one interrupt that belongs to no queue.
     let at = "@pci:0000:01:00.0";
     let interrupts = ["mlx5_async0", "mlx5_comp0", "mlx5_comp1", "mlx5_comp2"].map(|name| format!("{name}{at}"));
     let interrupts = interrupts.each_ref().map(String::as_str);
     let machine = Machine::new().with_card("eth0", 3, &interrupts, false);
-    assert_eq!(values(&machine, "0-37", "/irq/2"), ["38,39"; 5], "too few for so many");
-    assert_eq!(values(&machine, "5-6", "/irq/20/")[0].split(',').count(), 38, "no queue's");
+    assert_eq!(values(&machine, "0-37", "/irq/2"), ["38,39"; 5], "the other CPUs handle the interrupts");
+    assert_eq!(values(&machine, "5-6", "/irq/20/")[0].split(',').count(), 38, "the interrupt belongs to no queue");
     assert_eq!(values(&machine, "5-6", "/irq/21/"), ["5"]);
     assert_eq!(values(&machine, "5-6", "/irq/22/"), ["6"]);
     assert_eq!(values(&machine, "5-6", "/irq/23/"), ["5"]);
     assert_eq!(values(&machine, "5-6", "xps_cpus"), ["00000020", "00000040", "00000020"]);
-    // A receiving and a sending interrupt for each queue; fewer queues than shards share them out.
+    // Each queue has a receiving and a sending interrupt. With fewer queues than shards, a queue serves several shards.
     let interrupts = ["config", "input.0", "output.0", "input.1", "output.1"].map(|name| format!("virtio0-{name}"));
     let interrupts = interrupts.each_ref().map(String::as_str);
     let machine = Machine::new().with_card("eth0", 2, &interrupts, true);
@@ -190,7 +192,7 @@ fn queues_are_told_by_their_names_and_go_round() {
     assert_eq!(values(&machine, "4-7", "rps_cpus"), ["000000f0", "000000f0"]);
 }
 
-/// A single interrupt that is named like the card is no queue's.
+/// A single interrupt with the name of the card belongs to no queue.
 #[test]
 fn a_card_without_queues_is_shared_out_even_to_one_shard() {
     let machine = Machine::new().with_card("eth0", 1, &["eth0"], false);
@@ -222,7 +224,7 @@ fn errors_name_what_is_missing_and_the_remedy() {
     assert!(!is_done && said.contains("/sys/devices/virtual/workqueue/cpumask does not take"), "{said}");
     machine.write("sys/devices/virtual/workqueue/cpumask", "ff,ffffffff");
     machine.write("sys/devices/virtual/workqueue/writeback/cpumask", "ff,ffffffff");
-    assert_ne!(machine.files(), before, "what came before it is done");
+    assert_ne!(machine.files(), before, "the writes before the failed one are done");
     let (is_done, said) = machine.run(&["--help"]);
     assert!(is_done && said.starts_with("Usage: isolate"), "{said}");
 }
@@ -231,7 +233,7 @@ fn errors_name_what_is_missing_and_the_remedy() {
 fn only_root_may_change_the_machine() {
     let nobody = |arguments: &[&str]| {
         let mut command = Command::new("bash");
-        // Where the script is, nobody may be able to read it.
+        // This user may have no access to the script's directory, so that bash reads the script from standard input.
         command.args(["-s", "--"]).args(arguments).stdin(File::open(script()).unwrap()).uid(65534).gid(65534);
         command.output()
     };

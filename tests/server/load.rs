@@ -1,4 +1,5 @@
-//! A crowd of buyers, and what each was told.
+//! Load: a crowd of concurrent buyers, a record of the responses they receive, and checks of that record against the
+//! server.
 
 use crate::harness::{Client, Server};
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,20 +10,20 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What a buyer was promised about an item.
+/// A reservation that the server has granted to a buyer, and the known state of its purchase.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Promise {
     pub user: i64,
     pub item: u32,
     pub code: String,
-    /// The purchase was acknowledged.
+    /// The server has acknowledged the purchase.
     pub bought: bool,
-    /// A purchase was sent, and its answer never came, or was that nobody knows: it may or may not have happened.
+    /// The purchase was sent, but its response was 503 or never arrived: the purchase may or may not have happened.
     pub unknown: bool,
 }
 
 impl Promise {
-    /// Tries to buy with its code once more: a purchase that was acknowledged is there, a hold can still be bought.
+    /// Repeats the purchase and checks the outcome: an acknowledged purchase exists, and a hold can still be bought.
     pub fn check(&mut self, client: &mut Client, when: impl Display) {
         let outcome = client.purchase(&self.code).outcome();
         match (self.bought, self.unknown, outcome.as_str()) {
@@ -33,7 +34,7 @@ impl Promise {
     }
 }
 
-/// Every promise made to anyone.
+/// All promises to all buyers.
 #[derive(Default)]
 pub struct Promises(Mutex<Vec<Promise>>);
 
@@ -47,7 +48,7 @@ impl Promises {
     }
 }
 
-/// Runs `buyer` on `buyers` threads at once, each with its number.
+/// Runs `buyer` on `buyers` concurrent threads. Each thread receives its number.
 pub fn crowd(buyers: u32, buyer: impl Fn(u32) + Sync) {
     thread::scope(|scope| {
         let buyer = &buyer;
@@ -56,7 +57,7 @@ pub fn crowd(buyers: u32, buyer: impl Fn(u32) + Sync) {
     });
 }
 
-/// Reserves and buys one item; says what came of it. An error means that the server is gone.
+/// Reserves and buys one item. Returns the outcome of the last request. An error means that the connection is lost.
 pub fn buy(client: &mut Client, user: i64, item: u32, promises: &Promises) -> std::io::Result<String> {
     let reserved = client.try_checkout(user, item)?;
     if reserved.status != 200 {
@@ -75,8 +76,8 @@ pub fn buy(client: &mut Client, user: i64, item: u32, promises: &Promises) -> st
     }
 }
 
-/// Has a crowd buy any of so many items, from one sale after the other, until `enough` are bought, however long that
-/// takes. Returns how many are, and all that anybody was told.
+/// Runs `buyers` buyers over the first `items` items, sale after sale, until more than `enough` purchases are
+/// acknowledged or 30 seconds have passed. Returns the number of purchases and the set of all outcomes.
 pub fn buy_until(address: SocketAddr, buyers: u32, items: u32, enough: u32) -> (u32, BTreeSet<String>) {
     let (bought, outcomes) = (AtomicU32::new(0), Mutex::new(BTreeSet::new()));
     let end = Instant::now() + Duration::from_secs(30);
@@ -87,7 +88,8 @@ pub fn buy_until(address: SocketAddr, buyers: u32, items: u32, enough: u32) -> (
                 return;
             }
             let item = (turn * buyers + number) % items;
-            let outcome = buy(&mut client, number.into(), item, &Promises::default()).expect("the server goes on");
+            let outcome =
+                buy(&mut client, number.into(), item, &Promises::default()).expect("the server keeps running");
             bought.fetch_add(u32::from(outcome == "200"), Ordering::Relaxed);
             outcomes.lock().expect("no buyer panics").insert(outcome);
         }
@@ -95,28 +97,30 @@ pub fn buy_until(address: SocketAddr, buyers: u32, items: u32, enough: u32) -> (
     (bought.into_inner(), outcomes.into_inner().expect("no buyer panics"))
 }
 
-/// A connection, tried for as long as a restart may take.
+/// Connects to a running server.
 pub fn connect(address: SocketAddr) -> Client {
-    Client::connect(address).expect("the server accepts")
+    Client::connect(address).expect("the server accepts connections")
 }
 
-/// No item twice, no code twice, nobody over the limit. Returns what was bought, by item.
+/// Checks that no item is sold twice, no code is issued twice, and no user exceeds the limit. Returns the purchases by
+/// item.
 pub fn check_books(promises: &[Promise], limit: usize) -> BTreeMap<u32, &Promise> {
     let mut bought = BTreeMap::new();
     let mut of_user: BTreeMap<i64, usize> = BTreeMap::new();
     for promise in promises.iter().filter(|promise| promise.bought) {
         let other = bought.insert(promise.item, promise);
-        assert_eq!(other, None, "sold twice: {promise:?}");
+        assert_eq!(other, None, "item sold twice: {promise:?}");
         *of_user.entry(promise.user).or_default() += 1;
     }
     let codes: BTreeSet<&str> = promises.iter().map(|promise| promise.code.as_str()).collect();
-    assert_eq!(codes.len(), promises.len(), "a code was given out twice");
-    assert!(of_user.values().all(|&items| items <= limit), "somebody bought too much: {of_user:?}");
+    assert_eq!(codes.len(), promises.len(), "a code was issued twice");
+    assert!(of_user.values().all(|&items| items <= limit), "a user exceeded the limit: {of_user:?}");
     bought
 }
 
-/// Every purchase acknowledged in the last round, and every 50th of those before, is there; every hold can still be
-/// bought, nothing can be bought twice. Promises before `last` are of earlier rounds.
+/// Checks every promise of the last round and every 50th promise of the earlier rounds: an acknowledged purchase
+/// exists, a hold can still be bought, and no item can be bought twice. Promises before index `last` are of earlier
+/// rounds.
 pub fn check_survivors(server: &Server, all: &mut [Promise], last: usize, round: u32) {
     let mut client = server.connect();
     for (index, promise) in all.iter_mut().enumerate() {

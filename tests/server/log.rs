@@ -1,14 +1,15 @@
-//! What the log of a data directory remembers, read without changing it.
+//! The contents of the purchase logs in a data directory, read without changing them.
 
-use stampede::block::LogKind;
-use stampede::record::{Event, Record, ReleaseReason};
-use stampede::segment::SegmentName;
-use stampede::stream;
-use stampede::types::{ItemId, SaleId, UserId};
+use stampede::log::block::LogKind;
+use stampede::log::segment::SegmentName;
+use stampede::log::stream;
+use stampede::sale::ids::{ItemId, SaleId, UserId};
+use stampede::sale::record::{LogEvent, Record, ReleaseReason};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-/// A reservation, from its record to the record of its end. One that was bought never ends.
+/// A reservation, from its checkout record to its release record. A purchased reservation has no end: `to_ms` is
+/// `u64::MAX`.
 #[derive(Clone, Copy, Debug)]
 pub struct Hold {
     pub sale: SaleId,
@@ -18,37 +19,37 @@ pub struct Hold {
     pub to_ms: u64,
 }
 
-/// The purchase logs of all runs.
+/// Contents of the purchase logs of all runs.
 #[derive(Default)]
 pub struct Log {
-    /// By code.
+    /// Granted checkouts, by code.
     pub checkouts: HashMap<String, Hold>,
     pub purchases: HashMap<String, Hold>,
     pub releases: HashMap<String, (u64, ReleaseReason)>,
     pub holds_of_item: HashMap<u32, Vec<Hold>>,
     pub holds_of_user: HashMap<i64, Vec<Hold>>,
-    /// When each item was sold, in which sales.
+    /// Sale and Unix time in milliseconds of each purchase, by item.
     pub sold: HashMap<u32, Vec<(SaleId, u64)>>,
-    /// When each sale began.
+    /// Start of each sale, as a Unix time in milliseconds.
     sales: BTreeMap<SaleId, u64>,
     pub user_limit: u32,
-    /// Nothing has been removed since the first run.
+    /// No record has been removed since the first run.
     pub is_whole: bool,
-    /// Some of it came from Postgres.
+    /// Part of the state was restored from Postgres.
     pub is_taken_over: bool,
     earliest_ms: u64,
     latest_ms: u64,
 }
 
 impl Log {
-    /// Reads it, if there is one.
+    /// Reads the purchase logs of a data directory. Returns `None` if the directory has no log.
     pub fn read(data_dir: &Path) -> Option<Log> {
         let control = std::fs::read(data_dir.join("control.json")).ok()?;
-        let control: serde_json::Value = serde_json::from_slice(&control).expect("it is JSON");
+        let control: serde_json::Value = serde_json::from_slice(&control).expect("control.json is JSON");
         let cluster = control["cluster"].as_str().and_then(|id| id.parse().ok()).expect("a cluster id");
         let dir = data_dir.join("log");
         let mut streams: BTreeMap<(u32, u16), Vec<SegmentName>> = BTreeMap::new();
-        for entry in std::fs::read_dir(&dir).ok()?.map(|entry| entry.expect("it can be listed")) {
+        for entry in std::fs::read_dir(&dir).ok()?.map(|entry| entry.expect("the directory can be listed")) {
             let name = entry.file_name();
             if let Some(name) = name.to_str().and_then(|name| SegmentName::parse(name, cluster))
                 && name.stream.log == LogKind::Purchases
@@ -61,7 +62,7 @@ impl Log {
         for names in streams.values_mut() {
             names.sort_by_key(|name| name.first_block);
             log.is_whole &= names[0].first_block == 0;
-            let segments: Vec<_> = names.iter().map(|name| name.read(&dir).expect("it can be read")).collect();
+            let segments: Vec<_> = names.iter().map(|name| name.read(&dir).expect("the segment can be read")).collect();
             let visit = |_, record: &Record| {
                 records.push(*record);
                 Ok(())
@@ -70,7 +71,8 @@ impl Log {
         }
         let epochs = streams.keys().map(|(epoch, _)| *epoch);
         log.is_whole &= epochs.min() == Some(1);
-        // Streams are in order of runs; within one, all of an item is in one stream.
+        // Streams are sorted by run. Within a run, all records of an item are in one stream. So the records of each
+        // item are in order.
         records.iter().for_each(|record| log.add(record));
         log.note_holds();
         Some(log)
@@ -80,26 +82,26 @@ impl Log {
         self.earliest_ms = if self.latest_ms == 0 { unix_ms } else { self.earliest_ms.min(unix_ms) };
         self.latest_ms = self.latest_ms.max(unix_ms);
         match event {
-            Event::SaleOpened { user_limit, .. } => {
+            LogEvent::SaleOpened { user_limit, .. } => {
                 let since_ms = self.sales.entry(sale).or_insert(unix_ms);
                 *since_ms = unix_ms.min(*since_ms);
                 self.user_limit = user_limit;
             }
-            Event::TakenOver => self.is_taken_over = true,
-            Event::Checkout { item, user, code, .. } => {
+            LogEvent::TakenOver => self.is_taken_over = true,
+            LogEvent::Checkout { item, user, code, .. } => {
                 let hold = Hold { sale, item, user, from_ms: unix_ms, to_ms: u64::MAX };
                 let other = self.checkouts.insert(code.to_string(), hold);
-                assert!(other.is_none(), "a code was given out twice: {hold:?}");
+                assert!(other.is_none(), "a code was issued twice: {hold:?}");
             }
-            Event::Purchase { item, user, code, .. } => {
+            LogEvent::Purchase { item, user, code, .. } => {
                 let sold = self.sold.entry(item.0).or_default();
                 assert!(sold.iter().all(|(other, _)| *other != sale), "item {item:?} was sold twice in {sale:?}");
                 sold.push((sale, unix_ms));
                 let hold = Hold { sale, item, user, from_ms: unix_ms, to_ms: u64::MAX };
                 self.purchases.insert(code.to_string(), hold);
             }
-            Event::Released { code, reason, .. } => _ = self.releases.insert(code.to_string(), (unix_ms, reason)),
-            Event::Refused { .. } => panic!("a refusal in the log of purchases"),
+            LogEvent::Released { code, reason, .. } => _ = self.releases.insert(code.to_string(), (unix_ms, reason)),
+            LogEvent::Refused { .. } => panic!("a refusal in the purchase log"),
         }
     }
 
@@ -113,7 +115,7 @@ impl Log {
         }
     }
 
-    /// From when to when a sale was the current one.
+    /// Returns the start and the end of a sale, as Unix times in milliseconds.
     pub fn span_of(&self, sale: SaleId) -> (u64, u64) {
         let next = self.sales.range(SaleId(sale.0 + 1)..).next();
         (self.sales.get(&sale).copied().unwrap_or(0), next.map_or(u64::MAX, |(_, since_ms)| *since_ms))
@@ -123,7 +125,7 @@ impl Log {
         self.sales.last_key_value().map_or(0, |(_, since_ms)| *since_ms)
     }
 
-    /// Whether all records are of this time: else the server's clock was not ours.
+    /// Returns whether all records have timestamps in this range. If not, the server's clock was not the test's clock.
     pub fn is_timed_within(&self, from_ms: u64, to_ms: u64) -> bool {
         from_ms <= self.earliest_ms && self.latest_ms <= to_ms
     }

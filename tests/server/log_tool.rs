@@ -1,68 +1,63 @@
-//! `stampede log`: what it says of the log of real servers, alone and beside them.
+//! `stampede log` on the logs of real servers: its reports on sales, on Postgres and on damage, and its arguments. The
+//! tests that run it while the log is in use are in `log_in_use.rs`.
 
 use crate::cluster::Cluster;
-use crate::harness::{Client, LONG_SALE, Server, assert_refused, how_many, stampede, wait_until};
-use crate::load::{Promises, buy, connect};
+use crate::harness::{Client, LONG_SALE, Server, assert_refused, stampede, wait_until};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::Duration;
 
-/// How often to look at a log that is being written; more before a release.
-fn looks() -> u32 {
-    how_many("STAMPEDE_LOG_LOOKS", 24)
-}
-
-fn tool(dir: &Path, words: &[&str]) -> Command {
+/// Returns a command that runs `stampede log` on a data directory.
+pub fn tool(dir: &Path, words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stampede"));
     command.env_clear().current_dir(dir).arg("log").args(words).arg("--data-dir").arg(dir).stdin(Stdio::null());
     command
 }
 
-/// Asks, and returns the exit code, standard output and standard error.
+/// Runs `stampede log`. Returns the exit code, standard output and standard error.
 fn ask(dir: &Path, words: &[&str]) -> (i32, String, String) {
     let output = tool(dir, words).output().expect("the binary starts");
     let [said, complained] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).expect("text"));
     (output.status.code().expect("an exit code"), said, complained)
 }
 
-/// Asks what must go well.
-fn told(dir: &Path, words: &[&str]) -> String {
+/// Runs `stampede log`, which must succeed without complaints. Returns standard output.
+pub fn told(dir: &Path, words: &[&str]) -> String {
     let (code, said, complained) = ask(dir, words);
     assert!(code == 0 && complained.is_empty(), "{words:?}: {code}\n{said}\n{complained}");
     said
 }
 
-fn dump(dir: &Path, words: &[&str]) -> Vec<Value> {
+/// Returns the parsed lines of `log dump`.
+pub fn dump(dir: &Path, words: &[&str]) -> Vec<Value> {
     let lines = told(dir, &[&["dump"], words].concat());
     lines.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
 }
 
-/// A line of `log sale`: by the log, and by Postgres if it was asked.
-fn figures(said: &str, name: &str) -> Vec<u64> {
+/// Returns the figures of a line of `log sale`: that of the log and, if a database was given, that of Postgres.
+pub fn figures(said: &str, name: &str) -> Vec<u64> {
     let line = said.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {said}"));
     line[name.len()..].split_whitespace().map(|figure| figure.parse().expect("a number")).collect()
 }
 
-fn start(dir: &Path, cluster: &Cluster, arguments: &[&str]) -> Server {
+/// Starts a server with a database and a long sale.
+pub fn start(dir: &Path, cluster: &Cluster, arguments: &[&str]) -> Server {
     let url = cluster.url();
     Server::start(dir, &[&LONG_SALE[..], &["--database-url", &url], arguments].concat())
 }
 
-/// The first segment of purchases of a run's shard.
+/// Returns the path of the first segment whose name contains `stream`.
 fn segment(dir: &Path, stream: &str) -> PathBuf {
     let mut files: Vec<_> = fs::read_dir(dir.join("log")).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     files.into_iter().find(|path| path.to_str().unwrap().contains(stream)).expect("there is one")
 }
 
-/// Inverts a byte, or puts one where none was.
+/// Inverts a byte. A second call restores it.
 fn spoil(path: &Path, offset: u64) {
     let file = fs::File::options().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
@@ -70,16 +65,16 @@ fn spoil(path: &Path, offset: u64) {
     file.write_all_at(&[!byte[0]], offset).unwrap();
 }
 
-/// What a buyer did, as `log dump` must tell it.
+/// Actions of the buyers as `log dump` must report them, with the number of times of each.
 #[derive(Default)]
-struct Deeds(BTreeMap<(String, i64, u64, String, String), usize>);
+pub struct Deeds(BTreeMap<(String, i64, u64, String, String), usize>);
 
 impl Deeds {
     fn add(&mut self, event: &str, (user, item): (i64, u32), code: &str, reason: &str) {
         *self.0.entry((event.into(), user, item.into(), code.into(), reason.into())).or_default() += 1;
     }
 
-    /// As far as they are about anything.
+    /// Returns the actions in lines of `log dump`. Openings of sales are not actions.
     fn of(lines: &[Value]) -> Deeds {
         let mut deeds = Deeds::default();
         for line in lines.iter().filter(|line| line["event"] != "sale-opened") {
@@ -106,7 +101,7 @@ impl Deeds {
         code
     }
 
-    fn buy(&mut self, client: &mut Client, (user, item): (i64, u32)) {
+    pub fn buy(&mut self, client: &mut Client, (user, item): (i64, u32)) {
         let code = self.reserve(client, (user, item));
         assert_eq!(client.purchase(&code).status, 200);
         self.add("purchase", (user, item), &code, "");
@@ -188,7 +183,7 @@ fn a_sale_is_told_as_buyers_made_it() {
     }
     let said = told(dir.path(), &["verify", "--database-url", &cluster.url()]);
     assert!(said.contains("has all of it") && !said.contains("behind"), "{said}");
-    // Settings come from where the server has them.
+    // The tool reads its settings from the same file as the server.
     fs::write(dir.path().join(".env"), format!("DATABASE_URL=\"{}\"\n", cluster.url())).unwrap();
     assert!(told(dir.path(), &["sale"]).contains("agree"));
 }
@@ -270,7 +265,7 @@ fn what_contradicts_the_log_is_named() {
         cluster.ask(back);
         told(dir.path(), &["sale", "--database-url", &url]);
     }
-    // Forgotten on purpose: sql/0001_schema.sql says how.
+    // An operator has dropped the sale's partition on purpose, as `sql/0001_schema.sql` describes.
     let sale = cluster.ask("select max(sale_id) from sales");
     cluster.ask(&format!("drop table checkouts_{sale}"));
     assert!(told(dir.path(), &["sale", "--database-url", &url]).contains("agree"));
@@ -303,14 +298,14 @@ fn a_sale_that_was_taken_over_agrees() {
     assert!(said.contains("began with what Postgres had") && said.contains("agree"), "{said}");
     assert_eq!((figures(&said, "sold"), figures(&said, "holds cancelled")), (vec![2, 2], vec![0, 1]), "{said}");
     assert!(told(other.path(), &["verify", "--database-url", &url]).contains("has all of it"));
-    // The directory that was left behind lacks what was sold since.
+    // The old data directory lacks the purchases since the takeover.
     let (code, _, complained) = ask(dir.path(), &["sale", "--database-url", &url]);
     assert!(code == 8 && complained.contains("another run of this installation has taken it over"), "{complained}");
     cluster.ask("delete from purchases where item_id = 1");
     assert_eq!(ask(other.path(), &["sale", "--database-url", &url]).0, 8);
 }
 
-/// What is damaged is found, in the words of the server.
+/// The tool finds damage and reports it in the same words as the server.
 #[test]
 fn damage_is_found_and_told_as_the_server_would() {
     let dir = tempfile::tempdir().unwrap();
@@ -333,14 +328,14 @@ fn damage_is_found_and_told_as_the_server_would() {
     assert_eq!(ask(dir.path(), &["sale"]).0, 6);
     spoil(&purchases, 4096 + 100);
     told(dir.path(), &["verify"]);
-    // A tail that was being written when the process died: nobody was told of it.
+    // A torn tail: the process died while it wrote the block, so no client has received a response to these records.
     let bytes = fs::read(&purchases).unwrap();
     let end = bytes.chunks(4096).position(|block| block.iter().all(|byte| *byte == 0)).unwrap() as u64 * 4096;
     spoil(&purchases, end + 2000);
     let said = told(dir.path(), &["verify"]);
     assert!(said.contains("torn end") && said.contains("Sound"), "{said}");
     assert_eq!(Deeds::of(&dump(dir.path(), &[])).0, deeds.0);
-    // Each stream may be whole, and yet they contradict each other.
+    // Each stream is valid, but the streams contradict each other.
     let server = Server::start(dir.path(), &LONG_SALE);
     let code = deeds.reserve(&mut server.connect(), (3, 9));
     server.kill();
@@ -364,172 +359,6 @@ fn damage_is_found_and_told_as_the_server_would() {
     assert_refused(dir.path(), &LONG_SALE, 6, &[complained.trim().strip_prefix("stampede: ").unwrap()]);
 }
 
-/// Runs eight buyers as long as `looking` looks. A buyer is told its number and its turn.
-fn under_load(server: &Server, buyer: impl Fn(&mut Client, u32, u32) + Sync, looking: impl FnOnce()) {
-    let (is_over, address) = (AtomicBool::new(false), server.address);
-    thread::scope(|scope| {
-        for number in 0..8 {
-            let (is_over, buyer) = (&is_over, &buyer);
-            scope.spawn(move || {
-                let mut client = connect(address);
-                (0..)
-                    .take_while(|_| !is_over.load(Ordering::Relaxed))
-                    .for_each(|turn| buyer(&mut client, number, turn));
-            });
-        }
-        let looked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(looking));
-        is_over.store(true, Ordering::Relaxed);
-        looked.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    });
-}
-
-/// Reserves an item, and gives it back after a time.
-fn reserve_and_cancel(client: &mut Client, user: i64, item: u32, held: Duration) {
-    let code = client.checkout(user, item);
-    if code.status == 200 {
-        thread::sleep(held);
-        client.request(&format!("DELETE /checkout?code={}", code.body));
-    }
-}
-
-#[test]
-fn a_log_that_is_being_written_is_sound() {
-    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
-    let url = cluster.url();
-    let server = start(dir.path(), &cluster, &["--shards", "2", "--user-limit", "1"]);
-    // All are always at the limit: every grant rests on a release on the other shard.
-    let buyer = |client: &mut Client, number: u32, turn| {
-        reserve_and_cancel(client, i64::from(number), 1000 * number + turn % 1000, Duration::from_millis(10));
-    };
-    under_load(&server, buyer, || {
-        let mut was_growing = false;
-        for _ in 0..looks() {
-            let said = told(dir.path(), &["verify", "--database-url", &url]);
-            was_growing |= said.contains("A server is writing to it.");
-            told(dir.path(), &["sale", "--database-url", &url]);
-        }
-        assert!(was_growing, "there was no load");
-    });
-    assert!(server.terminate().success());
-}
-
-#[test]
-fn a_log_that_loses_ended_sales_is_sound() {
-    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
-    let url = cluster.url();
-    let sales = ["--sale-period", "2s", "--log-budget", "3MiB", "--shards", "2", "--user-limit", "3"];
-    let server = Server::start(dir.path(), &[&sales[..], &["--database-url", &url]].concat());
-    let buyer = |client: &mut Client, number, turn| {
-        let item = (number * 1250 + turn) % 10_000;
-        buy(client, 1000 + i64::from(item), item, &Promises::default()).unwrap();
-        reserve_and_cancel(client, 7, item, Duration::ZERO);
-    };
-    under_load(&server, buyer, || {
-        for _ in 0..looks() {
-            told(dir.path(), &["verify", "--database-url", &url]);
-            told(dir.path(), &["sale", "--database-url", &url]);
-            assert!(dump(dir.path(), &["--user", "7"]).iter().all(|line| line["user_id"] == 7));
-        }
-        // However fast the looks were.
-        let has_lost = || told(dir.path(), &["verify", "--database-url", &url]).contains("that have been removed");
-        wait_until("an ended sale has given way", has_lost);
-    });
-    assert!(server.terminate().success());
-    let said = told(dir.path(), &["verify", "--database-url", &url]);
-    assert!(said.contains("that have been removed"), "nothing was removed: {said}");
-    // Of the oldest sale, Postgres has more than the log.
-    let oldest = dump(dir.path(), &[]).iter().map(|line| line["sale_id"].as_u64().unwrap()).min().unwrap();
-    let said = told(dir.path(), &["sale", &oldest.to_string(), "--database-url", &url]);
-    assert!(said.contains("does not have all of this sale any more") && said.contains("agree"), "{said}");
-    let sold = figures(&said, "sold");
-    assert!(sold[0] <= sold[1], "{said}");
-}
-
-#[test]
-fn a_log_that_changes_hands_is_sound() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut server = Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", "2"]].concat());
-    let is_over = AtomicBool::new(false);
-    let address = server.address;
-    thread::scope(|scope| {
-        let is_over = &is_over;
-        let looking = scope.spawn(|| {
-            let mut looks = 0;
-            while !is_over.load(Ordering::Relaxed) || looks < 3 {
-                told(dir.path(), &["verify"]);
-                looks += 1;
-            }
-        });
-        scope.spawn(move || {
-            let (mut client, promises) = (connect(address), Promises::default());
-            for item in 0..10_000 {
-                if is_over.load(Ordering::Relaxed) {
-                    break;
-                }
-                assert_eq!(buy(&mut client, i64::from(item), item, &promises).unwrap(), "200");
-            }
-        });
-        for _ in 0..4 {
-            server.upgrade();
-        }
-        is_over.store(true, Ordering::Relaxed);
-        looking.join().expect("every look was good");
-    });
-}
-
-/// Every entry below a directory: its size, when it was changed, and what is in it.
-fn everything(dir: &Path) -> BTreeMap<PathBuf, (u64, i64, i64, Vec<u8>)> {
-    let mut found = BTreeMap::new();
-    let mut dirs = vec![dir.to_owned()];
-    while let Some(dir) = dirs.pop() {
-        let metadata = dir.metadata().unwrap();
-        found.insert(dir.clone(), (0, metadata.mtime(), metadata.mtime_nsec(), Vec::new()));
-        for path in fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()) {
-            let metadata = path.metadata().unwrap();
-            if metadata.is_dir() {
-                dirs.push(path);
-            } else {
-                let bytes = fs::read(&path).unwrap();
-                found.insert(path, (metadata.len(), metadata.mtime(), metadata.mtime_nsec(), bytes));
-            }
-        }
-    }
-    found
-}
-
-#[test]
-fn nothing_is_changed_and_nothing_is_locked() {
-    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
-    let url = cluster.url();
-    let (server, mut deeds) = (start(dir.path(), &cluster, &[]), Deeds::default());
-    deeds.buy(&mut server.connect(), (1, 1));
-    server.kill();
-    // A torn tail, and a segment in the making: what a start mends and removes.
-    fs::write(dir.path().join("log/purchases-0000000001-00000-000000009999-16.new"), "half").unwrap();
-    let rows = "select (select count(*) from log_positions), (select count(*) from checkouts), epoch, run, seen_at from clusters";
-    let (before, rows_before) = (everything(dir.path()), cluster.ask(rows));
-    let xid = "select pg_current_snapshot()";
-    let transactions = cluster.ask(xid);
-    for command in [&["verify"][..], &["dump"], &["sale"]] {
-        told(dir.path(), &[command, &["--database-url", &url]].concat());
-    }
-    assert!(everything(dir.path()) == before, "the data directory is another one");
-    assert_eq!((cluster.ask(rows), cluster.ask(xid)), (rows_before, transactions), "the database was written to");
-    // While one of them runs, a server starts: the pipe is full, so it does not end.
-    let server = Server::start(dir.path(), &LONG_SALE);
-    let mut client = server.connect();
-    for turn in 0..4000 {
-        client.checkout(2, turn % 2);
-    }
-    assert!(server.terminate().success());
-    let mut dumping = tool(dir.path(), &["dump"]).stdout(Stdio::piped()).spawn().unwrap();
-    let server = Server::start(dir.path(), &LONG_SALE);
-    assert_eq!(dumping.try_wait().unwrap(), None, "it was to be waiting for its reader");
-    assert!(server.terminate().success());
-    drop(dumping.stdout.take());
-    assert!(dumping.wait().unwrap().success());
-}
-
 #[test]
 fn a_reader_that_has_seen_enough_ends_it_quietly() {
     let dir = tempfile::tempdir().unwrap();
@@ -546,7 +375,7 @@ fn a_reader_that_has_seen_enough_ends_it_quietly() {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
     for command in ["verify", "sale"] {
-        // It begins to write when nobody reads any more.
+        // The tool begins to write after its reader has closed the pipe.
         let mut child = tool(dir.path(), &[command]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
         let output = child.wait_with_output().unwrap();
@@ -563,7 +392,7 @@ fn a_data_directory_without_a_log_is_named() {
     let dir = tempfile::tempdir().unwrap();
     for command in ["verify", "dump", "sale"] {
         let missing = ask(&dir.path().join("."), &[command, "--data-dir", "nowhere"]);
-        // The directory given last counts: it is there, and empty.
+        // The last `--data-dir` takes effect. That directory exists and is empty.
         assert!(missing.0 == 4 && missing.2.contains("has no log; set --data-dir"), "{missing:?}");
         let output = Command::new(env!("CARGO_BIN_EXE_stampede"))
             .env_clear()
@@ -576,7 +405,7 @@ fn a_data_directory_without_a_log_is_named() {
         assert!(output.status.code() == Some(4) && output.stdout.is_empty(), "{complained}");
         assert!(complained.contains("nowhere is no directory") && complained.contains("--data-dir"), "{complained}");
     }
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is made");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "the tool creates nothing");
     assert!(Server::start(dir.path(), &LONG_SALE).terminate().success());
     fs::rename(dir.path().join("control.json"), dir.path().join("kept")).unwrap();
     let (code, _, complained) = ask(dir.path(), &["verify"]);
@@ -611,7 +440,7 @@ fn wrong_arguments_are_named() {
         assert!(code == 2 && said.is_empty() && complained.contains(part), "{words:?}: {code} {said}{complained}");
     }
     let output = stampede(dir.path(), &["log", "verify"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(2), "the settings of a server are not for these");
+    assert_eq!(output.status.code(), Some(2), "the tool refuses the settings of a server");
     let output = Command::new(env!("CARGO_BIN_EXE_stampede")).arg("log").output().unwrap();
     let help = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(2) && ["verify", "dump", "sale"].iter().all(|it| help.contains(it)), "{help}");

@@ -1,4 +1,8 @@
-//! The real binary over real sockets.
+//! Tests that run the real binary and connect to it over real sockets.
+//!
+//! Each module tests one subject, except the shared parts: `harness` starts servers and clients; `history` and `log`
+//! check every response against the server's log; `load` is a crowd of buyers; `cluster` and `proxy` run Postgres;
+//! `browser` controls Chromium; `power`, `faulty_disk` and `mountpoint` provide disks.
 
 mod abuse;
 mod browser;
@@ -24,6 +28,7 @@ mod hostile;
 mod isolate;
 mod load;
 mod log;
+mod log_in_use;
 mod log_tool;
 mod metrics;
 mod mountpoint;

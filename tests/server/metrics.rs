@@ -1,4 +1,4 @@
-//! What operators read at the admin port, and what watches over it.
+//! The metrics of the admin port, and the dashboard and alerts that use them.
 
 use crate::cluster::Cluster;
 use crate::harness::{
@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
-/// Each sample's value, by its name and labels as they are written.
+/// Returns the value of each sample, by its name and labels as written.
 pub fn scrape(admin: SocketAddr) -> BTreeMap<String, f64> {
     let response = Client::connect(admin).unwrap().try_request("GET /metrics", "").unwrap();
     let kind = response.header("content-type").unwrap();
@@ -25,12 +25,13 @@ pub fn scrape(admin: SocketAddr) -> BTreeMap<String, f64> {
         .collect()
 }
 
+/// Returns the sum over the samples of a metric whose labels contain `label`.
 pub fn sum(samples: &BTreeMap<String, f64>, name: &str, label: &str) -> f64 {
     let of_it = samples.iter().filter(|(key, _)| key.starts_with(&format!("{name}{{")) && key.contains(label));
     of_it.map(|(_, value)| value).sum()
 }
 
-/// A server with a database, and its admin port.
+/// Starts a server with a database. Returns the server and its admin address.
 fn start(cluster: &Cluster, dir: &Path) -> (Server, SocketAddr) {
     let arguments = ["--items", "50", "--reservation-ttl", "1h", "--shards", "2", "--database-url", &cluster.url()];
     let server = Server::spawn(dir, &[&LONG_SALE[..], &arguments].concat());
@@ -49,34 +50,34 @@ fn metrics_are_what_clients_have_counted() {
     let codes: Vec<_> = (0..8).map(|item| client.reserve(1, item)).collect();
     codes[..5].iter().for_each(|code| assert_eq!(client.purchase(code).status, 200));
     assert_eq!(client.checkout(2, 1).problem(), "item-sold");
-    // Nobody waits for attempts: they are written a little later.
-    wait_until("everything is recorded", || sum(&scrape(admin), "stampede_postgres_records_total", "") == 16.0);
+    // No client waits for the attempt log, so its records become durable a little later.
+    wait_until("all records are in Postgres", || sum(&scrape(admin), "stampede_postgres_records_total", "") == 16.0);
     let samples = scrape(admin);
     for (state, items) in [("sold", 5.0), ("reserved", 3.0), ("available", 42.0)] {
         assert_eq!(samples[&format!("stampede_sale_items{{state=\"{state}\"}}")], items, "{samples:#?}");
     }
     assert_eq!(sum(&samples, "stampede_connections", ""), 1.0);
-    // What was granted and bought, and the opening of the sale by each shard.
+    // 8 checkouts, 5 purchases, and one opening of the sale per shard.
     assert_eq!(sum(&samples, "stampede_log_records_durable_total", "purchases"), 8.0 + 5.0 + 2.0);
     assert_eq!(sum(&samples, "stampede_log_records_appended_total", ""), 8.0 + 5.0 + 2.0);
     assert_eq!(sum(&samples, "stampede_log_records_durable_total", "attempts"), 1.0);
     assert_eq!((samples["stampede_postgres_connected"], samples["stampede_postgres_behind_records"]), (1.0, 0.0));
     assert_eq!(samples["stampede_ready"], 1.0);
     assert_eq!(samples["stampede_sale_id"], client.sale()["sale_id"].as_f64().unwrap());
-    // The port changes hands with everything else.
+    // An upgrade also hands over the admin port.
     server.upgrade();
     assert_eq!(scrape(admin)["stampede_sale_items{state=\"sold\"}"], 5.0);
-    // It counts what it writes itself: first of all, each shard, which sale it goes on with.
+    // The new process counts only the records that it writes. First, each of its shards writes an opening of the sale.
     let written = || sum(&scrape(admin), "stampede_log_records_durable_total", "purchases");
-    wait_until("each shard has written that", || written() == 2.0);
+    wait_until("each shard has written the opening of the sale", || written() == 2.0);
     assert_eq!(client.purchase(&codes[5]).status, 200);
     assert_eq!(written(), 2.0 + 1.0);
     server.signal(rustix::process::Signal::TERM);
-    wait_until("it is gone", || Client::connect(admin).is_err());
+    wait_until("the admin port is closed", || Client::connect(admin).is_err());
     assert!(server.end_by_itself().success());
 }
 
-/// What clients were answered, by the labels that it has in `stampede_requests_total`.
+/// Number of responses that the clients received, by their labels in `stampede_requests_total`.
 #[derive(Default)]
 struct Tally(Mutex<BTreeMap<String, f64>>);
 
@@ -94,7 +95,8 @@ impl Tally {
     }
 }
 
-/// A crowd that asks for everything, rightly and wrongly, on several shards at once: nothing is counted twice or missed.
+/// Clients send valid and invalid requests of every kind to several shards at once. The counters miss no response and
+/// count none twice.
 #[test]
 fn counters_equal_what_clients_have_counted() {
     const CLIENTS: u32 = 8;
@@ -129,19 +131,19 @@ fn counters_equal_what_clients_have_counted() {
         }
     });
     let counted = tally.0.into_inner().unwrap();
-    assert!(counted.len() > 15, "the crowd has met too little: {counted:#?}");
+    assert!(counted.len() > 15, "too few kinds of responses: {counted:#?}");
     let mut client = server.connect();
-    wait_until("every hold has run out", || client.sale()["reserved"] == 0);
+    wait_until("every hold has expired", || client.sale()["reserved"] == 0);
     let of =
         |part: &str| counted.iter().filter(|(labels, _)| labels.contains(part)).map(|(_, count)| count).sum::<f64>();
     let refused = ["item-sold", "item-reserved", "user-limit"].map(of).iter().sum::<f64>();
-    // Nobody waits for attempts: they are written a little later.
+    // No client waits for the attempt log, so its records become durable a little later.
     let durable = |log| sum(&scrape(server.admin), "stampede_log_records_durable_total", log);
-    wait_until("everything is recorded", || durable("attempts") == refused);
+    wait_until("all attempts are durable", || durable("attempts") == refused);
     client.wait_for_postgres();
     let samples = scrape(server.admin);
     for (labels, count) in &counted {
-        // What this test has asked for itself since.
+        // The test itself has requested these two pages since, so their counters are higher.
         if !labels.contains("/sale") && !labels.contains("/readyz") {
             assert_eq!(samples[&format!("stampede_requests_total{{{labels}}}")], *count, "{labels}");
         }
@@ -173,31 +175,33 @@ fn counters_equal_what_clients_have_counted() {
     assert!(transactions > 0.0 && transactions <= durable("purchases") + refused);
     assert!(sum(&samples, "stampede_lane_messages_total", "") >= sum(&samples, "stampede_lane_batches_total", ""));
     assert!(sum(&samples, "stampede_lane_batches_total", "") > 0.0);
-    // What the kernel says of the same process.
+    // Compare with the kernel's figures for the same process.
     let descriptors = ["process_open_fds", "process_max_fds"].map(|name| samples[name]);
     assert!(10.0 < descriptors[0] && descriptors[0] < descriptors[1], "{descriptors:?}");
     assert!(samples["process_cpu_seconds_total"] >= sum(&samples, "stampede_shard_cpu_seconds_total", ""));
     let resident = server.resident_kib() as f64 * 1024.0;
     assert!((0.5..2.0).contains(&(samples["process_resident_memory_bytes"] / resident)), "{resident}");
-    // A database that goes away is tried again.
+    // The server retries after the database disconnects.
     let before = samples["stampede_postgres_retries_total"];
     cluster.kill();
-    wait_until("it is tried again", || scrape(server.admin)["stampede_postgres_retries_total"] > before);
+    wait_until("the server retries the connection", || {
+        scrape(server.admin)["stampede_postgres_retries_total"] > before
+    });
 }
 
 const OBSERVE: &str = "tuning/observe";
 
-/// The metric that a sample belongs to: a histogram has three kinds.
+/// Returns the metric of a sample. A histogram has three kinds of samples.
 fn family(sample: &str) -> String {
     let parts = ["_bucket", "_sum", "_count"];
     parts.iter().find_map(|part| sample.strip_suffix(part)).unwrap_or(sample).to_owned()
 }
 
-/// As under tuning/stampede.service, which hides what in /proc is not of processes.
+/// The process metrics are available where `/proc` shows only processes, as under `tuning/stampede.service`.
 #[test]
 fn the_process_is_measured_where_proc_is_of_processes_alone() {
     if !rustix::process::geteuid().is_root() {
-        return skipped("a smaller /proc", "only root mounts one");
+        return skipped("a smaller /proc", "mounting requires root");
     }
     let dir = tempfile::tempdir().unwrap();
     let server = stampede(dir.path(), &LONG_SALE);
@@ -212,7 +216,7 @@ fn the_process_is_measured_where_proc_is_of_processes_alone() {
     assert!(samples["process_resident_memory_bytes"] > 1e6 && samples["process_threads"] > 3.0, "{samples:#?}");
 }
 
-/// The dashboard and the alerts ask for nothing that is not there, and leave nothing out that is.
+/// The dashboard and the alerts use only existing metrics, and the dashboard shows every metric.
 #[test]
 fn dashboard_and_alerts_know_the_metrics() {
     let cluster = Cluster::start();
@@ -228,7 +232,7 @@ fn dashboard_and_alerts_know_the_metrics() {
         words.filter(|word| word.starts_with("stampede_") || word.starts_with("process_")).map(family).collect()
     };
     let (dashboard, alerts) = (named(&text("dashboard.json")), named(&text("alerts.yml")));
-    assert_eq!(dashboard, exist, "one panel at least for each metric");
+    assert_eq!(dashboard, exist, "each metric has at least one panel");
     assert!(alerts.len() > 3 && alerts.is_subset(&exist), "{alerts:?}");
     server.signal(rustix::process::Signal::TERM);
     server.wait_for_line("stopped");

@@ -1,5 +1,5 @@
-//! What `GET /openapi.json` says is good OpenAPI and true: every answer that it describes can be met and looks as
-//! described, and nothing else comes.
+//! `GET /openapi.json` is valid OpenAPI, and it is true: the tests provoke every response that it describes, compare
+//! the response with the description, and fail on a response that is not described.
 //!
 //! `tests/vendored/openapi-3.1` is the OpenAPI Initiative's schema of such documents, under the Apache License 2.0.
 
@@ -8,24 +8,26 @@ use crate::load::connect;
 use crate::service::Stuck;
 use jsonschema::Validator;
 use serde_json::{Value, json};
-use stampede::operation::Operation;
-use stampede::partition::Partition;
-use stampede::types::{ItemId, ShardId};
+use stampede::http::operation::Operation;
+use stampede::sale::ids::{ItemId, ShardId};
+use stampede::sale::partition::Partition;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::thread;
+use strum::VariantArray;
 
-/// A method and a path, a status code, and which of the bodies described there: a problem's type, or else its kind.
+/// Operation (method and path), status code, and body. The body is the type of a problem, or else the media type, or
+/// empty.
 type Case = (String, String, String);
 
-/// A description, and what of it has been met.
+/// An API description, and the described cases that the tests have received so far.
 struct Api {
     document: Value,
     met: Mutex<BTreeSet<Case>>,
 }
 
-/// What none of the operations answers.
+/// Key, under `paths`, of the responses to requests that match no operation.
 const OTHERWISE: &str = "x-otherwise";
 
 impl Api {
@@ -36,11 +38,11 @@ impl Api {
     }
 
     fn resolve<'a>(&'a self, value: &'a Value) -> &'a Value {
-        let target = value["$ref"].as_str().map(|path| path.strip_prefix('#').expect("it is in here"));
-        target.map_or(value, |path| self.document.pointer(path).unwrap_or_else(|| panic!("nothing at {path}")))
+        let target = value["$ref"].as_str().map(|path| path.strip_prefix('#').expect("the reference is local"));
+        target.map_or(value, |path| self.document.pointer(path).unwrap_or_else(|| panic!("no value at {path}")))
     }
 
-    /// Every operation by its method and path, and what is said of all that is none.
+    /// Returns every operation by its method and path, and the entry for requests that match no operation.
     fn operations(&self) -> impl Iterator<Item = (String, &Value)> {
         let paths = self.document["paths"].as_object().unwrap().iter();
         paths.flat_map(|(path, item)| {
@@ -83,7 +85,7 @@ impl Api {
         assert!(errors.is_empty(), "{errors:?} in {value} of {what:?}");
     }
 
-    /// The answer to an operation is as described.
+    /// Checks a response against the description of an operation, and records its case.
     fn meets(&self, name: &str, answer: &Response) {
         let (_, operation) = self.operations().find(|(operation, _)| operation == name).expect(name);
         let code = answer.status.to_string();
@@ -92,7 +94,7 @@ impl Api {
         for line in answer.head.lines().skip(1) {
             let header = line.split(':').next().unwrap();
             let is_described = |known: &String| known.eq_ignore_ascii_case(header);
-            // These are HTTP's own.
+            // The description leaves out the headers that frame every HTTP message.
             let is_framing = ["content-type", "content-length", "connection"].contains(&header);
             assert!(
                 is_framing || response["headers"].as_object().unwrap().keys().any(is_described),
@@ -126,7 +128,7 @@ impl Api {
         self.met.lock().unwrap().insert((name.to_owned(), code, what));
     }
 
-    /// Asks, and holds the answer against the description.
+    /// Sends a request and checks the response against the description.
     fn ask(&self, client: &mut Client, operation: Operation, query: &str, fields: &str) -> Response {
         let (method, path) = operation.route();
         let path = path.replace("{id}", "1");
@@ -141,9 +143,9 @@ fn name(operation: Operation) -> String {
     format!("{method} {path}")
 }
 
-/// Each operation, and a request line that asks for it.
+/// Returns each operation with a method and target that request it.
 fn lines() -> impl Iterator<Item = (Operation, String)> {
-    let known = Operation::ALL.into_iter().filter(|operation| *operation != Operation::Unknown);
+    let known = Operation::VARIANTS.iter().copied().filter(|operation| *operation != Operation::Unknown);
     known.map(|operation| {
         let query = match operation {
             Operation::Checkout => "?user_id=9&item_id=9",
@@ -208,18 +210,18 @@ fn every_answer_that_is_described_can_be_met_and_no_other() {
         skipped("overdue answers", error);
         described.retain(|(_, _, what)| what != "/problems/overdue");
     }
-    assert_eq!(described.difference(&met).collect::<Vec<_>>(), Vec::<&Case>::new(), "described, but never met");
+    assert_eq!(described.difference(&met).collect::<Vec<_>>(), Vec::<&Case>::new(), "described, but never received");
     assert!(described.len() > 100, "{}", described.len());
 }
 
-/// What any buyer may meet, and whoever looks on.
+/// Provokes the responses of normal operation, to buyers and to readers.
 fn meet_in_peace(api: &Api, server: &Server) {
     let mut client = server.connect();
     let mut ask = |operation, query: &str, fields: &str| api.ask(&mut client, operation, query, fields);
     let code = ask(Operation::Checkout, "?user_id=1&item_id=1", "X-Request-Id: a\r\n").body;
     let held = ask(Operation::Checkout, "?user_id=1&id=2", "").json();
     ask(Operation::Checkout, "?user_id=2&item_id=3", "Accept: application/json\r\n");
-    ask(Operation::Checkout, "?user_id=1&item_id=4", ""); // One too many.
+    ask(Operation::Checkout, "?user_id=1&item_id=4", ""); // Exceeds the user limit.
     ask(Operation::Checkout, "?user_id=2&item_id=1", "");
     for query in ["?item_id=1", "?user_id=1&item_id=x", "?user_id=1&item_id=100"] {
         ask(Operation::Checkout, query, "");
@@ -252,13 +254,13 @@ fn meet_in_peace(api: &Api, server: &Server) {
     listen(api, server);
 }
 
-/// Other paths, and other methods on every path. HEAD is GET without a body.
+/// Requests an unknown path, and an unknown method on every path. Checks `Allow`, and that HEAD has the headers of GET.
 fn ask_for_what_is_not_there(api: &Api, client: &mut Client) {
     api.meets(OTHERWISE, &client.request("GET /nothing"));
     for (path, item) in api.document["paths"].as_object().unwrap().iter().filter(|(path, _)| path.starts_with('/')) {
         let refused = client.request(&format!("BREW {}", path.replace("{id}", "1")));
         api.meets(OTHERWISE, &refused);
-        let allowed: BTreeSet<&str> = refused.header("allow").expect("it says what goes").split(", ").collect();
+        let allowed: BTreeSet<&str> = refused.header("allow").expect("the response has Allow").split(", ").collect();
         let mut described: BTreeSet<String> = item.as_object().unwrap().keys().map(|key| key.to_uppercase()).collect();
         if described.contains("GET") {
             described.insert("HEAD".to_owned());
@@ -276,7 +278,7 @@ fn ask_for_what_is_not_there(api: &Api, client: &mut Client) {
     }
 }
 
-/// The beginning of a stream of events is an answer, too.
+/// Checks the head of an event stream against the description.
 fn listen(api: &Api, server: &Server) {
     let mut client = server.connect();
     client.send(b"GET /events HTTP/1.1\r\nHost: shop\r\n\r\n").unwrap();
@@ -285,7 +287,7 @@ fn listen(api: &Api, server: &Server) {
     api.meets(&name(Operation::Events), &answer);
 }
 
-/// What is answered before anything is understood, to each operation.
+/// Provokes, for each operation, the responses that precede routing: refused heads, and a head that times out.
 fn meet_at_the_door(api: &Api, address: SocketAddr) {
     let slow: Vec<_> = lines()
         .map(|(operation, line)| {
@@ -314,7 +316,7 @@ fn meet_at_the_door(api: &Api, address: SocketAddr) {
     }
 }
 
-/// No room for one more: nobody reads what the last one says.
+/// Provokes the refusal at the connection limit. The server does not read the request of a refused connection.
 fn meet_a_crowd(api: &Api) {
     let dir = tempfile::tempdir().unwrap();
     let server = start(&dir, &["--shards", "1", "--max-connections", "4"]);
@@ -322,7 +324,8 @@ fn meet_a_crowd(api: &Api) {
     inside.iter_mut().for_each(|client| assert_eq!(client.request("GET /livez").status, 200));
     for (operation, line) in lines() {
         let mut refused = None;
-        // Who is refused before it has spoken may find the connection reset.
+        // The server may close the connection before the client has sent its request. The client then sees a reset
+        // instead of the response, and the test tries again.
         wait_until("the refusal arrives", || {
             let mut client = server.connect();
             let _ = client.send(format!("{line} HTTP/1.1\r\nHost: shop\r\n\r\n").as_bytes());
@@ -352,10 +355,10 @@ fn meet_a_full_log(api: &Api) {
     let mut client = server.connect();
     let mut held =
         |item| api.ask(&mut client, Operation::Checkout, &format!("?user_id=1&item_id={item}"), "").status == 200;
-    assert!((0..10_000).any(|item| !held(item)), "the budget is small");
+    assert!((0..10_000).any(|item| !held(item)), "the log never fills up");
 }
 
-/// While the server waits for a database to take its sale from, there is nothing to sell.
+/// Provokes the responses of a server that waits for a database to restore its sale from. It has nothing to sell yet.
 fn meet_before_it_is_ready(api: &Api) {
     let dir = tempfile::tempdir().unwrap();
     let nowhere = ["--database-url", "host=127.0.0.1 port=1 user=nobody dbname=none sslmode=disable"];
@@ -369,12 +372,12 @@ fn meet_before_it_is_ready(api: &Api) {
     }
 }
 
-/// One shard takes no turns: what needs it is not decided in time. An error means that this could not be tried.
+/// Stops one shard, so that requests for its items time out. An error means that threads cannot be stopped here.
 fn meet_a_stuck_shard(api: &Api) -> nix::Result<()> {
     let dir = tempfile::tempdir().unwrap();
     let server = start(&dir, &["--shards", "2", "--items", "100"]);
     let (first, second) = (ShardId(0), ShardId(1));
-    // Clients of the first one: each finds itself counted by its shard.
+    // Collect clients of the first shard: a client is on that shard if its connection increases the shard's count.
     let (mut clients, mut others, mut count) = (Vec::new(), Vec::new(), 0);
     while clients.len() < 3 {
         let mut client = server.connect();
@@ -387,7 +390,7 @@ fn meet_a_stuck_shard(api: &Api) -> nix::Result<()> {
         count = now;
     }
     let mut theirs = (0..100).filter(|item| Partition::new(2).owner_of_item(ItemId(*item)) == second);
-    let mut next = || theirs.next().expect("it has its half");
+    let mut next = || theirs.next().expect("the second shard owns enough items");
     let codes = [0, 0].map(|_| clients[0].reserve(1, next()));
     let stuck = Stuck::shard(&server, second.0)?;
     let asked = [

@@ -1,9 +1,9 @@
-//! What is read without starting the server, and what the Debian package is made of. `tuning/debian/try` makes it, and
-//! tries it.
+//! Output that needs no running server (manual page, shell completions, errors of commands), and the parts of the
+//! Debian package. `tuning/debian/try` builds and tries the package itself.
 
 use crate::harness::{assert_refused, in_repository, repository_text, skipped};
-use stampede::config::SETTINGS;
-use stampede::fatal::EXIT_CODES;
+use stampede::config::fatal::EXIT_CODES;
+use stampede::config::flags::SETTINGS;
 use std::fs;
 use std::process::{Command, Output};
 
@@ -17,7 +17,7 @@ fn printed(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Settings for the unit: all but those that the unit itself gives.
+/// Returns the settings file of the systemd unit: all settings except those that the unit sets itself.
 fn settings_file() -> String {
     let head = "# Settings of the server, one VARIABLE=value a line; man stampede tells more. systemctl reload stampede \
                 applies them,\n# and buyers notice nothing; only another LISTEN takes a restart, and SALE_PERIOD stays. The data directory is\n# /var/lib/stampede: the unit says so.\n";
@@ -47,7 +47,7 @@ fn generated_files_are_up_to_date() {
         }
         let is_it = fs::read_to_string(&file).is_ok_and(|written| written == text);
         let command = "STAMPEDE_GENERATE=1 cargo test --profile tests --test server package::generated";
-        assert!(is_it, "{} is out of date; write it anew by\n{command}", file.display());
+        assert!(is_it, "{} is out of date; regenerate it with\n{command}", file.display());
     }
 }
 
@@ -63,7 +63,7 @@ fn the_manual_has_every_setting_and_exit_code() {
     }
 }
 
-/// What bash offers after these words.
+/// Returns the completions that bash offers after these words.
 fn offered(words: &str) -> Vec<String> {
     let script = r#"eval "$1"; COMP_WORDS=($2 "$3"); COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
         _stampede stampede "$3" "${COMP_WORDS[COMP_CWORD - 1]}"; printf '%s\n' "${COMPREPLY[@]}""#;
@@ -134,7 +134,7 @@ fn what_goes_into_the_package_is_there() {
 fn maintainer_scripts_are_sound() {
     for name in ["postinst", "prerm", "postrm"] {
         let script = in_repository("tuning/debian").join(name);
-        assert!(fs::read_to_string(&script).unwrap().contains("\nset -e\n"), "{name} goes on after an error");
+        assert!(fs::read_to_string(&script).unwrap().contains("\nset -e\n"), "{name} does not exit on an error");
         for checker in [&["sh", "-n"][..], &["shellcheck"]] {
             match Command::new(checker[0]).args(&checker[1..]).arg(&script).output() {
                 Ok(output) => assert!(output.status.success(), "{name}: {output:?}"),

@@ -1,4 +1,4 @@
-//! SIGSTOP and SIGCONT: time passes, and the server does not notice until afterwards.
+//! Pauses of the whole process (SIGSTOP, SIGCONT): time passes while the server does not run.
 
 use crate::harness::{LONG_SALE, Server, how_many};
 use crate::load::{Promises, buy, check_books, connect, crowd};
@@ -15,7 +15,7 @@ fn start(dir: &std::path::Path) -> Server {
     Server::start(dir, &[&LONG_SALE[..], &arguments].concat())
 }
 
-/// Returns when all its threads have stopped.
+/// Stops the server. Returns when all its threads have stopped.
 fn stop(server: &Server) {
     server.signal(Signal::STOP);
     let tasks = format!("/proc/{}/task", server.pid());
@@ -41,8 +41,9 @@ fn a_server_that_is_stopped_now_and_then_tells_nobody_anything_false() {
                         return;
                     }
                     let item = (turn * 5 + number * 7) % ITEMS;
-                    let outcome = buy(&mut client, i64::from(number), item, &promises).expect("the server goes on");
-                    // A pause may outlast a hold, and then the item may be another's.
+                    let outcome =
+                        buy(&mut client, i64::from(number), item, &promises).expect("the server keeps running");
+                    // A pause may outlast a hold. Another buyer may then have the item.
                     let known = ["200", "item-sold", "item-reserved", "code-expired", "code-unknown"];
                     assert!(known.contains(&outcome.as_str()), "{outcome}");
                 }
@@ -51,7 +52,7 @@ fn a_server_that_is_stopped_now_and_then_tells_nobody_anything_false() {
         for turn in 0..how_many("STAMPEDE_PAUSES", 12) {
             thread::sleep(Duration::from_millis(60));
             stop(&server);
-            // Now and then longer than a hold.
+            // Every fourth pause is longer than a hold.
             thread::sleep(Duration::from_millis(if turn % 4 == 3 { 1200 } else { 100 }));
             server.signal(Signal::CONT);
         }
@@ -59,7 +60,7 @@ fn a_server_that_is_stopped_now_and_then_tells_nobody_anything_false() {
     });
     let promises = promises.take();
     let bought = check_books(&promises, ITEMS as usize);
-    assert!(bought.len() > 100, "only {} were sold", bought.len());
+    assert!(bought.len() > 100, "only {} items were sold", bought.len());
     assert_eq!(server.connect().sale()["sold"], bought.len());
     server.kill();
     let server = start(dir.path());
@@ -68,7 +69,7 @@ fn a_server_that_is_stopped_now_and_then_tells_nobody_anything_false() {
     bought.values().for_each(|promise| assert_eq!(client.purchase(&promise.code).problem(), "code-used"));
 }
 
-/// Whoever asks while the server sleeps is answered by the time of its waking.
+/// The server decides a request that arrives during a pause by the time after the pause.
 #[test]
 fn a_hold_that_runs_out_in_a_pause_is_over() {
     let dir = tempfile::tempdir().unwrap();

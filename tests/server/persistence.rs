@@ -1,4 +1,4 @@
-//! Every record in a real Postgres, exactly once.
+//! Every record reaches a real Postgres exactly once.
 
 use crate::cluster::Cluster;
 use crate::harness::{Client, LONG_SALE, Server, assert_refused, copy_dir, how_many, repository_text};
@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How many times to kill, in each mode; more before a release.
+/// Number of kills in each mode. Release runs set it higher.
 fn kills() -> u32 {
     how_many("STAMPEDE_POSTGRES_KILLS", 25)
 }
@@ -27,7 +27,8 @@ fn assert_all_bought(cluster: &Cluster, promises: &[Promise]) {
     }
 }
 
-/// Every purchase promised is one row with the right item, user and code, and there are no others but unknown ones.
+/// Checks that every acknowledged purchase is one row with the right item, user and code, and that every other row is a
+/// purchase whose response was lost.
 fn assert_books_agree(cluster: &Cluster, promises: &[Promise]) {
     let rows = cluster.ask("select item_id || ' ' || user_id || ' ' || code from purchases");
     let rows: BTreeSet<&str> = rows.lines().collect();
@@ -35,7 +36,7 @@ fn assert_books_agree(cluster: &Cluster, promises: &[Promise]) {
     assert_all_bought(cluster, promises);
     let possible: BTreeSet<String> =
         promises.iter().filter(|promise| promise.bought || promise.unknown).map(text).collect();
-    assert!(rows.iter().all(|row| possible.contains(*row)), "a purchase nobody made");
+    assert!(rows.iter().all(|row| possible.contains(*row)), "a row without a purchase");
     let codes = "select count(*) - count(distinct code) from checkouts where outcome = 0";
     assert_eq!(cluster.count(codes), 0, "a checkout arrived twice");
     let orphans = "select count(*) from purchases p left join checkouts c using (sale_id, item_id, user_id, code) where c.at is null";
@@ -56,7 +57,7 @@ fn sell_out(ack: &str) {
         let mut client = connect(server.address);
         for place in 0..600 {
             let item = (place * 8 + number / 2) % 3000;
-            // Beyond 32 bits: ids are 64 bits end to end.
+            // The user ID does not fit in 32 bits: user IDs are 64 bits wide end to end.
             buy(&mut client, (1 << 40) + i64::from(number), item, &promises).unwrap();
             answered.fetch_add(1, Ordering::Relaxed);
         }
@@ -71,7 +72,7 @@ fn sell_out(ack: &str) {
     let promises = promises.take();
     let bought = check_books(&promises, usize::MAX);
     assert_eq!((bought.len(), cluster.count("select count(*) from purchases")), (3000, 3000));
-    assert_eq!(cluster.count("select count(*) from checkouts"), recorded, "every attempt that was answered");
+    assert_eq!(cluster.count("select count(*) from checkouts"), recorded, "every answered attempt is recorded");
     assert_books_agree(&cluster, &promises);
     assert_eq!(cluster.ask("select count(*), count(*) filter (where purchased) from item_status"), "3000|3000");
 }
@@ -115,7 +116,7 @@ fn kill_servers(ack: &str) {
     const ITEMS: u32 = 400;
     let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
     let items = (kills() * ITEMS).to_string();
-    // The tables are made before anything is killed.
+    // The first run creates the tables before the kills begin.
     let first = start(dir.path(), &cluster, &["--items", &items]);
     first.wait_for_line("the database is connected");
     first.kill();
@@ -145,7 +146,7 @@ fn kill_servers(ack: &str) {
         });
         all.extend(promises.take());
         if ack == "postgres" {
-            assert_all_bought(&cluster, &all); // Whatever was acknowledged is there, with the server dead.
+            assert_all_bought(&cluster, &all); // Acknowledged purchases are in Postgres while the server is down.
         }
     }
     assert!(start(dir.path(), &cluster, &["--items", &items]).terminate().success());
@@ -176,7 +177,7 @@ fn kill_postgres(ack: &str) {
                         return;
                     }
                     let item = (turn * 4 + number) % ITEMS;
-                    buy(&mut client, i64::from(number), item, &promises).expect("selling goes on");
+                    buy(&mut client, i64::from(number), item, &promises).expect("the server keeps selling");
                     answered.fetch_add(1, Ordering::Relaxed);
                 }
             });
@@ -218,7 +219,7 @@ fn postgres_may_be_absent_at_start() {
     let postgres = &ready.json()["postgres"];
     assert_eq!((ready.status, &postgres["connected"]), (200, &false.into()), "{ready:?}");
     assert!(
-        // How many is not known before it has been reached once: the run before may have left some.
+        // The number is unknown until the server has reached Postgres once: the previous run may have left records.
         postgres["records_behind"].is_null() && postgres["seconds_behind"].as_f64() >= Some(1.0),
         "{ready:?}"
     );
@@ -230,13 +231,15 @@ fn postgres_may_be_absent_at_start() {
     assert_eq!(cluster.ask("select code from purchases"), code);
 }
 
-/// Refused attempts that found no room in the log: in a flood, the next segment may not be made yet.
+/// Returns the number of refused attempts that are not in the log. In a flood of requests, a segment may be full before
+/// the next one has been created.
 fn unrecorded(server: &Server) -> u64 {
     let shards = server.connect().request("GET /health").json()["shards"].clone();
     shards.as_array().unwrap().iter().map(|shard| shard["attempts_unrecorded"].as_u64().unwrap()).sum()
 }
 
-/// A stop waits for the rest to arrive, but not for ever, and the next run brings what was left.
+/// A shutdown waits for the remaining records to reach Postgres, but only for a limited time. The next run sends the
+/// rest.
 #[test]
 fn a_stop_does_not_wait_for_ever() {
     let (mut cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
@@ -269,7 +272,7 @@ fn memory_stays_flat_while_postgres_is_away() {
         }
     });
     let grown = server.resident_kib() - before;
-    // 600,000 attempts are 38 MB.
+    // The records of 600,000 attempts take 38 MB.
     assert!(grown < 30 << 10, "{grown} KiB more");
     let recorded = 600_001 - unrecorded(&server);
     cluster.go_on();
@@ -290,13 +293,13 @@ fn a_database_has_one_owner() {
     let arguments = [&LONG_SALE[..], &["--database-url", &url]].concat();
     assert_refused(other.path(), &arguments, 8, &["belongs to another installation"]);
 
-    // A copy of this one: the later run wins, the earlier changes no row and says why it ends.
-    std::thread::sleep(Duration::from_millis(500)); // Segments are being made: let their names settle.
+    // A copy of this installation: the later run wins. The earlier run changes no row and logs why it exits.
+    std::thread::sleep(Duration::from_millis(500)); // Wait until the server has created its segments.
     let copy = other.path().join("copy");
     copy_dir(dir.path(), &copy);
     let later = start(&copy, &cluster, &[]);
     later.wait_for_line("the database is connected");
-    // It may have noticed already.
+    // The earlier run may have exited already, so ignore an error.
     let _ = Client::connect(server.address).and_then(|mut client| client.try_checkout(1, 1));
     let line = server.wait_for_line("cannot use the database");
     assert_eq!(line["exit_code"], 8);
@@ -304,7 +307,8 @@ fn a_database_has_one_owner() {
     assert!(later.terminate().success());
 }
 
-/// With `--ack postgres`: no 200 without Postgres, nobody else gets the item, and whoever asks again gets the answer.
+/// With `--ack postgres`, a purchase gets no 200 before it is in Postgres, no other user gets the item meanwhile, and a
+/// retry receives the outcome.
 #[test]
 fn a_purchase_waits_for_postgres_and_a_retry_joins_the_wait() {
     let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
@@ -324,7 +328,7 @@ fn a_purchase_waits_for_postgres_and_a_retry_joins_the_wait() {
     });
     assert_eq!(client.checkout(2, 1).problem(), "item-reserved");
     std::thread::sleep(Duration::from_secs(3));
-    assert_eq!(client.checkout(2, 1).problem(), "item-reserved", "what is being bought does not expire");
+    assert_eq!(client.checkout(2, 1).problem(), "item-reserved", "a hold with a pending purchase does not expire");
     std::thread::scope(|scope| {
         let retry = scope.spawn(|| connect(address).purchase(&codes[0]).outcome());
         std::thread::sleep(Duration::from_millis(200));
@@ -332,15 +336,15 @@ fn a_purchase_waits_for_postgres_and_a_retry_joins_the_wait() {
         assert_eq!(retry.join().unwrap(), "200");
     });
     assert_eq!(client.purchase(&codes[0]).problem(), "code-used");
-    // Bought too, though nobody has asked again; perhaps by the next transaction.
+    // The other purchase completes without a retry, possibly in the next transaction.
     let end = Instant::now() + Duration::from_secs(10);
     while client.checkout(2, 2).problem() != "item-sold" {
-        assert!(Instant::now() < end, "what waited is never sold");
+        assert!(Instant::now() < end, "the pending purchase never completes");
     }
     assert_eq!(cluster.count("select count(*) from purchases"), 2);
 }
 
-/// The same after a crash: a purchase that the log has and Postgres has not is not acknowledged before it is there.
+/// After a crash, a purchase that is in the log but not in Postgres is acknowledged only once Postgres has it.
 #[test]
 fn a_repeated_purchase_waits_for_postgres_after_a_crash_too() {
     let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
@@ -354,7 +358,7 @@ fn a_repeated_purchase_waits_for_postgres_after_a_crash_too() {
     let durable = || -> u64 {
         server.connect().request("GET /health").json()["shards"].as_array().unwrap().iter().map(records).sum()
     };
-    // Two sales opened, a checkout, a purchase.
+    // Four records: an opening of the sale per shard, a checkout, a purchase.
     while durable() < 4 {
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -366,7 +370,7 @@ fn a_repeated_purchase_waits_for_postgres_after_a_crash_too() {
     let repeat = || server.connect().try_request(&purchase, &fields).unwrap();
     let overdue = repeat();
     assert_eq!((overdue.problem().as_str(), overdue.header("x-request-id")), ("overdue", Some("r-1")));
-    // Whoever traces the request finds why.
+    // The server logs the names of the request, so that its trace leads to the cause.
     let line = server.wait_for_line("no decision in time");
     assert_eq!((&line["requests"], &line["request_id"]), (&1.into(), &"r-1".into()), "{line}");
     assert_eq!(line["traceparent"], traceparent, "{line}");
@@ -375,7 +379,7 @@ fn a_repeated_purchase_waits_for_postgres_after_a_crash_too() {
     assert_eq!(cluster.ask("select code from purchases"), code);
 }
 
-/// A database that is new to a directory which has forgotten its beginnings gets what is left.
+/// A database that is attached after retention has removed the oldest segments receives the remaining records.
 #[test]
 fn a_database_may_be_attached_late() {
     let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
@@ -403,8 +407,8 @@ fn a_database_may_be_attached_late() {
     assert!(cluster.count("select count(*) from checkouts") > 0);
 }
 
-/// A small budget, short sales, many restarts: what Postgres has is removed, and every
-/// run sells. (Right after a restart by other shards, the budget may be spread badly until the sale ends.)
+/// With a small budget, short sales and many restarts, retention removes the segments that are in Postgres, and every
+/// run sells. Right after a restart with another number of shards, the budget may be badly divided until the sale ends.
 #[test]
 fn what_is_in_postgres_makes_room() {
     let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
@@ -413,7 +417,7 @@ fn what_is_in_postgres_makes_room() {
         let budget = ["--sale-period", "1s", "--items", "500", "--log-budget", "16MiB", "--user-limit", "500"];
         let server = Server::start(dir.path(), &[&budget[..], &["--shards", shards, "--database-url", &url]].concat());
         server.wait_for_line("the database is connected");
-        // More than half a sale.
+        // Ask for 600 purchases and require 300, which is more than half a sale.
         let (bought, _) = buy_until(server.address, 8, 500, 600);
         assert!(server.terminate().success());
         assert!(bought > 300, "only {bought} were sold on {shards} shards");
@@ -424,7 +428,7 @@ fn what_is_in_postgres_makes_room() {
     assert_eq!(cluster.count(gaps), 0);
 }
 
-/// Two copies of one data directory count to the same epoch; still only one of them may write.
+/// Two copies of one data directory reach the same epoch, but only one of them may write.
 #[test]
 fn two_copies_of_a_data_directory_are_told_apart() {
     let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());

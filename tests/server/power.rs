@@ -1,22 +1,25 @@
 //! A disk that loses power: ext4 on a loop device, shut down by the kernel without another write.
 //!
-//! What the kernel had not written is lost, as in a power cut; what a real disk keeps in a cache of its own is not.
+//! Data that the kernel has not written is lost, as in a power failure. Data in a real disk's own cache would be lost
+//! as well; this test does not cover that.
 
 use crate::harness::{skipped, wait_until};
 use crate::mountpoint::Mountpoint;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH`, of Linux's ext4.h: not even the journal is flushed.
+/// Perl program that issues `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH` (Linux, `ext4.h`). The kernel then
+/// does not even flush the journal.
 const CUT: &str = "open(F, '<', shift) or die; ioctl(F, 0x8004587d, my $now = pack('L', 2)) or die $!";
 
+/// An ext4 file system on a loop device.
 pub struct Disk {
     image: tempfile::NamedTempFile,
     dir: Mountpoint,
 }
 
 impl Disk {
-    /// `None`, said aloud, where nothing may be mounted.
+    /// Mounts a new disk. Reports a skipped test and returns `None` where mounting is not possible.
     pub fn mount() -> Option<Disk> {
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(256 << 20).unwrap();
@@ -45,17 +48,17 @@ impl Disk {
         run("perl", |perl| perl.args(["-e", CUT]).arg(self.dir.path())).unwrap();
     }
 
-    /// The journal is replayed, and whatever is missing is missing.
+    /// Mounts the disk again. The kernel replays the journal; unwritten data stays lost.
     pub fn power_on(&self) {
-        // The kernel may still be closing the files of the server that has just ended.
-        wait_until("it can be unmounted", || run("umount", |umount| umount.arg(self.dir.path())).is_ok());
+        // The kernel may still be closing the files of the server that has just exited.
+        wait_until("the disk can be unmounted", || run("umount", |umount| umount.arg(self.dir.path())).is_ok());
         self.try_mount().unwrap();
     }
 }
 
 fn run(program: &str, arguments: impl FnOnce(&mut Command) -> &mut Command) -> Result<(), String> {
     let mut command = Command::new(program);
-    // Where Debian keeps it, whoever runs the tests.
+    // Debian keeps these programs in sbin, which is not in the PATH of every user.
     command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
     let output = arguments(&mut command).output().map_err(|error| format!("{program}: {error}"))?;
     let text = String::from_utf8_lossy(&output.stderr);

@@ -1,4 +1,4 @@
-//! A proxy before Postgres that counts protocol messages and cuts the connection at a chosen one.
+//! A proxy in front of Postgres that counts protocol messages and cuts the connection at a chosen message.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -6,18 +6,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::thread;
 
-/// Where in the message that is cut.
+/// Position of the cut, relative to the chosen message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
-    /// It does not arrive.
+    /// The message is not forwarded.
     Before,
-    /// It arrives in part.
+    /// The first half of the message is forwarded.
     Within,
-    /// It arrives, and nothing after it.
+    /// The message is forwarded, and nothing after it.
     After,
 }
 
-/// A proxy, for as long as the test runs.
+/// A proxy that runs until the test process exits.
 #[derive(Clone)]
 pub struct Proxy {
     pub address: SocketAddr,
@@ -25,14 +25,14 @@ pub struct Proxy {
 }
 
 struct State {
-    /// Messages to let through, in both directions together; cuts nothing below zero.
+    /// Number of messages to forward before the cut, in both directions together. A negative number disables the cut.
     left: AtomicI64,
     seen: AtomicU64,
     cut: Cut,
 }
 
 impl Proxy {
-    /// Starts one before 127.0.0.1:`port`.
+    /// Starts a proxy in front of 127.0.0.1:`port`.
     pub fn start(port: u16, cut: Cut) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let state = Arc::new(State { left: AtomicI64::new(-1), seen: AtomicU64::new(0), cut });
@@ -41,7 +41,7 @@ impl Proxy {
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let Ok(server) = TcpStream::connect(("127.0.0.1", port)) else { continue };
-                // Messages are small and answers are waited for.
+                // Messages are small and wait for responses, so Nagle's algorithm would delay them.
                 [&client, &server].iter().for_each(|side| side.set_nodelay(true).unwrap());
                 for (from, to, is_client) in [(&client, &server, true), (&server, &client, false)] {
                     let (from, to, state) = (from.try_clone().unwrap(), to.try_clone().unwrap(), state.clone());
@@ -52,24 +52,24 @@ impl Proxy {
         proxy
     }
 
-    /// Cuts at the message after `messages` more.
+    /// Cuts the connection at the message that follows the next `messages` messages.
     pub fn cut_after(&self, messages: u32) {
         self.state.left.store(messages.into(), Ordering::SeqCst);
     }
 
-    /// Stops cutting. Returns whether anything has been cut since `cut_after`.
+    /// Disables the cut. Returns whether a connection has been cut since `cut_after`.
     pub fn disarm(&self) -> bool {
         self.state.left.swap(-1, Ordering::SeqCst) < 0
     }
 
-    /// Messages seen so far.
+    /// Returns the number of messages seen so far.
     pub fn seen(&self) -> u64 {
         self.state.seen.load(Ordering::SeqCst)
     }
 }
 
-/// Passes messages on until one is cut or a side is gone. Messages: a type byte, except for a client's first one, and
-/// a length that counts itself.
+/// Forwards messages until one is cut or a side disconnects. A message is a type byte, which a client's first message
+/// lacks, a length that includes itself, and the contents.
 fn forward(mut from: TcpStream, mut to: TcpStream, is_client: bool, state: &State) {
     let mut has_type = !is_client;
     let mut pass = || -> std::io::Result<bool> {
@@ -92,6 +92,6 @@ fn forward(mut from: TcpStream, mut to: TcpStream, is_client: bool, state: &Stat
     };
     while pass().unwrap_or(false) {}
     for side in [from, to] {
-        let _ = side.shutdown(Shutdown::Both); // It may be gone already.
+        let _ = side.shutdown(Shutdown::Both); // The side may have disconnected already.
     }
 }

@@ -1,4 +1,4 @@
-//! The top of the hour, every two seconds.
+//! The end of a sale and the start of the next one, with a sale period of two seconds.
 
 use crate::harness::{Server, how_many};
 use crate::load::{connect, crowd};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 const ITEMS: u32 = 300;
 
-/// How many sales to live through; more before a release.
+/// Number of sales to run. Release runs set it higher.
 fn sales() -> u32 {
     how_many("STAMPEDE_SALES", 4)
 }
@@ -22,7 +22,7 @@ fn sales_follow_each_other_without_a_gap() {
     let bought: Mutex<BTreeMap<u64, BTreeSet<u64>>> = Mutex::default();
     let ended: Mutex<u32> = Mutex::default();
     crowd(12, |number| {
-        // One connection for everything: were it ever closed or reset, the buyer would fail.
+        // Each buyer uses one connection for the whole run. If the server closes or resets it, the buyer fails.
         let mut client = connect(server.address);
         let mut turn = number * 31;
         let mut old_code: Option<(u64, String)> = None;
@@ -65,8 +65,8 @@ fn sales_follow_each_other_without_a_gap() {
     });
     let bought = bought.into_inner().unwrap();
     assert!(bought.len() as u32 >= sales(), "only {} sales", bought.len());
-    assert!(*ended.lock().unwrap() > 0, "no code outlived its sale");
-    // All sales but the first and the last were whole, and the server's own books say the same.
+    assert!(*ended.lock().unwrap() > 0, "no buyer used a code after the end of its sale");
+    // The buyers took part in all sales but the first and the last from start to end. The server's figures must agree.
     for (sale, items) in bought.iter().skip(1).take(bought.len() - 2) {
         let line = loop {
             let line = server.wait_for_line("sale over");

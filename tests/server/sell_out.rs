@@ -1,4 +1,4 @@
-//! A whole sale, sold.
+//! A complete sale: a crowd buys every item.
 
 use crate::harness::{LONG_SALE, Server};
 use crate::load::{Promise, Promises, buy, check_books, connect, crowd};
@@ -14,29 +14,29 @@ fn a_crowd_buys_every_item_exactly_once() {
             Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", shards, "--reservation-ttl", "2s"]].concat());
         let promises = Promises::default();
 
-        // Every 50th item is reserved first by somebody who never buys.
+        // A client that never buys reserves every 50th item first.
         let mut idler = server.connect();
         for item in (0..ITEMS).step_by(50) {
             idler.reserve(1_000_000 + i64::from(item / 500), item);
         }
-        // Everyone wants everything: three buyers meet at each item.
+        // Three buyers compete for each item.
         crowd(BUYERS, |number| {
             let mut client = connect(server.address);
             for place in 0..ITEMS / BUYERS * 3 {
                 let item = (place * BUYERS / 3 + number / 3) % ITEMS;
                 let user = i64::from((item + number % 3 * 7) / 9);
-                let outcome = buy(&mut client, user, item, &promises).expect("the server goes on");
+                let outcome = buy(&mut client, user, item, &promises).expect("the server keeps running");
                 let known = ["200", "item-sold", "item-reserved", "user-limit"];
                 assert!(known.contains(&outcome.as_str()), "{outcome}");
             }
         });
-        // What was abandoned comes back; the rest is swept up by fresh users, ten each.
+        // The abandoned holds expire. New users buy the remaining items, ten each.
         let mut client = server.connect();
         let mut sweeper = 2_000_000;
         for item in 0..ITEMS {
             loop {
                 sweeper += 1;
-                match buy(&mut client, sweeper / 10, item, &promises).expect("the server goes on").as_str() {
+                match buy(&mut client, sweeper / 10, item, &promises).expect("the server keeps running").as_str() {
                     "200" | "item-sold" => break,
                     "item-reserved" => std::thread::sleep(std::time::Duration::from_millis(20)),
                     other => panic!("{other}"),
@@ -46,7 +46,7 @@ fn a_crowd_buys_every_item_exactly_once() {
 
         let promises: Vec<Promise> = promises.take();
         let bought = check_books(&promises, 10);
-        assert_eq!(bought.len(), ITEMS as usize, "not one too many, not one too few");
+        assert_eq!(bought.len(), ITEMS as usize, "every item is bought exactly once");
         let sale = client.sale();
         assert_eq!(
             (&sale["sold"], &sale["available"], &sale["reserved"]),
@@ -61,7 +61,7 @@ fn a_crowd_buys_every_item_exactly_once() {
         });
         assert!(server.terminate().success());
 
-        // The sale is still sold after a restart, by another number of shards.
+        // After a restart with another number of shards, all items are still sold.
         let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", "1"]].concat());
         let mut client = server.connect();
         assert_eq!(client.sale()["sold"], ITEMS);

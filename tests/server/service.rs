@@ -1,5 +1,5 @@
-//! What an operator's tools rely on: a service manager's messages, watchdog and sockets; a stop that balancers notice in
-//! time; threads on their CPUs; units that systemd takes.
+//! Integration with the host: the service manager's notifications, watchdog and sockets; a shutdown that load balancers
+//! notice in time; the CPU affinity of threads; and the systemd units.
 
 use crate::harness::{Client, LONG_SALE, Server, repository_text, skipped, stampede, wait_until};
 use nix::sys::ptrace;
@@ -15,11 +15,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// A service manager's end of the socket that services talk to.
+/// The service manager's end of the notification socket.
 struct Manager(UnixDatagram);
 
 impl Manager {
-    /// With a server that talks to it, and is to give a sign of life twice in this time.
+    /// Starts a manager and a server that notifies the manager's watchdog twice within `watchdog`.
     fn start(dir: &Path, watchdog: Duration) -> (Manager, Server) {
         let socket = dir.join("notify");
         let manager = Manager(UnixDatagram::bind(&socket).unwrap());
@@ -33,16 +33,16 @@ impl Manager {
 
     fn hears(&self) -> String {
         let mut message = [0; 512];
-        let bytes = self.0.recv(&mut message).expect("the server says something");
+        let bytes = self.0.recv(&mut message).expect("the server sends a notification");
         String::from_utf8(message[..bytes].to_vec()).unwrap()
     }
 }
 
-/// The thread of a shard that takes no turns, until whoever has stopped it lets it go.
+/// The stopped thread of a shard, which takes no turns until `let_go`.
 pub struct Stuck(nix::unistd::Pid);
 
 impl Stuck {
-    /// An error means that threads cannot be stopped here.
+    /// Stops the thread of a shard. An error means that threads cannot be stopped here.
     pub fn shard(server: &Server, shard: u16) -> nix::Result<Stuck> {
         let task = |task: fs::DirEntry| (fs::read_to_string(task.path().join("comm")).unwrap(), task.file_name());
         let tasks = fs::read_dir(format!("/proc/{}/task", server.pid().as_raw_nonzero())).unwrap();
@@ -54,6 +54,7 @@ impl Stuck {
         Ok(Stuck(thread))
     }
 
+    /// Resumes the thread.
     pub fn let_go(self) {
         nix::sys::wait::waitpid(self.0, Some(WaitPidFlag::__WALL)).unwrap();
         ptrace::detach(self.0, None).unwrap();
@@ -67,8 +68,9 @@ fn a_service_manager_hears_that_it_is_ready_alive_upgraded_and_at_its_end() {
     assert_eq!(server.connect().request("GET /readyz").status, 200);
     let ready = Instant::now();
     assert_eq!([manager.hears(), manager.hears()], ["WATCHDOG=1\n", "WATCHDOG=1\n"]);
-    assert!(ready.elapsed() > Duration::from_millis(2500), "one in half of the time that it would wait");
-    // It is told who is the server before the old process ends, and believes nobody else.
+    assert!(ready.elapsed() > Duration::from_millis(2500), "the interval is half of the watchdog's timeout");
+    // The manager learns the new main process before the old one exits, because it accepts notifications only from the
+    // main process.
     server.upgrade();
     let said = loop {
         let said = manager.hears();
@@ -85,22 +87,23 @@ fn a_service_manager_hears_that_it_is_ready_alive_upgraded_and_at_its_end() {
     assert!(server.end_by_itself().success());
 }
 
-/// A process that lives is not enough: one shard that takes no turns, and the others can sell nothing of its items.
+/// A running process is not sufficient: if one shard takes no turns, the others cannot sell its items. The server then
+/// stops notifying the watchdog.
 #[test]
 fn a_stuck_shard_gives_no_sign_of_life() {
     let dir = tempfile::tempdir().unwrap();
-    // Shards take a turn each second.
+    // An idle shard takes a turn each second.
     let (manager, server) = Manager::start(dir.path(), Duration::from_secs(5));
     let stuck = match Stuck::shard(&server, 1) {
         Ok(stuck) => stuck,
         Err(error) => return skipped("a stuck shard", error),
     };
-    // One that was due before is still given.
+    // A notification that was due before may still have been sent. Discard it.
     assert_eq!(server.wait_for_line("a shard takes no turns any more")["shard"], 1);
     manager.0.set_nonblocking(true).unwrap();
     while manager.0.recv(&mut [0; 512]).is_ok() {}
     server.wait_for_line("a shard takes no turns any more");
-    assert!(manager.0.recv(&mut [0; 512]).is_err(), "nobody is told that all is well");
+    assert!(manager.0.recv(&mut [0; 512]).is_err(), "no notification while a shard is stuck");
     manager.0.set_nonblocking(false).unwrap();
     stuck.let_go();
     assert_eq!(manager.hears(), "WATCHDOG=1\n");
@@ -121,17 +124,17 @@ fn it_goes_on_selling_until_balancers_have_noticed() {
     let mut new = server.connect();
     new.reserve(1, 2);
     server.wait_for_line("draining");
-    wait_until("it accepts nobody", || TcpStream::connect(server.address).is_err());
+    wait_until("the server accepts no connections", || TcpStream::connect(server.address).is_err());
     assert!(server.end_by_itself().success());
 }
 
-/// Clients that come to a service manager's socket before the server is there are served when it is.
+/// Clients that connect to the service manager's socket before the server starts are served once it runs.
 #[test]
 fn an_inherited_socket_is_served() {
     for shards in ["1", "2"] {
         let dir = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        // It listens, and hands its socket on at the first connection.
+        // `systemd-socket-activate` listens, and starts the server with its socket at the first connection.
         let activate = |address: SocketAddr| {
             let server = stampede(dir.path(), &[&LONG_SALE[..], &["--shards", shards]].concat());
             let mut command = Command::new("systemd-socket-activate");
@@ -142,12 +145,12 @@ fn an_inherited_socket_is_served() {
         let Ok(mut child) = activate(port).spawn() else {
             return skipped("inherited sockets", "no systemd-socket-activate");
         };
-        // Asked before the server is there, answered when it is: 503 until it serves, at the worst.
-        wait_until("it serves", || status(port, "/readyz") == Some(200));
+        // The first request arrives before the server runs. It is answered afterwards, with 503 until recovery ends.
+        wait_until("the server serves", || status(port, "/readyz") == Some(200));
         for _ in 0..20 {
             assert_eq!(status(port, "/livez"), Some(200));
         }
-        // Another process goes on with it.
+        // The next process takes over the socket in an upgrade.
         set_child_subreaper(Some(getpid())).unwrap();
         kill_process(Pid::from_child(&child), Signal::USR2).unwrap();
         let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
@@ -163,7 +166,7 @@ fn an_inherited_socket_is_served() {
     }
 }
 
-/// The status of an answer from a server that the harness has not started.
+/// Returns the status of a response from a server that the harness has not started.
 fn status(address: SocketAddr, path: &str) -> Option<u16> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).ok()?;
@@ -172,7 +175,7 @@ fn status(address: SocketAddr, path: &str) -> Option<u16> {
     answer.get(9..12)?.parse().ok()
 }
 
-/// The CPUs that each thread of the server may use, by its name.
+/// Returns the CPUs that each thread of the server may use, by the name of the thread.
 fn threads(server: &Server) -> BTreeMap<String, Vec<String>> {
     let mut threads: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for task in fs::read_dir(format!("/proc/{}/task", server.pid().as_raw_nonzero())).unwrap() {
@@ -191,9 +194,9 @@ fn on_cpus(cpus: &[usize]) -> CpuSet {
 
 #[test]
 fn each_shard_stays_on_a_cpu_of_its_own() {
-    let cpus = stampede::host::cpus();
+    let cpus = stampede::system::host::cpus();
     for mask in [cpus.clone(), cpus[cpus.len() - 1..].to_vec()] {
-        // Threads and processes begin with what their parent has.
+        // Threads and processes inherit the CPU mask of their parent.
         let server = std::thread::scope(|scope| {
             let start = || {
                 sched_setaffinity(None, &on_cpus(&mask)).unwrap();
@@ -207,18 +210,21 @@ fn each_shard_stays_on_a_cpu_of_its_own() {
             let allowed = &threads[&format!("shard-{shard}")];
             assert!(allowed.contains(&cpu.to_string()), "shard {shard} of {mask:?}: {allowed:?}");
         }
-        assert!(!threads.contains_key(&format!("shard-{}", mask.len())), "as many shards as CPUs: {threads:?}");
+        assert!(
+            !threads.contains_key(&format!("shard-{}", mask.len())),
+            "there are as many shards as CPUs: {threads:?}"
+        );
         server.0.kill();
     }
 }
 
 #[test]
 fn connections_stay_on_the_cpu_where_they_arrive() {
-    let cpus = stampede::host::cpus();
+    let cpus = stampede::system::host::cpus();
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--steering", "cpu"]].concat());
     if server.times_said("connections cannot be steered") > 0 {
-        return skipped("steering", "this kernel does not");
+        return skipped("steering", "this kernel does not support it");
     }
     let address = server.address;
     for (shard, cpu) in cpus.iter().enumerate() {
@@ -230,8 +236,8 @@ fn connections_stay_on_the_cpu_where_they_arrive() {
             };
             scope.spawn(connect).join().unwrap()
         });
-        // They are connected before the shard has accepted them.
-        wait_until("those of one CPU are with its shard", || {
+        // A client is connected before the shard has accepted it, so wait.
+        wait_until("the connections of one CPU are on its shard", || {
             server.connect().request("GET /health").json()["shards"][shard]["connections"].as_u64() >= Some(16)
         });
         drop(clients);
@@ -239,12 +245,12 @@ fn connections_stay_on_the_cpu_where_they_arrive() {
     server.kill();
 }
 
-/// The units, as far as systemd can judge them without running them.
+/// Checks the systemd units without running them.
 #[test]
 fn the_units_are_sound_and_tight() {
     let dir = tempfile::tempdir().unwrap();
     for unit in ["stampede.service", "stampede.socket"] {
-        // Where no package has put the binary, the test's own stands in.
+        // The binary is not installed at the packaged path, so substitute the test's binary.
         let text = repository_text(&format!("tuning/{unit}"));
         let text = text.replace("/usr/bin/stampede", env!("CARGO_BIN_EXE_stampede"));
         fs::write(dir.path().join(unit), text).unwrap();

@@ -1,4 +1,4 @@
-//! Starting, stopping, and being told why not.
+//! Start and shutdown, and the messages of a refused start.
 
 use crate::harness::{LONG_SALE, Server, assert_refused, run_to_end, stampede};
 use std::fs;
@@ -9,7 +9,7 @@ fn help_teaches_and_settings_can_be_checked() {
     let dir = tempfile::tempdir().unwrap();
     let (code, help) = run_to_end(dir.path(), &["--help"]);
     assert_eq!(code, 0);
-    for setting in stampede::config::SETTINGS {
+    for setting in stampede::config::flags::SETTINGS {
         assert!(help.contains(&format!("--{}", setting.flag)), "{}", setting.flag);
         assert!(setting.variables.iter().all(|variable| help.contains(variable)), "{}", setting.flag);
     }
@@ -70,7 +70,7 @@ fn too_few_descriptors_are_counted() {
     );
 }
 
-/// The limits of a shell that starts the server.
+/// Starts the server from a shell with this `ulimit` command. Returns the exit code and standard error.
 fn run_limited(dir: &Path, limit: &str) -> (i32, String) {
     let server = stampede(dir, &[]);
     let words: Vec<_> =
@@ -124,14 +124,14 @@ fn a_signal_drains_and_nothing_is_lost() {
         let mut idle = server.connect();
         let sold = client.sale()["sold"].as_u64().unwrap();
         let code = client.reserve(1, sold as u32);
-        // A request in flight: its body is not complete yet.
+        // A request in flight: its body is not complete.
         client
             .send(format!("POST /purchase?code={code} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n.").as_bytes())
             .unwrap();
         std::thread::sleep(std::time::Duration::from_millis(50));
         server.signal(signal);
         server.wait_for_line("draining");
-        assert!(idle.is_closed(), "an idle connection is let go");
+        assert!(idle.is_closed(), "an idle connection is closed");
         client.send(b".").unwrap();
         let bought = client.read().unwrap();
         assert_eq!((bought.status, bought.header("connection")), (200, Some("close")));
@@ -154,7 +154,7 @@ fn a_client_that_never_finishes_does_not_hold_up_the_end() {
     assert!(server.terminate().success());
 }
 
-/// While segments are still being made, the end waits for them.
+/// A shutdown waits for segments that are being created.
 #[test]
 fn a_server_can_be_stopped_as_soon_as_it_serves() {
     for _ in 0..5 {

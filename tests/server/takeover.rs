@@ -1,4 +1,4 @@
-//! Losing a machine, a data directory, or the latest state of either side.
+//! Loss of a machine, of a data directory, or of the latest state of the log or of Postgres.
 
 use crate::cluster::Cluster;
 use crate::harness::{self, LONG_SALE, Server, copy_dir};
@@ -43,18 +43,18 @@ fn an_empty_data_directory_takes_over_mid_sale() {
 
         let server = start(second.path(), &cluster, &["--shards", "3", "--ack", ack]);
         let mut client = server.connect();
-        assert_eq!(client.sale(), before, "the same sold, the same held");
+        assert_eq!(client.sale(), before, "as many items are sold and held as before");
         assert_eq!(client.checkout(9, 10).problem(), "item-sold");
         assert_eq!(client.checkout(9, 11).problem(), "item-reserved");
-        assert_eq!(client.checkout(2, 30).problem(), "user-limit", "the quota came along");
+        assert_eq!(client.checkout(2, 30).problem(), "user-limit", "the quota is restored");
         let again = client.try_request(&format!("POST /purchase?code={sold}"), "Idempotency-Key: k\r\n").unwrap();
-        assert_eq!(again.status, 200, "the same request gets the same answer: {again:?}");
+        assert_eq!(again.status, 200, "the same request gets the same response: {again:?}");
         assert_eq!(client.purchase(&sold).problem(), "code-used");
         assert_eq!(client.purchase(&held).status, 200, "the hold is still valid");
         assert_eq!(client.request(&format!("DELETE /checkout?code={}", full[0])).status, 204);
         client.reserve(2, 30);
         client.reserve(9, 12);
-        // From now on its own log has it all.
+        // From now on, the server's own log has the complete state.
         server.kill();
         let server = start(second.path(), &cluster, &["--shards", "1", "--ack", ack]);
         let mut client = server.connect();
@@ -84,9 +84,9 @@ fn a_server_that_was_stopped_wakes_up_too_late() {
     let mut client = stopped.connect();
     client.reserve(1, 1);
     client.wait_for_postgres();
-    // It says that it lives.
+    // The first server still updates its heartbeat in Postgres.
     assert_refused(second.path(), &cluster, &[], &["another server is running", "stop that one"]);
-    // It has something that has not arrived when it is stopped.
+    // When the first server is stopped, it has records that Postgres lacks.
     cluster.kill();
     let lost = client.reserve(1, 2);
     assert_eq!(client.purchase(&lost).status, 200);
@@ -122,7 +122,7 @@ fn an_empty_data_directory_waits_for_the_database() {
     for page in ["/sale", "/items", "/items/1", "/items/1/image.svg"] {
         assert_eq!(client.request(&format!("GET {page}")).problem(), "not-ready", "{page}");
     }
-    assert!(server.terminate().success(), "it can be stopped while it waits");
+    assert!(server.terminate().success(), "the server can be stopped while it waits");
     let server = Server::start(other.path(), &arguments(&url, &["--recover-from", "log"]));
     server.connect().reserve(1, 1);
     server.kill();
@@ -159,16 +159,16 @@ fn an_older_data_directory_is_refused_or_set_aside() {
     assert_eq!(client.sale()["sold"], 2);
     assert_eq!(client.checkout(9, 2).problem(), "item-sold");
     assert!(server.terminate().success());
-    // Where nothing contradicts, nothing is set aside, whatever the setting says.
+    // Without a contradiction, the server sets no log aside, even with `--recover-from postgres`.
     let server = start(&old, &cluster, &["--recover-from", "postgres"]);
     assert_eq!(server.connect().sale()["sold"], 2);
     assert!(server.terminate().success() && !old.join("set-aside-2").exists());
     assert_refused(dir.path(), &cluster, &[], &text);
 
-    // Its log was lost, but not its control file.
+    // The log is lost, but the control file is not.
     std::fs::remove_dir_all(old.join("log")).unwrap();
     assert_refused(&old, &cluster, &[], &["log of this data directory is empty", "--recover-from postgres"]);
-    // Its log was damaged.
+    // The server restores the sale from Postgres.
     let server = start(&old, &cluster, &["--recover-from", "postgres"]);
     assert_eq!(server.connect().sale()["sold"], 2);
     assert!(server.terminate().success());
@@ -182,13 +182,13 @@ fn a_damaged_log_is_refused_or_set_aside() {
     let code = client.reserve(1, 1);
     client.purchase(&code);
     assert!(server.terminate().success());
-    assert!(start(dir.path(), &cluster, &[]).terminate().success()); // Now the log is sealed.
+    assert!(start(dir.path(), &cluster, &[]).terminate().success()); // This start seals the log.
     let first = dir.path().join("log/purchases-0000000001-00000-000000000000-1024.log");
     let mut bytes = std::fs::read(&first).unwrap();
     bytes[100] ^= 1;
     std::fs::write(&first, bytes).unwrap();
     harness::assert_refused(dir.path(), &arguments(&cluster.url(), &[]), 6, &["--recover-from postgres"]);
-    // Nothing is set aside for a database that has nothing.
+    // The server sets no log aside if the database is empty.
     let empty = Cluster::start();
     let more = ["--recover-from", "postgres"];
     harness::assert_refused(dir.path(), &arguments(&empty.url(), &more), 6, &[]);
@@ -216,7 +216,7 @@ fn an_older_database_is_brought_up_to_date_or_refused() {
     cluster.save("older");
     cluster.go_on();
     sell(&server, 10..20);
-    // Set back while this run goes on: the log still has everything.
+    // The database is restored to an older state during this run. The log still has every record.
     cluster.kill();
     cluster.restore("older");
     assert_eq!(server.wait_for_line("the database is away")["level"], "WARN");
@@ -228,7 +228,7 @@ fn an_older_database_is_brought_up_to_date_or_refused() {
     assert!(server.terminate().success());
     assert!(start(dir.path(), &cluster, &[]).terminate().success());
 
-    // Set back by a whole run.
+    // The database is restored to a state that lacks a whole run.
     cluster.kill();
     cluster.restore("older");
     cluster.go_on();
@@ -236,10 +236,10 @@ fn an_older_database_is_brought_up_to_date_or_refused() {
     assert_refused(dir.path(), &cluster, &["--recover-from", "postgres"], &["--recover-from log"]);
     let server = start(dir.path(), &cluster, &["--recover-from", "log"]);
     sell(&server, 30..40);
-    assert_eq!(cluster.ask(sold), "40|40", "the log still had everything");
+    assert_eq!(cluster.ask(sold), "40|40", "the log still has every record");
     assert!(server.terminate().success());
 
-    // Another, empty one.
+    // Another database, which is empty.
     let fresh = Cluster::start();
     assert_refused(dir.path(), &fresh, &[], &["it is empty", "--recover-from log"]);
     assert!(start(dir.path(), &fresh, &["--recover-from", "log"]).terminate().success());

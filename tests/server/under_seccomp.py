@@ -20,7 +20,7 @@ for rule in profile["syscalls"]:
         for arg in rule.get("args", [])
     ]
     for name in rule["names"]:
-        # As engines do: what this processor has no number for cannot be called.
+        # Like container engines, skip system calls that have no number on this processor.
         if seccomp.resolve_syscall(seccomp.Arch(), name) >= 0:
             rules.add_rule(action(rule["action"], rule.get("errnoRet", 1)), name, *arguments)
 rules.load()

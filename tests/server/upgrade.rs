@@ -1,10 +1,11 @@
-//! One process goes on in the place of another, under load, and nobody notices; whatever dies in between.
+//! Upgrades under load: a new process takes over from the old one, and clients notice nothing. If either process is
+//! killed during the upgrade, no promise is lost.
 
 use crate::cluster::Cluster;
 use crate::harness::{Client, LONG_SALE, Server, how_many, stampede, wait_until};
 use crate::load::{Promise, Promises, buy, check_books, check_survivors, crowd};
 use rustix::process::{Pid, Signal, kill_process};
-use stampede::handover::{FromNew, FromOld, Line, Offer, PROTOCOL};
+use stampede::upgrade::protocol::{FromNew, FromOld, Offer, PROTOCOL, UpgradeSocket};
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -17,21 +18,21 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const BUYERS: u32 = 6;
-/// Enough for all that anybody can buy meanwhile.
+/// Stock and limits that no test exhausts.
 const STOCK: [&str; 6] = ["--items", "1000000", "--user-limit", "1000000", "--reservation-ttl", "1h"];
 
-/// What a crowd has met with while something happened to the server.
+/// Results of a crowd of buyers during an upgrade.
 struct Shopped {
     promises: Vec<Promise>,
     outcomes: BTreeSet<String>,
-    /// The longest that anybody has waited for an answer.
+    /// Longest wait for a response.
     longest: Duration,
-    /// Buyers who have lost their connection.
+    /// Number of clients that lost their connection.
     lost: u32,
 }
 
 impl Shopped {
-    /// Nobody has noticed anything, and `server` keeps what was promised.
+    /// Checks that no client noticed the upgrade, and that `server` keeps every promise.
     fn without_notice(mut self, server: &Server) {
         assert_eq!((self.lost, self.outcomes), (0, BTreeSet::from(["200".to_owned()])));
         check_survivors(server, &mut self.promises, 0, 0);
@@ -39,7 +40,7 @@ impl Shopped {
     }
 }
 
-/// Tells a crowd to go home, also where a test fails.
+/// Stops the crowd when dropped, even if the test panics.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -48,13 +49,13 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Has buyers shop, each on one connection from beginning to end, and newcomers look in, until `happens` is over. Every
-/// fourth hold is left for later.
+/// Runs buyers, each on one connection from start to end, and newcomers, with a new connection for each request, until
+/// `happens` has returned. The buyers do not purchase every fourth hold.
 fn shop(address: SocketAddr, happens: impl FnOnce()) -> Shopped {
     let (promises, outcomes) = (Promises::default(), Mutex::new(BTreeSet::new()));
     let (longest, lost) = (Mutex::new(Duration::ZERO), Mutex::new(0));
     let is_over = AtomicBool::new(false);
-    // Nobody asks for an item twice, in however many rounds.
+    // No item is requested twice, even across calls.
     static NEXT_ITEM: AtomicU32 = AtomicU32::new(0);
     let timed = |work: &mut dyn FnMut() -> std::io::Result<String>| {
         let began = Instant::now();
@@ -67,7 +68,7 @@ fn shop(address: SocketAddr, happens: impl FnOnce()) -> Shopped {
     let buyer = |number: u32| -> std::io::Result<()> {
         let mut client = Client::connect(address)?;
         while !is_over.load(Ordering::Relaxed) {
-            // Else there is no CPU left for a new process, which gives way to everybody.
+            // Leave CPU time for the new process, which prepares at a low priority.
             thread::sleep(Duration::from_millis(1));
             let item = NEXT_ITEM.fetch_add(1, Ordering::Relaxed);
             if item.is_multiple_of(4) {
@@ -135,13 +136,13 @@ fn nobody_notices_upgrades() {
     assert!(shopped.promises.len() as u32 > 20 * upgrades, "{} purchases are too few", shopped.promises.len());
     println!("the longest wait in {upgrades} upgrades: {:?}", shopped.longest);
     shopped.without_notice(&server);
-    // The same connection as before all of them.
+    // The connection from before the first upgrade still works.
     assert_eq!(idle.checkout(78, 999_999).problem(), "item-reserved");
     assert!(server.terminate().success());
-    assert!(Client::connect(address).is_err(), "nobody listens there any more");
+    assert!(Client::connect(address).is_err(), "no process listens on the port");
 }
 
-/// One after the other, however far the run before has come with Postgres.
+/// Upgrades follow each other, no matter how many records of the previous run are in Postgres.
 #[test]
 fn nobody_notices_upgrades_beside_postgres() {
     let cluster = Cluster::start();
@@ -150,7 +151,7 @@ fn nobody_notices_upgrades_beside_postgres() {
     let upgrades = how_many("STAMPEDE_UPGRADES", 20) / 2;
     let shopped = shop(server.address, || (0..upgrades).for_each(|_| server.upgrade()));
     shopped.without_notice(&server);
-    // A stop at once, too, brings everything there: the harness holds every row against the log.
+    // An immediate shutdown also sends every record to Postgres: the harness compares every row with the log.
     server.upgrade();
     assert!(server.terminate().success());
 }
@@ -163,13 +164,13 @@ fn what_gets_stuck_leaves_the_server_as_it_was() {
     let code = idle.reserve(1, 1);
     server.signal(Signal::USR2);
     let new = server.wait_for_line("upgrading")["pid"].as_i64().unwrap() as i32;
-    // In the middle of taking over: the old one hears nothing more.
+    // Stop the new process in the middle of the takeover, so that the old process receives no more messages from it.
     server.wait_for_line("pausing");
     kill_process(Pid::from_raw(new).unwrap(), Signal::STOP).unwrap();
     asking.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     let said = server.wait_for_one_of(&["the upgrade is called off", "handed over"]);
     if said["message"].as_str().unwrap().starts_with("handed over") {
-        // It was too fast.
+        // The takeover was complete before the new process stopped.
         kill_process(Pid::from_raw(new).unwrap(), Signal::CONT).unwrap();
         server.is_replaced_by(new);
         return server.kill();
@@ -194,17 +195,17 @@ fn nobody_notices_upgrades_with_postgres_awaited() {
         })
     });
     shopped.without_notice(&server);
-    // The harness holds every row against the log then.
+    // After this, the harness compares every row with the log.
     assert!(server.terminate().success());
 }
 
-/// Who is killed in which phase, and what is said then.
+/// Log messages at the start of each phase of an upgrade in which a process is killed.
 const PHASES: [&str; 5] = ["starting", "prepared", "pausing", "taking over", "recovered"];
 
 #[test]
 fn whichever_process_is_killed_somebody_goes_on() {
     let dir = tempfile::tempdir().unwrap();
-    // One that begins anew listens there again.
+    // A restarted server listens on the same address.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let start = || start(dir.path(), &["--shards", "2", "--listen", &address]);
     let mut server = start();
@@ -215,20 +216,21 @@ fn whichever_process_is_killed_somebody_goes_on() {
         let (phase, kills_new, delay) = (PHASES[round / 2 % PHASES.len()], round % 2 == 0, (random >> 33) % 3000);
         let mut died = false;
         let shopped = shop(server.address, || {
-            // Both processes say that it is done, in any order.
+            // Forget the lines of earlier upgrades, because both processes log the end of an upgrade, in any order.
             server.forget_lines();
             server.signal(Signal::USR2);
             let new = server.wait_for_line("upgrading")["pid"].as_i64().unwrap() as i32;
             server.wait_for_line(phase);
             thread::sleep(Duration::from_micros(delay));
             let victim = if kills_new { Pid::from_raw(new).unwrap() } else { server.pid() };
-            // It may have ended by itself by now, as the old process does.
+            // The victim may have exited already, as the old process does in the end.
             let _ = kill_process(victim, Signal::KILL);
             let goes_on = server.wait_for_one_of(&["the upgrade is called off", "handed over", "serving"]);
             let way = match goes_on["message"].as_str().unwrap() {
                 text if text.starts_with("the upgrade") => 0,
                 _ if kills_new => {
-                    // It was the server already, whichever of the two has said so first: a crash like any other.
+                    // The new process was the server already, whichever process logged this first. The kill is an
+                    // ordinary crash.
                     server.is_replaced_by(new);
                     died = true;
                     1
@@ -248,7 +250,7 @@ fn whichever_process_is_killed_somebody_goes_on() {
         let begins_anew = server.times_said("the server before ended") > 0;
         assert!(
             shopped.lost == 0 || died || begins_anew,
-            "{phase}: {} lost their connections to a process that lives",
+            "{phase}: {} clients lost their connections to a running process",
             shopped.lost
         );
         if died {
@@ -264,7 +266,8 @@ fn whichever_process_is_killed_somebody_goes_on() {
     assert!(goings_on[0] > 0 && goings_on[2] > 0, "{goings_on:?}");
 }
 
-/// The binary at the path of the running one is what takes over: a later version, and the one before again.
+/// An upgrade runs the binary that is now at the path of the running one: a later version, and then the earlier one
+/// again.
 #[test]
 fn versions_follow_each_other_up_and_down() {
     let dir = tempfile::tempdir().unwrap();
@@ -275,7 +278,8 @@ fn versions_follow_each_other_up_and_down() {
     let mut other = original.clone();
     let places: Vec<_> = memchr::memmem::find_iter(&original, own).collect();
     places.iter().for_each(|place| other[*place..place + own.len()].copy_from_slice(later.as_bytes()));
-    // As packages do: under another name first, so that the running one keeps its file.
+    // Like a package manager, write the binary under another name and rename it, so that the running process keeps its
+    // file.
     let install = |binary: &[u8]| {
         let new = dir.path().join("stampede.new");
         fs::write(&new, binary).unwrap();
@@ -302,7 +306,7 @@ fn versions_follow_each_other_up_and_down() {
     assert!(server.terminate().success());
 }
 
-/// Settings that are not flags are read anew.
+/// The new process reads the settings that are not flags again.
 #[test]
 fn shards_and_limits_change_with_an_upgrade() {
     let dir = tempfile::tempdir().unwrap();
@@ -321,10 +325,10 @@ fn shards_and_limits_change_with_an_upgrade() {
         server.upgrade();
         let health = clients[0].request("GET /health").json();
         assert_eq!(health["shards"].as_array().unwrap().len(), shards as usize, "{health}");
-        // Every socket that was ever opened is listened to.
+        // The server still accepts on every listening socket that it has ever opened.
         (0..20).for_each(|_| assert_eq!(server.connect().request("GET /livez").status, 200));
     }
-    // The limit is that of the sale's beginning: two, whatever was set since.
+    // The user limit stays at two, its value at the start of the sale.
     for (place, (user, response)) in codes.into_iter().enumerate() {
         if place < 2 * clients.len() {
             assert_eq!(clients[user].purchase(&response.body).status, 200);
@@ -358,11 +362,11 @@ fn what_cannot_take_over_leaves_the_server_as_it_was() {
     ] {
         upgrade(&format!("{sale_period}{setting}\n"), status);
     }
-    // Sales are counted in periods, so it stays what it was.
+    // Sale IDs count periods, so the sale period cannot change.
     upgrade("SALE_PERIOD=1h\n", "exit status: 4");
     let why = server.wait_for_line("cannot use the data directory")["message"].to_string();
     assert!(why.contains("counts its sales in periods of 8760h; start with --sale-period 8760h"), "{why}");
-    // A log that the new one cannot read.
+    // The new process cannot read the log.
     let log = fs::read_dir(dir.path().join("log")).unwrap();
     let log = log.map(|entry| entry.unwrap().path()).find(|path| path.display().to_string().contains("purchases"));
     let damaged = dir.path().join("log/purchases-0000000000-00000-000000000000-1.log");
@@ -372,18 +376,18 @@ fn what_cannot_take_over_leaves_the_server_as_it_was() {
     assert_eq!(client.purchase(&code).status, 200);
     let left = fs::read_dir(dir.path().join("log")).unwrap().map(|entry| entry.unwrap().file_name());
     let epochs: BTreeSet<_> = left.map(|name| name.to_string_lossy().split('-').nth(1).unwrap().to_owned()).collect();
-    assert_eq!(epochs.len(), 1, "what others have begun to write is gone: {epochs:?}");
+    assert_eq!(epochs.len(), 1, "the failed processes have left no streams: {epochs:?}");
     assert!(server.terminate().success());
 }
 
-/// A new process whose old one is played by this test.
+/// A new process. The test plays the old one.
 struct Played {
     child: std::process::Child,
-    line: Line,
+    line: UpgradeSocket,
 }
 
 fn play(dir: &Path, offer: impl FnOnce(Offer) -> Offer) -> Played {
-    let (line, its_end) = Line::pair().unwrap();
+    let (line, its_end) = UpgradeSocket::pair().unwrap();
     let mut command = stampede(dir, &LONG_SALE);
     command.env("STAMPEDE_TAKES_OVER_FROM", std::process::id().to_string()).stdin(Stdio::from(its_end.into_socket()));
     let child = command.spawn().unwrap();
@@ -391,7 +395,7 @@ fn play(dir: &Path, offer: impl FnOnce(Offer) -> Offer) -> Played {
     let offer = offer(Offer {
         protocol: PROTOCOL,
         version: "99.0.0".into(),
-        log_format: stampede::block::FORMAT_VERSION,
+        log_format: stampede::log::block::FORMAT_VERSION,
         listen: ([127, 0, 0, 1], 0).into(),
         admin_listen: ([127, 0, 0, 1], 0).into(),
         data_dir: dir.to_owned(),
@@ -416,18 +420,18 @@ fn what_a_version_cannot_go_on_with_it_refuses_before_anything_is_handed_over() 
     ];
     for (change, code, text) in refusals {
         let played = play(dir.path(), change);
-        assert!(played.line.receive::<FromNew>().unwrap().is_none(), "it goes without a word: {text}");
+        assert!(played.line.receive::<FromNew>().unwrap().is_none(), "the new process exits without a message: {text}");
         let output = played.child.wait_with_output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!((output.status.code(), said.contains(text)), (Some(code), true), "{said}");
     }
-    // Standard input that is nothing of the kind.
+    // Standard input is not the socket of an upgrade.
     let output = stampede(dir.path(), &LONG_SALE).env("STAMPEDE_TAKES_OVER_FROM", "1").output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8(output.stderr).unwrap().contains("unset it"));
 }
 
-/// Whatever clients are in the middle of, they get their answers from whoever is there.
+/// Clients with partial requests or unread responses are served by the new process.
 #[test]
 fn clients_in_the_middle_of_something_go_on() {
     let dir = tempfile::tempdir().unwrap();
@@ -437,11 +441,11 @@ fn clients_in_the_middle_of_something_go_on() {
     for (cut, client) in &mut cut {
         client.send(&request.as_bytes()[..*cut]).unwrap();
     }
-    // One that does not read its answers, until the server does not read its requests either.
+    // A client that does not read its responses. Backpressure then stops the server from reading its requests.
     let mut stuck = server.connect();
     let page = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n";
     stuck.send_until_stuck(page);
-    // One that has said that it will say no more, in the middle of a head.
+    // A client that shuts down its sending side in the middle of a head.
     let mut leaving = server.connect();
     leaving.send(b"GET /livez HTTP/1.1\r\nHo").unwrap();
     leaving.finish();
@@ -454,14 +458,14 @@ fn clients_in_the_middle_of_something_go_on() {
         assert!(["200", "item-reserved"].contains(&outcome.as_str()), "cut at {cut}: {outcome}");
     }
     assert!(leaving.is_closed());
-    // Answers come as they were cut between the two processes, each whole and in its order.
+    // The responses, of which both processes have written a part, arrive complete and in order.
     for _ in 0..100 {
         assert_eq!(stuck.read().unwrap().status, 200);
     }
     server.kill();
 }
 
-/// The hour may turn at any moment of an upgrade.
+/// A sale may end and the next one begin at any moment of an upgrade.
 #[test]
 fn the_hour_turns_during_upgrades() {
     let dir = tempfile::tempdir().unwrap();
@@ -486,7 +490,7 @@ fn the_hour_turns_during_upgrades() {
                         .unwrap();
                     assert_eq!(reserved.status, 200, "{reserved:?}");
                     let sale = reserved.json()["sale_id"].as_u64().unwrap();
-                    assert!(sale >= last_sale, "the sale went backwards");
+                    assert!(sale >= last_sale, "the sale ID decreased");
                     last_sale = sale;
                     let outcome = client.purchase(reserved.json()["code"].as_str().unwrap()).outcome();
                     assert!(["200", "sale-ended"].contains(&outcome.as_str()), "{outcome}");
@@ -515,7 +519,7 @@ fn an_upgrade_that_cannot_be_is_refused() {
     server.wait_for_line("the database is connected");
     server.upgrade();
     server.wait_for_line("the database is connected");
-    // A stop comes first.
+    // A shutdown takes precedence over an upgrade.
     server.signal(Signal::USR2);
     server.wait_for_line("upgrading");
     server.signal(Signal::USR2);

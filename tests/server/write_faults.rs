@@ -1,5 +1,5 @@
-//! The n-th write, sync, rename, … of the server fails: nobody is told more than is on disk, the process ends and says
-//! why, and the next start goes on from there.
+//! The n-th disk operation of the server fails: a write, a sync, a rename or another one. The server acknowledges
+//! nothing that is not on disk and exits with the reason, and the next start recovers.
 
 use crate::faulty_disk::{Fault, FaultyDisk, Plan};
 use crate::harness::{Client, LONG_SALE, Server, how_many, skipped};
@@ -14,11 +14,11 @@ use std::time::Duration;
 
 const ITEMS: u32 = 120;
 const BUYERS: u32 = 3;
-/// About as many operations as one run takes, and about as many of them are writes.
+/// Approximate number of disk operations in one run, and of writes among them.
 const OPERATIONS: u32 = 300;
 const WRITES: u32 = 100;
 
-/// Two shards with small segments, so that making segments happens among the sales.
+/// Two shards with small segments, so that the server creates segments during the sale.
 const SHOP: [&str; 10] =
     ["--shards", "2", "--items", "120", "--user-limit", "120", "--reservation-ttl", "1h", "--log-budget", "2MiB"];
 
@@ -26,12 +26,13 @@ fn arguments() -> Vec<&'static str> {
     [&LONG_SALE[..], &SHOP].concat()
 }
 
-/// Buys most, and holds every fifth item, until the server is gone or nothing is left. Returns whether it is gone.
+/// Buys most items and holds every fifth, until the server is gone or no item is left. Returns whether the server is
+/// gone.
 fn shop(address: SocketAddr, promises: &Promises) -> bool {
     let is_gone = AtomicBool::new(false);
     crowd(BUYERS, |number| {
         let shopped = Client::connect(address).and_then(|mut client| {
-            // From before it serves: what fails in recovery is met here too.
+            // Connect before recovery has ended, so that the test covers faults during recovery.
             while client.try_request("GET /readyz", "")?.status != 200 {
                 thread::sleep(Duration::from_millis(1));
             }
@@ -53,7 +54,7 @@ fn shop(address: SocketAddr, promises: &Promises) -> bool {
     is_gone.into_inner()
 }
 
-/// Everything that was promised is there, on the disk without the fault.
+/// Checks, on the disk without the fault, that the server keeps every promise.
 fn check_promises(backing: &Path, promises: &mut [Promise], what: &str) {
     let server = Server::start(backing, &arguments());
     let mut client = server.connect();
@@ -61,13 +62,13 @@ fn check_promises(backing: &Path, promises: &mut [Promise], what: &str) {
         promise.check(&mut client, what);
     }
     check_books(promises, ITEMS as usize);
-    // A checkout whose answer never came may hold its item; nothing else does.
+    // Every promise is a purchase now. Only a checkout whose response was lost may still hold an item.
     assert!(client.sale()["sold"] == promises.len(), "{what}: {}", client.sale());
     server.kill();
 }
 
-/// One run on a disk with a fault, after one on a good disk that died, so that there is something to recover.
-/// Returns the exit code, and the reason if there was one; `None` where nothing can be mounted.
+/// Runs the server on a good disk and kills it, so that there is something to recover, then runs it on a disk with a
+/// fault. Returns the exit code and the reason, if any, or `None` where nothing can be mounted.
 fn live_through(plan: Plan) -> Option<(i32, String)> {
     let backing = tempfile::tempdir().unwrap();
     let promises = Promises::default();
@@ -84,7 +85,7 @@ fn live_through(plan: Plan) -> Option<(i32, String)> {
     let server = Server::spawn(disk.path(), &arguments());
     let is_gone = shop(server.address, &promises);
     let end = if is_gone || disk.has_failed() {
-        assert!(disk.has_failed(), "{plan:?}: it ended without a fault: {:?}", server.last_words());
+        assert!(disk.has_failed(), "{plan:?}: the server exited without a fault: {:?}", server.last_words());
         let (code, reason) = server.last_words();
         let places = BTreeMap::from([(4, "cannot use the data directory"), (7, "the log cannot be written")]);
         let place = places.get(&code).unwrap_or_else(|| panic!("{plan:?}: {code}: {reason}"));
@@ -100,8 +101,8 @@ fn live_through(plan: Plan) -> Option<(i32, String)> {
     Some(end)
 }
 
-/// Lives through faults at the first `reach` operations: at every one of them, if as many are wanted. Returns how the
-/// runs ended; none of them, where nothing can be mounted.
+/// Runs with one fault each, spread over the first `reach` operations; if there are at least `reach` runs, at every one
+/// of them. Returns how the runs ended, or `None` where nothing can be mounted.
 fn try_each(fault: Fault, has_direct_io: bool, reach: u32) -> Option<Vec<(i32, String)>> {
     let faults = how_many("STAMPEDE_WRITE_FAULTS", 20);
     let reach = reach.max(faults);

@@ -1,18 +1,18 @@
-//! How all of these measure: by the processor's time of the thread, not by the clock on the wall, because "on one core"
-//! means that, also on a machine that others use; and briefly.
+//! The measurement of the benchmarks: CPU time of the thread instead of wall-clock time, because the figures are for
+//! one core and the machine may be shared. Runs are short.
 
 use criterion::Criterion;
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use rustix::time::{ClockId, clock_gettime};
 use std::time::Duration;
 
-/// The processor's time that this thread has used.
+/// Returns the CPU time that this thread has used.
 pub fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Measures it.
+/// Measures the CPU time of the thread.
 pub struct CpuTime;
 
 impl Measurement for CpuTime {
@@ -44,7 +44,7 @@ impl Measurement for CpuTime {
     }
 }
 
-/// A short run of each.
+/// Returns a configuration with short runs.
 pub fn briefly() -> Criterion<CpuTime> {
     let (warm_up, measurement) = (Duration::from_millis(200), Duration::from_millis(600));
     Criterion::default().sample_size(10).warm_up_time(warm_up).measurement_time(measurement).with_measurement(CpuTime)

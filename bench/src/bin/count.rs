@@ -1,43 +1,43 @@
-//! Does so many operations of one kind and nothing else, for callgrind to count. What comes before them is the same
-//! however many there are, so the difference between two runs is theirs alone.
+//! Performs a number of operations of one kind, so that callgrind can count their instructions. The preparation does
+//! not depend on the number, so the difference between two runs is the cost of the additional operations.
 //!
 //! `count refusal 10000`
 
 use bench::path::Crowd;
 use clap::{Parser, ValueEnum};
 
-/// Items of the sale. Each can be checked out once and bought once.
+/// Number of items in the sale. Each can be reserved once and purchased once.
 const ITEMS: u32 = 32 * 1024;
 
 #[derive(Parser)]
-struct Settings {
-    /// Which kind
-    kind: Kind,
-    /// How many
+struct CountArguments {
+    /// Kind of operation
+    kind: OperationKind,
+    /// Number of operations
     operations: usize,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Kind {
-    /// Checkouts of items that are sold
+enum OperationKind {
+    /// Checkouts of sold items
     Refusal,
-    /// Checkouts of items that are to be had
+    /// Checkouts of available items
     Checkout,
-    /// Purchases of items that are held
+    /// Purchases of held items
     Purchase,
 }
 
 fn main() {
-    let Settings { kind, operations } = Settings::parse();
+    let CountArguments { kind, operations } = CountArguments::parse();
     match kind {
-        // Enough to have met everything that happens for the first time, the flush of attempts too.
-        Kind::Refusal => {
-            let mut crowd = Crowd::too_late(1024);
+        // The warm-up includes everything that happens for the first time, such as the flush of attempts.
+        OperationKind::Refusal => {
+            let mut crowd = Crowd::sold_out(1024);
             crowd.be_refused(4096);
             crowd.be_refused(operations);
         }
-        Kind::Checkout => Crowd::new(ITEMS).check_out(operations),
-        Kind::Purchase => {
+        OperationKind::Checkout => Crowd::new(ITEMS).check_out(operations),
+        OperationKind::Purchase => {
             let mut crowd = Crowd::new(ITEMS);
             crowd.check_out(ITEMS as usize);
             crowd.buy(operations);

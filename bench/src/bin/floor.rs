@@ -1,9 +1,10 @@
-//! The floor: the least that any server on these sockets must do. On each thread one epoll set, one read for each
-//! readable socket, one write of a fixed answer for each request in it. It parses nothing and decides nothing.
+//! The raw floor: the minimum of work that any server on these sockets must do. Each thread has one epoll set. For each
+//! readable socket there is one read, and one write with a fixed response for each request. There is no parsing and no
+//! state.
 //!
 //! `floor 127.0.0.1:8090 --threads 2`
 
-use bench::fixed::{Answers, Settings};
+use bench::fixed::{FixedResponses, FloorOptions};
 use clap::Parser;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -17,20 +18,20 @@ const READ_BYTES: usize = 16 * 1024;
 const LISTENER: u64 = u64::MAX;
 
 fn main() {
-    let Settings { address, threads } = Settings::parse();
-    let (_, listeners) = stampede::listener::listen(address, threads).unwrap_or_else(|reason| {
+    let FloorOptions { address, threads } = FloorOptions::parse();
+    let (_, listeners) = stampede::system::listener::listen(address, threads).unwrap_or_else(|reason| {
         eprintln!("floor: {reason}");
         std::process::exit(1)
     });
     std::thread::scope(|scope| {
         for listener in listeners {
-            scope.spawn(|| serve(listener).expect("the kernel gives what a server needs"));
+            scope.spawn(|| serve(listener).expect("the sockets can be created"));
         }
     });
 }
 
 fn serve(listener: OwnedFd) -> io::Result<()> {
-    let answers = Answers::new(READ_BYTES);
+    let responses = FixedResponses::new(READ_BYTES);
     let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(&set, &listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
     let mut clients: Slab<OwnedFd> = Slab::new();
@@ -54,12 +55,12 @@ fn serve(listener: OwnedFd) -> io::Result<()> {
                 continue;
             }
             let client = &clients[key as usize];
-            let is_there = match recv(client, &mut buffer[..], RecvFlags::empty()) {
+            let is_open = match recv(client, &mut buffer[..], RecvFlags::empty()) {
                 Ok((_, 0)) => false,
-                Ok((_, bytes)) => send(client, answers.to(&buffer[..bytes]), SendFlags::NOSIGNAL).is_ok(),
+                Ok((_, bytes)) => send(client, responses.to(&buffer[..bytes]), SendFlags::NOSIGNAL).is_ok(),
                 Err(error) => error == Errno::AGAIN,
             };
-            if !is_there {
+            if !is_open {
                 clients.remove(key as usize);
             }
         }

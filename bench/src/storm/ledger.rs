@@ -1,116 +1,136 @@
-//! What the storm was told: every reservation, and every different thing that was said about its purchase.
+//! The ledger of a run: every reservation that the server granted, and the responses to the requests to purchase it.
 
 use std::collections::HashMap;
+use std::fmt::{self, Display, Formatter};
 
-/// A code as it is spelt: 36 characters.
-pub type Code = [u8; 36];
+/// A code as text: the 36 characters of a UUID.
+pub type CodeText = [u8; 36];
 
-/// A code in words.
-pub fn spell(code: &Code) -> &str {
-    std::str::from_utf8(code).unwrap_or("a code that is no text")
+/// Returns the code as a string, for requests and messages.
+pub fn code_str(code: &CodeText) -> &str {
+    std::str::from_utf8(code).unwrap_or("a code that is not UTF-8")
 }
 
-/// What a purchase's 200 says.
+/// The body of a 200 to a purchase.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Receipt {
-    /// The sale.
+pub struct PurchaseReceipt {
+    /// Sale id.
     pub sale: u64,
-    /// The item.
+    /// Item id.
     pub item: u32,
-    /// All of it, as it came.
+    /// The whole body.
     pub text: Box<str>,
 }
 
-impl Receipt {
-    /// From a response's body, if it is one.
-    pub fn read(body: &[u8]) -> Option<Receipt> {
+impl PurchaseReceipt {
+    /// Parses the body of a response. Returns `None` if the body is not a receipt.
+    pub fn parse(body: &[u8]) -> Option<PurchaseReceipt> {
         let text = std::str::from_utf8(body).ok()?;
         let json: serde_json::Value = serde_json::from_str(text).ok()?;
         let item = u32::try_from(json["item_id"].as_u64()?).ok()?;
-        (json["success"] == true).then_some(Receipt { sale: json["sale_id"].as_u64()?, item, text: text.into() })
+        (json["success"] == true).then_some(PurchaseReceipt {
+            sale: json["sale_id"].as_u64()?,
+            item,
+            text: text.into(),
+        })
     }
 }
 
-/// Something that was said about a purchase.
+/// A response to a purchase request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Told {
-    /// It happened.
-    Bought(Receipt),
-    /// No, and why.
+pub enum PurchaseResponse {
+    /// Confirmed.
+    Bought(PurchaseReceipt),
+    /// Refused, and the last part of the problem's type, such as `code-used`.
     Refused(String),
-    /// Nothing, or 503: it may have happened.
+    /// None, or 503: the purchase may have happened.
     Unknown,
 }
 
-/// A checkout that was answered with a code.
+impl Display for PurchaseResponse {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            PurchaseResponse::Bought(receipt) => write!(f, "the receipt {}", receipt.text),
+            PurchaseResponse::Refused(why) => f.write_str(why),
+            PurchaseResponse::Unknown => f.write_str("no result"),
+        }
+    }
+}
+
+/// A granted reservation, and the responses to its purchase requests.
 #[derive(Clone, Debug)]
-pub struct Reservation {
-    /// For whom.
+pub struct LedgerEntry {
+    /// User id.
     pub user: i64,
-    /// Which item.
+    /// Item id.
     pub item: u32,
-    /// What buys it.
-    pub code: Code,
-    /// When the answer came, in milliseconds since 1970.
-    pub told_ms: u64,
-    /// Until when it is held, in milliseconds since 1970, where the answer says.
+    /// Code that purchases the item.
+    pub code: CodeText,
+    /// Time at which the code arrived, in milliseconds since the Unix epoch.
+    pub received_ms: u64,
+    /// Expiry of the hold, in milliseconds since the Unix epoch, if the response contained it.
     pub expires_ms: Option<u64>,
-    /// What was said about its purchase, without repetitions in a row.
-    pub told: Vec<Told>,
+    /// Responses to the purchase requests, in order. Consecutive equal responses are stored once.
+    pub responses: Vec<PurchaseResponse>,
 }
 
-impl Reservation {
-    /// The first receipt.
-    pub fn receipt(&self) -> Option<&Receipt> {
-        self.told.iter().find_map(|told| if let Told::Bought(receipt) = told { Some(receipt) } else { None })
+impl LedgerEntry {
+    /// Returns the first receipt.
+    pub fn receipt(&self) -> Option<&PurchaseReceipt> {
+        self.responses.iter().find_map(|response| match response {
+            PurchaseResponse::Bought(receipt) => Some(receipt),
+            PurchaseResponse::Refused(_) | PurchaseResponse::Unknown => None,
+        })
     }
 
-    /// Whether it was said to be bought. Nobody else has the code, so `code-used` says that, too.
+    /// Returns whether the purchase was acknowledged. `code-used` counts as an acknowledgement, because no other client
+    /// has the code.
     pub fn is_bought(&self) -> bool {
-        self.receipt().is_some() || self.told.iter().any(|told| *told == Told::Refused("code-used".to_owned()))
+        self.receipt().is_some()
+            || self.responses.iter().any(|response| *response == PurchaseResponse::Refused("code-used".to_owned()))
     }
 
-    /// Whether it may be bought, for all that is known.
+    /// Returns whether a purchase was requested and its result is unknown.
     pub fn is_unknown(&self) -> bool {
-        !self.is_bought() && self.told.contains(&Told::Unknown)
+        !self.is_bought() && self.responses.contains(&PurchaseResponse::Unknown)
     }
 }
 
-/// All of it.
+/// All reservations of a run and the responses to their purchases.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    /// In the order in which they were told.
-    pub reservations: Vec<Reservation>,
+    /// Reservations, in the order in which their codes arrived.
+    pub reservations: Vec<LedgerEntry>,
     bought: u64,
 }
 
 impl Ledger {
-    /// Notes a reservation, and returns its place.
-    pub fn reserve(&mut self, reservation: Reservation) -> usize {
+    /// Adds a reservation and returns its index.
+    pub fn add_reservation(&mut self, reservation: LedgerEntry) -> usize {
         self.reservations.push(reservation);
         self.reservations.len() - 1
     }
 
-    /// Notes what was said about the purchase of a reservation.
-    pub fn tell(&mut self, place: usize, told: Told) {
-        let reservation = &mut self.reservations[place];
-        if reservation.told.last() != Some(&told) {
+    /// Adds a response to the purchase of the reservation at this index.
+    pub fn add_response(&mut self, index: usize, response: PurchaseResponse) {
+        let reservation = &mut self.reservations[index];
+        if reservation.responses.last() != Some(&response) {
             let was_bought = reservation.is_bought();
-            reservation.told.push(told);
+            reservation.responses.push(response);
             self.bought += u64::from(!was_bought && reservation.is_bought());
         }
     }
 
-    /// How many reservations were said to be bought.
+    /// Returns the number of acknowledged purchases.
     pub fn bought(&self) -> u64 {
         self.bought
     }
 
-    /// Those that were said to be bought, by the sale they belong to. `now` is the sale of those without a receipt.
-    pub fn by_sale(&self, now: u64) -> HashMap<u64, Vec<&Reservation>> {
-        let mut sales: HashMap<u64, Vec<&Reservation>> = HashMap::new();
+    /// Returns the acknowledged purchases by sale id. A purchase without a receipt is assigned to the sale `current`.
+    pub fn by_sale(&self, current: u64) -> HashMap<u64, Vec<&LedgerEntry>> {
+        let mut sales: HashMap<u64, Vec<&LedgerEntry>> = HashMap::new();
         for reservation in self.reservations.iter().filter(|reservation| reservation.is_bought()) {
-            sales.entry(reservation.receipt().map_or(now, |receipt| receipt.sale)).or_default().push(reservation);
+            sales.entry(reservation.receipt().map_or(current, |receipt| receipt.sale)).or_default().push(reservation);
         }
         sales
     }
@@ -123,28 +143,34 @@ mod tests {
     const RECEIPT: &[u8] = br#"{"success":true,"message":"Purchase successful","sale_id":5,"item_id":42}"#;
 
     #[test]
-    fn receipts_are_read_and_other_bodies_are_none() {
-        let receipt = Receipt::read(RECEIPT).unwrap();
+    fn receipts_are_parsed_and_other_bodies_are_not() {
+        let receipt = PurchaseReceipt::parse(RECEIPT).unwrap();
         assert_eq!((receipt.sale, receipt.item), (5, 42));
         for body in ["", "{}", r#"{"success":false,"sale_id":5,"item_id":42}"#, r#"{"success":true,"sale_id":5}"#] {
-            assert_eq!(Receipt::read(body.as_bytes()), None, "{body}");
+            assert_eq!(PurchaseReceipt::parse(body.as_bytes()), None, "{body}");
         }
     }
 
     #[test]
-    fn a_purchase_is_counted_once_however_it_is_told() {
+    fn a_purchase_with_several_responses_is_counted_once() {
         let mut ledger = Ledger::default();
-        let reservation =
-            Reservation { user: 1, item: 42, code: [b'a'; 36], told_ms: 0, expires_ms: None, told: Vec::new() };
-        let place = ledger.reserve(reservation);
-        ledger.tell(place, Told::Unknown);
-        assert!(ledger.reservations[place].is_unknown());
-        ledger.tell(place, Told::Refused("code-used".to_owned()));
-        assert!(ledger.reservations[place].is_bought() && !ledger.reservations[place].is_unknown());
-        let receipt = Receipt::read(RECEIPT).unwrap();
-        ledger.tell(place, Told::Bought(receipt.clone()));
-        ledger.tell(place, Told::Bought(receipt));
-        assert_eq!((ledger.bought(), ledger.reservations[place].told.len()), (1, 3));
+        let reservation = LedgerEntry {
+            user: 1,
+            item: 42,
+            code: [b'a'; 36],
+            received_ms: 0,
+            expires_ms: None,
+            responses: Vec::new(),
+        };
+        let index = ledger.add_reservation(reservation);
+        ledger.add_response(index, PurchaseResponse::Unknown);
+        assert!(ledger.reservations[index].is_unknown());
+        ledger.add_response(index, PurchaseResponse::Refused("code-used".to_owned()));
+        assert!(ledger.reservations[index].is_bought() && !ledger.reservations[index].is_unknown());
+        let receipt = PurchaseReceipt::parse(RECEIPT).unwrap();
+        ledger.add_response(index, PurchaseResponse::Bought(receipt.clone()));
+        ledger.add_response(index, PurchaseResponse::Bought(receipt));
+        assert_eq!((ledger.bought(), ledger.reservations[index].responses.len()), (1, 3));
         assert_eq!(ledger.by_sale(9).keys().collect::<Vec<_>>(), [&5]);
     }
 }

@@ -1,10 +1,10 @@
-//! The report as one page of HTML, which needs nothing else: no script, no font, no address.
+//! The report as one self-contained HTML page: no script, no font and no request to any address.
 
 use crate::plots;
 use crate::report::{Report, count, latency};
-use crate::tally::Tally;
-use crate::verify::Violation;
-use crate::watch::Look;
+use crate::statistics::RunStatistics;
+use crate::stock_monitor::StockSample;
+use crate::verification::Violation;
 use std::error::Error;
 use std::fmt::Write;
 
@@ -23,16 +23,16 @@ td.n { font-variant-numeric: tabular-nums }
 }
 ";
 
-/// Writes the page.
+/// Renders the page.
 ///
 /// # Errors
-/// A plot cannot be drawn.
-pub fn page(report: &Report, tally: &Tally, looks: &[Look]) -> Result<String, Box<dyn Error>> {
+/// Returns an error if a plot cannot be drawn.
+pub fn page(report: &Report, statistics: &RunStatistics, samples: &[StockSample]) -> Result<String, Box<dyn Error>> {
     let title = format!("storm: {}, {}", report.settings.scenario, report.started);
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width\">\n<title>{}</title>\n<style>\n{STYLE}{}</style>\n\
-         </head>\n<body>\n<h1>A {} at the sale</h1>\n",
+         </head>\n<body>\n<h1>Load test of a sale: {}</h1>\n",
         escape(&title),
         plots::style_sheet(),
         escape(&report.settings.scenario)
@@ -50,7 +50,7 @@ pub fn page(report: &Report, tally: &Tally, looks: &[Look]) -> Result<String, Bo
     names(&mut page, "Result", &report.results())?;
 
     page.push_str("<h2>Latency by percentile</h2>\n");
-    page.push_str(&plots::latencies(tally)?);
+    page.push_str(&plots::latencies(statistics)?);
     page.push_str("<table>\n<tr><th>kind</th>");
     for head in ["count", "p50", "p90", "p99", "p99.9", "max"] {
         write!(page, "<th class=\"n\">{head}</th>")?;
@@ -63,16 +63,16 @@ pub fn page(report: &Report, tally: &Tally, looks: &[Look]) -> Result<String, Bo
         }
         page.push_str("</tr>\n");
     }
-    page.push_str("</table>\n<h2>Answers a second, by outcome</h2>\n");
-    page.push_str(&plots::rates(tally)?);
+    page.push_str("</table>\n<h2>Responses per second, by outcome</h2>\n");
+    page.push_str(&plots::rates(statistics)?);
     page.push_str("<h2>Stock over time</h2>\n");
-    page.push_str(&plots::stock(looks)?);
+    page.push_str(&plots::stock(samples)?);
     page.push_str("<h2>Outcomes</h2>\n<table>\n<tr><th>outcome</th><th class=\"n\">count</th></tr>\n");
     for (outcome, times) in &report.outcomes {
         writeln!(page, "<tr><td>{}</td><td class=\"n\">{}</td></tr>", escape(outcome), count(*times))?;
     }
     page.push_str("</table>\n");
-    names(&mut page, "Settings and versions", &report.facts())?;
+    names(&mut page, "Options and versions", &report.facts())?;
     page.push_str("</body>\n</html>\n");
     Ok(page)
 }
@@ -93,23 +93,24 @@ fn escape(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::report::tests::example;
-    use crate::tally::Kind;
-    use crate::verify::Sale;
+    use crate::statistics::LatencyKind;
+    use crate::verification::SaleSnapshot;
     use std::time::Duration;
 
     fn drawn(report: &Report) -> String {
-        let mut tally = Tally::new();
+        let mut statistics = RunStatistics::new();
         for number in 0..5_000 {
             let at = Duration::from_millis(number);
-            tally.count("checkout", ["200", "item-sold"][number as usize % 2], at);
-            tally.record(Kind::Checkout, Duration::from_micros(100 + number), at);
+            statistics.count("checkout", ["200", "item-sold"][number as usize % 2], at);
+            statistics.record(LatencyKind::Checkout, Duration::from_micros(100 + number), at);
         }
-        let looks = [0, 1, 2].map(|second| Look { at: Duration::from_secs(second), sale: Sale::default() });
-        page(report, &tally, &looks).unwrap()
+        let samples =
+            [0, 1, 2].map(|second| StockSample { at: Duration::from_secs(second), sale: SaleSnapshot::default() });
+        page(report, &statistics, &samples).unwrap()
     }
 
     #[test]
-    fn a_page_needs_nothing_from_outside() {
+    fn the_page_is_self_contained() {
         let page = drawn(&example(Vec::new()));
         let without_namespace = page.replace("http://www.w3.org/2000/svg", "");
         for outside in ["http:", "https:", "//", "<script", "<link", "src=", "href=", "url(", "@import"] {
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn every_colour_of_a_plot_has_a_light_and_a_dark_one() {
+    fn every_colour_of_a_plot_has_a_light_and_a_dark_variant() {
         let page = drawn(&example(Vec::new()));
         let plots = &page[page.find("<svg").unwrap()..];
         let colours: std::collections::BTreeSet<&str> =
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_is_escaped_and_violations_are_told() {
+    fn text_is_escaped_and_violations_are_listed() {
         let page = drawn(&example(vec![Violation { violation: "row-twice", detail: "<b>&".to_owned() }]));
         assert!(page.contains("&lt;sale&gt;") && !page.contains("<sale>"));
         assert!(page.contains("verdict bad") && page.contains("<b>row-twice</b> &lt;b&gt;&amp;</li>"));

@@ -1,29 +1,29 @@
-//! Plots, as SVG. They are drawn in a palette of stand-ins, which the page's style sheet replaces: so they are light or
-//! dark as their reader is.
+//! Plots as SVG. They are drawn in placeholder colours, which the style sheet replaces by those of the reader's light
+//! or dark colour scheme.
 
-use crate::tally::{Kind, STEP, Tally};
-use crate::watch::Look;
+use crate::statistics::{LatencyKind, RunStatistics, STEP};
+use crate::stock_monitor::StockSample;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use std::error::Error;
 
 type Plot = Result<String, Box<dyn Error>>;
-/// A stand-in, in light, in dark.
+/// A placeholder colour, and its colours in a light and in a dark colour scheme.
 type Colour = (RGBColor, &'static str, &'static str);
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type PlotArea<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
+/// Width and height of a plot, in pixels.
 const SIZE: (u32, u32) = (860, 320);
-/// A plot over time has no more points than this.
+/// Maximum number of points of a line in a plot over time.
 const POINTS_MAX: usize = 400;
 
 const INK: RGBColor = RGBColor(1, 1, 1);
 const GRID: RGBColor = RGBColor(2, 2, 2);
-/// As many lines as can be told apart.
+/// Placeholder colours of the lines. A plot has at most this many lines.
 const LINES: [RGBColor; 6] =
     [RGBColor(3, 3, 3), RGBColor(4, 4, 4), RGBColor(5, 5, 5), RGBColor(6, 6, 6), RGBColor(7, 7, 7), RGBColor(8, 8, 8)];
 
-/// What the stand-ins look like to whom it is light, and to whom it is dark (colours that the colour-blind can tell
-/// apart, after Okabe and Ito).
+/// The colours of the placeholders, distinguishable for colour-blind readers (after Okabe and Ito).
 const PALETTE: [Colour; 8] = [
     (INK, "#24292f", "#d7dce2"),
     (GRID, "#e3e6ea", "#30363d"),
@@ -35,7 +35,7 @@ const PALETTE: [Colour; 8] = [
     (LINES[5], "#6b7280", "#9aa4b2"),
 ];
 
-/// The rules that colour the plots.
+/// Returns the CSS rules that replace the placeholder colours.
 pub fn style_sheet() -> String {
     let rules = |pick: fn(&Colour) -> &'static str| -> String {
         let rule = |entry: &Colour| {
@@ -49,22 +49,22 @@ pub fn style_sheet() -> String {
     format!("{light}@media (prefers-color-scheme: dark) {{\n{dark}}}\n")
 }
 
-/// A plot that brings its colours along, to be a file of its own.
+/// Returns a plot with its style sheet, as a separate SVG file.
 pub fn picture(plot: &str) -> String {
     plot.replacen('>', &format!(">\n<style>\n{}</style>", style_sheet()), 1)
 }
 
-/// Latency by percentile, for each kind of answer. Both axes are logarithmic: each step to the right leaves out nine
-/// tenths of what is left.
+/// Draws latency by percentile, for each kind of request. Both axes are logarithmic: each step to the right excludes
+/// nine tenths of the remaining requests.
 ///
 /// # Errors
-/// It cannot be drawn.
-pub fn latencies(tally: &Tally) -> Plot {
-    let nines_max = (tally.answers().max(10) as f64).log10().ceil().clamp(2.0, 6.0);
+/// Returns an error if the plot cannot be drawn.
+pub fn latencies(statistics: &RunStatistics) -> Plot {
+    let nines_max = (statistics.answers().max(10) as f64).log10().ceil().clamp(2.0, 6.0);
     let mut lines = Vec::new();
-    for kind in Kind::ALL {
-        let histogram = tally.latencies(kind);
-        // As far as the count of answers carries.
+    for kind in LatencyKind::ALL {
+        let histogram = statistics.latencies(kind);
+        // The highest percentile that the number of requests supports.
         let last = (histogram.len() as f64).log10();
         let nines = (0..).map(|step| f64::from(step) * 0.02).take_while(|nines| *nines <= last.min(nines_max));
         let at = |nines: f64| (nines, histogram.value_at_quantile(1.0 - 10f64.powf(-nines)).max(1) as f64 / 1e3);
@@ -96,15 +96,15 @@ pub fn latencies(tally: &Tally) -> Plot {
     })
 }
 
-/// Answers a second, by outcome, over the run. What is rarest is shown together.
+/// Draws the responses per second by outcome, over the run. The rarest outcomes share a line.
 ///
 /// # Errors
-/// It cannot be drawn.
-pub fn rates(tally: &Tally) -> Plot {
-    let steps = tally.outcomes.iter().map(|outcome| outcome.steps.len()).max().unwrap_or(0);
+/// Returns an error if the plot cannot be drawn.
+pub fn rates(statistics: &RunStatistics) -> Plot {
+    let steps = statistics.outcomes.iter().map(|outcome| outcome.steps.len()).max().unwrap_or(0);
     let steps_each = steps.div_ceil(POINTS_MAX).max(1);
     let seconds = STEP.as_secs_f64() * steps_each as f64;
-    let mut outcomes: Vec<_> = tally.outcomes.iter().collect();
+    let mut outcomes: Vec<_> = statistics.outcomes.iter().collect();
     outcomes.sort_by_key(|outcome| std::cmp::Reverse(outcome.count));
     let mut lines: Vec<(String, Vec<f64>)> = Vec::new();
     for outcome in outcomes {
@@ -121,27 +121,27 @@ pub fn rates(tally: &Tally) -> Plot {
     }
     let timed = |points: Vec<f64>| points.into_iter().enumerate().map(|(n, rate)| (n as f64 * seconds, rate)).collect();
     let lines: Vec<_> = lines.into_iter().map(|(name, points)| (name, timed(points))).collect();
-    over_time("answers a second", &lines)
+    over_time("responses per second", &lines)
 }
 
-/// Sold, held and free items over the run.
+/// Draws the sold, held and available items over the run.
 ///
 /// # Errors
-/// It cannot be drawn.
-pub fn stock(looks: &[Look]) -> Plot {
-    let line = |name: &str, pick: fn(&Look) -> u32| {
-        let points = looks.iter().map(|look| (look.at.as_secs_f64(), f64::from(pick(look)))).collect();
+/// Returns an error if the plot cannot be drawn.
+pub fn stock(samples: &[StockSample]) -> Plot {
+    let line = |name: &str, pick: fn(&StockSample) -> u32| {
+        let points = samples.iter().map(|sample| (sample.at.as_secs_f64(), f64::from(pick(sample)))).collect();
         (name.to_owned(), points)
     };
     let lines = [
-        line("sold", |look| look.sale.sold),
-        line("held", |look| look.sale.reserved),
-        line("free", |look| look.sale.available),
+        line("sold", |sample| sample.sale.sold),
+        line("held", |sample| sample.sale.reserved),
+        line("available", |sample| sample.sale.available),
     ];
     over_time("items", &lines)
 }
 
-fn over_time(what: &str, lines: &[Line]) -> Plot {
+fn over_time(what: &str, lines: &[PlotLine]) -> Plot {
     let points = || lines.iter().flat_map(|(_, points)| points.iter());
     let last = points().map(|(at, _)| *at).fold(0.1, f64::max);
     let most = points().map(|(_, value)| *value).fold(1.0, f64::max);
@@ -161,15 +161,15 @@ fn over_time(what: &str, lines: &[Line]) -> Plot {
     })
 }
 
-/// A line's name, and its points.
-type Line = (String, Vec<(f64, f64)>);
+/// The name and the points of a line.
+type PlotLine = (String, Vec<(f64, f64)>);
 
-fn names(lines: &[Line]) -> Vec<&str> {
+fn names(lines: &[PlotLine]) -> Vec<&str> {
     lines.iter().map(|(name, _)| name.as_str()).collect()
 }
 
-/// A plot with the names of its lines above it, where they hide nothing.
-fn draw(names: &[&str], on: impl FnOnce(&Area<'_>) -> Result<(), Box<dyn Error>>) -> Plot {
+/// Draws a plot with its legend above it.
+fn draw(names: &[&str], on: impl FnOnce(&PlotArea<'_>) -> Result<(), Box<dyn Error>>) -> Plot {
     let mut svg = String::new();
     let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
     let (legend, plot) = area.split_vertically(24);

@@ -1,104 +1,104 @@
-//! The report, as text and as JSON.
+//! The report of a run, as text and as JSON.
 
-use crate::tally::{Kind, Tally};
-use crate::verify::{Sale, Violation};
+use crate::statistics::{LatencyKind, RunStatistics};
+use crate::verification::{SaleSnapshot, Violation};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-/// So many violations are told in the text; JSON has them all.
-const VIOLATIONS_TOLD: usize = 20;
+/// Maximum number of violations in the text. The JSON contains all of them.
+const TEXT_VIOLATIONS_MAX: usize = 20;
 
-/// Everything there is to say about a run.
+/// The report of a run. The fields are those of the JSON.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// When it began, in RFC 3339.
+    /// Start of the run, in RFC 3339.
     pub started: String,
-    /// How it was called.
-    pub settings: Settings,
-    /// What took part.
+    /// Options of the run.
+    pub settings: ReportOptions,
+    /// Versions of the programs and the machine.
     pub versions: Versions,
-    /// From the start to the last answer.
+    /// Duration of the run, in seconds.
     pub seconds: f64,
-    /// It was stopped before its time.
+    /// Whether a signal stopped the run early.
     pub was_stopped: bool,
-    /// Answers of any kind.
+    /// Number of responses.
     pub answers: u64,
-    /// Answers a second.
+    /// Responses per second.
     pub answers_per_second: f64,
-    /// CPU time of this process for each answer, user and system.
+    /// CPU time of `storm` per response, user and system, in microseconds.
     pub storm_cpu_us_per_answer: f64,
-    /// Reservations that were granted.
+    /// Granted reservations.
     pub reserved: u64,
-    /// Purchases that were acknowledged.
+    /// Acknowledged purchases.
     pub bought: u64,
-    /// Purchases of which nobody knows.
+    /// Purchases whose result is unknown.
     pub unknown: u64,
-    /// When the last purchase was acknowledged, since the start.
+    /// Time from the start to the last acknowledged purchase, in seconds.
     pub last_purchase_s: f64,
-    /// By operation and outcome.
+    /// Counts by operation and outcome.
     pub outcomes: BTreeMap<String, u64>,
-    /// By kind of answer.
+    /// Latencies by kind of request.
     pub latencies: BTreeMap<&'static str, Latencies>,
-    /// How the sale stood before.
-    pub before: Sale,
-    /// How it stands, unless the server does not say any more.
-    pub after: Option<Sale>,
-    /// Answers that were not expected.
+    /// State of the sale before the run.
+    pub before: SaleSnapshot,
+    /// State of the sale after the run. `None` if the server did not respond.
+    pub after: Option<SaleSnapshot>,
+    /// Number of unexpected responses.
     pub unexpected: u64,
-    /// Where they were saved.
+    /// File of unexpected responses, if there are any.
     pub unexpected_file: Option<String>,
-    /// What was compared.
-    pub verified: Verified,
-    /// Why it could not be verified.
+    /// Scope of the verification.
+    pub verified: VerificationScope,
+    /// Reason why the run could not be verified.
     pub unverified: Option<String>,
-    /// What must never happen.
+    /// Violations that the verification found.
     pub violations: Vec<Violation>,
 }
 
-/// How a run was called.
+/// The options of a run.
 #[derive(Clone, Debug, Serialize)]
-pub struct Settings {
-    /// Where the sale is.
+pub struct ReportOptions {
+    /// Address of the server.
     pub address: String,
-    /// What buyers did.
+    /// Name of the scenario.
     pub scenario: String,
-    /// Buyers a second; none in a closed loop.
+    /// Buyers per second; `None` in a closed loop.
     pub rate: Option<u32>,
-    /// Their names.
+    /// Number of user ids.
     pub users: i64,
-    /// Connections.
+    /// Number of connections.
     pub connections: u32,
-    /// Seconds in which buyers came, at most.
+    /// Maximum time in which buyers arrive, in seconds.
     pub duration_s: u64,
-    /// Seconds after which they hung up.
+    /// Timeout of a request, in seconds.
     pub timeout_s: u64,
-    /// The same seed, the same buyers.
+    /// Seed of the random choices.
     pub seed: u64,
 }
 
-/// What took part.
+/// Versions of the programs and the machine.
 #[derive(Clone, Debug, Serialize)]
 pub struct Versions {
-    /// This program.
+    /// Version of `storm`.
     pub storm: &'static str,
-    /// The server, as it says.
+    /// Version of the server, if it returns one.
     pub server: Option<String>,
-    /// The kernel here.
+    /// Release of the kernel on which `storm` runs.
     pub kernel: String,
-    /// CPUs that this process may use.
+    /// Number of CPUs that `storm` may use.
     pub cpus: usize,
 }
 
-/// What the verification rests on.
+/// The scope of the verification.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct Verified {
-    /// Purchases that were asked for again.
+pub struct VerificationScope {
+    /// Number of purchases that were repeated at the end.
     pub asked_again: usize,
-    /// Rows of the database that were read.
+    /// Number of rows read from the database.
     pub rows: Option<usize>,
-    /// How long the last of them were waited for.
+    /// Time until the last row was in the database, in seconds.
     pub rows_waited_s: Option<f64>,
 }
 
@@ -121,32 +121,36 @@ impl Latencies {
     }
 }
 
-/// How often each operation had each outcome.
-pub fn outcomes(tally: &Tally) -> BTreeMap<String, u64> {
-    tally.outcomes.iter().map(|outcome| (format!("{} {}", outcome.operation, outcome.name), outcome.count)).collect()
+/// Returns the number of times that each operation had each outcome.
+pub fn outcomes(statistics: &RunStatistics) -> BTreeMap<String, u64> {
+    statistics
+        .outcomes
+        .iter()
+        .map(|outcome| (format!("{} {}", outcome.operation, outcome.name), outcome.count))
+        .collect()
 }
 
-/// Latencies of each kind that there was.
-pub fn latencies(tally: &Tally) -> BTreeMap<&'static str, Latencies> {
-    let all = Kind::ALL.map(|kind| (kind.name(), Latencies::of(tally.latencies(kind))));
+/// Returns the latencies of each kind of request that occurred.
+pub fn latencies(statistics: &RunStatistics) -> BTreeMap<&'static str, Latencies> {
+    let all = LatencyKind::ALL.map(|kind| (kind.name(), Latencies::of(statistics.latencies(kind))));
     all.into_iter().filter(|(_, latencies)| latencies.count > 0).collect()
 }
 
 impl Report {
-    /// Whether everything is as it was told, for all that could be found out.
+    /// Returns whether the run could be verified and has no violation.
     pub fn is_good(&self) -> bool {
         self.unverified.is_none() && self.violations.is_empty()
     }
 
-    /// In how a buyer comes.
+    /// Returns a description of the pace of arrivals.
     pub fn pace(&self) -> String {
         match self.settings.rate {
-            Some(rate) => format!("open loop, {} buyers a second", count(rate.into())),
+            Some(rate) => format!("open loop, {} buyers per second", count(rate.into())),
             None => "closed loop".to_owned(),
         }
     }
 
-    /// One line: whether it is verified, and by what.
+    /// Returns one line that says whether the run is verified, and by what.
     pub fn verdict(&self) -> String {
         if let Some(why) = &self.unverified {
             return format!("NOT VERIFIED: {why}");
@@ -154,56 +158,61 @@ impl Report {
         if !self.violations.is_empty() {
             return format!("{} VIOLATIONS", count(self.violations.len() as u64));
         }
-        let Verified { asked_again, rows, rows_waited_s } = self.verified;
+        let VerificationScope { asked_again, rows, rows_waited_s } = self.verified;
         let (bought, again) = (count(self.bought), count(asked_again as u64));
-        let mut text = format!("verified: {bought} purchases, GET /sale agrees, {again} confirmed when asked again");
+        let mut text =
+            format!("verified: {bought} purchases, consistent with GET /sale, {again} confirmed by a repeated request");
         if let (Some(rows), Some(waited)) = (rows, rows_waited_s) {
             let _ = write!(text, ", {} rows in the database (the last after {waited:.1} s)", count(rows as u64));
         }
         text
     }
 
-    /// What was set and what took part, name by name.
+    /// Returns the options, versions and states of the sale, as names and values.
     pub fn facts(&self) -> Vec<(&'static str, String)> {
-        let Settings { address, scenario, users, connections, duration_s, timeout_s, seed, .. } = &self.settings;
+        let ReportOptions { address, scenario, users, connections, duration_s, timeout_s, seed, .. } = &self.settings;
         let Versions { storm, server, kernel, cpus } = &self.versions;
-        let sale = |sale: Sale| {
-            let Sale { sale_id, items_total, sold, reserved, available, user_limit } = sale;
+        let sale = |sale: SaleSnapshot| {
+            let SaleSnapshot { sale_id, items_total, sold, reserved, available, user_limit } = sale;
             format!(
-                "sale {sale_id}: {sold} sold, {reserved} held, {available} free of {items_total}; {user_limit} a user"
+                "sale {sale_id}: {sold} sold, {reserved} held, {available} available of {items_total}; \
+                 {user_limit} per user"
             )
         };
         vec![
             ("scenario", format!("{scenario}, {}", self.pace())),
             ("buyers", format!("{} users, {connections} connections, seed {seed}", count(*users as u64))),
-            ("limits", format!("{duration_s} s, {timeout_s} s for an answer")),
+            ("limits", format!("{duration_s} s of arrivals, timeout {timeout_s} s")),
             ("server", format!("{address}, version {}", server.as_deref().unwrap_or("unknown"))),
-            ("here", format!("storm {storm}, Linux {kernel}, {cpus} CPUs")),
+            ("client", format!("storm {storm}, Linux {kernel}, {cpus} CPUs")),
             ("started", self.started.clone()),
             ("before", sale(self.before)),
             ("after", self.after.map_or_else(|| "unknown".to_owned(), sale)),
         ]
     }
 
-    /// What came of it, name by name.
+    /// Returns the results, as names and values.
     pub fn results(&self) -> Vec<(&'static str, String)> {
         let stopped = if self.was_stopped { " (stopped)" } else { "" };
         let mut results = vec![
-            ("took", format!("{:.3} s{stopped}", self.seconds)),
-            ("answers", format!("{}, {} a second", count(self.answers), count(self.answers_per_second.round() as u64))),
+            ("duration", format!("{:.3} s{stopped}", self.seconds)),
+            (
+                "responses",
+                format!("{}, {} per second", count(self.answers), count(self.answers_per_second.round() as u64)),
+            ),
             ("reserved", count(self.reserved)),
             ("bought", format!("{}, the last after {:.3} s", count(self.bought), self.last_purchase_s)),
             ("unknown", format!("{} purchases", count(self.unknown))),
-            ("storm's CPU", format!("{:.1} µs an answer", self.storm_cpu_us_per_answer)),
+            ("storm CPU", format!("{:.1} µs per response", self.storm_cpu_us_per_answer)),
         ];
         if self.unexpected > 0 {
-            let file = self.unexpected_file.as_deref().unwrap_or("nowhere");
+            let file = self.unexpected_file.as_deref().unwrap_or("no file");
             results.push(("unexpected", format!("{}, see {file}", count(self.unexpected))));
         }
         results
     }
 
-    /// For people.
+    /// Renders the report as text.
     pub fn text(&self) -> String {
         let mut text = String::new();
         for (name, fact) in self.facts().into_iter().chain(self.results()) {
@@ -223,17 +232,17 @@ impl Report {
             let _ = writeln!(text, "{outcome:<32} {:>12}", count(*times));
         }
         let _ = writeln!(text, "\n{}", self.verdict());
-        for Violation { violation, detail } in self.violations.iter().take(VIOLATIONS_TOLD) {
+        for Violation { violation, detail } in self.violations.iter().take(TEXT_VIOLATIONS_MAX) {
             let _ = writeln!(text, "  {violation}: {detail}");
         }
-        if self.violations.len() > VIOLATIONS_TOLD {
-            let _ = writeln!(text, "  … all are in the report that --json writes");
+        if self.violations.len() > TEXT_VIOLATIONS_MAX {
+            let _ = writeln!(text, "  … the report of --json lists all violations");
         }
         text
     }
 }
 
-/// A count with commas.
+/// Formats a count with commas.
 pub fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -246,7 +255,7 @@ pub fn count(number: u64) -> String {
     text
 }
 
-/// Microseconds in a unit that fits.
+/// Formats microseconds in a suitable unit.
 pub fn latency(micros: u64) -> String {
     match micros {
         0..1_000 => format!("{micros} µs"),
@@ -261,14 +270,14 @@ pub mod tests {
     use super::*;
     use std::time::Duration;
 
-    /// A report of a few answers, with a violation if so wished.
+    /// Returns a report of one response, with these violations.
     pub fn example(violations: Vec<Violation>) -> Report {
-        let mut tally = Tally::new();
-        tally.count("checkout", "200", Duration::ZERO);
-        tally.record(Kind::Checkout, Duration::from_micros(1500), Duration::ZERO);
+        let mut statistics = RunStatistics::new();
+        statistics.count("checkout", "200", Duration::ZERO);
+        statistics.record(LatencyKind::Checkout, Duration::from_micros(1500), Duration::ZERO);
         Report {
             started: "2026-11-21T20:00:00Z".to_owned(),
-            settings: Settings {
+            settings: ReportOptions {
                 address: "<sale>".to_owned(),
                 scenario: "crowd".to_owned(),
                 rate: Some(100_000),
@@ -281,33 +290,33 @@ pub mod tests {
             versions: Versions { storm: "0", server: None, kernel: "6".to_owned(), cpus: 2 },
             seconds: 1.5,
             was_stopped: false,
-            answers: tally.answers(),
+            answers: statistics.answers(),
             answers_per_second: 1e6,
             storm_cpu_us_per_answer: 5.25,
             reserved: 1,
             bought: 1234,
             unknown: 0,
             last_purchase_s: 0.5,
-            outcomes: outcomes(&tally),
-            latencies: latencies(&tally),
-            before: Sale::default(),
+            outcomes: outcomes(&statistics),
+            latencies: latencies(&statistics),
+            before: SaleSnapshot::default(),
             after: None,
             unexpected: 0,
             unexpected_file: None,
-            verified: Verified { asked_again: 100, rows: Some(1234), rows_waited_s: Some(0.25) },
+            verified: VerificationScope { asked_again: 100, rows: Some(1234), rows_waited_s: Some(0.25) },
             unverified: None,
             violations,
         }
     }
 
     #[test]
-    fn numbers_read_well() {
+    fn numbers_are_formatted_for_reading() {
         assert_eq!([0, 999, 1000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!([7, 1500, 250_000, 1_500_000].map(latency), ["7 µs", "1.5 ms", "250 ms", "1.50 s"]);
     }
 
     #[test]
-    fn the_verdict_says_what_it_rests_on_or_what_is_wrong() {
+    fn the_verdict_names_its_scope_or_the_violations() {
         let good = example(Vec::new());
         assert!(good.is_good());
         let text = good.text();

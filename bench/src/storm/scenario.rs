@@ -1,97 +1,98 @@
-//! What buyers do. A scenario says what the next buyer wants, and what a buyer does after an answer.
+//! The behaviour of buyers. A scenario determines what the next buyer requests, and what a buyer does after each
+//! response.
 
 use clap::ValueEnum;
 
-/// How often a buyer of a crowd looks for another item before leaving.
+/// Number of items that a buyer of a crowd tries before leaving.
 const ITEMS_TRIED: u8 = 3;
-/// How often a retry-happy client sends the same request, whatever the answer.
+/// Number of times that a client in `Retry` sends each request, whatever the response.
 const SAME_REQUEST: u8 = 4;
-/// One request in so many is hung up on by retry-happy clients, as soon as it is sent.
+/// A client in `Retry` disconnects right after one of this many requests, on average.
 const HANG_UPS: u32 = 16;
 
-/// One request of a buyer.
+/// One step of a buyer: a request and its repeat count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// What is asked.
-    pub ask: Ask,
-    /// How often that was asked before.
-    pub times: u8,
+pub struct BuyerStep {
+    /// Requested operation.
+    pub action: BuyerAction,
+    /// Number of times that this step was taken before.
+    pub repeats: u8,
 }
 
-/// What is asked.
+/// An operation that a buyer requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ask {
-    /// Reserve this item for this user.
+pub enum BuyerAction {
+    /// Reserves an item.
     Checkout {
-        /// The buyer.
+        /// User id.
         user: i64,
-        /// The item.
+        /// Item id.
         item: u32,
     },
-    /// Buy what was reserved: the place of the reservation in the ledger.
+    /// Purchases a reserved item: the index of the reservation in the ledger.
     Purchase(usize),
 }
 
-impl Ask {
-    /// The operation's name.
+impl BuyerAction {
+    /// Returns the name of the operation, as it appears in reports.
     pub fn operation(self) -> &'static str {
         match self {
-            Ask::Checkout { .. } => "checkout",
-            Ask::Purchase(_) => "purchase",
+            BuyerAction::Checkout { .. } => "checkout",
+            BuyerAction::Purchase(_) => "purchase",
         }
     }
 }
 
-/// What became of a step, as far as it matters to the buyer.
+/// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer<'a> {
-    /// The item is reserved: the place of the reservation in the ledger.
+pub enum StepResult<'a> {
+    /// The item is reserved: the index of the reservation in the ledger.
     Reserved(usize),
     /// The item is bought.
     Bought,
-    /// No, and why.
+    /// The request is refused: the last part of the problem's type, or a status.
     Refused(&'a str),
-    /// Not now (503).
-    Later,
-    /// There was none: a timeout, or a connection that ended.
-    Lost,
+    /// The server is unavailable (503).
+    Unavailable,
+    /// There is no response: the request timed out or the connection failed.
+    NoResponse,
 }
 
-/// What a buyer does next.
+/// What a buyer does after a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
-    /// Is done.
-    Leaves,
-    /// Asks this at once.
-    Asks(Step),
-    /// Asks this after a rest.
-    AsksLater(Step),
+pub enum NextStep {
+    /// Leaves.
+    Leave,
+    /// Takes this step at once.
+    Send(BuyerStep),
+    /// Takes this step after a pause.
+    SendLater(BuyerStep),
 }
 
-/// A kind of crowd.
+/// A load scenario.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Scenario {
-    /// Checkout, then purchase: each item once, in any order; ends when all have been asked for
+    /// Checkout, then purchase: each item once, in random order; ends after the last item
     Chain,
-    /// Every user comes within one second, looks for an item up to three times, and buys it
+    /// All users arrive within one second; each tries up to three items and buys one
     Crowd,
-    /// Users reserve as much as they get, and never buy
+    /// Users reserve as many items as the server allows, and never buy
     Hoarders,
-    /// Every request again and again, purchases with the same Idempotency-Key, with clients that hang up and reconnect
+    /// Clients repeat every request, purchases with the same Idempotency-Key; some disconnect and reconnect
     Retry,
-    /// Everybody asks for any item and never buys: refusals, if the sale is sold out
+    /// Checkouts of random items, without purchases: only refusals if the sale is sold out
     SoldOut,
-    /// Buyers of any item at a low, steady rate
+    /// Buyers of random items at a low, constant rate
     Trickle,
 }
 
 impl Scenario {
-    /// Whether purchases carry an `Idempotency-Key`.
+    /// Returns whether purchases carry an `Idempotency-Key`.
     pub fn has_keys(self) -> bool {
         self == Scenario::Retry
     }
 
-    /// Whether checkouts ask for JSON, which tells when a hold ends.
+    /// Returns whether checkouts request JSON, which contains the expiry of the hold.
     pub fn wants_json(self) -> bool {
         self == Scenario::Hoarders
     }
@@ -101,69 +102,71 @@ impl Scenario {
     }
 }
 
-/// Buyers, one after the other.
-pub struct Buyers {
+/// The simulated buyers of a run.
+pub struct VirtualBuyers {
     scenario: Scenario,
     users: i64,
     items: u32,
-    /// How many have come.
+    /// Number of buyers who have arrived.
     arrived: i64,
-    /// Items still to be asked for, in `Chain`.
+    /// Items that no buyer has requested yet, in `Chain`.
     left: Vec<u32>,
     chance: fastrand::Rng,
 }
 
-impl Buyers {
-    /// Buyers of `items` items, under as many names as `users`; the same ones for the same seed.
-    pub fn new(scenario: Scenario, users: i64, items: u32, seed: u64) -> Buyers {
+impl VirtualBuyers {
+    /// Creates buyers of `items` items with `users` user ids. The same seed gives the same buyers.
+    pub fn new(scenario: Scenario, users: i64, items: u32, seed: u64) -> VirtualBuyers {
         let mut chance = fastrand::Rng::with_seed(seed);
         let mut left: Vec<u32> = if scenario == Scenario::Chain { (0..items).collect() } else { Vec::new() };
         chance.shuffle(&mut left);
-        Buyers { scenario, users, items, arrived: 0, left, chance }
+        VirtualBuyers { scenario, users, items, arrived: 0, left, chance }
     }
 
-    /// What the next buyer wants. `None` if nobody comes any more.
-    pub fn arrive(&mut self) -> Option<Step> {
-        // In turn where everybody comes once, or nobody should meet the limit.
+    /// Returns the first step of the next buyer, or `None` if there are no more buyers.
+    pub fn arrive(&mut self) -> Option<BuyerStep> {
+        // User ids are assigned in turn where each user arrives once, or where no user may exceed the limit.
         let in_turn = self.arrived % self.users;
         let (user, item) = match self.scenario {
             Scenario::Chain => (in_turn, self.left.pop()?),
             Scenario::Crowd if self.arrived == self.users => return None,
-            Scenario::Crowd => (in_turn, self.wanted()),
-            Scenario::Hoarders => (in_turn, self.any()),
-            Scenario::Retry | Scenario::SoldOut | Scenario::Trickle => (self.chance.i64(0..self.users), self.any()),
+            Scenario::Crowd => (in_turn, self.popular_item()),
+            Scenario::Hoarders => (in_turn, self.any_item()),
+            Scenario::Retry | Scenario::SoldOut | Scenario::Trickle => {
+                (self.chance.i64(0..self.users), self.any_item())
+            }
         };
         self.arrived += 1;
-        Some(Step { ask: Ask::Checkout { user, item }, times: 0 })
+        Some(BuyerStep { action: BuyerAction::Checkout { user, item }, repeats: 0 })
     }
 
-    /// What the buyer does after this became of a step.
-    pub fn next(&mut self, step: Step, answer: Answer<'_>) -> Next {
-        let again = Step { times: step.times.saturating_add(1), ..step };
-        let has_more_to_come = again.times < SAME_REQUEST;
-        match (step.ask, answer) {
-            (Ask::Checkout { user, .. }, Answer::Reserved(_)) if self.scenario == Scenario::Hoarders => {
-                Next::Asks(Step { ask: Ask::Checkout { user, item: self.any() }, times: 0 })
+    /// Returns what the buyer does after this result of a step.
+    pub fn next(&mut self, step: BuyerStep, result: StepResult<'_>) -> NextStep {
+        let again = BuyerStep { repeats: step.repeats.saturating_add(1), ..step };
+        let may_repeat = again.repeats < SAME_REQUEST;
+        match (step.action, result) {
+            (BuyerAction::Checkout { user, .. }, StepResult::Reserved(_)) if self.scenario == Scenario::Hoarders => {
+                NextStep::Send(BuyerStep { action: BuyerAction::Checkout { user, item: self.any_item() }, repeats: 0 })
             }
-            (Ask::Checkout { .. }, Answer::Reserved(reservation)) if self.scenario.buys() => {
-                Next::Asks(Step { ask: Ask::Purchase(reservation), times: 0 })
+            (BuyerAction::Checkout { .. }, StepResult::Reserved(reservation)) if self.scenario.buys() => {
+                NextStep::Send(BuyerStep { action: BuyerAction::Purchase(reservation), repeats: 0 })
             }
-            // Nobody knows what became of it.
-            (Ask::Purchase(_), Answer::Later | Answer::Lost) => Next::AsksLater(again),
-            _ if self.scenario == Scenario::Retry && has_more_to_come => match answer {
-                Answer::Later | Answer::Lost => Next::AsksLater(again),
-                _ => Next::Asks(again),
+            // The result of the purchase is unknown, so the buyer repeats it until it is known.
+            (BuyerAction::Purchase(_), StepResult::Unavailable | StepResult::NoResponse) => NextStep::SendLater(again),
+            _ if self.scenario == Scenario::Retry && may_repeat => match result {
+                StepResult::Unavailable | StepResult::NoResponse => NextStep::SendLater(again),
+                _ => NextStep::Send(again),
             },
-            (Ask::Checkout { user, .. }, Answer::Refused("item-sold" | "item-reserved"))
-                if self.scenario != Scenario::Retry && self.tries() > again.times =>
+            (BuyerAction::Checkout { user, .. }, StepResult::Refused("item-sold" | "item-reserved"))
+                if self.scenario != Scenario::Retry && self.tries() > again.repeats =>
             {
-                Next::Asks(Step { ask: Ask::Checkout { user, item: self.wanted() }, ..again })
+                NextStep::Send(BuyerStep { action: BuyerAction::Checkout { user, item: self.popular_item() }, ..again })
             }
-            _ => Next::Leaves,
+            _ => NextStep::Leave,
         }
     }
 
-    /// Whether this client does not wait for the answer.
+    /// Returns whether the client disconnects without waiting for the response.
     pub fn hangs_up(&mut self) -> bool {
         self.scenario == Scenario::Retry && self.chance.u32(0..HANG_UPS) == 0
     }
@@ -175,12 +178,12 @@ impl Buyers {
         }
     }
 
-    fn any(&mut self) -> u32 {
+    fn any_item(&mut self) -> u32 {
         self.chance.u32(0..self.items)
     }
 
-    /// An item as crowds want them: some more than others. Half of the wishes are for the first quarter.
-    fn wanted(&mut self) -> u32 {
+    /// Returns a random item, with a preference: half of the requests are for the first quarter of the items.
+    fn popular_item(&mut self) -> u32 {
         let chance = self.chance.f64();
         (chance * chance * f64::from(self.items)) as u32
     }
@@ -192,31 +195,31 @@ mod tests {
 
     const ITEMS: u32 = 100;
 
-    fn buyers(scenario: Scenario) -> Buyers {
-        Buyers::new(scenario, 40, ITEMS, 7)
+    fn buyers(scenario: Scenario) -> VirtualBuyers {
+        VirtualBuyers::new(scenario, 40, ITEMS, 7)
     }
 
-    fn checkout(step: Step) -> (i64, u32) {
-        let Ask::Checkout { user, item } = step.ask else { panic!("{step:?}") };
+    fn checkout(step: BuyerStep) -> (i64, u32) {
+        let BuyerAction::Checkout { user, item } = step.action else { panic!("{step:?}") };
         (user, item)
     }
 
     #[test]
-    fn a_chain_asks_for_each_item_once_for_everybody_in_turn() {
+    fn a_chain_requests_each_item_once_for_each_user_in_turn() {
         let mut buyers = buyers(Scenario::Chain);
         let asked: Vec<_> = std::iter::from_fn(|| buyers.arrive()).map(checkout).collect();
         let mut items: Vec<u32> = asked.iter().map(|(_, item)| *item).collect();
-        assert_ne!(items, (0..ITEMS).collect::<Vec<_>>(), "in any order");
+        assert_ne!(items, (0..ITEMS).collect::<Vec<_>>(), "in random order");
         items.sort_unstable();
         assert_eq!(items, (0..ITEMS).collect::<Vec<_>>());
         assert!((0..40).all(|user| asked.iter().filter(|(other, _)| *other == user).count() <= 3));
     }
 
     #[test]
-    fn the_same_seed_brings_the_same_buyers_and_another_seed_others() {
+    fn buyers_depend_on_the_seed() {
         for scenario in Scenario::value_variants() {
             let first_of = |seed| {
-                let mut buyers = Buyers::new(*scenario, 40, ITEMS, seed);
+                let mut buyers = VirtualBuyers::new(*scenario, 40, ITEMS, seed);
                 let ten: Vec<_> = std::iter::from_fn(|| buyers.arrive()).take(10).collect();
                 assert!(ten.iter().all(|step| checkout(*step).0 < 40 && checkout(*step).1 < ITEMS));
                 ten
@@ -227,53 +230,57 @@ mod tests {
     }
 
     #[test]
-    fn of_a_crowd_each_comes_once_looks_three_times_and_buys() {
+    fn buyers_of_a_crowd_arrive_once_try_three_items_and_buy() {
         let mut buyers = buyers(Scenario::Crowd);
         let first = buyers.arrive().unwrap();
         let mut step = first;
         for _ in 1..ITEMS_TRIED {
-            let Next::Asks(next) = buyers.next(step, Answer::Refused("item-sold")) else { panic!("left too soon") };
+            let NextStep::Send(next) = buyers.next(step, StepResult::Refused("item-sold")) else {
+                panic!("the buyer left too early")
+            };
             assert_eq!(checkout(next).0, checkout(first).0, "the same user");
             step = next;
         }
-        assert_eq!(buyers.next(step, Answer::Refused("item-reserved")), Next::Leaves);
-        assert_eq!(buyers.next(first, Answer::Refused("user-limit")), Next::Leaves);
-        let purchase = Step { ask: Ask::Purchase(3), times: 0 };
-        assert_eq!(buyers.next(first, Answer::Reserved(3)), Next::Asks(purchase));
-        assert_eq!(buyers.next(purchase, Answer::Bought), Next::Leaves);
+        assert_eq!(buyers.next(step, StepResult::Refused("item-reserved")), NextStep::Leave);
+        assert_eq!(buyers.next(first, StepResult::Refused("user-limit")), NextStep::Leave);
+        let purchase = BuyerStep { action: BuyerAction::Purchase(3), repeats: 0 };
+        assert_eq!(buyers.next(first, StepResult::Reserved(3)), NextStep::Send(purchase));
+        assert_eq!(buyers.next(purchase, StepResult::Bought), NextStep::Leave);
         assert_eq!(std::iter::from_fn(|| buyers.arrive()).count(), 39);
     }
 
     #[test]
-    fn some_items_are_wanted_more_and_all_are_wanted() {
+    fn some_items_are_more_popular_and_all_are_requested() {
         let mut buyers = buyers(Scenario::Crowd);
-        let wanted: Vec<u32> = (0..10_000).map(|_| buyers.wanted()).collect();
-        let first_quarter = wanted.iter().filter(|item| **item < ITEMS / 4).count();
+        let requested: Vec<u32> = (0..10_000).map(|_| buyers.popular_item()).collect();
+        let first_quarter = requested.iter().filter(|item| **item < ITEMS / 4).count();
         assert!((4_000..6_000).contains(&first_quarter), "{first_quarter}");
-        assert!((0..ITEMS).all(|item| wanted.contains(&item)));
+        assert!((0..ITEMS).all(|item| requested.contains(&item)));
     }
 
     #[test]
-    fn hoarders_go_on_until_refused_and_never_buy() {
+    fn hoarders_reserve_until_refused_and_never_buy() {
         let mut buyers = buyers(Scenario::Hoarders);
         let first = buyers.arrive().unwrap();
-        let Next::Asks(next) = buyers.next(first, Answer::Reserved(0)) else { panic!("content too soon") };
-        assert_eq!((checkout(next).0, next.times), (checkout(first).0, 0));
-        assert_eq!(buyers.next(next, Answer::Refused("user-limit")), Next::Leaves);
+        let NextStep::Send(next) = buyers.next(first, StepResult::Reserved(0)) else {
+            panic!("the buyer left too early")
+        };
+        assert_eq!((checkout(next).0, next.repeats), (checkout(first).0, 0));
+        assert_eq!(buyers.next(next, StepResult::Refused("user-limit")), NextStep::Leave);
     }
 
     #[test]
-    fn retry_happy_clients_send_the_same_whatever_the_answer_and_stop_some_time() {
+    fn retrying_clients_repeat_each_request_a_limited_number_of_times() {
         let mut buyers = buyers(Scenario::Retry);
-        let purchase = Step { ask: Ask::Purchase(0), times: 0 };
-        for (step, answer) in [
-            (buyers.arrive().unwrap(), Answer::Refused("item-reserved")),
-            (purchase, Answer::Bought),
-            (purchase, Answer::Refused("code-expired")),
+        let purchase = BuyerStep { action: BuyerAction::Purchase(0), repeats: 0 };
+        for (step, result) in [
+            (buyers.arrive().unwrap(), StepResult::Refused("item-reserved")),
+            (purchase, StepResult::Bought),
+            (purchase, StepResult::Refused("code-expired")),
         ] {
             let (mut now, mut sent) = (step, 1);
-            while let Next::Asks(next) = buyers.next(now, answer) {
-                assert_eq!(next.ask, step.ask);
+            while let NextStep::Send(next) = buyers.next(now, result) {
+                assert_eq!(next.action, step.action);
                 (now, sent) = (next, sent + 1);
             }
             assert_eq!(sent, SAME_REQUEST);
@@ -282,21 +289,21 @@ mod tests {
     }
 
     #[test]
-    fn a_purchase_without_an_answer_is_always_asked_again() {
+    fn a_purchase_without_a_response_is_always_repeated() {
         for scenario in Scenario::value_variants() {
-            let step = Step { ask: Ask::Purchase(0), times: u8::MAX };
-            for answer in [Answer::Lost, Answer::Later] {
-                assert_eq!(buyers(*scenario).next(step, answer), Next::AsksLater(step));
+            let step = BuyerStep { action: BuyerAction::Purchase(0), repeats: u8::MAX };
+            for result in [StepResult::NoResponse, StepResult::Unavailable] {
+                assert_eq!(buyers(*scenario).next(step, result), NextStep::SendLater(step));
             }
         }
     }
 
     #[test]
-    fn in_front_of_a_sold_out_sale_nobody_buys() {
+    fn buyers_of_a_sold_out_sale_do_not_purchase() {
         let mut buyers = buyers(Scenario::SoldOut);
         let step = buyers.arrive().unwrap();
-        assert_eq!(buyers.next(step, Answer::Reserved(0)), Next::Leaves);
-        assert_eq!(buyers.next(step, Answer::Refused("item-sold")), Next::Leaves);
+        assert_eq!(buyers.next(step, StepResult::Reserved(0)), NextStep::Leave);
+        assert_eq!(buyers.next(step, StepResult::Refused("item-sold")), NextStep::Leave);
         assert!((1..1000).all(|_| !buyers.hangs_up()));
     }
 }

@@ -1,33 +1,33 @@
-//! When buyers come. Times count from the start of the run; nothing here reads a clock.
+//! The schedule of arrivals. Times count from the start of the run; nothing here reads a clock.
 
 use std::time::Duration;
 
-/// How fast buyers come.
+/// How arrivals are paced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pace {
-    /// One when another leaves.
+    /// A buyer arrives when another buyer leaves.
     Closed,
-    /// So many a second, evenly, whatever becomes of them.
+    /// Buyers arrive at a constant rate, regardless of responses.
     Open {
-        /// Buyers a second, at least one.
+        /// Buyers per second, at least one.
         rate: u32,
     },
 }
 
-/// Arrivals, one after the other.
+/// The sequence of arrivals.
 pub struct Schedule {
     pace: Pace,
     arrived: u64,
 }
 
 impl Schedule {
-    /// From the start on.
+    /// Creates a schedule. The first buyer of an open loop arrives at the start.
     pub fn new(pace: Pace) -> Schedule {
         Schedule { pace, arrived: 0 }
     }
 
-    /// Whether the next buyer has come at `now`, and then when: in an open loop the time that was intended, however
-    /// late it is taken notice of. In a closed loop somebody always stands at the door.
+    /// Takes the next arrival if it is due at `now`, and returns its time. In an open loop this is the intended time,
+    /// even if the call is late. In a closed loop, a buyer is always due.
     pub fn arrival(&mut self, now: Duration) -> Option<Duration> {
         let at = self.next().unwrap_or(now);
         (at <= now).then(|| {
@@ -36,7 +36,7 @@ impl Schedule {
         })
     }
 
-    /// When the next buyer comes, if that is not up to the others.
+    /// Returns the time of the next arrival in an open loop, and `None` in a closed loop.
     pub fn next(&self) -> Option<Duration> {
         match self.pace {
             Pace::Closed => None,
@@ -53,13 +53,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_open_loop_keeps_its_times_through_a_stall() {
+    fn an_open_loop_keeps_the_intended_times_through_a_stall() {
         let mut schedule = Schedule::new(Pace::Open { rate: 4 });
         let ms = Duration::from_millis;
         assert_eq!(schedule.arrival(ms(0)), Some(ms(0)));
         assert_eq!(schedule.arrival(ms(249)), None);
         assert_eq!(schedule.next(), Some(ms(250)));
-        // Nobody looked for a second: everyone who came meanwhile came when they meant to.
+        // A stall of almost a second: the late arrivals keep their intended times.
         let late: Vec<Duration> = std::iter::from_fn(|| schedule.arrival(ms(1000))).collect();
         assert_eq!(late, [ms(250), ms(500), ms(750), ms(1000)]);
     }
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_closed_loop_somebody_always_waits() {
+    fn in_a_closed_loop_a_buyer_is_always_due() {
         let mut schedule = Schedule::new(Pace::Closed);
         let now = Duration::from_secs(5);
         assert_eq!((schedule.next(), schedule.arrival(now), schedule.arrival(now)), (None, Some(now), Some(now)));

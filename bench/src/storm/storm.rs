@@ -1,12 +1,16 @@
-//! The storm itself: one thread, one epoll set, and a lane for each connection.
+//! The event loop of a run: one thread, one epoll set, and a slot for each connection.
+//!
+//! Latency counts from the time at which a request was due, not from the time at which it was sent. A buyer who waits
+//! for a free connection therefore counts as slow, and a stall of the server shows in every request that was due
+//! meanwhile.
 
-use crate::books::{Books, Lost};
-use crate::connection::Connection;
-use crate::progress::Progress;
-use crate::scenario::{Next, Step};
+use crate::buyer_socket::BuyerSocket;
+use crate::options::StormOptions;
+use crate::progress::ProgressLine;
+use crate::recorder::{RequestFailure, RunRecorder};
+use crate::scenario::{BuyerStep, NextStep};
 use crate::schedule::{Pace, Schedule};
-use crate::settings::Settings;
-use crate::watch::Watch;
+use crate::stock_monitor::StockMonitor;
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
@@ -20,102 +24,105 @@ use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// How often timeouts and broken lanes are looked at.
+/// Interval at which timeouts and closed slots are checked.
 const TICK: Duration = Duration::from_millis(50);
-/// How long a buyer rests before asking again, and a lane before connecting again.
-const REST: Duration = Duration::from_millis(100);
-/// The watcher's key in the epoll set.
-const WATCH: u64 = u64::MAX;
+/// Pause before a buyer repeats a request, and before a slot reconnects.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Key of the stock monitor's connection in the epoll set.
+const MONITOR_KEY: u64 = u64::MAX;
 
-/// A request that somebody wants answered.
+/// A request that a buyer has made and that has no response yet.
 #[derive(Clone, Copy)]
-struct Wanted {
-    step: Step,
-    /// Since when: latency counts from here.
-    since: Duration,
+struct PendingRequest {
+    step: BuyerStep,
+    /// Time at which the request was due. Latency counts from here.
+    due_at: Duration,
 }
 
-/// A place for a connection.
-enum Lane {
-    /// Not before this.
+/// The state of one connection. Times count from the start of the run.
+enum ConnectionSlot {
+    /// Not connected, and the earliest time to reconnect.
     Closed(Duration),
-    Connecting(Connection),
-    Idle(Connection),
-    /// And when the request was sent.
-    Busy(Connection, Wanted, Duration),
+    /// Connecting.
+    Connecting(BuyerSocket),
+    /// Connected, without a request in flight.
+    Idle(BuyerSocket),
+    /// With a request in flight, and the time at which it was sent.
+    Busy(BuyerSocket, PendingRequest, Duration),
 }
 
-/// How it ended.
-pub struct Ended {
-    /// When, since the start.
+/// How a run ended.
+pub struct RunSummary {
+    /// Time from the start to the end of the run.
     pub took: Duration,
-    /// Somebody asked it to.
+    /// Whether a signal stopped the run early.
     pub was_stopped: bool,
 }
 
-/// A crowd in front of a server.
+/// A run of the load generator.
 pub struct Storm<'a> {
     address: SocketAddr,
     timeout: Duration,
     duration: Duration,
     is_closed_loop: bool,
-    books: &'a mut Books,
-    watch: &'a mut Watch,
+    recorder: &'a mut RunRecorder,
+    monitor: &'a mut StockMonitor,
     schedule: Schedule,
     poll: OwnedFd,
-    lanes: Vec<Lane>,
-    /// Lanes that are idle, and some that were.
+    slots: Vec<ConnectionSlot>,
+    /// Slots that are idle. May also contain slots that no longer are.
     idle: Vec<usize>,
     busy: usize,
-    /// Buyers who have come, and wait for a lane.
-    waiting: VecDeque<Wanted>,
-    /// Buyers who rest, by when they go on.
-    resting: BTreeMap<(Duration, u64), Step>,
-    rests: u64,
-    /// More buyers may come.
+    /// Requests that are due and wait for an idle slot.
+    waiting: VecDeque<PendingRequest>,
+    /// Requests to repeat, by the time at which they are due and a serial number.
+    paused: BTreeMap<(Duration, u64), BuyerStep>,
+    pauses: u64,
+    /// Whether more buyers may arrive.
     is_open: bool,
     started: Instant,
     request: Vec<u8>,
 }
 
 impl<'a> Storm<'a> {
-    /// Draws up.
+    /// Creates a run. The connections are opened when it starts.
     ///
     /// # Errors
-    /// The kernel gives no epoll set.
+    /// Returns an I/O error if the epoll set cannot be created.
     pub fn new(
-        settings: &Settings,
+        options: &StormOptions,
         address: SocketAddr,
-        books: &'a mut Books,
-        watch: &'a mut Watch,
+        recorder: &'a mut RunRecorder,
+        monitor: &'a mut StockMonitor,
     ) -> io::Result<Storm<'a>> {
         Ok(Storm {
             address,
-            timeout: settings.timeout(),
-            duration: settings.duration(),
-            is_closed_loop: settings.pace() == Pace::Closed,
-            books,
-            watch,
-            schedule: Schedule::new(settings.pace()),
+            timeout: options.timeout(),
+            duration: options.duration(),
+            is_closed_loop: options.pace() == Pace::Closed,
+            recorder,
+            monitor,
+            schedule: Schedule::new(options.pace()),
             poll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
-            lanes: (0..settings.connections).map(|_| Lane::Closed(Duration::ZERO)).collect(),
+            slots: (0..options.connections).map(|_| ConnectionSlot::Closed(Duration::ZERO)).collect(),
             idle: Vec::new(),
             busy: 0,
             waiting: VecDeque::new(),
-            resting: BTreeMap::new(),
-            rests: 0,
+            paused: BTreeMap::new(),
+            pauses: 0,
             is_open: true,
             started: Instant::now(),
             request: Vec::with_capacity(512),
         })
     }
 
-    /// Runs until everybody is done, time is up, or `stop` is set.
+    /// Runs until all buyers have left, or until the duration has passed or `stop` is set and the buyers who had
+    /// started have left or timed out.
     ///
     /// # Errors
-    /// An unexpected answer cannot be saved; the kernel refuses to poll.
-    pub fn run(mut self, progress: &mut Progress, stop: &AtomicBool) -> io::Result<Ended> {
-        // Buyers come when they come: the kernel may not gather them, as it does with sleepers that have time.
+    /// Returns an I/O error if an unexpected response cannot be saved or the epoll set fails.
+    pub fn run(mut self, progress: &mut ProgressLine, stop: &AtomicBool) -> io::Result<RunSummary> {
+        // The default timer slack of 50 µs would delay arrivals.
         set_current_timer_slack(NonZeroU64::new(1))?;
         let mut events: Vec<Event> = Vec::with_capacity(512);
         let mut next_tick = Duration::ZERO;
@@ -126,237 +133,250 @@ impl<'a> Storm<'a> {
             if now >= next_tick {
                 next_tick = now + TICK;
                 self.tick(now)?;
-                progress.show(now, self.books, self.watch.latest());
+                progress.show(now, self.recorder, self.monitor.latest());
                 was_stopped |= stop.load(Ordering::Relaxed);
             }
             if time_was_up.is_none() && (now >= self.duration || was_stopped) {
                 time_was_up = Some(now);
-                self.close(now);
+                self.stop_arrivals(now);
             }
-            self.serve(now)?;
-            let is_done = self.busy == 0 && self.waiting.is_empty() && self.resting.is_empty();
-            if !self.is_open && is_done || time_was_up.is_some_and(|at| now > at + self.timeout + REST) {
+            self.fill_idle_slots(now)?;
+            let is_done = self.busy == 0 && self.waiting.is_empty() && self.paused.is_empty();
+            if !self.is_open && is_done || time_was_up.is_some_and(|at| now > at + self.timeout + PAUSE) {
                 break;
             }
             events.clear();
             let arrival = if self.is_open { self.schedule.next() } else { None };
-            let rested = self.resting.keys().next().map(|(at, _)| *at);
-            let next = [arrival, rested].into_iter().flatten().fold(next_tick, Duration::min);
+            let next_paused = self.paused.keys().next().map(|(at, _)| *at);
+            let next = [arrival, next_paused].into_iter().flatten().fold(next_tick, Duration::min);
             let wait = Timespec { tv_sec: 0, tv_nsec: next.saturating_sub(now).min(TICK).subsec_nanos().into() };
             match epoll::wait(&self.poll, spare_capacity(&mut events), Some(&wait)) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
             for event in &events {
-                self.hear(*event)?;
+                self.handle_event(*event)?;
             }
         }
-        self.give_up()?;
-        Ok(Ended { took: self.started.elapsed(), was_stopped })
+        self.fail_outstanding()?;
+        Ok(RunSummary { took: self.started.elapsed(), was_stopped })
     }
 
-    /// Nobody comes any more. Who has not been served yet goes away, and is counted; who has begun may finish.
-    fn close(&mut self, now: Duration) {
-        self.let_in(now.min(self.duration));
+    /// Ends the arrivals. Buyers whose first request has not been sent leave and are counted as "not asked". Buyers who
+    /// have started may finish.
+    fn stop_arrivals(&mut self, now: Duration) {
+        self.admit_arrivals(now.min(self.duration));
         self.is_open = false;
         let (new, begun): (VecDeque<_>, _) =
-            self.waiting.drain(..).partition(|wanted: &Wanted| wanted.step.ask.operation() == "checkout");
+            self.waiting.drain(..).partition(|pending: &PendingRequest| pending.step.action.operation() == "checkout");
         self.waiting = begun;
-        for wanted in new {
-            self.books.tally.count(wanted.step.ask.operation(), "not asked", now);
+        for pending in new {
+            self.recorder.statistics.count(pending.step.action.operation(), "not asked", now);
         }
     }
 
-    /// Gives everybody who has waited, rested or come a lane, as long as there are any.
-    fn serve(&mut self, now: Duration) -> io::Result<()> {
-        while let Some(entry) = self.resting.first_entry() {
-            let since = entry.key().0;
-            if since > now {
+    /// Sends due requests, in this order, while there are idle slots: waiting ones, paused ones, those of new buyers.
+    fn fill_idle_slots(&mut self, now: Duration) -> io::Result<()> {
+        while let Some(entry) = self.paused.first_entry() {
+            let due_at = entry.key().0;
+            if due_at > now {
                 break;
             }
-            self.waiting.push_back(Wanted { step: entry.remove(), since });
+            self.waiting.push_back(PendingRequest { step: entry.remove(), due_at });
         }
-        self.let_in(now);
-        while let Some(lane) = self.idle.pop() {
-            if !matches!(self.lanes[lane], Lane::Idle(_)) {
+        self.admit_arrivals(now);
+        while let Some(slot) = self.idle.pop() {
+            if !matches!(self.slots[slot], ConnectionSlot::Idle(_)) {
                 continue;
             }
             if self.waiting.is_empty()
                 && self.is_open
                 && self.is_closed_loop
-                && let Some(since) = self.schedule.arrival(now)
+                && let Some(due_at) = self.schedule.arrival(now)
             {
-                self.arrive(since);
+                self.arrive(due_at);
             }
-            let Some(wanted) = self.waiting.pop_front() else {
-                self.idle.push(lane);
+            let Some(pending) = self.waiting.pop_front() else {
+                self.idle.push(slot);
                 break;
             };
-            self.send(lane, wanted)?;
+            self.send(slot, pending)?;
         }
         Ok(())
     }
 
-    /// In an open loop, everybody who has come by now.
-    fn let_in(&mut self, now: Duration) {
+    /// Admits the buyers of an open loop who were due by `now`.
+    fn admit_arrivals(&mut self, now: Duration) {
         while self.is_open && !self.is_closed_loop {
-            let Some(since) = self.schedule.arrival(now) else { break };
-            self.arrive(since);
+            let Some(due_at) = self.schedule.arrival(now) else { break };
+            self.arrive(due_at);
         }
     }
 
-    fn arrive(&mut self, since: Duration) {
-        match self.books.buyers.arrive() {
-            Some(step) => self.waiting.push_back(Wanted { step, since }),
+    fn arrive(&mut self, due_at: Duration) {
+        match self.recorder.buyers.arrive() {
+            Some(step) => self.waiting.push_back(PendingRequest { step, due_at }),
             None => self.is_open = false,
         }
     }
 
-    fn send(&mut self, lane: usize, wanted: Wanted) -> io::Result<()> {
+    fn send(&mut self, slot: usize, pending: PendingRequest) -> io::Result<()> {
         let now = self.started.elapsed();
-        let Lane::Idle(mut connection) = std::mem::replace(&mut self.lanes[lane], Lane::Closed(now)) else {
-            unreachable!("only idle lanes send");
+        let ConnectionSlot::Idle(mut connection) =
+            std::mem::replace(&mut self.slots[slot], ConnectionSlot::Closed(now))
+        else {
+            unreachable!("only idle slots send");
         };
         self.request.clear();
-        self.books.write_request(wanted.step, &mut self.request);
+        self.recorder.write_request(pending.step, &mut self.request);
         if let Err(error) = connection.send(&self.request) {
-            return self.lose(now, wanted, Lost::Broken(&error, &[]));
+            return self.record_failure(now, pending, RequestFailure::Broken(&error, &[]));
         }
-        if self.books.buyers.hangs_up() {
+        if self.recorder.buyers.hangs_up() {
             drop(connection);
-            self.connect(lane, now);
-            return self.lose(now, wanted, Lost::HungUp);
+            self.connect(slot, now);
+            return self.record_failure(now, pending, RequestFailure::HungUp);
         }
-        self.lanes[lane] = Lane::Busy(connection, wanted, now);
+        self.slots[slot] = ConnectionSlot::Busy(connection, pending, now);
         self.busy += 1;
         Ok(())
     }
 
-    fn lose(&mut self, now: Duration, wanted: Wanted, why: Lost<'_>) -> io::Result<()> {
-        let next = self.books.lost(wanted.step, why, now, now.saturating_sub(wanted.since))?;
-        self.go_on(now, next);
+    fn record_failure(&mut self, now: Duration, pending: PendingRequest, why: RequestFailure<'_>) -> io::Result<()> {
+        let next = self.recorder.failed(pending.step, why, now, now.saturating_sub(pending.due_at))?;
+        self.enqueue_next(now, next);
         Ok(())
     }
 
-    /// What a buyer does next, on whatever lane is free then.
-    fn go_on(&mut self, now: Duration, next: Next) {
+    /// Queues the buyer's next request, for any slot.
+    fn enqueue_next(&mut self, now: Duration, next: NextStep) {
         match next {
-            Next::Leaves => {}
-            Next::Asks(step) => self.waiting.push_back(Wanted { step, since: now }),
-            Next::AsksLater(step) => {
-                self.rests += 1;
-                self.resting.insert((now + REST, self.rests), step);
+            NextStep::Leave => {}
+            NextStep::Send(step) => self.waiting.push_back(PendingRequest { step, due_at: now }),
+            NextStep::SendLater(step) => {
+                self.pauses += 1;
+                self.paused.insert((now + PAUSE, self.pauses), step);
             }
         }
     }
 
-    fn hear(&mut self, event: Event) -> io::Result<()> {
+    fn handle_event(&mut self, event: Event) -> io::Result<()> {
         let now = self.started.elapsed();
         let (key, flags) = (event.data.u64(), event.flags);
         let has_ended = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
-        if key == WATCH {
-            self.watch.receive(now, has_ended);
+        if key == MONITOR_KEY {
+            self.monitor.receive(now, has_ended);
             return Ok(());
         }
-        let lane = key as usize;
-        let place = &mut self.lanes[lane];
-        match place {
-            Lane::Connecting(connection) => {
-                match connection.finish() {
+        let slot = key as usize;
+        let state = &mut self.slots[slot];
+        match state {
+            ConnectionSlot::Connecting(connection) => {
+                match connection.is_connected() {
                     Ok(false) => return Ok(()),
                     Ok(true) => {
-                        let Lane::Connecting(connection) = std::mem::replace(place, Lane::Closed(now)) else {
+                        let ConnectionSlot::Connecting(connection) =
+                            std::mem::replace(state, ConnectionSlot::Closed(now))
+                        else {
                             return Ok(());
                         };
-                        *place = Lane::Idle(connection);
-                        self.idle.push(lane);
+                        *state = ConnectionSlot::Idle(connection);
+                        self.idle.push(slot);
                     }
-                    Err(_) => self.fail_to_connect(lane, now),
+                    Err(_) => self.fail_to_connect(slot, now),
                 }
-                self.serve(now)
+                self.fill_idle_slots(now)
             }
-            // Between requests there is nothing to hear but the end.
-            Lane::Idle(_) if has_ended => {
-                *place = Lane::Closed(now);
+            // Without a request in flight, the only event that matters is the end of the connection.
+            ConnectionSlot::Idle(_) if has_ended => {
+                *state = ConnectionSlot::Closed(now);
                 Ok(())
             }
-            Lane::Closed(_) | Lane::Idle(_) => Ok(()),
-            Lane::Busy(connection, wanted, _) => {
-                let wanted = *wanted;
+            ConnectionSlot::Closed(_) | ConnectionSlot::Idle(_) => Ok(()),
+            ConnectionSlot::Busy(connection, pending, _) => {
+                let pending = *pending;
                 let (next, is_last) = match connection.receive(has_ended) {
                     Ok(None) => return Ok(()),
                     Ok(Some(response)) => {
-                        let latency = now.saturating_sub(wanted.since);
-                        (self.books.answered(wanted.step, &response, now, latency)?, response.is_last)
+                        let latency = now.saturating_sub(pending.due_at);
+                        (self.recorder.answered(pending.step, &response, now, latency)?, response.is_last)
                     }
                     Err(error) => {
-                        let why = Lost::Broken(&error, connection.received());
-                        (self.books.lost(wanted.step, why, now, now.saturating_sub(wanted.since))?, true)
+                        let why = RequestFailure::Broken(&error, connection.received());
+                        (self.recorder.failed(pending.step, why, now, now.saturating_sub(pending.due_at))?, true)
                     }
                 };
                 self.busy -= 1;
                 if is_last {
-                    self.connect(lane, now);
-                } else if let Lane::Busy(connection, ..) = std::mem::replace(place, Lane::Closed(now)) {
-                    *place = Lane::Idle(connection);
-                    // A buyer who goes on keeps the lane.
-                    if let Next::Asks(step) = next {
-                        return self.send(lane, Wanted { step, since: now });
+                    self.connect(slot, now);
+                } else if let ConnectionSlot::Busy(connection, ..) =
+                    std::mem::replace(state, ConnectionSlot::Closed(now))
+                {
+                    *state = ConnectionSlot::Idle(connection);
+                    // A buyer who sends another request keeps the connection.
+                    if let NextStep::Send(step) = next {
+                        return self.send(slot, PendingRequest { step, due_at: now });
                     }
-                    self.idle.push(lane);
+                    self.idle.push(slot);
                 }
-                self.go_on(now, next);
-                self.serve(now)
+                self.enqueue_next(now, next);
+                self.fill_idle_slots(now)
             }
         }
     }
 
-    /// Whatever goes by time: hanging up, connecting again, watching.
+    /// Does the timed work: request timeouts, reconnects and the stock monitor.
     fn tick(&mut self, now: Duration) -> io::Result<()> {
-        for lane in 0..self.lanes.len() {
-            match &self.lanes[lane] {
-                Lane::Closed(until) if *until <= now => self.connect(lane, now),
-                Lane::Busy(_, wanted, sent) if now.saturating_sub(*sent) > self.timeout => {
-                    let wanted = *wanted;
-                    self.lanes[lane] = Lane::Closed(now);
+        for slot in 0..self.slots.len() {
+            match &self.slots[slot] {
+                ConnectionSlot::Closed(until) if *until <= now => self.connect(slot, now),
+                ConnectionSlot::Busy(_, pending, sent) if now.saturating_sub(*sent) > self.timeout => {
+                    let pending = *pending;
+                    self.slots[slot] = ConnectionSlot::Closed(now);
                     self.busy -= 1;
-                    self.lose(now, wanted, Lost::TimedOut)?;
+                    self.record_failure(now, pending, RequestFailure::TimedOut)?;
                 }
                 _ => {}
             }
         }
-        if let Some(connection) = self.watch.ask(now) {
+        if let Some(connection) = self.monitor.poll(now) {
             let flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
-            epoll::add(&self.poll, connection.socket(), EventData::new_u64(WATCH), flags)?;
+            epoll::add(&self.poll, connection.socket(), EventData::new_u64(MONITOR_KEY), flags)?;
         }
         Ok(())
     }
 
-    fn connect(&mut self, lane: usize, now: Duration) {
-        // Edges: a socket says once that it is writable, that is, connected.
+    fn connect(&mut self, slot: usize, now: Duration) {
+        // Edge-triggered: the socket reports once that it is writable, that is, connected.
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-        let opened = Connection::open(self.address).and_then(|connection| {
-            epoll::add(&self.poll, connection.socket(), EventData::new_u64(lane as u64), flags)?;
+        let opened = BuyerSocket::open(self.address).and_then(|connection| {
+            epoll::add(&self.poll, connection.socket(), EventData::new_u64(slot as u64), flags)?;
             Ok(connection)
         });
         match opened {
-            Ok(connection) => self.lanes[lane] = Lane::Connecting(connection),
-            Err(_) => self.fail_to_connect(lane, now),
+            Ok(connection) => self.slots[slot] = ConnectionSlot::Connecting(connection),
+            Err(_) => self.fail_to_connect(slot, now),
         }
     }
 
-    /// A server may be starting again: this is tried until time is up.
-    fn fail_to_connect(&mut self, lane: usize, now: Duration) {
-        self.books.tally.count("connect", "failed", now);
-        self.lanes[lane] = Lane::Closed(now + REST);
+    /// Counts a failed connection and schedules a reconnect. The server may be restarting, so reconnects continue until
+    /// the end of the run.
+    fn fail_to_connect(&mut self, slot: usize, now: Duration) {
+        self.recorder.statistics.count("connect", "failed", now);
+        self.slots[slot] = ConnectionSlot::Closed(now + PAUSE);
     }
 
-    /// Who still has no answer gets none.
-    fn give_up(&mut self) -> io::Result<()> {
+    /// Records the requests that are still in flight as timed out.
+    fn fail_outstanding(&mut self) -> io::Result<()> {
         let now = self.started.elapsed();
-        for lane in std::mem::take(&mut self.lanes) {
-            if let Lane::Busy(_, wanted, _) = lane {
-                self.books.lost(wanted.step, Lost::TimedOut, now, now.saturating_sub(wanted.since))?;
+        for slot in std::mem::take(&mut self.slots) {
+            if let ConnectionSlot::Busy(_, pending, _) = slot {
+                self.recorder.failed(
+                    pending.step,
+                    RequestFailure::TimedOut,
+                    now,
+                    now.saturating_sub(pending.due_at),
+                )?;
             }
         }
         Ok(())

@@ -1,37 +1,38 @@
-//! Answers that nobody expected, saved with their requests. Not more than so many: the rest are counted.
+//! The file of unexpected responses and their requests. The number of saved entries is limited; the rest are counted.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// So much of an answer is kept.
+/// Maximum size of a saved request or response, in bytes. The rest is cut off.
 const BYTES_MAX: usize = 16 * 1024;
 
-/// Where they go.
-pub struct Unexpected {
+/// Saves and counts unexpected responses.
+pub struct UnexpectedResponses {
     path: PathBuf,
     file: Option<File>,
     most: u64,
-    /// How many there were.
+    /// Number of unexpected responses, saved or not.
     pub count: u64,
 }
 
-impl Unexpected {
-    /// To a file that is made when there is something to save, `most` of it.
-    pub fn new(path: &Path, most: u64) -> Unexpected {
-        Unexpected { path: path.to_owned(), file: None, most, count: 0 }
+impl UnexpectedResponses {
+    /// Creates a recorder of at most `most` entries. The file is created with the first entry.
+    pub fn new(path: &Path, most: u64) -> UnexpectedResponses {
+        UnexpectedResponses { path: path.to_owned(), file: None, most, count: 0 }
     }
 
-    /// Where they went, if there are any.
+    /// Returns the path of the file, if there is an entry.
     pub fn path(&self) -> Option<&Path> {
         self.file.as_ref().map(|_| self.path.as_path())
     }
 
-    /// Saves one that came `at` since the start: why it was not expected, the request, and the answer as far as it came.
+    /// Saves a response that arrived `at` after the start of the run: the reason, the request, and the bytes of the
+    /// response received so far.
     ///
     /// # Errors
-    /// The file cannot be written.
+    /// Returns an I/O error if the file cannot be created or written.
     pub fn save(&mut self, why: &str, at: Duration, request: &[u8], answer: &[u8]) -> io::Result<()> {
         self.count += 1;
         if self.count > self.most {
@@ -48,7 +49,7 @@ impl Unexpected {
             entry.extend_from_slice(b"\n\n");
         }
         if self.count == self.most {
-            entry.extend_from_slice(b"==== from here on they are only counted: --unexpected-max\n");
+            entry.extend_from_slice(b"==== further entries are only counted: --unexpected-max\n");
         }
         file.write_all(&entry)
     }
@@ -59,11 +60,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn so_many_are_saved_and_the_rest_are_counted() {
+    fn entries_over_the_limit_are_only_counted() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("unexpected");
-        let mut unexpected = Unexpected::new(&path, 2);
-        assert_eq!((unexpected.path(), path.exists()), (None, false), "no file for nothing");
+        let mut unexpected = UnexpectedResponses::new(&path, 2);
+        assert_eq!((unexpected.path(), path.exists()), (None, false), "no file without an entry");
         for number in 1..=5 {
             let request = format!("POST /{number} HTTP/1.1");
             unexpected
@@ -80,9 +81,9 @@ mod tests {
     }
 
     #[test]
-    fn a_long_answer_is_cut() {
+    fn a_long_response_is_cut() {
         let dir = tempfile::tempdir().unwrap();
-        let mut unexpected = Unexpected::new(&dir.path().join("unexpected"), 2);
+        let mut unexpected = UnexpectedResponses::new(&dir.path().join("unexpected"), 2);
         unexpected.save("too long", Duration::ZERO, b"GET /", &vec![b'x'; 1 << 20]).unwrap();
         assert!(std::fs::metadata(unexpected.path().unwrap()).unwrap().len() < 20_000);
     }

@@ -1,4 +1,4 @@
-//! Framing in two ways or none, chunks, and sizes.
+//! Cases of bodies: ambiguous and invalid framing, chunks, and sizes.
 
 use super::*;
 

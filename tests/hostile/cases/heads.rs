@@ -1,4 +1,4 @@
-//! Lines that are none, request lines and hosts.
+//! Cases of heads: malformed lines, request lines, and hosts.
 
 use super::*;
 

@@ -1,39 +1,39 @@
-//! Hostile HTTP, case by case: bytes on one connection, what they are answered with, and what becomes of the
+//! Hostile HTTP, case by case: the bytes on one connection, the expected responses, and the expected state of the
 //! connection.
 //!
-//! In cases that must not reach the sale the request asks for an item that is to be had, and so does another that
-//! follows it: if either is understood, the item is gone.
+//! In a case that must not reach the sale, the request and another one after it are checkouts of an available item. If
+//! the server accepts either, the item is reserved and the case fails.
 
 mod bodies;
 mod heads;
 mod requests;
 
-/// What becomes of the connection after the last answer.
+/// Expected state of the connection after the last response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Then {
-    /// The next request is served.
+    /// The server accepts a further request.
     GoesOn,
-    /// The last request is not complete.
+    /// The server waits for the rest of a request.
     Waits,
-    /// It is closed, and what follows is not read as a request.
+    /// The server closes the connection and does not parse the bytes that follow.
     Closes,
 }
 
-/// A case.
+/// The bytes on one connection and their expected effect.
 #[derive(Clone)]
 pub struct Case {
     pub name: String,
     pub bytes: Vec<u8>,
-    /// A status below 300, or the name of a problem, for each answer.
+    /// For each response, its status if below 300, or else the name of its problem.
     pub answers: &'static [&'static str],
     pub then: Then,
 }
 
-/// The item and the user of the checkouts that must not happen.
+/// Item and user of the checkouts that must not happen.
 pub const COVETED: u32 = 66;
-/// A checkout that must not happen.
+/// A checkout that must not happen, without the empty line at the end of its head.
 const CHECKOUT: &str = "POST /checkout?user_id=66&item_id=66 HTTP/1.1\r\nHost: x\r\n";
-/// A request that reaches the sale and changes nothing.
+/// A request that reaches the sale and changes nothing, without the empty line at the end of its head.
 const PURCHASE: &str = "POST /purchase?code=00000000-0000-0000-0000-000000000000 HTTP/1.1\r\nHost: x\r\n";
 const LIVE: &str = "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n";
 
@@ -48,7 +48,7 @@ const INVALID: &[&str] = &["invalid-parameter"];
 const ASKED: &[&str] = &["code-unknown"];
 const SHOWN: &[&str] = &["200"];
 
-/// Every case.
+/// Returns every case.
 pub fn cases() -> Vec<Case> {
     [
         heads::lines(),
@@ -63,13 +63,13 @@ pub fn cases() -> Vec<Case> {
     .concat()
 }
 
-/// Cases with the same answers; each has a name and its text, whose characters are bytes.
+/// Returns cases with the same responses. Each row of the table is a name and a text whose characters stand for bytes.
 fn group(answers: &'static [&'static str], then: Then, table: &[(&str, &str)]) -> Vec<Case> {
     let bytes = |text: &str| text.chars().map(|c| u8::try_from(c).expect("characters below U+0100")).collect();
     table.iter().map(|(name, text)| Case { name: name.to_string(), bytes: bytes(text), answers, then }).collect()
 }
 
-/// The same, with each text put into a request by `dress`.
+/// Returns cases with the same responses. `dress` makes a request of each text.
 fn dressed(
     answers: &'static [&'static str],
     then: Then,
@@ -81,17 +81,17 @@ fn dressed(
     group(answers, then, &table)
 }
 
-/// Header lines of a checkout that is refused.
+/// Returns cases of a checkout that is refused for these header lines.
 fn refused_fields(answers: &'static [&'static str], table: &[(&str, &str)]) -> Vec<Case> {
     dressed(answers, Then::Closes, table, |fields| format!("{CHECKOUT}{fields}\r\n\r\n0\r\n\r\n{CHECKOUT}\r\n"))
 }
 
-/// Header lines and what follows them, of a request that is served.
+/// Returns cases of a request that is served. Each text is the rest of its head and its body.
 fn served(table: &[(&str, &str)]) -> Vec<Case> {
     dressed(ASKED, Then::GoesOn, table, |rest| format!("{PURCHASE}{rest}"))
 }
 
-/// Whole heads that are refused.
+/// Returns cases of complete heads that are refused.
 fn refused(answers: &'static [&'static str], table: &[(&str, &str)]) -> Vec<Case> {
     dressed(answers, Then::Closes, table, |head| format!("{head}{CHECKOUT}\r\n"))
 }

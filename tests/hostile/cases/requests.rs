@@ -1,4 +1,4 @@
-//! What one connection carries, and what requests ask for.
+//! Cases of several requests on one connection, and of request parameters.
 
 use super::*;
 

@@ -1,0 +1,174 @@
+//! The command line: flags, `--help`, and the checks that need to know the sale.
+
+use crate::scenario::Scenario;
+use crate::schedule::Pace;
+use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+Closed and open loop:
+  In a closed loop (--rate 0), a new buyer arrives when another buyer leaves. This measures the server's capacity. In an
+  open loop (--rate N), buyers arrive at a fixed rate, whether or not the server keeps up. Latency counts from the
+  intended start of each request, so a stall of the server shows in every request that was due during the stall.
+
+Examples:
+  storm                                       buys every item of the sale at localhost:8080 at full speed
+  storm --scenario crowd --users 100000       a hundred thousand buyers arrive within one second
+  storm --scenario sold-out --rate 20000 --duration 60 --html report.html
+  storm --scenario retry --database-url 'host=/run/postgresql user=stampede dbname=stampede'
+
+Exit codes:
+  0  verified, no violation
+  1  a violation, or the run could not be verified
+  2  an invalid option, no server, or a file that cannot be written";
+
+/// Generates load on a flash sale, measures it, and verifies every response
+///
+/// The number of items and the limit for each user are read from the server.
+#[derive(Clone, Debug, Parser)]
+#[command(version, after_long_help = EXAMPLES)]
+pub struct StormOptions {
+    /// Address of the server
+    #[arg(default_value = "127.0.0.1:8080")]
+    pub address: String,
+    /// Behaviour of the buyers
+    #[arg(long, value_enum, default_value = "chain")]
+    pub scenario: Scenario,
+    /// Buyers per second (open loop); 0 sends as fast as the server responds (closed loop)
+    ///
+    /// The default depends on the scenario: all users within one second for `crowd`, 100 for `trickle`, 0 otherwise.
+    #[arg(long)]
+    pub rate: Option<u32>,
+    /// Number of user ids; in `crowd`, also the number of buyers
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(i64).range(1..))]
+    pub users: i64,
+    /// Number of connections, each with at most one request in flight
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    pub connections: u32,
+    /// Maximum seconds in which buyers arrive; buyers who have started may finish
+    #[arg(long, default_value_t = 10)]
+    pub duration: u64,
+    /// Seed of the random choices; the same seed gives the same buyers
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Seconds after which a request times out (the server times out after 10)
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout: u64,
+    /// Accept more sold items than this run bought, because other clients buy at the same time
+    #[arg(long)]
+    pub others_buy: bool,
+    /// Number of acknowledged purchases to repeat at the end
+    #[arg(long, default_value_t = 1000)]
+    pub sample: usize,
+    /// Compare the responses with the rows of this database: a libpq connection string, without TLS
+    #[arg(long, value_name = "URL")]
+    pub database_url: Option<String>,
+    /// Seconds to wait for rows that are not yet in the database
+    #[arg(long, default_value_t = 60)]
+    pub patience: u64,
+    /// Write the report as JSON to this file; `-` prints it instead of the text
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write the report as an HTML page with plots to this file
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Write the plot of latency by percentile as an SVG image to this file
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// File for unexpected responses and their requests; created when there is one
+    #[arg(long, value_name = "FILE", default_value = "storm-unexpected.txt")]
+    pub unexpected: PathBuf,
+    /// Maximum number of unexpected responses to save; the rest are only counted
+    #[arg(long, value_name = "COUNT", default_value_t = 100)]
+    pub unexpected_max: u64,
+}
+
+impl StormOptions {
+    /// Resolves the address of the server.
+    ///
+    /// # Errors
+    /// Returns a message with the remedy if the argument is not `HOST:PORT` or the host is unknown.
+    pub fn address(&self) -> Result<SocketAddr, String> {
+        let remedy = "give HOST:PORT, like 127.0.0.1:8080";
+        let mut found =
+            self.address.to_socket_addrs().map_err(|error| format!("{}: {error}; {remedy}", self.address))?;
+        found.next().ok_or_else(|| format!("{}: no such host; {remedy}", self.address))
+    }
+
+    /// Returns the pace of arrivals: the given rate, or the default of the scenario.
+    pub fn pace(&self) -> Pace {
+        let default = match self.scenario {
+            Scenario::Crowd => u32::try_from(self.users).unwrap_or(u32::MAX),
+            Scenario::Trickle => 100,
+            Scenario::Chain | Scenario::Hoarders | Scenario::Retry | Scenario::SoldOut => 0,
+        };
+        match self.rate.unwrap_or(default) {
+            0 => Pace::Closed,
+            rate => Pace::Open { rate },
+        }
+    }
+
+    /// Returns the time from the start of the run until the last arrival.
+    pub fn duration(&self) -> Duration {
+        Duration::from_secs(self.duration)
+    }
+
+    /// Returns the time after which a request times out.
+    pub fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout)
+    }
+
+    /// Checks the options against a sale of `items` items with a limit of `limit` items for each user, and raises the
+    /// limit on open files if the connections need more.
+    ///
+    /// # Errors Returns a message with the option and the remedy if a chain has too few users to buy every item, or if
+    /// the limit on open files cannot be raised.
+    pub fn check(&self, items: u32, limit: u32) -> Result<(), String> {
+        let users_needed = i64::from(items.div_ceil(limit.max(1)));
+        if self.scenario == Scenario::Chain && self.users < users_needed {
+            let users = self.users;
+            return Err(format!(
+                "--users {users}: {items} items at {limit} for each user need at least {users_needed} users"
+            ));
+        }
+        let files_needed = u64::from(self.connections) + 64;
+        let limit = getrlimit(Resource::Nofile);
+        if limit.current.is_some_and(|current| current < files_needed) {
+            let more = Rlimit { current: Some(files_needed), maximum: limit.maximum };
+            let remedy = "use fewer connections, or raise the limit with ulimit -n";
+            setrlimit(Resource::Nofile, more).map_err(|error| {
+                format!("--connections {}: the limit on open files is too low ({error}); {remedy}", self.connections)
+            })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(arguments: &[&str]) -> StormOptions {
+        StormOptions::parse_from([&["storm"], arguments].concat())
+    }
+
+    #[test]
+    fn rate_overrides_the_default_pace_of_each_scenario() {
+        assert_eq!(options(&[]).pace(), Pace::Closed);
+        assert_eq!(options(&["--scenario", "crowd", "--users", "500"]).pace(), Pace::Open { rate: 500 });
+        assert_eq!(options(&["--scenario", "trickle"]).pace(), Pace::Open { rate: 100 });
+        assert_eq!(options(&["--scenario", "crowd", "--rate", "0"]).pace(), Pace::Closed);
+        assert_eq!(options(&["--rate", "7"]).pace(), Pace::Open { rate: 7 });
+    }
+
+    #[test]
+    fn errors_name_the_option_and_the_remedy() {
+        let error = options(&["--users", "99"]).check(1000, 10).unwrap_err();
+        assert!(error.contains("--users 99") && error.contains("100 users"), "{error}");
+        assert_eq!(options(&["--users", "100"]).check(1000, 10), Ok(()));
+        assert!(options(&["no address"]).address().unwrap_err().contains("HOST:PORT"));
+    }
+}

@@ -1,0 +1,431 @@
+//! Settings: flags over environment over a file of variables over defaults; raw text to a validated [`Config`].
+
+use crate::config::database_url::{DatabaseUrl, TlsMode};
+use crate::config::flags::SETTINGS;
+use crate::sale::code::ITEMS_MAX;
+use crate::sale::deferred::Watermark;
+use crate::sale::shard::Rules;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use thiserror::Error;
+
+/// More shards than this are a mistake.
+pub const SHARDS_MAX: u16 = 256;
+/// Longest time that a stop may be told to take.
+const DRAIN_MAX: Duration = Duration::from_secs(3600);
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines, one object a line.
+    Json,
+}
+
+/// Which of the two wins where the data directory and the database contradict each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecoverFrom {
+    /// Neither. The log, or the database if the data directory is empty; a contradiction is refused.
+    Auto,
+    /// The log: what the database lacks and the log no longer has is missing for good.
+    Log,
+    /// The database: the log is set aside.
+    Postgres,
+}
+
+/// Validated settings.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where to serve the public.
+    pub listen: SocketAddr,
+    /// Where to serve operators.
+    pub admin_listen: SocketAddr,
+    /// How many shards, if it was said.
+    pub shards: Option<u16>,
+    /// Where the log lives.
+    pub data_dir: PathBuf,
+    /// What the rules need.
+    pub rules: Rules,
+    /// Bytes that all logs together may use.
+    pub log_budget: u64,
+    /// Where to persist to. Its `Debug` shows no password.
+    pub database: Option<DatabaseUrl>,
+    /// What wins if it and the log contradict each other.
+    pub recover_from: RecoverFrom,
+    /// Connections at once, if it was said.
+    pub max_connections: Option<u32>,
+    /// Whether connections stay on the CPU where they arrive.
+    pub steers_by_cpu: bool,
+    /// How long to go on selling after having been told to stop.
+    pub drain_delay: Duration,
+    /// How long the end may take after that.
+    pub drain_timeout: Duration,
+    /// Where variables were looked up, too.
+    pub env_file: String,
+    /// How log lines look, if it was said.
+    pub log_format: Option<LogFormat>,
+}
+
+/// A setting that cannot be used. Names the setting, the value and the remedy.
+#[derive(Debug, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct BadSetting(String);
+
+/// Where values come from.
+pub struct Sources<'a> {
+    /// By flag.
+    pub flags: BTreeMap<&'static str, String>,
+    /// The environment.
+    pub environment: &'a dyn Fn(&str) -> Option<String>,
+    /// Where there are more variables.
+    pub env_file: String,
+    /// These.
+    pub in_file: BTreeMap<String, String>,
+}
+
+/// A raw value, and how it was given.
+struct RawSetting {
+    text: String,
+    origin: String,
+}
+
+impl RawSetting {
+    fn bad(&self, expected: &str) -> BadSetting {
+        BadSetting(format!("{} is \"{}\"; give {expected}", self.origin, self.text))
+    }
+
+    fn number(&self, range: std::ops::RangeInclusive<u64>) -> Result<u64, BadSetting> {
+        let number = self.text.parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| self.bad(&format!("a whole number from {} to {}", range.start(), range.end())))
+    }
+
+    fn duration(&self, range: std::ops::RangeInclusive<Duration>, unit: &str) -> Result<Duration, BadSetting> {
+        let duration = humantime::parse_duration(&self.text).ok().filter(|duration| range.contains(duration));
+        duration.ok_or_else(|| {
+            let bounds = [range.start(), range.end()].map(|bound| humantime::format_duration(*bound).to_string());
+            self.bad(&format!("a duration from {} to {} in {unit}, like 30s or 1h", bounds[0], bounds[1]))
+        })
+    }
+
+    fn bytes(&self, range: std::ops::RangeInclusive<u64>) -> Result<u64, BadSetting> {
+        let digits = self.text.find(|c: char| !c.is_ascii_digit()).unwrap_or(self.text.len());
+        let (number, unit) = self.text.split_at(digits);
+        let shift = match unit.trim() {
+            "" | "B" => Some(0),
+            "KiB" | "K" => Some(10),
+            "MiB" | "M" => Some(20),
+            "GiB" | "G" => Some(30),
+            "TiB" | "T" => Some(40),
+            _ => None,
+        };
+        let bytes = number.parse::<u64>().ok().zip(shift).and_then(|(number, shift)| number.checked_mul(1 << shift));
+        let good = bytes.filter(|bytes| range.contains(bytes));
+        good.ok_or_else(|| self.bad("a number of bytes of at least 1MiB, like 512MiB or 4GiB"))
+    }
+}
+
+impl Sources<'_> {
+    /// Which file has more variables.
+    pub fn which_file(&self) -> String {
+        self.get("env-file").expect("it has a default").text
+    }
+
+    fn variable(&self, name: &str) -> Option<RawSetting> {
+        let given = (self.environment)(name).map(|text| (text, String::new()));
+        let given =
+            given.or_else(|| self.in_file.get(name).map(|text| (text.clone(), format!(" in {}", self.env_file))));
+        // Compose files and unit files set what they leave open to nothing.
+        given
+            .filter(|(text, _)| !text.is_empty())
+            .map(|(text, place)| RawSetting { text, origin: format!("{name}{place}") })
+    }
+
+    /// The value of a setting; a parenthesised default counts as none.
+    fn get(&self, flag: &str) -> Option<RawSetting> {
+        let setting = SETTINGS.iter().find(|setting| setting.flag == flag).expect("the setting is in the table");
+        let flag = self.flags.get(flag).map(|text| RawSetting { text: text.clone(), origin: format!("--{flag}") });
+        let given = flag.or_else(|| setting.variables.iter().find_map(|name| self.variable(name)));
+        given.or_else(|| {
+            let default = Some(setting.default).filter(|default| !default.starts_with('('))?;
+            Some(RawSetting { text: default.into(), origin: format!("the default of --{}", setting.flag) })
+        })
+    }
+
+    fn database(&self) -> Result<Option<DatabaseUrl>, BadSetting> {
+        let mut database = match (self.get("database-url"), self.variable("DB_HOST")) {
+            // The value may hold a password: it is never repeated.
+            (Some(url), _) => DatabaseUrl::parse(&url.text).map_err(|why| {
+                BadSetting(format!(
+                    "{} cannot be read ({why}); give a URL like postgres://user@host:5432/name",
+                    url.origin
+                ))
+            })?,
+            (None, Some(host)) => self.database_from_parts(&host.text)?,
+            (None, None) => return Ok(None),
+        };
+        if let Some(password) = self.variable("DB_PASSWORD").filter(|_| database.config.get_password().is_none()) {
+            database.config.password(password.text);
+        }
+        Ok(Some(database))
+    }
+
+    fn database_from_parts(&self, host: &str) -> Result<DatabaseUrl, BadSetting> {
+        let mut config = tokio_postgres::Config::new();
+        config.host(host);
+        if let Some(port) = self.variable("DB_PORT") {
+            config.port(port.number(1..=65535)? as u16);
+        }
+        config.user(self.variable("DB_USER").map_or("stampede".into(), |user| user.text));
+        config.dbname(self.variable("DB_NAME").map_or("stampede".into(), |name| name.text));
+        let mut database = DatabaseUrl::new(config);
+        if let Some(mode) = self.variable("DB_SSL_MODE") {
+            database.tls =
+                TlsMode::parse(&mode.text).ok_or_else(|| mode.bad("disable, prefer, require or verify-full"))?;
+        }
+        database.root_certificates = self.variable("DB_SSL_ROOT_CERT").map(|path| path.text.into());
+        database.settle().map_err(BadSetting)?;
+        Ok(database)
+    }
+
+    /// An address that is given whole, or by its port alone in one of these variables.
+    fn address(&self, flag: &str, variable: &str, ports: &[&str]) -> Result<SocketAddr, BadSetting> {
+        let is_whole = self.flags.contains_key(flag) || self.variable(variable).is_some();
+        let raw = self.get(flag).expect("it has a default");
+        let mut address: SocketAddr =
+            raw.text.parse().map_err(|_| raw.bad("an IP address and a port, like 0.0.0.0:8080 or [::]:8080"))?;
+        if let Some(port) = ports.iter().find_map(|name| self.variable(name)).filter(|_| !is_whole) {
+            address.set_port(port.number(0..=65535)? as u16);
+        }
+        Ok(address)
+    }
+}
+
+impl Config {
+    /// Validates what the sources say.
+    ///
+    /// # Errors
+    /// The first setting that cannot be used.
+    pub fn new(sources: &Sources<'_>) -> Result<Config, BadSetting> {
+        let get = |flag| sources.get(flag).expect("it has a default");
+        let second = Duration::from_secs(1);
+        let period = get("sale-period");
+        let period_s = period.duration(second..=Duration::from_secs(366 * 86400), "whole seconds")?;
+        if period_s.subsec_nanos() != 0 {
+            return Err(period.bad("a duration in whole seconds, like 30s or 1h"));
+        }
+        let ttl =
+            get("reservation-ttl").duration(Duration::from_millis(1)..=Duration::from_secs(86400), "milliseconds")?;
+        let (database, ack) = (sources.database()?, get("ack"));
+        let purchase_ack = match ack.text.as_str() {
+            "local" => Watermark::Flushed,
+            "postgres" if database.is_some() => Watermark::Persisted,
+            "postgres" => return Err(ack.bad("a database too, by --database-url, or local")),
+            _ => return Err(ack.bad("local or postgres")),
+        };
+        let recover_from = get("recover-from");
+        let recover_from = match recover_from.text.as_str() {
+            "auto" => RecoverFrom::Auto,
+            "log" => RecoverFrom::Log,
+            "postgres" if database.is_some() => RecoverFrom::Postgres,
+            "postgres" => return Err(recover_from.bad("a database too, by --database-url, or auto")),
+            _ => return Err(recover_from.bad("auto, log or postgres")),
+        };
+        let rules = Rules {
+            period_s: period_s.as_secs() as u32,
+            items: get("items").number(1..=ITEMS_MAX.into())? as u32,
+            user_limit: get("user-limit").number(1..=ITEMS_MAX.into())? as u32,
+            ttl_ms: ttl.as_millis() as u32,
+            purchase_ack,
+        };
+        let steering = get("steering");
+        let steers_by_cpu = match steering.text.as_str() {
+            "hash" => false,
+            "cpu" => true,
+            _ => return Err(steering.bad("hash or cpu")),
+        };
+        let log_format = sources.get("log-format").map(|raw| match raw.text.as_str() {
+            "text" => Ok(LogFormat::Text),
+            "json" => Ok(LogFormat::Json),
+            _ => Err(raw.bad("text or json")),
+        });
+        let shards = sources.get("shards").map(|raw| raw.number(1..=SHARDS_MAX.into()));
+        let max_connections = sources.get("max-connections").map(|raw| raw.number(1..=10_000_000));
+        Ok(Config {
+            listen: sources.address("listen", "LISTEN", &["PORT", "APP_PORT"])?,
+            admin_listen: sources.address("admin-listen", "ADMIN_LISTEN", &["APP_METRICS_PORT"])?,
+            shards: shards.transpose()?.map(|shards| shards as u16),
+            data_dir: get("data-dir").text.into(),
+            rules,
+            log_budget: get("log-budget").bytes(1 << 20..=1 << 50)?,
+            database,
+            recover_from,
+            max_connections: max_connections.transpose()?.map(|connections| connections as u32),
+            steers_by_cpu,
+            drain_delay: get("drain-delay").duration(Duration::ZERO..=DRAIN_MAX, "milliseconds")?,
+            drain_timeout: get("drain-timeout").duration(Duration::ZERO..=DRAIN_MAX, "milliseconds")?,
+            env_file: sources.env_file.clone(),
+            log_format: log_format.transpose()?,
+        })
+    }
+}
+
+/// A duration as a setting can be given: "90m", "31536000s", "250ms".
+pub fn in_one_unit(ms: u64) -> String {
+    let units = [(3_600_000, "h"), (60_000, "m"), (1_000, "s"), (1, "ms")];
+    let (length, unit) =
+        units.into_iter().find(|(length, _)| ms.is_multiple_of(*length)).expect("any number is so many ms");
+    format!("{}{unit}", ms / length)
+}
+
+/// One setting a line, as `--check-config` prints them.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // All of them: a new one must be printed, too.
+        let Config {
+            listen,
+            admin_listen,
+            shards,
+            data_dir,
+            rules,
+            log_budget,
+            database,
+            recover_from,
+            max_connections,
+            steers_by_cpu,
+            drain_delay,
+            drain_timeout,
+            env_file,
+            log_format,
+        } = self;
+        let open = |value: Option<String>| value.unwrap_or_else(|| "auto".into());
+        writeln!(f, "listen = {listen}")?;
+        writeln!(f, "admin-listen = {admin_listen}")?;
+        writeln!(f, "shards = {}", open(shards.map(|shards| shards.to_string())))?;
+        writeln!(f, "data-dir = {}", data_dir.display())?;
+        writeln!(f, "items = {}", rules.items)?;
+        writeln!(f, "user-limit = {}", rules.user_limit)?;
+        writeln!(f, "sale-period = {}", in_one_unit(u64::from(rules.period_s) * 1000))?;
+        writeln!(f, "reservation-ttl = {}", in_one_unit(rules.ttl_ms.into()))?;
+        writeln!(f, "log-budget = {log_budget}")?;
+        writeln!(f, "database = {}", database.as_ref().map_or("none".into(), DatabaseUrl::place))?;
+        writeln!(f, "ack = {}", if rules.purchase_ack == Watermark::Flushed { "local" } else { "postgres" })?;
+        writeln!(f, "recover-from = {}", format!("{recover_from:?}").to_lowercase())?;
+        writeln!(f, "max-connections = {}", open(max_connections.map(|connections| connections.to_string())))?;
+        writeln!(f, "steering = {}", if *steers_by_cpu { "cpu" } else { "hash" })?;
+        writeln!(f, "drain-delay = {}", in_one_unit(drain_delay.as_millis() as u64))?;
+        writeln!(f, "drain-timeout = {}", in_one_unit(drain_timeout.as_millis() as u64))?;
+        writeln!(f, "env-file = {env_file}")?;
+        let format = log_format.map(|format| if format == LogFormat::Text { "text" } else { "json" });
+        write!(f, "log-format = {}", open(format.map(str::to_owned)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(
+        flags: &[(&'static str, &str)],
+        environment: &[(&str, &str)],
+        dotenv: &[(&str, &str)],
+    ) -> Result<Config, String> {
+        let look_up = |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, text)| text.to_string());
+        let sources = Sources {
+            flags: flags.iter().map(|(flag, text)| (*flag, text.to_string())).collect(),
+            environment: &look_up,
+            env_file: ".env".into(),
+            in_file: dotenv.iter().map(|(key, text)| (key.to_string(), text.to_string())).collect(),
+        };
+        Config::new(&sources).map_err(|bad| bad.to_string())
+    }
+
+    #[test]
+    fn nothing_set_gives_the_defaults() {
+        let config = config(&[], &[], &[]).unwrap();
+        assert_eq!(config.listen, "0.0.0.0:8080".parse().unwrap());
+        assert_eq!(
+            config.rules,
+            Rules { period_s: 3600, items: 10_000, user_limit: 10, ttl_ms: 30_000, purchase_ack: Watermark::Flushed }
+        );
+        assert_eq!((config.data_dir, config.log_budget), ("./data".into(), 1 << 30));
+        assert_eq!((config.shards, config.max_connections, config.log_format), (None, None, None));
+    }
+
+    #[test]
+    fn flags_win_over_the_environment_over_the_file() {
+        let items = |flags: &[(&'static str, &str)], env: &[(&str, &str)], file: &[(&str, &str)]| {
+            config(flags, env, file).unwrap().rules.items
+        };
+        assert_eq!(items(&[("items", "1")], &[("ITEMS", "2")], &[("ITEMS", "3")]), 1);
+        assert_eq!(items(&[], &[("ITEMS", "2"), ("APP_ITEM_NUMBER", "4")], &[("ITEMS", "3")]), 2);
+        assert_eq!(items(&[], &[("APP_ITEM_NUMBER", "4")], &[]), 4);
+        assert_eq!(items(&[], &[("ITEMS", "")], &[("ITEMS", "3")]), 10_000, "empty means unset");
+        assert_eq!(items(&[], &[], &[("ITEMS", "3")]), 3);
+    }
+
+    #[test]
+    fn the_port_alone_can_be_set() {
+        let port =
+            |flags: &[(&'static str, &str)], env: &[(&str, &str)]| config(flags, env, &[]).unwrap().listen.port();
+        assert_eq!(port(&[], &[("PORT", "81")]), 81);
+        assert_eq!(port(&[], &[("APP_PORT", "82")]), 82);
+        assert_eq!(port(&[], &[("PORT", "81"), ("LISTEN", "1.2.3.4:5")]), 5);
+        assert_eq!(port(&[("listen", "1.2.3.4:6")], &[("PORT", "81")]), 6);
+        let admin = config(&[], &[("APP_METRICS_PORT", "83"), ("PORT", "81")], &[]).unwrap().admin_listen;
+        assert_eq!(admin, "127.0.0.1:83".parse().unwrap());
+    }
+
+    #[test]
+    fn errors_name_the_setting_the_value_and_the_remedy() {
+        for (flag, text, parts) in [
+            ("items", "0", ["--items", "\"0\"", "1 to 16777216"]),
+            ("items", "many", ["--items", "\"many\"", "whole number"]),
+            ("user-limit", "-1", ["--user-limit", "\"-1\"", "whole number"]),
+            ("shards", "257", ["--shards", "\"257\"", "1 to 256"]),
+            ("sale-period", "0s", ["--sale-period", "\"0s\"", "from 1s"]),
+            ("sale-period", "1500ms", ["--sale-period", "\"1500ms\"", "whole seconds"]),
+            ("reservation-ttl", "forever", ["--reservation-ttl", "\"forever\"", "like 30s"]),
+            ("listen", "localhost", ["--listen", "\"localhost\"", "0.0.0.0:8080"]),
+            ("log-budget", "5 stones", ["--log-budget", "\"5 stones\"", "512MiB"]),
+            ("ack", "postgres", ["--ack", "\"postgres\"", "--database-url"]),
+            ("ack", "twice", ["--ack", "\"twice\"", "local or postgres"]),
+            ("recover-from", "postgres", ["--recover-from", "\"postgres\"", "--database-url"]),
+            ("recover-from", "luck", ["--recover-from", "\"luck\"", "auto, log or postgres"]),
+            ("log-format", "xml", ["--log-format", "\"xml\"", "text or json"]),
+            ("max-connections", "0", ["--max-connections", "\"0\"", "from 1"]),
+            ("steering", "left", ["--steering", "\"left\"", "hash or cpu"]),
+            ("drain-delay", "2h", ["--drain-delay", "\"2h\"", "to 1h"]),
+            ("drain-timeout", "soon", ["--drain-timeout", "\"soon\"", "like 30s"]),
+        ] {
+            let error = config(&[(flag, text)], &[], &[]).unwrap_err();
+            assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+        }
+        let error = config(&[], &[], &[("PORT", "99999")]).unwrap_err();
+        assert!(error.starts_with("PORT in .env is \"99999\""), "{error}");
+        let error = config(&[], &[("DATABASE_URL", "postgres://x:secret@y:z/w")], &[]).unwrap_err();
+        assert!(error.starts_with("DATABASE_URL cannot be read") && !error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn the_database_can_be_given_whole_or_in_parts() {
+        let database = |env: &[(&str, &str)]| config(&[], env, &[]).unwrap().database;
+        assert_eq!(database(&[]), None);
+        let whole = database(&[("DATABASE_URL", "postgres://u:p@h:7/n")]).unwrap();
+        let parts = [("DB_HOST", "h"), ("DB_PORT", "7"), ("DB_USER", "u"), ("DB_PASSWORD", "p"), ("DB_NAME", "n")];
+        assert_eq!(Some(whole), database(&parts));
+        assert!(!format!("{:?}", database(&parts)).contains("\"p\""));
+        let secure = database(&[("DB_HOST", "h"), ("DB_SSL_MODE", "verify-full"), ("DB_SSL_ROOT_CERT", "/r")]).unwrap();
+        assert_eq!((secure.tls, secure.root_certificates), (TlsMode::VerifyFull, Some("/r".into())));
+        let apart = database(&[("DATABASE_URL", "postgres://u@h:7/n"), ("DB_PASSWORD", "p")]);
+        assert_eq!(apart, database(&parts), "the password need not be in the URL");
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        crate::config::flags::command().debug_assert();
+    }
+}

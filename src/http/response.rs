@@ -1,0 +1,210 @@
+//! Responses to bytes. Everything that can be rendered beforehand is.
+
+use crate::http::openapi;
+use crate::http::operation::Answer;
+use crate::http::problem::Problem;
+use std::time::{Duration, UNIX_EPOCH};
+use strum::VariantArray;
+
+/// How one response must look for its client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Style {
+    /// The request came in HTTP/1.0, where keeping the connection must be said.
+    pub is_http10: bool,
+    /// The connection goes on.
+    pub keep_alive: bool,
+    /// The head only.
+    pub head_only: bool,
+    /// JSON instead of bare text, where there is a choice.
+    pub json: bool,
+}
+
+/// What most answers say to caches, up to their length.
+const UNCACHED: &str = "\r\ncache-control: no-store\r\ncontent-length: ";
+
+/// A refusal rendered up to its date, and its body.
+struct Rendered {
+    head: Vec<u8>,
+    body: Vec<u8>,
+}
+
+/// Writes responses.
+pub struct Responder {
+    api: &'static str,
+    problems: Vec<Rendered>,
+    second: u64,
+    date: String,
+    /// The header line that gives back the request's id; empty without one.
+    request_id: Vec<u8>,
+    body: Vec<u8>,
+}
+
+impl Default for Responder {
+    fn default() -> Self {
+        let problems = Problem::VARIANTS.iter().map(|problem| render(*problem)).collect();
+        Responder {
+            api: openapi::text(),
+            problems,
+            second: 0,
+            date: httpdate::fmt_http_date(UNIX_EPOCH),
+            request_id: Vec::new(),
+            body: Vec::new(),
+        }
+    }
+}
+
+fn render(problem: Problem) -> Rendered {
+    let about = problem.about();
+    let body = serde_json::to_vec(&problem.details()).expect("what is answered can be written as JSON");
+    let (status, headers, length) = (about.status, about.headers, body.len());
+    let head = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/problem+json\r\ncontent-length: {length}\r\n{headers}date: "
+    );
+    Rendered { head: head.into_bytes(), body }
+}
+
+impl Responder {
+    /// Sets the time for the `Date` of what follows.
+    pub fn set_time(&mut self, unix_ms: u64) {
+        let second = unix_ms / 1000;
+        if second != self.second {
+            self.second = second;
+            self.date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(second));
+        }
+    }
+
+    /// Sets the id of the request whose response follows.
+    pub fn set_request_id(&mut self, id: Option<&[u8]>) {
+        self.request_id.clear();
+        if let Some(id) = id {
+            self.request_id.extend_from_slice(b"\r\nx-request-id: ");
+            self.request_id.extend_from_slice(id);
+        }
+    }
+
+    /// Writes a refusal.
+    pub fn problem(&self, problem: Problem, style: Style, out: &mut Vec<u8>) -> Answer {
+        let Rendered { head, body } = &self.problems[problem as usize];
+        out.extend_from_slice(head);
+        self.finish_head(style, out);
+        if !style.head_only {
+            out.extend_from_slice(body);
+        }
+        Answer::Refused(problem)
+    }
+
+    /// Writes a response with a body of text.
+    pub fn text(&self, answer: Answer, body: &str, style: Style, out: &mut Vec<u8>) -> Answer {
+        self.with_body(answer, "text/plain", UNCACHED, body.as_bytes(), style, out)
+    }
+
+    /// Writes a response with a body of JSON.
+    pub fn json(&mut self, answer: Answer, body: &impl serde::Serialize, style: Style, out: &mut Vec<u8>) -> Answer {
+        self.body.clear();
+        serde_json::to_writer(&mut self.body, body).expect("what is answered can be written as JSON");
+        self.with_body(answer, "application/json", UNCACHED, &self.body, style, out)
+    }
+
+    /// Writes the API's description.
+    pub fn api(&self, style: Style, out: &mut Vec<u8>) -> Answer {
+        self.with_body(Answer::Ok, "application/json", UNCACHED, self.api.as_bytes(), style, out)
+    }
+
+    /// Writes the head of a response that goes on until the connection is closed: events. Nothing on their way may keep
+    /// them back.
+    pub fn event_stream(&self, style: Style, out: &mut Vec<u8>) -> Answer {
+        for part in ["HTTP/1.1 ", Answer::Ok.status(), "\r\ncontent-type: text/event-stream\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        out.extend_from_slice(b"cache-control: no-store\r\nx-accel-buffering: no\r\ndate: ");
+        self.finish_head(Style { keep_alive: false, ..style }, out);
+        Answer::Ok
+    }
+
+    /// Writes a response that cannot have a body.
+    pub fn empty(&self, answer: Answer, style: Style, out: &mut Vec<u8>) -> Answer {
+        for part in ["HTTP/1.1 ", answer.status(), "\r\ndate: "] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        self.finish_head(style, out);
+        answer
+    }
+
+    /// Writes an image that may be kept for so long under its tag; without it, if the client has it already.
+    pub fn image(&self, svg: Option<&str>, tag: &str, max_age_s: u64, style: Style, out: &mut Vec<u8>) -> Answer {
+        let caching = format!("\r\ncache-control: public, max-age={max_age_s}\r\netag: {tag}\r\n");
+        let Some(svg) = svg else {
+            for part in ["HTTP/1.1 ", Answer::Unchanged.status(), &caching, "date: "] {
+                out.extend_from_slice(part.as_bytes());
+            }
+            self.finish_head(style, out);
+            return Answer::Unchanged;
+        };
+        self.with_body(Answer::Ok, "image/svg+xml", &format!("{caching}content-length: "), svg.as_bytes(), style, out)
+    }
+
+    /// `caching` is what stands between the kind of the body and its length.
+    fn with_body(
+        &self,
+        answer: Answer,
+        kind: &str,
+        caching: &str,
+        body: &[u8],
+        style: Style,
+        out: &mut Vec<u8>,
+    ) -> Answer {
+        let mut digits = itoa::Buffer::new();
+        let kind_is = "\r\ncontent-type: ";
+        let (status, later) = (answer.status(), if answer == Answer::Unready { "\r\nretry-after: 1" } else { "" });
+        for part in ["HTTP/1.1 ", status, later, kind_is, kind, caching, digits.format(body.len()), "\r\ndate: "] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        self.finish_head(style, out);
+        if !style.head_only {
+            out.extend_from_slice(body);
+        }
+        answer
+    }
+
+    fn finish_head(&self, style: Style, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.date.as_bytes());
+        if !self.request_id.is_empty() {
+            out.extend_from_slice(&self.request_id);
+        }
+        out.extend_from_slice(match (style.keep_alive, style.is_http10) {
+            (true, false) => b"\r\n\r\n",
+            (true, true) => b"\r\nconnection: keep-alive\r\n\r\n",
+            (false, _) => b"\r\nconnection: close\r\n\r\n",
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_problem_is_rendered_whole() {
+        for problem in Problem::VARIANTS {
+            let mut out = Vec::new();
+            Responder::default().problem(*problem, Style { keep_alive: true, ..Style::default() }, &mut out);
+            let text = String::from_utf8(out).unwrap();
+            let (head, body) = text.split_once("\r\n\r\n").unwrap();
+            assert!(head.contains(&format!("content-length: {}\r\n", body.len())), "{head}");
+            assert_eq!(head.contains("retry-after: "), head.starts_with("HTTP/1.1 503"), "{head}");
+            assert!(body.contains(&format!("\"type\":\"/problems/{}\"", problem.about().slug)), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_head_is_all_that_head_gets() {
+        let mut responder = Responder::default();
+        responder.set_time(784_111_777_000);
+        let style = Style { is_http10: true, keep_alive: true, head_only: true, json: false };
+        let mut out = Vec::new();
+        responder.text(Answer::Ok, "hello", style, &mut out);
+        let expected = "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncache-control: no-store\r\ncontent-length: 5\r\n\
+                        date: Sun, 06 Nov 1994 08:49:37 GMT\r\nconnection: keep-alive\r\n\r\n";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+}

@@ -1,0 +1,337 @@
+//! Requests to commands, outcomes to responses.
+
+use crate::http::bodies::{Receipt, Reservation};
+use crate::http::head::{Head, Method};
+use crate::http::operation::{Answer, ITEMS_SHOWN, ITEMS_SHOWN_MAX, Operation};
+use crate::http::problem::Problem;
+use crate::http::response::{Responder, Style};
+use crate::sale::code::Code;
+use crate::sale::command::{Command, Outcome};
+use crate::sale::ids::{ItemId, UserId};
+use crate::sale::item_name::{ItemImage, ItemName};
+use uuid::Uuid;
+
+/// Where a request leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// To the sale. The answer is JSON if the flag is set and there is a choice.
+    Command(Command, bool),
+    /// To something to be read.
+    Page(Page),
+    /// To what is told whenever it changes.
+    Events,
+    /// Nowhere.
+    Refused(Problem),
+}
+
+/// Something to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Page {
+    /// How the sale stands.
+    Sale,
+    /// Something about items.
+    Items(ItemPage),
+    /// Whether the process is up.
+    Live,
+    /// Whether it is ready to sell.
+    Ready,
+    /// Everything about it.
+    Health,
+    /// What can be asked, and every answer.
+    Api,
+}
+
+/// Something to be read about items.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ItemPage {
+    /// How so many items stand, from `offset` on.
+    List {
+        /// The first one.
+        offset: u32,
+        /// How many at most.
+        limit: u32,
+    },
+    /// How one stands.
+    Item(ItemId),
+    /// What it looks like.
+    Image(ItemId),
+}
+
+/// Finds out what a request asks for, and its way.
+pub fn route(head: &Head<'_>) -> (Operation, Route) {
+    let refused = |problem| (Operation::Unknown, Route::Refused(problem));
+    let page = |operation, page| match head.method {
+        Method::Get | Method::Head => (operation, Route::Page(page)),
+        _ => refused(Problem::OnlyGet),
+    };
+    match (head.path, head.method) {
+        ("/checkout", Method::Post) => (Operation::Checkout, checkout(head).unwrap_or_else(Route::Refused)),
+        ("/checkout", Method::Delete) => (Operation::Cancel, cancel(head).unwrap_or_else(Route::Refused)),
+        ("/checkout", _) => refused(Problem::OnlyPostOrDelete),
+        ("/purchase", Method::Post) => (Operation::Purchase, purchase(head).unwrap_or_else(Route::Refused)),
+        ("/purchase", _) => refused(Problem::OnlyPost),
+        ("/sale", _) => page(Operation::Sale, Page::Sale),
+        ("/events", Method::Get | Method::Head) => (Operation::Events, Route::Events),
+        ("/events", _) => refused(Problem::OnlyGet),
+        ("/livez", _) => page(Operation::Live, Page::Live),
+        ("/readyz", _) => page(Operation::Ready, Page::Ready),
+        ("/health", _) => page(Operation::Health, Page::Health),
+        ("/openapi.json", _) => page(Operation::Api, Page::Api),
+        ("/items", Method::Get | Method::Head) => (Operation::Items, items(head).unwrap_or_else(Route::Refused)),
+        ("/items", _) => refused(Problem::OnlyGet),
+        (path, _) => match item(path) {
+            Some((item, None)) => page(Operation::Item, Page::Items(ItemPage::Item(item))),
+            Some((item, Some("image.svg"))) => page(Operation::Image, Page::Items(ItemPage::Image(item))),
+            _ => refused(Problem::NotFound),
+        },
+    }
+}
+
+/// The item that a path names, and what it asks of it.
+fn item(path: &str) -> Option<(ItemId, Option<&str>)> {
+    let path = path.strip_prefix("/items/")?;
+    let (item, what) = path.split_once('/').map_or((path, None), |(item, what)| (item, Some(what)));
+    let item = number(item.as_bytes()).and_then(|id| u32::try_from(id).ok())?;
+    Some((ItemId(item), what))
+}
+
+fn items(head: &Head<'_>) -> Result<Route, Problem> {
+    let (mut offset, mut limit) = (None, None);
+    for (name, value) in parameters(head.query) {
+        let value = || number(value).and_then(|value| u32::try_from(value).ok());
+        match name {
+            b"offset" if offset.is_some() => return Err(Problem::InvalidOffset),
+            b"offset" => offset = Some(value().ok_or(Problem::InvalidOffset)?),
+            b"limit" if limit.is_some() => return Err(Problem::InvalidLimit),
+            b"limit" => {
+                let is_allowed = |limit: &u32| (1..=ITEMS_SHOWN_MAX).contains(limit);
+                limit = Some(value().filter(is_allowed).ok_or(Problem::InvalidLimit)?);
+            }
+            _ => {}
+        }
+    }
+    let (offset, limit) = (offset.unwrap_or(0), limit.unwrap_or(ITEMS_SHOWN));
+    Ok(Route::Page(Page::Items(ItemPage::List { offset, limit })))
+}
+
+fn checkout(head: &Head<'_>) -> Result<Route, Problem> {
+    let (mut user, mut item, mut short_name) = (None, None, false);
+    for (name, value) in parameters(head.query) {
+        match name {
+            b"user_id" if user.is_some() => return Err(Problem::InvalidUser),
+            b"user_id" => {
+                let id = number(value).and_then(|id| i64::try_from(id).ok());
+                user = Some(UserId(id.ok_or(Problem::InvalidUser)?));
+            }
+            b"item_id" | b"id" if item.is_some() => return Err(Problem::InvalidItem),
+            b"item_id" | b"id" => {
+                let id = number(value).and_then(|id| u32::try_from(id).ok());
+                item = Some(ItemId(id.ok_or(Problem::InvalidItem)?));
+                short_name = name == b"id";
+            }
+            _ => {}
+        }
+    }
+    let user = user.ok_or(Problem::InvalidUser)?;
+    let item = item.ok_or(Problem::InvalidItem)?;
+    Ok(Route::Command(Command::Checkout { item, user }, short_name || head.accepts_json))
+}
+
+fn purchase(head: &Head<'_>) -> Result<Route, Problem> {
+    let code = code(head)?;
+    // A name-based UUID (RFC 9562 §5.5) under the code: the fingerprint of a key never meets another code's.
+    let fingerprint = |key| Uuid::new_v5(&Uuid::from_bytes(*code.as_bytes()), key);
+    let key = head.idempotency_key.map_or(Uuid::nil(), fingerprint);
+    Ok(Route::Command(Command::Purchase { code, key }, true))
+}
+
+fn cancel(head: &Head<'_>) -> Result<Route, Problem> {
+    Ok(Route::Command(Command::Cancel { code: code(head)? }, true))
+}
+
+fn code(head: &Head<'_>) -> Result<Code, Problem> {
+    let mut values = parameters(head.query).filter(|(name, _)| *name == b"code").map(|(_, value)| value);
+    match (values.next(), values.next()) {
+        (Some(value), None) => Code::parse(value).ok_or(Problem::InvalidCode),
+        _ => Err(Problem::InvalidCode),
+    }
+}
+
+fn parameters(query: &str) -> impl Iterator<Item = (&[u8], &[u8])> {
+    query.as_bytes().split(|&byte| byte == b'&').map(|pair| {
+        let mark = pair.iter().position(|&byte| byte == b'=').unwrap_or(pair.len());
+        (&pair[..mark], pair.get(mark + 1..).unwrap_or_default())
+    })
+}
+
+/// A whole number in its one spelling: digits, no sign, no leading zero, nothing encoded.
+fn number(text: &[u8]) -> Option<u64> {
+    let add = |number: u64, byte: &u8| {
+        let digit = byte.is_ascii_digit().then(|| byte - b'0')?;
+        number.checked_mul(10)?.checked_add(digit.into())
+    };
+    if matches!(text, b"0" | [b'1'..=b'9', ..]) { text.iter().try_fold(0, add) } else { None }
+}
+
+/// Writes what became of a command.
+pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &mut Vec<u8>) -> Answer {
+    let problem = match outcome {
+        Outcome::Reserved { code, sale, item, expires_unix_ms } => {
+            let mut buffer = [0; Code::TEXT_BYTES];
+            let code = code.write(&mut buffer);
+            if !style.json {
+                return responder.text(Answer::Ok, code, style, out);
+            }
+            let expires_at = rfc3339(expires_unix_ms);
+            return responder.json(
+                Answer::Ok,
+                &Reservation { code, sale_id: sale.0, item_id: item.0, expires_at },
+                style,
+                out,
+            );
+        }
+        Outcome::Purchased { sale, item } => {
+            let receipt = Receipt {
+                success: true,
+                message: "Purchase successful",
+                sale_id: sale.0,
+                item_id: item.0,
+                item_name: ItemName(sale, item),
+                item_image: ItemImage(item),
+            };
+            return responder.json(Answer::Ok, &receipt, style, out);
+        }
+        Outcome::Released => return responder.empty(Answer::NoContent, style, out),
+        Outcome::ItemSold { .. } => Problem::ItemSold,
+        Outcome::ItemReserved => Problem::ItemReserved,
+        Outcome::UserLimit => Problem::UserLimit,
+        Outcome::NoSuchItem => Problem::NoSuchItem,
+        Outcome::CodeUnknown => Problem::CodeUnknown,
+        Outcome::CodeExpired => Problem::CodeExpired,
+        Outcome::CodeUsed => Problem::CodeUsed,
+        Outcome::SaleEnded => Problem::SaleEnded,
+        Outcome::LogFull => Problem::LogFull,
+    };
+    responder.problem(problem, style, out)
+}
+
+/// The last millisecond of the year 9999.
+const LAST_MS: u64 = 253_402_300_799_999;
+
+/// A time as answers spell it: RFC 3339, UTC, milliseconds.
+pub fn rfc3339(unix_ms: u64) -> String {
+    // There is no way to write a later one: a clock that goes so wrong is told as the end of times.
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_millis(unix_ms.min(LAST_MS));
+    humantime::format_rfc3339_millis(time).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::head::parse_head;
+
+    fn way(request: &str) -> Route {
+        let text = format!("{request} HTTP/1.1\r\nHost: x\r\n\r\n");
+        route(&parse_head(text.as_bytes()).unwrap().unwrap()).1
+    }
+
+    #[test]
+    fn commands_are_found() {
+        let checkout = |item, user| Command::Checkout { item: ItemId(item), user: UserId(user) };
+        assert_eq!(way("POST /checkout?user_id=1&item_id=2"), Route::Command(checkout(2, 1), false));
+        assert_eq!(
+            way("POST /checkout?id=0&x=y&user_id=9223372036854775807"),
+            Route::Command(checkout(0, i64::MAX), true)
+        );
+        let text = "00027232-4538-87b2-840d-b281356ddb74";
+        let code = Code::parse(text.as_bytes()).unwrap();
+        let purchase = Command::Purchase { code, key: Uuid::nil() };
+        assert_eq!(way(&format!("POST /purchase?code={text}")), Route::Command(purchase, true));
+        assert_eq!(way(&format!("DELETE /checkout?code={text}")), Route::Command(Command::Cancel { code }, true));
+        assert_eq!(way("HEAD /sale"), Route::Page(Page::Sale));
+    }
+
+    #[test]
+    fn bad_values_are_named() {
+        for value in [
+            "",
+            "+1",
+            "-1",
+            "1e3",
+            "007",
+            "00",
+            "18446744073709551616",
+            "9223372036854775808",
+            "%31",
+            "1 ",
+            "x",
+            "1.0",
+            "0x1",
+        ] {
+            if !value.contains(' ') {
+                assert_eq!(
+                    way(&format!("POST /checkout?user_id={value}&item_id=1")),
+                    Route::Refused(Problem::InvalidUser),
+                    "{value}"
+                );
+                assert_eq!(
+                    way(&format!("POST /checkout?user_id=1&item_id={value}")),
+                    Route::Refused(Problem::InvalidItem),
+                    "{value}"
+                );
+            }
+        }
+        for query in
+            ["", "?item_id=1", "?user_id=1&user_id=1&item_id=1", "?user%5Fid=1&item_id=1", "?USER_ID=1&item_id=1"]
+        {
+            assert_eq!(way(&format!("POST /checkout{query}")), Route::Refused(Problem::InvalidUser), "{query}");
+        }
+        for query in ["?user_id=1", "?user_id=1&item_id=1&item_id=1", "?user_id=1&item_id=1&id=1"] {
+            assert_eq!(way(&format!("POST /checkout{query}")), Route::Refused(Problem::InvalidItem), "{query}");
+        }
+        for query in [
+            "",
+            "?code=",
+            "?code=1",
+            "?code=00027232-4538-87b2-840d-b281356ddb74&code=x",
+            "?code=00027232-4538-87B2-840d-b281356ddb74",
+        ] {
+            assert_eq!(way(&format!("POST /purchase{query}")), Route::Refused(Problem::InvalidCode), "{query}");
+        }
+    }
+
+    #[test]
+    fn items_are_found() {
+        let list = |offset, limit| Route::Page(Page::Items(ItemPage::List { offset, limit }));
+        assert_eq!(way("GET /items"), list(0, 50));
+        assert_eq!(way("HEAD /items?limit=200&x=y&offset=4294967295"), list(u32::MAX, 200));
+        assert_eq!(way("GET /items/0"), Route::Page(Page::Items(ItemPage::Item(ItemId(0)))));
+        assert_eq!(way("GET /items/42/image.svg?x"), Route::Page(Page::Items(ItemPage::Image(ItemId(42)))));
+        for query in
+            ["offset=", "offset=-1", "offset=00", "offset=4294967296", "offset=1&offset=1", "offset=0&limit=9&offset"]
+        {
+            assert_eq!(way(&format!("GET /items?{query}")), Route::Refused(Problem::InvalidOffset), "{query}");
+        }
+        for query in ["limit=", "limit=0", "limit=201", "limit=+1", "limit=1e2", "limit=5&limit=5", "limit"] {
+            assert_eq!(way(&format!("GET /items?{query}")), Route::Refused(Problem::InvalidLimit), "{query}");
+        }
+        for path in
+            ["/items/", "/items/x", "/items/07", "/items/4294967296", "/items/1/", "/items/1/image.png", "/itemsx"]
+        {
+            assert_eq!(way(&format!("GET {path}")), Route::Refused(Problem::NotFound), "{path}");
+        }
+        for path in ["/items?limit=0", "/items/1", "/items/1/image.svg"] {
+            assert_eq!(way(&format!("POST {path}")), Route::Refused(Problem::OnlyGet), "{path}");
+        }
+    }
+
+    #[test]
+    fn wrong_paths_and_methods_are_told_apart() {
+        assert_eq!(way("GET /nothing"), Route::Refused(Problem::NotFound));
+        assert_eq!(way("GET /checkout/"), Route::Refused(Problem::NotFound));
+        assert_eq!(way("GET /checkout"), Route::Refused(Problem::OnlyPostOrDelete));
+        assert_eq!(way("DELETE /purchase"), Route::Refused(Problem::OnlyPost));
+        assert_eq!(way("POST /sale"), Route::Refused(Problem::OnlyGet));
+        assert_eq!(way("BREW /readyz"), Route::Refused(Problem::OnlyGet));
+    }
+}

@@ -1,0 +1,106 @@
+//! Reads flushed records of one stream from its files, forwards, while they are being written.
+
+use crate::log::block::{self, BLOCK_BYTES, StreamId};
+use crate::log::segment::SegmentName;
+use crate::sale::ids::Seq;
+use crate::sale::record::RECORD_BYTES;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// A place in a stream's files.
+pub struct LogReader {
+    dir: PathBuf,
+    stream: StreamId,
+    /// The segment being read, and the next block in it.
+    segment: Option<(SegmentName, File, u32)>,
+}
+
+impl LogReader {
+    /// A reader at the beginning of what is left of the stream.
+    pub fn new(dir: &Path, stream: StreamId) -> Self {
+        LogReader { dir: dir.to_owned(), stream, segment: None }
+    }
+
+    /// Records before the first one that is left: retention may have removed some. `None` if there is nothing at all.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn first(&self) -> io::Result<Option<Seq>> {
+        loop {
+            let Some(name) = self.names()?.into_iter().next() else { return Ok(None) };
+            let mut bytes = [0; BLOCK_BYTES];
+            match File::open(name.path(&self.dir)).and_then(|file| file.read_exact_at(&mut bytes, 0)) {
+                Ok(()) => {
+                    return Ok(Some(block::parse(&bytes, &self.stream).map_or(0, |(header, _)| header.records_before)));
+                }
+                // Retention has removed it since it was listed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Appends to `records` those after `after` up to `until`, which must be flushed, but stops at `bytes_max`.
+    /// Returns the number of the last one appended.
+    ///
+    /// # Errors
+    /// Of the file system; and if a flushed record is not there.
+    pub fn read(&mut self, after: Seq, until: Seq, bytes_max: usize, records: &mut Vec<u8>) -> io::Result<Seq> {
+        let mut at = after;
+        let mut bytes = [0; BLOCK_BYTES];
+        while at < until && records.len() < bytes_max {
+            let Some((name, file, next)) = &mut self.segment else {
+                self.segment = Some(self.open_segment(0)?);
+                continue;
+            };
+            if *next == name.blocks || u64::from(*next) * BLOCK_BYTES as u64 >= file.metadata()?.len() {
+                let first_block = name.first_block + u64::from(*next);
+                self.segment = Some(self.open_segment(first_block)?);
+                continue;
+            }
+            file.read_exact_at(&mut bytes, u64::from(*next) * BLOCK_BYTES as u64)?;
+            let missing =
+                || io::Error::other(format!("record {} is not in {}", at + 1, name.path(&self.dir).display()));
+            let (header, _) = block::parse(&bytes, &self.stream).ok_or_else(missing)?;
+            let end = header.records_before + u64::from(header.records);
+            if header.records_before > at {
+                return Err(missing());
+            }
+            if end > at {
+                let skipped = (at - header.records_before) as usize;
+                let wanted = (end.min(until) - header.records_before) as usize;
+                let taken = block::records(&bytes, header.records).take(wanted).skip(skipped);
+                taken.for_each(|record| records.extend_from_slice(record));
+                at = end.min(until);
+            }
+            if end <= until {
+                *next += 1;
+            }
+        }
+        debug_assert!(records.len().is_multiple_of(RECORD_BYTES));
+        Ok(at)
+    }
+
+    /// The first segment that holds `block` or comes after it.
+    fn open_segment(&self, block: u64) -> io::Result<(SegmentName, File, u32)> {
+        loop {
+            let name = self.names()?.into_iter().find(|name| name.first_block + u64::from(name.blocks) > block);
+            let name = name.ok_or_else(|| io::Error::other(format!("a segment of {:?} is gone", self.stream)))?;
+            match File::open(name.path(&self.dir)) {
+                Ok(file) => return Ok((name, file, block.saturating_sub(name.first_block) as u32)),
+                // Retention has removed it since it was listed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The stream's segments, in order.
+    fn names(&self) -> io::Result<Vec<SegmentName>> {
+        let mut names = SegmentName::list(&self.dir, self.stream.cluster)?;
+        names.retain(|name| name.stream == self.stream);
+        Ok(names)
+    }
+}

@@ -1,0 +1,131 @@
+//! `stampede log dump`: records as lines of JSON.
+
+use crate::config::fatal::Fatal;
+use crate::config::settings::Config;
+use crate::http::route::rfc3339;
+use crate::log::block::StreamId;
+use crate::log_tool::arguments::Filter;
+use crate::log_tool::scan::LogScan;
+use crate::sale::ids::{ItemId, Seq, UserId};
+use crate::sale::record::{LogEvent, Record};
+use serde::Serialize;
+use std::io::{self, ErrorKind, Write};
+use uuid::Uuid;
+
+/// A record, as a person reads it. The time comes first: lines that are sorted are in order of time.
+#[derive(Serialize)]
+struct DumpLine {
+    time: String,
+    epoch: u32,
+    shard: u16,
+    log: &'static str,
+    seq: Seq,
+    sale_id: u32,
+    event: &'static str,
+    #[serde(flatten)]
+    about: DumpSubject,
+}
+
+#[derive(Default, Serialize)]
+struct DumpSubject {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    item_id: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_id: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idempotency_key: Option<Uuid>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    items: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_limit: Option<u32>,
+}
+
+impl DumpLine {
+    fn new(stream: &StreamId, seq: Seq, record: &Record) -> DumpLine {
+        let (event, about) = about(record);
+        let (epoch, shard, log) = (stream.epoch, stream.shard, stream.log.name());
+        DumpLine { time: rfc3339(record.unix_ms), epoch, shard, log, seq, sale_id: record.sale.0, event, about }
+    }
+}
+
+fn about(record: &Record) -> (&'static str, DumpSubject) {
+    let of = |item: ItemId, user: UserId| DumpSubject {
+        item_id: Some(item.0),
+        user_id: Some(user.0),
+        ..DumpSubject::default()
+    };
+    match record.event {
+        LogEvent::SaleOpened { items, user_limit } => {
+            ("sale-opened", DumpSubject { items: Some(items), user_limit: Some(user_limit), ..DumpSubject::default() })
+        }
+        LogEvent::TakenOver => ("taken-over", DumpSubject::default()),
+        LogEvent::Checkout { item, user, code, ttl_ms } => {
+            let expires_at = Some(rfc3339(record.unix_ms.saturating_add(ttl_ms.into())));
+            ("checkout", DumpSubject { code: Some(code.to_string()), expires_at, ..of(item, user) })
+        }
+        LogEvent::Released { item, user, code, reason } => {
+            ("released", DumpSubject { code: Some(code.to_string()), reason: Some(reason.name()), ..of(item, user) })
+        }
+        LogEvent::Purchase { item, user, code, key } => {
+            let idempotency_key = Some(key).filter(|key| !key.is_nil());
+            ("purchase", DumpSubject { code: Some(code.to_string()), idempotency_key, ..of(item, user) })
+        }
+        LogEvent::Refused { item, user, reason } => {
+            ("refused", DumpSubject { reason: Some(reason.name()), ..of(item, user) })
+        }
+    }
+}
+
+/// Why a dump has ended early.
+enum Stopped {
+    Fatal(Fatal),
+    /// Of what it is written to.
+    Output(io::Error),
+}
+
+impl From<Fatal> for Stopped {
+    fn from(fatal: Fatal) -> Self {
+        Stopped::Fatal(fatal)
+    }
+}
+
+impl From<io::Error> for Stopped {
+    fn from(error: io::Error) -> Self {
+        Stopped::Output(error)
+    }
+}
+
+/// Writes every record that the filter takes to `out`, as it is read.
+///
+/// # Errors
+/// [`Fatal::DataDir`]; [`Fatal::Damaged`], after all that can be read.
+pub fn dump(config: &Config, filter: &Filter, out: &mut impl Write) -> Result<(), Fatal> {
+    match write_all(config, filter, out) {
+        Ok(()) => Ok(()),
+        // Whoever was reading has seen enough.
+        Err(Stopped::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        Err(Stopped::Output(error)) => Err(Fatal::Host(format!("standard output cannot be written: {error}"))),
+        Err(Stopped::Fatal(fatal)) => Err(fatal),
+    }
+}
+
+fn write_all(config: &Config, filter: &Filter, out: &mut impl Write) -> Result<(), Stopped> {
+    let mut survey = LogScan::new(&config.data_dir)?;
+    for stream in &mut survey.streams {
+        stream.read(|stream, seq, record| {
+            if filter.takes(record) {
+                serde_json::to_writer(&mut *out, &DumpLine::new(stream, seq, record)).map_err(io::Error::from)?;
+                out.write_all(b"\n")?;
+            }
+            Ok::<(), Stopped>(())
+        })?;
+    }
+    out.flush()?;
+    Ok(survey.judge()?)
+}

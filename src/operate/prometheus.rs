@@ -1,0 +1,322 @@
+//! What Prometheus reads: the numbers that are published, summed or by shard, at the moment of the scrape.
+
+use crate::http::operation::Operation;
+use crate::log::block::LogKind;
+use crate::operate::counters::{Counter, Distribution, SIZES, TIMES_US};
+use crate::operate::shard_status::ShardStatus;
+use crate::operate::status::{Phase, Status};
+use crate::sale::record::{RefusalReason, ReleaseReason};
+use crate::system::proc_stats::Process;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+use std::fmt::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use strum::VariantArray;
+
+/// The type of the text, for the answer's head (OpenMetrics 1.0).
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The logs of a shard, in the order in which they are told.
+const LOGS: [LogKind; 2] = [LogKind::Purchases, LogKind::Attempts];
+/// The tables of [`crate::operate::status::Shipped::rows`].
+const TABLES: [&str; 3] = ["checkouts", "purchases", "releases"];
+
+/// The text, for what `status` says now.
+pub fn text(status: &Arc<Status>) -> String {
+    let mut registry = Registry::default();
+    let process = Process::read(status.shards.len());
+    registry.register_collector(Box::new(Scrape { status: status.clone(), process }));
+    let mut text = String::new();
+    encode(&mut text, &registry).expect("memory takes whatever is written to it");
+    text
+}
+
+/// What is known at the moment of a scrape.
+#[derive(Debug)]
+struct Scrape {
+    status: Arc<Status>,
+    process: Process,
+}
+
+/// The value of a sample.
+enum Value {
+    Counter(f64),
+    Gauge(f64),
+    /// In units of which so many make one that is shown.
+    Histogram(Distribution, f64),
+}
+
+impl Value {
+    fn encode(&self, encoder: &mut MetricEncoder<'_>) -> Result<(), Error> {
+        match self {
+            Value::Counter(count) => encoder.encode_counter::<NoLabelSet, _, u64>(count, None),
+            Value::Gauge(number) => encoder.encode_gauge(number),
+            Value::Histogram(of, unit) => {
+                let bound = |bound: Option<u64>| bound.map_or(f64::INFINITY, |bound| bound as f64 / unit);
+                let buckets: Vec<_> = of.buckets().map(|(limit, count)| (bound(limit), count)).collect();
+                encoder.encode_histogram::<NoLabelSet>(of.sum() as f64 / unit, of.count(), &buckets, None)
+            }
+        }
+    }
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+/// A metric and its samples.
+struct Family {
+    name: &'static str,
+    help: &'static str,
+    samples: Vec<(Labels, Value)>,
+}
+
+impl Family {
+    fn new(name: &'static str, help: &'static str, samples: impl IntoIterator<Item = (Labels, Value)>) -> Self {
+        Family { name, help, samples: samples.into_iter().collect() }
+    }
+
+    fn one(name: &'static str, help: &'static str, value: Value) -> Self {
+        Family::new(name, help, [(Labels::new(), value)])
+    }
+
+    fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
+        let Some((_, first)) = self.samples.first() else { return Ok(()) };
+        let kind = match first {
+            Value::Counter(_) => MetricType::Counter,
+            Value::Gauge(_) => MetricType::Gauge,
+            Value::Histogram(..) => MetricType::Histogram,
+        };
+        let mut family = encoder.encode_descriptor(self.name, self.help, None, kind)?;
+        for (labels, value) in &self.samples {
+            match &labels[..] {
+                [] => value.encode(&mut family)?,
+                _ => value.encode(&mut family.encode_family(labels)?)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read(number: &AtomicU64) -> f64 {
+    number.load(Ordering::Relaxed) as f64
+}
+
+fn flag(is_so: bool) -> Value {
+    Value::Gauge(f64::from(u8::from(is_so)))
+}
+
+fn labels<const N: usize>(pairs: [(&'static str, &str); N]) -> Labels {
+    pairs.map(|(name, value)| (name, value.to_owned())).into()
+}
+
+fn seconds(times: Distribution) -> Value {
+    Value::Histogram(times, 1e6)
+}
+
+impl Scrape {
+    fn sum(&self, counter: impl Fn(&ShardStatus) -> &Counter) -> Value {
+        Value::Counter(self.status.shards.iter().map(|shard| counter(shard).get()).sum::<u64>() as f64)
+    }
+
+    fn by_shard(&self, value: impl Fn(&ShardStatus) -> Value) -> Vec<(Labels, Value)> {
+        let samples = self.status.shards.iter().enumerate();
+        samples.map(|(shard, numbers)| (labels([("shard", &shard.to_string())]), value(numbers))).collect()
+    }
+
+    /// By shard and log: the purchases' number, then the attempts'.
+    fn by_log(&self, of: [fn(&ShardStatus) -> &AtomicU64; 2]) -> Vec<(Labels, Value)> {
+        let with_log = |(log, of): (&'static str, fn(&ShardStatus) -> &AtomicU64)| {
+            let samples = self.by_shard(|shard| Value::Counter(read(of(shard))));
+            samples.into_iter().map(move |(shard, value)| ([shard, labels([("log", log)])].concat(), value))
+        };
+        LOGS.map(LogKind::name).into_iter().zip(of).flat_map(with_log).collect()
+    }
+
+    fn sale(&self) -> [Family; 4] {
+        let status = &self.status;
+        let sale = status.newest_sale();
+        let sales = status.sales(sale);
+        let available = status.available(sales);
+        let states = [("sold", sales.sold.into()), ("reserved", sales.reserved.into()), ("available", available)];
+        let items = states.map(|(state, items)| (labels([("state", state)]), Value::Gauge(items as f64)));
+        let version = (labels([("version", env!("CARGO_PKG_VERSION"))]), Value::Gauge(1.0));
+        [
+            Family::new("stampede_build_info", "The version", [version]),
+            Family::one("stampede_ready", "Whether it sells", flag(status.phase() == Phase::Serving)),
+            Family::one("stampede_sale_id", "The sale: whole periods since 1970", Value::Gauge(sale.0.into())),
+            Family::new("stampede_sale_items", "Items of the sale, by state", items),
+        ]
+    }
+
+    fn requests(&self) -> [Family; 5] {
+        let route = |operation: Operation| {
+            let (method, path) = operation.route();
+            labels([("method", method), ("route", path)])
+        };
+        let answered = Operation::VARIANTS
+            .iter()
+            .copied()
+            .into_iter()
+            .flat_map(|operation| operation.answers().into_iter().map(move |answer| (operation, answer)));
+        // Two problems may differ in their details alone.
+        let mut counts: Vec<(Labels, u64)> = Vec::new();
+        for (operation, answer) in answered {
+            let (status, reason) = (&answer.status()[..3], answer.reason());
+            let labels = [route(operation), labels([("status", status), ("reason", reason)])].concat();
+            let count = self.status.shards.iter().map(|shard| shard.requests.answers(operation, answer).get()).sum();
+            match counts.iter_mut().find(|(known, _)| *known == labels) {
+                Some((_, sum)) => *sum += count,
+                None => counts.push((labels, count)),
+            }
+        }
+        let counts = counts.into_iter().map(|(labels, count)| (labels, Value::Counter(count as f64)));
+        let known = Operation::VARIANTS.iter().copied().filter(|operation| *operation != Operation::Unknown);
+        let times = known.map(|operation| (route(operation), seconds(self.status.times(operation))));
+        let released = ReleaseReason::VARIANTS
+            .iter()
+            .map(|&reason| (labels([("reason", reason.name())]), self.sum(|shard| &shard.released[reason as usize])));
+        let unrecorded = RefusalReason::VARIANTS
+            .iter()
+            .map(|&reason| (labels([("reason", reason.name())]), self.sum(|shard| &shard.unrecorded[reason as usize])));
+        [
+            Family::new("stampede_requests", "Requests, by what was asked and answered; reason is the problem", counts),
+            Family::new(
+                "stampede_request_seconds",
+                "From when a request was read to when its answer was written",
+                times,
+            ),
+            Family::new("stampede_holds_released", "Holds that ended without a purchase", released),
+            Family::new("stampede_attempts_unrecorded", "Refused checkouts not recorded, for want of room", unrecorded),
+            Family::new(
+                "stampede_shard_requests",
+                "Requests that a shard has answered",
+                self.by_shard(|shard| Value::Counter(shard.requests.count() as f64)),
+            ),
+        ]
+    }
+
+    fn shards(&self) -> [Family; 8] {
+        let counters = |name, help, of: fn(&ShardStatus) -> &AtomicU64| {
+            Family::new(name, help, self.by_shard(|shard| Value::Counter(read(of(shard)))))
+        };
+        let gauges = |name, help, of: fn(&ShardStatus) -> &AtomicU64| {
+            Family::new(name, help, self.by_shard(|shard| Value::Gauge(read(of(shard)))))
+        };
+        let cpu = self.process.shards_cpu_s.iter().enumerate();
+        let cpu = cpu.map(|(shard, cpu_s)| (labels([("shard", &shard.to_string())]), Value::Counter(*cpu_s)));
+        [
+            Family::new("stampede_shard_cpu_seconds", "CPU time of a shard's thread", cpu),
+            counters("stampede_turns", "Turns that a shard has taken", |shard| &shard.turns),
+            gauges("stampede_connections", "Open connections", |shard| &shard.connections),
+            gauges("stampede_subscribers", "Connections that listen to /events", |shard| &shard.subscribers),
+            counters("stampede_lane_batches", "Batches of messages to other shards", |shard| &shard.lane_batches),
+            counters("stampede_lane_messages", "Messages to other shards", |shard| &shard.lane_messages),
+            gauges(
+                "stampede_lane_waiting_messages",
+                "Messages waiting for a shard that has not read the last ones",
+                |shard| &shard.lane_waiting,
+            ),
+            gauges("stampede_log_free_blocks", "Blocks of 4 KiB that the purchase log can still take", |shard| {
+                &shard.log_room
+            }),
+        ]
+    }
+
+    fn log(&self) -> [Family; 4] {
+        let flushes = LOGS.map(|log| labels([("log", log.name())]));
+        let both = |bounds, of: [fn(&ShardStatus) -> Distribution; 2]| of.map(|of| self.status.total(bounds, of));
+        let times =
+            both(&TIMES_US, [|shard| shard.purchase_flushes.times.read(), |shard| shard.attempt_flushes.times.read()]);
+        let sizes =
+            both(&SIZES, [|shard| shard.purchase_flushes.sizes.read(), |shard| shard.attempt_flushes.sizes.read()]);
+        [
+            Family::new(
+                "stampede_log_records_appended",
+                "Records appended to the purchase log",
+                self.by_shard(|shard| Value::Counter(read(&shard.appended))),
+            ),
+            Family::new(
+                "stampede_log_records_durable",
+                "Records on this machine's disk",
+                self.by_log([|shard| &shard.flushed, |shard| &shard.attempts_flushed]),
+            ),
+            Family::new(
+                "stampede_log_flush_seconds",
+                "Time that a flush of a log takes",
+                flushes.clone().into_iter().zip(times.map(seconds)),
+            ),
+            Family::new(
+                "stampede_log_flush_records",
+                "Records that a flush makes durable together",
+                flushes.into_iter().zip(sizes.map(|sizes| Value::Histogram(sizes, 1.0))),
+            ),
+        ]
+    }
+
+    fn postgres(&self) -> Vec<Family> {
+        let status = &self.status;
+        let is_so = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
+        let rows = TABLES.into_iter().zip(&status.shipped.rows);
+        let rows = rows.map(|(table, rows)| (labels([("table", table)]), Value::Counter(rows.get() as f64)));
+        let behind = status.records_behind().map(|records| {
+            let help = "Durable records that are not in Postgres";
+            Family::one("stampede_postgres_behind_records", help, Value::Gauge(records as f64))
+        });
+        let families = [
+            Family::one(
+                "stampede_postgres_connected",
+                "Whether the database answers",
+                flag(is_so(&status.is_database_connected)),
+            ),
+            Family::one(
+                "stampede_postgres_behind_seconds",
+                "For how long the oldest record that is not in Postgres has been durable",
+                Value::Gauge(read(&status.behind_ms) / 1000.0),
+            ),
+            Family::new(
+                "stampede_postgres_records",
+                "Records of this run in Postgres",
+                self.by_log([|shard| &shard.persisted, |shard| &shard.attempts_persisted]),
+            ),
+            Family::new("stampede_postgres_rows", "Rows copied, by table", rows),
+            Family::one(
+                "stampede_postgres_transaction_seconds",
+                "Time that a batch of rows takes, from begin to commit",
+                seconds(status.shipped.times.read()),
+            ),
+            Family::one(
+                "stampede_postgres_retries",
+                "Times that the database was lost or not reached, and tried again",
+                Value::Counter(status.shipped.retries.get() as f64),
+            ),
+        ];
+        families.into_iter().chain(behind).collect()
+    }
+
+    /// Under the names that every Prometheus client uses.
+    fn process(&self) -> [Family; 7] {
+        let Process { cpu_s, resident_bytes, virtual_bytes, threads, open_fds, max_fds, started_s, .. } = self.process;
+        let gauge = |name, help, value: u64| Family::one(name, help, Value::Gauge(value as f64));
+        [
+            Family::one("process_cpu_seconds", "CPU time of the process", Value::Counter(cpu_s)),
+            gauge("process_resident_memory_bytes", "Memory of the process in RAM", resident_bytes),
+            gauge("process_virtual_memory_bytes", "Address space of the process", virtual_bytes),
+            gauge("process_threads", "Threads of the process", threads),
+            gauge("process_open_fds", "Open descriptors", open_fds),
+            gauge("process_max_fds", "Descriptors that may be open", max_fds),
+            Family::one("process_start_time_seconds", "When the process began, since 1970", Value::Gauge(started_s)),
+        ]
+    }
+}
+
+impl Collector for Scrape {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
+        let postgres = if self.status.has_database { self.postgres() } else { Vec::new() };
+        let families = self.sale().into_iter().chain(self.requests()).chain(self.shards()).chain(self.log());
+        let mut families = families.chain(postgres).chain(self.process());
+        families.try_for_each(|family| family.encode(&mut encoder))
+    }
+}

@@ -1,0 +1,224 @@
+//! One sample a second of what is published: what the dashboard shows, whoever looks at it.
+
+use crate::http::bodies::{Doing, Postgres};
+use crate::http::operation::{Answer, Operation};
+use crate::http::problem::Problem;
+use crate::operate::counters::Distribution;
+use crate::operate::status::Status;
+use crate::sale::ids::Moment;
+use crate::system::proc_stats::Process;
+use serde::{Serialize, Serializer};
+use std::array;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use strum::VariantArray;
+
+/// What requests come to, in few words, and in the order of [`AnswerClass`].
+const NAMES: [&str; 10] = [
+    "reserved",
+    "bought",
+    "released",
+    "looked_up",
+    "item_sold",
+    "item_reserved",
+    "user_limit",
+    "code_refused",
+    "invalid",
+    "unavailable",
+];
+
+#[derive(Clone, Copy)]
+enum AnswerClass {
+    Reserved,
+    Bought,
+    Released,
+    LookedUp,
+    ItemSold,
+    ItemReserved,
+    UserLimit,
+    CodeRefused,
+    Invalid,
+    Unavailable,
+}
+
+impl AnswerClass {
+    fn of(operation: Operation, answer: Answer) -> Self {
+        use Problem::{CodeExpired, CodeUnknown, CodeUsed, LogFull, NotReady, Overdue, SaleEnded, TooManyConnections};
+        match (operation, answer) {
+            (Operation::Checkout, Answer::Ok) => AnswerClass::Reserved,
+            (Operation::Purchase, Answer::Ok) => AnswerClass::Bought,
+            (_, Answer::NoContent) => AnswerClass::Released,
+            (_, Answer::Ok | Answer::Unchanged) => AnswerClass::LookedUp,
+            (_, Answer::Refused(Problem::ItemSold)) => AnswerClass::ItemSold,
+            (_, Answer::Refused(Problem::ItemReserved)) => AnswerClass::ItemReserved,
+            (_, Answer::Refused(Problem::UserLimit)) => AnswerClass::UserLimit,
+            (_, Answer::Refused(CodeUnknown | CodeExpired | CodeUsed | SaleEnded)) => AnswerClass::CodeRefused,
+            (_, Answer::Unready | Answer::Refused(LogFull | NotReady | TooManyConnections | Overdue)) => {
+                AnswerClass::Unavailable
+            }
+            _ => AnswerClass::Invalid,
+        }
+    }
+}
+
+/// How many requests came to what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct AnswerClasses([u64; NAMES.len()]);
+
+impl Serialize for AnswerClasses {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(NAMES.iter().zip(self.0))
+    }
+}
+
+/// How everything stood at a moment, and what happened in the second before it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Sample {
+    /// Milliseconds since the Unix epoch.
+    at_ms: u64,
+    phase: Doing,
+    sale_id: u32,
+    items: u64,
+    sold: u32,
+    reserved: u32,
+    available: u64,
+    /// Since the process began.
+    answered: AnswerClasses,
+    per_second: AnswerClasses,
+    /// Microseconds that half of the checkouts of this second took at most, 99 of 100, and 999 of 1,000.
+    checkout_us: Option<[u64; 3]>,
+    purchase_us: Option<[u64; 3]>,
+    postgres: Option<Postgres>,
+    shards: Vec<ShardSample>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct ShardSample {
+    per_second: u64,
+    connections: u64,
+    /// The share of the second that its thread was on a CPU.
+    busy: f64,
+}
+
+/// Running totals.
+struct Totals {
+    monotonic_ms: u64,
+    answered: AnswerClasses,
+    checkouts: Distribution,
+    purchases: Distribution,
+    requests: Vec<u64>,
+    cpu_s: Vec<f64>,
+}
+
+impl Totals {
+    fn read(status: &Status, cpu_s: Vec<f64>, now: Moment) -> Self {
+        let mut answered = AnswerClasses::default();
+        for &operation in Operation::VARIANTS {
+            for answer in Answer::all() {
+                let counts = status.shards.iter().map(|shard| shard.requests.answers(operation, answer).get());
+                answered.0[AnswerClass::of(operation, answer) as usize] += counts.sum::<u64>();
+            }
+        }
+        Totals {
+            monotonic_ms: now.monotonic_ms,
+            answered,
+            checkouts: status.times(Operation::Checkout),
+            purchases: status.times(Operation::Purchase),
+            requests: status.shards.iter().map(|shard| shard.requests.count()).collect(),
+            cpu_s,
+        }
+    }
+}
+
+/// Takes samples.
+pub struct Sampler {
+    status: Arc<Status>,
+    before: Totals,
+}
+
+impl Sampler {
+    /// A sampler of `status`. Its first sample is of what happens from now on.
+    pub fn new(status: Arc<Status>, now: Moment) -> Self {
+        let before = Totals::read(&status, Process::shards_cpu_s(status.shards.len()), now);
+        Sampler { status, before }
+    }
+
+    /// How everything stands now.
+    pub fn sample(&mut self, now: Moment) -> Sample {
+        let cpu_s = Process::shards_cpu_s(self.status.shards.len());
+        let totals = Totals::read(&self.status, cpu_s, now);
+        let before = std::mem::replace(&mut self.before, totals);
+        let (status, totals) = (&self.status, &self.before);
+        let seconds = (totals.monotonic_ms - before.monotonic_ms).max(1) as f64 / 1000.0;
+        let per_second = |total: u64, before: u64| ((total - before) as f64 / seconds).round() as u64;
+        let quantiles = |of: &Distribution, before: &Distribution| {
+            let within = of.clone().since(before);
+            within.quantile(0.5).map(|_| [0.5, 0.99, 0.999].map(|share| within.quantile(share).unwrap_or(0.0) as u64))
+        };
+        let shards = status.shards.iter().enumerate().map(|(shard, numbers)| ShardSample {
+            per_second: per_second(totals.requests[shard], before.requests[shard]),
+            connections: numbers.connections.load(Ordering::Relaxed),
+            busy: ((totals.cpu_s[shard] - before.cpu_s[shard]) / seconds).clamp(0.0, 1.0),
+        });
+        let sale = status.newest_sale();
+        let (sales, items) = (status.sales(sale), status.items());
+        Sample {
+            at_ms: now.unix_ms,
+            phase: status.phase().into(),
+            sale_id: sale.0,
+            items,
+            sold: sales.sold,
+            reserved: sales.reserved,
+            available: status.available(sales),
+            answered: totals.answered,
+            per_second: AnswerClasses(array::from_fn(|at| per_second(totals.answered.0[at], before.answered.0[at]))),
+            checkout_us: quantiles(&totals.checkouts, &before.checkouts),
+            purchase_us: quantiles(&totals.purchases, &before.purchases),
+            postgres: status.postgres(),
+            shards: shards.collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operate::status::Phase;
+
+    #[test]
+    fn whoever_asks_and_is_not_refused_has_looked_up() {
+        for operation in Operation::VARIANTS.iter().copied().filter(|operation| operation.route().0 == "GET") {
+            for answer in operation.answers() {
+                let has_looked_up = matches!(AnswerClass::of(operation, answer), AnswerClass::LookedUp);
+                assert_eq!(has_looked_up, answer.reason().is_empty(), "{operation:?} {answer:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_sample_is_of_the_time_since_the_one_before() {
+        let status = Arc::new(Status::new(Phase::Serving, 2, false));
+        let at = |monotonic_ms| Moment { monotonic_ms, unix_ms: 1_000_000 + monotonic_ms };
+        let count = |shard: usize, operation, answer, requests| {
+            status.shards[shard].requests.answers(operation, answer).add(requests);
+        };
+        count(0, Operation::Checkout, Answer::Ok, 7);
+        let mut sampler = Sampler::new(status.clone(), at(0));
+        count(1, Operation::Checkout, Answer::Ok, 10);
+        count(0, Operation::Purchase, Answer::Refused(Problem::CodeUsed), 4);
+        count(0, Operation::Unknown, Answer::Refused(Problem::TooManyConnections), 2);
+        status.shards[0].requests.times(Operation::Checkout).record(300);
+        let sample = serde_json::to_value(sampler.sample(at(2_000))).unwrap();
+        assert_eq!(sample["at_ms"], 1_002_000);
+        assert_eq!((&sample["answered"]["reserved"], &sample["per_second"]["reserved"]), (&17.into(), &5.into()));
+        assert_eq!(
+            (&sample["per_second"]["code_refused"], &sample["per_second"]["unavailable"]),
+            (&2.into(), &1.into())
+        );
+        assert_eq!((&sample["shards"][0]["per_second"], &sample["shards"][1]["per_second"]), (&3.into(), &5.into()));
+        assert!((200..=500).contains(&sample["checkout_us"][1].as_u64().unwrap()) && sample["purchase_us"].is_null());
+        let quiet = serde_json::to_value(sampler.sample(at(3_000))).unwrap();
+        assert_eq!((&quiet["answered"]["reserved"], &quiet["per_second"]["reserved"]), (&17.into(), &0.into()));
+        assert!(quiet["checkout_us"].is_null());
+    }
+}

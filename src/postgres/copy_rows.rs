@@ -1,0 +1,198 @@
+//! Records to rows, in the format of PostgreSQL's binary COPY.
+//!
+//! Format: PostgreSQL manual, "COPY, Binary Format". Every field that comes from a client has a fixed width, so no row
+//! can spoil a batch.
+
+use crate::sale::ids::{ItemId, SaleId, Terms};
+use crate::sale::item_name::{ItemImage, ItemName};
+use crate::sale::record::{LogEvent, Record, RefusalReason, ReleaseReason};
+use bytes::{BufMut, Bytes, BytesMut};
+use std::collections::BTreeSet;
+use std::fmt::{Display, Write};
+use std::ops::Range;
+
+/// Microseconds from the Unix epoch to PostgreSQL's, 2000-01-01.
+const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+
+/// Rows of one table.
+#[derive(Default)]
+pub struct CopyRows {
+    bytes: BytesMut,
+    rows: u64,
+}
+
+impl CopyRows {
+    /// How many there are.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    fn begin(&mut self, fields: i16) {
+        if self.rows == 0 {
+            // Signature, flags, length of the header's extension.
+            self.bytes.put_slice(b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0");
+        }
+        self.rows += 1;
+        self.bytes.put_i16(fields);
+    }
+
+    fn int8(&mut self, value: i64) {
+        self.bytes.put_i32(8);
+        self.bytes.put_i64(value);
+    }
+
+    fn int4(&mut self, value: u32) {
+        self.bytes.put_i32(4);
+        self.bytes.put_i32(value as i32);
+    }
+
+    fn int2(&mut self, value: i16) {
+        self.bytes.put_i32(2);
+        self.bytes.put_i16(value);
+    }
+
+    fn uuid(&mut self, value: &[u8; 16]) {
+        self.bytes.put_i32(16);
+        self.bytes.put_slice(value);
+    }
+
+    fn time(&mut self, unix_ms: u64) {
+        self.int8(unix_ms as i64 * 1000 - POSTGRES_EPOCH_US);
+    }
+
+    fn text(&mut self, value: impl Display) {
+        let length = self.bytes.len();
+        self.bytes.put_i32(0);
+        write!(self.bytes, "{value}").expect("it grows");
+        let bytes = (self.bytes.len() - length - 4) as i32;
+        self.bytes[length..length + 4].copy_from_slice(&bytes.to_be_bytes());
+    }
+
+    fn null(&mut self) {
+        self.bytes.put_i32(-1);
+    }
+
+    /// The whole message, ended.
+    pub fn finish(mut self) -> Bytes {
+        self.bytes.put_i16(-1);
+        self.bytes.freeze()
+    }
+}
+
+/// For `sale_items`: some items of a sale.
+pub fn catalogue(sale: SaleId, items: Range<u32>) -> CopyRows {
+    let mut rows = CopyRows::default();
+    for item in items.map(ItemId) {
+        rows.begin(4);
+        rows.int8(sale.0.into());
+        rows.int4(item.0);
+        rows.text(ItemName(sale, item));
+        rows.text(ItemImage(item));
+    }
+    rows
+}
+
+/// The rows of one transaction.
+#[derive(Default)]
+pub struct Rows {
+    /// For `checkouts`.
+    pub checkouts: CopyRows,
+    /// For `purchases`.
+    pub purchases: CopyRows,
+    /// For `releases`.
+    pub releases: CopyRows,
+    /// Sales that begin, and when, in milliseconds since the Unix epoch.
+    pub opened: Vec<(Terms, u64)>,
+    /// Sales that any row belongs to.
+    pub sales: BTreeSet<u32>,
+}
+
+impl Rows {
+    /// Adds what a record says.
+    pub fn add(&mut self, record: &Record) {
+        let (sale, at) = (i64::from(record.sale.0), record.unix_ms);
+        self.sales.insert(record.sale.0);
+        match record.event {
+            LogEvent::SaleOpened { items, user_limit } => {
+                self.opened.push((Terms { sale: record.sale, items, user_limit }, at));
+            }
+            LogEvent::Checkout { item, user, code, ttl_ms } => {
+                let row = &mut self.checkouts;
+                row.begin(7);
+                row.int8(sale);
+                row.int4(item.0);
+                row.int8(user.0);
+                row.uuid(code.as_bytes());
+                row.int2(0);
+                row.time(at);
+                row.time(at + u64::from(ttl_ms));
+            }
+            LogEvent::Refused { item, user, reason } => {
+                let row = &mut self.checkouts;
+                row.begin(7);
+                row.int8(sale);
+                row.int4(item.0);
+                row.int8(user.0);
+                row.null();
+                row.int2(match reason {
+                    RefusalReason::ItemSold => 1,
+                    RefusalReason::ItemReserved => 2,
+                    RefusalReason::UserLimit => 3,
+                });
+                row.time(at);
+                row.null();
+            }
+            LogEvent::Released { item, user, code, reason } => {
+                let row = &mut self.releases;
+                row.begin(6);
+                row.int8(sale);
+                row.int4(item.0);
+                row.int8(user.0);
+                row.uuid(code.as_bytes());
+                row.int2(match reason {
+                    ReleaseReason::Expired => 1,
+                    ReleaseReason::Cancelled => 2,
+                });
+                row.time(at);
+            }
+            LogEvent::TakenOver => {}
+            LogEvent::Purchase { item, user, code, key } => {
+                let row = &mut self.purchases;
+                row.begin(6);
+                row.int8(sale);
+                row.int4(item.0);
+                row.int8(user.0);
+                row.uuid(code.as_bytes());
+                row.time(at);
+                if key.is_nil() { row.null() } else { row.uuid(key.as_bytes()) }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sale::code::Code;
+    use crate::sale::ids::UserId;
+
+    #[test]
+    fn rows_are_laid_out_as_postgres_reads_them() {
+        let mut rows = Rows::default();
+        let code = Code::from_bytes([7; 16]);
+        let event = LogEvent::Purchase { item: ItemId(2), user: UserId(-3), code, key: uuid::Uuid::nil() };
+        rows.add(&Record { sale: SaleId(1), unix_ms: 946_684_800_001, event });
+        let mut expected = b"PGCOPY\n\xff\r\n\0".to_vec();
+        expected.extend([0; 8]);
+        expected.extend([0, 6]);
+        expected.extend([0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 1]);
+        expected.extend([0, 0, 0, 4, 0, 0, 0, 2]);
+        expected.extend([0, 0, 0, 8, 255, 255, 255, 255, 255, 255, 255, 253]);
+        expected.extend([0, 0, 0, 16]);
+        expected.extend([7; 16]);
+        expected.extend([0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 3, 232]);
+        expected.extend([255; 4]);
+        expected.extend([255, 255]);
+        assert_eq!(rows.purchases.finish(), expected);
+    }
+}

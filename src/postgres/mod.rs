@@ -1,0 +1,23 @@
+//! Every flushed record in Postgres, exactly once. Never here: rules of the sale.
+//!
+//! A record passes through in this order: a shard offers it to [`feed`]; [`shipper`], the persistence thread, gathers what
+//! each [`stream_tail`] has, turns it into rows by [`copy_rows`], and sends them by [`ship`]: rows and positions in one
+//! transaction. Before that, [`claim`] takes the database for this run, by the row in [`owner_row`].
+//!
+//! [`session`] is a connection, [`schema`] its migrations, [`failure`] its errors, [`snapshot`] a read-only look.
+//! [`restore`] fills a new data directory from the database. [`tls`] and [`pgpass`] do what libpq does.
+
+pub mod claim;
+pub mod copy_rows;
+pub mod failure;
+pub mod feed;
+pub mod owner_row;
+pub mod pgpass;
+pub mod restore;
+pub mod schema;
+pub mod session;
+pub mod ship;
+pub mod shipper;
+pub mod snapshot;
+pub mod stream_tail;
+pub mod tls;

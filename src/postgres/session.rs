@@ -1,0 +1,86 @@
+//! A connection to the database, with the limits that every session sets.
+
+use crate::config::database_url::{DatabaseUrl, TlsMode};
+use crate::postgres::failure::Failure;
+use crate::postgres::{pgpass, schema, tls};
+use std::collections::BTreeSet;
+use tokio_postgres::{Client, NoTls, Statement};
+
+/// Every wait is bounded, on both sides: a connection that nobody answers any more must not hold its locks.
+const SESSION: &str = "set statement_timeout = '30s'; set lock_timeout = '10s'; set synchronous_commit = on; \
+    set idle_in_transaction_session_timeout = '60s'; set tcp_user_timeout = '30s'; \
+    set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5; set tcp_keepalives_count = 3; \
+    set client_min_messages = warning";
+
+/// A connection to the database.
+pub struct Database {
+    pub(crate) client: Client,
+    /// Sales whose partition is known to be there.
+    pub(crate) prepared: BTreeSet<u32>,
+    pub(crate) copy_checkouts: Statement,
+    pub(crate) copy_purchases: Statement,
+    pub(crate) copy_releases: Statement,
+    pub(crate) copy_items: Statement,
+    pub(crate) move_on: Statement,
+    pub(crate) set_seen: Statement,
+}
+
+impl Database {
+    /// Connects, and brings the schema up to date.
+    ///
+    /// # Errors
+    /// [`Failure::Final`]: the schema is newer than this version.
+    pub async fn connect(url: &DatabaseUrl) -> Result<Database, Failure> {
+        let mut client = log_in(url).await?;
+        schema::migrate(&mut client).await?;
+        let copy = |table: &str| format!("copy {table} from stdin with (format binary)");
+        Ok(Database {
+            prepared: BTreeSet::new(),
+            copy_checkouts: client.prepare(&copy("checkouts")).await?,
+            copy_purchases: client.prepare(&copy("purchases")).await?,
+            copy_releases: client.prepare(&copy("releases")).await?,
+            copy_items: client.prepare(&copy("sale_items")).await?,
+            move_on: client
+                .prepare(
+                    "update log_positions p set position = m.later \
+                     from unnest($2::bigint[], $3::integer[], $4::text[], $5::bigint[], $6::bigint[]) \
+                     m (epoch, shard, log, position, later) \
+                     where p.cluster = $1 and (p.epoch, p.shard, p.log, p.position) = (m.epoch, m.shard, m.log, m.position) \
+                     and (select pg_current_xact_id_if_assigned()) is not null",
+                )
+                .await?,
+            set_seen: client
+                .prepare(
+                    "update clusters set seen_at = case $4 when 'now' then clock_timestamp() else '-infinity' end \
+                     where cluster = $1 and epoch = $2 and run = $3",
+                )
+                .await?,
+            client,
+        })
+    }
+}
+
+/// Opens a session with its limits. Takes the password from the password file if the URL has none.
+///
+/// # Errors
+/// [`Failure::Passing`]: no server answers, or it refuses.
+pub async fn log_in(url: &DatabaseUrl) -> Result<Client, Failure> {
+    let mut config = url.config.clone();
+    if config.get_password().is_none()
+        && let Some(password) = pgpass::look_up(&config)
+    {
+        config.password(password);
+    }
+    let client = if url.tls == TlsMode::Disable {
+        let (client, connection) = config.connect(NoTls).await?;
+        // Ends with the client; what it says of errors the client's calls say too.
+        tokio::spawn(connection);
+        client
+    } else {
+        let (client, connection) = config.connect(tls::connector(url).map_err(Failure::Passing)?).await?;
+        tokio::spawn(connection);
+        client
+    };
+    client.batch_execute(SESSION).await?;
+    Ok(client)
+}

@@ -1,0 +1,140 @@
+//! Everything that a shard's thread works with besides its rules and logs: sockets, lanes, clocks, the main thread. It
+//! serves clients before there is anything to sell.
+
+use crate::http::connection::Midway;
+use crate::http::head::Head;
+use crate::http::problem::Problem;
+use crate::http::response::Responder;
+use crate::http::route::{Route, route};
+use crate::operate::shard_status::ShardStatus;
+use crate::operate::status::Status;
+use crate::runtime::control::{Notice, Order};
+use crate::runtime::mesh::{Endpoint, Traffic};
+use crate::sale::ids::ShardId;
+use crate::server::sockets::{Handled, Server};
+use crate::server::status_pages::{self, Facts};
+use crate::system::clock::Clock;
+use crate::upgrade::protocol::{DESCRIPTORS_MAX, FromOld, MIDWAY_BYTES_MAX, UpgradeSocket};
+use crossbeam_channel::{Receiver, Sender};
+use glommio::io::{PollState, PollableFd};
+use glommio::timer::Timer;
+use rustix::fd::{AsFd, OwnedFd};
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// How often a shard looks whether there is something to sell.
+const LOOK_MS: u64 = 5;
+
+/// See the top of this file.
+pub struct ShardIo {
+    /// Which shard.
+    pub id: ShardId,
+    /// Sockets.
+    pub server: Server,
+    /// Other shards.
+    pub mesh: Endpoint,
+    /// Time.
+    pub clock: Clock,
+    /// What everyone publishes.
+    pub status: Arc<Status>,
+    /// To the main thread.
+    pub notices: Sender<Notice>,
+    /// From it.
+    pub orders: Receiver<Order>,
+    /// A descriptor that can always be read: to wait for it is to let the executor pass over its rings once.
+    pub always_ready: PollableFd<OwnedFd>,
+}
+
+impl ShardIo {
+    /// Answers clients before there is anything to sell, until `is_over`.
+    pub fn wait_for_recovery(&mut self, mut is_over: impl FnMut() -> bool) {
+        loop {
+            self.mesh.doorbell().fall_asleep();
+            if is_over() {
+                return self.mesh.doorbell().wake_up();
+            }
+            self.server.look(if self.server.has_work() { 0 } else { LOOK_MS });
+            let now = self.clock.now();
+            let status = self.status.clone();
+            let facts = Facts { status: &status, sale: None, known: None };
+            self.server.serve(now, &mut |_, head: &Head<'_>, style, responder: &mut Responder, out: &mut Vec<u8>| {
+                let (operation, route) = route(head);
+                let answer = match route {
+                    Route::Page(page) => status_pages::write(page, &facts, style, responder, out),
+                    Route::Refused(problem) => responder.problem(problem, style, out),
+                    Route::Command(..) | Route::Events => responder.problem(Problem::NotReady, style, out),
+                };
+                Handled::Answered(operation, answer)
+            });
+            self.server.write_replies(now);
+        }
+    }
+
+    /// Sends every shard what there is for it.
+    pub fn dispatch(&mut self) {
+        self.mesh.dispatch();
+        let Traffic { batches, messages, waiting } = self.mesh.traffic();
+        let ShardStatus { lane_batches, lane_messages, lane_waiting, .. } = self.status.shard(self.id);
+        lane_batches.store(batches, Ordering::Relaxed);
+        lane_messages.store(messages, Ordering::Relaxed);
+        lane_waiting.store(waiting, Ordering::Relaxed);
+    }
+
+    /// Waits for a socket, the doorbell, `other` or the time. The executor gets at least one pass over its rings in
+    /// any case: without it, no flush would ever begin or end.
+    pub async fn wait_with_executor(&mut self, timeout_ms: u64, mut other: impl FnMut(&mut Context<'_>) -> Poll<()>) {
+        if timeout_ms == 0 {
+            let mut pass = PollState::new();
+            let pass_over = |cx: &mut Context<'_>| {
+                let _ = other(cx);
+                self.always_ready.poll_readable(cx, &mut pass).map(drop)
+            };
+            return poll_fn(pass_over).await;
+        }
+        let mut timer = Timer::new(Duration::from_millis(timeout_ms));
+        poll_fn(|cx| {
+            let is_over = other(cx).is_ready() | self.server.poll_ready(cx).is_ready();
+            if is_over | Pin::new(&mut timer).poll(cx).is_ready() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    /// Says what is `written`, and passes every listener and client to the process at the other end of `line`. Both have
+    /// them then.
+    ///
+    /// # Errors
+    /// That process is gone, or does not listen.
+    pub fn hand_over(&self, line: &UpgradeSocket, written: FromOld) -> io::Result<()> {
+        line.send(&written, &[])?;
+        let shard = self.id.0;
+        // They were dealt out one by one.
+        let places = (usize::from(shard)..).step_by(self.status.shards.len());
+        for (listener, place) in self.server.listeners().iter().zip(places) {
+            line.send(&FromOld::Listener { place }, &[listener.as_fd()])?;
+        }
+        let (mut sockets, mut midway, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for (socket, client) in self.server.clients() {
+            let more = client.as_ref().map_or(0, Midway::bytes);
+            if sockets.len() == DESCRIPTORS_MAX || bytes + more > MIDWAY_BYTES_MAX {
+                line.send(&FromOld::Clients { shard, midway: std::mem::take(&mut midway) }, &sockets)?;
+                sockets.clear();
+                bytes = 0;
+            }
+            sockets.push(socket.as_fd());
+            midway.push(client);
+            bytes += more;
+        }
+        line.send(&FromOld::Clients { shard, midway }, &sockets)
+    }
+
+    /// Tells the main thread.
+    pub fn tell(&self, notice: Notice) {
+        // The main thread listens until it has joined this one.
+        let _ = self.notices.send(notice);
+    }
+}

@@ -1,0 +1,95 @@
+//! Writing: the answers of each connection, once a turn, and the end of connections.
+
+use crate::http::connection::ConnectionState;
+use crate::sale::ids::Moment;
+use crate::server::client::remove;
+use crate::server::sockets::Server;
+use rustix::io::Errno;
+use rustix::net::{SendFlags, Shutdown, send, shutdown};
+
+/// Unsent answers beyond which a connection's further requests wait.
+pub const OUTPUT_BYTES_MAX: usize = 16 * 1024;
+/// Answer buffers kept for use again.
+const SPARE_BUFFERS_MAX: usize = 1024;
+
+impl Server {
+    /// After anything has happened to a connection: sets its deadline, and marks it if it has something to write
+    /// or is to be closed.
+    pub(crate) fn conclude(&mut self, key: usize, now: Moment) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let connection = &mut client.connection;
+        if self.is_draining && connection.is_idle() && !connection.readable {
+            connection.state = ConnectionState::Closing;
+        }
+        connection.set_deadline(now.monotonic_ms);
+        let has_work = !connection.output.is_empty()
+            || connection.state == ConnectionState::Closing
+            || connection.state == ConnectionState::Lingering && connection.ended;
+        if has_work && !client.is_dirty {
+            client.is_dirty = true;
+            self.dirty.push(key);
+        }
+    }
+
+    /// Writes every answer that may leave, once for each connection.
+    pub fn write_replies(&mut self, now: Moment) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for key in dirty.drain(..) {
+            self.write(key, now);
+        }
+        self.dirty = dirty;
+        self.meter.written();
+    }
+
+    fn write(&mut self, key: usize, now: Moment) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.is_dirty = false;
+        let connection = &mut client.connection;
+        while connection.written < connection.output.len() {
+            match send(&client.socket, &connection.output[connection.written..], SendFlags::NOSIGNAL) {
+                Ok(bytes) => connection.written += bytes,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return connection.set_deadline(now.monotonic_ms),
+                Err(_) => {
+                    remove(&mut self.clients, &mut self.withdrawn, key);
+                    return;
+                }
+            }
+        }
+        connection.written = 0;
+        let mut buffer = std::mem::take(&mut connection.output);
+        if buffer.capacity() > 0
+            && buffer.capacity() <= OUTPUT_BYTES_MAX
+            && self.spare_buffers.len() < SPARE_BUFFERS_MAX
+        {
+            buffer.clear();
+            self.spare_buffers.push(buffer);
+        }
+        if self.is_draining && connection.is_idle() && !connection.readable {
+            connection.state = ConnectionState::Closing;
+        }
+        match connection.state {
+            ConnectionState::Closing if !connection.ended => {
+                connection.state = ConnectionState::Lingering;
+                connection.input = Vec::new();
+                // Fails only if the client has reset the connection, which the next read says too.
+                let _ = shutdown(&client.socket, Shutdown::Write);
+                client.queue(key, &mut self.ready);
+            }
+            ConnectionState::Closing => {
+                remove(&mut self.clients, &mut self.withdrawn, key);
+                return;
+            }
+            ConnectionState::Lingering if connection.ended => {
+                remove(&mut self.clients, &mut self.withdrawn, key);
+                return;
+            }
+            // What waited for room to write.
+            ConnectionState::Reading if !connection.input.is_empty() || connection.readable || connection.ended => {
+                client.queue(key, &mut self.ready);
+            }
+            _ => {}
+        }
+        self.clients[key].connection.set_deadline(now.monotonic_ms);
+    }
+}

@@ -1,0 +1,203 @@
+//! Reading: bytes of a socket to requests, and requests to the handler.
+
+use crate::http::connection::{ConnectionState, Step, TraceHeaders};
+use crate::http::head::{HEAD_BYTES_MAX, Head, Method, Reject};
+use crate::http::operation::Answer;
+use crate::http::problem::Problem;
+use crate::http::response::{Responder, Style};
+use crate::operate::request_timer::RequestTimer;
+use crate::sale::ids::{Moment, Ticket};
+use crate::server::client::{Client, remove, will_listen};
+use crate::server::replies::OUTPUT_BYTES_MAX;
+use crate::server::sockets::{Handled, Handler, READ_BYTES, Server};
+use crate::server::subscribers::Subscribers;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
+
+/// Bytes of one connection that are kept until they can be understood.
+const AHEAD_BYTES_MAX: usize = 2 * HEAD_BYTES_MAX;
+
+impl Server {
+    /// Reads one socket once, and hands on every whole request.
+    pub(crate) fn read(&mut self, key: usize, now: Moment, handler: &mut impl Handler) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.is_ready = false;
+        let connection = &mut client.connection;
+        // However much is on its way, only so much is kept: whole heads fit, and bodies are not kept at all.
+        let limit = AHEAD_BYTES_MAX.saturating_sub(connection.input.len()).min(READ_BYTES);
+        let mut received = 0;
+        if connection.readable && !connection.ended && limit > 0 {
+            match recv(&client.socket, &mut self.scratch[..limit], RecvFlags::empty()) {
+                Ok((_, 0)) => connection.ended = true,
+                Ok((_, bytes)) => {
+                    received = bytes;
+                    connection.readable = bytes == limit || connection.hung_up;
+                }
+                Err(Errno::AGAIN) => connection.readable = false,
+                Err(Errno::INTR) => {}
+                Err(_) => {
+                    remove(&mut self.clients, &mut self.withdrawn, key);
+                    return;
+                }
+            }
+        }
+        match connection.state {
+            ConnectionState::Reading if received > 0 || !connection.input.is_empty() => {
+                self.understand(key, received, handler)
+            }
+            ConnectionState::Deciding => connection.input.extend_from_slice(&self.scratch[..received]),
+            _ => {}
+        }
+        let client = &mut self.clients[key];
+        let connection = &mut client.connection;
+        let has_output_room = connection.output.len() < OUTPUT_BYTES_MAX;
+        if (connection.state == ConnectionState::Reading && has_output_room
+            || connection.state == ConnectionState::Listening)
+            && connection.ended
+        {
+            // Whatever is left is no whole request and never will be.
+            connection.state = ConnectionState::Closing;
+        }
+        let may_read_more = match connection.state {
+            ConnectionState::Reading => has_output_room,
+            ConnectionState::Deciding | ConnectionState::Lingering => connection.input.len() < AHEAD_BYTES_MAX,
+            ConnectionState::Listening => true,
+            ConnectionState::Closing => false,
+        };
+        if connection.readable && !connection.ended && may_read_more {
+            client.queue(key, &mut self.ready);
+        }
+        self.conclude(key, now);
+    }
+
+    /// Hands on every whole request in what the connection has kept and has just received.
+    fn understand(&mut self, key: usize, received: usize, handler: &mut impl Handler) {
+        let Server { clients, responder, meter, subscribers, spare_buffers, scratch, is_draining, .. } = self;
+        let mut requests = RequestParts { responder, meter, subscribers, is_draining: *is_draining };
+        let client = &mut clients[key];
+        let mut out = std::mem::take(&mut client.connection.output);
+        if out.capacity() == 0 {
+            out = spare_buffers.pop().unwrap_or_default();
+        }
+        let mut kept = std::mem::take(&mut client.connection.input);
+        let bytes = if kept.is_empty() {
+            &scratch[..received]
+        } else {
+            kept.extend_from_slice(&scratch[..received]);
+            &kept[..]
+        };
+        let ticket = client.ticket(key);
+        let mut at = 0;
+        while client.connection.state == ConnectionState::Reading && out.len() < OUTPUT_BYTES_MAX {
+            let step = match client.connection.next(&bytes[at..]) {
+                Ok((used, step)) => {
+                    at += used;
+                    step
+                }
+                Err(reject) => {
+                    requests.reject(reject, &mut out);
+                    client.connection.state = ConnectionState::Closing;
+                    break;
+                }
+            };
+            let handled = match step {
+                Step::More => break,
+                Step::Again => continue,
+                Step::SayContinue => {
+                    out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+                    continue;
+                }
+                Step::Request(head) => requests.ask(ticket, &head, handler, &mut out),
+            };
+            requests.settle(key, client, handled, &mut out);
+        }
+        let connection = &mut client.connection;
+        if at < bytes.len() && matches!(connection.state, ConnectionState::Reading | ConnectionState::Deciding) {
+            if kept.is_empty() {
+                kept.extend_from_slice(&scratch[at..received]);
+            } else {
+                kept.drain(..at);
+            }
+            connection.input = kept;
+        }
+        connection.output = out;
+    }
+}
+
+/// What a request needs besides its connection.
+struct RequestParts<'a> {
+    responder: &'a mut Responder,
+    meter: &'a mut RequestTimer,
+    subscribers: &'a mut Subscribers,
+    is_draining: bool,
+}
+
+/// A request that the handler has seen.
+struct HandledRequest {
+    style: Style,
+    handled: Handled,
+    began_us: u64,
+    trace: Option<Box<TraceHeaders>>,
+}
+
+impl RequestParts<'_> {
+    fn reject(&mut self, reject: Reject, out: &mut Vec<u8>) {
+        self.responder.set_request_id(None);
+        self.meter.refused(self.responder.problem(reject.into(), Style::default(), out));
+    }
+
+    fn ask(
+        &mut self,
+        ticket: Ticket,
+        head: &Head<'_>,
+        handler: &mut impl Handler,
+        out: &mut Vec<u8>,
+    ) -> HandledRequest {
+        let style = Style {
+            is_http10: head.is_http10,
+            keep_alive: head.keep_alive && !self.is_draining,
+            head_only: head.method == Method::Head,
+            json: false,
+        };
+        let began_us = self.meter.began();
+        self.responder.set_request_id(head.request_id);
+        let handled = handler(ticket, head, style, self.responder, out);
+        let trace = matches!(handled, Handled::Deciding { .. }).then(|| TraceHeaders::of(head)).flatten();
+        HandledRequest { style, handled, began_us, trace }
+    }
+
+    /// Gives the connection the state that follows from what became of its request.
+    fn settle(&mut self, key: usize, client: &mut Client, asked: HandledRequest, out: &mut Vec<u8>) {
+        let HandledRequest { style, handled, began_us, trace } = asked;
+        let connection = &mut client.connection;
+        connection.understood();
+        connection.state = match handled {
+            Handled::Answered(operation, answer) => {
+                self.meter.answered(operation, answer, began_us);
+                if style.keep_alive { ConnectionState::Reading } else { ConnectionState::Closing }
+            }
+            Handled::Listening(operation) => {
+                let last = Style { keep_alive: false, ..style };
+                let answer = match self.subscribers.have_room() {
+                    _ if self.is_draining => self.responder.problem(Problem::NotReady, last, out),
+                    true => self.responder.event_stream(style, out),
+                    false => self.responder.problem(Problem::TooManyConnections, last, out),
+                };
+                self.meter.answered(operation, answer, began_us);
+                if answer == Answer::Ok && !style.head_only {
+                    will_listen(&client.socket);
+                    self.subscribers.add(key, client.generation);
+                    ConnectionState::Listening
+                } else {
+                    ConnectionState::Closing
+                }
+            }
+            Handled::Deciding { operation, json } => {
+                (connection.operation, connection.began_us) = (operation, began_us);
+                connection.trace = trace;
+                connection.style = Style { json, ..style };
+                ConnectionState::Deciding
+            }
+        };
+    }
+}

@@ -1,0 +1,88 @@
+//! What can be read: how the sale stands, and how the process is.
+
+use crate::http::bodies::{Health, Live, Ready, Sale, ShardHealth};
+use crate::http::operation::Answer;
+use crate::http::problem::Problem;
+use crate::http::response::{Responder, Style};
+use crate::http::route::{Page, rfc3339};
+use crate::operate::counters::Counter;
+use crate::operate::status::{Phase, Status};
+use crate::server::item_pages::{self, OnSale};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What a page is written from. Without a sale, nothing is known about the sale yet.
+pub struct Facts<'a> {
+    /// What all shards publish.
+    pub status: &'a Status,
+    /// The sale of the shard that writes the page.
+    pub sale: Option<OnSale<'a>>,
+    /// What the client says that it has already.
+    pub known: Option<&'a [u8]>,
+}
+
+/// Writes a page.
+pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Responder, out: &mut Vec<u8>) -> Answer {
+    let phase = facts.status.phase();
+    let is_ready = phase == Phase::Serving;
+    let answer = if is_ready { Answer::Ok } else { Answer::Unready };
+    match page {
+        Page::Live => responder.json(Answer::Ok, &Live { live: true, version: VERSION }, style, out),
+        Page::Ready => {
+            let ready = Ready { ready: is_ready, status: phase.into(), postgres: facts.status.postgres() };
+            responder.json(answer, &ready, style, out)
+        }
+        Page::Sale => match sale(facts) {
+            Some(sale) => responder.json(Answer::Ok, &sale, style, out),
+            None => responder.problem(Problem::NotReady, style, out),
+        },
+        Page::Items(page) => match &facts.sale {
+            Some(on_sale) => item_pages::write(page, on_sale, facts.known, style, responder, out),
+            None => responder.problem(Problem::NotReady, style, out),
+        },
+        Page::Api => responder.api(style, out),
+        Page::Health => responder.json(answer, &health(facts, phase), style, out),
+    }
+}
+
+/// How the sale stands; nothing, before that is known.
+pub fn sale(facts: &Facts<'_>) -> Option<Sale> {
+    let OnSale { terms, period_s, .. } = facts.sale?;
+    let stands = facts.status.sales(terms.sale);
+    let starts_s = u64::from(terms.sale.0) * u64::from(period_s);
+    // Shards publish one after the other, so the sum may be ahead by what is under way.
+    let available = terms.items.saturating_sub(stands.sold + stands.reserved);
+    Some(Sale {
+        sale_id: terms.sale.0,
+        starts_at: rfc3339(starts_s * 1000),
+        ends_at: rfc3339((starts_s + u64::from(period_s)) * 1000),
+        items_total: terms.items,
+        sold: stands.sold,
+        reserved: stands.reserved,
+        available,
+        user_limit: terms.user_limit,
+    })
+}
+
+fn health(facts: &Facts<'_>, phase: Phase) -> Health {
+    let read = |number: &AtomicU64| number.load(Ordering::Relaxed);
+    let shards = facts.status.shards.iter().enumerate().map(|(shard, status)| ShardHealth {
+        shard,
+        connections: read(&status.connections),
+        log_records: read(&status.appended),
+        log_records_durable: read(&status.flushed),
+        log_blocks_free: read(&status.log_room),
+        attempts_durable: read(&status.attempts_flushed),
+        attempts_unrecorded: status.unrecorded.iter().map(Counter::get).sum(),
+    });
+    Health {
+        status: phase.into(),
+        version: VERSION,
+        live: true,
+        ready: phase == Phase::Serving,
+        sale: sale(facts),
+        postgres: facts.status.postgres(),
+        shards: shards.collect(),
+    }
+}
