@@ -1,10 +1,9 @@
-//! The `stampede` program: settings, then everything else.
+//! The `stampede` program. It reads the settings, and then runs a command or the server.
 
 use stampede::config::fatal::{self, Fatal};
 use stampede::config::flags::SETTINGS;
 use stampede::config::logging;
 use stampede::config::settings::{Config, Sources};
-
 use stampede::log_tool::arguments::{self, LogCommand};
 use stampede::log_tool::{dump, sale_report, scan, verify};
 use stampede::process::supervisor::Supervisor;
@@ -20,19 +19,19 @@ fn main() {
     let (log_command, given) = arguments::asked_for(&arguments).unzip();
     let given = given.unwrap_or(&arguments);
     let flags = SETTINGS.iter().map(|setting| setting.flag);
-    // Commands do not have all of them.
+    // A command accepts only some of the flags.
     let value = |flag: &str| given.try_get_one::<String>(flag).ok().flatten().cloned();
     let flags = flags.filter_map(|flag| Some((flag, value(flag)?))).collect();
     let environment = &|name: &str| std::env::var(name).ok();
     let mut sources = Sources { flags, environment, env_file: String::new(), in_file: BTreeMap::new() };
-    sources.env_file = sources.which_file();
+    sources.env_file = sources.env_file_path();
     let config = read(&sources.env_file).and_then(|in_file| {
         sources.in_file = in_file;
         Config::new(&sources).map_err(|bad| Fatal::Settings(bad.to_string()))
     });
-    let config = config.unwrap_or_else(|reason| refuse(&reason));
+    let config = config.unwrap_or_else(|reason| exit_with_error(&reason));
     if let Some(command) = log_command {
-        return answer(&command, &config).unwrap_or_else(|reason| refuse(&reason));
+        return run_log_command(&command, &config).unwrap_or_else(|reason| exit_with_error(&reason));
     }
     if arguments.get_flag("check-config") {
         return println!("{config}");
@@ -46,27 +45,27 @@ fn main() {
     }
 }
 
-/// Ends before anything has begun.
-fn refuse(reason: &Fatal) -> ! {
-    // In one piece: in an upgrade, two processes write to one place.
+/// Exits before the server has started, with a line on standard error.
+fn exit_with_error(reason: &Fatal) -> ! {
+    // Write the line at once: in an upgrade, two processes write to the same standard error.
     let line = format!("stampede: {reason}\n");
     eprint!("{line}");
     std::process::exit(reason.exit_code());
 }
 
-/// What the log says, on standard output.
-fn answer(command: &LogCommand, config: &Config) -> Result<(), Fatal> {
-    let (told, verdict) = match command {
+/// Runs a `stampede log` command, and prints its result on standard output.
+fn run_log_command(command: &LogCommand, config: &Config) -> Result<(), Fatal> {
+    let (report, verdict) = match command {
         LogCommand::Dump(filter) => return dump::dump(config, filter, &mut BufWriter::new(stdout().lock())),
-        LogCommand::Verify => scan::look(|told| verify::verify(config, told)),
-        LogCommand::Sale(sale) => scan::look(|told| sale_report::add_up(config, *sale, told)),
+        LogCommand::Verify => scan::look(|report| verify::verify(config, report)),
+        LogCommand::Sale(sale) => scan::look(|report| sale_report::add_up(config, *sale, report)),
     };
-    // If nobody wants to read it, there is still the exit code.
-    let _ = stdout().write_all(told.as_bytes());
+    // If standard output is closed, the exit code still has the result.
+    let _ = stdout().write_all(report.as_bytes());
     verdict
 }
 
-/// The variables in a file. One that nobody has asked for need not be there.
+/// Reads the variables of an env file. Only the default file `.env` may be missing.
 fn read(file: &str) -> Result<BTreeMap<String, String>, Fatal> {
     let lines = match dotenvy::from_path_iter(file) {
         Ok(lines) => lines,
@@ -74,11 +73,11 @@ fn read(file: &str) -> Result<BTreeMap<String, String>, Fatal> {
         Err(error) => return Err(Fatal::Settings(format!("--env-file {file} cannot be read: {error}"))),
     };
     let mut variables = BTreeMap::new();
-    let mut place = "at its beginning".to_owned();
+    let mut place = "at the beginning".to_owned();
     for line in lines {
-        // The line may hold a password: it is never repeated.
+        // Do not repeat the line: it may contain a password.
         let (name, value) = line.map_err(|_| {
-            Fatal::Settings(format!("{file} has a line that cannot be read, {place}; put values with blanks in quotes"))
+            Fatal::Settings(format!("{file} has an invalid line {place}; put values with spaces in quotes"))
         })?;
         place = format!("after {name}");
         variables.insert(name, value);

@@ -1,61 +1,48 @@
-//! Where the database is and how to reach it: a URL or the parts of one, as libpq writes them.
+//! The address of the database: a URL or a string of keywords, in the syntax of libpq.
 
 use std::path::PathBuf;
 use std::time::Duration;
+use strum::EnumString;
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode};
 
-/// Whether the connection is encrypted, and whom it trusts. Unix sockets never are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Encryption of the connection, as libpq's `sslmode`. Connections over Unix sockets are never encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString)]
+#[strum(serialize_all = "kebab-case")]
 pub enum TlsMode {
-    /// In the clear.
+    /// Not encrypted.
     Disable,
-    /// Encrypted if the server can, whoever it is.
+    /// Encrypted if the server supports it. The certificate is not checked.
     Prefer,
-    /// Encrypted, whoever the server is.
+    /// Encrypted. The certificate is not checked.
     Require,
-    /// Encrypted, and the server's certificate must be good for its name.
+    /// Encrypted. The certificate must be trusted and must match the host name.
     VerifyFull,
 }
 
-impl TlsMode {
-    /// Every mode, as it is written.
-    pub const NAMES: &[(&str, TlsMode)] = &[
-        ("disable", TlsMode::Disable),
-        ("prefer", TlsMode::Prefer),
-        ("require", TlsMode::Require),
-        ("verify-full", TlsMode::VerifyFull),
-    ];
-
-    /// Reads a name.
-    pub fn parse(name: &str) -> Option<TlsMode> {
-        Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, mode)| *mode)
-    }
-}
-
-/// How to reach the database.
+/// Address of the database, with the parameters of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DatabaseUrl {
-    /// Host, port, user, name, password if one was given.
+    /// Host, port, user, database name, and the password if one was given.
     pub config: Config,
-    /// Encryption.
+    /// Encryption of the connection.
     pub tls: TlsMode,
-    /// Certificates trusted with `verify-full`, in PEM; the system's if none.
+    /// File with the certificates that `verify-full` trusts, in PEM. `None`: the certificates of the system.
     pub root_certificates: Option<PathBuf>,
 }
 
 impl DatabaseUrl {
-    /// Reads `postgres://user@host:port/name?sslmode=…` or `host=… user=…`.
+    /// Parses `postgres://user@host:port/name?sslmode=…` or `host=… user=…`.
     ///
     /// # Errors
-    /// What cannot be understood. Never repeats the text, which may hold a password.
+    /// The reason why the text is invalid. It never repeats the text, which may contain a password.
     pub fn parse(text: &str) -> Result<DatabaseUrl, String> {
-        let (text, ours) = take_ours(text);
+        let (text, ours) = split_tls_options(text);
         let config = text.parse::<Config>().map_err(|error| {
             let why = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-            // The name of the option may be a part of an unquoted password.
+            // Do not repeat the name of the option: it may be part of a password without quotes.
             if why.starts_with("unknown option") {
-                "an unknown option; put values with blanks in quotes".into()
+                "unknown option; put values with spaces in quotes".into()
             } else {
                 why
             }
@@ -66,16 +53,16 @@ impl DatabaseUrl {
         });
         let is_odd = |name: &str| name.contains(['@', '/']);
         if names.any(is_odd) || config.get_dbname().is_some_and(is_odd) {
-            return Err("the host or the name has an @ or a / in it; in a password write %40 and %2F for them".into());
+            return Err("the host or database name contains @ or /; in a password, write them as %40 and %2F".into());
         }
         let mut url = DatabaseUrl::new(config);
         for (key, value) in ours {
             match key {
                 "sslmode" => {
-                    let mode = TlsMode::parse(&value);
-                    url.tls = mode.ok_or("sslmode is none of disable, prefer, require and verify-full")?;
+                    let mode = value.parse().ok();
+                    url.tls = mode.ok_or("sslmode must be disable, prefer, require or verify-full")?;
                 }
-                // What libpq calls the system's certificates.
+                // The name of libpq for the certificates of the system.
                 "sslrootcert" if value == "system" => url.root_certificates = None,
                 _ => url.root_certificates = Some(value.into()),
             }
@@ -84,18 +71,18 @@ impl DatabaseUrl {
         Ok(url)
     }
 
-    /// A connection by `config`, encrypted if the server can.
+    /// Returns the address of `config`, with encryption if the server supports it.
     pub fn new(config: Config) -> DatabaseUrl {
         DatabaseUrl { config, tls: TlsMode::Prefer, root_certificates: None }
     }
 
-    /// Fills in what every connection has.
+    /// Sets the parameters that every connection has.
     ///
     /// # Errors
-    /// Two settings do not go together.
+    /// A root certificate is set without `verify-full`.
     pub fn settle(&mut self) -> Result<(), String> {
         if self.root_certificates.is_some() && self.tls != TlsMode::VerifyFull {
-            return Err("a root certificate is used with sslmode verify-full only".into());
+            return Err("a root certificate requires sslmode verify-full".into());
         }
         if self.config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_))) {
             self.tls = TlsMode::Disable;
@@ -112,14 +99,15 @@ impl DatabaseUrl {
         Ok(())
     }
 
-    /// Where it is, without anything secret.
+    /// Returns `user@host:port/name`, without the password.
     pub fn place(&self) -> String {
         let [host, port, name, user] = parts(&self.config);
         format!("{user}@{host}:{port}/{name}")
     }
 }
 
-/// Host, port, database and user of a connection, with libpq's defaults; of several hosts, the first.
+/// Returns host, port, database and user of a connection, with the defaults of libpq. Of several hosts, the first is
+/// used.
 pub fn parts(config: &Config) -> [String; 4] {
     let host = match config.get_hosts().first() {
         Some(Host::Tcp(name)) => name.clone(),
@@ -133,8 +121,9 @@ pub fn parts(config: &Config) -> [String; 4] {
 
 type Pairs = Vec<(&'static str, String)>;
 
-/// Takes the options out of a connection string that are answered here and that tokio-postgres does not know.
-fn take_ours(text: &str) -> (String, Pairs) {
+/// Removes `sslmode` and `sslrootcert` from a connection string, and returns them. tokio-postgres does not know all
+/// their values.
+fn split_tls_options(text: &str) -> (String, Pairs) {
     let mut ours = Pairs::new();
     let mut is_ours = |word: &str| {
         let known = ["sslmode", "sslrootcert"].into_iter().find_map(|key| Some((key, word.strip_prefix(key)?)));
@@ -151,7 +140,7 @@ fn take_ours(text: &str) -> (String, Pairs) {
         let mark = if left.is_empty() { "" } else { "?" };
         return (format!("{place}{mark}{}", left.join("&")), ours);
     }
-    // Words, but not at spaces inside quotes.
+    // Split at spaces, except inside quotes.
     let mut is_quoted = false;
     let mut is_escaped = false;
     let words = text.split(|c: char| {
@@ -179,8 +168,13 @@ mod tests {
 
     #[test]
     fn every_mode_is_understood_and_nothing_else() {
-        for (name, mode) in TlsMode::NAMES {
-            assert_eq!(DatabaseUrl::parse(&format!("postgres://h/n?sslmode={name}")).unwrap().tls, *mode);
+        for (name, mode) in [
+            ("disable", TlsMode::Disable),
+            ("prefer", TlsMode::Prefer),
+            ("require", TlsMode::Require),
+            ("verify-full", TlsMode::VerifyFull),
+        ] {
+            assert_eq!(DatabaseUrl::parse(&format!("postgres://h/n?sslmode={name}")).unwrap().tls, mode);
         }
         assert_eq!(DatabaseUrl::parse("postgres://h/n").unwrap().tls, TlsMode::Prefer);
         assert!(DatabaseUrl::parse("postgres://h/n?sslmode=verify-ca").unwrap_err().contains("verify-full"));

@@ -1,42 +1,45 @@
-//! Why the process ends, and the exit code that says so.
+//! The reasons for which the process ends, and their exit codes.
 //!
-//! One shard never dies alone: whatever cannot be repaired while running ends the process, and recovery decides.
+//! A shard never ends alone: an error that the running process cannot repair ends the whole process. The next start
+//! then recovers from the log.
 
 use thiserror::Error;
 
-/// A reason to end, with the sentence for the operator.
+/// Reason for which the process ends, with a message for the operator.
 #[derive(Debug, Error)]
 pub enum Fatal {
-    /// A setting is wrong.
+    /// A setting or an argument is invalid.
     #[error("wrong setting: {0}")]
     Settings(String),
-    /// The address cannot be listened on.
+    /// A port cannot be opened.
     #[error("cannot listen: {0}")]
     Listen(String),
-    /// The data directory cannot be used: locked, unwritable, another installation's.
+    /// The data directory cannot be used: it is locked, cannot be read or written, or does not match the settings.
     #[error("cannot use the data directory: {0}")]
     DataDir(String),
-    /// The machine or container does not give what is needed: io_uring, locked memory, descriptors.
-    #[error("the host does not give what is needed: {0}")]
+    /// The machine or the container does not provide a required resource: io_uring, locked memory, descriptors.
+    #[error("a required resource is not available: {0}")]
     Host(String),
-    /// The log lost something that was durable once. Restarting does not help.
+    /// Records that were durable are missing from the log. A restart does not help.
     #[error(
-        "the log is damaged, and nothing was changed: {0}; restore it from a copy, or, with a database, go on from there by --recover-from postgres"
+        "the log is damaged, and nothing was changed: {0}; restore the data directory from a backup, or restore the \
+         sale from the database with --recover-from postgres"
     )]
     Damaged(String),
-    /// The database cannot be this server's: another installation's, taken over, newer, or it holds what it must not.
+    /// The database cannot be used: another server uses it, it contradicts the log, or its schema is newer.
     #[error("cannot use the database: {0}")]
     Database(String),
-    /// The database has what the data directory lacks, or another installation's sale.
+    /// The database has records that the data directory lacks, or the sale of another installation.
+    /// `--recover-from postgres` resolves this contradiction.
     #[error("cannot use the database: {0}")]
     DirectoryOlder(String),
-    /// A write or sync of the log failed. What is on disk is unknown until recovery reads it.
-    #[error("the log cannot be written: {0}")]
+    /// A write, a flush or a read of the log failed. The content of the disk is unknown until the next recovery.
+    #[error("the log cannot be written or read: {0}")]
     LogFailed(String),
 }
 
 impl Fatal {
-    /// The process's exit code. A panic exits with [`INTERNAL_ERROR`].
+    /// Returns the exit code of the process. The exit code of a panic is [`INTERNAL_ERROR`].
     pub fn exit_code(&self) -> i32 {
         match self {
             Fatal::Settings(_) => 2,
@@ -49,39 +52,36 @@ impl Fatal {
         }
     }
 
-    /// Ends the process at once, with one log line.
+    /// Exits the process at once, with one log line.
     pub fn exit(&self) -> ! {
-        // Held to the end, so that no other thread has the last word.
+        // Hold the lock until the exit, so that no other thread writes after this line.
         let _stderr = std::io::stderr().lock();
         tracing::error!(exit_code = self.exit_code(), "{self}");
         std::process::exit(self.exit_code())
     }
 }
 
-/// The exit code of a panic.
+/// Exit code of a panic.
 pub const INTERNAL_ERROR: i32 = 70;
 
-/// All exit codes and their meanings, for manuals.
+/// Every exit code with its meaning, for the manual page. `docs/operations.md` has the same table.
 pub const EXIT_CODES: &[(i32, &str)] = &[
-    (
-        0,
-        "stopped by SIGTERM or SIGINT: requests finished, log flushed, Postgres brought up to date, within --drain-timeout",
-    ),
-    (2, "a setting is wrong"),
-    (3, "the address cannot be listened on"),
-    (4, "the data directory is locked, unwritable or another installation's"),
-    (5, "the host lacks something: io_uring, descriptors, locked memory"),
-    (6, "the log lost something that was durable once; nothing was changed"),
-    (7, "the log could not be written, or not be read back"),
+    (0, "stopped by SIGTERM or SIGINT, replaced by an upgrade in place, or a command succeeded"),
+    (2, "a setting or an argument is invalid"),
+    (3, "cannot listen on the address of --listen or --admin-listen"),
+    (4, "the data directory is locked, cannot be read or written, or does not match the settings"),
+    (5, "the host lacks a required resource, such as io_uring, descriptors or locked memory"),
+    (6, "the log is damaged: records that were durable are missing; nothing was changed"),
+    (7, "the log could not be written or read"),
     (
         8,
-        "the database and the data directory do not fit together, a later run has taken the database over, or its \
-         schema is newer",
+        "the database cannot be used: it contradicts the data directory, another server uses it or has taken it over, \
+         or its schema is newer",
     ),
-    (INTERNAL_ERROR, "an internal error; please report the line"),
+    (INTERNAL_ERROR, "internal error; please report the message"),
 ];
 
-/// Makes a panic on any thread end the process, with one log line.
+/// Installs a hook that makes a panic on any thread end the process, with one log line.
 pub fn exit_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         let _stderr = std::io::stderr().lock();

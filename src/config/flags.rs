@@ -1,171 +1,104 @@
-//! The table of settings: the source of the flags, of the variables, of `--help` and of error messages.
+//! The table of settings. Flags, variables, `--help`, the manual page, shell completions and the settings file of the
+//! Debian package are generated from it. The file `settings` reads the values.
 
 use clap::{Arg, ArgAction, Command};
 
-/// One setting.
+/// Setting of the server.
 pub struct Setting {
-    /// The long flag, without dashes.
+    /// Long flag, without dashes.
     pub flag: &'static str,
-    /// The variables that set it, the first one winning.
+    /// Variables that set it. The first one that is set is used.
     pub variables: &'static [&'static str],
-    /// What stands for the value in `--help`.
+    /// Placeholder of the value in `--help`.
     pub value: &'static str,
-    /// What applies when nothing is set; for people, if it starts with a parenthesis.
+    /// Default value. In parentheses it is a description, and the setting has no value by default.
     pub default: &'static str,
-    /// The sentence in `--help`.
+    /// Description in `--help`.
     pub help: &'static str,
 }
 
 /// All settings, in the order of `--help`.
+#[rustfmt::skip]
 pub const SETTINGS: &[Setting] = &[
-    Setting {
-        flag: "listen",
-        variables: &["LISTEN"],
-        value: "ADDRESS:PORT",
-        default: "0.0.0.0:8080",
-        help: "Where to serve the public; port 0 takes a free one. PORT or APP_PORT set the port alone",
-    },
-    Setting {
-        flag: "admin-listen",
-        variables: &["ADMIN_LISTEN"],
-        value: "ADDRESS:PORT",
-        default: "127.0.0.1:8081",
-        help: "Where to serve operators: /metrics for Prometheus; port 0 takes a free one. APP_METRICS_PORT sets the port alone",
-    },
-    Setting {
-        flag: "shards",
-        variables: &["SHARDS"],
-        value: "NUMBER",
-        default: "(CPUs this process may use)",
-        help: "Threads that serve, each pinned to a CPU of its own if there are enough",
-    },
-    Setting {
-        flag: "data-dir",
-        variables: &["DATA_DIR"],
-        value: "PATH",
-        default: "./data",
-        help: "Where the purchase log lives; one server at a time",
-    },
-    Setting {
-        flag: "items",
-        variables: &["ITEMS", "APP_ITEM_NUMBER"],
-        value: "NUMBER",
-        default: "10000",
-        help: "Stock of each sale; applies from the next sale on",
-    },
-    Setting {
-        flag: "user-limit",
-        variables: &["USER_LIMIT", "APP_USER_LIMIT"],
-        value: "NUMBER",
-        default: "10",
-        help: "Items that one user may hold and buy in a sale; applies from the next sale on",
-    },
-    Setting {
-        flag: "sale-period",
-        variables: &["SALE_PERIOD"],
-        value: "DURATION",
-        default: "1h",
-        help: "Length of a sale, in whole seconds; sales begin at multiples of it since 1970, so 1h means on the hour",
-    },
-    Setting {
-        flag: "reservation-ttl",
-        variables: &["RESERVATION_TTL"],
-        value: "DURATION",
-        default: "30s",
-        help: "How long a checkout holds its item",
-    },
-    Setting {
-        flag: "log-budget",
-        variables: &["LOG_BUDGET"],
-        value: "BYTES",
-        default: "1GiB",
-        help: "Disk that the logs may use; of ended sales, refused attempts are removed first and purchases last",
-    },
-    Setting {
-        flag: "database-url",
-        variables: &["DATABASE_URL"],
-        value: "URL",
-        default: "(none: the log alone)",
-        help: "PostgreSQL to persist to, like postgres://user@host/name. Or in parts: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT",
-    },
-    Setting {
-        flag: "ack",
-        variables: &["ACK"],
-        value: "local|postgres",
-        default: "local",
-        help: "What a purchase's 200 waits for: this machine's disk, or Postgres too",
-    },
-    Setting {
-        flag: "recover-from",
-        variables: &["RECOVER_FROM"],
-        value: "auto|log|postgres",
-        default: "auto",
-        help: "Which wins if the log and Postgres contradict each other; auto refuses to start then, and takes the sale over from Postgres if the data directory is empty",
-    },
-    Setting {
-        flag: "max-connections",
-        variables: &["MAX_CONNECTIONS"],
-        value: "NUMBER",
-        default: "(16384, or what the descriptor limit allows)",
-        help: "Connections served at once; more are answered 503 and closed",
-    },
-    Setting {
-        flag: "steering",
-        variables: &["STEERING"],
-        value: "hash|cpu",
-        default: "hash",
-        help: "Which shard gets a new connection: any, by its address and port; or the one on the CPU where it arrived, for cards that spread connections over CPUs themselves",
-    },
-    Setting {
-        flag: "drain-delay",
-        variables: &["DRAIN_DELAY"],
-        value: "DURATION",
-        default: "0s",
-        help: "After SIGTERM, how long to go on selling while /readyz says 503 already: until balancers send nobody here",
-    },
-    Setting {
-        flag: "drain-timeout",
-        variables: &["DRAIN_TIMEOUT"],
-        value: "DURATION",
-        default: "10s",
-        help: "After that, how long the end may take: requests in flight, the flush, what Postgres lacks; then the process exits, and the log keeps the rest",
-    },
-    Setting {
-        flag: "env-file",
-        variables: &["ENV_FILE"],
-        value: "PATH",
-        default: ".env",
-        help: "Variables, one VARIABLE=value a line, for what neither flags nor the environment set; read anew by an upgrade, as these are not. .env need not exist",
-    },
-    Setting {
-        flag: "log-format",
-        variables: &["LOG_FORMAT"],
-        value: "text|json",
-        default: "(text on a terminal, else json)",
-        help: "How log lines on standard error look",
-    },
+    Setting { flag: "listen", variables: &["LISTEN"], value: "ADDRESS:PORT", default: "0.0.0.0:8080",
+        help: "Address and port of the public API; port 0 takes a free port. PORT or APP_PORT sets only the port. Not \
+            used if systemd passes sockets" },
+    Setting { flag: "admin-listen", variables: &["ADMIN_LISTEN"], value: "ADDRESS:PORT", default: "127.0.0.1:8081",
+        help: "Address and port of the dashboard and of /metrics for Prometheus; port 0 takes a free port. \
+            APP_METRICS_PORT sets only the port. This port has no authentication" },
+    Setting { flag: "shards", variables: &["SHARDS"], value: "NUMBER",
+        default: "(the number of CPUs that this process may use)",
+        help: "Number of threads that serve clients. Each thread is pinned to its own CPU if there are enough CPUs" },
+    Setting { flag: "data-dir", variables: &["DATA_DIR"], value: "PATH", default: "./data",
+        help: "Directory of the log. It is created if it does not exist, and locked: one server at a time can use it" },
+    Setting { flag: "items", variables: &["ITEMS", "APP_ITEM_NUMBER"], value: "NUMBER", default: "10000",
+        help: "Number of items in each sale. A change applies from the next sale on" },
+    Setting { flag: "user-limit", variables: &["USER_LIMIT", "APP_USER_LIMIT"], value: "NUMBER", default: "10",
+        help: "Number of items that one user may hold and have bought together in a sale. A change applies from the \
+            next sale on" },
+    Setting { flag: "sale-period", variables: &["SALE_PERIOD"], value: "DURATION", default: "1h",
+        help: "Length of a sale, in whole seconds. Sales begin at multiples of it since 1970-01-01 UTC: with 1h, on \
+            every full hour. It cannot change for an existing data directory" },
+    Setting { flag: "reservation-ttl", variables: &["RESERVATION_TTL"], value: "DURATION", default: "30s",
+        help: "Time for which a checkout holds its item. Then the item is available again" },
+    Setting { flag: "log-budget", variables: &["LOG_BUDGET"], value: "BYTES", default: "1GiB",
+        help: "Disk space for the logs of all shards, at least 1MiB for each shard. When it is used up, the server \
+            removes records of ended sales, refused attempts first; if that is not enough, it refuses checkouts" },
+    Setting { flag: "database-url", variables: &["DATABASE_URL"], value: "URL",
+        default: "(none: only the log is written)",
+        help: "PostgreSQL database to which every record is persisted, such as postgres://user@host/name. It can also \
+            be set in parts: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT" },
+    Setting { flag: "ack", variables: &["ACK"], value: "local|postgres", default: "local",
+        help: "What the 200 of a purchase waits for. local: the flush to the local disk. postgres: also the commit in \
+            Postgres" },
+    Setting { flag: "recover-from", variables: &["RECOVER_FROM"], value: "auto|log|postgres", default: "auto",
+        help: "Which side is used at start if the log and Postgres contradict each other. auto: refuse to start. log \
+            or postgres: use that side. If the data directory is empty, auto and postgres restore the sale from \
+            Postgres" },
+    Setting { flag: "max-connections", variables: &["MAX_CONNECTIONS"], value: "NUMBER",
+        default: "(16384, or fewer if the descriptor limit is lower)",
+        help: "Number of client connections at once. Further connections are answered 503 and closed" },
+    Setting { flag: "steering", variables: &["STEERING"], value: "hash|cpu", default: "hash",
+        help: "Which shard gets a new connection. hash: any shard, by address and port. cpu: the shard on the CPU \
+            where the connection arrived, for network cards that distribute connections over the CPUs" },
+    Setting { flag: "drain-delay", variables: &["DRAIN_DELAY"], value: "DURATION", default: "0s",
+        help: "After SIGTERM or SIGINT: time for which the server still sells while /readyz already answers 503, so \
+            that load balancers stop sending clients" },
+    Setting { flag: "drain-timeout", variables: &["DRAIN_TIMEOUT"], value: "DURATION", default: "10s",
+        help: "After the drain delay: maximum time to finish requests in flight, flush the log and persist it in \
+            Postgres. Then the process exits, and the log keeps the records that are not persisted" },
+    Setting { flag: "env-file", variables: &["ENV_FILE"], value: "PATH", default: ".env",
+        help: "File with variables, one VARIABLE=value per line. An upgrade in place reads it again. Only .env may be \
+            missing. ENV_FILE is read from the environment only" },
+    Setting { flag: "log-format", variables: &["LOG_FORMAT"], value: "text|json",
+        default: "(text on a terminal, otherwise json)",
+        help: "Format of the log lines on standard error" },
 ];
 
-/// The command line, from the table.
+/// Returns the command line that the table defines.
 pub fn command() -> Command {
     let command = Command::new("stampede")
         .version(clap::crate_version!())
         .args_override_self(true)
-        .about("A flash-sale server: sells a limited stock exactly, durable before every 200.")
+        .about("Flash-sale server that never oversells and loses no acknowledged purchase.")
         .after_help(
-            "Each setting is taken from its flag, else from the first of its variables in the environment, else from \
-             the file that --env-file names, else from its default.",
+            "Each setting is taken from its flag. Without a flag, it is taken from the first of its variables that \
+             is set, in the order shown; each variable is looked up in the environment, and then in the file of \
+             --env-file. Without a variable, the default is used. A variable that is set to an empty value counts \
+             as not set; in the environment, it also hides the same variable in the file.\n\n\
+             A DURATION is a number with a unit, such as 250ms, 30s or 1h. BYTES can have a unit, such as 512MiB \
+             or 4GiB.",
         )
         .arg(
             Arg::new("check-config")
                 .long("check-config")
                 .action(ArgAction::SetTrue)
-                .help("Print the settings in force and exit: 0 if they are good, 2 if not"),
+                .help("Print the settings in force and exit: with code 0 if they are valid, with 2 if not"),
         );
     SETTINGS.iter().fold(command, |command, setting| command.arg(argument(setting)))
 }
 
-/// A setting as a flag.
+/// Returns the flag of a setting.
 pub fn argument(setting: &Setting) -> Arg {
     let Setting { flag, variables, value, default, help } = *setting;
     let default = default.trim_matches(['(', ')']);

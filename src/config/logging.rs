@@ -1,11 +1,12 @@
-//! Log lines on standard error: one for each event that matters, none for a request.
+//! Log lines on standard error. They report events of the server, not single requests.
 
 use crate::config::settings::LogFormat;
 use std::io::{IsTerminal, stderr};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-/// Starts logging. `RUST_LOG` filters, as everywhere.
+/// Starts logging in `format`. Without a format, the lines are text on a terminal and otherwise JSON. `RUST_LOG`
+/// filters the lines; its default is `info`.
 pub fn start(format: Option<LogFormat>) {
     let is_terminal = stderr().is_terminal();
     let format = format.unwrap_or(if is_terminal { LogFormat::Text } else { LogFormat::Json });

@@ -1,6 +1,14 @@
-//! Settings: flags over environment over a file of variables over defaults; raw text to a validated [`Config`].
+//! Reads the settings from their sources, and validates them into a [`Config`].
+//!
+//! Each setting is taken from the first of these that has it:
+//!
+//! 1. its flag;
+//! 2. its variables in the order of the table. Each variable is looked up in the environment, and then in the env file;
+//! 3. its default.
+//!
+//! A variable with an empty value counts as not set. In the environment, it also hides the same variable in the file.
 
-use crate::config::database_url::{DatabaseUrl, TlsMode};
+use crate::config::database_url::DatabaseUrl;
 use crate::config::flags::SETTINGS;
 use crate::sale::code::ITEMS_MAX;
 use crate::sale::deferred::Watermark;
@@ -9,85 +17,89 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
+use strum::{Display, EnumString};
 use thiserror::Error;
 
-/// More shards than this are a mistake.
+/// Maximum number of shards.
 pub const SHARDS_MAX: u16 = 256;
-/// Longest time that a stop may be told to take.
+/// Maximum of the drain delay and of the drain timeout.
 const DRAIN_MAX: Duration = Duration::from_secs(3600);
 
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Format of log lines.
+#[derive(Clone, Copy, Debug, Display, EnumString, PartialEq, Eq)]
+#[strum(serialize_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     Text,
-    /// For machines, one object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Which of the two wins where the data directory and the database contradict each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Side that is used at start if the data directory and the database contradict each other.
+#[derive(Clone, Copy, Debug, Display, EnumString, PartialEq, Eq)]
+#[strum(serialize_all = "lowercase")]
 pub enum RecoverFrom {
-    /// Neither. The log, or the database if the data directory is empty; a contradiction is refused.
+    /// The log, or the database if the data directory is empty. A contradiction is refused.
     Auto,
-    /// The log: what the database lacks and the log no longer has is missing for good.
+    /// The log. Records that the database lacks and that the log no longer has stay missing in the database.
     Log,
-    /// The database: the log is set aside.
+    /// The database. A contradicting log is moved to `set-aside-N`.
     Postgres,
 }
 
-/// Validated settings.
+/// Validated settings of the server.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Where to serve the public.
+    /// Address of the public API.
     pub listen: SocketAddr,
-    /// Where to serve operators.
+    /// Address of the admin port.
     pub admin_listen: SocketAddr,
-    /// How many shards, if it was said.
+    /// Number of shards. `None`: derived from the CPUs.
     pub shards: Option<u16>,
-    /// Where the log lives.
+    /// Directory of the log.
     pub data_dir: PathBuf,
-    /// What the rules need.
+    /// Parameters of the rules of a sale.
     pub rules: Rules,
-    /// Bytes that all logs together may use.
+    /// Disk space for the logs of all shards together, in bytes.
     pub log_budget: u64,
-    /// Where to persist to. Its `Debug` shows no password.
+    /// Database to which records are persisted. Its `Debug` form has no password.
     pub database: Option<DatabaseUrl>,
-    /// What wins if it and the log contradict each other.
+    /// Side that is used if the database and the log contradict each other.
     pub recover_from: RecoverFrom,
-    /// Connections at once, if it was said.
+    /// Maximum number of client connections. `None`: derived from the descriptor limit.
     pub max_connections: Option<u32>,
-    /// Whether connections stay on the CPU where they arrive.
+    /// Whether the shard on the CPU where a connection arrives gets it.
     pub steers_by_cpu: bool,
-    /// How long to go on selling after having been told to stop.
+    /// Time for which the server still sells after a signal to stop.
     pub drain_delay: Duration,
-    /// How long the end may take after that.
+    /// Maximum time for the rest of the stop.
     pub drain_timeout: Duration,
-    /// Where variables were looked up, too.
+    /// Path of the env file.
     pub env_file: String,
-    /// How log lines look, if it was said.
+    /// Format of log lines. `None`: derived from standard error.
     pub log_format: Option<LogFormat>,
 }
 
-/// A setting that cannot be used. Names the setting, the value and the remedy.
+/// Error for an invalid setting. It names the setting, the value and the remedy.
 #[derive(Debug, PartialEq, Eq, Error)]
 #[error("{0}")]
 pub struct BadSetting(String);
 
-/// Where values come from.
+/// Sources of raw values.
 pub struct Sources<'a> {
-    /// By flag.
+    /// Values of flags, by the name of the flag.
     pub flags: BTreeMap<&'static str, String>,
-    /// The environment.
+    /// Lookup of a variable in the environment.
     pub environment: &'a dyn Fn(&str) -> Option<String>,
-    /// Where there are more variables.
+    /// Path of the env file.
     pub env_file: String,
-    /// These.
+    /// Variables in the env file.
     pub in_file: BTreeMap<String, String>,
 }
 
-/// A raw value, and how it was given.
+/// Raw value with its origin, such as `--items` or `ITEMS in .env`.
 struct RawSetting {
     text: String,
     origin: String,
@@ -96,6 +108,11 @@ struct RawSetting {
 impl RawSetting {
     fn bad(&self, expected: &str) -> BadSetting {
         BadSetting(format!("{} is \"{}\"; give {expected}", self.origin, self.text))
+    }
+
+    /// Parses one of the words in `expected`.
+    fn choice<T: FromStr>(&self, expected: &str) -> Result<T, BadSetting> {
+        self.text.parse().map_err(|_| self.bad(expected))
     }
 
     fn number(&self, range: std::ops::RangeInclusive<u64>) -> Result<u64, BadSetting> {
@@ -124,13 +141,13 @@ impl RawSetting {
         };
         let bytes = number.parse::<u64>().ok().zip(shift).and_then(|(number, shift)| number.checked_mul(1 << shift));
         let good = bytes.filter(|bytes| range.contains(bytes));
-        good.ok_or_else(|| self.bad("a number of bytes of at least 1MiB, like 512MiB or 4GiB"))
+        good.ok_or_else(|| self.bad("a number of bytes from 1MiB to 1024TiB, like 512MiB or 4GiB"))
     }
 }
 
 impl Sources<'_> {
-    /// Which file has more variables.
-    pub fn which_file(&self) -> String {
+    /// Returns the path of the env file, which has more variables.
+    pub fn env_file_path(&self) -> String {
         self.get("env-file").expect("it has a default").text
     }
 
@@ -138,13 +155,13 @@ impl Sources<'_> {
         let given = (self.environment)(name).map(|text| (text, String::new()));
         let given =
             given.or_else(|| self.in_file.get(name).map(|text| (text.clone(), format!(" in {}", self.env_file))));
-        // Compose files and unit files set what they leave open to nothing.
+        // An empty value counts as not set: compose files and unit files pass variables without a value as empty ones.
         given
             .filter(|(text, _)| !text.is_empty())
             .map(|(text, place)| RawSetting { text, origin: format!("{name}{place}") })
     }
 
-    /// The value of a setting; a parenthesised default counts as none.
+    /// Returns the value of a setting. A default in parentheses is no value.
     fn get(&self, flag: &str) -> Option<RawSetting> {
         let setting = SETTINGS.iter().find(|setting| setting.flag == flag).expect("the setting is in the table");
         let flag = self.flags.get(flag).map(|text| RawSetting { text: text.clone(), origin: format!("--{flag}") });
@@ -157,7 +174,7 @@ impl Sources<'_> {
 
     fn database(&self) -> Result<Option<DatabaseUrl>, BadSetting> {
         let mut database = match (self.get("database-url"), self.variable("DB_HOST")) {
-            // The value may hold a password: it is never repeated.
+            // Do not repeat the value: it may contain a password.
             (Some(url), _) => DatabaseUrl::parse(&url.text).map_err(|why| {
                 BadSetting(format!(
                     "{} cannot be read ({why}); give a URL like postgres://user@host:5432/name",
@@ -183,15 +200,15 @@ impl Sources<'_> {
         config.dbname(self.variable("DB_NAME").map_or("stampede".into(), |name| name.text));
         let mut database = DatabaseUrl::new(config);
         if let Some(mode) = self.variable("DB_SSL_MODE") {
-            database.tls =
-                TlsMode::parse(&mode.text).ok_or_else(|| mode.bad("disable, prefer, require or verify-full"))?;
+            database.tls = mode.choice("disable, prefer, require or verify-full")?;
         }
         database.root_certificates = self.variable("DB_SSL_ROOT_CERT").map(|path| path.text.into());
         database.settle().map_err(BadSetting)?;
         Ok(database)
     }
 
-    /// An address that is given whole, or by its port alone in one of these variables.
+    /// Returns an address. If neither its flag nor its variable is set, the first of the variables in `ports` sets the
+    /// port.
     fn address(&self, flag: &str, variable: &str, ports: &[&str]) -> Result<SocketAddr, BadSetting> {
         let is_whole = self.flags.contains_key(flag) || self.variable(variable).is_some();
         let raw = self.get(flag).expect("it has a default");
@@ -205,10 +222,10 @@ impl Sources<'_> {
 }
 
 impl Config {
-    /// Validates what the sources say.
+    /// Reads all settings from the sources and validates them.
     ///
     /// # Errors
-    /// The first setting that cannot be used.
+    /// The first invalid setting.
     pub fn new(sources: &Sources<'_>) -> Result<Config, BadSetting> {
         let get = |flag| sources.get(flag).expect("it has a default");
         let second = Duration::from_secs(1);
@@ -223,17 +240,14 @@ impl Config {
         let purchase_ack = match ack.text.as_str() {
             "local" => Watermark::Flushed,
             "postgres" if database.is_some() => Watermark::Persisted,
-            "postgres" => return Err(ack.bad("a database too, by --database-url, or local")),
+            "postgres" => return Err(ack.bad("--database-url as well, or use local")),
             _ => return Err(ack.bad("local or postgres")),
         };
-        let recover_from = get("recover-from");
-        let recover_from = match recover_from.text.as_str() {
-            "auto" => RecoverFrom::Auto,
-            "log" => RecoverFrom::Log,
-            "postgres" if database.is_some() => RecoverFrom::Postgres,
-            "postgres" => return Err(recover_from.bad("a database too, by --database-url, or auto")),
-            _ => return Err(recover_from.bad("auto, log or postgres")),
-        };
+        let given = get("recover-from");
+        let recover_from = given.choice("auto, log or postgres")?;
+        if recover_from == RecoverFrom::Postgres && database.is_none() {
+            return Err(given.bad("--database-url as well, or use auto"));
+        }
         let rules = Rules {
             period_s: period_s.as_secs() as u32,
             items: get("items").number(1..=ITEMS_MAX.into())? as u32,
@@ -247,11 +261,7 @@ impl Config {
             "cpu" => true,
             _ => return Err(steering.bad("hash or cpu")),
         };
-        let log_format = sources.get("log-format").map(|raw| match raw.text.as_str() {
-            "text" => Ok(LogFormat::Text),
-            "json" => Ok(LogFormat::Json),
-            _ => Err(raw.bad("text or json")),
-        });
+        let log_format = sources.get("log-format").map(|raw| raw.choice("text or json"));
         let shards = sources.get("shards").map(|raw| raw.number(1..=SHARDS_MAX.into()));
         let max_connections = sources.get("max-connections").map(|raw| raw.number(1..=10_000_000));
         Ok(Config {
@@ -273,18 +283,18 @@ impl Config {
     }
 }
 
-/// A duration as a setting can be given: "90m", "31536000s", "250ms".
+/// Formats a duration in the form of a setting, with the largest unit that divides it: `90m`, `8760h`, `250ms`.
 pub fn in_one_unit(ms: u64) -> String {
     let units = [(3_600_000, "h"), (60_000, "m"), (1_000, "s"), (1, "ms")];
-    let (length, unit) =
-        units.into_iter().find(|(length, _)| ms.is_multiple_of(*length)).expect("any number is so many ms");
+    let exact = units.into_iter().find(|(length, _)| ms.is_multiple_of(*length) && ms > 0);
+    let (length, unit) = exact.unwrap_or((1, "s"));
     format!("{}{unit}", ms / length)
 }
 
-/// One setting a line, as `--check-config` prints them.
+/// Formats the settings for `--check-config`, one per line.
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // All of them: a new one must be printed, too.
+        // Destructure without `..`, so that the compiler rejects a new setting that is not printed.
         let Config {
             listen,
             admin_listen,
@@ -313,20 +323,20 @@ impl fmt::Display for Config {
         writeln!(f, "log-budget = {log_budget}")?;
         writeln!(f, "database = {}", database.as_ref().map_or("none".into(), DatabaseUrl::place))?;
         writeln!(f, "ack = {}", if rules.purchase_ack == Watermark::Flushed { "local" } else { "postgres" })?;
-        writeln!(f, "recover-from = {}", format!("{recover_from:?}").to_lowercase())?;
+        writeln!(f, "recover-from = {recover_from}")?;
         writeln!(f, "max-connections = {}", open(max_connections.map(|connections| connections.to_string())))?;
         writeln!(f, "steering = {}", if *steers_by_cpu { "cpu" } else { "hash" })?;
         writeln!(f, "drain-delay = {}", in_one_unit(drain_delay.as_millis() as u64))?;
         writeln!(f, "drain-timeout = {}", in_one_unit(drain_timeout.as_millis() as u64))?;
         writeln!(f, "env-file = {env_file}")?;
-        let format = log_format.map(|format| if format == LogFormat::Text { "text" } else { "json" });
-        write!(f, "log-format = {}", open(format.map(str::to_owned)))
+        write!(f, "log-format = {}", open(log_format.map(|format| format.to_string())))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::database_url::TlsMode;
 
     fn config(
         flags: &[(&'static str, &str)],
@@ -363,7 +373,7 @@ mod tests {
         assert_eq!(items(&[("items", "1")], &[("ITEMS", "2")], &[("ITEMS", "3")]), 1);
         assert_eq!(items(&[], &[("ITEMS", "2"), ("APP_ITEM_NUMBER", "4")], &[("ITEMS", "3")]), 2);
         assert_eq!(items(&[], &[("APP_ITEM_NUMBER", "4")], &[]), 4);
-        assert_eq!(items(&[], &[("ITEMS", "")], &[("ITEMS", "3")]), 10_000, "empty means unset");
+        assert_eq!(items(&[], &[("ITEMS", "")], &[("ITEMS", "3")]), 10_000, "empty means not set");
         assert_eq!(items(&[], &[], &[("ITEMS", "3")]), 3);
     }
 
@@ -421,7 +431,7 @@ mod tests {
         let secure = database(&[("DB_HOST", "h"), ("DB_SSL_MODE", "verify-full"), ("DB_SSL_ROOT_CERT", "/r")]).unwrap();
         assert_eq!((secure.tls, secure.root_certificates), (TlsMode::VerifyFull, Some("/r".into())));
         let apart = database(&[("DATABASE_URL", "postgres://u@h:7/n"), ("DB_PASSWORD", "p")]);
-        assert_eq!(apart, database(&parts), "the password need not be in the URL");
+        assert_eq!(apart, database(&parts), "the password can be outside the URL");
     }
 
     #[test]

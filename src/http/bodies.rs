@@ -1,211 +1,212 @@
-//! What the bodies of answers say: serde writes them, and the API's description shows them.
+//! JSON bodies of answers. serde writes them, and the OpenAPI document describes them with these comments.
 
 use crate::sale::item_name::{ItemImage, ItemName};
 use crate::sale::stock::Availability;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-/// A hold on an item.
+/// A reserved item, with the code to buy it.
 #[derive(Serialize, JsonSchema)]
 pub struct Reservation<'a> {
-    /// Buys the item, or gives it back.
+    /// Code that buys or releases the item.
     #[schemars(extend("format" = "uuid"))]
     pub code: &'a str,
-    /// Which sale.
+    /// Id of the sale.
     pub sale_id: u32,
-    /// Which item.
+    /// Id of the item.
     pub item_id: u32,
-    /// When the item is free again, unless it is bought.
+    /// End of the hold. If the item is not bought until then, it is available again.
     #[schemars(extend("format" = "date-time"))]
     pub expires_at: String,
 }
 
-/// What was bought. It is on disk.
+/// A purchase, which is durable.
 #[derive(Serialize, JsonSchema)]
 pub struct Receipt {
     /// Always true.
     pub success: bool,
-    /// The same in words.
+    /// `success` as text.
     pub message: &'static str,
-    /// Which sale.
+    /// Id of the sale.
     pub sale_id: u32,
-    /// Which item.
+    /// Id of the item.
     pub item_id: u32,
-    /// What it is called.
+    /// Name of the item.
     pub item_name: ItemName,
-    /// Where its image is.
+    /// Path of its image on this server.
     pub item_image: ItemImage,
 }
 
-/// How a sale stands.
+/// A sale and its counts.
 #[derive(Serialize, JsonSchema)]
 pub struct Sale {
-    /// Which sale: they are numbered one after the other.
+    /// Id of the sale: the number of whole sale periods since 1970. Consecutive sales have consecutive ids.
     pub sale_id: u32,
-    /// When it opened.
+    /// Begin of the sale.
     #[schemars(extend("format" = "date-time"))]
     pub starts_at: String,
-    /// When the next one opens.
+    /// End of the sale, and begin of the next.
     #[schemars(extend("format" = "date-time"))]
     pub ends_at: String,
-    /// The stock: items are numbered from 0.
+    /// Stock. Items are numbered from 0.
     pub items_total: u32,
-    /// How many are bought.
+    /// Items that are bought.
     pub sold: u32,
-    /// How many are held.
+    /// Items that are held, or whose purchase is not durable yet.
     pub reserved: u32,
-    /// How many can be had.
+    /// Items that can be reserved.
     pub available: u32,
-    /// How many items one user may hold and buy together.
+    /// Quota: items that one user may hold and have bought together in this sale.
     pub user_limit: u32,
 }
 
-/// How its items stand, as events say it.
+/// Data of a `stock` event: the counts of a sale.
 #[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Stock")]
 pub struct StockEvent {
-    /// Which sale.
+    /// Id of the sale.
     pub sale_id: u32,
-    /// How many are bought.
+    /// Items that are bought.
     pub sold: u32,
-    /// How many are held.
+    /// Items that are held, or whose purchase is not durable yet.
     pub reserved: u32,
-    /// How many can be had.
+    /// Items that can be reserved.
     pub available: u32,
 }
 
-/// An item.
+/// An item with its state.
 #[derive(Serialize, JsonSchema)]
 pub struct Item {
-    /// Which item.
+    /// Id of the item.
     pub item_id: u32,
-    /// What it is called in this sale.
+    /// Name of the item in this sale.
     pub name: ItemName,
-    /// Where its image is.
+    /// Path of its image on this server.
     pub image: ItemImage,
-    /// How it stands.
+    /// State of the item.
     pub state: Availability,
 }
 
-/// An item, and its sale.
+/// An item with its state, and its sale.
 #[derive(Serialize, JsonSchema)]
 pub struct OneItem {
-    /// Which sale.
+    /// Id of the sale.
     pub sale_id: u32,
-    /// The item.
+    /// Fields of the item.
     #[serde(flatten)]
     pub item: Item,
 }
 
-/// Some items of a sale.
+/// A page of items of a sale.
 #[derive(Serialize, JsonSchema)]
 pub struct Items {
-    /// Which sale.
+    /// Id of the sale.
     pub sale_id: u32,
-    /// Its stock.
+    /// Stock of the sale.
     pub items_total: u32,
-    /// The first item asked for.
+    /// First item of the page.
     pub offset: u32,
-    /// How many were asked for.
+    /// Maximum number of items on the page.
     pub limit: u32,
-    /// Those that there are.
+    /// Items of the page. Empty if `offset` is beyond the stock.
     pub items: Vec<Item>,
 }
 
-/// The process is up.
+/// A sign that the process answers.
 #[derive(Serialize, JsonSchema)]
 pub struct Live {
     /// Always true.
     pub live: bool,
-    /// Stampede's version.
+    /// Version of Stampede.
     pub version: &'static str,
 }
 
-/// Whether it is ready to sell.
+/// Readiness of the server.
 #[derive(Serialize, JsonSchema)]
 pub struct Ready {
-    /// Whether it is.
+    /// Whether the server sells.
     pub ready: bool,
-    /// What it is doing.
+    /// Activity of the process.
     pub status: Doing,
-    /// Null without a database.
+    /// State of Postgres. Null without a database.
     pub postgres: Option<Postgres>,
 }
 
-/// Everything about the process.
+/// State of the process and of each shard.
 #[derive(Serialize, JsonSchema)]
 pub struct Health {
-    /// What it is doing.
+    /// Activity of the process.
     pub status: Doing,
-    /// Stampede's version.
+    /// Version of Stampede.
     pub version: &'static str,
     /// Always true.
     pub live: bool,
-    /// Whether it is ready to sell.
+    /// Whether the server sells.
     pub ready: bool,
-    /// Null until it is known.
+    /// Current sale. Null until recovery has finished.
     pub sale: Option<Sale>,
-    /// Null without a database.
+    /// State of Postgres. Null without a database.
     pub postgres: Option<Postgres>,
-    /// Each of its shards.
+    /// State of each shard.
     pub shards: Vec<ShardHealth>,
 }
 
-/// What a process is doing.
+/// Activity of the process.
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Doing {
-    /// Reading the log.
+    /// Reading the log, or waiting for the database to restore the sale.
     Recovering,
     /// Selling.
     Serving,
-    /// Giving way to another process, or taking its place.
+    /// Handing over to the new process of an upgrade in place, or taking over from the old one.
     Paused,
-    /// Coming to its end.
+    /// Stopping. The server still sells during the drain delay.
     Draining,
 }
 
-/// How far Postgres is behind.
+/// State of Postgres.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Postgres {
-    /// Whether it can be reached.
+    /// Whether the server is connected to Postgres.
     pub connected: bool,
-    /// What it lacks, in records. Null until it has been reached once.
+    /// Durable records that are not persisted yet. Null until Postgres has been reached once.
     pub records_behind: Option<u64>,
-    /// For how long it has lacked the oldest of them.
+    /// Time since the oldest of these records became durable, in seconds.
     pub seconds_behind: f64,
 }
 
-/// One shard.
+/// State of a shard.
 #[derive(Serialize, JsonSchema)]
 pub struct ShardHealth {
-    /// Which: they are numbered from 0.
+    /// Number of the shard, from 0.
     pub shard: usize,
     /// Open connections.
     pub connections: u64,
-    /// Records of this run in the log of purchases.
+    /// Records that this run has appended to the purchase log.
     pub log_records: u64,
-    /// Those that are on disk.
+    /// Records of this run that are durable in the purchase log.
     pub log_records_durable: u64,
-    /// Blocks that this log has left.
+    /// Blocks that the purchase log can take before it needs another segment.
     pub log_blocks_free: u64,
-    /// Refused attempts on disk, in records.
+    /// Records of this run that are durable in the attempt log.
     pub attempts_durable: u64,
-    /// Refused attempts that were not recorded, for want of room.
+    /// Refused attempts that were not recorded, because the log had no space for them.
     pub attempts_unrecorded: u64,
 }
 
-/// Why not (RFC 9457).
+/// Reason of a refusal (RFC 9457).
 #[derive(Serialize, JsonSchema)]
 pub struct ProblemDetails {
-    /// What to do, where that helps.
+    /// Remedy, if the title is not sufficient.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     pub detail: Option<&'static str>,
-    /// The status code.
+    /// Status code.
     pub status: u16,
-    /// A sentence for people.
+    /// Reason, as a sentence for people.
     pub title: &'static str,
-    /// Which problem.
+    /// Type of the problem: decide by this field.
     #[serde(rename = "type")]
     #[schemars(extend("format" = "uri-reference"))]
     pub kind: String,

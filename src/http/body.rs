@@ -1,87 +1,89 @@
-//! Skipping request bodies. No request of Stampede needs one, but clients may send one.
+//! Skips request bodies. No request of Stampede needs a body, but clients may send one.
 
-use crate::http::head::{BODY_BYTES_MAX, Framing, Reject};
+use crate::http::head::{BODY_BYTES_MAX, Framing};
+use crate::http::problem::Problem;
 use serde::{Deserialize, Serialize};
 
-/// Bytes of one chunk-size line, at most.
+/// Maximum length of a chunk-size line, in bytes.
 const LINE_BYTES_MAX: u32 = 256;
 
-/// A body being skipped.
+/// State of a body that is being skipped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Body {
-    /// So many bytes to go.
+    /// Body with a known length: bytes that remain.
     Length(u64),
-    /// RFC 9112 §7.1.
+    /// Body in the chunked transfer coding (RFC 9112 §7.1).
     Chunked {
-        /// Where in the coding.
+        /// Position in the coding.
         state: ChunkPart,
-        /// Bytes of data so far.
+        /// Bytes of data announced by the chunk sizes so far.
         total: u64,
-        /// Bytes of the current line so far.
+        /// Bytes of the current line that have been read.
         line: u32,
     },
 }
 
-/// Where a chunked body is.
+/// Position in a chunked body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ChunkPart {
-    /// In the size; `digits` of it seen.
+    /// In the chunk size.
     Size {
-        /// The size so far.
+        /// Value of the digits that have been read.
         size: u64,
-        /// Digits so far.
+        /// Number of digits that have been read.
         digits: u8,
     },
     /// In the extension after the size.
     Extension {
-        /// The size.
+        /// Chunk size in bytes.
         size: u64,
     },
-    /// At the line feed after the size.
+    /// Before the line feed after the size.
     SizeEnd {
-        /// The size.
+        /// Chunk size in bytes.
         size: u64,
     },
-    /// In the data, with so many bytes to go.
+    /// In the data.
     Data {
-        /// Bytes to go.
+        /// Bytes of the chunk that remain.
         left: u64,
     },
-    /// At the carriage return after the data.
+    /// Before the carriage return after the data.
     DataEnd,
-    /// At the line feed after the data.
+    /// Before the line feed after the data.
     DataEndLine,
-    /// At the carriage return of the line that ends it all.
+    /// Before the carriage return of the empty line after the last chunk.
     LastLine,
-    /// At the very last line feed.
+    /// Before the line feed of that empty line.
     End,
-    /// After it.
+    /// After the body.
     Done,
 }
 
 impl Body {
-    /// The body that `framing` announces.
+    /// Returns the initial state of the body that `framing` announces.
     ///
     /// # Errors
-    /// [`Reject::BodyTooLarge`].
-    pub fn new(framing: Framing) -> Result<Body, Reject> {
+    /// [`Problem::BodyTooLarge`] if the length is above [`BODY_BYTES_MAX`].
+    pub fn new(framing: Framing) -> Result<Body, Problem> {
         match framing {
-            Framing::Length(length) if length > BODY_BYTES_MAX => Err(Reject::BodyTooLarge),
+            Framing::Length(length) if length > BODY_BYTES_MAX => Err(Problem::BodyTooLarge),
             Framing::Length(length) => Ok(Body::Length(length)),
             Framing::Chunked => Ok(Body::Chunked { state: ChunkPart::Size { size: 0, digits: 0 }, total: 0, line: 0 }),
         }
     }
 
-    /// Whether all of it has been skipped.
+    /// Returns whether the whole body has been skipped.
     pub fn is_done(&self) -> bool {
         matches!(self, Body::Length(0) | Body::Chunked { state: ChunkPart::Done, .. })
     }
 
-    /// Skips what belongs to the body and says how much that was.
+    /// Skips the part of `bytes` that belongs to the body. Returns its length in bytes.
     ///
     /// # Errors
-    /// [`Reject::BodyTooLarge`]; [`Reject::Malformed`] for a bad chunk.
-    pub fn skip(&mut self, bytes: &[u8]) -> Result<usize, Reject> {
+    /// [`Problem::BodyTooLarge`] if the chunks exceed [`BODY_BYTES_MAX`], and [`Problem::Malformed`] for an invalid
+    /// chunk.
+    pub fn skip(&mut self, bytes: &[u8]) -> Result<usize, Problem> {
         match self {
             Body::Length(left) => {
                 let skipped = (*left).min(bytes.len() as u64);
@@ -93,7 +95,7 @@ impl Body {
     }
 }
 
-fn skip_chunked(state: &mut ChunkPart, total: &mut u64, line: &mut u32, bytes: &[u8]) -> Result<usize, Reject> {
+fn skip_chunked(state: &mut ChunkPart, total: &mut u64, line: &mut u32, bytes: &[u8]) -> Result<usize, Problem> {
     let mut at = 0;
     while at < bytes.len() && *state != ChunkPart::Done {
         if let ChunkPart::Data { left } = *state {
@@ -106,7 +108,7 @@ fn skip_chunked(state: &mut ChunkPart, total: &mut u64, line: &mut u32, bytes: &
         at += 1;
         *line += 1;
         if *line > LINE_BYTES_MAX {
-            return Err(Reject::Malformed);
+            return Err(Problem::Malformed);
         }
         *state = match (*state, byte) {
             (ChunkPart::Size { size, digits }, byte) if byte.is_ascii_hexdigit() && digits < 8 => {
@@ -122,7 +124,7 @@ fn skip_chunked(state: &mut ChunkPart, total: &mut u64, line: &mut u32, bytes: &
                 *total += size;
                 *line = 0;
                 if *total > BODY_BYTES_MAX {
-                    return Err(Reject::BodyTooLarge);
+                    return Err(Problem::BodyTooLarge);
                 }
                 if size == 0 { ChunkPart::LastLine } else { ChunkPart::Data { left: size } }
             }
@@ -131,10 +133,10 @@ fn skip_chunked(state: &mut ChunkPart, total: &mut u64, line: &mut u32, bytes: &
                 *line = 0;
                 ChunkPart::Size { size: 0, digits: 0 }
             }
-            // Trailers could repeat what the head said about the framing, in other words. Nobody needs them here.
+            // Trailers are refused: they could contradict the framing headers, and Stampede needs none.
             (ChunkPart::LastLine, b'\r') => ChunkPart::End,
             (ChunkPart::End, b'\n') => ChunkPart::Done,
-            _ => return Err(Reject::Malformed),
+            _ => return Err(Problem::Malformed),
         };
     }
     Ok(at)
@@ -144,7 +146,7 @@ fn skip_chunked(state: &mut ChunkPart, total: &mut u64, line: &mut u32, bytes: &
 mod tests {
     use super::*;
 
-    fn skip(bytes: &[u8], step: usize) -> Result<(usize, bool), Reject> {
+    fn skip(bytes: &[u8], step: usize) -> Result<(usize, bool), Problem> {
         let mut body = Body::new(Framing::Chunked)?;
         let mut skipped = 0;
         for piece in bytes.chunks(step) {
@@ -170,10 +172,10 @@ mod tests {
 
     #[test]
     fn large_bodies_are_refused_when_they_are_announced() {
-        assert_eq!(skip(b"ffffffff\r\n", 1), Err(Reject::BodyTooLarge));
-        assert!(matches!(Body::new(Framing::Length(BODY_BYTES_MAX + 1)), Err(Reject::BodyTooLarge)));
+        assert_eq!(skip(b"ffffffff\r\n", 1), Err(Problem::BodyTooLarge));
+        assert!(matches!(Body::new(Framing::Length(BODY_BYTES_MAX + 1)), Err(Problem::BodyTooLarge)));
         assert!(Body::new(Framing::Length(BODY_BYTES_MAX)).is_ok());
         let chunk = format!("8000\r\n{}\r\n", "x".repeat(0x8000));
-        assert_eq!(skip(chunk.repeat(3).as_bytes(), 1000), Err(Reject::BodyTooLarge));
+        assert_eq!(skip(chunk.repeat(3).as_bytes(), 1000), Err(Problem::BodyTooLarge));
     }
 }

@@ -1,112 +1,118 @@
-//! One client's connection, without its socket: bytes in, requests out; deadlines; what is left to write.
+//! The state of one client connection without its socket: received bytes, deadlines, and bytes to be written.
+//!
+//! The server passes received bytes to [`Connection::next`], which returns one step at a time. The state that an
+//! upgrade in place hands to the next process is [`ConnectionSnapshot`].
 
 use crate::http::body::Body;
-use crate::http::head::{Head, Reject, parse_head};
+use crate::http::head::{Head, parse_head};
 use crate::http::operation::Operation;
+use crate::http::problem::Problem;
 use crate::http::response::Style;
 use serde::{Deserialize, Serialize};
 
-/// A connection with nothing to say is closed after this.
+/// An idle connection is closed after this time.
 const IDLE_MS: u64 = 75_000;
-/// A head must be complete this long after its first byte.
+/// Time limit for a head, from its first byte.
 const HEAD_MS: u64 = 10_000;
-/// A body must be complete this long after its head.
+/// Time limit for a body, from the end of its head.
 const BODY_MS: u64 = 30_000;
-/// A decision must be there this long after the request.
+/// Time limit for a decision, from the request.
 const DECISION_MS: u64 = 10_000;
-/// A client must take its answers this long after it stopped taking them.
+/// A client that does not read its answers is disconnected after this time.
 const WRITE_MS: u64 = 30_000;
-/// Longer than any process.
-const FOREVER_MS: u64 = u64::MAX / 2;
-/// A connection that is being closed must end after this.
+/// No time limit: longer than the life of any process.
+const NO_LIMIT_MS: u64 = u64::MAX / 2;
+/// Time limit for the client to close, from the moment when the server has closed its direction.
 const LINGER_MS: u64 = 2_000;
 
-/// What a connection is doing.
+/// Activity of a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ConnectionState {
     /// Reading requests.
     #[default]
     Reading,
-    /// Waiting for the decision on one.
+    /// Waiting for the decision on a request. Later requests wait in the input.
     Deciding,
-    /// Hearing of the sale. What the client says is not listened to any more.
+    /// Receiving an event stream. Input from the client is discarded.
     Listening,
     /// Writing the last answer.
     Closing,
-    /// Everything is written; what the client still sends is dropped until it hangs up, lest a reset destroy the
-    /// answer on its way.
+    /// Everything is written. Further input is discarded until the client closes, because closing a socket with unread
+    /// input would send a reset, which can destroy the answer in transit.
     Lingering,
 }
 
-/// What a connection waits for, each with a deadline of its own.
+/// Event that a connection waits for. Each has its own time limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Awaits {
-    /// A request.
+pub enum WaitingFor {
+    /// The first byte of a request.
     Request,
     /// The rest of a head.
     Head,
     /// The rest of a body.
     Body,
-    /// A decision.
+    /// The decision on a request.
     Decision,
-    /// Room to write.
+    /// Space in the socket to write.
     Write,
-    /// News, which may take for ever.
-    News,
-    /// The client's end.
-    HangUp,
+    /// The next event of a stream, without a time limit.
+    Event,
+    /// The close by the client.
+    Close,
 }
 
-/// What the bytes so far amount to.
+/// Result of reading the next bytes of a connection.
 #[derive(Debug)]
 pub enum Step<'a> {
     /// More bytes are needed.
     More,
-    /// A part is done; there may be more in what is left.
+    /// A head was read, and its body follows: call [`Connection::next`] again.
     Again,
-    /// The same, and the client waits to be told to go on.
+    /// As `Again`, and the client waits for `100 Continue` before it sends the body.
     SayContinue,
-    /// A whole request.
+    /// A complete request, with its body skipped.
     Request(Head<'a>),
 }
 
-/// What a connection without a decision under way is in the middle of, for another process to go on with.
+/// State of a connection that an upgrade in place hands to the next process.
+///
+/// A connection that waits for a decision has none: the process that received the request answers it first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Midway {
-    /// What it is doing.
+pub struct ConnectionSnapshot {
+    /// Activity of the connection.
     pub state: ConnectionState,
-    /// The head of the request whose body is being skipped.
+    /// Head of the request whose body is being skipped.
     pub head: Vec<u8>,
-    /// That body.
+    /// Body that is being skipped.
     pub body: Option<Body>,
-    /// Bytes received and not yet understood.
+    /// Bytes received and not parsed yet.
     pub input: Vec<u8>,
     /// Bytes to be written.
     pub output: Vec<u8>,
-    /// It hears of the sale. Its state says closing: a version that knows no such clients ends it in good order, and it
-    /// comes again.
+    /// Whether the connection is an event stream. Its `state` is then `Closing`, so that a version without event
+    /// streams closes the connection in an orderly way, and the client reconnects.
     #[serde(default)]
     pub listens: bool,
 }
 
-impl Midway {
-    /// Bytes in it.
+impl ConnectionSnapshot {
+    /// Returns the number of bytes in the head, the input and the output.
     pub fn bytes(&self) -> usize {
         self.head.len() + self.input.len() + self.output.len()
     }
 }
 
-/// What a client or a proxy calls a request, for whoever reads logs.
+/// Identifiers that a client or a proxy gave to a request. They appear in log lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TraceHeaders {
-    /// Its `X-Request-Id`.
+    /// The `X-Request-Id` header.
     pub request_id: Option<Box<[u8]>>,
-    /// Its `traceparent`.
+    /// The `traceparent` header.
     pub traceparent: Option<Box<str>>,
 }
 
 impl TraceHeaders {
-    /// Of a request that has any.
+    /// Returns the identifiers of a request, or `None` if it has none.
     pub fn of(head: &Head<'_>) -> Option<Box<TraceHeaders>> {
         let Head { request_id, traceparent, .. } = head;
         (request_id.is_some() || traceparent.is_some()).then(|| {
@@ -115,48 +121,49 @@ impl TraceHeaders {
     }
 }
 
-/// Requests that were not decided in time.
+/// Requests that reached the time limit for their decision.
 #[derive(Debug, Default)]
 pub struct Overdue {
-    /// How many.
+    /// Number of requests.
     pub count: usize,
-    /// What one of them is called, if any has a name.
+    /// Identifiers of one of the requests, if any request had some.
     pub example: Option<Box<TraceHeaders>>,
 }
 
-/// A connection.
+/// State of a client connection.
 #[derive(Debug)]
 pub struct Connection {
-    /// What it is doing.
+    /// Activity of the connection.
     pub state: ConnectionState,
-    /// Bytes received and not yet understood. Empty, without memory, while idle.
+    /// Bytes received and not parsed yet. Empty and without allocated memory while the connection is idle.
     pub input: Vec<u8>,
     /// Bytes to be written.
     pub output: Vec<u8>,
-    /// How many of them are written.
+    /// Number of bytes of `output` that are written.
     pub written: usize,
-    /// What is being decided.
+    /// Operation of the request that waits for its decision.
     pub operation: Operation,
-    /// When it was read, in microseconds.
+    /// Time at which that request was read, in microseconds.
     pub began_us: u64,
-    /// What others call it.
+    /// Identifiers of that request.
     pub trace: Option<Box<TraceHeaders>>,
-    /// How its answer must look.
+    /// Form of the answer to that request.
     pub style: Style,
-    /// The socket may have more to read.
+    /// Whether the socket may have more bytes to read.
     pub readable: bool,
-    /// The client has said that it will send no more: no further event comes, so what is there must be read.
-    pub hung_up: bool,
-    /// The client has sent all it will send, and all of it has been read.
+    /// Whether the client has closed its sending direction. The poller reports no further event for this socket, so the
+    /// server must read until the end.
+    pub peer_closed: bool,
+    /// Whether the end of the client's data has been read.
     pub ended: bool,
     head: Vec<u8>,
     body: Option<Body>,
-    awaits: Awaits,
+    awaits: WaitingFor,
     deadline_ms: u64,
 }
 
 impl Connection {
-    /// A new connection.
+    /// Creates a connection that was accepted at `now_ms`.
     pub fn new(now_ms: u64) -> Self {
         Connection {
             state: ConnectionState::Reading,
@@ -168,28 +175,30 @@ impl Connection {
             trace: None,
             style: Style::default(),
             readable: false,
-            hung_up: false,
+            peer_closed: false,
             ended: false,
             head: Vec::new(),
             body: None,
-            awaits: Awaits::Request,
+            awaits: WaitingFor::Request,
             deadline_ms: now_ms + IDLE_MS,
         }
     }
 
-    /// A connection that goes on where another process has left it, with new deadlines.
-    pub fn resume(midway: Midway, now_ms: u64) -> Self {
-        let Midway { state, head, body, input, output, listens } = midway;
+    /// Restores a connection from the state that another process handed over. Its time limits begin again at `now_ms`.
+    pub fn resume(midway: ConnectionSnapshot, now_ms: u64) -> Self {
+        let ConnectionSnapshot { state, head, body, input, output, listens } = midway;
         let state = if listens { ConnectionState::Listening } else { state };
         let mut connection = Connection { state, head, body, input, output, ..Connection::new(now_ms) };
         connection.set_deadline(now_ms);
         connection
     }
 
-    /// What another process needs to go on with it; nothing, if it is idle.
-    pub fn midway(&self) -> Option<Midway> {
+    /// Returns the state that another process needs to continue the connection, or `None` if it is idle.
+    ///
+    /// Panics if the connection waits for a decision.
+    pub fn midway(&self) -> Option<ConnectionSnapshot> {
         assert!(self.state != ConnectionState::Deciding, "a decision belongs to the process that makes it");
-        let midway = || Midway {
+        let midway = || ConnectionSnapshot {
             state: if self.state == ConnectionState::Listening { ConnectionState::Closing } else { self.state },
             head: if self.body.is_some() { self.head.clone() } else { Vec::new() },
             body: self.body.clone(),
@@ -200,11 +209,11 @@ impl Connection {
         (!self.is_idle()).then(midway)
     }
 
-    /// Takes the next step in `bytes`; also says how many of them it used.
+    /// Parses the next part of `bytes`. Returns the number of bytes used, and the result.
     ///
     /// # Errors
-    /// The connection must end: nothing that follows can be understood.
-    pub fn next<'a>(&'a mut self, bytes: &'a [u8]) -> Result<(usize, Step<'a>), Reject> {
+    /// The reason to refuse the request. The connection must be closed, because the bytes that follow cannot be parsed.
+    pub fn next<'a>(&'a mut self, bytes: &'a [u8]) -> Result<(usize, Step<'a>), Problem> {
         if let Some(body) = &mut self.body {
             let used = body.skip(bytes)?;
             if !body.is_done() {
@@ -219,7 +228,7 @@ impl Connection {
         if body.is_done() {
             return Ok((head.bytes, Step::Request(head)));
         }
-        // The bytes will be gone when the body ends.
+        // Keep a copy of the head: its bytes are no longer available when the body ends.
         self.head.clear();
         self.head.extend_from_slice(&bytes[..head.bytes]);
         self.body = Some(body);
@@ -227,40 +236,41 @@ impl Connection {
         Ok((head.bytes, if waits { Step::SayContinue } else { Step::Again }))
     }
 
-    /// Starts or goes on with the deadline for what the connection now waits for. A request begun earlier keeps
-    /// the deadline it had: sending a byte now and then does not move it.
+    /// Sets the deadline for the event that the connection waits for now. If the connection already waits for this
+    /// event, its deadline stays, so that a client cannot extend the time for a request by sending single bytes. Only
+    /// an idle connection gets a new deadline with each call.
     pub fn set_deadline(&mut self, now_ms: u64) {
         let (awaits, time_ms) = match self.state {
-            ConnectionState::Lingering => (Awaits::HangUp, LINGER_MS),
-            _ if self.written < self.output.len() => (Awaits::Write, WRITE_MS),
-            ConnectionState::Deciding => (Awaits::Decision, DECISION_MS),
-            ConnectionState::Listening => (Awaits::News, FOREVER_MS),
-            _ if self.body.is_some() => (Awaits::Body, BODY_MS),
-            _ if !self.input.is_empty() => (Awaits::Head, HEAD_MS),
-            _ => (Awaits::Request, IDLE_MS),
+            ConnectionState::Lingering => (WaitingFor::Close, LINGER_MS),
+            _ if self.written < self.output.len() => (WaitingFor::Write, WRITE_MS),
+            ConnectionState::Deciding => (WaitingFor::Decision, DECISION_MS),
+            ConnectionState::Listening => (WaitingFor::Event, NO_LIMIT_MS),
+            _ if self.body.is_some() => (WaitingFor::Body, BODY_MS),
+            _ if !self.input.is_empty() => (WaitingFor::Head, HEAD_MS),
+            _ => (WaitingFor::Request, IDLE_MS),
         };
-        if awaits != self.awaits || awaits == Awaits::Request {
+        if awaits != self.awaits || awaits == WaitingFor::Request {
             self.awaits = awaits;
             self.deadline_ms = now_ms + time_ms;
         }
     }
 
-    /// Ends the deadline of the request that has just been understood.
-    pub fn understood(&mut self) {
-        self.awaits = Awaits::Request;
+    /// Clears the deadline of the request that has just been parsed, so that the next request gets its own.
+    pub fn clear_request_deadline(&mut self) {
+        self.awaits = WaitingFor::Request;
     }
 
-    /// What the connection has waited for too long.
-    pub fn overdue(&self, now_ms: u64) -> Option<Awaits> {
+    /// Returns the event whose deadline has passed, if any.
+    pub fn overdue(&self, now_ms: u64) -> Option<WaitingFor> {
         (self.deadline_ms <= now_ms).then_some(self.awaits)
     }
 
-    /// Whether it waits for nothing but the next request.
+    /// Returns whether the connection waits only for the next request.
     pub fn is_idle(&self) -> bool {
         self.state == ConnectionState::Reading && self.body.is_none() && self.input.is_empty() && self.output.is_empty()
     }
 
-    /// Gives back memory that an idle connection does not need.
+    /// Frees memory that an idle connection does not need.
     pub fn shrink(&mut self) {
         self.head = Vec::new();
         if self.input.is_empty() {
@@ -286,11 +296,11 @@ mod tests {
         assert!(matches!(Connection::new(0).next(with_body.as_bytes()), Ok((_, Step::Again))));
     }
 
-    /// Whatever it is in the middle of, what follows reads the same after it has changed hands.
+    /// A handover at any byte of a request does not change how the rest is parsed.
     #[test]
     fn it_goes_on_where_another_process_has_left_it() {
         let request = format!("{HEAD}Transfer-Encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n0\r\n\r\nPOST");
-        // What comes out, by the rules of a server: what is not understood is kept, and comes again with what follows.
+        // Parses like the server: bytes that are not parsed yet are kept and parsed again with the bytes that follow.
         let read = |mut connection: Connection, bytes: &[u8]| {
             let mut input = std::mem::take(&mut connection.input);
             input.extend_from_slice(bytes);
@@ -312,7 +322,7 @@ mod tests {
         for cut in 0..request.len() {
             let (before, mut requests) = read(Connection::new(0), &request.as_bytes()[..cut]);
             let text = serde_json::to_string(&before.midway()).unwrap();
-            let midway: Option<Midway> = serde_json::from_str(&text).unwrap();
+            let midway: Option<ConnectionSnapshot> = serde_json::from_str(&text).unwrap();
             let (after, rest) = read(Connection::resume(midway.unwrap_or_default(), 7), &request.as_bytes()[cut..]);
             requests.extend(rest);
             assert_eq!((requests.len(), &after.input[..]), (1, &b"POST"[..]), "cut at {cut}");
@@ -322,9 +332,9 @@ mod tests {
         let midway = slow.midway().unwrap();
         assert_eq!((&midway.output[..], midway.state), (&b"bc"[..], ConnectionState::Closing));
         slow.written = 3;
-        assert!(slow.midway().is_some(), "the client has not hung up yet");
+        assert!(slow.midway().is_some(), "the client has not closed the connection yet");
         assert_eq!(Connection::new(0).midway(), None);
-        // An earlier version knows nobody who listens: to it this one is at its end.
+        // An earlier version has no event streams. It sees a connection that is closing.
         let listening = Connection { state: ConnectionState::Listening, ..Connection::new(0) }.midway().unwrap();
         assert_eq!(serde_json::to_value(&listening).unwrap()["state"], "Closing");
         assert_eq!(Connection::resume(listening, 7).state, ConnectionState::Listening);
@@ -335,24 +345,24 @@ mod tests {
     #[test]
     fn deadlines_are_absolute() {
         let mut connection = Connection::new(0);
-        assert_eq!(connection.overdue(IDLE_MS), Some(Awaits::Request));
+        assert_eq!(connection.overdue(IDLE_MS), Some(WaitingFor::Request));
         connection.input.push(b'P');
         connection.set_deadline(100);
         connection.input.push(b'O');
         connection.set_deadline(HEAD_MS);
         assert_eq!(connection.overdue(HEAD_MS + 99), None);
-        assert_eq!(connection.overdue(HEAD_MS + 100), Some(Awaits::Head));
-        connection.understood();
+        assert_eq!(connection.overdue(HEAD_MS + 100), Some(WaitingFor::Head));
+        connection.clear_request_deadline();
         connection.set_deadline(200);
-        assert_eq!(connection.overdue(HEAD_MS + 100), None, "the next head has time of its own");
+        assert_eq!(connection.overdue(HEAD_MS + 100), None, "the next head has its own deadline");
         assert!(matches!(connection.next(format!("{HEAD}Content-Length: 2\r\n\r\n").as_bytes()), Ok((_, Step::Again))));
         connection.set_deadline(250);
         assert!(matches!(connection.next(b"o"), Ok((1, Step::More))));
         connection.set_deadline(BODY_MS);
-        assert_eq!(connection.overdue(BODY_MS + 250), Some(Awaits::Body), "a byte does not move it");
-        connection.understood();
+        assert_eq!(connection.overdue(BODY_MS + 250), Some(WaitingFor::Body), "a byte does not move the deadline");
+        connection.clear_request_deadline();
         connection.state = ConnectionState::Deciding;
         connection.set_deadline(300);
-        assert_eq!(connection.overdue(DECISION_MS + 300), Some(Awaits::Decision));
+        assert_eq!(connection.overdue(DECISION_MS + 300), Some(WaitingFor::Decision));
     }
 }

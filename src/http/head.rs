@@ -1,22 +1,24 @@
-//! Bytes to request heads, strictly: what two parsers could read in two ways is refused.
+//! Parses request heads. A head that two parsers could read in two ways is refused, because such a difference between a
+//! proxy and the server allows request smuggling.
 //!
-//! On top of httparse: no bare line feeds, no request smuggled past `Content-Length` or `Transfer-Encoding`,
-//! exactly one `Host` in HTTP/1.1, one spelling of each number.
+//! In addition to the rules of httparse: no bare line feeds, at most one of `Content-Length` and `Transfer-Encoding`,
+//! exactly one `Host` in HTTP/1.1, and one spelling of each number.
 
+use crate::http::problem::Problem;
 use std::mem::MaybeUninit;
 
-/// Bytes of a request's head, at most.
+/// Maximum length of a request head, in bytes.
 pub const HEAD_BYTES_MAX: usize = 8 * 1024;
-/// Header fields of a request, at most.
+/// Maximum number of header fields of a request.
 pub const HEADERS_MAX: usize = 64;
-/// Bytes of an `X-Request-Id`, at most.
+/// Maximum length of an `X-Request-Id`, in bytes.
 const REQUEST_ID_BYTES_MAX: usize = 128;
-/// Bytes of a `traceparent`, at most: those of today's version are 55.
+/// Maximum length of a `traceparent`, in bytes. Version 00 has 55; later versions may have more.
 const TRACEPARENT_BYTES_MAX: usize = 128;
-/// Bytes of a request's body, at most.
+/// Maximum length of a request body, in bytes.
 pub const BODY_BYTES_MAX: u64 = 64 * 1024;
 
-/// What the request wants done, as far as Stampede tells methods apart.
+/// Request method, as far as Stampede distinguishes methods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     /// GET.
@@ -31,70 +33,52 @@ pub enum Method {
     Other,
 }
 
-/// How the end of the body is known.
+/// Rule that determines the end of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// So many bytes; also 0, and when nothing was said.
+    /// Length in bytes. It is 0 if the head announces no body.
     Length(u64),
     /// Chunked transfer coding.
     Chunked,
 }
 
-/// A request's head. Borrows from the bytes it was read from.
+/// Parsed request head. It borrows from the received bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head<'a> {
-    /// The method.
+    /// Method.
     pub method: Method,
-    /// The target's path.
+    /// Path of the target.
     pub path: &'a str,
-    /// The target's query, without the question mark.
+    /// Query of the target, without the question mark.
     pub query: &'a str,
-    /// HTTP/1.0, which has no chunks and closes by default.
+    /// Whether the version is HTTP/1.0, which has no chunked coding and closes connections by default.
     pub is_http10: bool,
-    /// Whether the client wants to go on after this.
+    /// Whether the client wants to keep the connection open after this request.
     pub keep_alive: bool,
-    /// Whether the client waits for a word before it sends the body.
+    /// Whether the client waits for `100 Continue` before it sends the body.
     pub expects_continue: bool,
-    /// How long the body is.
+    /// Rule for the end of the body.
     pub framing: Framing,
-    /// Whether the client asked for JSON.
+    /// Whether `Accept` names `application/json`.
     pub accepts_json: bool,
-    /// The `Idempotency-Key`.
+    /// Value of `Idempotency-Key`.
     pub idempotency_key: Option<&'a [u8]>,
-    /// The `If-None-Match`; the last line of several, for to know of fewer tags costs no more than a body.
+    /// Value of `If-None-Match`. If the field is repeated, the last line is used: a tag that is ignored only costs a
+    /// full response.
     pub if_none_match: Option<&'a [u8]>,
-    /// The `X-Request-Id`, if it is one: up to 128 visible characters.
+    /// Value of `X-Request-Id`, if it is valid: 1 to 128 visible ASCII characters.
     pub request_id: Option<&'a [u8]>,
-    /// The `traceparent`, if it is one (W3C Trace Context).
+    /// Value of `traceparent`, if it is valid (W3C Trace Context).
     pub traceparent: Option<&'a str>,
-    /// Bytes of the head, with the empty line.
+    /// Length of the head in bytes, including the empty line.
     pub bytes: usize,
 }
 
-/// Why a connection must end: what follows on it cannot be understood.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reject {
-    /// Not HTTP, or HTTP that could be read in two ways.
-    Malformed,
-    /// The head is over its limits.
-    HeadTooLarge,
-    /// The body is over its limit.
-    BodyTooLarge,
-    /// A transfer coding other than chunked.
-    UnknownCoding,
-    /// An expectation other than `100-continue`.
-    UnknownExpectation,
-    /// A version other than 1.0 and 1.1.
-    UnknownVersion,
-    /// The client took too long.
-    TimedOut,
-}
-
-/// Reads a head. `Ok(None)`: it is not complete yet.
+/// Parses a head. Returns `Ok(None)` while the head is incomplete.
 ///
 /// # Errors
-/// The first reason to refuse it, as soon as it is certain.
-pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Reject> {
+/// The first reason to refuse the head. It is returned as soon as it is certain, also for an incomplete head.
+pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Problem> {
     // RFC 9112 §2.2: an empty line before the request is tolerated, once.
     let skipped = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
     let bytes = &bytes[skipped..];
@@ -104,14 +88,14 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Reject> {
         unfinished => {
             check_beginning(allowed)?;
             unfinished?;
-            return if bytes.len() < HEAD_BYTES_MAX { Ok(None) } else { Err(Reject::HeadTooLarge) };
+            return if bytes.len() < HEAD_BYTES_MAX { Ok(None) } else { Err(Problem::HeadTooLarge) };
         }
     };
     let mut fields = [const { MaybeUninit::uninit() }; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(&bytes[..end], &mut fields) {
         Ok(httparse::Status::Complete(length)) if length == end => {}
-        Ok(_) => return Err(Reject::Malformed),
+        Ok(_) => return Err(Problem::Malformed),
         Err(error) => return Err(reject(error, bytes)),
     }
     let is_http10 = request.version == Some(0);
@@ -121,13 +105,13 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Reject> {
         "HEAD" => Method::Head,
         "POST" => Method::Post,
         "DELETE" => Method::Delete,
-        // What follows a CONNECT would not be HTTP.
-        "CONNECT" => return Err(Reject::Malformed),
+        // After a CONNECT, the bytes on the connection would not be HTTP.
+        "CONNECT" => return Err(Problem::Malformed),
         _ => Method::Other,
     };
-    // RFC 9112 §3.2.4: the asterisk is for OPTIONS alone.
+    // RFC 9112 §3.2.4: only OPTIONS can have the asterisk form.
     if target == "*" && request.method != Some("OPTIONS") {
-        return Err(Reject::Malformed);
+        return Err(Problem::Malformed);
     }
     let (path, query) = split_target(target)?;
     let mut seen = Fields::default();
@@ -152,49 +136,51 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Reject> {
     }))
 }
 
-/// The length of the head with its empty line. Every line feed must follow a carriage return.
-fn find_end(bytes: &[u8]) -> Result<Option<usize>, Reject> {
+/// Returns the length of the head including the empty line, or `None` if the empty line is missing. Refuses a line feed
+/// without a carriage return.
+fn find_end(bytes: &[u8]) -> Result<Option<usize>, Problem> {
     let mut line = 0;
     for feed in memchr::memchr_iter(b'\n', bytes) {
         if feed == line || bytes[feed - 1] != b'\r' {
-            return Err(Reject::Malformed);
+            return Err(Problem::Malformed);
         }
         if feed == line + 1 {
-            // The empty line; an empty first one is no request.
-            return if line == 0 { Err(Reject::Malformed) } else { Ok(Some(feed + 1)) };
+            // This is the empty line. A head that begins with it has no request line.
+            return if line == 0 { Err(Problem::Malformed) } else { Ok(Some(feed + 1)) };
         }
         line = feed + 1;
     }
     Ok(None)
 }
 
-/// Whoever does not speak HTTP/1 at all is told at once, because the rest of such a head may never come: the first
-/// line is judged when it is there, and until then the first byte.
-fn check_beginning(bytes: &[u8]) -> Result<(), Reject> {
+/// Checks the beginning of an incomplete head: the first line if it is complete, otherwise the first byte. A client
+/// with another protocol may never send an empty line, so it is refused at once.
+fn check_beginning(bytes: &[u8]) -> Result<(), Problem> {
     let beginning = memchr::memchr(b'\n', bytes).map_or(bytes.len().min(1), |feed| feed + 1);
     let parsed = httparse::Request::new(&mut []).parse(&bytes[..beginning]);
     parsed.map(|_| ()).map_err(|error| reject(error, bytes))
 }
 
-/// Why a head is refused in which httparse found this error.
-fn reject(error: httparse::Error, bytes: &[u8]) -> Reject {
+/// Returns the reason to refuse a head in which httparse found this error.
+fn reject(error: httparse::Error, bytes: &[u8]) -> Problem {
     let line = bytes.split(|&byte| byte == b'\r').next().unwrap_or_default();
     let mut words = line.split(|&byte| byte == b' ').skip(2);
     match (error, words.next(), words.next()) {
-        (httparse::Error::TooManyHeaders, ..) => Reject::HeadTooLarge,
+        (httparse::Error::TooManyHeaders, ..) => Problem::HeadTooLarge,
         (httparse::Error::Version, Some([b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']), None) => {
-            Reject::UnknownVersion
+            Problem::UnknownVersion
         }
-        _ => Reject::Malformed,
+        _ => Problem::Malformed,
     }
 }
 
-/// Origin form, or absolute form with its authority dropped (RFC 9112 §3.2.2).
-fn split_target(target: &str) -> Result<(&str, &str), Reject> {
+/// Splits a target into path and query. Accepts the origin form and the absolute form, without its authority (RFC 9112
+/// §3.2).
+fn split_target(target: &str) -> Result<(&str, &str), Problem> {
     if target.bytes().any(|byte| !byte.is_ascii_graphic() || matches!(byte, b'#' | b'\\')) {
-        return Err(Reject::Malformed);
+        return Err(Problem::Malformed);
     }
-    let target = if target.starts_with('/') || target == "*" { target } else { without_authority(target)? };
+    let target = if target.starts_with('/') || target == "*" { target } else { strip_authority(target)? };
     Ok(match memchr::memchr(b'?', target.as_bytes()) {
         Some(0) => ("/", &target[1..]),
         Some(mark) => (&target[..mark], &target[mark + 1..]),
@@ -203,14 +189,14 @@ fn split_target(target: &str) -> Result<(&str, &str), Reject> {
     })
 }
 
-fn without_authority(target: &str) -> Result<&str, Reject> {
-    let rest = target.strip_prefix("http://").or_else(|| target.strip_prefix("https://")).ok_or(Reject::Malformed)?;
+fn strip_authority(target: &str) -> Result<&str, Problem> {
+    let rest = target.strip_prefix("http://").or_else(|| target.strip_prefix("https://")).ok_or(Problem::Malformed)?;
     let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    if authority.is_empty() || authority.contains(['@', ',']) { Err(Reject::Malformed) } else { Ok(path) }
+    if authority.is_empty() || authority.contains(['@', ',']) { Err(Problem::Malformed) } else { Ok(path) }
 }
 
-/// A `traceparent`: version, trace, parent and flags in lower-case hexadecimal (W3C Trace Context §3.2). Later versions
-/// may have more after that.
+/// Checks a `traceparent`: version, trace id, parent id and flags in lower-case hexadecimal (W3C Trace Context §3.2).
+/// Later versions may have more parts. Returns `None` if the value is invalid.
 fn traceparent(value: &[u8]) -> Option<&str> {
     let text = str::from_utf8(value).ok().filter(|text| text.len() <= TRACEPARENT_BYTES_MAX)?;
     let mut parts = text.split('-');
@@ -224,7 +210,7 @@ fn traceparent(value: &[u8]) -> Option<&str> {
     (is_valid && (version != "00" || parts.next().is_none())).then_some(text)
 }
 
-/// The header fields that matter.
+/// Header fields that have an effect.
 #[derive(Default)]
 struct Fields<'a> {
     hosts: u32,
@@ -242,18 +228,18 @@ struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    fn add(&mut self, name: &str, value: &'a [u8]) -> Result<(), Reject> {
-        // The length tells most names apart without comparing them.
+    fn add(&mut self, name: &str, value: &'a [u8]) -> Result<(), Problem> {
+        // Matching on the length first avoids most comparisons of names.
         match name.len() {
             4 if name.eq_ignore_ascii_case("host") => {
                 self.hosts += 1;
                 let odd =
                     |byte: &u8| !byte.is_ascii_graphic() || matches!(byte, b',' | b'/' | b'@' | b'?' | b'#' | b'\\');
                 if value.iter().any(odd) {
-                    return Err(Reject::Malformed);
+                    return Err(Problem::Malformed);
                 }
             }
-            // What is no id is as good as none: these two are for whoever reads logs.
+            // An invalid value is ignored: these two fields only help to identify a request in log lines and answers.
             11 if name.eq_ignore_ascii_case("traceparent") => {
                 self.traceparent = self.traceparent.or(traceparent(value))
             }
@@ -264,20 +250,20 @@ impl<'a> Fields<'a> {
             14 if name.eq_ignore_ascii_case("content-length") => {
                 let digits = !value.is_empty() && value.len() <= 18 && value.iter().all(u8::is_ascii_digit);
                 if !digits || self.length.is_some() {
-                    return Err(Reject::Malformed);
+                    return Err(Problem::Malformed);
                 }
                 self.length = Some(value.iter().fold(0, |length, digit| length * 10 + u64::from(digit - b'0')));
             }
             17 if name.eq_ignore_ascii_case("transfer-encoding") => {
                 if self.has_coding {
-                    return Err(Reject::Malformed);
+                    return Err(Problem::Malformed);
                 }
                 self.has_coding = true;
                 self.chunked = value.eq_ignore_ascii_case(b"chunked");
                 if !self.chunked {
                     let token = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-';
                     let known_shape = !value.is_empty() && value.iter().all(token);
-                    return Err(if known_shape { Reject::UnknownCoding } else { Reject::Malformed });
+                    return Err(if known_shape { Problem::UnknownCoding } else { Problem::Malformed });
                 }
             }
             10 if name.eq_ignore_ascii_case("connection") => {
@@ -288,7 +274,7 @@ impl<'a> Fields<'a> {
             }
             6 if name.eq_ignore_ascii_case("expect") => {
                 if !value.eq_ignore_ascii_case(b"100-continue") {
-                    return Err(Reject::UnknownExpectation);
+                    return Err(Problem::UnknownExpectation);
                 }
                 self.expects_continue = true;
             }
@@ -298,7 +284,7 @@ impl<'a> Fields<'a> {
             }
             15 if name.eq_ignore_ascii_case("idempotency-key") => {
                 if value.is_empty() || self.idempotency_key.is_some() {
-                    return Err(Reject::Malformed);
+                    return Err(Problem::Malformed);
                 }
                 self.idempotency_key = Some(value);
             }
@@ -308,19 +294,19 @@ impl<'a> Fields<'a> {
         Ok(())
     }
 
-    fn check(&self, is_http10: bool) -> Result<(), Reject> {
+    fn check(&self, is_http10: bool) -> Result<(), Problem> {
         let two_framings = self.has_coding && (self.length.is_some() || is_http10);
         let hosts = if is_http10 { 0..=1 } else { 1..=1 };
-        if two_framings || !hosts.contains(&self.hosts) { Err(Reject::Malformed) } else { Ok(()) }
+        if two_framings || !hosts.contains(&self.hosts) { Err(Problem::Malformed) } else { Ok(()) }
     }
 }
 
-// What is refused is in `tests/hostile`.
+// The tests of refused heads are in `tests/hostile`.
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parse(head: &str) -> Result<Option<Head<'_>>, Reject> {
+    fn parse(head: &str) -> Result<Option<Head<'_>>, Problem> {
         parse_head(head.as_bytes())
     }
 

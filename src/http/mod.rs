@@ -1,12 +1,12 @@
-//! Bytes to requests and outcomes to answers, pure. Never here: sockets.
+//! Turns bytes into requests, and outcomes into answers, pure. Never here: sockets.
 //!
 //! A request passes through in this order: [`connection`] collects bytes and keeps deadlines, [`head`] parses a request
 //! head, [`body`] skips a body, [`route`] turns the request into a command and later the outcome into an answer, and
 //! [`response`] renders it.
 //!
-//! [`operation`] lists all operations with all their answers, and [`problem`] all refusals; the status codes of the public
-//! port are in these two files and nowhere else. [`bodies`] has the JSON bodies, [`openapi`] the description made from
-//! all of these.
+//! [`operation`] lists all operations with all their answers, and [`problem`] all refusals; the status codes of the
+//! public port are in these two files and nowhere else. [`bodies`] has the JSON bodies, [`openapi`] the description
+//! made from all of these.
 
 pub mod bodies;
 pub mod body;

@@ -1,47 +1,49 @@
-//! What can be asked and every answer that there is: what is counted, and what the API's description lists.
+//! The operations of the public API, with every answer that each can give.
+//!
+//! The request counters and the OpenAPI document are built from these lists.
 
 use crate::http::problem::Problem;
 use std::array;
 use strum::{EnumCount, VariantArray};
 
-/// Items on a page, unless the request says otherwise.
-pub const ITEMS_SHOWN: u32 = 50;
-/// Items on a page, at most.
-pub const ITEMS_SHOWN_MAX: u32 = 200;
+/// Default number of items on a page.
+pub const PAGE_ITEMS_DEFAULT: u32 = 50;
+/// Maximum number of items on a page.
+pub const PAGE_ITEMS_MAX: u32 = 200;
 
-/// What a request asks for.
+/// Operation that a request selects by its method and path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, VariantArray)]
 pub enum Operation {
-    /// Reserves an item.
+    /// Reserve an item.
     Checkout,
-    /// Buys what is reserved.
+    /// Buy a reserved item.
     Purchase,
-    /// Gives back what is reserved.
+    /// Release a reserved item.
     Cancel,
-    /// How the sale stands.
+    /// Return the current sale and its counts.
     Sale,
-    /// The same again whenever it changes.
+    /// Stream the counts of the sale as they change.
     Events,
-    /// Which items there are, and how they stand.
+    /// List items with their states.
     Items,
-    /// How one item stands.
+    /// Return one item with its state.
     Item,
-    /// What it looks like.
+    /// Return the image of an item.
     Image,
-    /// Whether the process is up.
+    /// Report that the process answers.
     Live,
-    /// Whether it is ready to sell.
+    /// Report whether the server sells.
     Ready,
-    /// Everything about it.
+    /// Report the state of the process and of each shard.
     Health,
-    /// What can be asked, and every answer.
+    /// Return the OpenAPI document.
     Api,
-    /// Nothing that is known, or nothing that is understood.
+    /// Unknown path or method, or a request that is not valid HTTP.
     Unknown,
 }
 
 impl Operation {
-    /// Its method and its path.
+    /// Returns the method and the path of the operation. Both are empty for [`Operation::Unknown`].
     pub fn route(self) -> (&'static str, &'static str) {
         match self {
             Operation::Checkout => ("POST", "/checkout"),
@@ -60,7 +62,9 @@ impl Operation {
         }
     }
 
-    /// How it can be answered.
+    /// Returns every answer that the operation can give.
+    ///
+    /// The answers of [`Operation::Unknown`] that concern HTTP itself and the connection limit apply to every request.
     pub fn answers(self) -> Vec<Answer> {
         use Problem::*;
         let refused: &[Problem] = match self {
@@ -100,27 +104,27 @@ impl Operation {
     }
 }
 
-/// What a request was answered.
+/// Answer to a request, without its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// What was asked for.
+    /// The requested result.
     Ok,
-    /// It is done, and there is nothing more to say.
+    /// Success without a body.
     NoContent,
-    /// The client has it already.
+    /// The client already has the current version.
     Unchanged,
-    /// Details, and that it is not ready to sell.
+    /// The state of a server that does not sell.
     Unready,
-    /// A refusal.
+    /// A refusal with a problem.
     Refused(Problem),
 }
 
 impl Answer {
-    /// How many there are.
+    /// Number of different answers.
     pub const COUNT: usize = 4 + Problem::COUNT;
 
-    /// Its place among them.
-    pub fn place(self) -> usize {
+    /// Returns the index of the answer in [`Answer::all`].
+    pub fn index(self) -> usize {
         match self {
             Answer::Ok => 0,
             Answer::NoContent => 1,
@@ -130,18 +134,14 @@ impl Answer {
         }
     }
 
-    /// Every answer, each in its place.
+    /// Returns every answer, in the order of [`Answer::place`].
     pub fn all() -> [Answer; Answer::COUNT] {
-        array::from_fn(|place| match place {
-            0 => Answer::Ok,
-            1 => Answer::NoContent,
-            2 => Answer::Unchanged,
-            3 => Answer::Unready,
-            _ => Answer::Refused(Problem::VARIANTS[place - 4]),
-        })
+        let granted = [Answer::Ok, Answer::NoContent, Answer::Unchanged, Answer::Unready];
+        let refused = |at: usize| Answer::Refused(Problem::VARIANTS[at - granted.len()]);
+        array::from_fn(|at| granted.get(at).copied().unwrap_or_else(|| refused(at)))
     }
 
-    /// Its status code and phrase.
+    /// Returns the status code and the reason phrase.
     pub fn status(self) -> &'static str {
         match self {
             Answer::Ok => "200 OK",
@@ -152,7 +152,7 @@ impl Answer {
         }
     }
 
-    /// Why not; empty if it was not refused.
+    /// Returns the reason of a refusal, for metrics. It is empty for other answers.
     pub fn reason(self) -> &'static str {
         match self {
             Answer::Ok | Answer::NoContent | Answer::Unchanged => "",
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn each_stands_in_its_place() {
-        assert!(Answer::all().iter().enumerate().all(|(place, answer)| answer.place() == place));
+        assert!(Answer::all().iter().enumerate().all(|(place, answer)| answer.index() == place));
     }
 
     #[test]

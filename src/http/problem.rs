@@ -1,12 +1,13 @@
-//! Every refusal that a client can meet: its status code, its type, its words (RFC 9457).
+//! Every refusal that a client can receive, with its status code, type, title and detail (RFC 9457).
+//!
+//! Types are part of the public contract. Titles and details are for people and can change.
 
 use crate::http::bodies::ProblemDetails;
-use crate::http::head::Reject;
 use strum::{EnumCount, VariantArray};
 
-/// A refusal.
+/// Reason of a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, VariantArray)]
-#[expect(missing_docs, reason = "`about` says it in the words of the client")]
+#[expect(missing_docs, reason = "`about` has the title of each")]
 pub enum Problem {
     ItemSold,
     ItemReserved,
@@ -38,23 +39,23 @@ pub enum Problem {
     Overdue,
 }
 
-/// What a client is told about a problem.
+/// Texts and headers of a refusal.
 #[derive(Clone, Copy, Debug)]
 pub struct ProblemText {
-    /// Code and phrase.
+    /// Status code and reason phrase.
     pub status: &'static str,
-    /// The last part of the problem's type.
+    /// Last part of the problem type.
     pub slug: &'static str,
-    /// A sentence for people.
+    /// Reason, as a sentence for people.
     pub title: &'static str,
-    /// What to do, where that helps.
+    /// Remedy. Empty if the title is sufficient.
     pub detail: &'static str,
-    /// Header lines of its own.
+    /// Header lines that only this problem has.
     pub headers: &'static str,
 }
 
 impl Problem {
-    /// What a client is told, as the body says it.
+    /// Returns the body of the refusal.
     pub fn details(self) -> ProblemDetails {
         let ProblemText { status, slug, title, detail, .. } = self.about();
         let code = status[..3].parse().expect("a status begins with its code");
@@ -62,7 +63,8 @@ impl Problem {
         ProblemDetails { detail, status: code, title, kind: format!("/problems/{slug}") }
     }
 
-    /// What a client is told.
+    /// Returns the texts and headers of the refusal.
+    #[rustfmt::skip]
     pub fn about(self) -> ProblemText {
         const CONFLICT: &str = "409 Conflict";
         const BAD: &str = "400 Bad Request";
@@ -70,81 +72,47 @@ impl Problem {
         let unavailable =
             |slug, title, detail| with("503 Service Unavailable", slug, title, detail, "retry-after: 1\r\n");
         let conflict = |slug, title| with(CONFLICT, slug, title, "", "");
-        let invalid = |detail| with(BAD, "invalid-parameter", "A parameter is missing or wrong", detail, "");
-        let title = "The path does not accept this method";
+        let invalid = |detail| with(BAD, "invalid-parameter", "A parameter is missing or invalid", detail, "");
+        let title = "The method is not allowed for this path";
         let not_allowed = |headers| with("405 Method Not Allowed", "method-not-allowed", title, "", headers);
         match self {
             Problem::ItemSold => conflict("item-sold", "The item is sold"),
-            Problem::ItemReserved => conflict("item-reserved", "Somebody else holds the item"),
-            Problem::UserLimit => conflict("user-limit", "The user holds and has bought as many items as one may"),
+            Problem::ItemReserved => conflict("item-reserved", "The item is reserved"),
+            Problem::UserLimit => conflict("user-limit", "The user has reached the item limit"),
             Problem::CodeUnknown => conflict("code-unknown", "No reservation has this code"),
-            Problem::CodeExpired => conflict("code-expired", "The reservation has expired or was cancelled"),
-            Problem::CodeUsed => conflict("code-used", "The item of this code is already bought"),
-            Problem::SaleEnded => conflict("sale-ended", "The sale of this code is over"),
-            Problem::InvalidUser => invalid("give user_id once, a whole number from 0 to 9223372036854775807"),
-            Problem::InvalidItem => invalid("give item_id (or id) once, a whole number"),
-            Problem::NoSuchItem => invalid("item_id must be less than items_total, see GET /sale"),
-            Problem::InvalidCode => invalid("give code once, a UUID of 36 characters in lower case"),
-            Problem::InvalidOffset => invalid("give offset once or not at all, a whole number from 0 to 4294967295"),
-            Problem::InvalidLimit => invalid("give limit once or not at all, a whole number from 1 to 200"),
-            // The next sale may have it.
-            Problem::NotFound => {
-                with("404 Not Found", "not-found", "There is nothing here", "", "cache-control: no-store\r\n")
-            }
+            Problem::CodeExpired => conflict("code-expired", "The reservation has expired or was released"),
+            Problem::CodeUsed => conflict("code-used", "The item of this code is already sold"),
+            Problem::SaleEnded => conflict("sale-ended", "The sale of this code has ended"),
+            Problem::InvalidUser => invalid("give user_id once, as a whole number from 0 to 9223372036854775807"),
+            Problem::InvalidItem => invalid("give item_id (or id) once, as a whole number"),
+            Problem::NoSuchItem => invalid("item_id must be less than items_total of GET /sale"),
+            Problem::InvalidCode => invalid("give code once, as a UUID of 36 characters in lower case"),
+            Problem::InvalidOffset => invalid("give offset at most once, as a whole number from 0 to 4294967295"),
+            Problem::InvalidLimit => invalid("give limit at most once, as a whole number from 1 to 200"),
+            // Not cacheable, because the next sale may have the item.
+            Problem::NotFound => with("404 Not Found", "not-found", "No such path or item", "", "cache-control: no-store\r\n"),
             Problem::OnlyGet => not_allowed("allow: GET, HEAD\r\n"),
             Problem::OnlyPost => not_allowed("allow: POST\r\n"),
             Problem::OnlyPostOrDelete => not_allowed("allow: POST, DELETE\r\n"),
-            Problem::Malformed => with(BAD, "malformed-request", "The request is not good HTTP", "", ""),
-            Problem::HeadTooLarge => with(
-                "431 Request Header Fields Too Large",
-                "header-too-large",
-                "The request's head is too large",
-                "send at most 8 KiB in at most 64 fields",
-                "",
-            ),
-            Problem::BodyTooLarge => with(
-                "413 Content Too Large",
-                "body-too-large",
-                "The request's body is too large",
-                "no request needs a body; at most 64 KiB are read",
-                "",
-            ),
-            Problem::UnknownCoding => {
-                with("501 Not Implemented", "unknown-coding", "This transfer coding is not known", "", "")
-            }
-            Problem::UnknownExpectation => {
-                with("417 Expectation Failed", "unknown-expectation", "This expectation cannot be met", "", "")
-            }
-            Problem::UnknownVersion => {
-                with("505 HTTP Version Not Supported", "unknown-version", "Speak HTTP/1.1 or HTTP/1.0", "", "")
-            }
-            Problem::TimedOut => with("408 Request Timeout", "request-timeout", "The request took too long", "", ""),
-            Problem::LogFull => {
-                let title = "The log is nearly full: held items can be bought, no others reserved";
-                unavailable("log-full", title, "")
-            }
+            Problem::Malformed => with(BAD, "malformed-request", "The request is not valid HTTP", "", ""),
+            Problem::HeadTooLarge => with("431 Request Header Fields Too Large", "header-too-large",
+                "The header of the request is too large", "send at most 8 KiB and at most 64 header fields", ""),
+            Problem::BodyTooLarge => with("413 Content Too Large", "body-too-large",
+                "The body of the request is too large", "no request needs a body; a body can have at most 64 KiB", ""),
+            Problem::UnknownCoding =>
+                with("501 Not Implemented", "unknown-coding", "The transfer coding is not supported", "", ""),
+            Problem::UnknownExpectation =>
+                with("417 Expectation Failed", "unknown-expectation", "The expectation is not supported", "", ""),
+            Problem::UnknownVersion =>
+                with("505 HTTP Version Not Supported", "unknown-version", "Only HTTP/1.1 and 1.0 are supported", "", ""),
+            Problem::TimedOut => with("408 Request Timeout", "request-timeout", "The request timed out", "", ""),
+            Problem::LogFull => unavailable("log-full",
+                "The log has no space for more reservations; reserved items can still be bought", ""),
             Problem::NotReady => unavailable("not-ready", "The server is starting or stopping", ""),
-            Problem::TooManyConnections => {
-                unavailable("too-many-connections", "The server has too many connections", "")
-            }
-            Problem::Overdue => {
-                let detail = "the request may still take effect: ask again with the same parameters";
-                unavailable("overdue", "No answer in time", detail)
-            }
-        }
-    }
-}
-
-impl From<Reject> for Problem {
-    fn from(reject: Reject) -> Problem {
-        match reject {
-            Reject::Malformed => Problem::Malformed,
-            Reject::HeadTooLarge => Problem::HeadTooLarge,
-            Reject::BodyTooLarge => Problem::BodyTooLarge,
-            Reject::UnknownCoding => Problem::UnknownCoding,
-            Reject::UnknownExpectation => Problem::UnknownExpectation,
-            Reject::UnknownVersion => Problem::UnknownVersion,
-            Reject::TimedOut => Problem::TimedOut,
+            Problem::TooManyConnections =>
+                unavailable("too-many-connections", "The server has too many connections", ""),
+            Problem::Overdue => unavailable("overdue", "The server did not answer in time",
+                "the request may still take effect: repeat it with the same parameters"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Responses to bytes. Everything that can be rendered beforehand is.
+//! Writes responses as bytes. Problems and the OpenAPI document are rendered once, when a shard starts.
 
 use crate::http::openapi;
 use crate::http::operation::Answer;
@@ -6,35 +6,35 @@ use crate::http::problem::Problem;
 use std::time::{Duration, UNIX_EPOCH};
 use strum::VariantArray;
 
-/// How one response must look for its client.
+/// Form of a response, which depends on the request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Style {
-    /// The request came in HTTP/1.0, where keeping the connection must be said.
+    /// The request has version HTTP/1.0, so `connection: keep-alive` must be stated.
     pub is_http10: bool,
-    /// The connection goes on.
+    /// The connection stays open after the response.
     pub keep_alive: bool,
-    /// The head only.
+    /// The response has no body, because the method is HEAD.
     pub head_only: bool,
-    /// JSON instead of bare text, where there is a choice.
+    /// JSON instead of text, if the operation offers both.
     pub json: bool,
 }
 
-/// What most answers say to caches, up to their length.
+/// Header lines between the content type and the length of an answer that must not be cached.
 const UNCACHED: &str = "\r\ncache-control: no-store\r\ncontent-length: ";
 
-/// A refusal rendered up to its date, and its body.
+/// A problem: its head up to the value of `date`, and its body.
 struct Rendered {
     head: Vec<u8>,
     body: Vec<u8>,
 }
 
-/// Writes responses.
+/// Writer of responses, with one instance for each shard.
 pub struct Responder {
     api: &'static str,
     problems: Vec<Rendered>,
     second: u64,
     date: String,
-    /// The header line that gives back the request's id; empty without one.
+    /// Header line that returns the id of the request. Empty if the request has no id.
     request_id: Vec<u8>,
     body: Vec<u8>,
 }
@@ -64,7 +64,7 @@ fn render(problem: Problem) -> Rendered {
 }
 
 impl Responder {
-    /// Sets the time for the `Date` of what follows.
+    /// Sets the time for the `Date` header of the responses that follow.
     pub fn set_time(&mut self, unix_ms: u64) {
         let second = unix_ms / 1000;
         if second != self.second {
@@ -73,7 +73,7 @@ impl Responder {
         }
     }
 
-    /// Sets the id of the request whose response follows.
+    /// Sets the id of the request to which the next response belongs.
     pub fn set_request_id(&mut self, id: Option<&[u8]>) {
         self.request_id.clear();
         if let Some(id) = id {
@@ -82,7 +82,7 @@ impl Responder {
         }
     }
 
-    /// Writes a refusal.
+    /// Writes a refusal with its problem.
     pub fn problem(&self, problem: Problem, style: Style, out: &mut Vec<u8>) -> Answer {
         let Rendered { head, body } = &self.problems[problem as usize];
         out.extend_from_slice(head);
@@ -93,25 +93,25 @@ impl Responder {
         Answer::Refused(problem)
     }
 
-    /// Writes a response with a body of text.
+    /// Writes a response with a text body.
     pub fn text(&self, answer: Answer, body: &str, style: Style, out: &mut Vec<u8>) -> Answer {
         self.with_body(answer, "text/plain", UNCACHED, body.as_bytes(), style, out)
     }
 
-    /// Writes a response with a body of JSON.
+    /// Writes a response with a JSON body.
     pub fn json(&mut self, answer: Answer, body: &impl serde::Serialize, style: Style, out: &mut Vec<u8>) -> Answer {
         self.body.clear();
         serde_json::to_writer(&mut self.body, body).expect("what is answered can be written as JSON");
         self.with_body(answer, "application/json", UNCACHED, &self.body, style, out)
     }
 
-    /// Writes the API's description.
+    /// Writes the OpenAPI document.
     pub fn api(&self, style: Style, out: &mut Vec<u8>) -> Answer {
         self.with_body(Answer::Ok, "application/json", UNCACHED, self.api.as_bytes(), style, out)
     }
 
-    /// Writes the head of a response that goes on until the connection is closed: events. Nothing on their way may keep
-    /// them back.
+    /// Writes the head of an event stream, which ends when the connection is closed. `x-accel-buffering: no` keeps
+    /// nginx from buffering the events.
     pub fn event_stream(&self, style: Style, out: &mut Vec<u8>) -> Answer {
         for part in ["HTTP/1.1 ", Answer::Ok.status(), "\r\ncontent-type: text/event-stream\r\n"] {
             out.extend_from_slice(part.as_bytes());
@@ -121,7 +121,7 @@ impl Responder {
         Answer::Ok
     }
 
-    /// Writes a response that cannot have a body.
+    /// Writes a response without a body.
     pub fn empty(&self, answer: Answer, style: Style, out: &mut Vec<u8>) -> Answer {
         for part in ["HTTP/1.1 ", answer.status(), "\r\ndate: "] {
             out.extend_from_slice(part.as_bytes());
@@ -130,7 +130,8 @@ impl Responder {
         answer
     }
 
-    /// Writes an image that may be kept for so long under its tag; without it, if the client has it already.
+    /// Writes an image that can be cached for `max_age_s` seconds under the entity tag `tag`. Without `svg`, the client
+    /// already has the image, and the response is 304 without a body.
     pub fn image(&self, svg: Option<&str>, tag: &str, max_age_s: u64, style: Style, out: &mut Vec<u8>) -> Answer {
         let caching = format!("\r\ncache-control: public, max-age={max_age_s}\r\netag: {tag}\r\n");
         let Some(svg) = svg else {
@@ -143,7 +144,7 @@ impl Responder {
         self.with_body(Answer::Ok, "image/svg+xml", &format!("{caching}content-length: "), svg.as_bytes(), style, out)
     }
 
-    /// `caching` is what stands between the kind of the body and its length.
+    /// Writes a response with a body. `caching` is the part of the head between the content type and the length.
     fn with_body(
         &self,
         answer: Answer,

@@ -1,8 +1,8 @@
-//! Requests to commands, outcomes to responses.
+//! Turns requests into commands, and outcomes into responses.
 
 use crate::http::bodies::{Receipt, Reservation};
 use crate::http::head::{Head, Method};
-use crate::http::operation::{Answer, ITEMS_SHOWN, ITEMS_SHOWN_MAX, Operation};
+use crate::http::operation::{Answer, Operation, PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX};
 use crate::http::problem::Problem;
 use crate::http::response::{Responder, Style};
 use crate::sale::code::Code;
@@ -11,53 +11,53 @@ use crate::sale::ids::{ItemId, UserId};
 use crate::sale::item_name::{ItemImage, ItemName};
 use uuid::Uuid;
 
-/// Where a request leads.
+/// Destination of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// To the sale. The answer is JSON if the flag is set and there is a choice.
+    /// A command for the sale. The flag requests JSON, if the operation offers text and JSON.
     Command(Command, bool),
-    /// To something to be read.
+    /// A document that is answered at once.
     Page(Page),
-    /// To what is told whenever it changes.
+    /// The event stream.
     Events,
-    /// Nowhere.
+    /// A refusal.
     Refused(Problem),
 }
 
-/// Something to be read.
+/// Document that a GET request returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Page {
-    /// How the sale stands.
+    /// The current sale and its counts.
     Sale,
-    /// Something about items.
+    /// Items of the sale.
     Items(ItemPage),
-    /// Whether the process is up.
+    /// A sign that the process answers.
     Live,
-    /// Whether it is ready to sell.
+    /// Whether the server sells.
     Ready,
-    /// Everything about it.
+    /// The state of the process and of each shard.
     Health,
-    /// What can be asked, and every answer.
+    /// The OpenAPI document.
     Api,
 }
 
-/// Something to be read about items.
+/// Document about items.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ItemPage {
-    /// How so many items stand, from `offset` on.
+    /// A page of items with their states.
     List {
-        /// The first one.
+        /// First item.
         offset: u32,
-        /// How many at most.
+        /// Maximum number of items.
         limit: u32,
     },
-    /// How one stands.
+    /// One item with its state.
     Item(ItemId),
-    /// What it looks like.
+    /// The image of an item.
     Image(ItemId),
 }
 
-/// Finds out what a request asks for, and its way.
+/// Returns the operation that a request selects, and its destination.
 pub fn route(head: &Head<'_>) -> (Operation, Route) {
     let refused = |problem| (Operation::Unknown, Route::Refused(problem));
     let page = |operation, page| match head.method {
@@ -87,7 +87,7 @@ pub fn route(head: &Head<'_>) -> (Operation, Route) {
     }
 }
 
-/// The item that a path names, and what it asks of it.
+/// Returns the item that a path names, and the part of the path after the item.
 fn item(path: &str) -> Option<(ItemId, Option<&str>)> {
     let path = path.strip_prefix("/items/")?;
     let (item, what) = path.split_once('/').map_or((path, None), |(item, what)| (item, Some(what)));
@@ -104,13 +104,13 @@ fn items(head: &Head<'_>) -> Result<Route, Problem> {
             b"offset" => offset = Some(value().ok_or(Problem::InvalidOffset)?),
             b"limit" if limit.is_some() => return Err(Problem::InvalidLimit),
             b"limit" => {
-                let is_allowed = |limit: &u32| (1..=ITEMS_SHOWN_MAX).contains(limit);
+                let is_allowed = |limit: &u32| (1..=PAGE_ITEMS_MAX).contains(limit);
                 limit = Some(value().filter(is_allowed).ok_or(Problem::InvalidLimit)?);
             }
             _ => {}
         }
     }
-    let (offset, limit) = (offset.unwrap_or(0), limit.unwrap_or(ITEMS_SHOWN));
+    let (offset, limit) = (offset.unwrap_or(0), limit.unwrap_or(PAGE_ITEMS_DEFAULT));
     Ok(Route::Page(Page::Items(ItemPage::List { offset, limit })))
 }
 
@@ -139,7 +139,8 @@ fn checkout(head: &Head<'_>) -> Result<Route, Problem> {
 
 fn purchase(head: &Head<'_>) -> Result<Route, Problem> {
     let code = code(head)?;
-    // A name-based UUID (RFC 9562 §5.5) under the code: the fingerprint of a key never meets another code's.
+    // A name-based UUID (RFC 9562 §5.5) in the namespace of the code. The fingerprint therefore depends on the code:
+    // the same key with another code has another fingerprint.
     let fingerprint = |key| Uuid::new_v5(&Uuid::from_bytes(*code.as_bytes()), key);
     let key = head.idempotency_key.map_or(Uuid::nil(), fingerprint);
     Ok(Route::Command(Command::Purchase { code, key }, true))
@@ -164,7 +165,7 @@ fn parameters(query: &str) -> impl Iterator<Item = (&[u8], &[u8])> {
     })
 }
 
-/// A whole number in its one spelling: digits, no sign, no leading zero, nothing encoded.
+/// Parses a whole number in its only spelling: decimal digits without a sign, a leading zero or percent encoding.
 fn number(text: &[u8]) -> Option<u64> {
     let add = |number: u64, byte: &u8| {
         let digit = byte.is_ascii_digit().then(|| byte - b'0')?;
@@ -173,7 +174,7 @@ fn number(text: &[u8]) -> Option<u64> {
     if matches!(text, b"0" | [b'1'..=b'9', ..]) { text.iter().try_fold(0, add) } else { None }
 }
 
-/// Writes what became of a command.
+/// Writes the response to a command.
 pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &mut Vec<u8>) -> Answer {
     let problem = match outcome {
         Outcome::Reserved { code, sale, item, expires_unix_ms } => {
@@ -215,12 +216,12 @@ pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &
     responder.problem(problem, style, out)
 }
 
-/// The last millisecond of the year 9999.
+/// Last millisecond of the year 9999, in milliseconds since the Unix epoch.
 const LAST_MS: u64 = 253_402_300_799_999;
 
-/// A time as answers spell it: RFC 3339, UTC, milliseconds.
+/// Formats a time as in answers: RFC 3339 in UTC with milliseconds.
 pub fn rfc3339(unix_ms: u64) -> String {
-    // There is no way to write a later one: a clock that goes so wrong is told as the end of times.
+    // RFC 3339 has no later time. If the clock is wrong by that much, the answer has the last possible time.
     let time = std::time::UNIX_EPOCH + std::time::Duration::from_millis(unix_ms.min(LAST_MS));
     humantime::format_rfc3339_millis(time).to_string()
 }

@@ -1,4 +1,7 @@
-//! Blocks: what a log is written in, 4 KiB each, never rewritten.
+//! Blocks: the units of 4 KiB in which a log is written. A block is written once and never rewritten.
+//!
+//! This file has the byte layout, the checksum and the chain of blocks. Files are in `segment`, and the rules for bad
+//! blocks are in `stream`. All integers are little-endian.
 //!
 //! ```text
 //! offset  0  u32  magic "STMP"
@@ -8,8 +11,8 @@
 //!         7  u8   1 if this block seals its stream, else 0
 //!         8  u16  shard
 //!        10  u16  0
-//!        12  u32  epoch
-//!        16  [16] cluster id
+//!        12  u32  epoch: the run
+//!        16  [16] cluster id: the installation
 //!        32  u64  number of this block in its stream, from 0
 //!        40  u64  records in the stream before this block
 //!        48  u64  records known to be flushed when this block was written
@@ -18,58 +21,56 @@
 //!        64       records, then zeros
 //! ```
 //!
-//! Together the fields catch a torn, stale, swapped, misplaced or foreign block, and the count of flushed
-//! records lets a later block prove that an earlier one was once durable.
+//! Together, these fields detect a torn, stale, swapped, misplaced or foreign block. The count of flushed records lets
+//! a later block prove that an earlier block was durable.
 
-use crate::sale::record::{BLOCK_RECORDS, RECORD_BYTES, field};
+use crate::sale::record::{BLOCK_RECORDS, RECORD_BYTES};
 use std::fmt;
-use strum::{EnumString, IntoStaticStr};
+use strum::{EnumString, IntoStaticStr, VariantArray};
 use uuid::Uuid;
 
-/// Bytes of one block.
+/// Size of one block in bytes.
 pub const BLOCK_BYTES: usize = 4096;
 const HEADER_BYTES: usize = 64;
 const _: () = assert!(HEADER_BYTES + BLOCK_RECORDS * RECORD_BYTES == BLOCK_BYTES);
 
-/// No stream has as many blocks or records, so what claims to is not genuine, and all the others can be added up.
+/// Exclusive upper bound of the counts in a header. No stream reaches it, so a block with a larger count is not valid,
+/// and sums of counts do not overflow.
 pub const COUNT_MAX: u64 = 1 << 62;
 
-/// The format this version writes, and the only one it reads.
+/// Format version that this version of Stampede writes, and the only one that it reads.
 pub const FORMAT_VERSION: u8 = 1;
 const MAGIC: u32 = u32::from_le_bytes(*b"STMP");
 
-/// Which of a shard's two logs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EnumString, IntoStaticStr)]
+/// One of the two logs of a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EnumString, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "lowercase")]
 pub enum LogKind {
-    /// Everything the rules need: checkouts granted, releases, purchases.
+    /// Everything that the rules need: openings of sales, granted checkouts, releases, purchases.
     Purchases,
-    /// Refused checkouts: recorded, never waited for, the first to give way.
+    /// Refused checkouts. No reply waits for these records, and they are dropped first.
     Attempts,
 }
 
 impl LogKind {
-    /// As in file names and log lines.
+    /// Returns the name that is used in file names and log lines.
     pub fn name(self) -> &'static str {
         self.into()
     }
 
     fn tag(self) -> u8 {
-        match self {
-            LogKind::Purchases => 1,
-            LogKind::Attempts => 2,
-        }
+        self as u8 + 1
     }
 }
 
-/// Names one log of one shard in one run of an installation. Ordered by log, run, shard.
+/// Key of a stream within its installation. Keys are ordered by log, run, shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamKey {
-    /// Which of the shard's logs.
+    /// Log of the shard.
     pub log: LogKind,
-    /// Which run: raised at each start.
+    /// Run of the server. The epoch is raised at each start.
     pub epoch: u32,
-    /// Which shard of that run.
+    /// Shard of that run.
     pub shard: u16,
 }
 
@@ -81,20 +82,19 @@ impl StreamKey {
     }
 }
 
-/// One log of one shard in one run of the server.
+/// Identity of a stream: one log of one shard in one run of an installation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamId {
-    /// Which installation.
+    /// Installation.
     pub cluster: Uuid,
-    /// Which run: raised at each start.
+    /// Run of the server. The epoch is raised at each start.
     pub epoch: u32,
-    /// Which shard of that run.
+    /// Shard of that run.
     pub shard: u16,
-    /// Which of its logs.
+    /// Log of the shard.
     pub log: LogKind,
 }
 
-/// As in log lines.
 impl StreamId {
     /// Returns the key of the stream in its installation.
     pub fn key(&self) -> StreamKey {
@@ -102,18 +102,19 @@ impl StreamId {
     }
 }
 
+/// The form that log lines and messages use.
 impl fmt::Display for StreamId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of epoch {}, shard {}", self.log.name(), self.epoch, self.shard)
     }
 }
 
-/// What a block says of itself.
+/// Decoded header of a block, without the fields that identify its stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// Records in this block.
     pub records: u8,
-    /// Nothing follows in this stream: recovery wrote this block after its end.
+    /// Whether this block is the seal, which recovery writes after the last block. No block follows a seal.
     pub seals: bool,
     /// Number of this block in its stream.
     pub number: u64,
@@ -121,12 +122,12 @@ pub struct Header {
     pub records_before: u64,
     /// Records known to be flushed when this block was written.
     pub flushed: u64,
-    /// Checksum of the block before.
+    /// Checksum of the block before, 0 for block 0.
     pub previous_checksum: u32,
 }
 
-/// Writes the header and the checksum of a block whose records are already in place, and whose other
-/// bytes are zero. Returns the checksum, for the next block.
+/// Writes the header and the checksum of a block whose records are already in place and whose other bytes are zero.
+/// Returns the checksum, which the header of the next block repeats.
 pub fn finish(block: &mut [u8], stream: &StreamId, header: &Header) -> u32 {
     assert_eq!(block.len(), BLOCK_BYTES);
     block[0..4].copy_from_slice(&MAGIC.to_le_bytes());
@@ -144,7 +145,7 @@ pub fn finish(block: &mut [u8], stream: &StreamId, header: &Header) -> u32 {
     checksum
 }
 
-/// The writing end of a stream: what its next block says of those before it.
+/// Writing state of a stream: the counts and the checksum that the header of its next block needs.
 pub struct Chain {
     stream: StreamId,
     next_block: u64,
@@ -153,27 +154,28 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// At the beginning of `stream`.
+    /// Creates the chain of `stream`, which has no block yet.
     pub fn new(stream: StreamId) -> Chain {
         Chain { stream, next_block: 0, records: 0, checksum: 0 }
     }
 
-    /// Records in the stream so far.
+    /// Returns the number of records in the stream so far.
     pub fn records(&self) -> u64 {
         self.records
     }
 
-    /// Blocks in the stream so far.
+    /// Returns the number of blocks in the stream so far.
     pub fn blocks(&self) -> u64 {
         self.next_block
     }
 
-    /// Checksum of the last block.
+    /// Returns the checksum of the last block, 0 if there is none.
     pub fn checksum(&self) -> u32 {
         self.checksum
     }
 
-    /// Writes encoded records into zeroed blocks, just as many as they need. `flushed` of the stream are durable.
+    /// Writes encoded records into zeroed blocks. `blocks` must have exactly the blocks that the records need.
+    /// `flushed` is the number of records of the stream that are durable.
     pub fn extend(&mut self, blocks: &mut [u8], records: &[u8], flushed: u64) {
         let groups = records.chunks(BLOCK_RECORDS * RECORD_BYTES);
         assert_eq!(blocks.len(), groups.len() * BLOCK_BYTES);
@@ -194,18 +196,19 @@ impl Chain {
     }
 }
 
-/// Where the records of a block go, `BLOCK_RECORDS` of them.
+/// Returns the part of a block that holds its records, [`BLOCK_RECORDS`] at most.
 pub fn records_mut(block: &mut [u8]) -> &mut [u8] {
     &mut block[HEADER_BYTES..]
 }
 
-/// The first `count` records of a block.
+/// Returns the first `count` records of a block.
 pub fn records(block: &[u8], count: u8) -> impl Iterator<Item = &[u8; RECORD_BYTES]> {
     let bytes = &block[HEADER_BYTES..HEADER_BYTES + usize::from(count) * RECORD_BYTES];
     bytes.as_chunks().0.iter()
 }
 
-/// Reads the header of a whole and genuine block of `stream`, and its checksum. `None` for anything else.
+/// Returns the header and the checksum of a valid block of `stream`: its checksum is right, and its identity and counts
+/// are possible. Returns `None` for any other bytes.
 pub fn parse(block: &[u8], stream: &StreamId) -> Option<(Header, u32)> {
     if block.len() != BLOCK_BYTES {
         return None;
@@ -235,18 +238,23 @@ pub fn parse(block: &[u8], stream: &StreamId) -> Option<(Header, u32)> {
     counts.iter().all(|count| *count < COUNT_MAX).then_some((header, sum))
 }
 
-/// Whether this is a whole block, of whichever stream. No torn write makes one.
+/// Returns whether these bytes are a complete block of any stream. A torn write never produces a complete block.
 pub fn is_whole(block: &[u8]) -> bool {
     version(block).is_some() && checksum(block) == u32::from_le_bytes(field(block, 60))
 }
 
-/// The format version of a block that has the right magic, whoever wrote it.
+/// Returns the format version of a block of any stream, or `None` if the size or the magic is wrong.
 pub fn version(block: &[u8]) -> Option<u8> {
     (block.len() == BLOCK_BYTES && block[0..4] == MAGIC.to_le_bytes()).then(|| block[4])
 }
 
 fn checksum(block: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&block[..60]), &block[64..])
+}
+
+/// Returns the `N` bytes at `offset`.
+fn field<const N: usize>(bytes: &[u8], offset: usize) -> [u8; N] {
+    bytes[offset..offset + N].try_into().expect("the range has N bytes")
 }
 
 #[cfg(test)]

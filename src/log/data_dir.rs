@@ -1,4 +1,17 @@
-//! The data directory: its lock, and `control.json`, which says whose it is and what it knows of the database.
+//! The data directory: its lock, its control file `control.json`, and the steps that fill it or set its log aside. The
+//! control file names the installation, the latest run, the sale period and what is known about the database.
+//!
+//! | entry | content |
+//! |---|---|
+//! | `lock` | empty file that the running process has locked |
+//! | `control.json` | the control file |
+//! | `control.json.new` | second file, which is exchanged with the control file at each write |
+//! | `log/` | the segments |
+//! | `filling` | mark: `log/` is an unfinished copy of the database, unless a control file exists |
+//! | `set-aside-N/` | control file and log that `--recover-from postgres` has replaced |
+//!
+//! Two rules hold. A run raises the epoch, durably, before it creates a segment. A log that a run has used is never
+//! overwritten.
 
 use crate::config::fatal::Fatal;
 use crate::config::settings::in_one_unit;
@@ -21,53 +34,52 @@ const CONTROL: &str = "control.json";
 const NEXT_CONTROL: &str = "control.json.new";
 const LOCK: &str = "lock";
 const LOGS: &str = "log";
-/// Marks a directory whose log is being written from the database.
+/// Mark of a directory whose log is being written from the database.
 const FILLING: &str = "filling";
 
-/// What `control.json` says.
+/// Content of `control.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Control {
-    /// Of this file and of the directory's layout.
+    /// Format version of this file and of the directory.
     format: u32,
-    /// Names this installation in every block.
+    /// Id of the installation, which every block repeats.
     pub cluster: Uuid,
-    /// The latest run.
+    /// Epoch of the latest run.
     pub epoch: u32,
-    /// Sale ids count periods, so the period cannot change under them.
+    /// Length of a sale in seconds. It cannot change, because sale ids count periods.
     pub sale_period_s: u32,
-    /// What the database was last seen to be.
+    /// What is known about the database.
     #[serde(default)]
     pub database: Memory,
 }
 
 impl Control {
-    /// Of an installation whose latest run is `epoch`.
+    /// Creates the content for an installation whose latest run is `epoch`.
     pub fn new(cluster: Uuid, epoch: u32, sale_period_s: u32, database: Memory) -> Control {
         Control { format: FORMAT, cluster, epoch, sale_period_s, database }
     }
 }
 
-/// The data directory, locked as long as this lives, in this process or in one that has been given the lock.
+/// Locked data directory. The lock is held until this process and every process that received the lock have closed it.
 pub struct DataDir {
     path: PathBuf,
     lock: OwnedFd,
 }
 
-/// The data directory, ready for a run.
+/// Data directory that is open for one run.
 #[derive(Clone)]
-pub struct Opened {
-    /// Where the segments are.
+pub struct OpenDataDir {
+    /// Path of the directory with the segments.
     pub logs: PathBuf,
-    /// Names this installation.
+    /// Id of the installation.
     pub cluster: Uuid,
-    /// This run.
+    /// Epoch of the run.
     pub epoch: u32,
-    /// Whether files here can be written past the page cache.
+    /// Whether the file system supports direct I/O.
     pub direct_io: bool,
 }
 
-/// `control.json`, which says whose the directory is. Main and the persistence thread each have something to write into
-/// it, rarely.
+/// Open control file. The main thread and the persistence thread share it, and both write rarely.
 #[derive(Clone)]
 pub struct ControlFile {
     dir: PathBuf,
@@ -83,15 +95,15 @@ impl ControlFile {
         self.content.lock().expect("a panic ends the process")
     }
 
-    /// What is known of the database.
+    /// Returns what is known about the database.
     pub fn database(&self) -> Memory {
         self.content().database
     }
 
-    /// Remembers this of the database.
+    /// Stores what is known about the database, durably. Writes nothing if the file has it already.
     ///
     /// # Errors
-    /// Of the file system.
+    /// An I/O error if the file cannot be written.
     pub fn remember(&self, database: Memory) -> io::Result<()> {
         let mut content = self.content();
         if content.database != database {
@@ -101,11 +113,12 @@ impl ControlFile {
         Ok(())
     }
 
-    /// Reads it again: another process may have written it since. It must not do so any more.
+    /// Reads again what is known about the database, because another process may have changed the file. That process
+    /// must have ended before this process writes the file.
     ///
     /// # Errors
-    /// [`Fatal::DataDir`]: it cannot be read.
-    pub fn read_again(&self) -> Result<(), Fatal> {
+    /// [`Fatal::DataDir`] if the file cannot be read.
+    pub fn reload_database(&self) -> Result<(), Fatal> {
         let mut content = self.content();
         if let Some(read) = read_control(&self.dir, content.sale_period_s)? {
             content.database = read.database;
@@ -113,11 +126,11 @@ impl ControlFile {
         Ok(())
     }
 
-    /// Sets the next epoch aside, for a process that is to go on in the place of this one. It is used up then, whatever
-    /// becomes of that process.
+    /// Raises the epoch, durably, and returns it: for this run at its start, or for the new process of an upgrade. The
+    /// epoch is never used again, even if the new process fails.
     ///
     /// # Errors
-    /// Of the file system.
+    /// An I/O error if the file cannot be written.
     pub fn raise_epoch(&self) -> io::Result<u32> {
         let mut content = self.content();
         content.epoch += 1;
@@ -125,7 +138,8 @@ impl ControlFile {
         Ok(content.epoch)
     }
 
-    /// Two files take turns and keep their places on the disk, so that a full one does not keep a run from beginning.
+    /// Writes the second file, syncs it and exchanges it with the control file. Both files keep their space on the
+    /// disk, so a run can start on a full disk.
     fn write(&self, content: &Control) -> io::Result<()> {
         let (current, next) = (self.dir.join(CONTROL), self.dir.join(NEXT_CONTROL));
         let bytes = serde_json::to_vec_pretty(content)?;
@@ -134,7 +148,7 @@ impl ControlFile {
         file.set_len(bytes.len() as u64)?;
         file.sync_all()?;
         match renameat_with(CWD, &next, CWD, &current, RenameFlags::EXCHANGE) {
-            // There is none yet, or the file system cannot exchange files.
+            // There is no control file yet, or the file system cannot exchange files.
             Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS) => {
                 fs::rename(&next, &current)?;
                 fs::write(&next, bytes)?;
@@ -146,10 +160,10 @@ impl ControlFile {
 }
 
 impl DataDir {
-    /// Creates the directory if there is none, and locks it.
+    /// Creates the directory if it does not exist, and locks it.
     ///
     /// # Errors
-    /// [`Fatal::DataDir`]: it is locked, or cannot be written.
+    /// [`Fatal::DataDir`] if another process has locked the directory, or if the directory cannot be written.
     pub fn lock(path: &Path) -> Result<DataDir, Fatal> {
         let unwritable = |error| unwritable(path, error);
         create_durably(&path.join(LOGS)).map_err(unwritable)?;
@@ -158,7 +172,7 @@ impl DataDir {
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
             let shown = path.display();
             Fatal::DataDir(format!(
-                "{shown} is locked: another stampede is running on it; stop it, or set --data-dir to another"
+                "{shown} is locked by another stampede process; stop it, or set --data-dir to another directory"
             ))
         })?;
         let dir = DataDir { path: path.to_owned(), lock: lock.into() };
@@ -166,34 +180,39 @@ impl DataDir {
         Ok(dir)
     }
 
-    /// The directory that another process has locked, with its lock.
+    /// Returns the directory at `path`, which another process has locked, with the lock received from that process.
     pub fn adopt(path: &Path, lock: OwnedFd) -> DataDir {
         DataDir { path: path.to_owned(), lock }
     }
 
-    /// What holds it: with this, another process can have it, too.
+    /// Returns the descriptor of the lock. A process that receives the descriptor holds the lock, too.
     pub fn lock_descriptor(&self) -> BorrowedFd<'_> {
         self.lock.as_fd()
     }
 
-    /// Where the segments are.
+    /// Returns the path of the directory with the segments.
     pub fn logs(&self) -> PathBuf {
         self.path.join(LOGS)
     }
 
-    /// Whether nothing was ever sold from here.
+    /// Returns whether no run has used the directory: it has no control file, and no log except an unfinished copy.
     pub fn is_new(&self) -> bool {
         !self.path.join(CONTROL).exists() && (!self.has_logs() || self.path.join(FILLING).exists())
     }
 
-    /// Makes this new directory that of an installation that has been running elsewhere: `write` writes its log.
+    /// Fills this new directory for an installation that ran elsewhere, in this order:
+    ///
+    /// 1. Create the mark `filling`.
+    /// 2. Empty the directory of the segments, and let `write` write the log there.
+    /// 3. Write the control file. From here on, the directory is not new.
+    /// 4. Remove the mark.
     ///
     /// # Errors
-    /// [`Fatal::DataDir`]: it cannot be written. It can be tried again.
+    /// [`Fatal::DataDir`] if the directory cannot be written. The call can be repeated.
     pub fn fill(&self, content: Control, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), Fatal> {
-        assert!(self.is_new(), "nothing is ever overwritten");
+        assert!(self.is_new(), "only a new directory is filled");
         let filled = (|| {
-            // As long as this is there without a control file, the log is but a copy in the making.
+            // While the mark exists and the control file does not, the log is an unfinished copy.
             File::create(self.path.join(FILLING))?.sync_all()?;
             sync_dir(&self.path)?;
             fs::remove_dir_all(self.logs())?;
@@ -206,12 +225,13 @@ impl DataDir {
         filled.map_err(|error| unwritable(&self.path, error))
     }
 
-    /// Moves what is here to a directory of its own, whose path is returned, so that this one is new again.
+    /// Moves the control file and then the log to a new directory `set-aside-N`, and returns its path. After that, this
+    /// directory is new again.
     ///
     /// # Errors
-    /// [`Fatal::DataDir`]: it cannot be written.
+    /// [`Fatal::DataDir`] if the directory cannot be written.
     pub fn set_aside(&self) -> Result<PathBuf, Fatal> {
-        let aside = self.asides().find(|path| !path.exists()).expect("numbers do not run out");
+        let aside = self.set_aside_paths().find(|path| !path.exists()).expect("numbers do not run out");
         let moved = (|| {
             create_durably(&aside)?;
             if self.path.join(CONTROL).exists() {
@@ -224,13 +244,14 @@ impl DataDir {
         moved.map(|()| aside).map_err(|error| unwritable(&self.path, error))
     }
 
-    fn asides(&self) -> impl Iterator<Item = PathBuf> {
+    fn set_aside_paths(&self) -> impl Iterator<Item = PathBuf> {
         (1..).map(|number| self.path.join(format!("set-aside-{number}")))
     }
 
-    /// The logs follow their control file, which a process that died may have moved alone.
+    /// Moves the log to the directory that has its control file already. This completes a move that a process did not
+    /// finish.
     fn finish_setting_aside(&self) -> io::Result<()> {
-        let half_done = self.asides().take_while(|path| path.exists()).find(|path| !path.join(LOGS).exists());
+        let half_done = self.set_aside_paths().take_while(|path| path.exists()).find(|path| !path.join(LOGS).exists());
         if let Some(aside) = half_done.filter(|_| !self.path.join(CONTROL).exists()) {
             fs::rename(self.logs(), aside.join(LOGS))?;
             sync_dir(&aside)?;
@@ -240,11 +261,12 @@ impl DataDir {
         Ok(())
     }
 
-    /// Raises the epoch: a run begins. The second value is to be kept up to date by whoever deals with the database.
+    /// Raises the epoch for a new run, and returns the open directory and its control file. The persistence thread
+    /// keeps the control file up to date with what is known about the database.
     ///
     /// # Errors
-    /// [`Fatal::DataDir`]: it cannot be written, or belongs to another setting or version.
-    pub fn open(&self, sale_period_s: u32) -> Result<(Opened, ControlFile), Fatal> {
+    /// [`Fatal::DataDir`] if the directory cannot be written, or if its sale period or format is another.
+    pub fn open(&self, sale_period_s: u32) -> Result<(OpenDataDir, ControlFile), Fatal> {
         let content = read_control(&self.path, sale_period_s)?;
         let content = content.map_or_else(|| self.first_control(sale_period_s), Ok)?;
         let control = ControlFile::new(&self.path, content);
@@ -252,33 +274,38 @@ impl DataDir {
         Ok((opened(&self.path, &control, epoch), control))
     }
 
-    /// The directory at `path`, for the run that another process has set aside for this one. It changes nothing.
+    /// Returns the directory at `path` and its control file for the run `epoch`, which another process has reserved for
+    /// this process. Changes nothing.
     ///
     /// # Errors
-    /// As for [`DataDir::open`].
-    pub fn look_into(path: &Path, sale_period_s: u32, epoch: u32) -> Result<(Opened, ControlFile), Fatal> {
+    /// [`Fatal::DataDir`] if the control file cannot be read, or if its sale period, format or epoch is another.
+    pub fn open_reserved(path: &Path, sale_period_s: u32, epoch: u32) -> Result<(OpenDataDir, ControlFile), Fatal> {
         let content = read_control(path, sale_period_s)?.filter(|content| content.epoch == epoch);
         let content = content.ok_or_else(|| {
-            Fatal::DataDir(format!("{} is not what the server that runs on it says it is", path.display()))
+            Fatal::DataDir(format!(
+                "{} does not have epoch {epoch}, which the running server has reserved for this process; \
+                 both processes must use the same data directory",
+                path.display()
+            ))
         })?;
         let control = ControlFile::new(path, content);
         Ok((opened(path, &control, epoch), control))
     }
 
-    /// Where the segments are in the directory at `path`, and what is written beside them, for whoever only reads: it
-    /// is not locked, and nothing is changed.
+    /// Returns the path of the segments and the content of the control file of the directory at `path`, for tools that
+    /// only read. Takes no lock and changes nothing.
     ///
     /// # Errors
-    /// [`Fatal::DataDir`]: nothing was ever sold from there, or it cannot be read.
-    pub fn survey(path: &Path) -> Result<(PathBuf, Control), Fatal> {
+    /// [`Fatal::DataDir`] if the directory has no control file or cannot be read.
+    pub fn open_read_only(path: &Path) -> Result<(PathBuf, Control), Fatal> {
         let logs = path.join(LOGS);
         match read_any_control(path)? {
             Some(control) => Ok((logs, control)),
             None if has_entries(&logs) => Err(without_control(path)),
             None => {
-                let what = if path.is_dir() { "has no log" } else { "is no directory" };
+                let what = if path.is_dir() { "has no log" } else { "is not a directory" };
                 let shown = path.display();
-                Err(Fatal::DataDir(format!("{shown} {what}; set --data-dir to that of the server")))
+                Err(Fatal::DataDir(format!("{shown} {what}; set --data-dir to the data directory of the server")))
             }
         }
     }
@@ -301,12 +328,14 @@ fn has_entries(dir: &Path) -> bool {
 
 fn without_control(path: &Path) -> Fatal {
     let shown = path.display();
-    Fatal::DataDir(format!("{shown} has logs but no control.json; restore the file, or set --data-dir to another"))
+    Fatal::DataDir(format!(
+        "{shown} has a log but no control.json; restore the file, or set --data-dir to another directory"
+    ))
 }
 
-fn opened(path: &Path, control: &ControlFile, epoch: u32) -> Opened {
+fn opened(path: &Path, control: &ControlFile, epoch: u32) -> OpenDataDir {
     let direct_io = open(path.join(LOCK), OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty()).is_ok();
-    Opened { logs: path.join(LOGS), cluster: control.content().cluster, epoch, direct_io }
+    OpenDataDir { logs: path.join(LOGS), cluster: control.content().cluster, epoch, direct_io }
 }
 
 fn read_control(path: &Path, sale_period_s: u32) -> Result<Option<Control>, Fatal> {
@@ -314,13 +343,14 @@ fn read_control(path: &Path, sale_period_s: u32) -> Result<Option<Control>, Fata
     if let Some(other) = control.as_ref().map(|control| control.sale_period_s).filter(|other| *other != sale_period_s) {
         let (shown, period) = (path.display(), in_one_unit(u64::from(other) * 1000));
         return Err(Fatal::DataDir(format!(
-            "{shown} counts its sales in periods of {period}; start with --sale-period {period}, or set --data-dir to another"
+            "{shown} was created with a sale period of {period}; start with --sale-period {period}, \
+             or set --data-dir to another directory"
         )));
     }
     Ok(control)
 }
 
-/// Of whatever period.
+/// Reads the control file of any sale period. Returns `None` if there is no file.
 fn read_any_control(path: &Path) -> Result<Option<Control>, Fatal> {
     let file = path.join(CONTROL);
     let bytes = match fs::read(&file) {
@@ -330,7 +360,7 @@ fn read_any_control(path: &Path) -> Result<Option<Control>, Fatal> {
     };
     let file = file.display();
     let control: Control = serde_json::from_slice(&bytes)
-        .map_err(|error| Fatal::DataDir(format!("{file}: {error}; restore the file, or set --data-dir to another")))?;
+        .map_err(|error| Fatal::DataDir(format!("{file}: {error}; restore it, or set another --data-dir")))?;
     if control.format != FORMAT {
         let format = control.format;
         return Err(Fatal::DataDir(format!("{file} has format {format}; this version of stampede reads {FORMAT}")));
@@ -340,11 +370,11 @@ fn read_any_control(path: &Path) -> Result<Option<Control>, Fatal> {
 
 fn unwritable(path: &Path, error: io::Error) -> Fatal {
     let shown = path.display();
-    let remedy = if is_full(&error) { "free some of the disk" } else { "make it writable for this user" };
-    Fatal::DataDir(format!("{shown}: {error}; {remedy}, or set --data-dir to another"))
+    let remedy = if is_full(&error) { "free disk space" } else { "make the directory writable for this user" };
+    Fatal::DataDir(format!("{shown}: {error}; {remedy}, or set --data-dir to another directory"))
 }
 
-/// Creates a directory and its parents, and makes them durable.
+/// Creates a directory and its missing parents, and makes them durable.
 fn create_durably(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
@@ -360,12 +390,12 @@ mod tests {
     use super::*;
     use crate::log::ownership::Run;
 
-    fn open(path: &Path, period_s: u32) -> Result<Opened, Fatal> {
+    fn open(path: &Path, period_s: u32) -> Result<OpenDataDir, Fatal> {
         Ok(DataDir::lock(path)?.open(period_s)?.0)
     }
 
     fn refused(path: &Path, period_s: u32) -> String {
-        open(path, period_s).err().expect("it must be refused").to_string()
+        open(path, period_s).err().expect("the directory must be refused").to_string()
     }
 
     #[test]
@@ -422,12 +452,12 @@ mod tests {
             fs::write(logs.join("a.log"), "")?;
             Err(io::Error::other("full"))
         });
-        assert!(failed.is_err() && dir.is_new(), "what was written is only a copy");
+        assert!(failed.is_err() && dir.is_new(), "an unfinished copy does not count");
         dir.fill(control(), |logs| fs::write(logs.join("b.log"), "")).unwrap();
         assert!(!dir.is_new() && dir.logs().join("b.log").exists() && !dir.logs().join("a.log").exists());
         assert_eq!(dir.open(3600).unwrap().0.epoch, 9);
         drop(dir);
-        // The process died between the two renames.
+        // The process ended between the two renames.
         fs::create_dir(path.path().join("set-aside-1")).unwrap();
         fs::rename(path.path().join("control.json"), path.path().join("set-aside-1/control.json")).unwrap();
         assert!(DataDir::lock(path.path()).unwrap().is_new() && path.path().join("set-aside-1/log/b.log").exists());

@@ -1,8 +1,9 @@
-//! The log: its bytes, its files, and recovery. Never here: decisions of the sale, which recovery replays through `sale`.
+//! The log: its bytes, its files, and recovery. Never here: decisions of the sale, which recovery replays through
+//! `sale`.
 //!
 //! Written in this order: [`block`] (the layout of a block), [`segment`] (files), [`writer`] (append and flush),
-//! [`retention`] (the disk budget). Read in this order: [`data_dir`] (the lock and the control file), [`stream`] (where a
-//! stream ends, and whether anything is missing), [`replay`] (records back to a sale), [`recovery`] (all streams of a
+//! [`retention`] (the disk budget). Read in this order: [`data_dir`] (the lock and the control file), [`stream`] (where
+//! a stream ends, and whether anything is missing), [`replay`] (records back to a sale), [`recovery`] (all streams of a
 //! data directory), [`reader`] (flushed records again, for Postgres). [`ownership`] judges whether a data directory and
 //! a database fit together.
 

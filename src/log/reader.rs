@@ -1,4 +1,8 @@
-//! Reads flushed records of one stream from its files, forwards, while they are being written.
+//! Reads flushed records of one stream from its segments, in order, while the stream is being written. The persistence
+//! thread uses this for records that it did not receive from the shard.
+//!
+//! Two rules hold: a caller asks only for flushed records, and a segment that retention has removed since it was listed
+//! is no error.
 
 use crate::log::block::{self, BLOCK_BYTES, StreamId};
 use crate::log::segment::SegmentName;
@@ -9,24 +13,25 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// A place in a stream's files.
+/// Reading position in the segments of a stream.
 pub struct LogReader {
     dir: PathBuf,
     stream: StreamId,
-    /// The segment being read, and the next block in it.
+    /// Segment that is being read, its open file, and the next block in it.
     segment: Option<(SegmentName, File, u32)>,
 }
 
 impl LogReader {
-    /// A reader at the beginning of what is left of the stream.
+    /// Creates a reader at the first segment that the stream still has.
     pub fn new(dir: &Path, stream: StreamId) -> Self {
         LogReader { dir: dir.to_owned(), stream, segment: None }
     }
 
-    /// Records before the first one that is left: retention may have removed some. `None` if there is nothing at all.
+    /// Returns the number of records before the first one that is left, because retention may have removed segments.
+    /// Returns `None` if the stream has no segment.
     ///
     /// # Errors
-    /// Of the file system.
+    /// An I/O error if the directory or a segment cannot be read.
     pub fn first(&self) -> io::Result<Option<Seq>> {
         loop {
             let Some(name) = self.names()?.into_iter().next() else { return Ok(None) };
@@ -35,18 +40,19 @@ impl LogReader {
                 Ok(()) => {
                     return Ok(Some(block::parse(&bytes, &self.stream).map_or(0, |(header, _)| header.records_before)));
                 }
-                // Retention has removed it since it was listed.
+                // Retention has removed the segment since it was listed: list again.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Appends to `records` those after `after` up to `until`, which must be flushed, but stops at `bytes_max`.
-    /// Returns the number of the last one appended.
+    /// Appends to `records` the records after number `after` up to number `until`, which must be flushed. Stops at the
+    /// first block boundary at which `records` has `bytes_max` bytes or more. Returns the number of the last record
+    /// appended.
     ///
     /// # Errors
-    /// Of the file system; and if a flushed record is not there.
+    /// An I/O error if a segment cannot be read, or if a flushed record is missing.
     pub fn read(&mut self, after: Seq, until: Seq, bytes_max: usize, records: &mut Vec<u8>) -> io::Result<Seq> {
         let mut at = after;
         let mut bytes = [0; BLOCK_BYTES];
@@ -83,21 +89,22 @@ impl LogReader {
         Ok(at)
     }
 
-    /// The first segment that holds `block` or comes after it.
+    /// Opens the first segment that holds `block` or a later block.
     fn open_segment(&self, block: u64) -> io::Result<(SegmentName, File, u32)> {
         loop {
             let name = self.names()?.into_iter().find(|name| name.first_block + u64::from(name.blocks) > block);
-            let name = name.ok_or_else(|| io::Error::other(format!("a segment of {:?} is gone", self.stream)))?;
+            let name =
+                name.ok_or_else(|| io::Error::other(format!("no segment of {} has block {block}", self.stream)))?;
             match File::open(name.path(&self.dir)) {
                 Ok(file) => return Ok((name, file, block.saturating_sub(name.first_block) as u32)),
-                // Retention has removed it since it was listed.
+                // Retention has removed the segment since it was listed: list again.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// The stream's segments, in order.
+    /// Lists the segments of the stream, in order.
     fn names(&self) -> io::Result<Vec<SegmentName>> {
         let mut names = SegmentName::list(&self.dir, self.stream.cluster)?;
         names.retain(|name| name.stream == self.stream);

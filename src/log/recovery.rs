@@ -1,14 +1,16 @@
-//! From the data directory to what each shard starts with.
+//! Recovery: turns the streams of earlier runs in a data directory into the state that each shard starts with:
 //!
-//! Every stream of earlier runs is read to its end by the table of `stream.rs`; purchases are replayed through
-//! the rules; streams without a seal get one. Nothing is changed before everything has been read and found good.
+//! 1. Read each stream to its end, by the decision table of `stream`. Of an attempt stream, only the end is read.
+//! 2. Replay the purchase streams through the rules, in the order of runs.
+//! 3. Seal each stream that has no seal.
 //!
-//! A log that is still being written can be read ahead: what follows is read in a moment then, when its writer has
-//! stopped.
+//! No segment is changed before every stream has been read and no damage was found. A new process can read a log ahead
+//! that another process still writes: [`Recovery::read_ahead`] reads most of it, and [`Recovery::finish`] reads the few
+//! records that remain when the other process has stopped writing.
 
 use crate::config::fatal::Fatal;
 use crate::log::block::{LogKind, StreamId, StreamKey};
-use crate::log::data_dir::Opened;
+use crate::log::data_dir::OpenDataDir;
 use crate::log::replay::{Replay, ReplayedItems};
 use crate::log::retention::OldSegment;
 use crate::log::segment::{SegmentName, seal};
@@ -22,80 +24,82 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 use thiserror::Error;
 
-/// How often reading ahead begins anew because retention has removed something meanwhile.
+/// Maximum number of tries of one read-ahead. A try can fail because the writer removes a file or writes a block.
 const READ_AHEAD_TRIES: u32 = 20;
 
-/// What recovery brings back.
+/// Result of a recovery.
 pub struct Recovered {
-    /// For each shard of the new run.
+    /// Initial state of each shard of the new run.
     pub inventories: Vec<Inventory>,
     /// Streams of earlier runs, to be sealed.
     pub streams: Streams,
-    /// Streams of earlier runs, and how many records each has.
+    /// Streams of earlier runs, each with its number of records.
     pub earlier: Vec<(StreamId, Seq)>,
-    /// What the sale that goes on had come to.
+    /// Sold and held items of the sale that continues.
     pub found: ReplayedItems,
-    /// Records replayed.
+    /// Number of records replayed.
     pub records: u64,
-    /// Streams that ended in a torn tail.
+    /// Number of streams that ended in a torn tail.
     pub torn: usize,
 }
 
-/// A stream's log, epoch and shard: in the order of replay.
-/// Where streams end, as far as their writers have said so.
+/// End of each stream, as read or as reported by its writer, in the order of replay: by log, epoch, shard.
 pub type Ends = BTreeMap<StreamKey, End>;
 
-/// Every stream's segments, and where it ends.
+/// Segments and end of each stream of earlier runs.
 pub struct Streams(Vec<(Vec<SegmentName>, End)>);
 
-/// A recovery in progress.
+/// Recovery that is in progress.
 pub struct Recovery {
-    data: Opened,
+    data: OpenDataDir,
     now: Box<dyn Fn() -> Moment + Send>,
     replay: Replay,
     ends: Ends,
     records: u64,
-    /// Beside a writer: this run may have made files of its own in advance.
-    is_ahead: bool,
+    /// Whether the log was read ahead. Then this run may have created segments of its own already.
+    reads_ahead: bool,
 }
 
 impl Recovery {
-    /// A recovery of the logs in `data`, of which nothing is read. `now` reads the clocks.
-    pub fn new(data: Opened, partition: Partition, now: impl Fn() -> Moment + Send + 'static) -> Self {
+    /// Creates a recovery of the logs in `data`, which has read nothing yet. `now` reads the clocks.
+    pub fn new(data: OpenDataDir, partition: Partition, now: impl Fn() -> Moment + Send + 'static) -> Self {
         let (replay, now) = (Replay::new(partition, now()), Box::new(now));
-        Recovery { data, now, replay, ends: Ends::new(), records: 0, is_ahead: false }
+        Recovery { data, now, replay, ends: Ends::new(), records: 0, reads_ahead: false }
     }
 
-    /// Reads what is there while another process writes more. Returns how many records were new.
+    /// Reads the records that exist now, while another process may write more. Returns the number of records that were
+    /// not read before.
     ///
     /// # Errors
-    /// As for [`Recovery::finish`].
+    /// The errors of [`Recovery::finish`], if all tries have failed.
     pub fn read_ahead(&mut self) -> Result<u64, Fatal> {
-        self.is_ahead = true;
+        self.reads_ahead = true;
         let before = self.records;
         for tries_left in (0..READ_AHEAD_TRIES).rev() {
             let streams = self.list().map_err(|error| self.unreadable(error))?;
             match streams.iter().try_for_each(|(key, names)| self.read(*key, names, None)) {
                 Ok(()) => return Ok(self.records - before),
-                // A file of an ended sale may have been removed since it was listed, and a block written since the one
-                // before it was read: both only look like damage.
-                Err(Unread::Unreadable(error)) if error.kind() == ErrorKind::NotFound && tries_left > 0 => {}
-                Err(Unread::Damaged(_)) if tries_left > 0 => {}
+                // The writer may have removed a file of an ended sale since it was listed, or have written a block
+                // since the block before it was read. Both look like damage and are not, so try again.
+                Err(ReadError::Unreadable(error)) if error.kind() == ErrorKind::NotFound && tries_left > 0 => {}
+                Err(ReadError::Damaged(_)) if tries_left > 0 => {}
                 Err(unread) => return Err(self.fatal(unread)),
             }
         }
         unreachable!("the last try returns")
     }
 
-    /// How many items of each shard are held, as far as it has read.
+    /// Returns the number of held items of each shard, according to the records read so far.
     pub fn held(&self) -> Vec<u32> {
         self.replay.held()
     }
 
-    /// Reads the rest, and brings the sale back. What a writer has `told` of its streams must be there, and is all there is.
+    /// Reads the remaining records and returns the state of the sale. `told` has the ends that the previous process has
+    /// reported: each purchase stream that has blocks must end exactly there.
     ///
     /// # Errors
-    /// [`Fatal::Damaged`] if something durable is missing, [`Fatal::DataDir`] if files cannot be read.
+    /// [`Fatal::Damaged`] if a durable record is missing or a record contradicts the rules, [`Fatal::DataDir`] if files
+    /// cannot be read.
     pub fn finish(mut self, rules: &Rules, told: &Ends) -> Result<Recovered, Fatal> {
         self.replay.at((self.now)());
         remove_unfinished(&self.data).map_err(|error| self.unreadable(error))?;
@@ -103,14 +107,15 @@ impl Recovery {
         for (key, names) in &streams {
             self.read(*key, names, told.get(key)).map_err(|unread| self.fatal(unread))?;
         }
-        // Attempts may have been removed to the last one.
+        // Retention may have removed every segment of an attempt stream, so only purchase streams are checked.
         let mut promised = told.iter().filter(|(key, end)| key.log == LogKind::Purchases && end.blocks > 0);
         if let Some((key, end)) = promised.find(|(key, end)| self.ends.get(key) != Some(end)) {
             let StreamKey { log, epoch, shard } = key;
             let log = log.name();
             let (told, found) = (end.records, self.ends.get(key).map_or(0, |end| end.records));
             return Err(Fatal::Damaged(format!(
-                "of {log} of epoch {epoch}, shard {shard}, {told} records were written, and {found} are there as written"
+                "the previous process has written {told} records to {log} of epoch {epoch}, shard {shard}, \
+                 but the stream in the data directory ends differently, after {found} records"
             )));
         }
         let (inventories, found) = self.replay.finish(rules).map_err(Fatal::Damaged)?;
@@ -124,7 +129,7 @@ impl Recovery {
         let mut streams: BTreeMap<StreamKey, Vec<SegmentName>> = BTreeMap::new();
         for name in SegmentName::list(&self.data.logs, self.data.cluster)? {
             let key = name.stream.key();
-            if key.epoch == self.data.epoch && self.is_ahead {
+            if key.epoch == self.data.epoch && self.reads_ahead {
                 continue;
             }
             if key.epoch >= self.data.epoch {
@@ -135,16 +140,16 @@ impl Recovery {
         Ok(streams)
     }
 
-    /// Reads what is not read yet of a stream, up to where its writer has `told` that it ends, if it has.
-    fn read(&mut self, key: StreamKey, names: &[SegmentName], told: Option<&End>) -> Result<(), Unread> {
+    /// Reads the part of a stream that was not read before, up to the end that its writer has `told`, if any.
+    fn read(&mut self, key: StreamKey, names: &[SegmentName], told: Option<&End>) -> Result<(), ReadError> {
         let known = self.ends.get(&key).copied();
         if known.is_some_and(|end| end.ending == Ending::Sealed) {
             return Ok(());
         }
         let stream = key.of_cluster(self.data.cluster);
         match (key.log, told) {
-            // What is made and not yet written need not be read: segment by segment, up to the end.
-            (LogKind::Purchases, _) if self.is_ahead => {
+            // Segments after the end are created but not written. To skip them, read segment by segment up to the end.
+            (LogKind::Purchases, _) if self.reads_ahead => {
                 for (read, name) in (1..).zip(names) {
                     self.read_purchases(&stream, &names[..read])?;
                     let end = self.ends[&key].blocks;
@@ -155,7 +160,7 @@ impl Recovery {
                 }
             }
             (LogKind::Purchases, _) => self.read_purchases(&stream, names)?,
-            // Nobody was promised anything about attempts, and there may be very many: only their end matters.
+            // No reply depended on a record of an attempt, and there may be very many records, so only the end is read.
             (LogKind::Attempts, Some(told)) => drop(self.ends.insert(key, *told)),
             (LogKind::Attempts, None) => {
                 let end = end_of_attempts(&self.data, &stream, names)?;
@@ -165,10 +170,10 @@ impl Recovery {
         Ok(())
     }
 
-    fn read_purchases(&mut self, stream: &StreamId, names: &[SegmentName]) -> Result<(), Unread> {
+    fn read_purchases(&mut self, stream: &StreamId, names: &[SegmentName]) -> Result<(), ReadError> {
         let key = stream.key();
         let known = self.ends.get(&key);
-        // From the last block known, so that what follows can be seen to follow it.
+        // Start with the segment of the last block read, so that the chain of blocks is checked across the border.
         let last_block = known.map_or(0, |end| end.blocks.saturating_sub(1));
         let is_read = |name: &&SegmentName| name.first_block + u64::from(name.blocks) <= last_block;
         let before = known.map_or(0, |end| end.records);
@@ -177,13 +182,13 @@ impl Recovery {
             return Ok(());
         }
         let segments = load(&self.data, unread)?;
-        // Nothing in them is younger than this.
+        // The clock is read after the segments, so no record in them is newer than this time.
         self.replay.at((self.now)());
-        let (mut new, is_ahead) = (Vec::new(), self.is_ahead);
+        let (mut new, reads_ahead) = (Vec::new(), self.reads_ahead);
         let end = stream::read(stream, &segments, |seq, record| {
             match seq > before {
-                // It may have to be read again.
-                true if is_ahead => new.push((seq, *record)),
+                // The read may fail and be repeated, so replay these records only after it has succeeded.
+                true if reads_ahead => new.push((seq, *record)),
                 true => {
                     self.records += 1;
                     self.replay.add(stream, seq, record);
@@ -198,10 +203,10 @@ impl Recovery {
         Ok(())
     }
 
-    fn fatal(&self, unread: Unread) -> Fatal {
+    fn fatal(&self, unread: ReadError) -> Fatal {
         match unread {
-            Unread::Damaged(damage) => Fatal::Damaged(damage.to_string()),
-            Unread::Unreadable(error) => self.unreadable(error),
+            ReadError::Damaged(damage) => Fatal::Damaged(damage.to_string()),
+            ReadError::Unreadable(error) => self.unreadable(error),
         }
     }
 
@@ -211,11 +216,11 @@ impl Recovery {
 }
 
 impl Streams {
-    /// Seals every stream that has no seal yet. Returns the segments that are left, for retention to look after.
+    /// Seals every stream that has no seal yet. Returns the segments that remain, oldest first, for retention.
     ///
     /// # Errors
-    /// [`Fatal::DataDir`]: they cannot be written.
-    pub fn seal(self, data: &Opened) -> Result<Vec<OldSegment>, Fatal> {
+    /// [`Fatal::DataDir`] if a segment cannot be read or written.
+    pub fn seal(self, data: &OpenDataDir) -> Result<Vec<OldSegment>, Fatal> {
         let unreadable = |error| unreadable(&data.logs, error);
         let mut old = Vec::new();
         for (names, end) in self.0 {
@@ -224,7 +229,7 @@ impl Streams {
             } else {
                 seal(&data.logs, &names, &end).map_err(unreadable)?
             };
-            // A segment with nothing but the seal is needed as long as what it seals.
+            // A segment that has only the seal is needed as long as the segment before it.
             let mut newest_sale = SaleId(0);
             for name in left {
                 let bytes = fs::metadata(name.path(&data.logs)).map_err(unreadable)?.len();
@@ -238,28 +243,28 @@ impl Streams {
     }
 }
 
-/// Why a stream could not be read.
+/// Reason why a stream could not be read.
 #[derive(Debug, Error)]
-enum Unread {
+enum ReadError {
     #[error(transparent)]
     Damaged(#[from] stream::Damage),
     #[error(transparent)]
     Unreadable(#[from] io::Error),
 }
 
-/// The files in `logs` cannot be read or written.
+/// Returns the reason to end the process if files in `logs` cannot be read or written.
 pub fn unreadable(logs: &Path, error: io::Error) -> Fatal {
     Fatal::DataDir(format!("{}: {error}", logs.display()))
 }
 
-/// A run wrote this of which the control file knows nothing.
+/// Returns the error for a segment of a run that is newer than the control file.
 pub fn newer_than_control(name: &SegmentName) -> io::Error {
     let file = name.path(Path::new(""));
     io::Error::other(format!("control.json is older than {}; restore its latest version", file.display()))
 }
 
-/// Removes what the run before was making when it died.
-fn remove_unfinished(data: &Opened) -> io::Result<()> {
+/// Removes the segments that the previous run was creating when it ended.
+fn remove_unfinished(data: &OpenDataDir) -> io::Result<()> {
     for entry in fs::read_dir(&data.logs)? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "new") {
@@ -269,12 +274,12 @@ fn remove_unfinished(data: &Opened) -> io::Result<()> {
     Ok(())
 }
 
-fn load(data: &Opened, names: &[SegmentName]) -> io::Result<Vec<SegmentBytes>> {
+fn load(data: &OpenDataDir, names: &[SegmentName]) -> io::Result<Vec<SegmentBytes>> {
     names.iter().map(|name| name.read(&data.logs)).collect()
 }
 
-/// Reads the last segments only: as many as it takes to find a good block in them.
-fn end_of_attempts(data: &Opened, stream: &StreamId, names: &[SegmentName]) -> Result<End, Unread> {
+/// Finds the end of an attempt stream. Reads only as many of the last segments as are needed to find a good block.
+fn end_of_attempts(data: &OpenDataDir, stream: &StreamId, names: &[SegmentName]) -> Result<End, ReadError> {
     for first in (0..names.len()).rev() {
         let segments = load(data, &names[first..])?;
         let end = stream::read(stream, &segments, |_, _| Ok(()));

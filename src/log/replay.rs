@@ -1,8 +1,9 @@
-//! From records back to a sale: replay goes through the rules of `sale.rs`, as the live server does.
+//! Replay: turns records back into the state of a sale, by the same rules in `sale` that the live server applies.
 //!
-//! Streams may be replayed in any order within an epoch and must be in order of epochs: all records of one
-//! item in one epoch are in one stream. Only the newest sale matters; a record that contradicts the rules
-//! means that something before it is missing.
+//! - Streams must be replayed in the order of epochs. Within an epoch, any order is correct, because all records of one
+//!   item in one epoch are in one stream.
+//! - Only the newest sale is kept. Records of earlier sales are ignored.
+//! - A record that contradicts the rules shows that a record before it is missing.
 
 use crate::log::block::StreamId;
 use crate::sale::code::ITEMS_MAX;
@@ -13,46 +14,47 @@ use crate::sale::record::{LogEvent, Record};
 use crate::sale::shard::{Inventory, Rules};
 use crate::sale::stock::{Cancellation, Confirmation, Hold, Stock};
 
-/// A replay in progress.
+/// Replay that is in progress.
 pub struct Replay {
     partition: Partition,
     now: Moment,
     sale: Option<(Terms, Vec<(Stock, Quotas)>)>,
-    /// The sale that came from Postgres, if one did: some of its users may have more than the limit.
+    /// Sale that was taken over from Postgres, if any. A release may be missing there, so a user may exceed the limit.
     taken_over: Option<SaleId>,
-    /// The first one of the newest sale that has one.
+    /// First contradiction in the newest sale that has one.
     contradiction: Option<(SaleId, String)>,
 }
 
-/// What a replay found.
+/// Sold and held items of the sale that continues after a replay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReplayedItems {
-    /// Items sold in the sale that goes on.
+    /// Number of items sold.
     pub sold: u32,
-    /// Items held in it.
+    /// Number of items held.
     pub held: u32,
 }
 
 impl Replay {
-    /// Starts from nothing. `partition` is the new run's, whatever the old one's was.
+    /// Creates a replay without records. `partition` is that of the new run; earlier runs may have had another one.
     pub fn new(partition: Partition, now: Moment) -> Self {
-        assert!(now.monotonic_ms > 0, "zero is before every hold's end");
+        assert!(now.monotonic_ms > 0, "replay confirms at time zero, which must be before the end of every hold");
         Replay { partition, now, sale: None, taken_over: None, contradiction: None }
     }
 
-    /// It is later by now: what follows may have been recorded since.
+    /// Sets the current time, up to which the records that follow may have been recorded.
     pub fn at(&mut self, now: Moment) {
         self.now = now;
     }
 
-    /// How many items of each shard are held.
+    /// Returns the number of held items of each shard.
     pub fn held(&self) -> Vec<u32> {
         let shards = self.sale.iter().flat_map(|(_, shards)| shards);
         shards.map(|(stock, _)| stock.counts().held).collect()
     }
 
-    /// Replays one record of a stream, and goes on after one that contradicts those before it: ended sales may have
-    /// lost their beginning to retention, so judgement waits for which sale goes on.
+    /// Replays one record of a stream. If the record contradicts those before it, the contradiction is noted and replay
+    /// continues: retention may have removed the beginning of an ended sale, and only [`Replay::finish`] knows which
+    /// sale continues.
     pub fn add(&mut self, stream: &StreamId, seq: Seq, record: &Record) {
         if let Err(flaw) = self.record(record)
             && self.contradiction.as_ref().is_none_or(|(sale, _)| *sale < record.sale)
@@ -65,7 +67,7 @@ impl Replay {
     /// Replays one record.
     ///
     /// # Errors
-    /// The record contradicts those before it.
+    /// A description, if the record contradicts those before it.
     pub fn record(&mut self, record: &Record) -> Result<(), String> {
         if let LogEvent::SaleOpened { items, user_limit } = record.event {
             return self.open(Terms { sale: record.sale, items, user_limit });
@@ -82,7 +84,7 @@ impl Replay {
             Some((current, _)) if terms.sale < current.sale => Ok(()),
             Some((current, _)) if terms.sale == current.sale => {
                 let same = terms == *current;
-                if same { Ok(()) } else { Err(format!("it opens {terms:?}, which is open as {current:?}")) }
+                if same { Ok(()) } else { Err(format!("it opens {terms:?}, but the sale is open as {current:?}")) }
             }
             _ if !(1..=ITEMS_MAX).contains(&terms.items) => Err(format!("it opens a sale of {} items", terms.items)),
             _ => {
@@ -104,7 +106,8 @@ impl Replay {
     fn apply(&mut self, record: &Record) -> Result<(), String> {
         match record.event {
             LogEvent::Checkout { item, user, code, ttl_ms } => {
-                // Wall time, because a monotonic clock does not outlive the machine; never longer than agreed.
+                // Use wall-clock time, because the monotonic clock starts again with the machine. Limit the rest to the
+                // TTL, because the wall clock may have been set back.
                 let ends_unix_ms = record.unix_ms.saturating_add(u64::from(ttl_ms));
                 let left_ms = ends_unix_ms.saturating_sub(self.now.unix_ms).min(u64::from(ttl_ms));
                 let expires_ms = self.now.monotonic_ms + left_ms;
@@ -121,7 +124,7 @@ impl Replay {
                         stock.sell(slot);
                         Ok(())
                     }
-                    other => Err(format!("item {} is bought, but its code is {other:?}", item.0)),
+                    other => Err(format!("item {} is bought, but the state of its code is {other:?}", item.0)),
                 }
             }
             LogEvent::Released { item, code, .. } => {
@@ -131,10 +134,10 @@ impl Replay {
                         self.quotas(hold.user).release(hold.user);
                         Ok(())
                     }
-                    other => Err(format!("item {} is released, but its code is {other:?}", item.0)),
+                    other => Err(format!("item {} is released, but the state of its code is {other:?}", item.0)),
                 }
             }
-            LogEvent::TakenOver => {
+            LogEvent::RestoredFromPostgres => {
                 self.taken_over = Some(record.sale);
                 Ok(())
             }
@@ -145,7 +148,7 @@ impl Replay {
     fn place(&mut self, item: ItemId) -> Result<(&mut Stock, usize), String> {
         let (terms, shards) = self.sale.as_mut().expect("records are applied to an open sale");
         if item.0 >= terms.items {
-            return Err(format!("item {} is not in the stock of {}", item.0, terms.items));
+            return Err(format!("item {} is not in the stock of {} items", item.0, terms.items));
         }
         let (stock, _) = &mut shards[usize::from(self.partition.owner_of_item(item).0)];
         Ok((stock, self.partition.slot_of(item)))
@@ -156,15 +159,17 @@ impl Replay {
         &mut shards[usize::from(self.partition.owner_of_user(user).0)].1
     }
 
-    /// The newest sale replayed.
+    /// Returns the newest sale replayed, if any.
     pub fn sale(&self) -> Option<SaleId> {
         self.sale.as_ref().map(|(terms, _)| terms.sale)
     }
 
-    /// What each shard starts with: the replayed sale, or a new one if the clock says that it is over.
+    /// Returns the initial state of each shard: the replayed sale, or a new sale if the replayed one has ended by the
+    /// clock.
     ///
     /// # Errors
-    /// The records together contradict the rules.
+    /// A description, if a user of the sale that continues exceeds the limit, or if a record of that sale or a newer
+    /// one contradicts those before it.
     pub fn finish(self, rules: &Rules) -> Result<(Vec<Inventory>, ReplayedItems), String> {
         let current = SaleId::at(self.now.unix_ms, rules.period_s);
         let (terms, shards) = match self.sale {
@@ -234,7 +239,7 @@ mod tests {
         assert_eq!(inventories[1].stock.next_expiry_ms(), Some(1_060));
     }
 
-    /// One that is made while the log is being read has all of its time.
+    /// A hold that is granted while the log is being read keeps its whole time.
     #[test]
     fn holds_that_are_younger_than_the_replay_keep_their_end() {
         let mut replay = Replay::new(Partition::new(2), Moment { monotonic_ms: 400, unix_ms: NOW.unix_ms - 600 });
@@ -279,7 +284,7 @@ mod tests {
             (vec![opened(), bought(0, 1)], "is bought, but"),
             (vec![opened(), released(0)], "is released, but"),
             (vec![opened(), checkout(9, 1)], "not in the stock"),
-            (vec![opened(), other], "which is open as"),
+            (vec![opened(), other], "but the sale is open as"),
             (vec![sale_of(0)], "a sale of 0 items"),
             (vec![sale_of(u32::MAX)], "a sale of 4294967295 items"),
         ] {
@@ -288,12 +293,12 @@ mod tests {
         }
         let error = replay(&[opened(), checkout(0, 1), checkout(1, 1)]).unwrap().finish(&RULES).err().unwrap();
         assert!(error.contains("user 1 has more than 1"), "{error}");
-        let taken_over = record(LogEvent::TakenOver);
+        let taken_over = record(LogEvent::RestoredFromPostgres);
         let lagging = [opened(), taken_over, checkout(0, 1), checkout(1, 1)];
         assert_eq!(
             replay(&lagging).unwrap().finish(&RULES).unwrap().1.held,
             2,
-            "a release is missing, nobody loses a hold"
+            "a release is missing, so the limit is not checked"
         );
         assert!(replay(&[opened(), checkout(0, 7), released(0), checkout(0, 7), bought(0, 7)]).is_ok());
     }

@@ -1,8 +1,15 @@
-//! The byte budget of a shard's logs: what is kept of ended sales, and what gives way when it is used up.
+//! Retention: the disk budget of a shard's two logs, in bytes. This file decides which segments are removed and whether
+//! a new one may be created; the writer removes and creates them. When the budget is used up, Stampede drops, in this
+//! order:
 //!
-//! In this order: attempts of ended sales are removed; then attempts are no longer recorded, because they may
-//! use half the budget at most; then purchases of ended sales are removed, oldest first; then there is no new
-//! segment, and the shard grants no hold that it could not let be bought. Nothing of the current sale is removed.
+//! 1. Attempt segments of ended sales, oldest first.
+//! 2. New attempts: they are no longer recorded. Attempt segments use at most half the budget, and no purchase segment
+//!    is removed for them.
+//! 3. Purchase segments of ended sales, oldest first.
+//! 4. New checkouts: there is no new segment, and the shard grants only holds whose purchase still fits into the log.
+//!
+//! Three rules hold. A segment with a record of the current sale is never removed. With a database, a segment is
+//! removed only after all its records are in the database. A segment that live holds need may exceed the budget.
 
 use crate::log::block::{BLOCK_BYTES, LogKind, StreamId};
 use crate::log::segment::SegmentName;
@@ -10,37 +17,38 @@ use crate::sale::ids::{SaleId, Seq};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// A segment that nobody writes any more.
+/// Segment that is no longer written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OldSegment {
-    /// Its name.
+    /// Name of the segment.
     pub name: SegmentName,
-    /// Its size.
+    /// Size of the file in bytes.
     pub bytes: u64,
-    /// The newest sale in it. Nothing in it is needed once this has ended.
+    /// Newest sale that has a record in the segment. After this sale has ended, the segment is not needed.
     pub newest_sale: SaleId,
-    /// Records in the stream up to its end.
+    /// Number of records in the stream up to the end of the segment.
     pub last: Seq,
 }
 
-/// What one shard's logs use of the disk.
+/// Disk use of one shard's logs, and the segments that may be removed.
 pub struct Retention {
     dir: PathBuf,
     budget: u64,
-    /// Bytes of all segments: being written, ready and old.
+    /// Bytes of all segments: those being created or written, those ready, and the old ones.
     used: u64,
-    /// Of these, bytes of the attempt log.
+    /// Part of `used` that belongs to the attempt log.
     used_by_attempts: u64,
-    /// Oldest first. A stream's segments are all here, in order, so that it only ever loses its beginning.
+    /// Segments that are no longer written, oldest first. All segments of a stream are here in order, so a stream loses
+    /// only its beginning.
     old: Vec<OldSegment>,
-    /// Let go of, and to be removed with the next segment made.
-    doomed: Vec<PathBuf>,
-    /// With a database: how much of each stream is there. What is not there yet is not removed.
+    /// Files that no longer count and are removed when the next segment is created.
+    files_to_remove: Vec<PathBuf>,
+    /// Number of records of each stream in the database, by epoch, shard and log. `None` without a database.
     shipped: Option<BTreeMap<(u32, u16, LogKind), Seq>>,
 }
 
 impl Retention {
-    /// `budget` bytes for one shard, of which nothing is used.
+    /// Creates the accounts of one shard, with `budget` bytes of which none is used.
     pub fn new(dir: &Path, budget: u64, has_database: bool) -> Self {
         Retention {
             dir: dir.to_owned(),
@@ -48,61 +56,63 @@ impl Retention {
             used: 0,
             used_by_attempts: 0,
             old: Vec::new(),
-            doomed: Vec::new(),
+            files_to_remove: Vec::new(),
             shipped: has_database.then(BTreeMap::new),
         }
     }
 
-    /// Looks after these segments of earlier runs, too; oldest first.
+    /// Adds segments of earlier runs, which must be ordered oldest first.
     pub fn keep(&mut self, old: Vec<OldSegment>) {
         self.used += old.iter().map(|segment| segment.bytes).sum::<u64>();
         let attempts = old.iter().filter(|segment| segment.name.stream.log == LogKind::Attempts);
         self.used_by_attempts += attempts.map(|segment| segment.bytes).sum::<u64>();
-        // What this run has finished meanwhile is younger.
+        // Segments that this run has finished meanwhile are newer, so they stay at the end.
         self.old.splice(0..0, old);
     }
 
-    /// The bytes that this shard's logs may use.
+    /// Returns the number of bytes that this shard's logs may use.
     pub fn budget(&self) -> u64 {
         self.budget
     }
 
-    /// Allows one more segment of `bytes` bytes, or does not. If it does, these files must go first. `ended_before` is
-    /// the sale before which nothing is needed. A segment that live holds need is allowed at any price.
+    /// Permits one more segment of `bytes` bytes and returns the files that the caller must remove first. Returns
+    /// `None` if the budget has no room; then nothing is removed. Sales before `ended_before` are not needed.
+    /// `ignore_budget` permits the segment even over the budget, because live holds need it.
     pub fn allow(
         &mut self,
         log: LogKind,
         bytes: u64,
         ended_before: SaleId,
-        at_any_price: bool,
+        ignore_budget: bool,
     ) -> Option<Vec<PathBuf>> {
         let removable = self.removable(log, ended_before);
         let (all, attempts) = removable.fold((0, 0), |(all, attempts), segment| {
             let is_attempt = segment.name.stream.log == LogKind::Attempts;
             (all + segment.bytes, attempts + if is_attempt { segment.bytes } else { 0 })
         });
-        if self.lacks_room(log, bytes, all, attempts) && !at_any_price {
+        if self.lacks_room(log, bytes, all, attempts) && !ignore_budget {
             return None;
         }
         while self.lacks_room(log, bytes, 0, 0) {
-            let Some(victim) = self.victim(log, ended_before) else { break };
-            self.forget(victim);
+            let Some(first_to_remove) = self.first_to_remove(log, ended_before) else { break };
+            self.forget(first_to_remove);
         }
         self.used += bytes;
         self.used_by_attempts += if log == LogKind::Attempts { bytes } else { 0 };
-        Some(std::mem::take(&mut self.doomed))
+        Some(std::mem::take(&mut self.files_to_remove))
     }
 
-    /// The disk refused a segment that was allowed: takes it back, and lets go of another if that may help.
+    /// Subtracts a segment that was permitted but not created because the disk is full. Selects one old segment, if
+    /// there is one, to be removed before the next creation.
     pub fn refused(&mut self, log: LogKind, bytes: u64, ended_before: SaleId) {
         self.used -= bytes;
         self.used_by_attempts -= if log == LogKind::Attempts { bytes } else { 0 };
-        if let Some(victim) = self.victim(log, ended_before) {
-            self.forget(victim);
+        if let Some(first_to_remove) = self.first_to_remove(log, ended_before) {
+            self.forget(first_to_remove);
         }
     }
 
-    /// So many records of a stream are in the database.
+    /// Notes that the database has the first `position` records of `stream`.
     pub fn shipped(&mut self, stream: StreamId, position: Seq) {
         let streams = self.shipped.get_or_insert_default();
         streams.insert((stream.epoch, stream.shard, stream.log), position);
@@ -114,18 +124,19 @@ impl Retention {
         self.shipped.as_ref().is_none_or(|streams| position(streams) >= segment.last)
     }
 
-    /// A segment is full: from now on it is old. `last` counts the records in its stream up to its end.
+    /// Adds a full segment to the old ones. `last` is the number of records in its stream up to its end.
     pub fn finished(&mut self, name: SegmentName, newest_sale: SaleId, last: Seq) {
         self.old.push(OldSegment { name, bytes: u64::from(name.blocks) * BLOCK_BYTES as u64, newest_sale, last });
     }
 
-    /// Whether `bytes` more are too much, even after removing so many bytes, so many of them attempts.
+    /// Returns whether `bytes` more for `log` exceed the budget after the removal of `removed` bytes,
+    /// `removed_attempts` of them in the attempt log.
     fn lacks_room(&self, log: LogKind, bytes: u64, removed: u64, removed_attempts: u64) -> bool {
         let attempts = self.used_by_attempts - removed_attempts + bytes;
         (log == LogKind::Attempts && attempts > self.budget / 2) || self.used - removed + bytes > self.budget
     }
 
-    /// What may be removed for a segment of `log`: never purchases for attempts.
+    /// Returns the segments that may be removed for a segment of `log`. Purchases are never removed for attempts.
     fn removable(&self, log: LogKind, ended_before: SaleId) -> impl Iterator<Item = &OldSegment> {
         let may_go = move |segment: &&OldSegment| {
             let kind = segment.name.stream.log;
@@ -136,18 +147,18 @@ impl Retention {
         self.old.iter().filter(may_go)
     }
 
-    /// The place in `old` of the segment to remove first: attempts before purchases.
-    fn victim(&self, log: LogKind, ended_before: SaleId) -> Option<usize> {
+    /// Returns the index in `old` of the segment to remove first: attempts before purchases, oldest first.
+    fn first_to_remove(&self, log: LogKind, ended_before: SaleId) -> Option<usize> {
         let attempts = self.removable(log, ended_before).find(|segment| segment.name.stream.log == LogKind::Attempts);
-        let victim = attempts.or_else(|| self.removable(log, ended_before).next())?;
-        self.old.iter().position(|segment| segment == victim)
+        let first_to_remove = attempts.or_else(|| self.removable(log, ended_before).next())?;
+        self.old.iter().position(|segment| segment == first_to_remove)
     }
 
     fn forget(&mut self, place: usize) {
         let segment = self.old.remove(place);
         self.used -= segment.bytes;
         self.used_by_attempts -= if segment.name.stream.log == LogKind::Attempts { segment.bytes } else { 0 };
-        self.doomed.push(segment.name.path(&self.dir));
+        self.files_to_remove.push(segment.name.path(&self.dir));
     }
 }
 
@@ -197,7 +208,10 @@ mod tests {
         let mut kept = retention(1, &[old(LogKind::Purchases, 0, 10)]);
         assert_eq!(kept.allow(LogKind::Purchases, 4096, NOW, false), None);
         assert_eq!(kept.allow(LogKind::Purchases, 4096, NOW, true), Some(vec![]));
-        assert_eq!(kept.allow(LogKind::Purchases, 4096, SaleId(11), true).map(|doomed| doomed.len()), Some(1));
+        assert_eq!(
+            kept.allow(LogKind::Purchases, 4096, SaleId(11), true).map(|files_to_remove| files_to_remove.len()),
+            Some(1)
+        );
     }
 
     #[test]
@@ -214,7 +228,7 @@ mod tests {
     fn what_would_not_be_enough_is_not_removed() {
         let mut kept = retention(4, &[old(LogKind::Purchases, 0, 8), old(LogKind::Purchases, 1, 10)]);
         assert_eq!(kept.allow(LogKind::Purchases, 4 * 4096, NOW, false), None);
-        assert_eq!((kept.old.len(), kept.doomed.len()), (2, 0));
+        assert_eq!((kept.old.len(), kept.files_to_remove.len()), (2, 0));
     }
 
     #[test]
@@ -222,13 +236,17 @@ mod tests {
         let mut kept = retention(9, &[old(LogKind::Purchases, 0, 8)]);
         assert_eq!(kept.allow(LogKind::Purchases, 4096, NOW, false), Some(vec![]));
         kept.refused(LogKind::Purchases, 4096, NOW);
-        assert_eq!(kept.allow(LogKind::Purchases, 4096, NOW, false).map(|doomed| doomed.len()), Some(1));
+        assert_eq!(
+            kept.allow(LogKind::Purchases, 4096, NOW, false).map(|files_to_remove| files_to_remove.len()),
+            Some(1)
+        );
         kept.refused(LogKind::Purchases, 4096, NOW);
-        assert_eq!((kept.used, kept.doomed.len()), (0, 0));
+        assert_eq!((kept.used, kept.files_to_remove.len()), (0, 0));
     }
 
     proptest! {
-        /// Whatever is asked, the files that remain are those accounted for, and each stream loses only its beginning.
+        /// For any sequence of requests, the remaining files are those that are accounted for, and each stream loses
+        /// only its beginning.
         #[test]
         fn streams_lose_only_their_beginning(asks in prop::collection::vec((any::<bool>(), 0u8..4), 1..200), blocks in 4u64..20) {
             let mut kept = retention(blocks, &[]);
@@ -237,8 +255,8 @@ mod tests {
             for (is_attempt, advance) in asks {
                 sale += u32::from(advance == 0);
                 let log = if is_attempt { LogKind::Attempts } else { LogKind::Purchases };
-                if let Some(doomed) = kept.allow(log, 4096, SaleId(sale), false) {
-                    doomed.iter().for_each(|file| assert!(files.remove(file)));
+                if let Some(files_to_remove) = kept.allow(log, 4096, SaleId(sale), false) {
+                    files_to_remove.iter().for_each(|file| assert!(files.remove(file)));
                     let name = name(log, next[usize::from(is_attempt)]);
                     next[usize::from(is_attempt)] += 1;
                     files.insert(name.path(Path::new("")));

@@ -1,9 +1,9 @@
-//! Segment files: the pieces of a stream on disk.
+//! Segments: the files that a stream consists of. This file creates, opens, writes, seals and removes them.
 //!
-//! A segment is made at full length, zeroed and synced before anything is written to it, so that a flush
-//! changes no file size and allocates nothing. Its name says all there is to know about it:
-//! `purchases-0000000007-00001-000000001024-1024.log` is the log of purchases of epoch 7, shard 1, from block
-//! 1024 on, made with room for 1024 blocks.
+//! A segment is created at full length, zeroed and synced before any block is written to it. So a flush changes no file
+//! size and allocates no space. The name identifies the segment: `purchases-0000000007-00001-000000001024-1024.log`
+//! belongs to the purchase log of epoch 7, shard 1, starts with block 1024, and was created with room for 1024 blocks.
+//! A segment that is still being created ends in `.new`.
 
 use crate::log::block::{self, BLOCK_BYTES, LogKind, StreamId};
 use crate::log::stream::{End, SegmentBytes};
@@ -17,36 +17,36 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
-/// What a new segment is full of, aligned for direct I/O.
+/// Zeros to fill a new segment with, aligned for direct I/O.
 #[repr(align(4096))]
 struct Zeros([u8; 128 * 1024]);
 static ZEROS: Zeros = Zeros([0; 128 * 1024]);
 
-/// Which piece of which stream.
+/// Identity of a segment, as its file name states it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentName {
-    /// The stream.
+    /// Stream of the segment.
     pub stream: StreamId,
-    /// Number of its first block in the stream.
+    /// Number of the segment's first block in the stream.
     pub first_block: u64,
-    /// How many blocks it was made for.
+    /// Number of blocks that the segment was created for.
     pub blocks: u32,
 }
 
 impl SegmentName {
-    /// The first one of a stream.
+    /// Returns the name of the first segment of a stream.
     pub fn first(stream: StreamId, blocks: u32) -> SegmentName {
         SegmentName { stream, first_block: 0, blocks }
     }
 
-    /// Where it is, under the directory of the logs.
+    /// Returns the path of the segment in `dir`, the directory of the logs.
     pub fn path(&self, dir: &Path) -> PathBuf {
         let StreamId { log, epoch, shard, .. } = self.stream;
         let (log, first_block, blocks) = (log.name(), self.first_block, self.blocks);
         dir.join(format!("{log}-{epoch:010}-{shard:05}-{first_block:012}-{blocks}.log"))
     }
 
-    /// Reads a file name. `None` for a file that is no segment.
+    /// Parses a file name of installation `cluster`. Returns `None` if the file is not a segment.
     pub fn parse(name: &str, cluster: Uuid) -> Option<SegmentName> {
         let mut parts = name.strip_suffix(".log")?.split('-');
         let log =
@@ -60,10 +60,10 @@ impl SegmentName {
         parts.next().is_none().then_some(SegmentName { stream, first_block, blocks })
     }
 
-    /// The segments in a directory, stream by stream, each in order.
+    /// Lists the segments in a directory by epoch, shard, log and first block.
     ///
     /// # Errors
-    /// Of the file system.
+    /// An I/O error if the directory cannot be read.
     pub fn list(dir: &Path, cluster: Uuid) -> io::Result<Vec<SegmentName>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(dir)? {
@@ -73,10 +73,13 @@ impl SegmentName {
         Ok(names)
     }
 
-    /// Makes the file. Nothing is visible under its name before all of it is on disk.
+    /// Creates the file, in this order:
+    ///
+    /// 1. Write zeros to a file that ends in `.new`, and sync it.
+    /// 2. Rename the file, and sync the directory. So a file under the final name is always complete.
     ///
     /// # Errors
-    /// Of the file system; on a full disk nothing is left behind.
+    /// An I/O error if the file cannot be created, for example on a full disk. The unfinished file is removed.
     pub fn make(&self, dir: &Path) -> io::Result<()> {
         let path = self.path(dir);
         let unfinished = path.with_extension("new");
@@ -90,22 +93,22 @@ impl SegmentName {
             }
             file.sync_all()?;
             if path.exists() {
-                return Err(io::Error::new(ErrorKind::AlreadyExists, format!("{} is there already", path.display())));
+                return Err(io::Error::new(ErrorKind::AlreadyExists, format!("{} exists already", path.display())));
             }
             fs::rename(&unfinished, &path)?;
             sync_dir(dir)
         })();
         if made.is_err() {
-            // What cannot be removed either is removed by the next start.
+            // If the removal fails too, the next start removes the file.
             let _ = fs::remove_file(&unfinished);
         }
         made
     }
 
-    /// Reads the file.
+    /// Reads the whole file into memory.
     ///
     /// # Errors
-    /// Of the file system.
+    /// An I/O error if the file cannot be read.
     pub fn read(&self, dir: &Path) -> io::Result<SegmentBytes> {
         let path = self.path(dir);
         let bytes = fs::read(&path)?;
@@ -113,11 +116,11 @@ impl SegmentName {
         Ok(SegmentBytes { first_block: self.first_block, made_blocks: self.blocks.into(), bytes, name })
     }
 
-    /// The sale of the newest record in a segment whose stream is sealed, and how many records the stream has up to
-    /// the segment's end; from its last two blocks.
+    /// Returns the sale of the newest record in a segment of a sealed stream, and the number of records in the stream
+    /// up to the segment's end. The last two blocks of the segment are sufficient, because only the seal has no record.
     ///
     /// # Errors
-    /// Of the file system.
+    /// An I/O error if the file cannot be read.
     pub fn newest(&self, dir: &Path) -> io::Result<(Option<SaleId>, Seq)> {
         let file = File::open(self.path(dir))?;
         let blocks = file.metadata()?.len() / BLOCK_BYTES as u64;
@@ -135,31 +138,36 @@ impl SegmentName {
     }
 }
 
-/// A new file, to be written past the page cache where the file system can do that: to copy megabytes of zeros takes a
-/// shard's CPU from its clients for milliseconds.
+/// Creates a file for direct I/O, or for buffered I/O if the file system does not support direct I/O. A copy of
+/// megabytes of zeros into the page cache would occupy the shard's CPU for milliseconds.
 fn create(path: &Path) -> io::Result<File> {
     let mut options = File::options();
     options.write(true).create(true).truncate(true);
     match options.clone().custom_flags(OFlags::DIRECT.bits() as i32).open(path) {
-        // Whatever else it says is meant.
+        // These two errors mean that direct I/O is not supported. Any other error is returned.
         Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => options.open(path),
         opened => opened,
     }
 }
 
-/// Makes a change of a directory's entries durable.
+/// Makes changes of a directory's entries durable.
 ///
 /// # Errors
-/// Of the file system.
+/// An I/O error if the directory cannot be opened or synced.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Ends a stream for good: writes the seal after its last block, cuts off what follows.
-/// `names` are all its segments, in order. Returns those that are left.
+/// Seals a stream, so that it never grows again. `names` are all its segments, in order; `end` is its end. Returns the
+/// segments that remain. If no segment has a block before the end, all are removed and there is no seal. Otherwise:
+///
+/// 1. Sync every segment that has blocks, because the seal states that these blocks are durable.
+/// 2. Write the seal after the last block, and sync it.
+/// 3. Cut the file after the seal, and sync it. Without the seal on disk, a shorter file would look damaged.
+/// 4. Remove the segments after the seal, and sync the directory.
 ///
 /// # Errors
-/// Of the file system. Sealing can be tried again.
+/// An I/O error if a file cannot be written or removed. The call can be repeated.
 pub fn seal(dir: &Path, names: &[SegmentName], end: &End) -> io::Result<Vec<SegmentName>> {
     let home =
         |name: &&SegmentName| (name.first_block..name.first_block + u64::from(name.blocks)).contains(&end.blocks);
@@ -170,12 +178,12 @@ pub fn seal(dir: &Path, names: &[SegmentName], end: &End) -> io::Result<Vec<Segm
         return Ok(left);
     }
     let stream = names[0].stream;
-    // What is adopted may so far be in the page cache only, and the seal will say that it is durable.
+    // Recovered blocks may be in the page cache only.
     left.iter().try_for_each(|name| File::open(name.path(dir))?.sync_all())?;
     let home = match names.iter().find(home) {
         Some(home) => *home,
         None => {
-            // Full to the brim: the seal gets a segment of its own.
+            // All segments are full, so the seal gets a segment of one block.
             let brim = SegmentName { stream, first_block: end.blocks, blocks: 1 };
             brim.make(dir)?;
             brim
@@ -184,7 +192,6 @@ pub fn seal(dir: &Path, names: &[SegmentName], end: &End) -> io::Result<Vec<Segm
     let file = File::options().write(true).open(home.path(dir))?;
     let offset = (end.blocks - home.first_block) * BLOCK_BYTES as u64;
     file.write_all_at(&end.seal(&stream), offset)?;
-    // First the seal, then the cut: a shorter file without a seal would look damaged.
     file.sync_all()?;
     file.set_len(offset + BLOCK_BYTES as u64)?;
     file.sync_all()?;
@@ -198,14 +205,15 @@ pub fn seal(dir: &Path, names: &[SegmentName], end: &End) -> io::Result<Vec<Segm
     Ok(left)
 }
 
-/// Removes everything of one run of an installation that never told anybody anything.
+/// Removes all segments of one run, also unfinished ones. The run must not have answered any request, because its
+/// records are lost.
 ///
 /// # Errors
-/// Of the file system.
+/// An I/O error if a file cannot be removed.
 pub fn remove_run(dir: &Path, cluster: Uuid, epoch: u32) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
-        // One that was being made, too.
+        // An unfinished segment has the same name with another extension.
         let name = path.with_extension("log");
         let name = name.file_name().and_then(|name| SegmentName::parse(name.to_str()?, cluster));
         if name.is_some_and(|name| name.stream.epoch == epoch) {
@@ -215,27 +223,27 @@ pub fn remove_run(dir: &Path, cluster: Uuid, epoch: u32) -> io::Result<()> {
     sync_dir(dir)
 }
 
-/// A segment being written.
+/// Segment that is open for writing.
 pub enum SegmentFile {
-    /// Past the page cache.
+    /// File with direct I/O, which bypasses the page cache.
     Direct(DmaFile),
-    /// Through it, where the file system knows no direct I/O.
+    /// File with buffered I/O, for file systems without direct I/O.
     Plain(BufferedFile),
 }
 
-/// Whole blocks on their way to a segment.
+/// Memory of whole blocks to be written to a segment.
 pub enum Blocks {
-    /// For a direct write: aligned.
+    /// Aligned memory, for direct I/O.
     Direct(DmaBuffer),
-    /// For a plain one.
+    /// Memory of any alignment, for buffered I/O.
     Plain(Vec<u8>),
 }
 
 impl SegmentFile {
-    /// Opens a segment that was made before.
+    /// Opens an existing segment, for direct I/O if `direct` is set.
     ///
     /// # Errors
-    /// Of the file system.
+    /// An I/O error if the file cannot be opened.
     pub async fn open(path: &Path, direct: bool) -> io::Result<SegmentFile> {
         let mut options = OpenOptions::new();
         options.write(true);
@@ -247,7 +255,7 @@ impl SegmentFile {
         })
     }
 
-    /// Zeroed memory for `count` blocks.
+    /// Returns zeroed memory for `count` blocks.
     pub fn allocate(&self, count: usize) -> Blocks {
         match self {
             SegmentFile::Direct(file) => {
@@ -259,13 +267,13 @@ impl SegmentFile {
         }
     }
 
-    /// Writes `blocks` at `offset` and makes them durable. A direct write does both in one operation (`O_DSYNC`), which
-    /// takes one trip through the ring instead of two. A plain one is followed by a sync; the ring orders nothing, so
-    /// one waits for the other.
+    /// Writes `blocks` at `offset`, in bytes, and makes them durable. With direct I/O, one write with `O_DSYNC` does
+    /// both: one operation in the ring instead of two. With buffered I/O, a sync follows the write. The ring does not
+    /// order its operations, so the sync starts after the write has completed.
     ///
     /// # Errors
-    /// Of the file system, and for a write that came out short. Never to be tried again: what is on disk then is
-    /// unknown.
+    /// An I/O error if the write or the sync fails, or if fewer bytes were written. The caller must never retry,
+    /// because the content of the disk is then unknown.
     pub async fn flush(&self, blocks: Blocks, offset: u64) -> io::Result<()> {
         let (written, expected) = match (self, blocks) {
             (SegmentFile::Direct(file), Blocks::Direct(buffer)) => {
@@ -289,7 +297,7 @@ impl SegmentFile {
 
     /// Closes the file.
     pub async fn close(self) {
-        // Everything is on disk already; what a close could still say changes nothing.
+        // All blocks are durable already, so an error of `close` has no consequence.
         let _ = match self {
             SegmentFile::Direct(file) => file.close().await,
             SegmentFile::Plain(file) => file.close().await,
@@ -298,7 +306,7 @@ impl SegmentFile {
 }
 
 impl Blocks {
-    /// The memory.
+    /// Returns the memory as bytes.
     pub fn as_bytes_mut(&mut self) -> &mut [u8] {
         match self {
             Blocks::Direct(buffer) => buffer.as_bytes_mut(),

@@ -1,61 +1,68 @@
-//! Reading a stream back: where it ends, and whether anything is missing before that.
+//! Reads a stream and decides where it ends and whether a durable record is missing before the end. This file works on
+//! bytes in memory; `recovery` reads the files.
 //!
-//! The decision table, for the first block that is not the expected one (*bad* below):
+//! A block is the expected one if it is valid, belongs to the stream, and continues the chain: number, count of records
+//! and checksum of the block before. The *bad* block is the first one that is not expected. A *proof* is a later valid
+//! block that counts more records as flushed than the stream has before the bad block. The decision table:
 //!
-//! | bad block | a later genuine block counts it as flushed | verdict |
+//! | bad block | proof | verdict |
 //! |---|---|---|
-//! | all zero | no | clean end |
-//! | anything else | no | torn tail: nobody was told of it, drop it |
-//! | anything | yes | damage: it was durable once, refuse to start |
-//! | whole, but not in its place or of another stream | — | damage: no torn write does that |
-//! | the file is shorter than it was made | — | damage |
+//! | all zero, like everything after it | no | clean end |
+//! | anything else | no | torn tail: no reply depended on its records, drop it |
+//! | anything | yes | damage: it was durable, refuse to start |
+//! | valid, but it does not continue the chain | — | damage: a torn write does not produce it |
+//! | complete, but of another stream | — | damage: a torn write does not produce it |
+//! | of another format version | — | damage: this version cannot read it |
+//! | none, but a record is not valid | — | damage |
+//! | any or none, but the file does not have its length at creation | — | damage, unless the stream is sealed |
 //!
-//! Recovery ends every stream with a seal, a block that counts everything before it as flushed. So once a
-//! process has recovered from a stream, any later damage to it is proven.
+//! A block after the bad one is also damage if it is complete and of another stream, or valid and not at its place.
+//! Recovery ends every stream with a seal, a block that counts all records before it as flushed. So after recovery, any
+//! later damage to the stream has a proof.
 
 use crate::log::block::{self, BLOCK_BYTES, Header, StreamId};
-use crate::sale::record::{NoRecord, Record};
+use crate::sale::record::{Record, UnknownRecord};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// One segment file of a stream, in memory.
+/// Content of a segment, in memory.
 pub struct SegmentBytes {
-    /// Number of its first block.
+    /// Number of the segment's first block in the stream.
     pub first_block: u64,
-    /// How many blocks it was made with. A sealed stream's last segment has been cut to what it holds.
+    /// Number of blocks at creation. The last segment of a sealed stream has been cut after the seal.
     pub made_blocks: u64,
-    /// The file's content.
+    /// Content of the file.
     pub bytes: Vec<u8>,
-    /// The name, for messages.
+    /// File name, for messages.
     pub name: String,
 }
 
-/// How a stream ends.
+/// Kind of the end of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ending {
-    /// With a seal: recovered from before.
+    /// Seal: a process has recovered from the stream before.
     Sealed,
-    /// With nothing after the last block.
+    /// Only zeros after the last block.
     Clean,
-    /// With blocks that were being written when the process died.
+    /// Torn tail: blocks that were being written when the process ended.
     Torn,
 }
 
-/// Where a stream ends.
+/// End of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
-    /// How.
+    /// Kind of the end.
     pub ending: Ending,
-    /// Blocks before the end (and before the seal).
+    /// Number of blocks before the end, without the seal.
     pub blocks: u64,
-    /// Records before the end.
+    /// Number of records before the end.
     pub records: u64,
-    /// Checksum of the last block.
+    /// Checksum of the last block before the end, 0 if there is none.
     pub checksum: u32,
 }
 
 impl End {
-    /// The block that ends `stream` here for good: it counts everything before it as flushed.
+    /// Returns the block that seals `stream` at this end. The seal counts all records before it as flushed.
     pub fn seal(&self, stream: &StreamId) -> [u8; BLOCK_BYTES] {
         let mut bytes = [0; BLOCK_BYTES];
         let header = Header {
@@ -71,134 +78,138 @@ impl End {
     }
 }
 
-/// A stream that lost something once durable, or that this version cannot read.
+/// Damage of a stream: a durable record is lost, or this version cannot read the stream.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Damage {
-    /// A block is bad that a later one counts as flushed.
+    /// A block is bad, and a later block counts its records as flushed.
     #[error("block {number} at byte {offset} of {file} is damaged; block {proven_by} proves that it was once durable")]
     Block {
-        /// The file it is in.
+        /// File of the bad block.
         file: String,
-        /// Its number in the stream.
+        /// Number of the bad block in the stream.
         number: u64,
-        /// Its offset in the file.
+        /// Offset of the bad block in the file, in bytes.
         offset: u64,
-        /// The later block that proves it.
+        /// Number of the later block that proves that the bad block was durable.
         proven_by: u64,
     },
-    /// A genuine block lies where another belongs.
-    #[error("in {file}, block {found} or one that only looks like it lies where block {number} belongs")]
+    /// A valid block of the stream does not continue the chain of blocks.
+    #[error("in {file}, block {found} is at the place of block {number} and does not follow the block before it")]
     Misplaced {
-        /// The file it is in.
+        /// File of the block.
         file: String,
-        /// The block that belongs there.
+        /// Number of the block that belongs in this place.
         number: u64,
-        /// The block that lies there.
+        /// Number of the block that is in this place.
         found: u64,
     },
-    /// A whole block of another stream lies here.
-    #[error("in {file}, a block of another log or installation lies where block {number} belongs")]
+    /// A complete block belongs to another stream.
+    #[error("in {file}, the block at the place of block {number} belongs to another log, run or installation")]
     Foreign {
-        /// The file it is in.
+        /// File of the block.
         file: String,
-        /// The block that belongs there.
+        /// Number of the block that belongs in this place.
         number: u64,
     },
-    /// A file is shorter than it was made.
-    #[error("{file} has {bytes} bytes and was made with {expected}")]
+    /// A file does not have its length at creation.
+    #[error("{file} has {bytes} bytes, but was created with {expected} bytes")]
     Short {
-        /// The file.
+        /// Name of the file.
         file: String,
-        /// Its bytes.
+        /// Length of the file, in bytes.
         bytes: usize,
-        /// The bytes it was made with.
+        /// Length of the file at creation, in bytes.
         expected: u64,
     },
-    /// Another version wrote this.
-    #[error("{file} is written in log format {version}; this version reads {expected}", expected = block::FORMAT_VERSION)]
+    /// A block has another format version.
+    #[error(
+        "{file} has log format {version}; this version of stampede reads {expected}",
+        expected = block::FORMAT_VERSION
+    )]
     Version {
-        /// The file.
+        /// File of the block.
         file: String,
-        /// The version found.
+        /// Format version of the block.
         version: u8,
     },
-    /// A record makes no sense.
+    /// A record is not valid.
     #[error("record {seq} in {file}: {flaw}")]
     Record {
-        /// The file.
+        /// File of the record.
         file: String,
-        /// Its number in the stream, from 1.
+        /// Number of the record in the stream, from 1.
         seq: u64,
-        /// What is wrong.
+        /// Description of the error.
         flaw: String,
     },
     /// Blocks are missing between two segment files.
     #[error("{file} starts with block {found}, but block {expected} comes next: a segment is missing")]
     Gap {
-        /// The file after the gap.
+        /// File after the gap.
         file: String,
-        /// The block that was expected at its start.
+        /// Number of the block that was expected at the start of the file.
         expected: u64,
-        /// The block it starts with.
+        /// Number of the block with which the file starts.
         found: u64,
     },
 }
 
-/// Reads `segments` in order and hands every record before the end to `visit`, with its number from 1.
+/// Reads `segments` in order and passes every record before the end to `visit`, with its number from 1.
 ///
-/// `visit` may refuse a record; that is damage too.
+/// # Errors
+/// The [`Damage`], also if `visit` refuses a record.
 pub fn read(
     stream: &StreamId,
     segments: &[SegmentBytes],
     mut visit: impl FnMut(u64, &Record) -> Result<(), String>,
 ) -> Result<End, Damage> {
-    let mut reading = Reading::new(*stream);
+    let mut reading = StreamReading::new(*stream);
     segments.iter().try_for_each(|segment| reading.segment(segment, &mut visit))?;
     reading.finish()
 }
 
-/// A stream of which so much is read, for one that is larger than memory.
+/// State of reading a stream segment by segment, for a stream that is larger than memory.
 #[derive(Clone)]
-pub struct Reading {
+pub struct StreamReading {
     stream: StreamId,
-    /// Of the first segment.
+    /// Number of the first block of the first segment.
     first_block: Option<u64>,
     end: End,
-    bad: Option<Bad>,
+    bad: Option<BadBlock>,
     short: Option<Damage>,
 }
 
-/// The first block that is not the expected one.
+/// First block that is not the expected one.
 #[derive(Clone)]
-struct Bad {
+struct BadBlock {
     file: String,
     number: u64,
     offset: u64,
-    /// Records known to be flushed; unknown where the beginning is.
+    /// Number of records before the block. `None` until it is known, if the oldest segments were removed.
     known: Option<u64>,
 }
 
-impl Reading {
-    /// Of nothing so far.
-    pub fn new(stream: StreamId) -> Reading {
+impl StreamReading {
+    /// Creates a reading of `stream` that has read nothing yet.
+    pub fn new(stream: StreamId) -> StreamReading {
         let end = End { ending: Ending::Clean, blocks: 0, records: 0, checksum: 0 };
-        Reading { stream, first_block: None, end, bad: None, short: None }
+        StreamReading { stream, first_block: None, end, bad: None, short: None }
     }
 
-    /// Where the stream ends, as far as it is read.
+    /// Returns the end of the stream, according to the segments read so far.
     pub fn end(&self) -> &End {
         &self.end
     }
 
-    /// Whether every block so far was as expected, so that more may follow.
+    /// Returns whether every block so far was the expected one, so that more blocks may follow.
     pub fn is_whole(&self) -> bool {
         self.bad.is_none() && self.short.is_none() && self.end.ending == Ending::Clean
     }
 
-    /// Reads the next segment. What follows a seal is not looked at.
+    /// Reads the next segment, and passes its records to `visit`. Blocks after a seal are not read.
     ///
     /// # Errors
-    /// What is damaged.
+    /// The [`Damage`] that the segment has or proves, also if `visit` refuses a record.
     pub fn segment(
         &mut self,
         segment: &SegmentBytes,
@@ -214,7 +225,7 @@ impl Reading {
             let is_next = self.bad.is_none() && number == self.end.blocks;
             match block::parse(block, &self.stream).filter(|_| is_next) {
                 Some((header, checksum)) => self.follow(segment, block, &header, checksum, &mut visit)?,
-                None => self.look_for_proof(segment, number, block)?,
+                None => self.check_unexpected_block(segment, number, block)?,
             }
         }
         let (bytes, expected) = (segment.bytes.len(), segment.made_blocks * BLOCK_BYTES as u64);
@@ -224,15 +235,15 @@ impl Reading {
         Ok(())
     }
 
-    /// There is nothing more.
+    /// Finishes the reading after the last segment, and returns the end of the stream.
     ///
     /// # Errors
-    /// A file is shorter than it was made.
+    /// [`Damage::Short`] if a file does not have its length at creation and the stream has no seal.
     pub fn finish(self) -> Result<End, Damage> {
         self.short.filter(|_| self.end.ending != Ending::Sealed).map_or(Ok(self.end), Err)
     }
 
-    /// A whole block, where one is expected.
+    /// Checks that a valid block continues the chain, and visits its records.
     fn follow(
         &mut self,
         segment: &SegmentBytes,
@@ -242,7 +253,7 @@ impl Reading {
         mut visit: impl FnMut(u64, &Record) -> Result<(), String>,
     ) -> Result<(), Damage> {
         let (number, end) = (self.end.blocks, &mut self.end);
-        // The oldest segments of a stream may be gone for good; what is left starts the chain anew.
+        // Retention may have removed the oldest segments. Then the first remaining block starts the chain.
         let starts = Some(number) == self.first_block && number > 0;
         let follows = header.records_before == end.records && header.previous_checksum == end.checksum;
         if header.number != number || !(starts || follows) {
@@ -259,7 +270,7 @@ impl Reading {
             end.records += 1;
             let flaw = match Record::decode(bytes) {
                 Ok(record) => visit(end.records, &record).err(),
-                Err(NoRecord { kind, reason }) => Some(format!("unknown kind {kind} with reason {reason}")),
+                Err(UnknownRecord { kind, reason }) => Some(format!("unknown kind {kind} with reason {reason}")),
             };
             if let Some(flaw) = flaw {
                 return Err(Damage::Record { file: segment.name.clone(), seq: end.records, flaw });
@@ -270,8 +281,8 @@ impl Reading {
         Ok(())
     }
 
-    /// A block that is not the expected one, or one after it: it may prove that something was durable once.
-    fn look_for_proof(&mut self, segment: &SegmentBytes, number: u64, block: &[u8]) -> Result<(), Damage> {
+    /// Notes the bad block, and checks whether this block, which is the bad one or a later one, is a proof.
+    fn check_unexpected_block(&mut self, segment: &SegmentBytes, number: u64, block: &[u8]) -> Result<(), Damage> {
         let (end, file) = (&mut self.end, || segment.name.clone());
         if self.bad.is_none() {
             if let Some(version) = block::version(block).filter(|&version| version != block::FORMAT_VERSION) {
@@ -280,7 +291,7 @@ impl Reading {
             let is_beginning_unknown = end.blocks > 0 && self.first_block == Some(end.blocks);
             let (offset, known) = ((number - segment.first_block) * BLOCK_BYTES as u64, end.records);
             let known = (!is_beginning_unknown).then_some(known);
-            self.bad = Some(Bad { file: file(), number, offset, known });
+            self.bad = Some(BadBlock { file: file(), number, offset, known });
         }
         if !is_blank(block) {
             end.ending = Ending::Torn;
@@ -291,8 +302,9 @@ impl Reading {
         if header.number != number {
             return Err(Damage::Misplaced { file: file(), number, found: header.number });
         }
-        let Bad { file, number, offset, known } = self.bad.as_mut().expect("there is one by now");
-        // Blocks of one flight say the same; without a beginning, only a second flight proves the first.
+        let BadBlock { file, number, offset, known } = self.bad.as_mut().expect("the bad block is noted above");
+        // All blocks of one flush have the same flushed count. If the number of records before the bad block is not
+        // known, the first valid block supplies it, and only a block of a later flush is a proof.
         let known = *known.get_or_insert(header.flushed);
         if header.flushed > known {
             let (file, number, offset, expected) = (file.clone(), *number, *offset, end.blocks);
@@ -306,7 +318,8 @@ impl Reading {
     }
 }
 
-/// Whether a block is as it was made. Compared whole: most of a new segment is.
+/// Returns whether a block is all zeros. One comparison of all bytes is fast, and most blocks of a new segment are
+/// zeros.
 fn is_blank(block: &[u8]) -> bool {
     const BLANK: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
     block == &BLANK[..block.len()]
@@ -330,7 +343,7 @@ mod tests {
         Record { sale: SaleId(1), unix_ms: seq, event }
     }
 
-    /// A stream written in group commits of the given block counts; a block holds `number + 1` records.
+    /// Returns a stream written by flushes of the given block counts. Block `number` holds `number + 1` records.
     fn log(groups: &[u64], sealed: bool) -> Vec<SegmentBytes> {
         let (mut bytes, mut number, mut records, mut checksum) = (Vec::new(), 0u64, 0u64, 0);
         let mut add = |count: u64, flushed: &mut u64, seals: bool| {
@@ -400,7 +413,7 @@ mod tests {
         assert_eq!((end.ending, end.blocks, end.records), (Ending::Clean, 0, 0));
     }
 
-    /// All 2^8 fates of the eight sectors of each block in flight: the flushed records stay, whole.
+    /// Tries all 2^8 outcomes of writing the eight sectors of each block of a flush. Every flushed record remains.
     #[test]
     fn any_torn_tail_is_dropped() {
         let good = join(&log(&[1, 2, 3], false));
@@ -411,7 +424,7 @@ mod tests {
                     bytes[block * BLOCK_BYTES + sector * 512..][..512].fill(0);
                 }
                 let end = read_all(&split(&bytes)).unwrap();
-                // Sectors past the last record are zero anyway: losing those loses nothing.
+                // Sectors after the last record are zero, so the block is complete without them.
                 let whole = if bytes == good { 6 } else { block as u64 };
                 assert_eq!(end.blocks, whole, "block {block}, sectors {torn:08b}");
             }
@@ -469,7 +482,7 @@ mod tests {
 
     #[test]
     fn a_block_of_another_past_is_noticed() {
-        // As many records and blocks, all genuine: only the checksum of the block before tells the two apart.
+        // Both streams have the same number of valid blocks and records. Only the checksum of the block before differs.
         let (one, mut other) = (log(&[1, 1, 1], false), log(&[1, 1, 1], false));
         let block = &mut other[0].bytes[..BLOCK_BYTES];
         block::records_mut(block)[..RECORD_BYTES].copy_from_slice(&record(99).encode());
@@ -497,7 +510,7 @@ mod tests {
         let mut segments = log(&[4, 3], false);
         segments.remove(0);
         segments[0].bytes[..BLOCK_BYTES].fill(0);
-        let end = read(&STREAM, &segments, |_, _| panic!("nothing is left")).unwrap();
+        let end = read(&STREAM, &segments, |_, _| panic!("no record is left")).unwrap();
         assert_eq!((end.ending, end.blocks), (Ending::Torn, 4));
         let mut segments = log(&[4, 1, 1, 1], false);
         segments.remove(0);

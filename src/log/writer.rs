@@ -1,7 +1,9 @@
-//! Writing a log: records are appended to memory, and group commits flush them, one at a time.
+//! Writer of one log of one shard: appends records to a buffer, flushes the buffer, and creates segments in advance.
+//! The purchase log and the attempt log use the same writer. Disk space is not decided here, but in `retention`.
 //!
-//! Watermarks: `appended ≥ flushed`. What is appended is ordered; what is flushed is durable.
-//! Both logs of a shard, the purchases and the attempts, are of this one make.
+//! Three rules hold. `appended >= flushed` always: an appended record has its place in the order, a flushed record is
+//! durable. At most one flush is under way; it writes many buffered records in one operation. A failed flush is never
+//! retried.
 
 use crate::log::block::{BLOCK_BYTES, Chain, StreamId};
 use crate::log::segment::{SegmentFile, SegmentName};
@@ -17,23 +19,23 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-/// Blocks that one flush writes at most.
+/// Maximum number of blocks that one flush writes.
 const FLUSH_BLOCKS_MAX: usize = 64;
 
-type Work<T> = Pin<Box<dyn Future<Output = io::Result<T>>>>;
+type IoFuture<T> = Pin<Box<dyn Future<Output = io::Result<T>>>>;
 
-/// Records that have just been flushed.
+/// Records that a flush has just made durable.
 #[derive(Debug)]
 pub struct Chunk {
-    /// Of which stream.
+    /// Stream of the records.
     pub stream: StreamId,
-    /// Number of the first one.
+    /// Number of the first record in the stream, from 1.
     pub first: Seq,
-    /// As they are in the log.
+    /// Encoded records, as in the log.
     pub records: Vec<u8>,
 }
 
-/// A segment, and how much of it is used.
+/// Open segment, and the number of its blocks that are used.
 struct Segment {
     file: Rc<SegmentFile>,
     name: SegmentName,
@@ -46,38 +48,38 @@ impl Segment {
     }
 }
 
-/// One log of one shard, being written.
+/// Log of a shard that is being written.
 pub struct LogWriter {
     stream: StreamId,
     dir: PathBuf,
     direct: bool,
     segment_blocks: u32,
-    /// The first one is being written; the others wait.
+    /// Open segments. The first one is being written; the others are ready.
     segments: VecDeque<Segment>,
-    /// Segments that are full, for retention to know.
+    /// Full segments that retention does not know yet, each with the number of records up to its end.
     finished: Vec<(SegmentName, Seq)>,
-    /// Where the next segment to be made starts.
+    /// Number of the first block of the next segment to be created.
     next_segment: u64,
     /// Encoded records that no flush has taken yet.
     buffer: Vec<u8>,
     appended: Seq,
-    /// What is durable, or on its way there.
+    /// Blocks that are durable or being flushed.
     chain: Chain,
     flushed: Seq,
-    flush: Option<Work<()>>,
-    /// When that began, and of how many records it is.
+    flush: Option<IoFuture<()>>,
+    /// Start time and number of records of the current or last flush.
     flush_began: (Instant, u64),
-    /// What the flush under way writes, if somebody wants to know: the first record's number, and the records.
+    /// Copy of the records that the flush writes, with the number of the first one, if `wants_chunks` is set.
     flushing: Option<(Seq, Vec<u8>)>,
     wants_chunks: bool,
-    /// With its blocks.
-    making: Option<(u32, Work<Segment>)>,
-    /// The first segment is on the disk already, with so many blocks.
-    made_ahead: Option<u32>,
+    /// Creation of a segment that is under way, with the number of its blocks.
+    making: Option<(u32, IoFuture<Segment>)>,
+    /// Number of blocks of the first segment, if that exists already and is not open yet.
+    existing_blocks: Option<u32>,
 }
 
 impl LogWriter {
-    /// A log with nothing in it and no room. `make_segment` gives it some.
+    /// Creates a writer of an empty log without segments. [`LogWriter::make_segment`] gives it room.
     pub fn new(stream: StreamId, dir: &Path, direct: bool, segment_blocks: u32) -> Self {
         LogWriter {
             stream,
@@ -96,43 +98,44 @@ impl LogWriter {
             flushing: None,
             wants_chunks: false,
             making: None,
-            made_ahead: None,
+            existing_blocks: None,
         }
     }
 
-    /// Somebody has made [`SegmentName::first`] already, with so many blocks.
-    pub fn first_is_made(&mut self, blocks: u32) {
-        self.made_ahead = Some(blocks);
+    /// Notes that the file of [`SegmentName::first`] exists already, with `blocks` blocks.
+    pub fn use_existing_segment(&mut self, blocks: u32) {
+        self.existing_blocks = Some(blocks);
     }
 
-    /// The blocks of a segment that need only be opened, if there is one.
-    pub fn made_ahead(&self) -> Option<u32> {
-        self.made_ahead
+    /// Returns the number of blocks of a segment that exists already and only needs to be opened, if there is one.
+    pub fn existing_blocks(&self) -> Option<u32> {
+        self.existing_blocks
     }
 
-    /// Adds a record to the end. It is not durable before `flushed` says so.
+    /// Appends a record and returns its number. The record is durable when [`LogWriter::flushed`] has reached this
+    /// number.
     pub fn append(&mut self, record: &Record) -> Seq {
         self.buffer.extend_from_slice(&record.encode());
         self.appended += 1;
         self.appended
     }
 
-    /// Everything up to here has been appended.
+    /// Returns the number of the last record appended.
     pub fn appended(&self) -> Seq {
         self.appended
     }
 
-    /// Everything up to here is durable.
+    /// Returns the number of the last record that is durable.
     pub fn flushed(&self) -> Seq {
         self.flushed
     }
 
-    /// The stream.
+    /// Returns the stream that is written.
     pub fn stream(&self) -> StreamId {
         self.stream
     }
 
-    /// Where it ends, when nothing is being flushed.
+    /// Returns the end of the stream on disk. The value is correct only while no flush is under way.
     pub fn end(&self) -> End {
         End {
             ending: Ending::Clean,
@@ -142,27 +145,27 @@ impl LogWriter {
         }
     }
 
-    /// Records that no flush has taken yet.
+    /// Returns the number of records that no flush has taken yet.
     pub fn buffered(&self) -> usize {
         self.buffer.len() / RECORD_BYTES
     }
 
-    /// Blocks that can still be written into the segments there are.
+    /// Returns the number of blocks that still fit into the existing segments.
     pub fn room(&self) -> u64 {
         self.segments.iter().map(|segment| u64::from(segment.free())).sum()
     }
 
-    /// Blocks of a segment, unless there is no room for one that large.
+    /// Returns the usual number of blocks of a segment. A segment has fewer if the disk has no room for that many.
     pub fn segment_blocks(&self) -> u32 {
         self.segment_blocks
     }
 
-    /// Keeps a copy of what is being flushed, for `take_chunk`.
+    /// Keeps a copy of the records of each flush from now on, for [`LogWriter::take_chunk`].
     pub fn keep_chunks(&mut self) {
         self.wants_chunks = true;
     }
 
-    /// What the last flush has made durable, once.
+    /// Takes the records that the last flush has made durable. Returns `None` during a flush and on a second call.
     pub fn take_chunk(&mut self) -> Option<Chunk> {
         if self.flush.is_some() {
             return None;
@@ -171,27 +174,28 @@ impl LogWriter {
         Some(Chunk { stream: self.stream, first, records })
     }
 
-    /// Whether a flush is under way.
+    /// Returns whether a flush is under way.
     pub fn is_flushing(&self) -> bool {
         self.flush.is_some()
     }
 
-    /// Whether a segment is being made.
+    /// Returns whether a segment is being created.
     pub fn is_making(&self) -> bool {
         self.making.is_some()
     }
 
-    /// Whether everything appended is durable.
+    /// Returns whether all appended records are durable.
     pub fn is_flushed(&self) -> bool {
         self.flushed == self.appended
     }
 
-    /// Segments that have become full since the last call, and the records in the stream up to their end.
+    /// Takes the segments that have become full since the last call, each with the number of records up to its end.
     pub fn take_finished(&mut self) -> Vec<(SegmentName, Seq)> {
         std::mem::take(&mut self.finished)
     }
 
-    /// Begins a group commit of what is buffered, unless one is under way or there is no room.
+    /// Starts a flush of buffered records: as many as fit into the current segment and into one flush. Does nothing if
+    /// a flush is under way, if nothing is buffered, or if no segment has room.
     pub fn start_flush(&mut self) {
         if self.flush.is_some() || self.buffer.is_empty() {
             return;
@@ -218,16 +222,17 @@ impl LogWriter {
         self.flush = Some(Box::pin(async move { file.flush(bytes, offset).await }));
     }
 
-    /// Begins to make one more segment of so many blocks, after removing `doomed` files. One at a time.
-    pub fn make_segment(&mut self, blocks: u32, doomed: Vec<PathBuf>) {
-        assert!(self.making.is_none(), "segments are made one at a time");
+    /// Starts to create a segment of `blocks` blocks, after removing the `files_to_remove` files. Only one segment is created at
+    /// a time.
+    pub fn make_segment(&mut self, blocks: u32, files_to_remove: Vec<PathBuf>) {
+        assert!(self.making.is_none(), "segments are created one at a time");
         let name = SegmentName { stream: self.stream, first_block: self.next_segment, blocks };
         let (dir, direct) = (self.dir.clone(), self.direct);
-        let is_made = self.made_ahead.take() == Some(blocks);
-        let making: Work<Segment> = Box::pin(async move {
+        let is_made = self.existing_blocks.take() == Some(blocks);
+        let making: IoFuture<Segment> = Box::pin(async move {
             let path = name.path(&dir);
             let made = glommio::executor().spawn_blocking(move || {
-                doomed.iter().try_for_each(|path| remove(path))?;
+                files_to_remove.iter().try_for_each(|path| remove(path))?;
                 if is_made { Ok(()) } else { name.make(&dir) }
             });
             made.await?;
@@ -237,10 +242,12 @@ impl LogWriter {
         self.making = Some((blocks, making));
     }
 
-    /// Moves what is under way forward; ready when something came to its end.
+    /// Polls the flush and the creation of a segment that are under way. The result is ready when one of them has
+    /// finished.
     ///
     /// # Errors
-    /// Of a flush: fatal. Of making a segment: see [`Progress::NoSegment`].
+    /// An I/O error if a flush has failed, or if a segment could not be created for another reason than a full disk.
+    /// The process must then end. A full disk is [`Progress::NoSegment`], not an error.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Progress>> {
         if let Some(flush) = &mut self.flush
             && let Poll::Ready(result) = flush.as_mut().poll(cx)
@@ -270,23 +277,23 @@ impl LogWriter {
     }
 }
 
-/// What came to its end.
+/// Work of a [`LogWriter`] that has finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// A flush: `flushed` has moved.
+    /// A flush has finished, and [`LogWriter::flushed`] has increased.
     Flushed {
-        /// How long it took.
+        /// Duration of the flush.
         time: Duration,
-        /// What it wrote.
+        /// Number of records written.
         records: u64,
     },
-    /// A segment of so many blocks: there is more room.
+    /// A segment with this number of blocks is ready.
     SegmentMade(u32),
-    /// The disk is full: no segment of so many blocks could be made.
+    /// The disk is full: a segment with this number of blocks could not be created.
     NoSegment(u32),
 }
 
-/// Removes a file that somebody else may have removed already.
+/// Removes a file. It is no error if the file does not exist.
 fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -294,7 +301,7 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether an error means that the disk, or the user's part of it, is full.
+/// Returns whether an error means that the disk is full or the disk quota of the user is used up.
 pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

@@ -1,7 +1,7 @@
-//! `stampede log …`: what can be asked of the log of a data directory, without a server or beside one.
+//! The command line of `stampede log`: its commands, flags and help texts, for `--help`, the manual page and
+//! completions.
 //!
-//! The definitions are here, for `--help`, the manual page and completions; each question is answered in a file of its
-//! own.
+//! The commands read the log of a data directory, without a server or beside one. Each command has a file of its own.
 
 use crate::config::flags::{SETTINGS, argument};
 use crate::sale::code::Code;
@@ -9,78 +9,42 @@ use crate::sale::ids::{ItemId, SaleId, UserId};
 use crate::sale::record::{LogEvent, Record};
 use clap::{Arg, ArgMatches, Command, value_parser};
 
-/// The settings that matter to whoever reads a log.
+/// The settings of the server that the commands take, by flag.
 const FLAGS: &[&str] = &["data-dir", "database-url", "env-file"];
 
-const READS_ONLY: &str = "Reads only, and takes no lock: a server may be writing meanwhile. Settings are taken from where the server takes them.";
+const READS_ONLY: &str = "\
+The command only reads and takes no lock, so a server may run on the data directory. It takes its settings from the \
+same sources as the server.";
 
-const VERIFY: &str = "\
-Read all of the log and say whether it is sound: one line for each stream, and a conclusion.
-
-A stream is one log of one shard in one run of the server (epoch). Its line says how many records it has, in how many \
-segments, whether older ones have been removed, how it ends (sealed: a later start has read it; clean; or torn: the last \
-flush was under way, and nobody was told of it), and with a database, how far it is there.
-
-Exit code 0: nothing durable is missing, and a start would find the sale as it was left. 6: something durable is lost; \
-the last line is what the server would say. 8: the database and the log do not fit together. A database that does not \
-answer is told, and is no failure.";
-
-const DUMP: &str = "\
-Print the records of the log, one JSON object a line: run by run, shard by shard, purchases before attempts, each in the \
-order in which it was written. Each line begins with its time: | sort -s -t, -k1,1 puts all of them in order of time, and leaves the order of the \
-log where times are equal.
-
-  time                   when, RFC 3339
-  epoch, shard, log      the stream: the run, the shard, purchases or attempts
-  seq                    the record's number in its stream, from 1
-  sale_id
-  event                  sale-opened, taken-over, checkout, released, purchase, refused
-  item_id, user_id, code what it is about, if it is about any
-  reason                 released: expired, cancelled; refused: item-sold, item-reserved, user-limit
-  expires_at             checkout: when the hold ends
-  idempotency_key        purchase: the fingerprint of its key, if there was one
-  items, user_limit      sale-opened: its terms
-
-Filters are combined: a line has all that they ask for. Exit code 6 if something durable is lost: everything else is \
-printed.";
-
-const SALE: &str = "\
-Add up a sale from the log: sold, buyers, held, checkouts, refusals. With a database, the same from there, and where the \
-two differ.
-
-Exit code 0 if they agree, or if the database only lacks what has not arrived there yet, which is told. 8: they \
-contradict each other, and how. 6: the log has lost something durable. 2: nobody knows of such a sale. A database that \
-does not answer is told, and is no failure.";
-
-/// A question.
+/// A command of `stampede log`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogCommand {
-    /// Is it sound?
+    /// Check the whole log.
     Verify,
-    /// What is in it?
+    /// Print the records that match the filter.
     Dump(Filter),
-    /// What has a sale come to? The latest one, if none is given.
+    /// Add up this sale, or the latest one in the log.
     Sale(Option<SaleId>),
 }
 
-/// Which records.
+/// The conditions that a printed record meets, all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Of this sale.
+    /// Sale of the record.
     pub sale: Option<SaleId>,
-    /// Of this user.
+    /// User of the record.
     pub user: Option<UserId>,
-    /// About this item.
+    /// Item of the record.
     pub item: Option<ItemId>,
-    /// About the hold of this code.
+    /// Code of the record's hold.
     pub code: Option<Code>,
 }
 
 impl Filter {
-    /// Whether a record has all that is asked for.
+    /// Returns whether a record meets all conditions.
     pub fn takes(&self, record: &Record) -> bool {
         let (item, user, code) = match record.event {
-            LogEvent::SaleOpened { .. } | LogEvent::TakenOver => (None, None, None),
+            LogEvent::SaleOpened { .. } | LogEvent::RestoredFromPostgres => (None, None, None),
             LogEvent::Refused { item, user, .. } => (Some(item), Some(user), None),
             LogEvent::Checkout { item, user, code, .. }
             | LogEvent::Released { item, user, code, .. }
@@ -93,41 +57,50 @@ impl Filter {
     }
 }
 
-/// The definitions.
+/// Returns the definition of `stampede log` for the argument parser.
 pub fn command() -> Command {
-    let verify = question("verify", "Say whether the log is sound, and how far it is in Postgres", VERIFY);
+    let verify = subcommand(
+        "verify",
+        "Check whether the log is sound, and how much of it is in Postgres",
+        include_str!("help/verify.txt"),
+    );
     let option = |name: &'static str, value: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name(value).help(help)
     };
     let user = value_parser!(i64).range(0..);
-    let dump = question("dump", "Print the records of the log as JSON, one a line", DUMP)
+    let dump = subcommand("dump", "Print the records of the log as JSON, one per line", include_str!("help/dump.txt"))
         .arg(option("sale", "SALE", "Only records of this sale").value_parser(value_parser!(u32)))
         .arg(option("user", "USER", "Only records of this user").value_parser(user))
         .arg(option("item", "ITEM", "Only records about this item").value_parser(value_parser!(u32)))
         .arg(option("code", "CODE", "Only records about the hold of this code").value_parser(code));
     let which = Arg::new("sale").value_name("SALE").value_parser(value_parser!(u32));
-    let sale = question("sale", "Add up a sale, from the log and from Postgres, and compare", SALE)
-        .arg(which.help("Its sale_id [default: the latest in the log]"));
+    let sale = subcommand(
+        "sale",
+        "Add up a sale from the log and from Postgres, and compare the two",
+        include_str!("help/sale.txt"),
+    )
+    .arg(which.help("Id of the sale [default: the latest in the log]"));
     Command::new("log")
-        .about("Read the log of a data directory: verify, dump, add up a sale")
+        .about("Read the log of a data directory: verify it, dump it, or add up a sale")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .disable_help_subcommand(true)
         .subcommands([verify, dump, sale])
 }
 
-fn question(name: &'static str, about: &'static str, help: &'static str) -> Command {
+fn subcommand(name: &'static str, about: &'static str, help: &'static str) -> Command {
     let settings = SETTINGS.iter().filter(|setting| FLAGS.contains(&setting.flag));
-    let command = Command::new(name).about(about).long_about(help).after_help(READS_ONLY).args_override_self(true);
+    let command =
+        Command::new(name).about(about).long_about(help.trim_end()).after_help(READS_ONLY).args_override_self(true);
     settings.fold(command, |command, setting| command.arg(argument(setting)))
 }
 
 fn code(text: &str) -> Result<Code, String> {
     Code::parse(text.as_bytes())
-        .ok_or_else(|| "give a code as a checkout answers it: 36 characters in lower case".into())
+        .ok_or_else(|| "give a code as a checkout returns it: 36 characters in lower case".into())
 }
 
-/// What the arguments ask, and where the flags are among them.
+/// Returns the command of `stampede log` and its arguments, or `None` if the arguments have another command or none.
 pub fn asked_for(arguments: &ArgMatches) -> Option<(LogCommand, &ArgMatches)> {
     let ("log", log) = arguments.subcommand()? else { return None };
     let (name, given) = log.subcommand().expect("it is required");
@@ -150,7 +123,7 @@ mod tests {
     use super::*;
     use crate::sale::record::ReleaseReason;
 
-    fn asked(line: &str) -> Result<LogCommand, String> {
+    fn view_result(line: &str) -> Result<LogCommand, String> {
         let words = line.split(' ');
         let matches = Command::new("stampede").subcommand(command()).try_get_matches_from(words);
         matches.map(|matches| asked_for(&matches).unwrap().0).map_err(|error| error.to_string())
@@ -158,13 +131,13 @@ mod tests {
 
     #[test]
     fn arguments_become_questions() {
-        assert_eq!(asked("stampede log verify --data-dir x"), Ok(LogCommand::Verify));
-        assert_eq!(asked("stampede log sale"), Ok(LogCommand::Sale(None)));
-        assert_eq!(asked("stampede log sale 7"), Ok(LogCommand::Sale(Some(SaleId(7)))));
+        assert_eq!(view_result("stampede log verify --data-dir x"), Ok(LogCommand::Verify));
+        assert_eq!(view_result("stampede log sale"), Ok(LogCommand::Sale(None)));
+        assert_eq!(view_result("stampede log sale 7"), Ok(LogCommand::Sale(Some(SaleId(7)))));
         let filter = Filter { user: Some(UserId(i64::MAX)), item: Some(ItemId(0)), ..Filter::default() };
-        assert_eq!(asked("stampede log dump --user 9223372036854775807 --item 0"), Ok(LogCommand::Dump(filter)));
+        assert_eq!(view_result("stampede log dump --user 9223372036854775807 --item 0"), Ok(LogCommand::Dump(filter)));
         for line in ["log dump --user -1", "log dump --code 7", "log dump --sale x", "log sale x", "log", "log grep"] {
-            assert!(asked(&format!("stampede {line}")).is_err(), "{line}");
+            assert!(view_result(&format!("stampede {line}")).is_err(), "{line}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! `stampede log dump`: records as lines of JSON.
+//! `stampede log dump`: prints records as lines of JSON.
 
 use crate::config::fatal::Fatal;
 use crate::config::settings::Config;
@@ -12,7 +12,7 @@ use serde::Serialize;
 use std::io::{self, ErrorKind, Write};
 use uuid::Uuid;
 
-/// A record, as a person reads it. The time comes first: lines that are sorted are in order of time.
+/// A line of the output. The time is the first field, so that sorting the lines by it puts them in order of time.
 #[derive(Serialize)]
 struct DumpLine {
     time: String,
@@ -64,7 +64,7 @@ fn about(record: &Record) -> (&'static str, DumpSubject) {
         LogEvent::SaleOpened { items, user_limit } => {
             ("sale-opened", DumpSubject { items: Some(items), user_limit: Some(user_limit), ..DumpSubject::default() })
         }
-        LogEvent::TakenOver => ("taken-over", DumpSubject::default()),
+        LogEvent::RestoredFromPostgres => ("taken-over", DumpSubject::default()),
         LogEvent::Checkout { item, user, code, ttl_ms } => {
             let expires_at = Some(rfc3339(record.unix_ms.saturating_add(ttl_ms.into())));
             ("checkout", DumpSubject { code: Some(code.to_string()), expires_at, ..of(item, user) })
@@ -82,10 +82,11 @@ fn about(record: &Record) -> (&'static str, DumpSubject) {
     }
 }
 
-/// Why a dump has ended early.
+/// The reason why a dump ends early.
 enum Stopped {
+    /// The log cannot be read, or has lost something durable.
     Fatal(Fatal),
-    /// Of what it is written to.
+    /// The output cannot be written.
     Output(io::Error),
 }
 
@@ -101,14 +102,16 @@ impl From<io::Error> for Stopped {
     }
 }
 
-/// Writes every record that the filter takes to `out`, as it is read.
+/// Writes every record that matches the filter to `out`, while the log is read. Ends without an error if the reader of
+/// `out` closes it.
 ///
 /// # Errors
-/// [`Fatal::DataDir`]; [`Fatal::Damaged`], after all that can be read.
+/// [`Fatal::DataDir`]: the log cannot be read. [`Fatal::Damaged`]: something durable is lost; all other records have
+/// been written. [`Fatal::Host`]: `out` cannot be written.
 pub fn dump(config: &Config, filter: &Filter, out: &mut impl Write) -> Result<(), Fatal> {
     match write_all(config, filter, out) {
         Ok(()) => Ok(()),
-        // Whoever was reading has seen enough.
+        // The reader has closed the pipe, such as `head`.
         Err(Stopped::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         Err(Stopped::Output(error)) => Err(Fatal::Host(format!("standard output cannot be written: {error}"))),
         Err(Stopped::Fatal(fatal)) => Err(fatal),
@@ -116,8 +119,8 @@ pub fn dump(config: &Config, filter: &Filter, out: &mut impl Write) -> Result<()
 }
 
 fn write_all(config: &Config, filter: &Filter, out: &mut impl Write) -> Result<(), Stopped> {
-    let mut survey = LogScan::new(&config.data_dir)?;
-    for stream in &mut survey.streams {
+    let mut scan = LogScan::new(&config.data_dir)?;
+    for stream in &mut scan.streams {
         stream.read(|stream, seq, record| {
             if filter.takes(record) {
                 serde_json::to_writer(&mut *out, &DumpLine::new(stream, seq, record)).map_err(io::Error::from)?;
@@ -127,5 +130,5 @@ fn write_all(config: &Config, filter: &Filter, out: &mut impl Write) -> Result<(
         })?;
     }
     out.flush()?;
-    Ok(survey.judge()?)
+    Ok(scan.judge()?)
 }

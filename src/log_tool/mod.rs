@@ -1,7 +1,8 @@
 //! `stampede log`: reads a log beside a running server. Never here: a lock, a write.
 //!
-//! [`arguments`] is the command line, [`scan`] reads all of a log, [`postgres_view`] is what the database says meanwhile.
-//! [`verify`] checks the log, [`dump`] prints its records, [`sale_report`] adds up one sale and compares the two.
+//! [`arguments`] is the command line, [`scan`] reads all of a log, [`postgres_view`] reads the state of the
+//! database. [`verify`] checks the log, [`dump`] prints its records, [`sale_report`] adds up one sale and compares the
+//! two.
 
 pub mod arguments;
 pub mod dump;

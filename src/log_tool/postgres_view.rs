@@ -1,11 +1,12 @@
-//! What Postgres says, for whoever holds it against the log. It is asked for one moment, and nothing in it is changed.
+//! The state of the database, for the comparison with the log. All of it is read in one read-only transaction, so it is
+//! the state of one moment.
 
 use crate::config::fatal::Fatal;
 use crate::config::settings::Config;
 use crate::log::data_dir::DataDir;
 use crate::log::ownership::{Owner, Run};
 use crate::log_tool::scan::{LogScan, ScannedStream};
-use crate::postgres::claim::{fatal, judge};
+use crate::postgres::claim::judge;
 use crate::postgres::failure::Failure;
 use crate::postgres::owner_row::Positions;
 use crate::postgres::snapshot::Snapshot;
@@ -17,95 +18,97 @@ use tokio::runtime::Runtime;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-/// How long one answer may take.
+/// Maximum time to read a sale.
 const ANSWER_TIME: Duration = Duration::from_secs(30);
-/// How long a database may take that may be away.
+/// Maximum time to connect and to read owner and positions.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
 
-/// A database that has been asked.
+/// A database to which the tool is connected, with its owner and positions.
 pub struct PostgresView {
     runtime: Runtime,
-    glance: Snapshot,
-    /// Without anything secret.
+    snapshot: Snapshot,
+    /// Address of the database, without secrets.
     pub place: String,
 }
 
-/// What the rows of a sale come to.
+/// The sums of the rows of a sale.
 pub struct SaleRows {
-    /// Its stock and the limit for a user, if it is there.
+    /// Stock and limit per user, if the database has the sale.
     pub terms: Option<(u32, u32)>,
-    /// Checkouts: granted, and refused as `item-sold`, `item-reserved`, `user-limit`. `None` if they have been dropped.
+    /// Numbers of checkouts: granted, refused as `item-sold`, as `item-reserved`, as `user-limit`. `None` if the
+    /// partition of the sale was dropped.
     pub checkouts: Option<[u64; 4]>,
-    /// Holds that ended without a purchase: expired, cancelled.
+    /// Numbers of holds that ended without a purchase: expired, cancelled.
     pub releases: [u64; 2],
-    /// What was bought, by code: item and user.
+    /// Item and user of each purchase, by code.
     pub purchases: HashMap<[u8; 16], (u32, i64)>,
-    /// Items held at the time given.
+    /// Number of items held at the given time.
     pub held: u64,
 }
 
 impl PostgresView {
-    /// Asks the database of these settings, if there is one. If it does not answer: why.
+    /// Connects to the database of these settings. Returns `None` if no database is set, and the reason if the database
+    /// is not reachable.
     ///
     /// # Errors
-    /// It cannot be the log's: its schema is newer than this version.
+    /// [`Fatal::Database`]: the schema is newer than this version.
     pub fn ask(config: &Config) -> Result<Option<Result<PostgresView, String>>, Fatal> {
         let Some(url) = &config.database else { return Ok(None) };
         let runtime = event_loop()?;
-        let glance = runtime.block_on(async { timeout(CONNECT_TIME, Snapshot::take(url)).await });
-        match glance {
-            Ok(Ok(glance)) => Ok(Some(Ok(PostgresView { runtime, glance, place: url.place() }))),
-            Ok(Err(Failure::Passing(why))) => Ok(Some(Err(why))),
+        let snapshot = runtime.block_on(async { timeout(CONNECT_TIME, Snapshot::take(url)).await });
+        match snapshot {
+            Ok(Ok(snapshot)) => Ok(Some(Ok(PostgresView { runtime, snapshot, place: url.place() }))),
+            Ok(Err(Failure::Transient(why))) => Ok(Some(Err(why))),
             Ok(Err(Failure::Final(fatal))) => Err(fatal),
-            Err(_) => Ok(Some(Err("it does not answer".into()))),
+            Err(_) => Ok(Some(Err("the database does not answer".into()))),
         }
     }
 
-    /// Whose they are, if anybody's.
+    /// Returns the owner of the database, or `None` if it was never used.
     pub fn owner(&self) -> Option<Owner> {
-        self.glance.owner
+        self.snapshot.owner
     }
 
-    /// How much of each stream they have.
+    /// Returns the positions of the owner's streams.
     pub fn positions(&self) -> &Positions {
-        &self.glance.positions
+        &self.snapshot.positions
     }
 
-    /// Whether they are those of the data directory whose streams have been read.
+    /// Checks whether the database fits the data directory whose streams have been read, by the rules of a start.
     ///
     /// # Errors
-    /// What a start of the server would say.
-    pub fn fit(&self, config: &Config, survey: &LogScan) -> Result<(), Fatal> {
-        // Read anew: what a server puts into the database, it has remembered before.
-        let (_, control) = DataDir::survey(&config.data_dir)?;
+    /// The error with which a start of the server would refuse.
+    pub fn fit(&self, config: &Config, scan: &LogScan) -> Result<(), Fatal> {
+        // Read this after the database: a server writes a claim to `control.json` before it sends the claim.
+        let (_, control) = DataDir::open_read_only(&config.data_dir)?;
         let next = Run { epoch: control.epoch + 1, id: Uuid::nil() };
         let this = (Owner { cluster: control.cluster, run: next }, control.database);
         let end = |stream: &ScannedStream| stream.damage.is_none().then_some(stream.end().records);
-        let extents = survey.streams.iter().map(|stream| (stream.id, stream.first(), end(stream)));
+        let extents = scan.streams.iter().map(|stream| (stream.id, stream.first(), end(stream)));
         let extents: Vec<_> = extents.collect();
-        let judged = judge(this, (self.glance.owner, &self.glance.positions), &extents, config.recover_from);
-        judged.map(drop).map_err(|conflict| fatal(&conflict))
+        let judged = judge(this, (self.snapshot.owner, &self.snapshot.positions), &extents, config.recover_from);
+        judged.map(drop).map_err(Fatal::from)
     }
 
-    /// What they say of a sale, and how much of it is held at that time, in milliseconds since the Unix epoch; nothing
-    /// of one that is over.
+    /// Sums the rows of a sale. Counts holds at the time `held_at_ms`, in milliseconds since the Unix epoch, or no
+    /// holds if it is `None`, because the sale has ended.
     ///
     /// # Errors
-    /// The database has gone away: why.
+    /// The reason, if the connection to the database is lost or an answer takes too long.
     pub fn sale(&self, sale: SaleId, held_at_ms: Option<u64>) -> Result<SaleRows, String> {
-        let rows = self.runtime.block_on(async { timeout(ANSWER_TIME, rows(&self.glance, sale, held_at_ms)).await });
-        rows.map_err(|_| "it does not answer".to_owned())?.map_err(|failure| match failure {
-            Failure::Passing(why) => why,
+        let rows = self.runtime.block_on(async { timeout(ANSWER_TIME, rows(&self.snapshot, sale, held_at_ms)).await });
+        rows.map_err(|_| "the database does not answer".to_owned())?.map_err(|failure| match failure {
+            Failure::Transient(why) => why,
             Failure::Final(fatal) => fatal.to_string(),
         })
     }
 }
 
-async fn rows(glance: &Snapshot, sale: SaleId, held_at_ms: Option<u64>) -> Result<SaleRows, Failure> {
+async fn rows(snapshot: &Snapshot, sale: SaleId, held_at_ms: Option<u64>) -> Result<SaleRows, Failure> {
     let mut rows = SaleRows { terms: None, checkouts: None, releases: [0; 2], purchases: HashMap::new(), held: 0 };
-    // Nobody has ever used it.
-    let Some(_) = glance.owner else { return Ok(rows) };
-    let (client, sale) = (&glance.client, i64::from(sale.0));
+    // Without an owner, the database was never used and has no tables.
+    let Some(_) = snapshot.owner else { return Ok(rows) };
+    let (client, sale) = (&snapshot.client, i64::from(sale.0));
     let terms = client.query_opt("select items, user_limit from sales where sale_id = $1", &[&sale]).await?;
     rows.terms = terms.map(|row| (row.get::<_, i32>(0) as u32, row.get::<_, i32>(1) as u32));
     let partition = "select to_regclass('checkouts_' || $1::bigint) is not null";

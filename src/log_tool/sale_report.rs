@@ -1,9 +1,10 @@
-//! `stampede log sale`: what a sale has come to, by the log and by Postgres, and whether the two agree.
+//! `stampede log sale`: adds up a sale from the log and from Postgres, and compares the two.
 //!
-//! Postgres is asked first, for one moment, and the log is read after it: so everything up to the positions that
-//! Postgres had then must be in both, record by record, and what is beyond them has just not arrived there yet. That
-//! much must be equal where the log still has all of the sale. Where it began with what came from Postgres, or has
-//! lost its beginning to retention, Postgres may have more.
+//! 1. Read the positions of Postgres, in a transaction that sees the state of one moment.
+//! 2. Read the log. Records up to the positions must be in Postgres; later records have not arrived there yet.
+//! 3. Read the rows of the sale, in the same transaction.
+//! 4. Compare the rows with the records up to the positions. If the log has the whole sale, the two must be equal. If
+//!    the sale was taken over from Postgres, or older segments were removed, Postgres may have more.
 
 use crate::config::fatal::Fatal;
 use crate::config::settings::Config;
@@ -18,51 +19,53 @@ use crate::sale::record::{LogEvent, Record};
 use crate::system::clock::Clock;
 use std::collections::{HashMap, HashSet};
 
-/// Contradictions about single purchases that are told one by one.
-const TOLD_MAX: usize = 10;
+/// Maximum number of purchases that are listed per contradiction.
+const LISTED_MAX: usize = 10;
 
 const CHECKOUTS: [&str; 4] =
     ["checkouts granted", "refused: item-sold", "refused: item-reserved", "refused: user-limit"];
 const RELEASES: [&str; 2] = ["holds expired", "holds cancelled"];
 
-/// Records of a sale, by what they say: refusals after what was granted, each in the order of its reasons.
+/// Numbers of a sale's records by kind: checkouts granted and refused by reason, releases by reason.
 #[derive(Clone, Copy, Default)]
 struct EventCounts {
     checkouts: [u64; 4],
     releases: [u64; 2],
 }
 
-/// A purchase, by the log.
+/// A purchase in the log.
 struct Sold {
     item: ItemId,
     user: UserId,
-    /// Postgres has come as far as this.
+    /// Whether the position of Postgres includes the record.
     has_arrived: bool,
 }
 
-/// What the log says of a sale.
+/// The sums of a sale's records in the log.
 #[derive(Default)]
 struct Tally {
     sale: Option<SaleId>,
-    /// Any sale there is.
+    /// Latest sale that the log has.
     newest: Option<SaleId>,
     terms: Option<Terms>,
     all: EventCounts,
-    /// Of these, what Postgres must have.
+    /// Counts of the records that Postgres must have.
     arrived: EventCounts,
     sold: HashMap<Code, Sold>,
-    /// Holds that have neither ended nor been bought: until when.
+    /// End of each hold that was neither released nor bought, in milliseconds since the Unix epoch.
     open: HashMap<Code, u64>,
-    /// Records that Postgres lacks.
+    /// Number of records that Postgres lacks.
     behind: u64,
     is_taken_over: bool,
 }
 
 impl Tally {
-    /// Adds a record, if it is of the sale that is asked for, or of the latest so far.
-    fn add(&mut self, asked: Option<SaleId>, record: &Record, has_arrived: bool) {
+    /// Adds a record, if it belongs to the requested sale or, without a request, to the latest sale so far.
+    fn add(&mut self, view_result: Option<SaleId>, record: &Record, has_arrived: bool) {
         self.newest = self.newest.max(Some(record.sale));
-        if asked.is_some_and(|asked| asked != record.sale) || self.sale.is_some_and(|sale| sale > record.sale) {
+        if view_result.is_some_and(|view_result| view_result != record.sale)
+            || self.sale.is_some_and(|sale| sale > record.sale)
+        {
             return;
         }
         if self.sale != Some(record.sale) {
@@ -77,7 +80,7 @@ impl Tally {
             LogEvent::SaleOpened { items, user_limit } => {
                 self.terms = Some(Terms { sale: record.sale, items, user_limit });
             }
-            LogEvent::TakenOver => self.is_taken_over = true,
+            LogEvent::RestoredFromPostgres => self.is_taken_over = true,
             LogEvent::Checkout { code, ttl_ms, .. } => {
                 _ = self.open.insert(code, record.unix_ms.saturating_add(ttl_ms.into()))
             }
@@ -101,41 +104,42 @@ impl EventCounts {
             LogEvent::Checkout { .. } => self.checkouts[0] += 1,
             LogEvent::Refused { reason, .. } => self.checkouts[1 + *reason as usize] += 1,
             LogEvent::Released { reason, .. } => self.releases[*reason as usize] += 1,
-            LogEvent::SaleOpened { .. } | LogEvent::TakenOver | LogEvent::Purchase { .. } => {}
+            LogEvent::SaleOpened { .. } | LogEvent::RestoredFromPostgres | LogEvent::Purchase { .. } => {}
         }
     }
 }
 
-/// Adds up the sale that is asked for, or the latest one, and compares.
+/// Adds up the sale `view_result`, or the latest one in the log, compares it with Postgres, and appends the report to `report`.
 ///
 /// # Errors
-/// [`Fatal::Database`]: the log and Postgres contradict each other. [`Fatal::Damaged`]: the log has lost something.
-/// [`Fatal::Settings`]: nobody knows of the sale.
-pub fn add_up(config: &Config, asked: Option<SaleId>, told: &mut String) -> Result<(), Fatal> {
-    let (books, away) = match PostgresView::ask(config)? {
-        Some(Ok(books)) => (Some(books), None),
+/// [`Fatal::Database`]: the log and Postgres contradict each other. [`Fatal::Damaged`]: the log has lost something
+/// durable. [`Fatal::Settings`]: neither the log nor Postgres has the sale. [`Fatal::DataDir`]: the log cannot be read,
+/// or it has no sale.
+pub fn add_up(config: &Config, view_result: Option<SaleId>, report: &mut String) -> Result<(), Fatal> {
+    let (view, away) = match PostgresView::ask(config)? {
+        Some(Ok(view)) => (Some(view), None),
         Some(Err(why)) => (None, Some(why)),
         None => (None, None),
     };
-    let mut survey = LogScan::new(&config.data_dir)?;
+    let mut scan = LogScan::new(&config.data_dir)?;
     let mut tally = Tally::default();
     let none = Positions::new();
-    let positions = books.as_ref().map_or(&none, PostgresView::positions);
-    for stream in &mut survey.streams {
+    let positions = view.as_ref().map_or(&none, PostgresView::positions);
+    for stream in &mut scan.streams {
         let position = known_position(positions, &stream.id).unwrap_or(0);
         stream.read(|_: &StreamId, seq: Seq, record: &Record| {
-            tally.add(asked, record, seq <= position);
+            tally.add(view_result, record, seq <= position);
             Ok::<(), Fatal>(())
         })?;
     }
     let now_ms = Clock::start().now().unix_ms;
-    let Some(sale) = asked.or(tally.sale) else {
+    let Some(sale) = view_result.or(tally.sale) else {
         return Err(Fatal::DataDir(format!("no sale has begun in {}", config.data_dir.display())));
     };
-    let period_s = survey.control.sale_period_s;
+    let period_s = scan.control.sale_period_s;
     let held_at_ms = (sale >= SaleId::at(now_ms, period_s)).then_some(now_ms);
-    let fits = books.as_ref().map_or(Ok(()), |books| books.fit(config, &survey));
-    let rows = books.as_ref().filter(|_| fits.is_ok()).map(|books| books.sale(sale, held_at_ms));
+    let fits = view.as_ref().map_or(Ok(()), |view| view.fit(config, &scan));
+    let rows = view.as_ref().filter(|_| fits.is_ok()).map(|view| view.sale(sale, held_at_ms));
     let (rows, away) = match rows {
         Some(Ok(rows)) => (Some(rows), None),
         Some(Err(why)) => (None, Some(why)),
@@ -144,40 +148,43 @@ pub fn add_up(config: &Config, asked: Option<SaleId>, told: &mut String) -> Resu
     let is_in_postgres = rows.as_ref().is_some_and(|rows| rows.terms.is_some() || !rows.purchases.is_empty());
     if tally.sale.is_none() && !is_in_postgres {
         let newest = tally.newest.map_or(0, |sale| sale.0);
-        return Err(Fatal::Settings(format!("the log knows no sale {}; its latest is {newest}", sale.0)));
+        return Err(Fatal::Settings(format!("the log has no sale {}; its latest sale is {newest}", sale.0)));
     }
     let terms = tally.terms.map(|terms| (terms.items, terms.user_limit));
     let terms = terms.or(rows.as_ref().and_then(|rows| rows.terms));
-    *told += &heading(sale, period_s, terms);
-    *told += &table(&tally, rows.as_ref(), terms, held_at_ms);
-    let is_whole = is_whole(&tally, &survey, positions);
+    *report += &heading(sale, period_s, terms);
+    *report += &table(&tally, rows.as_ref(), terms, held_at_ms);
+    let is_whole = is_whole(&tally, &scan, positions);
     if !is_whole {
-        *told += "The log does not have all of this sale any more, or began with what Postgres had of it.\n";
+        *report += "The log lacks a part of this sale: it was removed, or the sale was taken over from Postgres.\n";
     }
-    survey.judge()?;
+    scan.judge()?;
     fits?;
     if let Some(why) = away {
-        *told += &format!("Postgres is away ({why}): nothing is compared.\n");
+        *report += &format!("Postgres is unavailable ({why}): nothing was compared.\n");
     }
-    rows.map_or(Ok(()), |rows| compare(&tally, &rows, is_whole, told))
+    rows.map_or(Ok(()), |rows| compare(&tally, &rows, is_whole, report))
 }
 
-fn compare(tally: &Tally, rows: &SaleRows, is_whole: bool, told: &mut String) -> Result<(), Fatal> {
+fn compare(tally: &Tally, rows: &SaleRows, is_whole: bool, report: &mut String) -> Result<(), Fatal> {
     let contradictions = contradictions(tally, rows, is_whole);
     if tally.behind > 0 {
         let (records, purchases) =
             (many(tally.behind, "record"), tally.sold.values().filter(|sold| !sold.has_arrived).count());
-        *told += &format!(
-            "Postgres was {records} of this sale behind when it was asked, {purchases} of them purchases; the log keeps them for it.\n"
+        *report += &format!(
+            "Postgres lacked {records} of this sale, {purchases} of them purchases; the log still has them.\n"
         );
     }
     let Some(first) = contradictions.first() else {
-        *told +=
-            if tally.behind > 0 { "As far as it has come, the two agree.\n" } else { "The log and Postgres agree.\n" };
+        *report += if tally.behind > 0 {
+            "Up to these records, the log and Postgres agree.\n"
+        } else {
+            "The log and Postgres agree.\n"
+        };
         return Ok(());
     };
-    *told += "The log and Postgres contradict each other:\n";
-    contradictions.iter().for_each(|line| *told += &format!("- {line}\n"));
+    *report += "The log and Postgres contradict each other:\n";
+    contradictions.iter().for_each(|line| *report += &format!("- {line}\n"));
     Err(Fatal::Database(format!("it and the log contradict each other about the sale: {first}")))
 }
 
@@ -188,7 +195,7 @@ fn heading(sale: SaleId, period_s: u32, terms: Option<(u32, u32)>) -> String {
     format!("sale {}, {starts} to {ends}{terms}\n", sale.0)
 }
 
-/// Figure by figure: by the log, and by Postgres if it has been asked.
+/// Returns the table of figures, from the log and, if its rows were read, from Postgres.
 fn table(tally: &Tally, rows: Option<&SaleRows>, terms: Option<(u32, u32)>, held_at_ms: Option<u64>) -> String {
     let held = tally.open.values().filter(|until| held_at_ms.is_some_and(|at| **until > at)).count() as u64;
     let left = |sold: usize, held| terms.map(|(items, _)| u64::from(items).saturating_sub(sold as u64 + held));
@@ -216,17 +223,17 @@ fn table(tally: &Tally, rows: Option<&SaleRows>, terms: Option<(u32, u32)>, held
     table
 }
 
-/// Whether every record of the sale is in the log. Nothing of the latest sale is ever removed.
-fn is_whole(tally: &Tally, survey: &LogScan, positions: &Positions) -> bool {
-    let is_there = |key: &StreamKey| survey.streams.iter().any(|stream| stream.id.key() == *key);
+/// Returns whether the log has every record of the sale. Records of the latest sale are never removed.
+fn is_whole(tally: &Tally, scan: &LogScan, positions: &Positions) -> bool {
+    let is_there = |key: &StreamKey| scan.streams.iter().any(|stream| stream.id.key() == *key);
     let has_all = || {
-        survey.streams.iter().all(|stream| stream.first() == 0)
+        scan.streams.iter().all(|stream| stream.first() == 0)
             && positions.iter().all(|(stream, position)| *position == 0 || is_there(stream))
     };
     !tally.is_taken_over && (tally.sale.is_some() && tally.sale == tally.newest || has_all())
 }
 
-/// Where Postgres is not what the log says it must be by now, with purchases first.
+/// Returns a line for each contradiction between Postgres and the records up to its positions, purchases first.
 fn contradictions(tally: &Tally, rows: &SaleRows, is_whole: bool) -> Vec<String> {
     let mut found = purchase_contradictions(tally, rows, is_whole);
     let arrived = &tally.arrived;
@@ -235,7 +242,7 @@ fn contradictions(tally: &Tally, rows: &SaleRows, is_whole: bool) -> Vec<String>
     let releases = RELEASES.into_iter().zip(arrived.releases.into_iter().zip(rows.releases));
     for (name, (log, postgres)) in checkouts.into_iter().flatten().chain(releases) {
         if log > postgres || is_whole && log < postgres {
-            found.push(format!("{name}: {log} by the log, as far as Postgres has come, and {postgres} in Postgres"));
+            found.push(format!("{name}: {log} in the log up to the positions of Postgres, {postgres} in Postgres"));
         }
     }
     if let (Some(Terms { items, user_limit, .. }), Some(terms)) = (tally.terms, rows.terms)
@@ -243,7 +250,7 @@ fn contradictions(tally: &Tally, rows: &SaleRows, is_whole: bool) -> Vec<String>
     {
         let (other_items, other_limit) = terms;
         found.push(format!(
-            "its terms: {items} items and {user_limit} for each user by the log, {other_items} and {other_limit} in Postgres"
+            "terms: {items} items, {user_limit} for each user in the log; {other_items}, {other_limit} in Postgres"
         ));
     }
     found
@@ -263,18 +270,19 @@ fn purchase_contradictions(tally: &Tally, rows: &SaleRows, is_whole: bool) -> Ve
     let invented = rows.filter(|(code, _)| is_whole && !has_arrived(code));
     let invented = invented.map(|(code, (item, user))| (code.to_string(), *item, *user)).collect();
     let lists = [
-        ("purchases that had arrived in Postgres and are not there", lacking),
-        ("purchases of another item or user in Postgres than in the log", other),
-        ("purchases in Postgres that are not in the log, as far as Postgres has come", invented),
+        ("purchases that arrived in Postgres and are no longer there", lacking),
+        ("purchases with another item or user in Postgres than in the log", other),
+        ("purchases in Postgres that are not in the log up to the positions of Postgres", invented),
     ];
     lists.into_iter().filter(|(_, list)| !list.is_empty()).map(|(what, list)| enumerate(what, list)).collect()
 }
 
-/// How many, and the first few by item.
+/// Returns one line with the number of purchases and the first of them, in order of their items.
 fn enumerate(what: &str, mut list: Vec<(String, u32, i64)>) -> String {
     list.sort_by_key(|(code, item, _)| (*item, code.clone()));
-    let told = list.iter().take(TOLD_MAX).map(|(code, item, user)| format!("item {item}, user {user}, code {code}"));
-    let told: Vec<_> = told.collect();
-    let more = if list.len() > TOLD_MAX { "; and more" } else { "" };
-    format!("{what}: {} ({}{more})", list.len(), told.join("; "))
+    let report =
+        list.iter().take(LISTED_MAX).map(|(code, item, user)| format!("item {item}, user {user}, code {code}"));
+    let report: Vec<_> = report.collect();
+    let more = if list.len() > LISTED_MAX { "; and more" } else { "" };
+    format!("{what}: {} ({}{more})", list.len(), report.join("; "))
 }

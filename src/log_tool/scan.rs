@@ -1,60 +1,61 @@
-//! All of a log, read beside whoever writes it. Nothing is locked, nothing is changed.
+//! Reads the whole log of a data directory, also while a server writes it. Takes no lock and changes nothing.
 //!
-//! What has been read may be out of date when what follows is read: a block that was being written looks lost once a
-//! later one counts it as flushed; a file that retention removes looks missing. So damage is what is found at the same
-//! place again, by a reading that began after that.
+//! The log may change between two reads. A block that was not written yet when it was read looks lost, because a later
+//! block proves that it was flushed. A file that retention removes looks missing. So a stream counts as damaged only if
+//! a second pass, begun after the first, finds damage at the same block.
 
 use crate::config::fatal::Fatal;
 use crate::log::block::StreamId;
 use crate::log::data_dir::{Control, DataDir};
 use crate::log::recovery::{newer_than_control, unreadable};
 use crate::log::segment::SegmentName;
-use crate::log::stream::{Damage, End, Ending, Reading};
+use crate::log::stream::{Damage, End, Ending, StreamReading};
 use crate::sale::ids::Seq;
 use crate::sale::record::Record;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-/// How often to look at what seems to be wrong.
-const LOOKS: u32 = 3;
+/// Maximum number of attempts before an error is reported.
+const ATTEMPTS_MAX: u32 = 3;
 
-/// What is told, and what is wrong, if anything. `look` reads it all: it is asked again as long as something seems to be
-/// wrong, because streams are read one after the other, and a server may have gone from one to the next meanwhile.
+/// Runs `look`, which reads everything and writes a report, and repeats it up to three times while it fails. Streams
+/// are read one after the other, so a server that writes meanwhile can cause a false error. Returns the last report and
+/// its result.
 pub fn look(look: impl Fn(&mut String) -> Result<(), Fatal>) -> (String, Result<(), Fatal>) {
-    let mut looks_left = LOOKS;
+    let mut looks_left = ATTEMPTS_MAX;
     loop {
         looks_left -= 1;
-        let mut told = String::new();
-        let verdict = look(&mut told);
+        let mut report = String::new();
+        let verdict = look(&mut report);
         if verdict.is_ok() || looks_left == 0 {
-            return (told, verdict);
+            return (report, verdict);
         }
     }
 }
 
-/// So many of something.
+/// Returns the number with its noun, in the singular or plural.
 pub fn many(count: u64, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-/// A data directory, and the streams of its log: by run, shard and log.
+/// A data directory and the streams of its log, in the order of run, shard and log.
 pub struct LogScan {
-    /// What is written beside the log.
+    /// Content of `control.json`.
     pub control: Control,
-    /// As far as they have been read.
+    /// Streams, each with the state of its reading.
     pub streams: Vec<ScannedStream>,
 }
 
 impl LogScan {
-    /// Finds out what there is. Nothing is read yet.
+    /// Lists the streams of the data directory. Reads no records.
     ///
     /// # Errors
     /// [`Fatal::DataDir`]: there is no log, or it cannot be read.
     pub fn new(data_dir: &Path) -> Result<LogScan, Fatal> {
-        let (logs, control) = DataDir::survey(data_dir)?;
+        let (logs, control) = DataDir::open_read_only(data_dir)?;
         let names = SegmentName::list(&logs, control.cluster).map_err(|error| unreadable(&logs, error))?;
-        // A run that has begun in between says so before it makes files.
-        let (_, control) = DataDir::survey(data_dir)?;
+        // Read the control file again: a run that has begun meanwhile raises the epoch before it creates files.
+        let (_, control) = DataDir::open_read_only(data_dir)?;
         if let Some(name) = names.iter().find(|name| name.stream.epoch > control.epoch) {
             return Err(unreadable(&logs, newer_than_control(name)));
         }
@@ -67,60 +68,60 @@ impl LogScan {
         Ok(LogScan { control, streams })
     }
 
-    /// Records that are there.
+    /// Returns the number of records that the log has.
     pub fn records(&self) -> Seq {
         self.streams.iter().map(|stream| stream.end.records - stream.first()).sum()
     }
 
-    /// Whether something durable is lost: what a server says then.
+    /// Returns the error with which a server would refuse to start, if a stream is damaged.
     ///
     /// # Errors
-    /// [`Fatal::Damaged`].
+    /// [`Fatal::Damaged`]: something durable is lost.
     pub fn judge(&self) -> Result<(), Fatal> {
         let damage = self.streams.iter().find_map(|stream| stream.damage.as_ref());
         damage.map_or(Ok(()), |damage| Err(Fatal::Damaged(damage.to_string())))
     }
 }
 
-/// A stream, read as far as it is there.
+/// A stream and the state of its reading.
 pub struct ScannedStream {
-    /// Which.
+    /// Id of the stream.
     pub id: StreamId,
-    /// Segments that were there.
+    /// Number of segments at the last pass.
     pub segments: usize,
-    /// What keeps the rest from being read.
+    /// Damage after which nothing can be read.
     pub damage: Option<Damage>,
     logs: PathBuf,
-    /// Records before the first one that has been visited.
+    /// Number of records before the first one that was visited.
     first: Option<Seq>,
     end: End,
-    /// Up to the end of the last segment that is full.
-    full: Reading,
-    /// Records that have been visited.
+    /// State of the reading at the end of the last full segment.
+    full: StreamReading,
+    /// Number of the last visited record.
     seen: Seq,
 }
 
 impl ScannedStream {
     fn new(logs: &Path, id: StreamId) -> ScannedStream {
-        let full = Reading::new(id);
+        let full = StreamReading::new(id);
         let end = *full.end();
         ScannedStream { id, segments: 0, damage: None, logs: logs.to_owned(), first: None, end, full, seen: 0 }
     }
 
-    /// Where it ends, as far as it has been read.
+    /// Returns the end of the stream, as of the last pass.
     pub fn end(&self) -> &End {
         &self.end
     }
 
-    /// Records before the first one that was left.
+    /// Returns the number of records that were removed from the beginning of the stream.
     pub fn first(&self) -> Seq {
         self.first.unwrap_or(self.end.records)
     }
 
-    /// Reads what has not been read yet, one segment after the other, and hands each record to `visit`, once.
+    /// Reads the records that were not read before, segment by segment, and passes each record to `visit` once.
     ///
     /// # Errors
-    /// Files cannot be read ([`Fatal::DataDir`]), or what `visit` says. Damage is no error: it is noted.
+    /// [`Fatal::DataDir`]: a file cannot be read. Or the error of `visit`. Damage is no error; it is kept in `damage`.
     pub fn read<E: From<Fatal>>(
         &mut self,
         mut visit: impl FnMut(&StreamId, Seq, &Record) -> Result<(), E>,
@@ -144,9 +145,9 @@ impl ScannedStream {
         let unreadable = |error| unreadable(&self.logs, error);
         let mut names = SegmentName::list(&self.logs, self.id.cluster).map_err(unreadable)?;
         names.retain(|name| name.stream == self.id);
-        // Retention has removed what comes next: what is left starts anew.
+        // Retention has removed the next segment: begin again at the first one that is left.
         if names.first().is_some_and(|name| name.first_block > self.full.end().blocks) {
-            self.full = Reading::new(self.id);
+            self.full = StreamReading::new(self.id);
         }
         let (mut reading, from) = (self.full.clone(), self.full.end().blocks);
         self.segments = names.len();
@@ -177,13 +178,13 @@ impl ScannedStream {
     }
 }
 
-/// What came of reading once.
+/// The result of one pass over the new part of a stream.
 enum Pass {
-    /// All that is there has been read.
+    /// The stream was read to its end.
     Through,
-    /// A file has been removed since it was listed.
+    /// A file was removed after it was listed.
     Removed,
-    /// It looks damaged.
+    /// The stream looks damaged.
     Damaged(Damage),
 }
 
@@ -201,7 +202,7 @@ mod tests {
     const STREAM: StreamId = StreamId { cluster: Uuid::from_u128(1), epoch: 1, shard: 0, log: LogKind::Purchases };
     const BLOCKS: u64 = 4;
 
-    /// A stream that is written block by block, each with one record, into segments of four.
+    /// Writes a stream into segments of four blocks, with one record in each block.
     struct Writer {
         dir: tempfile::TempDir,
         chain: Chain,
@@ -243,7 +244,7 @@ mod tests {
         }
     }
 
-    /// What is read when `meanwhile` happens at each record.
+    /// Reads the stream, and calls `meanwhile` at each record.
     fn read(writer: &mut Writer, mut meanwhile: impl FnMut(&mut Writer, Seq)) -> (ScannedStream, Vec<Seq>) {
         let mut stream = ScannedStream::new(writer.dir.path(), STREAM);
         let mut seqs = Vec::new();
@@ -258,7 +259,7 @@ mod tests {
 
     #[test]
     fn what_is_written_meanwhile_is_no_damage() {
-        // The first segment is read half full, the second one when the first is long full.
+        // When the first segment is read, it is half full. It is full before the second segment is read.
         let mut writer = Writer::new(5);
         let half = fs::read(Writer::name(0).path(writer.dir.path())).unwrap();
         let first = Writer::name(0).path(writer.dir.path());
@@ -315,7 +316,7 @@ mod tests {
             }
         });
         assert_eq!((stream.damage.clone(), seqs.len(), stream.end().ending), (None, 6, Ending::Sealed));
-        // Read again, it is the same: what was clean before is sealed now.
+        // A second reading finds no new records. The end was clean before, and is sealed now.
         sealed.read(|_, _, _| panic!("there is nothing new") as Result<(), Fatal>).unwrap();
         assert_eq!(sealed.end(), stream.end());
     }

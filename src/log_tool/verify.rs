@@ -1,4 +1,4 @@
-//! `stampede log verify`: whether a log is sound.
+//! `stampede log verify`: checks whether the log is sound, and whether the database fits it.
 
 use crate::config::fatal::Fatal;
 use crate::config::settings::Config;
@@ -14,14 +14,14 @@ use crate::sale::record::LogEvent;
 use crate::sale::shard::Rules;
 use crate::system::clock::Clock;
 
-/// Reads everything, and tells one line for each stream and a conclusion.
+/// Reads the whole log, and appends one line for each stream and a conclusion to `report`.
 ///
 /// # Errors
-/// What the server would say of it.
-pub fn verify(config: &Config, told: &mut String) -> Result<(), Fatal> {
-    let mut survey = LogScan::new(&config.data_dir)?;
+/// The error with which a start of the server would refuse.
+pub fn verify(config: &Config, report: &mut String) -> Result<(), Fatal> {
+    let mut scan = LogScan::new(&config.data_dir)?;
     let mut replay = Replay::new(Partition::new(1), Clock::start().now());
-    for stream in &mut survey.streams {
+    for stream in &mut scan.streams {
         stream.read(|id, seq, record| {
             if id.log == LogKind::Purchases {
                 replay.add(id, seq, record);
@@ -29,11 +29,11 @@ pub fn verify(config: &Config, told: &mut String) -> Result<(), Fatal> {
             Ok::<(), Fatal>(())
         })?;
     }
-    let before = survey.records();
-    let asked = PostgresView::ask(config)?;
-    // What was written meanwhile: it is not less than the database has. And a grant in one stream may rest on a release
-    // in another one that was read before it.
-    for stream in &mut survey.streams {
+    let before = scan.records();
+    let view_result = PostgresView::ask(config)?;
+    // Read the records that were written meanwhile, for two reasons: the log then has at least the records of the
+    // database, and a grant in one stream may need a release in another stream that was read before it.
+    for stream in &mut scan.streams {
         stream.read(|_, _, record| {
             if matches!(record.event, LogEvent::Released { .. }) {
                 let _ = replay.record(record);
@@ -41,31 +41,31 @@ pub fn verify(config: &Config, told: &mut String) -> Result<(), Fatal> {
             Ok::<(), Fatal>(())
         })?;
     }
-    let is_growing = survey.records() > before;
-    let books = asked.as_ref().and_then(|asked| asked.as_ref().ok());
-    let fits = books.map_or(Ok(()), |books| books.fit(config, &survey));
-    let books = books.filter(|_| fits.is_ok());
-    survey.streams.iter().for_each(|stream| *told += &line(stream, books));
-    let rules = Rules { period_s: survey.control.sale_period_s, ..config.rules };
-    let sound = survey.judge().and_then(|()| replay.finish(&rules).map(drop).map_err(Fatal::Damaged));
-    let (streams, records) = (many(survey.streams.len() as u64, "stream"), many(survey.records(), "record"));
-    *told += &match &sound {
+    let is_growing = scan.records() > before;
+    let view = view_result.as_ref().and_then(|view_result| view_result.as_ref().ok());
+    let fits = view.map_or(Ok(()), |view| view.fit(config, &scan));
+    let view = view.filter(|_| fits.is_ok());
+    scan.streams.iter().for_each(|stream| *report += &line(stream, view));
+    let rules = Rules { period_s: scan.control.sale_period_s, ..config.rules };
+    let sound = scan.judge().and_then(|()| replay.finish(&rules).map(drop).map_err(Fatal::Damaged));
+    let (streams, records) = (many(scan.streams.len() as u64, "stream"), many(scan.records(), "record"));
+    *report += &match &sound {
         Ok(()) => format!("Sound: {records} in {streams}, and nothing durable is missing.\n"),
         Err(why) => format!("Not sound: {why}.\n"),
     };
     if is_growing {
-        *told += "A server is writing to it.\n";
+        *report += "A server is writing to the log.\n";
     }
-    *told += &match (&asked, &fits) {
+    *report += &match (&view_result, &fits) {
         (None, _) => String::new(),
-        (Some(Err(why)), _) => format!("Nothing is known of Postgres: {why}.\n"),
-        (Some(Ok(_)), Err(why)) => format!("Postgres does not fit: {why}.\n"),
-        (Some(Ok(books)), Ok(())) => {
-            let place = &books.place;
-            match survey.streams.iter().map(|stream| behind(stream, books)).sum::<Seq>() {
-                0 => format!("Postgres ({place}) has all of it.\n"),
+        (Some(Err(why)), _) => format!("Postgres was not checked: {why}.\n"),
+        (Some(Ok(_)), Err(why)) => format!("Postgres does not fit the log: {why}.\n"),
+        (Some(Ok(view)), Ok(())) => {
+            let place = &view.place;
+            match scan.streams.iter().map(|stream| behind(stream, view)).sum::<Seq>() {
+                0 => format!("Postgres ({place}) has all records.\n"),
                 behind => {
-                    format!("Postgres ({place}) is {} behind; the log keeps what it lacks.\n", many(behind, "record"))
+                    format!("Postgres ({place}) lacks {}; the log still has them.\n", many(behind, "record"))
                 }
             }
         }
@@ -73,33 +73,33 @@ pub fn verify(config: &Config, told: &mut String) -> Result<(), Fatal> {
     sound.and(fits)
 }
 
-/// What there is to say of a stream.
-fn line(stream: &ScannedStream, books: Option<&PostgresView>) -> String {
+/// Returns the line of a stream.
+fn line(stream: &ScannedStream, view: Option<&PostgresView>) -> String {
     let (end, first) = (stream.end(), stream.first());
     let (records, segments) = (many(end.records - first, "record"), many(stream.segments as u64, "segment"));
     let mut line = format!("{}: {records} in {segments}", stream.id);
     if first > 0 {
-        line += &format!(", after {first} that have been removed");
+        line += &format!(", older records removed: {first}");
     }
     line += &match (&stream.damage, end.ending) {
         (Some(damage), _) => format!(", DAMAGED: {damage}"),
         (None, Ending::Sealed) => ", sealed".into(),
         (None, Ending::Clean) => ", clean end".into(),
-        (None, Ending::Torn) => ", torn end: a flush was under way, nobody was told of it".into(),
+        (None, Ending::Torn) => ", torn end: the last flush is incomplete and was never acknowledged".into(),
     };
-    if let Some(books) = books {
-        let position = known_position(books.positions(), &stream.id).unwrap_or(0);
+    if let Some(view) = view {
+        let position = known_position(view.positions(), &stream.id).unwrap_or(0);
         line += &format!("; Postgres has {position}");
-        line += &match behind(stream, books) {
+        line += &match behind(stream, view) {
             0 => String::new(),
-            behind => format!(", {behind} behind"),
+            behind => format!(", lacks {behind}"),
         };
     }
     line + "\n"
 }
 
-/// How many of a stream's records the database still lacks. What retention has removed, it will not get.
-fn behind(stream: &ScannedStream, books: &PostgresView) -> Seq {
-    let position = known_position(books.positions(), &stream.id).unwrap_or(0);
+/// Returns the number of a stream's records that the database lacks and the log still has.
+fn behind(stream: &ScannedStream, view: &PostgresView) -> Seq {
+    let position = known_position(view.positions(), &stream.id).unwrap_or(0);
     stream.end().records.saturating_sub(position.max(stream.first()))
 }

@@ -1,4 +1,4 @@
-//! The admin port: what operators and their tools read. A thread of its own, so that no shard ever waits for it.
+//! The admin port: `/metrics` and the dashboard. It has its own thread, so that no shard waits for its clients.
 
 use crate::config::fatal::Fatal;
 use crate::operate::dashboard;
@@ -16,13 +16,13 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Who has taken nothing for so long is cut off: a reader that does not read, or is no more.
+/// A connection is closed if its client acknowledges no data for this long: the client is stuck or gone.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Listens on `address`.
 ///
 /// # Errors
-/// [`Fatal::Listen`].
+/// [`Fatal::Listen`] if the address cannot be bound.
 pub fn listen(address: SocketAddr) -> Result<TcpListener, Fatal> {
     let refused = |error: io::Error| {
         Fatal::Listen(format!("the admin port {address}: {error}; set --admin-listen to another address"))
@@ -30,10 +30,10 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener, Fatal> {
     TcpListener::bind(address).map_err(refused)
 }
 
-/// Serves what comes to `listener`, until the process ends. Sales last `period_s` seconds.
+/// Starts the thread that serves the connections of `listener` until the process ends. Sales last `period_s` seconds.
 ///
 /// # Errors
-/// [`Fatal::Host`]: no thread can be had.
+/// [`Fatal::Host`] if the event loop or the thread cannot be created.
 pub fn start(listener: TcpListener, status: Arc<Status>, period_s: u32) -> Result<(), Fatal> {
     let runtime = threads::event_loop()?;
     let serve = async move {
@@ -41,7 +41,7 @@ pub fn start(listener: TcpListener, status: Arc<Status>, period_s: u32) -> Resul
         let page = dashboard::routes(status.clone(), period_s);
         let router = Router::new().route("/metrics", get(scrape)).with_state(status).merge(page);
         let listener = tokio::net::TcpListener::from_std(listener)?.tap_io(|stream| {
-            // Without it, who does not read is waited for until the end of time.
+            // Without this timeout, the server would wait forever for a client that does not read.
             let _ = SockRef::from(&*stream).set_tcp_user_timeout(Some(PATIENCE));
         });
         axum::serve(listener, router).await

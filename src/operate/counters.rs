@@ -1,5 +1,7 @@
-//! Counters and histograms of one writer each, for others to read: written by a load and a store, never by a
-//! read-modify-write, so that counting costs a request what an addition costs.
+//! Counters and histograms with one writer each, which any thread can read.
+//!
+//! The writer loads a value, adds, and stores it. Because there is only one writer, no atomic read-modify-write is
+//! needed, so counting costs a request little more than an addition.
 
 use crate::http::operation::{Answer, Operation};
 use std::array;
@@ -7,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use strum::EnumCount;
 
-/// Whether anything is counted while requests are served. Only a comparison of the cost has it otherwise.
+/// Whether counters count. The feature `unmetered` disables them, for a benchmark that measures the cost of counting.
 const IS_METERED: bool = cfg!(not(feature = "unmetered"));
 
 /// A number that only grows.
@@ -15,59 +17,59 @@ const IS_METERED: bool = cfg!(not(feature = "unmetered"));
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// Counts so many more. By its one writer.
+    /// Adds `more`. Only the one writer may call it.
     pub fn add(&self, more: u64) {
         if IS_METERED {
             self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
         }
     }
 
-    /// How many it has counted.
+    /// Returns the current count.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// Bounds of a histogram's buckets.
+/// Inclusive upper bounds of a histogram's buckets, ascending.
 pub type Bounds = [u64; 17];
 
-/// Microseconds: from what memory takes to the longest deadline of a request.
+/// Bounds in microseconds: from a request served from memory to the longest deadline of a request, 10 s.
 pub const TIMES_US: Bounds = [
     50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000,
     5_000_000, 10_000_000,
 ];
-/// Records of a batch.
+/// Bounds in records per batch.
 pub const SIZES: Bounds = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536];
 
-/// How often values fell between bounds.
+/// Histogram of values with fixed bounds and one writer.
 #[derive(Debug)]
 pub struct Histogram {
     bounds: &'static Bounds,
-    /// One for each bound, with what is not above it; one for the rest.
+    /// One bucket per bound, for the values up to it and above the previous bound, and one for all larger values.
     buckets: [Counter; 18],
     sum: Counter,
 }
 
 impl Histogram {
-    /// A histogram with nothing in it.
+    /// Creates an empty histogram.
     pub fn new(bounds: &'static Bounds) -> Self {
         Histogram { bounds, buckets: array::from_fn(|_| Counter::default()), sum: Counter::default() }
     }
 
-    /// Counts a value. By its one writer.
+    /// Counts a value. Only the one writer may call it.
     pub fn record(&self, value: u64) {
         self.buckets[self.bounds.partition_point(|bound| *bound < value)].add(1);
         self.sum.add(value);
     }
 
-    /// What it has counted by now.
+    /// Returns a copy of the current counts.
     pub fn read(&self) -> Distribution {
         let buckets = array::from_fn(|place| self.buckets[place].get());
         Distribution { bounds: self.bounds, buckets, sum: self.sum.get() }
     }
 }
 
-/// What histograms have counted.
+/// Counts of a histogram at one moment, or the sum or difference of several such counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Distribution {
     bounds: &'static Bounds,
@@ -76,12 +78,12 @@ pub struct Distribution {
 }
 
 impl Distribution {
-    /// Nothing.
+    /// Creates an empty distribution.
     pub fn new(bounds: &'static Bounds) -> Self {
         Distribution { bounds, buckets: [0; 18], sum: 0 }
     }
 
-    /// What both have counted, with the same bounds.
+    /// Adds the counts of `other`, which must have the same bounds.
     #[must_use]
     pub fn and(mut self, other: &Distribution) -> Self {
         self.buckets.iter_mut().zip(other.buckets).for_each(|(bucket, more)| *bucket += more);
@@ -89,7 +91,7 @@ impl Distribution {
         self
     }
 
-    /// What has been counted since `earlier`.
+    /// Subtracts the counts of `earlier`, a previous reading of the same histograms.
     #[must_use]
     pub fn since(mut self, earlier: &Distribution) -> Self {
         self.buckets.iter_mut().zip(earlier.buckets).for_each(|(bucket, before)| *bucket -= before);
@@ -97,23 +99,24 @@ impl Distribution {
         self
     }
 
-    /// How many values.
+    /// Returns the number of values.
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
     }
 
-    /// Their sum.
+    /// Returns the sum of the values.
     pub fn sum(&self) -> u64 {
         self.sum
     }
 
-    /// Each bucket's upper bound, the last of which has none, and what is in that bucket alone.
+    /// Returns each bucket's upper bound, `None` for the last bucket, and the number of values in that bucket alone.
     pub fn buckets(&self) -> impl Iterator<Item = (Option<u64>, u64)> {
         self.bounds.iter().copied().map(Some).chain([None]).zip(self.buckets)
     }
 
-    /// The value that `share` of all are not above, `0.0..=1.0`, as if values lay evenly within their bucket; the highest
-    /// bound, if it is above that. `None`: there are no values.
+    /// Returns the quantile `share`, from 0.0 to 1.0: the value that this share of the values does not exceed. The
+    /// values of a bucket are taken to be spread evenly over it. A quantile above the highest bound is returned as that
+    /// bound. Returns `None` if there are no values.
     pub fn quantile(&self, share: f64) -> Option<f64> {
         let rank = share * self.count() as f64;
         let mut below = (0.0, 0);
@@ -128,12 +131,12 @@ impl Distribution {
     }
 }
 
-/// What is done in batches.
+/// Durations and sizes of the batches of one kind of work.
 #[derive(Debug)]
 pub struct Batches {
-    /// Microseconds that one takes.
+    /// Duration of a batch, in microseconds.
     pub times: Histogram,
-    /// Records in one.
+    /// Records in a batch.
     pub sizes: Histogram,
 }
 
@@ -144,18 +147,18 @@ impl Default for Batches {
 }
 
 impl Batches {
-    /// Counts one. By its one writer.
+    /// Counts a batch. Only the one writer may call it.
     pub fn record(&self, time: Duration, records: u64) {
         self.times.record(time.as_micros() as u64);
         self.sizes.record(records);
     }
 }
 
-/// Answers of one shard.
+/// Answers of one shard, and the latencies of its requests.
 #[derive(Debug)]
 pub struct Requests {
     answers: [[Counter; Answer::COUNT]; Operation::COUNT],
-    /// Microseconds from when a request was read to when its answer was written.
+    /// Microseconds from reading a request to writing its answer.
     times: [Histogram; Operation::COUNT],
 }
 
@@ -169,17 +172,17 @@ impl Default for Requests {
 }
 
 impl Requests {
-    /// Of an operation, those with this answer.
+    /// Returns the counter of the requests for `operation` that got `answer`.
     pub fn answers(&self, operation: Operation, answer: Answer) -> &Counter {
-        &self.answers[operation as usize][answer.place()]
+        &self.answers[operation as usize][answer.index()]
     }
 
-    /// How long an operation took.
+    /// Returns the latencies of `operation`, in microseconds.
     pub fn times(&self, operation: Operation) -> &Histogram {
         &self.times[operation as usize]
     }
 
-    /// All of them.
+    /// Returns the number of all answers.
     pub fn count(&self) -> u64 {
         self.answers.iter().flatten().map(Counter::get).sum()
     }

@@ -1,11 +1,11 @@
-//! The page at the root of the admin port, and the stream of samples that it lives on.
+//! The dashboard: the page at the root of the admin port, and `/events`, the stream of samples that the page shows.
 //!
-//! Samples are taken once for everybody and kept for five minutes. A viewer has no queue: it is sent what is newer than
-//! what it was sent last, so that one that reads slowly costs no memory, and one that does not read is cut off by the
-//! kernel (see [`crate::operate::admin`]).
+//! One sample per second is taken for all viewers and kept for five minutes. A viewer has no queue: each event contains
+//! the samples that are newer than the last one sent, so a slow viewer costs no memory. The kernel closes the
+//! connection of a viewer that does not read (see [`crate::operate::admin`]).
 
 use crate::operate::sampler::{Sample, Sampler};
-use crate::operate::status::{SaleEnded, Status};
+use crate::operate::status::{EndedSale, Status};
 use crate::system::clock::Clock;
 use axum::Router;
 use axum::extract::State;
@@ -22,15 +22,15 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
-/// How often a sample is taken.
+/// Time between two samples.
 const SAMPLE_TIME: Duration = Duration::from_secs(1);
-/// Five minutes.
+/// Number of samples kept: five minutes.
 const SAMPLES_KEPT: usize = 300;
-/// More viewers at once are refused.
+/// Maximum number of connected viewers; another one gets 503.
 const VIEWERS_MAX: usize = 64;
 
-/// Nothing from anywhere else, nothing written into the page, and the page in no other.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+/// Content security policy: no content from other sites, no inline scripts or styles, and no embedding in other pages.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 const HTML: &str = "text/html; charset=utf-8";
@@ -38,7 +38,7 @@ const CSS: &str = "text/css; charset=utf-8";
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 const SVG: &str = "image/svg+xml";
 
-/// By path.
+/// The page's files: path, content type, content.
 const FILES: [(&str, &str, &str); 5] = [
     ("/", HTML, include_str!("dashboard_files/index.html")),
     ("/dashboard.css", CSS, include_str!("dashboard_files/dashboard.css")),
@@ -47,50 +47,53 @@ const FILES: [(&str, &str, &str); 5] = [
     ("/icon.svg", SVG, include_str!("dashboard_files/icon.svg")),
 ];
 
-/// What viewers share.
-struct Desk {
+/// State shared by all viewers.
+struct DashboardState {
     status: Arc<Status>,
     about: PageFacts,
     samples: watch::Sender<Samples>,
 }
 
-/// What stays as it is while the process lives.
+/// Facts about the process that do not change.
 #[derive(Serialize)]
 struct PageFacts {
     version: &'static str,
-    /// When it began to serve operators, in milliseconds since the Unix epoch. Tells one process from the next.
+    /// Time at which the process began to serve the admin port, in milliseconds since the Unix epoch. The page detects
+    /// a new process by it.
     began_ms: u64,
     period_s: u32,
 }
 
+/// The newest samples.
 #[derive(Default)]
 struct Samples {
     kept: VecDeque<Sample>,
-    /// How many have ever been taken.
+    /// Number of samples taken since the start, including those no longer kept.
     taken: usize,
 }
 
-/// What a viewer is sent.
+/// Content of one event for one viewer.
 #[derive(Serialize)]
 struct News<'a> {
     process: &'a PageFacts,
-    ended: Vec<SaleEnded>,
+    ended: Vec<EndedSale>,
     samples: Vec<&'a Sample>,
 }
 
-/// The page's routes, for sales of `period_s` seconds. To be called on the event loop that is to take samples.
+/// Returns the routes of the dashboard, for sales of `period_s` seconds. Starts taking samples on the current event
+/// loop.
 pub fn routes(status: Arc<Status>, period_s: u32) -> Router {
     let clock = Clock::start();
     let about = PageFacts { version: env!("CARGO_PKG_VERSION"), began_ms: clock.now().unix_ms, period_s };
-    let desk = Arc::new(Desk { status, about, samples: watch::Sender::default() });
+    let desk = Arc::new(DashboardState { status, about, samples: watch::Sender::default() });
     tokio::spawn(take_samples(desk.clone(), clock));
     let page = FILES.iter().fold(Router::new(), |page, (path, kind, text)| {
         let head = [
             (header::CONTENT_TYPE, *kind),
-            (header::CONTENT_SECURITY_POLICY, POLICY),
+            (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
             (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
             (header::REFERRER_POLICY, "no-referrer"),
-            // The next version's page may be another.
+            // The next version may have another page.
             (header::CACHE_CONTROL, "no-cache"),
         ];
         page.route(path, get(move || async move { (head, *text) }))
@@ -98,7 +101,7 @@ pub fn routes(status: Arc<Status>, period_s: u32) -> Router {
     page.route("/events", get(events)).with_state(desk)
 }
 
-async fn take_samples(desk: Arc<Desk>, clock: Clock) {
+async fn take_samples(desk: Arc<DashboardState>, clock: Clock) {
     let mut sampler = Sampler::new(desk.status.clone(), clock.now());
     let mut ticks = interval(SAMPLE_TIME);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -116,10 +119,10 @@ async fn take_samples(desk: Arc<Desk>, clock: Clock) {
     }
 }
 
-/// Everything that is kept, then each sample when it is taken.
-async fn events(State(desk): State<Arc<Desk>>) -> Response {
+/// Streams the kept samples, then each new sample.
+async fn events(State(desk): State<Arc<DashboardState>>) -> Response {
     if desk.samples.receiver_count() >= VIEWERS_MAX {
-        return (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "5")], "There are too many viewers.\n")
+        return (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "5")], "Too many dashboards are open.\n")
             .into_response();
     }
     let mut viewer = desk.samples.subscribe();
@@ -132,13 +135,13 @@ async fn events(State(desk): State<Arc<Desk>>) -> Response {
     Sse::new(news).into_response()
 }
 
-impl Desk {
-    /// What is newer than the first `seen` samples, and how many it has seen then.
+impl DashboardState {
+    /// Returns the event for a viewer that has received the first `seen` samples, and its new value of `seen`.
     fn news(&self, samples: &Samples, seen: usize) -> (String, usize) {
         let first = samples.kept.len().saturating_sub(samples.taken - seen);
         let news = News {
             process: &self.about,
-            ended: self.status.sales_ended(),
+            ended: self.status.ended_sales(),
             samples: samples.kept.range(first..).collect(),
         };
         (serde_json::to_string(&news).expect("numbers and names"), samples.taken)

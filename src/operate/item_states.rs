@@ -1,7 +1,7 @@
-//! Where each item stands, for readers: one word an item, written by the shard that owns it and by nobody else.
+//! The state of each item for readers: one word per item, written only by the shard that owns the item.
 //!
-//! A word names its sale, so nothing need be cleared when the next one begins: to that one, what an earlier sale has
-//! left says "available".
+//! A word contains the id of its sale, so no word has to be cleared when the next sale begins: an item whose word
+//! belongs to another sale is available.
 
 use crate::sale::ids::{ItemId, SaleId, ShardId};
 use crate::sale::partition::Partition;
@@ -9,35 +9,37 @@ use crate::sale::shard::{Inventory, ItemChange};
 use crate::sale::stock::Availability;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// See the top of this file.
+/// States of all items, readable from any thread.
 #[derive(Debug)]
 pub struct ItemStates {
     partition: Partition,
-    /// By shard and slot: the low 30 bits of the sale, then what it says.
+    /// By shard and slot: the low 30 bits of the sale's id, then two bits for the [`Availability`].
     words: Box<[Box<[AtomicU32]>]>,
 }
 
 impl ItemStates {
-    /// A board that says of every item what shards start with, with room for sales of `items` items.
+    /// Creates the words for sales of up to `items` items, or more if an inventory has more, and fills them from the
+    /// inventories that the shards start with.
     pub fn new(partition: Partition, items: u32, inventories: &[Inventory]) -> Self {
         let items = inventories.iter().map(|inventory| inventory.terms.items).fold(items, u32::max);
         let shards = (0..partition.shards()).map(ShardId);
         let none = |shard| (0..partition.owned_items(shard, items)).map(|_| AtomicU32::new(0)).collect();
-        let board = ItemStates { partition, words: shards.clone().map(none).collect() };
+        let item_states = ItemStates { partition, words: shards.clone().map(none).collect() };
         for (shard, Inventory { terms, stock, .. }) in shards.zip(inventories) {
             for slot in 0..stock.items() {
-                board.show(shard, ItemChange { sale: terms.sale, slot: slot as u32, to: stock.state(slot).into() });
+                item_states
+                    .show(shard, ItemChange { sale: terms.sale, slot: slot as u32, to: stock.state(slot).into() });
             }
         }
-        board
+        item_states
     }
 
-    /// Shows what has become of an item. By its owner.
+    /// Publishes the new state of an item. Only the thread of the shard `owner` may call it.
     pub fn show(&self, owner: ShardId, ItemChange { sale, slot, to }: ItemChange) {
         self.words[usize::from(owner.0)][slot as usize].store(sale.0 << 2 | to as u32, Ordering::Release);
     }
 
-    /// Where an item of a sale stands.
+    /// Returns the state of `item` in `sale`.
     pub fn read(&self, sale: SaleId, item: ItemId) -> Availability {
         let words = &self.words[usize::from(self.partition.owner_of_item(item).0)];
         let word = words[self.partition.slot_of(item)].load(Ordering::Acquire);
@@ -56,16 +58,16 @@ mod tests {
     #[test]
     fn a_word_speaks_of_its_sale_alone() {
         let partition = Partition::new(3);
-        let board = ItemStates::new(partition, 10, &[]);
+        let item_states = ItemStates::new(partition, 10, &[]);
         let sale = SaleId(u32::MAX);
         for (item, to) in [(4, Availability::Sold), (7, Availability::Reserved), (9, Availability::Available)] {
             let (owner, slot) = (partition.owner_of_item(ItemId(item)), partition.slot_of(ItemId(item)) as u32);
-            board.show(owner, ItemChange { sale: SaleId(5), slot, to: Availability::Sold });
-            board.show(owner, ItemChange { sale, slot, to });
-            assert_eq!(board.read(sale, ItemId(item)), to);
-            assert_eq!(board.read(SaleId(5), ItemId(item)), Availability::Available);
+            item_states.show(owner, ItemChange { sale: SaleId(5), slot, to: Availability::Sold });
+            item_states.show(owner, ItemChange { sale, slot, to });
+            assert_eq!(item_states.read(sale, ItemId(item)), to);
+            assert_eq!(item_states.read(SaleId(5), ItemId(item)), Availability::Available);
         }
-        assert_eq!(board.read(sale, ItemId(0)), Availability::Available);
+        assert_eq!(item_states.read(sale, ItemId(0)), Availability::Available);
     }
 
     #[test]
@@ -81,8 +83,9 @@ mod tests {
             },
         );
         let terms = Terms { sale: SaleId(7), items: 3, user_limit: 1 };
-        let board = ItemStates::new(Partition::new(1), 2, &[Inventory { terms, stock, quotas: Quotas::new(1, 0) }]);
-        assert_eq!(board.read(SaleId(7), ItemId(2)), Availability::Reserved);
-        assert_eq!(board.read(SaleId(7), ItemId(1)), Availability::Available);
+        let item_states =
+            ItemStates::new(Partition::new(1), 2, &[Inventory { terms, stock, quotas: Quotas::new(1, 0) }]);
+        assert_eq!(item_states.read(SaleId(7), ItemId(2)), Availability::Reserved);
+        assert_eq!(item_states.read(SaleId(7), ItemId(1)), Availability::Available);
     }
 }

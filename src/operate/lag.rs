@@ -1,19 +1,20 @@
-//! How long Postgres has been behind the log.
+//! Measures how long Postgres has been behind the log.
 
 use std::time::Duration;
 
-/// Behind by more than this is worth a line in the log.
+/// Lag above which Postgres counts as behind, and a warning is logged.
 const LAG_TIME: Duration = Duration::from_secs(1);
 
-/// Watches two running totals: records that are durable, and records that are in Postgres.
+/// Measures the lag from two running totals: the durable records, and the records that are in Postgres.
 #[derive(Debug, Default)]
 pub struct Lag {
-    /// How many were durable when it was first seen that not all of them were in Postgres, and when that was.
+    /// Set while Postgres lacks records: the total of durable records when the lack was first observed, and the time of
+    /// that observation. Cleared when Postgres has reached that total.
     waiting_for: Option<(i64, Duration)>,
     is_behind: bool,
 }
 
-/// What is worth a line.
+/// Change of the lag that is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LagChange {
     /// Postgres has fallen behind.
@@ -23,8 +24,8 @@ pub enum LagChange {
 }
 
 impl Lag {
-    /// Looks at the totals at `now`, a time since any fixed moment. Returns for how long Postgres has been behind,
-    /// and whether that is news.
+    /// Updates the lag from the totals at `now`, a time since any fixed moment. Returns how long Postgres has been
+    /// behind, and a change if Postgres has just fallen behind or caught up.
     pub fn look(&mut self, durable: i64, persisted: i64, now: Duration) -> (Duration, Option<LagChange>) {
         if self.waiting_for.is_some_and(|(total, _)| persisted >= total) {
             self.waiting_for = None;
@@ -35,8 +36,8 @@ impl Lag {
         let behind = self.waiting_for.map_or(Duration::ZERO, |(_, since)| now.saturating_sub(since));
         let is_behind = behind > LAG_TIME;
         let change = if is_behind { LagChange::FellBehind } else { LagChange::CaughtUp };
-        let is_news = std::mem::replace(&mut self.is_behind, is_behind) != is_behind;
-        (behind, is_news.then_some(change))
+        let has_changed = std::mem::replace(&mut self.is_behind, is_behind) != is_behind;
+        (behind, has_changed.then_some(change))
     }
 }
 
@@ -63,7 +64,7 @@ mod tests {
         assert_eq!(look(9, 5, 2_000), None);
         assert_eq!(look(9, 5, 2_001), Some(LagChange::FellBehind));
         assert_eq!(look(99, 5, 9_000), None);
-        assert_eq!(look(99, 6, 9_100), Some(LagChange::CaughtUp), "what is left has not been seen for long");
+        assert_eq!(look(99, 6, 9_100), Some(LagChange::CaughtUp), "the remaining records were first observed just now");
         assert_eq!(look(99, 98, 10_200), Some(LagChange::FellBehind));
         assert_eq!(look(99, 99, 10_300), Some(LagChange::CaughtUp));
     }

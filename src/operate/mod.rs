@@ -1,9 +1,9 @@
-//! What operators and readers see. Never here: waiting for a shard, or making a shard wait.
+//! Published numbers, and the admin port that shows them. Nothing in this folder waits for a shard or makes one wait.
 //!
-//! Shards publish numbers of one writer each: [`counters`], [`shard_status`], [`status`] (of the whole process),
-//! [`item_states`]; [`request_timer`] counts requests and their times. [`lag`] measures how far Postgres is behind.
-//! Threads of the admin port read them: [`prometheus`] (`/metrics`), [`sampler`] (one sample a second), [`dashboard`] (the
-//! page), [`admin`] (the port itself).
+//! Shards publish numbers that have one writer each: [`counters`], [`shard_status`] (one shard), [`status`] (the
+//! process), [`item_states`] (one word per item). [`request_timer`] counts requests and measures their latency. [`lag`]
+//! measures how long Postgres has been behind the log. The thread of the admin port reads these numbers: [`prometheus`]
+//! (`/metrics`), [`sampler`] (one sample per second), [`dashboard`] (the page), [`admin`] (the port itself).
 
 pub mod admin;
 pub mod counters;

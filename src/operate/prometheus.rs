@@ -1,9 +1,9 @@
-//! What Prometheus reads: the numbers that are published, summed or by shard, at the moment of the scrape.
+//! The text of `/metrics` for Prometheus: the published numbers at the moment of the scrape, by shard or summed.
 
 use crate::http::operation::Operation;
 use crate::log::block::LogKind;
-use crate::operate::counters::{Counter, Distribution, SIZES, TIMES_US};
-use crate::operate::shard_status::ShardStatus;
+use crate::operate::counters::{Batches, Bounds, Counter, Distribution, Histogram, SIZES, TIMES_US};
+use crate::operate::shard_status::{LogStatus, ShardStatus};
 use crate::operate::status::{Phase, Status};
 use crate::sale::record::{RefusalReason, ReleaseReason};
 use crate::system::proc_stats::Process;
@@ -17,15 +17,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use strum::VariantArray;
 
-/// The type of the text, for the answer's head (OpenMetrics 1.0).
+/// Content type of the text (OpenMetrics 1.0).
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// The logs of a shard, in the order in which they are told.
-const LOGS: [LogKind; 2] = [LogKind::Purchases, LogKind::Attempts];
-/// The tables of [`crate::operate::status::Shipped::rows`].
+/// The tables of [`crate::operate::status::PersistenceCounters::rows`].
 const TABLES: [&str; 3] = ["checkouts", "purchases", "releases"];
 
-/// The text, for what `status` says now.
+/// Returns the text of `/metrics` for the current values of `status`.
 pub fn text(status: &Arc<Status>) -> String {
     let mut registry = Registry::default();
     let process = Process::read(status.shards.len());
@@ -35,7 +33,7 @@ pub fn text(status: &Arc<Status>) -> String {
     text
 }
 
-/// What is known at the moment of a scrape.
+/// Source of the values of one scrape.
 #[derive(Debug)]
 struct Scrape {
     status: Arc<Status>,
@@ -46,7 +44,7 @@ struct Scrape {
 enum Value {
     Counter(f64),
     Gauge(f64),
-    /// In units of which so many make one that is shown.
+    /// A histogram, and the number of its units in one unit of the metric.
     Histogram(Distribution, f64),
 }
 
@@ -126,15 +124,24 @@ impl Scrape {
         samples.map(|(shard, numbers)| (labels([("shard", &shard.to_string())]), value(numbers))).collect()
     }
 
-    /// By shard and log: the purchases' number, then the attempts'.
-    fn by_log(&self, of: [fn(&ShardStatus) -> &AtomicU64; 2]) -> Vec<(Labels, Value)> {
-        let with_log = |(log, of): (&'static str, fn(&ShardStatus) -> &AtomicU64)| {
-            let samples = self.by_shard(|shard| Value::Counter(read(of(shard))));
-            samples.into_iter().map(move |(shard, value)| ([shard, labels([("log", log)])].concat(), value))
+    fn by_log(&self, of: fn(&LogStatus) -> &AtomicU64) -> Vec<(Labels, Value)> {
+        let with_log = |log: &LogKind| {
+            let (log, samples) = (*log, self.by_shard(|shard| Value::Counter(read(of(shard.log(*log))))));
+            samples.into_iter().map(move |(shard, value)| ([shard, labels([("log", log.name())])].concat(), value))
         };
-        LOGS.map(LogKind::name).into_iter().zip(of).flat_map(with_log).collect()
+        LogKind::VARIANTS.iter().flat_map(with_log).collect()
     }
 
+    /// Histograms of flushes by log, over all shards.
+    fn flushes(&self, of: fn(&Batches) -> &Histogram, bounds: &'static Bounds, unit: f64) -> Vec<(Labels, Value)> {
+        let sample = |log: &LogKind| {
+            let total = self.status.total(bounds, |shard| of(&shard.log(*log).flushes).read());
+            (labels([("log", log.name())]), Value::Histogram(total, unit))
+        };
+        LogKind::VARIANTS.iter().map(sample).collect()
+    }
+
+    #[rustfmt::skip]
     fn sale(&self) -> [Family; 4] {
         let status = &self.status;
         let sale = status.newest_sale();
@@ -144,13 +151,16 @@ impl Scrape {
         let items = states.map(|(state, items)| (labels([("state", state)]), Value::Gauge(items as f64)));
         let version = (labels([("version", env!("CARGO_PKG_VERSION"))]), Value::Gauge(1.0));
         [
-            Family::new("stampede_build_info", "The version", [version]),
-            Family::one("stampede_ready", "Whether it sells", flag(status.phase() == Phase::Serving)),
-            Family::one("stampede_sale_id", "The sale: whole periods since 1970", Value::Gauge(sale.0.into())),
-            Family::new("stampede_sale_items", "Items of the sale, by state", items),
+            Family::new("stampede_build_info", "Version of the server; always 1", [version]),
+            Family::one("stampede_ready", "1 while the server sells, 0 while it recovers, drains or pauses",
+                flag(status.phase() == Phase::Serving)),
+            Family::one("stampede_sale_id", "Current sale: the number of whole periods since 1970",
+                Value::Gauge(sale.0.into())),
+            Family::new("stampede_sale_items", "Items of the current sale, by state", items),
         ]
     }
 
+    #[rustfmt::skip]
     fn requests(&self) -> [Family; 5] {
         let route = |operation: Operation| {
             let (method, path) = operation.route();
@@ -158,10 +168,8 @@ impl Scrape {
         };
         let answered = Operation::VARIANTS
             .iter()
-            .copied()
-            .into_iter()
-            .flat_map(|operation| operation.answers().into_iter().map(move |answer| (operation, answer)));
-        // Two problems may differ in their details alone.
+            .flat_map(|&operation| operation.answers().into_iter().map(move |answer| (operation, answer)));
+        // Problems that differ only in their details have the same labels: add their counts.
         let mut counts: Vec<(Labels, u64)> = Vec::new();
         for (operation, answer) in answered {
             let (status, reason) = (&answer.status()[..3], answer.reason());
@@ -182,22 +190,18 @@ impl Scrape {
             .iter()
             .map(|&reason| (labels([("reason", reason.name())]), self.sum(|shard| &shard.unrecorded[reason as usize])));
         [
-            Family::new("stampede_requests", "Requests, by what was asked and answered; reason is the problem", counts),
-            Family::new(
-                "stampede_request_seconds",
-                "From when a request was read to when its answer was written",
-                times,
-            ),
-            Family::new("stampede_holds_released", "Holds that ended without a purchase", released),
-            Family::new("stampede_attempts_unrecorded", "Refused checkouts not recorded, for want of room", unrecorded),
-            Family::new(
-                "stampede_shard_requests",
-                "Requests that a shard has answered",
-                self.by_shard(|shard| Value::Counter(shard.requests.count() as f64)),
-            ),
+            Family::new("stampede_requests",
+                "Answered requests; reason is the last part of the problem type, such as item-sold", counts),
+            Family::new("stampede_request_seconds", "Time from reading a request to writing its answer", times),
+            Family::new("stampede_holds_released", "Holds that ended without a purchase, by reason", released),
+            Family::new("stampede_attempts_unrecorded",
+                "Refused checkouts not recorded because the attempt log had no room, by reason", unrecorded),
+            Family::new("stampede_shard_requests", "Requests answered by the shard",
+                self.by_shard(|shard| Value::Counter(shard.requests.count() as f64))),
         ]
     }
 
+    #[rustfmt::skip]
     fn shards(&self) -> [Family; 8] {
         let counters = |name, help, of: fn(&ShardStatus) -> &AtomicU64| {
             Family::new(name, help, self.by_shard(|shard| Value::Counter(read(of(shard)))))
@@ -208,54 +212,33 @@ impl Scrape {
         let cpu = self.process.shards_cpu_s.iter().enumerate();
         let cpu = cpu.map(|(shard, cpu_s)| (labels([("shard", &shard.to_string())]), Value::Counter(*cpu_s)));
         [
-            Family::new("stampede_shard_cpu_seconds", "CPU time of a shard's thread", cpu),
-            counters("stampede_turns", "Turns that a shard has taken", |shard| &shard.turns),
+            Family::new("stampede_shard_cpu_seconds", "CPU time of the shard's thread", cpu),
+            counters("stampede_turns", "Turns taken by the shard", |shard| &shard.turns),
             gauges("stampede_connections", "Open connections", |shard| &shard.connections),
-            gauges("stampede_subscribers", "Connections that listen to /events", |shard| &shard.subscribers),
-            counters("stampede_lane_batches", "Batches of messages to other shards", |shard| &shard.lane_batches),
-            counters("stampede_lane_messages", "Messages to other shards", |shard| &shard.lane_messages),
-            gauges(
-                "stampede_lane_waiting_messages",
-                "Messages waiting for a shard that has not read the last ones",
-                |shard| &shard.lane_waiting,
-            ),
-            gauges("stampede_log_free_blocks", "Blocks of 4 KiB that the purchase log can still take", |shard| {
+            gauges("stampede_subscribers", "Connections that follow /events", |shard| &shard.subscribers),
+            counters("stampede_lane_batches", "Batches of messages sent to other shards", |shard| &shard.lane_batches),
+            counters("stampede_lane_messages", "Messages sent to other shards", |shard| &shard.lane_messages),
+            gauges("stampede_lane_waiting_messages", "Messages not sent yet, because the receiving shard has not read the earlier ones", |shard| &shard.lane_waiting),
+            gauges("stampede_log_free_blocks", "Free blocks of 4 KiB in the segments of the purchase log", |shard| {
                 &shard.log_room
             }),
         ]
     }
 
+    #[rustfmt::skip]
     fn log(&self) -> [Family; 4] {
-        let flushes = LOGS.map(|log| labels([("log", log.name())]));
-        let both = |bounds, of: [fn(&ShardStatus) -> Distribution; 2]| of.map(|of| self.status.total(bounds, of));
-        let times =
-            both(&TIMES_US, [|shard| shard.purchase_flushes.times.read(), |shard| shard.attempt_flushes.times.read()]);
-        let sizes =
-            both(&SIZES, [|shard| shard.purchase_flushes.sizes.read(), |shard| shard.attempt_flushes.sizes.read()]);
         [
-            Family::new(
-                "stampede_log_records_appended",
-                "Records appended to the purchase log",
-                self.by_shard(|shard| Value::Counter(read(&shard.appended))),
-            ),
-            Family::new(
-                "stampede_log_records_durable",
-                "Records on this machine's disk",
-                self.by_log([|shard| &shard.flushed, |shard| &shard.attempts_flushed]),
-            ),
-            Family::new(
-                "stampede_log_flush_seconds",
-                "Time that a flush of a log takes",
-                flushes.clone().into_iter().zip(times.map(seconds)),
-            ),
-            Family::new(
-                "stampede_log_flush_records",
-                "Records that a flush makes durable together",
-                flushes.into_iter().zip(sizes.map(|sizes| Value::Histogram(sizes, 1.0))),
-            ),
+            Family::new("stampede_log_records_appended", "Records appended to the purchase log",
+                self.by_shard(|shard| Value::Counter(read(&shard.appended)))),
+            Family::new("stampede_log_records_durable", "Records flushed to disk", self.by_log(|log| &log.flushed)),
+            Family::new("stampede_log_flush_seconds", "Duration of a flush",
+                self.flushes(|batches| &batches.times, &TIMES_US, 1e6)),
+            Family::new("stampede_log_flush_records", "Records in a flush",
+                self.flushes(|batches| &batches.sizes, &SIZES, 1.0)),
         ]
     }
 
+    #[rustfmt::skip]
     fn postgres(&self) -> Vec<Family> {
         let status = &self.status;
         let is_so = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
@@ -266,48 +249,35 @@ impl Scrape {
             Family::one("stampede_postgres_behind_records", help, Value::Gauge(records as f64))
         });
         let families = [
-            Family::one(
-                "stampede_postgres_connected",
-                "Whether the database answers",
-                flag(is_so(&status.is_database_connected)),
-            ),
-            Family::one(
-                "stampede_postgres_behind_seconds",
-                "For how long the oldest record that is not in Postgres has been durable",
-                Value::Gauge(read(&status.behind_ms) / 1000.0),
-            ),
-            Family::new(
-                "stampede_postgres_records",
-                "Records of this run in Postgres",
-                self.by_log([|shard| &shard.persisted, |shard| &shard.attempts_persisted]),
-            ),
+            Family::one("stampede_postgres_connected", "1 while the database is connected, 0 otherwise",
+                flag(is_so(&status.is_database_connected))),
+            Family::one("stampede_postgres_behind_seconds",
+                "Time for which the oldest record that is not in Postgres has been durable", Value::Gauge(read(&status.behind_ms) / 1000.0)),
+            Family::new("stampede_postgres_records", "Records of this run that are in Postgres",
+                self.by_log(|log| &log.persisted)),
             Family::new("stampede_postgres_rows", "Rows copied, by table", rows),
-            Family::one(
-                "stampede_postgres_transaction_seconds",
-                "Time that a batch of rows takes, from begin to commit",
-                seconds(status.shipped.times.read()),
-            ),
-            Family::one(
-                "stampede_postgres_retries",
-                "Times that the database was lost or not reached, and tried again",
-                Value::Counter(status.shipped.retries.get() as f64),
-            ),
+            Family::one("stampede_postgres_transaction_seconds", "Duration of a transaction, from BEGIN to COMMIT",
+                seconds(status.shipped.times.read())),
+            Family::one("stampede_postgres_retries", "Lost or failed connections to the database",
+                Value::Counter(status.shipped.retries.get() as f64)),
         ];
         families.into_iter().chain(behind).collect()
     }
 
-    /// Under the names that every Prometheus client uses.
+    /// Numbers of the process, under the names that Prometheus client libraries use.
+    #[rustfmt::skip]
     fn process(&self) -> [Family; 7] {
         let Process { cpu_s, resident_bytes, virtual_bytes, threads, open_fds, max_fds, started_s, .. } = self.process;
         let gauge = |name, help, value: u64| Family::one(name, help, Value::Gauge(value as f64));
         [
-            Family::one("process_cpu_seconds", "CPU time of the process", Value::Counter(cpu_s)),
-            gauge("process_resident_memory_bytes", "Memory of the process in RAM", resident_bytes),
-            gauge("process_virtual_memory_bytes", "Address space of the process", virtual_bytes),
+            Family::one("process_cpu_seconds", "CPU time used by the process", Value::Counter(cpu_s)),
+            gauge("process_resident_memory_bytes", "Resident memory of the process", resident_bytes),
+            gauge("process_virtual_memory_bytes", "Virtual memory of the process", virtual_bytes),
             gauge("process_threads", "Threads of the process", threads),
-            gauge("process_open_fds", "Open descriptors", open_fds),
-            gauge("process_max_fds", "Descriptors that may be open", max_fds),
-            Family::one("process_start_time_seconds", "When the process began, since 1970", Value::Gauge(started_s)),
+            gauge("process_open_fds", "Open file descriptors", open_fds),
+            gauge("process_max_fds", "Limit on open file descriptors", max_fds),
+            Family::one("process_start_time_seconds", "Start time of the process, in seconds since the Unix epoch",
+                Value::Gauge(started_s)),
         ]
     }
 }

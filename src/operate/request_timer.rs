@@ -1,4 +1,4 @@
-//! Counting one shard's requests, and how long they take: from when a request was read to when its turn has written the
+//! Counts one shard's requests and measures their latency: from reading a request until its turn has written the
 //! answer.
 
 use crate::http::operation::{Answer, Operation};
@@ -8,24 +8,25 @@ use crate::sale::ids::ShardId;
 use crate::system::clock::Clock;
 use std::sync::Arc;
 
-/// Counts for one shard. The clock is read twice in a turn that has requests, and never in another.
+/// Counts the requests of one shard and measures their latency. It reads the clock twice in a turn that has requests,
+/// and not at all in other turns.
 pub struct RequestTimer {
     status: Arc<Status>,
     shard: ShardId,
     clock: Clock,
-    /// When this turn read its first request.
+    /// Time at which this turn read its first request, in microseconds.
     turn_us: Option<u64>,
-    /// Answers of this turn: what was asked, and when.
+    /// Answers of this turn: the operation, and the time at which its request was read.
     answered: Vec<(Operation, u64)>,
 }
 
 impl RequestTimer {
-    /// A meter of `shard`.
+    /// Creates the timer of `shard`.
     pub fn new(status: Arc<Status>, shard: ShardId, clock: Clock) -> Self {
         RequestTimer { status, shard, clock, turn_us: None, answered: Vec::new() }
     }
 
-    /// A request has been read. Returns when, in microseconds, for [`RequestTimer::answered`].
+    /// Returns the time at which a request was read, in microseconds, for [`RequestTimer::answered`].
     pub fn began(&mut self) -> u64 {
         if cfg!(feature = "unmetered") {
             return 0;
@@ -33,7 +34,7 @@ impl RequestTimer {
         *self.turn_us.get_or_insert_with(|| self.clock.micros())
     }
 
-    /// A request that began then has its answer.
+    /// Counts the answer to a request that was read at `began_us`.
     pub fn answered(&mut self, operation: Operation, answer: Answer, began_us: u64) {
         if cfg!(feature = "unmetered") {
             return;
@@ -42,12 +43,13 @@ impl RequestTimer {
         self.answered.push((operation, began_us));
     }
 
-    /// Somebody was refused before anything was asked.
+    /// Counts a refusal that belongs to no operation, such as a refused connection or a malformed request.
     pub fn refused(&self, answer: Answer) {
         self.requests().answers(Operation::Unknown, answer).add(1);
     }
 
-    /// Every answer of this turn is written, as far as clients take them.
+    /// Records the latencies of this turn's answers. To be called when the turn has written them, as far as the
+    /// clients' sockets accept data.
     pub fn written(&mut self) {
         self.turn_us = None;
         if self.answered.is_empty() {

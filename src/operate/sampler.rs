@@ -1,4 +1,4 @@
-//! One sample a second of what is published: what the dashboard shows, whoever looks at it.
+//! Samples of the published numbers for the dashboard, one per second. All viewers get the same samples.
 
 use crate::http::bodies::{Doing, Postgres};
 use crate::http::operation::{Answer, Operation};
@@ -11,23 +11,11 @@ use serde::{Serialize, Serializer};
 use std::array;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use strum::VariantArray;
+use strum::{EnumCount, VariantArray, VariantNames};
 
-/// What requests come to, in few words, and in the order of [`AnswerClass`].
-const NAMES: [&str; 10] = [
-    "reserved",
-    "bought",
-    "released",
-    "looked_up",
-    "item_sold",
-    "item_reserved",
-    "user_limit",
-    "code_refused",
-    "invalid",
-    "unavailable",
-];
-
-#[derive(Clone, Copy)]
+/// Class of an answer, as the dashboard groups them. The names are those in the JSON of a sample.
+#[derive(Clone, Copy, EnumCount, VariantNames)]
+#[strum(serialize_all = "snake_case")]
 enum AnswerClass {
     Reserved,
     Bought,
@@ -61,20 +49,20 @@ impl AnswerClass {
     }
 }
 
-/// How many requests came to what.
+/// Number of answers in each class.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct AnswerClasses([u64; NAMES.len()]);
+struct AnswerClasses([u64; AnswerClass::COUNT]);
 
 impl Serialize for AnswerClasses {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(NAMES.iter().zip(self.0))
+        serializer.collect_map(<AnswerClass as VariantNames>::VARIANTS.iter().zip(self.0))
     }
 }
 
-/// How everything stood at a moment, and what happened in the second before it.
+/// State of the server at one moment, and its activity since the previous sample.
 #[derive(Clone, Debug, Serialize)]
 pub struct Sample {
-    /// Milliseconds since the Unix epoch.
+    /// Time of the sample, in milliseconds since the Unix epoch.
     at_ms: u64,
     phase: Doing,
     sale_id: u32,
@@ -82,25 +70,28 @@ pub struct Sample {
     sold: u32,
     reserved: u32,
     available: u64,
-    /// Since the process began.
+    /// Answers since the process started.
     answered: AnswerClasses,
     per_second: AnswerClasses,
-    /// Microseconds that half of the checkouts of this second took at most, 99 of 100, and 999 of 1,000.
+    /// Latencies of the checkouts since the previous sample, in microseconds: p50, p99, p99.9. `None` without
+    /// checkouts.
     checkout_us: Option<[u64; 3]>,
+    /// The same for purchases.
     purchase_us: Option<[u64; 3]>,
     postgres: Option<Postgres>,
     shards: Vec<ShardSample>,
 }
 
+/// One shard's part of a sample.
 #[derive(Clone, Debug, Serialize)]
 struct ShardSample {
     per_second: u64,
     connections: u64,
-    /// The share of the second that its thread was on a CPU.
+    /// Share of the time since the previous sample that the shard's thread spent on a CPU, from 0 to 1.
     busy: f64,
 }
 
-/// Running totals.
+/// Running totals at the time of a sample.
 struct Totals {
     monotonic_ms: u64,
     answered: AnswerClasses,
@@ -130,20 +121,20 @@ impl Totals {
     }
 }
 
-/// Takes samples.
+/// Takes samples of a [`Status`] and keeps the totals of the previous one.
 pub struct Sampler {
     status: Arc<Status>,
     before: Totals,
 }
 
 impl Sampler {
-    /// A sampler of `status`. Its first sample is of what happens from now on.
+    /// Creates a sampler of `status`. Its first sample covers the time since `now`.
     pub fn new(status: Arc<Status>, now: Moment) -> Self {
         let before = Totals::read(&status, Process::shards_cpu_s(status.shards.len()), now);
         Sampler { status, before }
     }
 
-    /// How everything stands now.
+    /// Returns a sample of the state at `now`.
     pub fn sample(&mut self, now: Moment) -> Sample {
         let cpu_s = Process::shards_cpu_s(self.status.shards.len());
         let totals = Totals::read(&self.status, cpu_s, now);

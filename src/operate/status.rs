@@ -1,10 +1,14 @@
-//! What shards publish for others to read: numbers, no more. Each has one writer, but for the newest sale; only that one is
-//! read on the way of a request. Beside them, for the admin port alone: the sales that the main thread has seen end.
+//! The numbers that the whole process publishes: its phase, the state of Postgres, and the numbers of each shard. The
+//! admin port reads them, and so do the pages such as `/sale` and `/health`.
+//!
+//! Every number is one atomic with one writer, except the newest sale, which every shard can raise. The list of ended
+//! sales has a lock, which only the main thread and the admin port take: no shard takes a lock.
 
 use crate::http::bodies::{Doing, Postgres};
 use crate::http::operation::Operation;
+use crate::log::block::LogKind;
 use crate::operate::counters::{Bounds, Counter, Distribution, Histogram, TIMES_US};
-use crate::operate::shard_status::{Sales, ShardStatus};
+use crate::operate::shard_status::{LogStatus, Sales, ShardStatus};
 use crate::sale::ids::{SaleId, ShardId};
 use serde::Serialize;
 use std::collections::VecDeque;
@@ -13,24 +17,25 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 use strum::VariantArray;
 
-/// What the process is doing.
+/// Phase of the process. A later phase compares greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, VariantArray)]
 pub enum Phase {
-    /// Reading the log. Asks are answered 503.
+    /// The process recovers its state from the log. Requests for items, purchases and events get 503.
     Recovering,
-    /// Selling.
+    /// The server sells.
     Serving,
-    /// One process goes on in the place of another: neither reads anything, what is in flight is finished.
+    /// An upgrade is replacing one process with another: neither reads requests, and requests in flight are finished.
     Paused,
-    /// Told to stop: still selling, but not ready any more, until whoever sends clients here has noticed.
+    /// The process received a signal to stop. It still sells but reports that it is not ready, so that load balancers
+    /// can remove it before the drain begins.
     Leaving,
-    /// No new connections, what is in flight is finished.
+    /// The process accepts no connections and finishes the requests in flight.
     Draining,
-    /// Every shard has finished, or time is up: flush and end.
+    /// All shards are drained, or the time limit of the drain is over: the shards flush their logs and stop.
     Stopping,
 }
 
-/// The word for a phase in answers. The phases of the end look the same from outside.
+/// Converts a phase to the status that clients see. All phases of a stop have the same status.
 impl From<Phase> for Doing {
     fn from(phase: Phase) -> Self {
         match phase {
@@ -42,62 +47,63 @@ impl From<Phase> for Doing {
     }
 }
 
-/// What the persistence thread has done.
+/// Work done by the persistence thread.
 #[derive(Debug)]
-pub struct Shipped {
-    /// Rows copied, by table: checkouts, purchases, releases.
+pub struct PersistenceCounters {
+    /// Rows copied into each table: checkouts, purchases, releases.
     pub rows: [Counter; 3],
-    /// Microseconds that a transaction took.
+    /// Durations of the transactions, in microseconds.
     pub times: Histogram,
-    /// How often it lost the database, or did not reach it, and tried again.
+    /// Number of lost or failed connections to the database.
     pub retries: Counter,
 }
 
-impl Shipped {
-    /// A transaction is known to have committed. (One whose answer is lost is not counted; its rows are not sent again.)
+impl PersistenceCounters {
+    /// Counts a transaction that is known to have committed. A transaction whose answer was lost is not counted; if it
+    /// committed, its rows are not sent again.
     pub fn committed(&self, time: Duration, rows: [u64; 3]) {
         self.times.record(time.as_micros() as u64);
         self.rows.iter().zip(rows).for_each(|(counter, rows)| counter.add(rows));
     }
 }
 
-/// How a sale ended.
+/// Result of an ended sale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct SaleEnded {
-    /// Which sale: whole periods since 1970.
+pub struct EndedSale {
+    /// The sale's id: the number of whole periods since 1970.
     pub sale_id: u32,
     /// Items sold.
     pub sold: u32,
-    /// Items that there were.
+    /// Items in the sale.
     pub items: u32,
 }
 
-/// Ended sales that are remembered.
+/// Maximum number of ended sales kept.
 const ENDED_KEPT: usize = 12;
 
-/// What the whole process publishes.
+/// Numbers published by the whole process.
 #[derive(Debug)]
 pub struct Status {
     phase: AtomicU8,
     newest_sale: AtomicU32,
-    /// By shard.
+    /// Numbers of each shard, by shard id.
     pub shards: Box<[ShardStatus]>,
-    /// Whether there is a database to persist to.
+    /// Whether a database is configured.
     pub has_database: bool,
-    /// Whether it answers.
+    /// Whether the database is connected.
     pub is_database_connected: AtomicBool,
-    /// Durable records of earlier runs that are not in Postgres; `u64::MAX` until it has been asked.
+    /// Durable records of earlier runs that are not in Postgres; `u64::MAX` until the database was reached once.
     pub earlier_behind: AtomicU64,
-    /// For how long the oldest record that is not in Postgres has been durable, in milliseconds, about.
+    /// Approximate time for which the oldest record that is not in Postgres has been durable, in milliseconds.
     pub behind_ms: AtomicU64,
-    /// What has been brought to it.
-    pub shipped: Shipped,
-    /// Between the main thread and the admin port's: no shard takes a lock.
-    ended: Mutex<VecDeque<SaleEnded>>,
+    /// Rows sent to Postgres, and the transactions that sent them.
+    pub shipped: PersistenceCounters,
+    /// The last ended sales. Only the main thread and the thread of the admin port take this lock.
+    ended: Mutex<VecDeque<EndedSale>>,
 }
 
 impl Status {
-    /// For `shards` shards; with or without a database.
+    /// Creates the status of a process with `shards` shards.
     pub fn new(phase: Phase, shards: u16, has_database: bool) -> Self {
         let shards = (0..shards).map(|_| ShardStatus::default()).collect();
         Status {
@@ -108,7 +114,7 @@ impl Status {
             is_database_connected: AtomicBool::new(false),
             earlier_behind: AtomicU64::new(u64::MAX),
             behind_ms: AtomicU64::new(0),
-            shipped: Shipped {
+            shipped: PersistenceCounters {
                 rows: Default::default(),
                 times: Histogram::new(&TIMES_US),
                 retries: Counter::default(),
@@ -122,31 +128,31 @@ impl Status {
         &self.shards[usize::from(id.0)]
     }
 
-    /// What the process is doing.
+    /// Returns the phase of the process.
     pub fn phase(&self) -> Phase {
         Phase::VARIANTS[usize::from(self.phase.load(Ordering::Acquire))]
     }
 
-    /// Moves on. The caller wakes the shards.
+    /// Sets the phase. The caller must wake the shards afterwards.
     pub fn set_phase(&self, phase: Phase) {
         self.phase.store(phase as u8, Ordering::Release);
     }
 
-    /// The newest sale that any shard has begun. All are to follow before they say anything more, whatever the clock says:
-    /// a client may have heard of it.
+    /// Returns the newest sale that any shard has begun. A client may have seen that sale in a response, so every shard
+    /// enters it before it handles another request, even if the shard's clock is still before the start of the sale.
     pub fn newest_sale(&self) -> SaleId {
         SaleId(self.newest_sale.load(Ordering::Acquire))
     }
 
-    /// A shard is in this sale. To be called before anyone can hear of it.
+    /// Raises the newest sale to `sale`. A shard calls it before it sends the first response of that sale.
     pub fn note_sale(&self, sale: SaleId) {
         if sale > self.newest_sale() {
             self.newest_sale.fetch_max(sale.0, Ordering::Release);
         }
     }
 
-    /// A sale is over. For the main thread.
-    pub fn note_end(&self, sale: SaleEnded) {
+    /// Adds an ended sale and drops the oldest one if the list is full. Called by the main thread.
+    pub fn add_ended_sale(&self, sale: EndedSale) {
         let mut ended = self.ended.lock().expect("a panic ends the process");
         if ended.len() == ENDED_KEPT {
             ended.pop_front();
@@ -154,21 +160,23 @@ impl Status {
         ended.push_back(sale);
     }
 
-    /// The last sales that ended while this process sold, in order. For the admin port's thread.
-    pub fn sales_ended(&self) -> Vec<SaleEnded> {
+    /// Returns the last sales that ended during the life of this process, oldest first. Called by the admin port.
+    pub fn ended_sales(&self) -> Vec<EndedSale> {
         self.ended.lock().expect("a panic ends the process").iter().copied().collect()
     }
 
-    /// Running totals of what is durable and of what is in Postgres; their difference is what is not. The second one
-    /// starts below zero if earlier runs left something that is known of.
+    /// Returns two running totals: the durable records of this run, and the records in Postgres. Their difference is
+    /// the number of durable records that are not in Postgres. The second total is reduced by the records of earlier
+    /// runs that are not in Postgres, so it can be negative.
     pub fn records(&self) -> (i64, i64) {
-        let sum = |ofs: [fn(&ShardStatus) -> &AtomicU64; 2]| {
-            let numbers = self.shards.iter().flat_map(|shard| ofs.map(|of| of(shard).load(Ordering::Acquire) as i64));
-            numbers.sum::<i64>()
+        let sum = |of: fn(&LogStatus) -> &AtomicU64| {
+            let logs = self.shards.iter().flat_map(|shard| LogKind::VARIANTS.iter().map(|log| shard.log(*log)));
+            logs.map(|log| of(log).load(Ordering::Acquire) as i64).sum::<i64>()
         };
-        // What is in Postgres first: it never overtakes what is durable.
-        let persisted = sum([|shard| &shard.persisted, |shard| &shard.attempts_persisted]);
-        let durable = sum([|shard| &shard.flushed, |shard| &shard.attempts_flushed]);
+        // Read the persisted records first. A record is durable before it is persisted, so the total of durable
+        // records, read later, cannot be smaller.
+        let persisted = sum(|log| &log.persisted);
+        let durable = sum(|log| &log.flushed);
         (durable, persisted - self.earlier_behind().unwrap_or(0) as i64)
     }
 
@@ -176,7 +184,8 @@ impl Status {
         Some(self.earlier_behind.load(Ordering::Relaxed)).filter(|records| *records != u64::MAX)
     }
 
-    /// Durable records of all logs, earlier runs' too, that are not in Postgres. `None` until it has been asked.
+    /// Returns the number of durable records of all logs, including those of earlier runs, that are not in Postgres.
+    /// Returns `None` until the database was reached once.
     pub fn records_behind(&self) -> Option<u64> {
         self.earlier_behind()?;
         let (durable, persisted) = self.records();
@@ -192,28 +201,28 @@ impl Status {
         })
     }
 
-    /// Items of the newest sale that can be had, when so many cannot. Shards publish one after the other, so the sum may be
-    /// ahead by what is under way.
+    /// Returns the available items of the newest sale, given the sold and reserved ones. The shards publish at
+    /// different times, so the result can be off by the requests in flight.
     pub fn available(&self, stands: Sales) -> u64 {
         self.items().saturating_sub(u64::from(stands.sold + stands.reserved))
     }
 
-    /// What histograms of these bounds have counted, on all shards.
+    /// Returns the sum of one histogram over all shards. Its bounds must be `bounds`.
     pub fn total(&self, bounds: &'static Bounds, of: impl Fn(&ShardStatus) -> Distribution) -> Distribution {
         self.shards.iter().map(of).fold(Distribution::new(bounds), |total, shard| total.and(&shard))
     }
 
-    /// How long an operation took, on all shards.
+    /// Returns the latencies of an operation on all shards, in microseconds.
     pub fn times(&self, operation: Operation) -> Distribution {
         self.total(&TIMES_US, |shard| shard.requests.times(operation).read())
     }
 
-    /// Items of the sale.
+    /// Returns the number of items in the sale.
     pub fn items(&self) -> u64 {
         self.shards.iter().map(|shard| shard.items.load(Ordering::Relaxed)).sum()
     }
 
-    /// How a sale stands over all shards.
+    /// Returns the sold and reserved items of a sale over all shards.
     pub fn sales(&self, sale: SaleId) -> Sales {
         self.shards.iter().map(|shard| shard.sales(sale)).fold(Sales::default(), |sum, shard| Sales {
             sold: sum.sold + shard.sold,
@@ -230,7 +239,7 @@ mod tests {
     #[test]
     fn only_shards_in_the_sale_count() {
         let status = Status::new(Phase::Serving, 2, false);
-        let counts = Counts { claiming: 1, held: 2, committing: 3, sold: 4 };
+        let counts = Counts { claiming: 1, held: 2, buying: 3, sold: 4 };
         status.shards[0].publish_sales(SaleId(70_000), counts);
         status.shards[1].publish_sales(SaleId(69_999), counts);
         assert_eq!(status.sales(SaleId(70_000)), Sales { sold: 4, reserved: 6 });

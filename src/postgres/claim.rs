@@ -1,4 +1,7 @@
-//! Taking the database for this run, if it and the data directory fit together.
+//! The claim: makes this run the owner of the database, if the database and the data directory fit together.
+//!
+//! The rules are in [`crate::log::ownership`]; the rows are in [`crate::postgres::owner_row`]. The data directory
+//! remembers a claim before the database receives it, so that the next run can recognize a claim whose answer was lost.
 
 use crate::config::database_url::DatabaseUrl;
 use crate::config::fatal::Fatal;
@@ -13,29 +16,32 @@ use crate::postgres::session::Database;
 use crate::sale::ids::Seq;
 use std::path::PathBuf;
 
-/// What this run writes to which database, by which right.
+/// Everything that a claim needs: the database, this run, and what the data directory has.
 pub struct Claim {
-    /// Where to connect.
+    /// Address and options of the database.
     pub url: DatabaseUrl,
-    /// This run.
+    /// Installation and run of this process.
     pub owner: Owner,
-    /// The length of a sale.
+    /// Length of a sale, in seconds.
     pub sale_period_s: u32,
-    /// What wins in a contradiction.
+    /// Side that is used if the database and the data directory contradict each other.
     pub recover_from: RecoverFrom,
-    /// What the data directory remembers of the database.
+    /// `control.json`, with what the data directory remembers of the database.
     pub control: ControlFile,
-    /// Where the segments are.
+    /// Directory of the segments.
     pub logs: PathBuf,
-    /// Every stream of this directory, this run's too, and how many records each has in the end, if that is known.
+    /// Every stream of the data directory, those of this run included, and the number of its records. The number is
+    /// `None` for the streams of this run, because they still grow.
     pub streams: Vec<(StreamId, Option<Seq>)>,
 }
 
 impl Claim {
-    /// Connects, and takes the database for this run if the two fit together. Returns where each stream goes on.
+    /// Connects, and makes this run the owner of the database if the database fits the data directory. Returns for each
+    /// stream the number of records that need not be sent any more.
     ///
     /// # Errors
-    /// [`Failure::Final`]: they do not.
+    /// [`Failure::Final`]: the database does not fit the data directory, its schema is newer than this version, or the
+    /// log cannot be read. [`Failure::Transient`]: the database or `control.json` failed; a later attempt may succeed.
     pub async fn make(&mut self) -> Result<(Database, Vec<(StreamId, Seq)>), Failure> {
         let mut database = Database::connect(&self.url).await?;
         let (owner, period) = (self.owner, self.sale_period_s);
@@ -50,26 +56,28 @@ impl Claim {
             Ok((*stream, first.or(*end).unwrap_or(0), *end))
         });
         let extents: Vec<_> = extents.collect::<Result<_, Failure>>()?;
-        let streams = judge((self.owner, memory), (found, positions), &extents, self.recover_from).map_err(conflict)?;
+        let streams =
+            judge((self.owner, memory), (found, positions), &extents, self.recover_from).map_err(Fatal::from)?;
         for (stream, at) in &streams {
             let missing = at.checked_sub(known_position(positions, stream).unwrap_or(0));
             if let Some(missing) = missing.filter(|missing| *missing > 0) {
                 tracing::warn!(%stream, missing, "records that the log no longer has will be missing in the database");
             }
         }
-        // Without this memory a claim in doubt could not be told from somebody else's.
+        // Remember the claim before it is sent: if its answer is lost, only this entry tells it from the claim of
+        // another data directory.
         let remembered = self.control.remember(memory.claiming(found, self.owner.run));
-        remembered.map_err(|error| Failure::Passing(format!("control.json cannot be written: {error}")))?;
+        remembered.map_err(|error| Failure::Transient(format!("control.json cannot be written: {error}")))?;
         Ok(streams)
     }
 }
 
-/// Where each stream goes on, if the database that `found` owns, where streams have come to these positions, fits the
-/// data directory of `this` run, with its memory. `extents` are the directory's streams: how many records each has lost
-/// at its beginning, and how many it has in the end, if that is known.
+/// Returns the position from which each stream is sent. `this` run and `memory` belong to the data directory; `found`
+/// (the owner) and `positions` come from the database. `extents` lists the streams of the data directory: the number of
+/// records removed from the beginning of each, and the number of its records, or `None` if the stream still grows.
 ///
 /// # Errors
-/// They do not fit together.
+/// The conflict, if the database and the data directory do not fit together and `from` does not settle it.
 pub fn judge(
     (this, memory): (Owner, Memory),
     (found, positions): (Option<Owner>, &Positions),
@@ -91,20 +99,8 @@ pub fn judge(
     extents.iter().map(goes_on).collect()
 }
 
-fn conflict(conflict: Conflict) -> Failure {
-    Failure::Final(fatal(&conflict))
-}
-
-/// The end that a conflict is, with the sentence for the operator.
-pub fn fatal(conflict: &Conflict) -> Fatal {
-    let text = conflict.text();
-    match conflict {
-        Conflict::Foreign(_) | Conflict::DirectoryOlder(_) => Fatal::DirectoryOlder(text),
-        Conflict::DatabaseOlder(_) | Conflict::OlderThanTheLog => Fatal::Database(text),
-    }
-}
-
-/// The log cannot be read back: it may be a passing fault of the disk, but nothing can be shipped before it is gone.
+/// Returns the failure for a log that cannot be read back. It is final: without the log nothing can be sent, and the
+/// next start reads the log again.
 pub fn unreadable(error: std::io::Error) -> Failure {
-    Failure::Final(Fatal::LogFailed(format!("it cannot be read for the database: {error}")))
+    Failure::Final(Fatal::LogFailed(format!("its records cannot be read back for the database: {error}")))
 }

@@ -1,20 +1,20 @@
-//! Records to rows, in the format of PostgreSQL's binary COPY.
+//! Turns records into rows, in the format of PostgreSQL's binary COPY.
 //!
-//! Format: PostgreSQL manual, "COPY, Binary Format". Every field that comes from a client has a fixed width, so no row
-//! can spoil a batch.
+//! Format: PostgreSQL manual, "COPY, Binary Format". Every field that comes from a client has a fixed width, so no
+//! value of a client can make a batch invalid.
 
 use crate::sale::ids::{ItemId, SaleId, Terms};
 use crate::sale::item_name::{ItemImage, ItemName};
-use crate::sale::record::{LogEvent, Record, RefusalReason, ReleaseReason};
+use crate::sale::record::{LogEvent, Record};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::collections::BTreeSet;
 use std::fmt::{Display, Write};
 use std::ops::Range;
 
-/// Microseconds from the Unix epoch to PostgreSQL's, 2000-01-01.
+/// Microseconds from the Unix epoch to the epoch of PostgreSQL, 2000-01-01.
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 
-/// Rows of one table.
+/// Rows of one table, as one binary COPY message.
 #[derive(Default)]
 pub struct CopyRows {
     bytes: BytesMut,
@@ -22,7 +22,7 @@ pub struct CopyRows {
 }
 
 impl CopyRows {
-    /// How many there are.
+    /// Returns the number of rows.
     pub fn rows(&self) -> u64 {
         self.rows
     }
@@ -63,7 +63,7 @@ impl CopyRows {
     fn text(&mut self, value: impl Display) {
         let length = self.bytes.len();
         self.bytes.put_i32(0);
-        write!(self.bytes, "{value}").expect("it grows");
+        write!(self.bytes, "{value}").expect("the buffer grows");
         let bytes = (self.bytes.len() - length - 4) as i32;
         self.bytes[length..length + 4].copy_from_slice(&bytes.to_be_bytes());
     }
@@ -72,14 +72,14 @@ impl CopyRows {
         self.bytes.put_i32(-1);
     }
 
-    /// The whole message, ended.
+    /// Appends the trailer, and returns the complete message.
     pub fn finish(mut self) -> Bytes {
         self.bytes.put_i16(-1);
         self.bytes.freeze()
     }
 }
 
-/// For `sale_items`: some items of a sale.
+/// Returns the rows of `sale_items` for these items of a sale.
 pub fn catalogue(sale: SaleId, items: Range<u32>) -> CopyRows {
     let mut rows = CopyRows::default();
     for item in items.map(ItemId) {
@@ -95,20 +95,20 @@ pub fn catalogue(sale: SaleId, items: Range<u32>) -> CopyRows {
 /// The rows of one transaction.
 #[derive(Default)]
 pub struct Rows {
-    /// For `checkouts`.
+    /// Rows of `checkouts`.
     pub checkouts: CopyRows,
-    /// For `purchases`.
+    /// Rows of `purchases`.
     pub purchases: CopyRows,
-    /// For `releases`.
+    /// Rows of `releases`.
     pub releases: CopyRows,
-    /// Sales that begin, and when, in milliseconds since the Unix epoch.
+    /// Sales that begin, each with its time in milliseconds since the Unix epoch.
     pub opened: Vec<(Terms, u64)>,
-    /// Sales that any row belongs to.
+    /// Ids of all sales that have a record in this transaction.
     pub sales: BTreeSet<u32>,
 }
 
 impl Rows {
-    /// Adds what a record says.
+    /// Adds the row of a record. A [`LogEvent::RestoredFromPostgres`] has no row.
     pub fn add(&mut self, record: &Record) {
         let (sale, at) = (i64::from(record.sale.0), record.unix_ms);
         self.sales.insert(record.sale.0);
@@ -134,11 +134,7 @@ impl Rows {
                 row.int4(item.0);
                 row.int8(user.0);
                 row.null();
-                row.int2(match reason {
-                    RefusalReason::ItemSold => 1,
-                    RefusalReason::ItemReserved => 2,
-                    RefusalReason::UserLimit => 3,
-                });
+                row.int2(reason as i16 + 1);
                 row.time(at);
                 row.null();
             }
@@ -149,13 +145,10 @@ impl Rows {
                 row.int4(item.0);
                 row.int8(user.0);
                 row.uuid(code.as_bytes());
-                row.int2(match reason {
-                    ReleaseReason::Expired => 1,
-                    ReleaseReason::Cancelled => 2,
-                });
+                row.int2(reason as i16 + 1);
                 row.time(at);
             }
-            LogEvent::TakenOver => {}
+            LogEvent::RestoredFromPostgres => {}
             LogEvent::Purchase { item, user, code, key } => {
                 let row = &mut self.purchases;
                 row.begin(6);

@@ -1,27 +1,32 @@
-//! Failures of the database: those that may pass, and those that end the process.
+//! Failures of the database: passing ones, after which the caller tries again, and final ones, which end the process.
 
 use crate::config::fatal::Fatal;
 use tokio_postgres::Error;
 use tokio_postgres::error::SqlState;
 
-/// Why something did not work.
-#[derive(Debug)]
+/// The reason why an operation on the database failed.
+#[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// It may work later. What the database has done is unknown.
-    Passing(String),
-    /// It never will.
-    Final(Fatal),
+    /// A later attempt may succeed. Whether the database has executed the operation is unknown.
+    #[error("{0}")]
+    Transient(String),
+    /// No later attempt can succeed: the process ends.
+    #[error(transparent)]
+    Final(#[from] Fatal),
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         let text = describe(&error);
         match error.code() {
-            // A sold item is there that must not be: something else writes here, or something was written twice.
+            // Positions and rows are in one transaction, so no purchase is sent twice. A duplicate means that another
+            // program writes to the table.
             Some(&SqlState::UNIQUE_VIOLATION) if is_about_purchases(&error) => {
-                Failure::Final(Fatal::Database(format!("a row is there already: {text}")))
+                Failure::Final(Fatal::Database(format!(
+                    "this purchase exists already: {text}; find the program that wrote it, then run stampede log sale"
+                )))
             }
-            _ => Failure::Passing(text),
+            _ => Failure::Transient(text),
         }
     }
 }
@@ -30,7 +35,7 @@ fn is_about_purchases(error: &Error) -> bool {
     error.as_db_error().and_then(|error| error.table()) == Some("purchases")
 }
 
-/// What went wrong, in one line, without any setting that could be secret.
+/// Returns the error as one line, without settings that could be secret.
 fn describe(error: &Error) -> String {
     match error.as_db_error() {
         Some(error) => format!("{} ({})", error.message(), error.code().code()),

@@ -1,5 +1,8 @@
-//! The way of flushed records from the shards to the persistence thread. A shard offers each flush and never waits; the
-//! thread reads from the log what found the channel full.
+//! The bounded channel on which shards pass flushed records to the persistence thread.
+//!
+//! 1. A shard offers the chunk of each flush, and never waits: if the channel is full, the chunk is dropped.
+//! 2. The shard publishes its durable position, and then rings the bell.
+//! 3. The persistence thread wakes, and takes the chunks. It reads the records of dropped chunks from the log.
 
 use crate::log::writer::Chunk;
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -7,21 +10,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
 
-/// Chunks in the channel. Each is one flush of one log.
+/// Maximum number of chunks in the channel. Each chunk is one flush of one log.
 const CHUNKS_MAX: usize = 1024;
-/// Bytes in the channel.
+/// Maximum number of bytes in the channel. Several shards can exceed it by one chunk each.
 const CHANNEL_BYTES_MAX: usize = 16 << 20;
 
-/// A shard's end of the channel.
+/// The sending end of the channel, one clone per shard.
 #[derive(Clone)]
 pub struct Feed {
     chunks: Sender<Chunk>,
-    /// Bytes in the channel. Written once for each flush, never for a request.
+    /// Bytes in the channel. Written once per flush, never per request.
     bytes: Arc<AtomicUsize>,
     bell: Arc<Notify>,
 }
 
-/// The persistence thread's end of the channel.
+/// The receiving end of the channel, for the persistence thread.
 pub struct FeedReceiver {
     chunks: Receiver<Chunk>,
     bytes: Arc<AtomicUsize>,
@@ -37,7 +40,8 @@ pub fn channel() -> (Feed, FeedReceiver) {
 }
 
 impl Feed {
-    /// Offers what has been flushed. If the channel is full, drops the chunk: the thread finds the gap and reads the log.
+    /// Offers flushed records. If the channel is full, drops the chunk: the persistence thread then finds the gap and
+    /// reads the records from the log.
     pub fn offer(&self, chunk: Chunk) {
         let bytes = chunk.records.len();
         if self.bytes.load(Ordering::Relaxed) < CHANNEL_BYTES_MAX {
@@ -48,14 +52,15 @@ impl Feed {
         }
     }
 
-    /// Wakes the thread. Call it after the position that the thread shall see has been published.
+    /// Wakes the persistence thread. The caller publishes the durable position first, because the thread reads it when
+    /// it wakes.
     pub fn ring(&self) {
         self.bell.notify_one();
     }
 }
 
 impl FeedReceiver {
-    /// Takes the chunks that are in the channel.
+    /// Takes all chunks out of the channel.
     pub fn take(&self) -> impl Iterator<Item = Chunk> {
         self.chunks.try_iter().inspect(|chunk| _ = self.bytes.fetch_sub(chunk.records.len(), Ordering::Relaxed))
     }

@@ -1,8 +1,9 @@
 //! Every flushed record in Postgres, exactly once. Never here: rules of the sale.
 //!
-//! A record passes through in this order: a shard offers it to [`feed`]; [`shipper`], the persistence thread, gathers what
-//! each [`stream_tail`] has, turns it into rows by [`copy_rows`], and sends them by [`ship`]: rows and positions in one
-//! transaction. Before that, [`claim`] takes the database for this run, by the row in [`owner_row`].
+//! A record passes through in this order: a shard offers it to [`feed`]; [`shipper`], the persistence thread, gathers
+//! the records of each [`stream_tail`], turns them into rows by [`copy_rows`], and sends them by [`ship`]: rows and
+//! positions in one transaction. Before that, [`claim`] makes this run the owner of the database, by the row in
+//! [`owner_row`].
 //!
 //! [`session`] is a connection, [`schema`] its migrations, [`failure`] its errors, [`snapshot`] a read-only look.
 //! [`restore`] fills a new data directory from the database. [`tls`] and [`pgpass`] do what libpq does.

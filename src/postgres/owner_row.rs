@@ -1,4 +1,8 @@
-//! The row that names the owner of the database, and the positions of its streams.
+//! The row of `clusters` that names the owner of the database, and the rows of `log_positions`.
+//!
+//! The owner is one run of one installation. Its row is the fence: every transaction that brings records updates this
+//! row first, so a run that is not the owner any more brings none. Claims and takeovers lock the table, so they wait
+//! for transactions whose result is unknown, and what they read is certain.
 
 use crate::config::fatal::Fatal;
 use crate::log::block::{StreamId, StreamKey};
@@ -10,36 +14,42 @@ use std::collections::BTreeMap;
 use tokio_postgres::{GenericClient, Row, Statement, Transaction};
 use uuid::Uuid;
 
-/// What the database says of the installation that writes to it.
+/// The row of `clusters`: the installation that writes to the database, and its latest run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OwnerRow {
-    /// Its latest run.
+    /// Installation and latest run.
     pub owner: Owner,
-    /// The length of its sales.
+    /// Length of a sale, in seconds.
     pub sale_period_s: u32,
-    /// When that run last said that it lives, in microseconds of the database's clock. `None` if it has left.
+    /// Time of the run's last report, in microseconds since the Unix epoch by the clock of the database. `None` if the
+    /// run has stopped and all its records are in the database.
     pub seen_us: Option<i64>,
 }
 
-/// How much of each stream of an installation is in the database, by epoch, shard and log.
+/// The number of records in the database for each stream of an installation.
 pub type Positions = BTreeMap<StreamKey, Seq>;
 
 impl Database {
-    /// Whom the database names as its owner, if anybody.
+    /// Returns the owner's row, or `None` if the database was never used.
     ///
     /// # Errors
-    /// Of the connection.
+    /// [`Failure::Transient`]: the query failed.
     pub async fn found(&self) -> Result<Option<OwnerRow>, Failure> {
         let row = self.client.query_opt(OWNER, &[]).await?;
         Ok(row.map(|row| parse(&row)))
     }
 
-    /// Writes down that `owner` writes here from now on, unless `judge` is against it. `judge` hears whom the
-    /// database names so far and how far each stream has come, sees to it that a claim in doubt is remembered, and
-    /// says from where streams go on.
+    /// Makes `owner` the owner of the database, if `judge` agrees. Returns the position of each stream.
+    ///
+    /// 1. Locks `clusters`, which waits for every transaction that may still write.
+    /// 2. Reads the present owner and the positions, and passes them to `judge`. `judge` either refuses or returns the
+    ///    position of each stream; it also records the claim in the data directory, in case the answer to the commit is
+    ///    lost.
+    /// 3. Writes the owner and the positions, and commits.
     ///
     /// # Errors
-    /// What `judge` says.
+    /// The failure that `judge` returns. [`Failure::Final`]: the database has another sale period.
+    /// [`Failure::Transient`]: a statement failed; whether the claim was committed is unknown.
     pub async fn claim<J>(
         &mut self,
         owner: Owner,
@@ -59,57 +69,71 @@ impl Database {
         write_owner(&transaction, owner, sale_period_s).await?;
         for (stream, position) in &streams {
             if known_position(&positions, stream) != Some(*position) {
-                begin(&transaction, stream, *position).await?;
+                set_position(&transaction, stream, *position).await?;
             }
         }
         transaction.commit().await?;
         Ok(streams)
     }
 
-    /// Says that this run lives.
+    /// Reports that this run is alive, by the clock of the database.
     ///
     /// # Errors
-    /// [`Failure::Final`]: another run has taken over.
-    pub async fn beat(&self, owner: Owner) -> Result<(), Failure> {
+    /// [`Failure::Final`]: another run has taken over the database. [`Failure::Transient`]: the update failed.
+    pub async fn heartbeat(&self, owner: Owner) -> Result<(), Failure> {
         set_seen(&self.client, &self.set_seen, owner, "now").await
     }
 
-    /// Says that this run is over, and that everything of it is here.
+    /// Reports that this run has ended and that all its records are in the database, so that another run can take over
+    /// at once.
     ///
     /// # Errors
-    /// [`Failure::Final`]: another run has taken over.
+    /// [`Failure::Final`]: another run has taken over the database. [`Failure::Transient`]: the update failed.
     pub async fn leave(&self, owner: Owner) -> Result<(), Failure> {
         set_seen(&self.client, &self.set_seen, owner, "-infinity").await
     }
 }
 
-fn superseded() -> Failure {
-    let text = "another run of this installation has taken the database over; this one has changed nothing since: leave it stopped, or stop the other one";
+fn taken_over_error() -> Failure {
+    let text = "another run of this installation has taken over the database, and this run has changed nothing since; \
+        leave this server stopped, or stop the other one";
     Failure::Final(Fatal::Database(text.into()))
 }
 
-/// Whose the database is, read under a lock that waits for any transaction still in doubt: it is certain.
+/// Locks `clusters` until the end of the transaction, and returns the owner's row. The lock waits for every transaction
+/// that has updated the row, also one whose commit was sent and not answered, so the result is certain.
+///
+/// # Errors
+/// [`Failure::Transient`]: the lock was not granted within `lock_timeout`, or a statement failed.
 pub async fn lock_clusters(transaction: &Transaction<'_>) -> Result<Option<OwnerRow>, Failure> {
     transaction.batch_execute("lock table clusters in share row exclusive mode").await?;
     let row = transaction.query_opt(&format!("{OWNER} for update"), &[]).await?;
     Ok(row.map(|row| parse(&row)))
 }
 
+/// The query for the owner's row, in the columns that [`parse`] reads. `seen_at` is `-infinity` for a run that has
+/// stopped.
 pub const OWNER: &str = "select cluster, epoch, run, sale_period_s, \
     case when isfinite(seen_at) then (extract(epoch from seen_at) * 1000000)::bigint end from clusters";
 
+/// Converts a row of [`OWNER`].
 pub fn parse(row: &Row) -> OwnerRow {
     let (epoch, period): (i64, i32) = (row.get(1), row.get(3));
     let owner = Owner { cluster: row.get(0), run: Run { epoch: epoch as u32, id: row.get(2) } };
     OwnerRow { owner, sale_period_s: period as u32, seen_us: row.get(4) }
 }
 
-/// The database counts its sales in another period.
+/// Returns the failure for a database whose sales have another length, `period` seconds.
 pub fn other_period(period: u32) -> Failure {
-    let text = format!("its sales last {period} s; start with --sale-period {period}s, or with a database of its own");
+    let text = format!("its sales last {period} s; start with --sale-period {period}s, or use another database");
     Failure::Final(Fatal::Database(text))
 }
 
+/// Sets the time of the owner's last report by `statement`, to the present time (`at` is `now`) or to `-infinity`.
+///
+/// # Errors
+/// [`Failure::Final`]: the row does not name this run, so another run has taken over. [`Failure::Transient`]: the update
+/// failed.
 pub async fn set_seen(
     client: &impl GenericClient,
     statement: &Statement,
@@ -117,9 +141,13 @@ pub async fn set_seen(
     at: &str,
 ) -> Result<(), Failure> {
     let changed = client.execute(statement, &[&cluster, &i64::from(run.epoch), &run.id, &at]).await?;
-    if changed == 1 { Ok(()) } else { Err(superseded()) }
+    if changed == 1 { Ok(()) } else { Err(taken_over_error()) }
 }
 
+/// Writes the owner's row, with the present time as its beginning and as its last report.
+///
+/// # Errors
+/// [`Failure::Transient`]: the statement failed.
 pub async fn write_owner(
     transaction: &Transaction<'_>,
     Owner { cluster, run }: Owner,
@@ -133,24 +161,32 @@ pub async fn write_owner(
     Ok(())
 }
 
-/// How much of a stream the database has, if it knows it.
+/// Returns the position of a stream, or `None` if the database has no row for it.
 pub fn known_position(positions: &Positions, stream: &StreamId) -> Option<Seq> {
     positions.get(&stream.key()).copied()
 }
 
+/// Reads the positions of all streams of an installation.
+///
+/// # Errors
+/// [`Failure::Transient`]: the query failed.
 pub async fn positions(client: &impl GenericClient, cluster: Uuid) -> Result<Positions, Failure> {
     let select = "select epoch, shard, log, position from log_positions where cluster = $1";
     let rows = client.query(select, &[&cluster]).await?;
     let positions = rows.iter().filter_map(|row| {
         let (epoch, shard, position): (i64, i32, i64) = (row.get(0), row.get(1), row.get(3));
-        // A constraint of the table allows the names of logs and nothing else.
+        // A constraint of the table allows only the names of the two logs.
         let log = row.get::<_, &str>(2).parse().ok()?;
         Some((StreamKey { log, epoch: epoch as u32, shard: shard as u16 }, position as Seq))
     });
     Ok(positions.collect())
 }
 
-pub async fn begin(client: &impl GenericClient, stream: &StreamId, position: Seq) -> Result<(), Failure> {
+/// Sets the position of a stream, and inserts its row if there is none.
+///
+/// # Errors
+/// [`Failure::Transient`]: the statement failed.
+pub async fn set_position(client: &impl GenericClient, stream: &StreamId, position: Seq) -> Result<(), Failure> {
     let upsert = "insert into log_positions values ($1, $2, $3, $4, $5) \
         on conflict (cluster, epoch, shard, log) do update set position = excluded.position";
     let (epoch, shard, log) = (i64::from(stream.epoch), i32::from(stream.shard), stream.log.name());

@@ -1,7 +1,8 @@
-//! Passwords from the password file, as libpq reads them.
+//! Reads passwords from the password file, as libpq does.
 //!
-//! Format: PostgreSQL manual, "The Password File": lines of `host:port:database:user:password`, `*` for any, a
-//! backslash before a colon or a backslash. The file is read at each connection, so that a password can change.
+//! Format: PostgreSQL manual, "The Password File": lines of `host:port:database:user:password`. `*` matches any value;
+//! a backslash escapes a colon or a backslash. The file is read at each connection, so a password can change without a
+//! restart.
 
 use crate::config::database_url::parts;
 use std::ffi::OsString;
@@ -10,17 +11,18 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use tokio_postgres::Config;
 
-/// The password for a connection by `config`, if there is a file that has one.
+/// Returns the password for a connection, or `None` if there is no file or no matching line. A file that other users
+/// can access is ignored, with a warning.
 pub fn look_up(config: &Config) -> Option<String> {
     let path = path(std::env::var_os("PGPASSFILE"), std::env::var_os("HOME"))?;
     let mode = fs::metadata(&path).ok()?.permissions().mode();
     if mode & 0o077 != 0 {
-        tracing::warn!(file = %path.display(), "others may read this password file, so it is not used: chmod 600");
+        tracing::warn!(file = %path.display(), "the password file is ignored: other users can access it; chmod 600");
         return None;
     }
     let text = fs::read_to_string(&path).ok()?;
     let [host, port, name, user] = parts(config);
-    // The file says "localhost" for the usual socket, too.
+    // As in libpq, `localhost` also stands for the default socket directory.
     let host = if host == "/var/run/postgresql" { "localhost" } else { &host };
     find(&text, &[host, &port, &name, &user])
 }
@@ -30,7 +32,7 @@ fn path(given: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
     given.or_else(|| Some(PathBuf::from(home?).join(".pgpass")))
 }
 
-/// The password of the first line that fits host, port, database and user.
+/// Returns the password of the first line that matches host, port, database and user.
 fn find(text: &str, wanted: &[&str; 4]) -> Option<String> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     lines.map(fields).find_map(|mut fields| {
@@ -44,7 +46,7 @@ fn fields(line: &str) -> Vec<String> {
     let mut fields = vec![String::new()];
     let mut characters = line.chars();
     while let Some(character) = characters.next() {
-        let last = fields.last_mut().expect("there is one from the start");
+        let last = fields.last_mut().expect("the first field is there from the start");
         match character {
             ':' => fields.push(String::new()),
             '\\' => last.extend(characters.next()),

@@ -1,7 +1,10 @@
-//! A new data directory goes on with a sale that Postgres knows: the machine before it is gone.
+//! Fills a new data directory with the latest sale in Postgres, after the machine that sold it is gone.
 //!
-//! What Postgres has of the latest sale is written to the log of the new directory, as a run of its own that nobody
-//! needs to ship any more. After that, recovery reads it as it reads every log.
+//! 1. Read the owner's row. If its run has not stopped in order, read the row again at each attempt, until it has not
+//!    changed for 15 s. If it changes, that run is alive, and the takeover is refused.
+//! 2. In one transaction: lock the row, read the latest sale, and write a new run as the owner, with the position of
+//!    its only stream at the end of that stream. So its records are not sent to the database again.
+//! 3. Write the records to the log of the new data directory, durably. Recovery then reads it like every other log.
 
 use crate::config::database_url::DatabaseUrl;
 use crate::config::fatal::Fatal;
@@ -10,7 +13,7 @@ use crate::log::data_dir::{Control, DataDir};
 use crate::log::ownership::{Memory, Owner, Run};
 use crate::log::segment::{SegmentName, sync_dir};
 use crate::postgres::failure::Failure;
-use crate::postgres::owner_row::{OwnerRow, begin, lock_clusters, other_period, write_owner};
+use crate::postgres::owner_row::{OwnerRow, lock_clusters, other_period, set_position, write_owner};
 use crate::postgres::session::Database;
 use crate::sale::code::Code;
 use crate::sale::ids::{ItemId, SaleId, Seq, Terms, UserId};
@@ -23,47 +26,48 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio_postgres::GenericClient;
 use uuid::Uuid;
 
-/// A server says at least this often that it lives, while it reaches the database.
-pub const BEAT_TIME: Duration = Duration::from_secs(2);
-/// How long a server must not be heard of, while the database can be reached, before another takes over: longer than
-/// it may wait before it tries to reach the database again.
-const SILENCE: Duration = Duration::from_secs(15);
-/// Blocks of one segment.
+/// The time between two reports of a server to the database that it is alive.
+pub const HEARTBEAT_TIME: Duration = Duration::from_secs(2);
+/// How long a server must not report to a reachable database before another one takes over. This is longer than the
+/// longest wait of a server between two attempts to connect.
+const OWNER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Maximum number of blocks in a segment.
 const SEGMENT_BLOCKS: usize = 1024;
 
-/// Whoever wants to take over first listens for a while.
+/// The memory of a server that wants to take over: the owner's row as it was first read, and the time of that read.
 #[derive(Default)]
-pub struct Listener {
-    heard: Option<(OwnerRow, Instant)>,
+pub struct TakeoverWait {
+    first_seen: Option<(OwnerRow, Instant)>,
 }
 
-/// A sale, as the database knows it, for a data directory to go on with.
+/// The latest sale of the database, for a new data directory.
 pub struct TakenOver {
-    /// The run that took it over.
+    /// Installation, and the run that takes the sale over.
     pub owner: Owner,
-    /// What happened in the latest sale, as the log would have it. In the database already.
+    /// Records of the sale: its opening, its holds without a release, and its purchases. The database has all of them.
     pub records: Vec<Record>,
 }
 
-/// What came of an attempt.
+/// The result of an attempt to take over.
 pub enum Attempt {
-    /// The directory goes on with this sale.
+    /// The data directory has been filled with this sale.
     TakenOver(TakenOver),
-    /// The database has never been used: there is nothing to take over.
-    NothingThere,
-    /// A server is on it: it has said so while we listened.
-    Alive,
-    /// Nothing has been heard so far, but not for long enough.
-    Listening,
+    /// The database was never used, so there is nothing to take over.
+    NeverUsed,
+    /// Another server has reported to the database since the first attempt.
+    OwnerAlive,
+    /// No server has reported since the first attempt, but the wait is not over.
+    Waiting,
 }
 
-impl Listener {
-    /// Tries to fill the new directory `dir` from the database. `make_new` is called right before, when nothing else
-    /// stands in the way.
+impl TakeoverWait {
+    /// Tries to fill the data directory `dir` from the database. Calls `make_new` right before the takeover, after all
+    /// checks have passed, to make the directory new.
     ///
     /// # Errors
-    /// [`Failure::Final`]: the database cannot be this server's. [`Failure::Passing`]: it may work later; what was
-    /// heard so far is forgotten, because the other server may not have reached the database either.
+    /// [`Failure::Final`]: this server cannot use the database, or the data directory cannot be written.
+    /// [`Failure::Transient`]: a later attempt may succeed. The wait then begins anew, because the other server may not
+    /// have reached the database either.
     pub async fn attempt(
         &mut self,
         url: &DatabaseUrl,
@@ -71,72 +75,75 @@ impl Listener {
         sale_period_s: u32,
         make_new: impl FnOnce() -> Result<(), Fatal>,
     ) -> Result<Attempt, Failure> {
-        let heard = self.heard.take();
+        let first_seen = self.first_seen.take();
         let mut database = Database::connect(url).await?;
-        let Some(found) = database.found().await? else { return Ok(Attempt::NothingThere) };
+        let Some(found) = database.found().await? else { return Ok(Attempt::NeverUsed) };
         if found.sale_period_s != sale_period_s {
             return Err(other_period(found.sale_period_s));
         }
         if found.seen_us.is_some() {
-            match heard {
+            match first_seen {
                 Some((before, since)) if before == found => {
-                    self.heard = heard;
-                    if since.elapsed() < SILENCE {
-                        return Ok(Attempt::Listening);
+                    self.first_seen = first_seen;
+                    if since.elapsed() < OWNER_TIMEOUT {
+                        return Ok(Attempt::Waiting);
                     }
                 }
-                Some((before, _)) if before.owner == found.owner => return Ok(Attempt::Alive),
+                Some((before, _)) if before.owner == found.owner => return Ok(Attempt::OwnerAlive),
                 _ => {
-                    self.heard = Some((found, Instant::now()));
-                    return Ok(Attempt::Listening);
+                    self.first_seen = Some((found, Instant::now()));
+                    return Ok(Attempt::Waiting);
                 }
             }
         }
-        make_new().map_err(Failure::Final)?;
-        let taken_over = database.take_over(found, host::new_id().map_err(Failure::Final)?).await?;
+        make_new()?;
+        let taken_over = database.take_over(found, host::new_id()?).await?;
         let Owner { cluster, run } = taken_over.owner;
         let stream = StreamId { cluster, epoch: run.epoch, shard: 0, log: LogKind::Purchases };
         let memory = Memory { seen: Some(run), claiming: None, filled: Some(run) };
         let control = Control::new(cluster, run.epoch, sale_period_s, memory);
-        dir.fill(control, |logs| write_stream(logs, stream, &taken_over.records)).map_err(Failure::Final)?;
+        dir.fill(control, |logs| write_stream(logs, stream, &taken_over.records))?;
         Ok(Attempt::TakenOver(taken_over))
     }
 }
 
 impl Database {
-    /// Takes the installation over from the run that was `found`: as the run after it, whose only stream is what the
-    /// latest sale came to.
+    /// Takes the installation over from the run in `found`, as the next run with the random `id`. The only stream of
+    /// this run has the records of the latest sale.
     ///
     /// # Errors
-    /// [`Failure::Passing`] also if another run was there first.
+    /// [`Failure::Transient`]: the owner's row has changed since `found` was read, or a statement failed.
     pub async fn take_over(&mut self, found: OwnerRow, id: Uuid) -> Result<TakenOver, Failure> {
         let transaction = self.client.transaction().await?;
         let known = lock_clusters(&transaction).await?;
         if known != Some(found) {
-            return Err(Failure::Passing("it was heard of in the meantime".into()));
+            return Err(Failure::Transient("another server has reported to the database in the meantime".into()));
         }
         let cluster = found.owner.cluster;
         let owner = Owner { cluster, run: Run { epoch: found.owner.run.epoch + 1, id } };
-        // Nobody else ships from here on: what is read now is all there will ever be of the earlier runs.
+        // The lock keeps all other runs from writing, so these are all records that earlier runs will ever have here.
         let records = latest_sale(&transaction).await?;
         let stream = StreamId { cluster, epoch: owner.run.epoch, shard: 0, log: LogKind::Purchases };
-        begin(&transaction, &stream, records.len() as Seq).await?;
+        set_position(&transaction, &stream, records.len() as Seq).await?;
         write_owner(&transaction, owner, found.sale_period_s).await?;
         transaction.commit().await?;
         Ok(TakenOver { owner, records })
     }
 }
 
-/// The records that bring the latest sale back: what is held and what is sold, nothing that is over.
+/// Returns the records from which recovery builds the latest sale: its opening, its holds without a release,
+/// and its purchases.
 async fn latest_sale(client: &impl GenericClient) -> Result<Vec<Record>, Failure> {
     let sale = "select sale_id, items, user_limit, opened_at from sales order by sale_id desc limit 1";
     let Some(row) = client.query_opt(sale, &[]).await? else { return Ok(Vec::new()) };
     let (sale_id, items, user_limit): (i64, i32, i32) = (row.get(0), row.get(1), row.get(2));
     let (sale, opened_ms) = (SaleId(sale_id as u32), unix_ms(row.get(3)));
     let terms = Terms { sale, items: items as u32, user_limit: user_limit as u32 };
-    let mut records =
-        vec![Record::sale_opened(&terms, opened_ms), Record { sale, unix_ms: opened_ms, event: LogEvent::TakenOver }];
-    // What was bought counts even if somebody has removed the sale's checkouts.
+    let mut records = vec![
+        Record::sale_opened(&terms, opened_ms),
+        Record { sale, unix_ms: opened_ms, event: LogEvent::RestoredFromPostgres },
+    ];
+    // The full join keeps purchases whose checkouts an operator has deleted.
     let live = "select item_id, coalesce(p.user_id, c.user_id), code, coalesce(c.at, p.at), \
         coalesce(c.expires_at, p.at), p.at, p.idempotency_key from \
         (select * from checkouts c where sale_id = $1 and outcome = 0 and not exists \
@@ -164,7 +171,7 @@ fn unix_ms(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
-/// Writes a whole stream, durably. Recovery will seal it.
+/// Writes a complete stream, durably. Recovery seals it.
 fn write_stream(dir: &Path, stream: StreamId, records: &[Record]) -> io::Result<()> {
     let mut chain = Chain::new(stream);
     for segment in records.chunks(SEGMENT_BLOCKS * BLOCK_RECORDS) {

@@ -1,26 +1,36 @@
-//! The schema of the database: brings it up to date, and refuses one that is newer.
+//! The schema of the database: applies the files of `sql/`, and refuses a schema that is newer than this version.
 
 use crate::config::fatal::Fatal;
 use crate::postgres::failure::Failure;
 use tokio_postgres::Client;
 
-/// The schema, one file a version, in order. A file that has been released never changes.
+/// The files of `sql/`, one per version of the schema, in order. A released file never changes.
 const MIGRATIONS: &[&str] = &[include_str!("../../sql/0001_schema.sql")];
-/// Names the lock under which the schema is changed, so that two servers can start at once.
+/// Key of the advisory lock under which the schema is changed, so that two servers can start at the same time.
 const MIGRATION_LOCK: i64 = 0x5354_414d_5045_4445;
 
+/// The query for the version of the schema: the number of the last file that was applied, or 0.
 pub const APPLIED: &str = "select coalesce(max(version), 0) from schema_migrations";
 
+/// Checks that this version of Stampede supports version `applied` of the schema.
+///
+/// # Errors
+/// [`Failure::Final`]: the schema is newer.
 pub fn check_version(applied: i32) -> Result<(), Failure> {
     let known = MIGRATIONS.len();
     if applied as usize <= known {
         return Ok(());
     }
-    let text = format!("its schema has version {applied} and this stampede knows {known}; start a newer stampede");
+    let text = format!(
+        "its schema has version {applied}, and this version of Stampede supports {known}; start a newer version"
+    );
     Err(Failure::Final(Fatal::Database(text)))
 }
 
-/// Brings the schema up to date.
+/// Applies the files of `sql/` that the database lacks, in one transaction.
+///
+/// # Errors
+/// [`Failure::Final`]: the schema is newer than this version. [`Failure::Transient`]: a statement failed.
 pub async fn migrate(client: &mut Client) -> Result<(), Failure> {
     let transaction = client.transaction().await?;
     transaction.execute("select pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK]).await?;

@@ -1,4 +1,4 @@
-//! A connection to the database, with the limits that every session sets.
+//! A connection to the database: log-in, session parameters, schema and prepared statements.
 
 use crate::config::database_url::{DatabaseUrl, TlsMode};
 use crate::postgres::failure::Failure;
@@ -6,30 +6,32 @@ use crate::postgres::{pgpass, schema, tls};
 use std::collections::BTreeSet;
 use tokio_postgres::{Client, NoTls, Statement};
 
-/// Every wait is bounded, on both sides: a connection that nobody answers any more must not hold its locks.
+/// The parameters of every session. Each wait has a limit, on both sides, so that a session whose client is lost
+/// releases its locks.
 const SESSION: &str = "set statement_timeout = '30s'; set lock_timeout = '10s'; set synchronous_commit = on; \
     set idle_in_transaction_session_timeout = '60s'; set tcp_user_timeout = '30s'; \
     set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5; set tcp_keepalives_count = 3; \
     set client_min_messages = warning";
 
-/// A connection to the database.
+/// A connection to the database, with its prepared statements.
 pub struct Database {
     pub(crate) client: Client,
-    /// Sales whose partition is known to be there.
+    /// Sales whose partition of `checkouts` is known to exist.
     pub(crate) prepared: BTreeSet<u32>,
     pub(crate) copy_checkouts: Statement,
     pub(crate) copy_purchases: Statement,
     pub(crate) copy_releases: Statement,
     pub(crate) copy_items: Statement,
-    pub(crate) move_on: Statement,
+    pub(crate) move_positions: Statement,
     pub(crate) set_seen: Statement,
 }
 
 impl Database {
-    /// Connects, and brings the schema up to date.
+    /// Connects, updates the schema, and prepares the statements.
     ///
     /// # Errors
-    /// [`Failure::Final`]: the schema is newer than this version.
+    /// [`Failure::Final`]: the schema is newer than this version. [`Failure::Transient`]: the database is not reachable,
+    /// refuses the connection, or a statement failed.
     pub async fn connect(url: &DatabaseUrl) -> Result<Database, Failure> {
         let mut client = log_in(url).await?;
         schema::migrate(&mut client).await?;
@@ -40,7 +42,7 @@ impl Database {
             copy_purchases: client.prepare(&copy("purchases")).await?,
             copy_releases: client.prepare(&copy("releases")).await?,
             copy_items: client.prepare(&copy("sale_items")).await?,
-            move_on: client
+            move_positions: client
                 .prepare(
                     "update log_positions p set position = m.later \
                      from unnest($2::bigint[], $3::integer[], $4::text[], $5::bigint[], $6::bigint[]) \
@@ -60,10 +62,10 @@ impl Database {
     }
 }
 
-/// Opens a session with its limits. Takes the password from the password file if the URL has none.
+/// Opens a session and sets its parameters. Takes the password from the password file if the URL has none.
 ///
 /// # Errors
-/// [`Failure::Passing`]: no server answers, or it refuses.
+/// [`Failure::Transient`]: the database is not reachable or refuses the connection, or TLS cannot be set up.
 pub async fn log_in(url: &DatabaseUrl) -> Result<Client, Failure> {
     let mut config = url.config.clone();
     if config.get_password().is_none()
@@ -73,11 +75,11 @@ pub async fn log_in(url: &DatabaseUrl) -> Result<Client, Failure> {
     }
     let client = if url.tls == TlsMode::Disable {
         let (client, connection) = config.connect(NoTls).await?;
-        // Ends with the client; what it says of errors the client's calls say too.
+        // The task ends with the client. Its errors are dropped, because the client's calls return them too.
         tokio::spawn(connection);
         client
     } else {
-        let (client, connection) = config.connect(tls::connector(url).map_err(Failure::Passing)?).await?;
+        let (client, connection) = config.connect(tls::connector(url).map_err(Failure::Transient)?).await?;
         tokio::spawn(connection);
         client
     };

@@ -1,4 +1,32 @@
-//! One transaction: rows and positions together.
+//! One transaction for the owner's row, the positions and the rows: the protocol by which each record arrives exactly
+//! once.
+//!
+//! The *fence* is the row of `clusters` that names the run that owns the database. A *position* is the number of
+//! records of one stream that are in the database; it is a row of `log_positions`.
+//!
+//! [`Database::ship`] sends one batch:
+//!
+//! 1. `begin`.
+//! 2. Update the fence, on the condition that it names this run. If it does not, another run has taken over: the
+//!    transaction is not committed, and the process ends. Its lock makes a run that wants to take over wait until this
+//!    transaction has ended.
+//! 3. Move each position, on the condition that it has exactly the value that this run knows. If one has another value,
+//!    an earlier transaction of this run was committed after all: the batch fails and nothing of it is written.
+//! 4. Wait for the answers to steps 1 to 3, which were sent together.
+//! 5. Create the partitions of sales that are new on this connection, and insert the rows of `sales`.
+//! 6. Copy the rows into `checkouts`, `purchases` and `releases`.
+//! 7. `commit`. The database has the rows and the positions, or neither.
+//!
+//! If the connection breaks, a statement fails or an answer is late, the transaction may be committed, rolled back or
+//! still running. In each of these cases [`crate::postgres::shipper`] does this:
+//!
+//! 1. It drops the connection, the batch and the positions, waits for 0.1 to 5 s, and connects again.
+//! 2. It claims the database again. The claim locks `clusters`. A transaction that can still be committed has passed
+//!    step 4, so it holds a lock on this table, and the claim waits until that transaction has ended. If the wait is
+//!    longer than `lock_timeout`, the attempt fails and step 1 follows.
+//! 3. It reads the fence and the positions under this lock. No other transaction can change them.
+//! 4. It gathers from these positions on. Records of the lost batch are sent again if the batch was rolled back, and
+//!    only then.
 
 use crate::log::block::StreamId;
 use crate::log::ownership::Owner;
@@ -15,28 +43,28 @@ use tokio::try_join;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Statement};
 
-/// Bytes of one COPY message.
+/// Maximum number of bytes in one COPY message.
 const COPY_BYTES: usize = 256 * 1024;
 
-/// Items of a catalogue made in one go: about 2 MiB of rows, while no others are shipped.
+/// Items of a catalogue that are generated in one transaction: about 2 MiB of rows. No other rows are sent meanwhile.
 const CATALOGUE_ITEMS: i32 = 20_000;
 
-/// How far one stream moves on in a transaction.
+/// The change of one stream's position in a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PositionMove {
-    /// The stream.
+    /// Id of the stream.
     pub stream: StreamId,
-    /// Its position before, exactly.
+    /// Position that the database must have before the transaction.
     pub from: Seq,
-    /// Its position after.
+    /// Position after the transaction.
     pub to: Seq,
 }
 
 impl Database {
-    /// Makes the next part of a catalogue. Returns whether there was one to make.
+    /// Generates the next part of the oldest incomplete catalogue. Returns whether there was one.
     ///
     /// # Errors
-    /// Of the connection. The transaction may still be open then.
+    /// [`Failure::Transient`]: a statement failed. The transaction may still be open, so the caller drops the connection.
     pub async fn extend_catalogue(&self) -> Result<bool, Failure> {
         let Database { client, copy_items, .. } = self;
         client.batch_execute("begin").await?;
@@ -54,22 +82,23 @@ impl Database {
         Ok(row.is_some())
     }
 
-    /// Brings `rows` and the positions in one transaction: both, or neither. What need not wait for an answer is sent
-    /// at once, in this order; the commit waits for all of them. `moves` are of one installation.
+    /// Writes `rows` and moves the positions in one transaction, as the steps of this file describe. All `moves` belong
+    /// to the installation of `owner`.
     ///
     /// # Errors
-    /// After [`Failure::Passing`], whether it happened is unknown: connect anew and read the positions again. The
-    /// transaction may still be open until then.
+    /// [`Failure::Final`]: another run has taken over, or a purchase exists already. [`Failure::Transient`]: whether the
+    /// transaction was committed is unknown, and it may still be open. The caller drops the connection, connects again,
+    /// and reads the positions.
     pub async fn ship(&mut self, owner: Owner, rows: Rows, moves: &[PositionMove]) -> Result<(), Failure> {
         let Database { client, prepared, .. } = self;
         try_join!(
             biased;
             async { Ok(client.batch_execute("begin").await?) },
-            // This row is the fence: whoever wants to take over waits for this transaction.
+            // The fence. Its lock makes a run that wants to take over wait for this transaction.
             set_seen(client, &self.set_seen, owner, "now"),
-            // Before the rows: if another transaction of this run is still in doubt, this is where it shows. It moves
-            // nothing unless it is in the transaction that the fence has written in: `begin` may have failed.
-            move_on(client, &self.move_on, moves),
+            // The statement moves nothing if its transaction has written nothing before. So if `begin` has failed, the
+            // positions do not move in a transaction of their own.
+            move_positions(client, &self.move_positions, moves),
         )?;
         for sale in rows.sales.difference(prepared) {
             client.execute("select prepare_sale($1)", &[&i64::from(*sale)]).await?;
@@ -94,7 +123,7 @@ impl Database {
     }
 }
 
-async fn move_on(client: &Client, statement: &Statement, moves: &[PositionMove]) -> Result<(), Failure> {
+async fn move_positions(client: &Client, statement: &Statement, moves: &[PositionMove]) -> Result<(), Failure> {
     let Some(PositionMove { stream: StreamId { cluster, .. }, .. }) = moves.first() else { return Ok(()) };
     let epochs: Vec<_> = moves.iter().map(|moved| i64::from(moved.stream.epoch)).collect();
     let shards: Vec<_> = moves.iter().map(|moved| i32::from(moved.stream.shard)).collect();
@@ -105,7 +134,10 @@ async fn move_on(client: &Client, statement: &Statement, moves: &[PositionMove])
     if moved == moves.len() as u64 {
         return Ok(());
     }
-    Err(Failure::Passing(format!("only {moved} of {} positions are as this run left them", moves.len())))
+    Err(Failure::Transient(format!(
+        "only {moved} of {} positions have the value that this run wrote last",
+        moves.len()
+    )))
 }
 
 async fn copy(client: &Client, statement: &Statement, rows: CopyRows) -> Result<(), Failure> {
@@ -121,7 +153,7 @@ async fn copy(client: &Client, statement: &Statement, rows: CopyRows) -> Result<
     }
     let copied = sink.finish().await?;
     if copied != sent {
-        return Err(Failure::Passing(format!("{copied} of {sent} rows were copied")));
+        return Err(Failure::Transient(format!("{copied} of {sent} rows were copied")));
     }
     Ok(())
 }

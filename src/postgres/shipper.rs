@@ -1,21 +1,32 @@
-//! The persistence thread: every flushed record to Postgres, exactly once.
+//! The persistence thread: sends every flushed record of all shards to Postgres, exactly once.
 //!
-//! One plain thread for all shards. Shards hand it what they have just flushed over a bounded channel and never wait;
-//! what finds the channel full is read back from the log, which is the truth. Rows and positions move on in one
-//! transaction. After any doubt the thread connects anew, asks how far it had come, and goes on from there.
+//! Shards pass the records of each flush over the bounded channel of [`crate::postgres::feed`] and never wait. Records
+//! for which the channel has no room are read back from the log. The transaction, and what the thread does after a lost
+//! answer, are described in [`crate::postgres::ship`].
+//!
+//! One round of the loop:
+//!
+//! 1. Gather records of all streams into a batch, up to 8 MiB.
+//! 2. Send the batch if it is due: it is full, its first record was gathered 20 ms ago, purchases in it wait for the
+//!    database (`--ack postgres`), or the process stops. If another full batch is durable already, gather it meanwhile.
+//! 3. Publish the new positions, and ring the shards.
+//! 4. Generate a part of a catalogue, if nothing was sent, or if a catalogue has waited for a second.
+//! 5. Report that this run is alive, every 2 s.
+//! 6. If nothing was sent and no catalogue is incomplete: report the end of this run and return, if the process stops
+//!    and no record is left. Otherwise sleep until a shard rings or a wait ends.
 
 use crate::config::fatal::Fatal;
-use crate::log::block::{LogKind, StreamId};
+use crate::log::block::StreamId;
 use crate::operate::status::Status;
 use crate::postgres::claim::{Claim, unreadable};
 use crate::postgres::copy_rows::{CopyRows, Rows};
 use crate::postgres::failure::Failure;
 use crate::postgres::feed::{self, Feed, FeedReceiver};
-use crate::postgres::restore::BEAT_TIME;
+use crate::postgres::restore::HEARTBEAT_TIME;
 use crate::postgres::session::Database;
 use crate::postgres::ship::PositionMove;
 use crate::postgres::stream_tail::StreamTail;
-use crate::sale::ids::Seq;
+use crate::sale::ids::{Seq, ShardId};
 use crate::sale::record::{RECORD_BYTES, Record};
 use crate::system::doorbell::Doorbell;
 use crate::system::threads;
@@ -28,96 +39,100 @@ use tokio::sync::Notify;
 use tokio::task::yield_now;
 use tokio::time::{sleep, sleep_until, timeout};
 
-/// Records of one transaction.
+/// Bytes of records at which a batch is full.
 const BATCH_BYTES_MAX: usize = 8 << 20;
-/// Records that are made rows at once, while the transaction before waits to be fed.
+/// Bytes of records that are turned into rows at once. The previous transaction is served between two pieces.
 const PIECE_BYTES_MAX: usize = 64 << 10;
-/// How long one transaction may take.
+/// Maximum duration of a transaction.
 const SHIP_TIME: Duration = Duration::from_secs(60);
-/// How long connecting may take.
+/// Maximum duration of connecting and claiming.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
+/// Wait before the first attempt to connect again. Each further wait is twice as long.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// Longest wait between two attempts to connect.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// The thread looks for work at least this often.
+/// How long the thread waits for a ring before it looks for work by itself.
 const IDLE_TIME: Duration = Duration::from_millis(500);
-/// How long rows that nobody waits for may wait for more: each transaction costs CPU time that buyers need, too.
+/// How long a batch may wait for more records if no buyer waits for it. Fewer transactions leave more CPU time for
+/// buyers.
 const GATHER_TIME: Duration = Duration::from_millis(20);
-/// How long a catalogue may wait until there is nothing else to do.
+/// How long the next part of a catalogue may be delayed by batches.
 const CATALOGUE_TIME: Duration = Duration::from_secs(1);
 
-/// What the thread starts with.
+/// Everything that the persistence thread needs to start.
 pub struct Plan {
-    /// What to claim, and how.
+    /// Claim on the database.
     pub claim: Claim,
-    /// What shards publish.
+    /// Numbers that the shards publish, and the thread's own.
     pub status: Arc<Status>,
-    /// Wakes each shard.
+    /// Doorbells that wake the shards.
     pub doorbells: Arc<[Doorbell]>,
-    /// To each shard: how much of the streams that it looks after is in the database.
+    /// Channel to each shard, for the positions of the streams whose segments that shard removes.
     pub shipped: Vec<Sender<(StreamId, Seq)>>,
-    /// Whether buyers wait for the database.
+    /// Whether purchases are acknowledged only after their transaction (`--ack postgres`).
     pub is_awaited: bool,
 }
 
-/// The running thread.
+/// The running persistence thread.
 pub struct Persistence {
     thread: thread::JoinHandle<()>,
-    /// By when, once it is told to stop.
+    /// Deadline of the stop. Empty until the process stops.
     stop: Arc<OnceLock<Instant>>,
     bell: Arc<Notify>,
 }
 
 impl Persistence {
-    /// Waits until everything flushed is in the database, but not longer than until `deadline`.
+    /// Stops the thread, and waits until all flushed records are in the database or `deadline` has passed.
     pub fn finish(self, deadline: Instant) {
         let _ = self.stop.set(deadline);
         self.bell.notify_one();
-        // A panic has ended the process already.
+        // A thread that panics ends the process, so the result is never an error.
         let _ = self.thread.join();
     }
 }
 
-/// What one transaction will bring.
+/// The rows of the next transaction.
 #[derive(Default)]
 struct PendingBatch {
     rows: Rows,
-    /// Of the records that became rows.
+    /// Size of the records that became these rows.
     bytes: usize,
-    /// When the first of them was gathered.
+    /// Time at which the first record was gathered.
     since: Option<Instant>,
 }
 
 impl PendingBatch {
-    /// How much longer it may wait for more rows, when nobody waits for those that it has.
+    /// Returns how much longer the batch may wait for more records if no buyer waits for it.
     fn patience(&self) -> Duration {
         let is_full = self.bytes >= BATCH_BYTES_MAX;
         self.since.filter(|_| !is_full).map_or(Duration::ZERO, |since| GATHER_TIME.saturating_sub(since.elapsed()))
     }
 }
 
-/// What the thread does.
+/// The state of the persistence thread.
 pub struct Shipper {
     plan: Plan,
     flushed: FeedReceiver,
     stop: Arc<OnceLock<Instant>>,
-    /// Purchases before attempts, earlier runs before this one: a sale's opening comes before its rows.
+    /// All streams: purchases before attempts, earlier runs before this one. So the row of a sale is written before the
+    /// rows that belong to it.
     tails: Vec<StreamTail>,
-    /// When to say next that this run lives.
-    next_beat: Instant,
+    /// Time of the next report to the database that this run is alive.
+    next_heartbeat: Instant,
 }
 
 impl Shipper {
-    /// A shipper and the way to it.
+    /// Creates the thread's state, and the sending end of its channel for the shards.
     pub fn new(plan: Plan) -> (Shipper, Feed) {
         let (feed, flushed) = feed::channel();
-        let (stop, tails, next_beat) = (Arc::new(OnceLock::new()), Vec::new(), Instant::now());
-        (Shipper { plan, flushed, stop, tails, next_beat }, feed)
+        let (stop, tails, next_heartbeat) = (Arc::new(OnceLock::new()), Vec::new(), Instant::now());
+        (Shipper { plan, flushed, stop, tails, next_heartbeat }, feed)
     }
 
-    /// Starts the thread: from now on the database is this run's.
+    /// Starts the thread, which then claims the database for this run.
     ///
     /// # Errors
-    /// [`Fatal::Host`]: no thread can be had.
+    /// [`Fatal::Host`]: the host provides no thread.
     pub fn start(self) -> Result<Persistence, Fatal> {
         let (stop, bell) = (self.stop.clone(), self.flushed.bell.clone());
         let runtime = threads::event_loop()?;
@@ -130,45 +145,52 @@ impl Shipper {
         let stop = self.stop.clone();
         let is_finished = tokio::select! {
             () = self.ship_until_stopped() => true,
-            () = patience_over(stop) => false,
+            () = stop_deadline_passed(stop) => false,
         };
         if !is_finished {
             let records_behind = self.plan.status.records_behind();
-            tracing::warn!(records_behind, "stopping without the database: the log keeps what it misses");
+            tracing::warn!(
+                records_behind,
+                "stopping without the database: the log keeps the records that Postgres lacks"
+            );
         }
     }
 
     async fn ship_until_stopped(&mut self) {
         let mut backoff = BACKOFF_MIN;
-        let mut is_away = false;
+        let mut is_unavailable = false;
         loop {
-            let why = match self.serve(&mut is_away, &mut backoff).await {
+            let why = match self.serve(&mut is_unavailable, &mut backoff).await {
                 Ok(()) => return,
                 Err(Failure::Final(fatal)) => fatal.exit(),
-                Err(Failure::Passing(why)) => why,
+                Err(Failure::Transient(why)) => why,
             };
             self.plan.status.shipped.retries.add(1);
             self.plan.status.is_database_connected.store(false, Ordering::Relaxed);
-            if !std::mem::replace(&mut is_away, true) {
+            if !std::mem::replace(&mut is_unavailable, true) {
                 let url = self.plan.claim.url.place();
-                tracing::warn!(url, why, "the database is away: selling goes on, and the log keeps what it misses");
+                tracing::warn!(
+                    url,
+                    why,
+                    "the database is unavailable: records stay in the log, and with --ack local selling continues"
+                );
             }
             sleep(backoff).await;
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
     }
 
-    /// Connects and ships until the process stops and everything is shipped.
-    async fn serve(&mut self, is_away: &mut bool, backoff: &mut Duration) -> Result<(), Failure> {
+    /// Connects, and sends batches until the process stops and all records are in the database.
+    async fn serve(&mut self, is_unavailable: &mut bool, backoff: &mut Duration) -> Result<(), Failure> {
         let connecting = timeout(CONNECT_TIME, self.connect());
-        let mut database = connecting.await.map_err(|_| Failure::Passing("connecting took too long".into()))??;
+        let mut database = connecting.await.map_err(|_| Failure::Transient("connecting timed out".into()))??;
         let owner = self.plan.claim.owner;
-        let mut is_proven = false;
-        // A connection may have ended with a catalogue half made.
+        let mut is_verified = false;
+        // The previous connection may have ended before a catalogue was complete.
         let mut lacks_catalogue = Some(Instant::now());
         let mut batch = PendingBatch::default();
         loop {
-            // First this: what is flushed before the end is seen by what follows.
+            // Read this before gathering: all records that were flushed before the stop are gathered after it.
             let is_stopping = self.stop.get().is_some();
             self.gather(&mut batch).await?;
             let moves = self.moves();
@@ -186,7 +208,7 @@ impl Shipper {
                     Ok(())
                 };
                 if self.is_behind() {
-                    // Postgres need not wait for the next one. Else what comes meanwhile is better in one batch.
+                    // Gather a full batch during the transaction. Fewer records wait, so that they form one batch.
                     let (shipped, gathered) = tokio::join!(shipping, self.gather(&mut batch));
                     shipped.and(gathered)?;
                 } else {
@@ -198,22 +220,22 @@ impl Shipper {
                     lacks_catalogue = lacks_catalogue.or(Some(Instant::now()));
                 }
             }
-            // Buyers first, but not for ever.
+            // Batches come first, but they delay the catalogue for at most a second.
             if lacks_catalogue.is_some_and(|since| !is_due || since.elapsed() > CATALOGUE_TIME) {
                 let extended = in_time(database.extend_catalogue()).await?;
                 lacks_catalogue = extended.then(Instant::now);
             }
-            if Instant::now() >= self.next_beat {
-                in_time(database.beat(owner)).await?;
-                self.next_beat = Instant::now() + BEAT_TIME;
+            if Instant::now() >= self.next_heartbeat {
+                in_time(database.heartbeat(owner)).await?;
+                self.next_heartbeat = Instant::now() + HEARTBEAT_TIME;
             }
-            if !std::mem::replace(&mut is_proven, true) {
-                // Only now: a database that takes connections but no rows is away.
+            if !std::mem::replace(&mut is_verified, true) {
+                // Log this after the first successful statements: a database may accept connections and refuse rows.
                 let records_behind = self.plan.status.records_behind();
-                // Before the line: whoever reads it finds it so.
+                // Publish the state before the log line, so that a reader of the line sees it in `/readyz`.
                 self.plan.status.is_database_connected.store(true, Ordering::Relaxed);
                 tracing::info!(url = self.plan.claim.url.place(), records_behind, "the database is connected");
-                (*is_away, *backoff) = (false, BACKOFF_MIN);
+                (*is_unavailable, *backoff) = (false, BACKOFF_MIN);
             }
             if is_due || lacks_catalogue.is_some() {
                 continue;
@@ -221,14 +243,14 @@ impl Shipper {
             match (moves.is_empty(), self.plan.is_awaited) {
                 (true, _) if is_stopping => return in_time(database.leave(owner)).await,
                 (true, _) => drop(timeout(IDLE_TIME, self.flushed.bell.notified()).await),
-                // A purchase may come.
+                // A purchase may arrive, and is sent at once.
                 (false, true) => drop(timeout(batch.patience(), self.flushed.bell.notified()).await),
                 (false, false) => sleep(batch.patience()).await,
             }
         }
     }
 
-    /// Connects, and finds out how far each stream has come.
+    /// Connects, claims the database, and reads the position of each stream.
     async fn connect(&mut self) -> Result<Database, Failure> {
         let (database, streams) = self.plan.claim.make().await?;
         let ends: Vec<Option<Seq>> = self.plan.claim.streams.iter().map(|(_, end)| *end).collect();
@@ -236,32 +258,33 @@ impl Shipper {
         for ((stream, position), end) in streams.into_iter().zip(ends) {
             let before = before.iter().find(|before| before.stream == stream).map_or(0, |before| before.position);
             if let Some(again) = before.checked_sub(position).filter(|again| *again > 0) {
-                tracing::warn!(%stream, again, "the database has lost records that it had committed: they are sent again");
+                tracing::warn!(%stream, again, "the database has lost committed records: they are sent again");
             }
             self.tails.push(StreamTail::new(&self.plan.claim.logs, stream, position, end));
-            self.tell_keeper(stream, position);
+            self.send_position(stream, position);
         }
         self.tails.sort_by_key(|tail| tail.stream.key());
         self.publish();
         Ok(database)
     }
 
-    /// Tells the shard that looks after a stream how much of it is in the database.
-    fn tell_keeper(&self, stream: StreamId, position: Seq) {
+    /// Sends the position of a stream to the shard that removes its segments.
+    fn send_position(&self, stream: StreamId, position: Seq) {
         let keeper = usize::from(stream.shard) % self.plan.shipped.len();
-        // The shard may have stopped.
+        // Sending fails if the shard has stopped. It then removes no segments.
         let _ = self.plan.shipped[keeper].send((stream, position));
     }
 
     fn arrived(&mut self, moved: &PositionMove) {
-        let tail = self.tails.iter_mut().find(|tail| tail.stream == moved.stream).expect("it was gathered from it");
+        let tail = self.tails.iter_mut().find(|tail| tail.stream == moved.stream).expect("the stream was gathered");
         tail.position = moved.to;
-        self.tell_keeper(moved.stream, moved.to);
+        self.send_position(moved.stream, moved.to);
     }
 
-    /// Adds the next rows of all streams, as far as there is room.
+    /// Adds the next records of all streams to the batch, until the batch is full.
     async fn gather(&mut self, batch: &mut PendingBatch) -> Result<(), Failure> {
-        // First how far, then the chunks: what is flushed by then has been offered by then.
+        // Read the durable positions before the chunks: a shard offers a chunk before it publishes its position, so the
+        // channel has every chunk up to these positions that was not dropped.
         let durable: Vec<Seq> = self.tails.iter().map(|tail| tail.durable(&self.plan.status)).collect();
         for chunk in self.flushed.take() {
             if let Some(tail) = self.tails.iter_mut().find(|tail| tail.stream == chunk.stream) {
@@ -280,36 +303,32 @@ impl Shipper {
                 }
                 batch.bytes += records.len();
                 batch.since = batch.since.or(Some(Instant::now()));
-                // The batch before is on this thread, too.
+                // The previous transaction runs on this thread, too.
                 yield_now().await;
             }
         }
         Ok(())
     }
 
-    /// What the batch that has been gathered moves.
+    /// Returns the moves of the positions for the gathered batch.
     fn moves(&self) -> Vec<PositionMove> {
         let moves =
             self.tails.iter().map(|tail| PositionMove { stream: tail.stream, from: tail.position, to: tail.gathered });
         moves.filter(|moved| moved.from < moved.to).collect()
     }
 
-    /// Whether there is a full batch to be gathered.
+    /// Returns whether enough records for a full batch are durable and not gathered.
     fn is_behind(&self) -> bool {
         let records = |tail: &StreamTail| tail.durable(&self.plan.status).saturating_sub(tail.gathered);
         self.tails.iter().map(records).sum::<Seq>() >= (BATCH_BYTES_MAX / RECORD_BYTES) as Seq
     }
 
-    /// Lets shards and readers of `/health` know.
+    /// Publishes the positions for shards and status pages, and rings the shards.
     fn publish(&self) {
         let status = &self.plan.status;
         for tail in self.tails.iter().filter(|tail| tail.end.is_none()) {
-            let shard = &status.shards[usize::from(tail.stream.shard)];
-            let persisted = match tail.stream.log {
-                LogKind::Purchases => &shard.persisted,
-                LogKind::Attempts => &shard.attempts_persisted,
-            };
-            persisted.store(tail.position, Ordering::Release);
+            let shard = status.shard(ShardId(tail.stream.shard));
+            shard.log(tail.stream.log).persisted.store(tail.position, Ordering::Release);
         }
         let earlier = self.tails.iter().filter_map(|tail| Some(tail.end?.saturating_sub(tail.position)));
         status.earlier_behind.store(earlier.sum(), Ordering::Relaxed);
@@ -317,14 +336,14 @@ impl Shipper {
     }
 }
 
-/// Waits for the database, but not for ever.
+/// Waits for the database, at most for [`SHIP_TIME`].
 async fn in_time<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let result = timeout(SHIP_TIME, work).await;
-    result.unwrap_or_else(|_| Err(Failure::Passing("the database took too long to answer".into())))
+    result.unwrap_or_else(|_| Err(Failure::Transient("the database did not answer".into())))
 }
 
-/// Comes back when a process that is to stop has waited long enough for the database.
-async fn patience_over(stop: Arc<OnceLock<Instant>>) {
+/// Returns when the process stops and the deadline of its stop has passed.
+async fn stop_deadline_passed(stop: Arc<OnceLock<Instant>>) {
     loop {
         match stop.get() {
             Some(deadline) => return sleep_until((*deadline).into()).await,

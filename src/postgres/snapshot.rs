@@ -1,4 +1,4 @@
-//! A read-only look at the database, as of one moment.
+//! A read-only snapshot of the database, for `stampede log` and for the preparation of an upgrade.
 
 use crate::config::database_url::DatabaseUrl;
 use crate::log::ownership::Owner;
@@ -7,24 +7,25 @@ use crate::postgres::owner_row::{self, OWNER, Positions};
 use crate::postgres::{schema, session};
 use tokio_postgres::Client;
 
-/// What the database was at one moment.
+/// A transaction that reads the state of the database at one moment.
 pub struct Snapshot {
-    /// Whom it names as its owner, if anybody.
+    /// Owner of the database, or `None` if it was never used.
     pub owner: Option<Owner>,
-    /// How much of each stream of its owner is there.
+    /// Positions of the owner's streams.
     pub positions: Positions,
-    /// Reads as of that moment, and cannot write.
+    /// Client of the open transaction: repeatable read, read only.
     pub client: Client,
 }
 
 impl Snapshot {
-    /// Looks at the database, which changes nothing in it.
+    /// Opens the transaction, and reads the owner and the positions. Does not change the database, not even its schema.
     ///
     /// # Errors
-    /// [`Failure::Final`]: the schema is newer than this version.
+    /// [`Failure::Final`]: the schema is newer than this version. [`Failure::Transient`]: the database is not reachable,
+    /// or a query failed.
     pub async fn take(url: &DatabaseUrl) -> Result<Snapshot, Failure> {
         let client = session::log_in(url).await?;
-        // Whoever looks may take longer than whoever writes, and is in nobody's way.
+        // The reader may be idle for longer than a writer, because it holds no lock that delays a writer.
         let begin = "set idle_in_transaction_session_timeout = 0; begin isolation level repeatable read read only";
         client.batch_execute(begin).await?;
         let mut snapshot = Snapshot { owner: None, positions: Positions::new(), client };

@@ -1,6 +1,6 @@
-//! The part of one stream that is not yet in Postgres: chunks kept in memory, and a reader for the rest.
+//! The part of one stream that is not in Postgres yet: chunks in memory, and a reader of the log for all other records.
 
-use crate::log::block::{LogKind, StreamId};
+use crate::log::block::StreamId;
 use crate::log::reader::LogReader;
 use crate::log::writer::Chunk;
 use crate::operate::status::Status;
@@ -11,18 +11,18 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-/// Bytes of one stream's records kept in memory ahead of their transaction.
+/// Maximum number of bytes of one stream's records in memory before they are put into a batch, give or take one chunk.
 const PENDING_BYTES_MAX: usize = 8 << 20;
 
-/// One stream, as far as it is shipped.
+/// A stream and its progress to the database.
 pub struct StreamTail {
-    /// The stream.
+    /// Id of the stream.
     pub stream: StreamId,
-    /// Records in the database.
+    /// Number of records in the database.
     pub position: Seq,
-    /// Records in the database or in a batch.
+    /// Number of records in the database or in a batch.
     pub gathered: Seq,
-    /// Records that the stream ends with, if an earlier run wrote it.
+    /// Number of records of the complete stream, or `None` if this run writes it.
     pub end: Option<Seq>,
     pending: VecDeque<Chunk>,
     pending_bytes: usize,
@@ -30,23 +30,20 @@ pub struct StreamTail {
 }
 
 impl StreamTail {
-    /// Creates the tail of `stream`, of which `position` records are in the database, and whose segments are in `logs`.
+    /// Creates the tail of `stream`. The database has `position` of its records; its segments are in `logs`.
     pub fn new(logs: &Path, stream: StreamId, position: Seq, end: Option<Seq>) -> Self {
         let (pending, reader) = (VecDeque::new(), LogReader::new(logs, stream));
         StreamTail { stream, position, gathered: position, end, pending, pending_bytes: 0, reader }
     }
 
-    /// Returns how many records of the stream are durable.
+    /// Returns the number of durable records of the stream.
     pub fn durable(&self, status: &Status) -> Seq {
         let shard = &status.shards[usize::from(self.stream.shard) % status.shards.len()];
-        let live = match self.stream.log {
-            LogKind::Purchases => &shard.flushed,
-            LogKind::Attempts => &shard.attempts_flushed,
-        };
-        self.end.unwrap_or_else(|| live.load(Ordering::Acquire))
+        self.end.unwrap_or_else(|| shard.log(self.stream.log).flushed.load(Ordering::Acquire))
     }
 
-    /// Keeps a chunk in memory, if there is room for it.
+    /// Keeps a chunk in memory, or drops it if `PENDING_BYTES_MAX` is reached: its records are then read from the
+    /// log.
     pub fn keep(&mut self, chunk: Chunk) {
         if self.pending_bytes < PENDING_BYTES_MAX {
             self.pending_bytes += chunk.records.len();
@@ -54,10 +51,11 @@ impl StreamTail {
         }
     }
 
-    /// Appends records that are in no batch yet, up to `until`, from memory where they are there, else from the log.
+    /// Appends the next records up to `until` to `records`, and stops when `records` has `bytes_max` bytes or more.
+    /// Takes them from memory, or from the log if they are not in memory.
     ///
     /// # Errors
-    /// The log cannot be read.
+    /// The I/O error, if the log cannot be read.
     pub fn take(&mut self, until: Seq, bytes_max: usize, records: &mut Vec<u8>) -> io::Result<()> {
         while self.gathered < until && records.len() < bytes_max {
             let at = self.gathered;
@@ -74,7 +72,7 @@ impl StreamTail {
                     continue;
                 }
             }
-            let used = self.pending.pop_front().expect("there is a front");
+            let used = self.pending.pop_front().expect("the queue has a front");
             self.pending_bytes -= used.records.len();
         }
         Ok(())

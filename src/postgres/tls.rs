@@ -1,4 +1,4 @@
-//! Encryption of the connection to the database, by rustls.
+//! TLS for the connection to the database, by rustls. The modes are those of libpq.
 
 use crate::config::database_url::{DatabaseUrl, TlsMode};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -9,17 +9,17 @@ use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, Signatur
 use std::sync::Arc;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// What encrypts a connection by `url`.
+/// Returns the TLS connector for connections by `url`.
 ///
 /// # Errors
-/// The certificates to trust cannot be read; or there are none.
+/// The message, if the trusted certificates cannot be read or there are none.
 pub fn connector(url: &DatabaseUrl) -> Result<MakeRustlsConnect, String> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone());
     let builder = builder.with_safe_default_protocol_versions().expect("ring has every cipher of the default versions");
     let config = match url.tls {
         TlsMode::VerifyFull => builder.with_root_certificates(roots(url)?),
-        _ => builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider))),
+        _ => builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAnyCertificate(provider))),
     };
     Ok(MakeRustlsConnect::new(config.with_no_client_auth()))
 }
@@ -28,7 +28,8 @@ fn roots(url: &DatabaseUrl) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     let Some(path) = &url.root_certificates else {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        let hint = "the system trusts no certificates; install ca-certificates, or name a file by sslrootcert or DB_SSL_ROOT_CERT";
+        let hint = "the system has no trusted certificates; install ca-certificates, or set sslrootcert or \
+            DB_SSL_ROOT_CERT to a file";
         return if roots.is_empty() { Err(hint.into()) } else { Ok(roots) };
     };
     let unusable = |why: String| format!("sslrootcert {}: {why}", path.display());
@@ -37,14 +38,15 @@ fn roots(url: &DatabaseUrl) -> Result<RootCertStore, String> {
         let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
         roots.add(certificate).map_err(|error| unusable(error.to_string()))?;
     }
-    if roots.is_empty() { Err(unusable("no certificate is in it".into())) } else { Ok(roots) }
+    if roots.is_empty() { Err(unusable("the file has no certificate".into())) } else { Ok(roots) }
 }
 
-/// Trusts whoever answers, as libpq does with `prefer` and `require`; the handshake itself must still be sound.
+/// The verifier for `prefer` and `require`: accepts every certificate, as libpq does. The signatures of the handshake
+/// must still be valid.
 #[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
+struct AcceptAnyCertificate(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AcceptAnyCertificate {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

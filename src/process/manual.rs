@@ -1,6 +1,6 @@
-//! What can be read about the server without starting it: a page for `man`, and completions for shells.
+//! The command line, the manual page and the shell completions.
 //!
-//! All of it comes from the definitions of `--help`, so that none can know a setting that another lacks.
+//! All three are generated from the table of settings, so that they have the same settings as the server.
 
 use crate::config::fatal::EXIT_CODES;
 use crate::config::flags::{self, SETTINGS};
@@ -17,51 +17,59 @@ const NAME: &str = "stampede";
 const SIGNALS: &[(&str, &str)] = &[
     (
         "SIGTERM, SIGINT",
-        "Drain and stop: after --drain-delay nobody new is let in, requests in flight are finished, the log is flushed, \
-         Postgres gets the rest, all within --drain-timeout. A second one does not wait for requests in flight.",
+        "Stop in order. The server continues to sell for --drain-delay while /readyz answers 503. Then it accepts no \
+         new connections, finishes requests in flight, flushes the log and persists it in Postgres, for at most \
+         --drain-timeout. After a second signal, the server waits neither for requests in flight nor for Postgres.",
     ),
     (
         "SIGUSR2",
-        "Upgrade in place: the binary that is now at the same path is started with the same arguments, reads the file of \
-         --env-file anew, and takes over the sale, the port and every connection. If it cannot, the old process goes on.",
+        "Upgrade in place. The server starts the binary that is now at the same path, with the same arguments. The new \
+         process reads the file of --env-file again, and takes over the sale, the ports and all connections. If it \
+         cannot, the old process continues to serve.",
     ),
 ];
 
 const ENVIRONMENT: &[(&str, &str)] = &[
-    ("RUST_LOG", "Which log lines are written, like info (the default), warn or stampede=debug."),
-    ("PGPASSFILE", "Where passwords for Postgres are looked up that are not given; else in ~/.pgpass."),
+    ("RUST_LOG", "Level of the log lines: error, warn, info (the default), off, or a filter such as stampede=warn."),
+    ("PGPASSFILE", "Password file for Postgres, in place of ~/.pgpass. It is used if the settings have no password."),
 ];
 
 const FILES: &[(&str, &str)] = &[
     (
-        "./data, or what --data-dir says",
-        "The data directory. log/ is the purchase log, in binary segments; control.json names the installation, its sale \
-         period and what is known of the database; lock is held by the one server that runs on it; set-aside-1, \
-         set-aside-2, ... are logs that --recover-from postgres has put away.",
+        "./data, or the path of --data-dir",
+        "The data directory. log/ has the segments of the log. control.json has the id of the installation, its sale \
+         period and the last known state of the database. lock is locked by the running server. set-aside-1, \
+         set-aside-2, ... are logs that --recover-from postgres has moved away.",
     ),
-    (".env, or what --env-file says", "Settings, one VARIABLE=value a line; read at the start and anew by an upgrade."),
-    ("/var/lib/stampede", "The data directory and the working directory of the systemd unit."),
-    ("/etc/stampede/stampede.env", "Settings for the systemd unit, in the form of .env."),
+    (".env, or the path of --env-file", "Settings, one VARIABLE=value per line; an upgrade in place reads them again."),
+    ("/var/lib/stampede", "Data directory and working directory of the systemd unit."),
+    ("/etc/stampede/stampede.env", "Settings of the systemd unit, in the format of .env."),
 ];
 
-/// The command line: settings, or a command that prints something to read instead of starting the server.
+/// Returns the command line: the flags of the server, and the commands that print something in place of starting it.
 pub fn command() -> Command {
     let shells = PossibleValuesParser::new(["bash", "zsh", "fish"]);
     let shells = shells.map(|shell| shell.parse::<Shell>().expect("it is one of these"));
-    let shell = Arg::new("shell").value_name("SHELL").required(true).value_parser(shells).help("Whose completions");
+    let shell = Arg::new("shell").value_name("SHELL").required(true).value_parser(shells).help("Name of the shell");
     flags::command()
         .override_usage(
-            "stampede [OPTIONS]\n       stampede log <verify|dump|sale> [OPTIONS]\n       stampede completions <SHELL>\n       stampede man",
+            "stampede [OPTIONS]\n       \
+             stampede log <verify|dump|sale> [OPTIONS]\n       \
+             stampede completions <SHELL>\n       \
+             stampede man",
         )
-        .help_template("{about-with-newline}\n{usage-heading} {usage}\n\nOptions:\n{options}\n\nCommands:\n{subcommands}{after-help}")
+        .help_template(
+            "{about-with-newline}\n{usage-heading} {usage}\n\nOptions:\n{options}\n\n\
+             Commands:\n{subcommands}{after-help}",
+        )
         .args_conflicts_with_subcommands(true)
         .disable_help_subcommand(true)
         .subcommand(arguments::command())
-        .subcommand(Command::new("completions").about("Print completions of these flags for a shell").arg(shell))
-        .subcommand(Command::new("man").about("Print a manual page, for man -l -"))
+        .subcommand(Command::new("completions").about("Print completions for a shell").arg(shell))
+        .subcommand(Command::new("man").about("Print the manual page: stampede man | man -l -"))
 }
 
-/// What the arguments ask to have printed. Nothing, if they ask for a server.
+/// Returns the text that the command `man` or `completions` prints, or `None` for other arguments.
 pub fn asked_for(arguments: &ArgMatches) -> Option<String> {
     let text = match arguments.subcommand()? {
         ("completions", arguments) => completions(*arguments.get_one("shell").expect("it is required")),
@@ -72,7 +80,7 @@ pub fn asked_for(arguments: &ArgMatches) -> Option<String> {
 }
 
 fn completions(shell: Shell) -> Vec<u8> {
-    // The words that a setting may be are told by what stands for it in --help.
+    // The placeholder of a setting lists its possible values, such as `text|json`.
     let with_values = |command: Command, flag, value: &'static str| {
         command.mut_arg(flag, |arg| match value {
             "PATH" => arg.value_hint(ValueHint::DirPath),
@@ -117,7 +125,7 @@ fn page() -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
-/// Every command, with what it takes besides settings, and what it does.
+/// Returns every command with its own arguments, and its description. Settings are left out.
 fn commands(command: &Command, before: &str) -> Vec<(String, String)> {
     let is_known = |argument: &&Arg| {
         argument.get_id() == "help" || SETTINGS.iter().any(|setting| setting.flag == argument.get_id())
@@ -137,7 +145,7 @@ fn commands(command: &Command, before: &str) -> Vec<(String, String)> {
     commands.collect()
 }
 
-/// A section of terms and what each means.
+/// Adds a section with a list of terms and their meanings.
 fn list(page: &mut Roff, title: &str, terms: impl Iterator<Item = (impl Into<String>, impl Into<String>)>) {
     page.control("SH", [title]);
     for (term, meaning) in terms {

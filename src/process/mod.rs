@@ -1,8 +1,9 @@
 //! The main thread: start in order, watch, end. Never here: rules.
 //!
-//! [`start`] starts everything; [`resume`] finds the sale to continue, in the log or in the database; [`take_over`] does it
-//! beside a process that still sells. Then [`supervisor`] watches, and [`upgrading`] hands over to a new process.
-//! [`signals`] and [`service_manager`] are the ways in and out. [`manual`] is the manual page and shell completions.
+//! [`start`] starts everything; [`resume`] finds the sale to continue, in the log or in the database; [`take_over`]
+//! does it beside a process that still sells. Then [`supervisor`] watches, and [`upgrading`] hands over to a new
+//! process. [`signals`] and [`service_manager`] are the ways in and out. [`manual`] is the manual page and shell
+//! completions.
 
 pub mod manual;
 pub mod resume;

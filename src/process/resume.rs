@@ -1,15 +1,18 @@
-//! What a run goes on with: the log of its data directory or, if that is new, the sale that the database knows; in an
-//! upgrade, the log that another process is still writing.
+//! Finds the sale that a run continues: in the log of its data directory or, if that directory is new, in the database.
+//! In an upgrade, the log is read while another process still writes it.
+//!
+//! A start does not wait for the database, with one exception: a new data directory waits for it, because the sale may
+//! be there.
 
 use crate::config::fatal::Fatal;
 use crate::config::settings::{Config, RecoverFrom};
 use crate::log::block::{LogKind, StreamId};
-use crate::log::data_dir::{ControlFile, DataDir, Opened};
+use crate::log::data_dir::{ControlFile, DataDir, OpenDataDir};
 use crate::log::ownership::{Owner, Run, judge_owner};
 use crate::log::recovery::{Ends, Recovered, Recovery};
-use crate::postgres::claim::{Claim, fatal};
+use crate::postgres::claim::Claim;
 use crate::postgres::failure::Failure;
-use crate::postgres::restore::{Attempt, Listener};
+use crate::postgres::restore::{Attempt, TakeoverWait};
 use crate::postgres::snapshot::Snapshot;
 use crate::sale::partition::Partition;
 use crate::system::clock::Clock;
@@ -17,35 +20,36 @@ use crate::system::host;
 use crate::system::threads::event_loop;
 use std::time::Duration;
 
-/// How long a start waits for the database to say whether it fits the log. If it is away, selling goes on without.
+/// How long a start waits for the database, to check whether it fits the log. After that, selling begins without the
+/// check; the persistence thread makes it later.
 const CLAIM_TIME: Duration = Duration::from_secs(3);
-/// How long between two attempts to take a sale over.
+/// Time between two attempts to take a sale over.
 const RETRY_TIME: Duration = Duration::from_millis(500);
-/// How long one attempt may take.
+/// Maximum duration of one attempt to take a sale over.
 const ATTEMPT_TIME: Duration = Duration::from_secs(10);
 
-/// Records that are read in a moment.
-const CLOSE_ENOUGH: u64 = 2_000;
-/// How often a run reads on that has not come that close. Its writer may be faster.
+/// Number of records so small that the new process is close enough to the end of the log.
+const CATCH_UP_RECORDS: u64 = 2_000;
+/// Maximum number of passes over new records. There is a limit, because the writer may be faster than the reader.
 const CATCH_UP_TRIES: u32 = 20;
 
-/// A run, about to begin.
+/// Everything from which a run begins.
 pub struct Resumed {
-    /// Its data directory.
-    pub data: Opened,
-    /// What is written there beside the log.
+    /// Data directory of the run.
+    pub data: OpenDataDir,
+    /// `control.json` of the data directory.
     pub control: ControlFile,
-    /// Where the sale stands.
+    /// State of the sale, recovered from the log.
     pub recovered: Recovered,
-    /// What it persists to.
+    /// Claim on the database, or `None` without a database.
     pub claim: Option<Claim>,
 }
 
-/// Finds out what to go on with. `is_stopped` sleeps, and says whether the process has been told to stop; then there
-/// is nothing to go on with.
+/// Returns the state from which the run begins, or `None` if the process was stopped while it waited for the database.
+/// `is_stopped` sleeps for the given time, and returns whether a signal to stop has arrived.
 ///
 /// # Errors
-/// Whatever an operator has to see to: a damaged log, a database that contradicts it.
+/// Every reason that an operator must remove, such as a damaged log or a database that does not fit the log.
 pub fn resume(
     config: &Config,
     dir: &DataDir,
@@ -54,15 +58,15 @@ pub fn resume(
     is_stopped: impl Fn(Duration) -> bool,
 ) -> Result<Option<Resumed>, Fatal> {
     let runtime = event_loop()?;
-    let fill = |conflict| runtime.block_on(fill(config, dir, conflict, &is_stopped));
-    if dir.is_new() && config.recover_from != RecoverFrom::Log && !fill(None)? {
+    let fill_from_database = |conflict| runtime.block_on(fill_from_database(config, dir, conflict, &is_stopped));
+    if dir.is_new() && config.recover_from != RecoverFrom::Log && !fill_from_database(None)? {
         return Ok(None);
     }
-    let go_on = || runtime.block_on(go_on(config, dir, partition, clock));
-    match go_on() {
+    let recover = || runtime.block_on(recover(config, dir, partition, clock));
+    match recover() {
         Err(why @ (Fatal::Damaged(_) | Fatal::DirectoryOlder(_))) if config.recover_from == RecoverFrom::Postgres => {
-            if fill(Some(why))? {
-                go_on().map(Some)
+            if fill_from_database(Some(why))? {
+                recover().map(Some)
             } else {
                 Ok(None)
             }
@@ -71,50 +75,51 @@ pub fn resume(
     }
 }
 
-/// Fills a new data directory from the database, if there is one, however long it takes to reach it: the sale may be
-/// there. So it does with a directory whose log is in `conflict`, which is set aside first, but only for something
-/// better. Returns whether that is settled; not, if the process has been told to stop.
-async fn fill(
+/// Fills a new data directory from the database, if a database is set. Waits for the database without a limit, because
+/// the sale may be there. With a `conflict`, does the same for a data directory whose log cannot be used: its log is
+/// moved aside, but only after the sale has been found in the database. Returns false if the process was stopped
+/// meanwhile.
+async fn fill_from_database(
     config: &Config,
     dir: &DataDir,
     conflict: Option<Fatal>,
     is_stopped: impl Fn(Duration) -> bool,
 ) -> Result<bool, Fatal> {
     let Some(url) = &config.database else { return conflict.map_or(Ok(true), Err) };
-    let mut listener = Listener::default();
-    let mut said = String::new();
+    let mut takeover_wait = TakeoverWait::default();
+    let mut last_reason = String::new();
     loop {
         let make_new = || {
             if let Some(why) = conflict.as_ref().filter(|_| !dir.is_new()) {
                 let aside = dir.set_aside()?;
-                tracing::warn!(%why, aside = %aside.display(), "the log is set aside: the sale goes on from the database");
+                tracing::warn!(%why, aside = %aside.display(), "the log is set aside: Postgres has the sale");
             }
             Ok(())
         };
-        let attempt = listener.attempt(url, dir, config.rules.period_s, make_new);
+        let attempt = takeover_wait.attempt(url, dir, config.rules.period_s, make_new);
         let attempt = tokio::time::timeout(ATTEMPT_TIME, attempt).await;
-        let trouble = match attempt.unwrap_or_else(|_| Err(Failure::Passing("it took too long to answer".into()))) {
-            Ok(Attempt::NothingThere) => return conflict.map_or(Ok(true), Err),
+        let reason = match attempt.unwrap_or_else(|_| Err(Failure::Transient("the database did not answer".into()))) {
+            Ok(Attempt::NeverUsed) => return conflict.map_or(Ok(true), Err),
             Ok(Attempt::TakenOver(taken_over)) => {
                 let (epoch, records) = (taken_over.owner.run.epoch, taken_over.records.len());
                 tracing::info!(url = url.place(), epoch, records, "the sale is taken over from the database");
                 return Ok(true);
             }
-            Ok(Attempt::Alive) => {
-                let text = "another server is running on it; stop that one, or give this one a database of its own";
+            Ok(Attempt::OwnerAlive) => {
+                let text = "another server is running on it; stop that server, or use another database";
                 return Err(Fatal::Database(text.into()));
             }
-            Ok(Attempt::Listening) => "another server was on it: it must be silent for 15 s first".to_owned(),
-            Err(Failure::Passing(why)) => why,
+            Ok(Attempt::Waiting) => "waiting until the previous server has not reported for 15 s".to_owned(),
+            Err(Failure::Transient(why)) => why,
             Err(Failure::Final(why)) => return Err(why),
         };
-        if trouble != said {
+        if reason != last_reason {
             tracing::warn!(
                 url = url.place(),
-                why = trouble,
-                "waiting for the database: the sale may be there; if it was never used, --recover-from log begins without it"
+                why = reason,
+                "waiting for the database: it may have the sale; if it was never used, set --recover-from log"
             );
-            said = trouble;
+            last_reason = reason;
         }
         if is_stopped(RETRY_TIME) {
             return Ok(false);
@@ -122,96 +127,96 @@ async fn fill(
     }
 }
 
-/// Recovers from the log, and asks the database whether it agrees, if it answers.
-async fn go_on(config: &Config, dir: &DataDir, partition: Partition, clock: Clock) -> Result<Resumed, Fatal> {
+/// Recovers from the log, and checks whether the database fits the log, if the database answers in time.
+async fn recover(config: &Config, dir: &DataDir, partition: Partition, clock: Clock) -> Result<Resumed, Fatal> {
     let (data, control) = dir.open(config.rules.period_s)?;
     let recovered = Recovery::new(data.clone(), partition, move || clock.now()).finish(&config.rules, &Ends::new())?;
     let mut claim = claim(config, &data, control.clone(), &recovered, partition)?;
     if let Some(claim) = &mut claim {
-        // The persistence thread does this again: here it is only to find out before anything is sold.
+        // The persistence thread makes the claim again. This claim finds a conflict before the first item is sold.
         match tokio::time::timeout(CLAIM_TIME, claim.make()).await {
             Ok(Err(Failure::Final(why))) => return Err(why),
-            Ok(Ok(_)) | Ok(Err(Failure::Passing(_))) | Err(_) => {}
+            Ok(Ok(_)) | Ok(Err(Failure::Transient(_))) | Err(_) => {}
         }
     }
     Ok(Resumed { data, control, recovered, claim })
 }
 
-/// A run that is to go on in the place of one that still sells.
-pub struct Ahead {
-    data: Opened,
+/// The recovery of a new process in an upgrade, while the old process still writes the log.
+pub struct UpgradeRecovery {
+    data: OpenDataDir,
     control: ControlFile,
     recovery: Recovery,
     partition: Partition,
 }
 
-impl Ahead {
-    /// Reads what that run has written so far, and finds out what could keep this one, run `epoch`, from going on. It
-    /// changes nothing.
+impl UpgradeRecovery {
+    /// Reads the log as far as the old process has written it, and checks whether the database fits, for the new run
+    /// `epoch`. Changes nothing.
     ///
     /// # Errors
-    /// As for [`resume`].
-    pub fn read(config: &Config, epoch: u32, partition: Partition, clock: Clock) -> Result<Ahead, Fatal> {
-        let (data, control) = DataDir::look_into(&config.data_dir, config.rules.period_s, epoch)?;
+    /// The reasons of [`resume`].
+    pub fn read(config: &Config, epoch: u32, partition: Partition, clock: Clock) -> Result<UpgradeRecovery, Fatal> {
+        let (data, control) = DataDir::open_reserved(&config.data_dir, config.rules.period_s, epoch)?;
         let mut recovery = Recovery::new(data.clone(), partition, move || clock.now());
         recovery.read_ahead()?;
         if let Some(url) = &config.database {
             let owner = Owner { cluster: data.cluster, run: Run { epoch, id: host::new_id()? } };
             let found = event_loop()?.block_on(async { tokio::time::timeout(CLAIM_TIME, Snapshot::take(url)).await });
-            // What that run has put there, it has remembered before.
-            control.read_again()?;
+            // Read this after the database: the old run writes a claim to `control.json` before it sends the claim.
+            control.reload_database()?;
             match found {
                 Ok(Err(Failure::Final(why))) => return Err(why),
                 Ok(Ok(found)) => {
                     let judged = judge_owner(owner, control.database(), found.owner, config.recover_from);
-                    judged.map_err(|why| fatal(&why))?;
+                    judged?;
                 }
-                // If it is away, selling goes on without, as it does with the run before.
-                Ok(Err(Failure::Passing(_))) | Err(_) => {}
+                // The database is unavailable: the new run sells without it, as the old run does.
+                Ok(Err(Failure::Transient(_))) | Err(_) => {}
             }
         }
-        Ok(Ahead { data, control, recovery, partition })
+        Ok(UpgradeRecovery { data, control, recovery, partition })
     }
 
-    /// Reads on, until it has come close enough to what that run is writing.
+    /// Reads the records that were written meanwhile, until few new ones are left or the passes are used up.
     ///
     /// # Errors
-    /// As for [`Ahead::read`].
+    /// The reasons of recovery, such as a damaged log.
     pub fn catch_up(&mut self) -> Result<(), Fatal> {
         for _ in 0..CATCH_UP_TRIES {
-            if self.recovery.read_ahead()? < CLOSE_ENOUGH {
+            if self.recovery.read_ahead()? < CATCH_UP_RECORDS {
                 break;
             }
         }
         Ok(())
     }
 
-    /// How many items of each shard are held, as far as it has read.
+    /// Returns the number of held items of each shard, as of the last record read.
     pub fn held(&self) -> Vec<u32> {
         self.recovery.held()
     }
 
-    /// The data directory.
-    pub fn data(&self) -> &Opened {
+    /// Returns the data directory of the new run.
+    pub fn data(&self) -> &OpenDataDir {
         &self.data
     }
 
-    /// Reads the rest, when that run has stopped writing and told where its streams end.
+    /// Reads the rest of the log, after the old process has stopped writing. `ends` has the end of each of its streams.
     ///
     /// # Errors
-    /// [`Fatal::Damaged`], [`Fatal::DataDir`].
-    pub fn finish(self, config: &Config, told: &Ends) -> Result<Resumed, Fatal> {
-        let Ahead { data, control, recovery, partition } = self;
-        let recovered = recovery.finish(&config.rules, told)?;
+    /// [`Fatal::Damaged`]: a durable record is lost. [`Fatal::DataDir`]: the log cannot be read.
+    pub fn finish(self, config: &Config, ends: &Ends) -> Result<Resumed, Fatal> {
+        let UpgradeRecovery { data, control, recovery, partition } = self;
+        let recovered = recovery.finish(&config.rules, ends)?;
         let claim = claim(config, &data, control.clone(), &recovered, partition)?;
         Ok(Resumed { data, control, recovered, claim })
     }
 }
 
-/// What this run is to claim, if there is a database.
+/// Returns this run's claim on the database, or `None` without a database.
 fn claim(
     config: &Config,
-    data: &Opened,
+    data: &OpenDataDir,
     control: ControlFile,
     recovered: &Recovered,
     partition: Partition,

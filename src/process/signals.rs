@@ -1,4 +1,4 @@
-//! Signals, as notices to the main thread.
+//! The thread that forwards signals to the main thread, as notices.
 
 use crate::config::fatal::Fatal;
 use crate::runtime::control::Notice;
@@ -13,7 +13,7 @@ use signal_hook::iterator::Signals;
 /// [`Fatal::Host`]: the handlers or the thread cannot be installed.
 pub fn forward(notices: Sender<Notice>) -> Result<(), Fatal> {
     let signals = Signals::new([SIGTERM, SIGINT, SIGUSR2]);
-    let mut signals = signals.map_err(|error| Fatal::Host(format!("signals cannot be handled: {error}")))?;
+    let mut signals = signals.map_err(|error| Fatal::Host(format!("signal handlers cannot be installed: {error}")))?;
     threads::spawn("signals", move || signals.forever().all(|signal| notices.send(Notice::Signal(signal)).is_ok()))
         .map(drop)
 }

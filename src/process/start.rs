@@ -1,5 +1,11 @@
-//! Start-up, in order: what can fail for the operator's reasons, then the shards, which answer that the server is not
-//! ready, then recovery. In an upgrade the same happens beside the old process, and the sockets come last.
+//! Start-up, in this order:
+//!
+//! 1. Check everything that an operator may have to correct: sizes, io_uring, ports, data directory.
+//! 2. Start the shards. They answer that the server is not ready.
+//! 3. Recover the sale.
+//! 4. Send each shard its part of the sale, and create the supervisor.
+//!
+//! In an upgrade the new process does the same beside the old process, and receives ports and connections last.
 
 use crate::config::database_url::DatabaseUrl;
 use crate::config::fatal::Fatal;
@@ -14,10 +20,10 @@ use crate::postgres::shipper::{Plan, Shipper};
 use crate::process::resume::{Resumed, resume};
 use crate::process::service_manager::ServiceManager;
 use crate::process::signals;
-use crate::process::supervisor::{Coming, Site, Supervisor, Unsettled};
-use crate::process::take_over::{Foundation, deal, take_over};
-use crate::runtime::control::{Notice, Order};
-use crate::runtime::log_pair::Shipping;
+use crate::process::supervisor::{DeferredWork, OwnedDataDir, PendingTakeover, ShardHandles, Supervisor};
+use crate::process::take_over::{StartState, distribute_listeners, take_over};
+use crate::runtime::control::Notice;
+use crate::runtime::log_pair::PersistenceChannels;
 use crate::runtime::mesh;
 use crate::runtime::shard_thread::{ShardSetup, ShardStart, ShardThread};
 use crate::sale::deferred::Watermark;
@@ -27,50 +33,40 @@ use crate::system::clock::Clock;
 use crate::system::doorbell::Doorbell;
 use crate::system::{host, listener};
 use crate::upgrade::predecessor::Predecessor;
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Sender, bounded, unbounded};
 use rustix::fd::OwnedFd;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Instant;
 use tracing::field::display;
 
-/// Bytes of a segment at most. At a small budget, a segment is a sixteenth of a shard's part.
+/// Largest segment, in bytes. With a small log budget, a segment has a sixteenth of the shard's part of it.
 const SEGMENT_BYTES_MAX: u64 = 4 << 20;
+/// Smallest segment, in bytes.
 const SEGMENT_BYTES_MIN: u64 = 64 << 10;
-/// Bytes of log budget that a shard needs at least.
+/// Smallest log budget of a shard, in bytes.
 const SHARD_BUDGET_MIN: u64 = 1 << 20;
 
-/// Numbers derived from the settings and the machine.
+/// Sizes that follow from the settings and the machine.
 struct Sizes {
     shards: u16,
     connections: u32,
-    /// Bytes of log for one shard.
+    /// Log budget of one shard, in bytes.
     budget: u64,
     segment_blocks: u32,
 }
 
-/// What a process without a predecessor opens first.
-struct Opening {
+/// Resources that a process without a predecessor opens first.
+struct OpenedPorts {
     dir: DataDir,
     admin: TcpListener,
-}
-
-/// The running threads of the shards, and the main thread's channels to and from them.
-struct Shards {
-    doorbells: Arc<[Doorbell]>,
-    noticed: Receiver<Notice>,
-    notices: Sender<Notice>,
-    starts: Vec<Sender<ShardStart>>,
-    orders: Vec<Sender<Order>>,
-    threads: Vec<JoinHandle<()>>,
 }
 
 /// Starts everything. Returns `None` if a signal stopped the process meanwhile.
 ///
 /// # Errors
-/// Every reason to refuse to start that an operator can remove.
+/// Every reason to refuse the start that an operator can remove.
 pub fn start(config: Config) -> Result<Option<Supervisor>, Fatal> {
     let (started, clock) = (Instant::now(), Clock::start());
     let sizes = Sizes::of(&config)?;
@@ -80,26 +76,27 @@ pub fn start(config: Config) -> Result<Option<Supervisor>, Fatal> {
     log_start(&config, &sizes, address, opening.as_ref(), predecessor.as_ref());
     let phase = if predecessor.is_some() { Phase::Paused } else { Phase::Recovering };
     let status = Arc::new(Status::new(phase, sizes.shards, config.database.is_some()));
-    let shards = Shards::spawn(&sizes, listeners, &status, clock)?;
+    let (shards, starts) = spawn_shards(&sizes, listeners, &status, clock)?;
     signals::forward(shards.notices.clone())?;
 
     let partition = Partition::new(sizes.shards);
     let foundation = match (opening, &predecessor) {
-        (Some(Opening { dir, admin }), _) => {
+        (Some(OpenedPorts { dir, admin }), _) => {
             admin::start(admin.try_clone().map_err(host::no_descriptors)?, status.clone(), config.rules.period_s)?;
             let is_stopped = |wait| {
-                let notice = shards.noticed.recv_timeout(wait);
+                let notice = shards.notice_receiver.recv_timeout(wait);
                 matches!(notice, Ok(Notice::Signal(signal)) if [SIGTERM, SIGINT].contains(&signal))
             };
             let Some(resumed) = resume(&config, &dir, partition, clock, is_stopped)? else { return Ok(None) };
-            let (sockets, made_ahead) = (deal(Vec::new(), sizes.shards), vec![None; sizes.shards.into()]);
-            Foundation { dir, admin, resumed, sockets, listeners: Vec::new(), made_ahead }
+            let (sockets, existing_blocks) =
+                (distribute_listeners(Vec::new(), sizes.shards), vec![None; sizes.shards.into()]);
+            StartState { dir, admin, resumed, sockets, listeners: Vec::new(), existing_blocks }
         }
         (None, Some(predecessor)) => take_over(&config, predecessor, partition, clock, sizes.segment_blocks)?,
         (None, None) => unreachable!("a process without a predecessor opens the data directory"),
     };
     log_recovered(&foundation.resumed, started);
-    begin(started, config, sizes, status, shards, foundation, predecessor).map(Some)
+    begin(started, config, sizes, status, (shards, starts), foundation, predecessor).map(Some)
 }
 
 impl Sizes {
@@ -109,7 +106,7 @@ impl Sizes {
         let budget = config.log_budget / u64::from(shards);
         if budget < SHARD_BUDGET_MIN {
             return Err(Fatal::Settings(format!(
-                "--log-budget is too small for {shards} shards; give at least {shards}MiB"
+                "--log-budget is too small for {shards} shards; set it to at least {shards}MiB"
             )));
         }
         let segment_bytes = (budget / 16).clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
@@ -117,12 +114,12 @@ impl Sizes {
     }
 }
 
-/// Opens the ports and the data directory, unless another process has them.
+/// Opens the ports and the data directory, unless a predecessor passes them over later.
 fn open(
     config: &Config,
     shards: u16,
     predecessor: Option<&Predecessor>,
-) -> Result<(SocketAddr, Vec<OwnedFd>, Option<Opening>), Fatal> {
+) -> Result<(SocketAddr, Vec<OwnedFd>, Option<OpenedPorts>), Fatal> {
     if let Some(predecessor) = predecessor {
         predecessor.check(config)?;
         return Ok((config.listen, Vec::new(), None));
@@ -130,14 +127,14 @@ fn open(
     let (address, listeners) = listener::listen(config.listen, shards)?;
     listener::steer(&listeners, config.steers_by_cpu, shards);
     let admin = admin::listen(config.admin_listen)?;
-    Ok((address, listeners, Some(Opening { dir: DataDir::lock(&config.data_dir)?, admin })))
+    Ok((address, listeners, Some(OpenedPorts { dir: DataDir::lock(&config.data_dir)?, admin })))
 }
 
 fn log_start(
     config: &Config,
     sizes: &Sizes,
     address: SocketAddr,
-    opening: Option<&Opening>,
+    opening: Option<&OpenedPorts>,
     predecessor: Option<&Predecessor>,
 ) {
     let admin = opening.and_then(|opening| opening.admin.local_addr().ok()).map(display);
@@ -158,91 +155,92 @@ fn log_recovered(resumed: &Resumed, started: Instant) {
     let (epoch, ms) = (data.epoch, started.elapsed().as_millis() as u64);
     tracing::info!(epoch, records, sold = found.sold, held = found.held, torn_tails = torn, sale, ms, "recovered");
     if !data.direct_io {
-        tracing::warn!("the file system of the data directory has no direct I/O: the log goes through the page cache");
+        tracing::warn!(
+            "the data directory's file system does not support direct I/O: the log is written through the page cache"
+        );
     }
 }
 
-impl Shards {
-    /// Starts the threads. They answer that the server is not ready until they receive a [`ShardStart`].
-    fn spawn(sizes: &Sizes, listeners: Vec<OwnedFd>, status: &Arc<Status>, clock: Clock) -> Result<Shards, Fatal> {
-        let count = sizes.shards;
-        let doorbells: Result<Arc<[Doorbell]>, _> = (0..count).map(|_| Doorbell::new()).collect();
-        let doorbells = doorbells.map_err(host::no_descriptors)?;
-        let (notices, noticed) = unbounded();
-        let clients_max = sizes.connections.div_ceil(u32::from(count)) as usize;
-        let ends = mesh::connect(&doorbells);
-        let (starts, orders, threads) = (Vec::new(), Vec::new(), Vec::new());
-        let mut shards = Shards { doorbells, noticed, notices, starts, orders, threads };
-        let places = host::placements(count).into_iter().zip(deal(listeners, count)).zip(ends);
-        for (id, ((placement, sockets), mesh)) in (0..count).map(ShardId).zip(places) {
-            let (start, begun) = bounded(1);
-            let (order, orders) = unbounded();
-            shards.starts.push(start);
-            shards.orders.push(order);
-            let (status, notices) = (status.clone(), shards.notices.clone());
-            let thread = ShardThread { id, sockets, mesh, clients_max, clock, status, notices, orders };
-            shards.threads.push(thread.spawn(placement, begun)?);
-        }
-        Ok(shards)
+/// Starts the threads of the shards. They answer that the server is not ready until they receive a [`ShardStart`].
+fn spawn_shards(
+    sizes: &Sizes,
+    listeners: Vec<OwnedFd>,
+    status: &Arc<Status>,
+    clock: Clock,
+) -> Result<(ShardHandles, Vec<Sender<ShardStart>>), Fatal> {
+    let doorbells: Result<Arc<[Doorbell]>, _> = (0..sizes.shards).map(|_| Doorbell::new()).collect();
+    let doorbells = doorbells.map_err(host::no_descriptors)?;
+    let (notices, notice_receiver) = unbounded();
+    let clients_max = sizes.connections.div_ceil(u32::from(sizes.shards)) as usize;
+    let sockets = distribute_listeners(listeners, sizes.shards);
+    let places = host::placements(sizes.shards).into_iter().zip(sockets).zip(mesh::connect(&doorbells));
+    let (mut starts, mut senders, mut threads) = (Vec::new(), Vec::new(), Vec::new());
+    for (id, ((placement, sockets), mesh)) in (0..sizes.shards).map(ShardId).zip(places) {
+        let (start, begun) = bounded(1);
+        let (sender, orders) = unbounded();
+        starts.push(start);
+        senders.push(sender);
+        let (status, notices) = (status.clone(), notices.clone());
+        let thread = ShardThread { id, sockets, mesh, clients_max, clock, status, notices, orders };
+        threads.push(thread.spawn(placement, begun)?);
     }
+    Ok((ShardHandles { doorbells, notice_receiver, notices, orders: senders, threads }, starts))
 }
 
-/// Gives each shard what it sells, and makes the main thread's supervisor.
+/// Sends each shard its part of the sale, and creates the supervisor for the main thread.
 fn begin(
     started: Instant,
     config: Config,
     sizes: Sizes,
     status: Arc<Status>,
-    shards: Shards,
-    foundation: Foundation,
+    (shards, starts): (ShardHandles, Vec<Sender<ShardStart>>),
+    foundation: StartState,
     predecessor: Option<Predecessor>,
 ) -> Result<Supervisor, Fatal> {
-    let Foundation { dir, admin, resumed, sockets, listeners, made_ahead } = foundation;
+    let StartState { dir, admin, resumed, sockets, listeners, existing_blocks } = foundation;
     let Resumed { data, control, recovered: Recovered { inventories, streams, .. }, claim } = resumed;
-    let Shards { doorbells, noticed, notices, starts, orders, threads } = shards;
     let (senders, returns): (Vec<_>, Vec<_>) = starts.iter().map(|_| unbounded()).unzip();
     let (shipper, feed) = claim
         .map(|claim| {
-            let (status, doorbells) = (status.clone(), doorbells.clone());
+            let (status, doorbells) = (status.clone(), shards.doorbells.clone());
             let is_awaited = config.rules.purchase_ack == Watermark::Persisted;
             Shipper::new(Plan { claim, status, doorbells, shipped: senders, is_awaited })
         })
         .unzip();
-    let (unsettled, config) = (Unsettled { streams, shipper }, Arc::new(config));
-    // Before any shard sells: the states that a client reads from one shard include what recovery gave to all of them.
+    let (deferred_work, config) = (DeferredWork { streams, shipper }, Arc::new(config));
+    // Create this before any shard sells: each shard answers with the states of all items, also those of other shards.
     let partition = Partition::new(sizes.shards);
-    let board = Arc::new(ItemStates::new(partition, config.rules.items, &inventories));
+    let item_states = Arc::new(ItemStates::new(partition, config.rules.items, &inventories));
     let Sizes { budget, segment_blocks, .. } = sizes;
-    let setup = ShardSetup { config: config.clone(), partition, board, data: data.clone(), budget, segment_blocks };
-    let (setup, site) = (Arc::new(setup), Site { dir, data, control });
+    let setup =
+        ShardSetup { config: config.clone(), partition, item_states, data: data.clone(), budget, segment_blocks };
+    let (setup, site) = (Arc::new(setup), OwnedDataDir { dir, data, control });
     let manager = ServiceManager::new();
     let mut supervisor = Supervisor {
         started,
         config,
         status,
-        doorbells,
-        noticed,
-        notices,
-        orders,
-        threads,
+        shards,
         persistence: None,
         manager,
         admin,
         site,
-        coming: None,
-        unsettled: None,
+        pending_takeover: None,
+        deferred_work: None,
         successor: None,
     };
     match predecessor {
-        None => supervisor.settle(unsettled)?,
-        Some(predecessor) => supervisor.coming = Some(Coming { predecessor, listeners, unsettled }),
+        None => supervisor.finish_earlier_runs(deferred_work)?,
+        Some(predecessor) => {
+            supervisor.pending_takeover = Some(PendingTakeover { predecessor, listeners, deferred_work })
+        }
     }
-    let parts = inventories.into_iter().zip(sockets).zip(made_ahead).zip(returns);
-    for (start, (((inventory, sockets), made_ahead), shipped)) in starts.into_iter().zip(parts) {
-        let persistence = feed.clone().map(|feed| Shipping { feed, shipped });
+    let parts = inventories.into_iter().zip(sockets).zip(existing_blocks).zip(returns);
+    for (start, (((inventory, sockets), existing_blocks), shipped)) in starts.into_iter().zip(parts) {
+        let persistence = feed.clone().map(|feed| PersistenceChannels { feed, shipped });
         let (setup, seed) = (setup.clone(), host::random()?);
-        // A shard that cannot receive this has ended the process.
-        let _ = start.send(ShardStart { sockets, inventory, made_ahead, setup, seed, persistence });
+        // Sending fails only if the shard has panicked, which ends the process.
+        let _ = start.send(ShardStart { sockets, inventory, existing_blocks, setup, seed, persistence });
     }
     supervisor.ring();
     Ok(supervisor)

@@ -1,14 +1,14 @@
-//! The running process, seen from its main thread: it logs what shards report, gives way to another process when it is
-//! told to, and sees to an orderly end.
+//! The supervisor: the main thread of the running process. It logs reports of the shards, handles signals, watches
+//! Postgres and the watchdog, and stops the process in order. Upgrades are in [`crate::process::upgrading`].
 
 use crate::config::fatal::Fatal;
 use crate::config::settings::Config;
 use crate::http::connection::Overdue;
-use crate::log::data_dir::{ControlFile, DataDir, Opened};
+use crate::log::data_dir::{ControlFile, DataDir, OpenDataDir};
 use crate::log::recovery::Streams;
 use crate::operate::admin;
 use crate::operate::lag::{Lag, LagChange};
-use crate::operate::status::{Phase, SaleEnded, Status};
+use crate::operate::status::{EndedSale, Phase, Status};
 use crate::postgres::shipper::{Persistence, Shipper};
 use crate::process::service_manager::ServiceManager;
 use crate::runtime::control::{Notice, Order};
@@ -28,98 +28,105 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How often main looks how far Postgres is behind.
-const LOOK_TIME: Duration = Duration::from_millis(250);
+/// Time between two looks at the backlog of Postgres.
+const LAG_CHECK_TIME: Duration = Duration::from_millis(250);
 
 /// The data directory of the running process.
-pub struct Site {
-    /// Its lock.
+pub struct OwnedDataDir {
+    /// Locked data directory.
     pub dir: DataDir,
-    /// Where things are in it.
-    pub data: Opened,
-    /// What is written there beside the log.
+    /// Paths and identity of the data directory.
+    pub data: OpenDataDir,
+    /// `control.json` of the data directory.
     pub control: ControlFile,
 }
 
-/// A process that is about to take the place of another.
-pub struct Coming {
-    /// That one.
+/// The part of an upgrade that the new process still has to do.
+pub struct PendingTakeover {
+    /// Old process.
     pub predecessor: Predecessor,
-    /// To be opened.
+    /// Listening sockets, to be opened when this process serves.
     pub listeners: Vec<OwnedFd>,
-    /// For later.
-    pub unsettled: Unsettled,
+    /// Work for the time after the end of the old process.
+    pub deferred_work: DeferredWork,
 }
 
-/// What is left to do once no earlier run is there any more.
-pub struct Unsettled {
-    /// To be sealed.
+/// Work that waits until no earlier run writes any more.
+pub struct DeferredWork {
+    /// Streams of earlier runs, to be sealed.
     pub streams: Streams,
-    /// To be started, if there is a database.
+    /// Persistence thread, to be started, or `None` without a database.
     pub shipper: Option<Shipper>,
 }
 
-/// See the top of this file.
-pub struct Supervisor {
-    /// When the process was started.
-    pub started: Instant,
-    /// The settings.
-    pub config: Arc<Config>,
-    /// What everyone publishes.
-    pub status: Arc<Status>,
-    /// Of each shard.
+/// The running shards, and the channels to and from them.
+pub struct ShardHandles {
+    /// Doorbell of each shard.
     pub doorbells: Arc<[Doorbell]>,
-    /// From all threads.
-    pub noticed: Receiver<Notice>,
-    /// For one more thread.
+    /// Receiver of notices from all threads.
+    pub notice_receiver: Receiver<Notice>,
+    /// Sender of notices, to be cloned for further threads.
     pub notices: Sender<Notice>,
-    /// To each shard.
+    /// Channel of orders to each shard.
     pub orders: Vec<Sender<Order>>,
-    /// The shards.
+    /// Threads of the shards.
     pub threads: Vec<thread::JoinHandle<()>>,
-    /// The way to Postgres, if there is one.
+}
+
+/// The state of the main thread.
+pub struct Supervisor {
+    /// Time at which the process was started.
+    pub started: Instant,
+    /// Settings.
+    pub config: Arc<Config>,
+    /// Numbers that all threads publish.
+    pub status: Arc<Status>,
+    /// The shards.
+    pub shards: ShardHandles,
+    /// Running persistence thread, if there is one.
     pub persistence: Option<Persistence>,
-    /// The service manager.
+    /// Service manager.
     pub manager: ServiceManager,
-    /// Where operators come to.
+    /// Listening socket of the admin port.
     pub admin: TcpListener,
-    /// The data directory.
-    pub site: Site,
-    /// How it becomes the server, if it takes the place of another.
-    pub coming: Option<Coming>,
-    /// What waits for the end of that one.
-    pub unsettled: Option<Unsettled>,
-    /// What is to take the place of this process.
+    /// Data directory.
+    pub site: OwnedDataDir,
+    /// Set in the new process of an upgrade until it serves.
+    pub pending_takeover: Option<PendingTakeover>,
+    /// Set in the new process of an upgrade, from the time it serves until the old process has ended.
+    pub deferred_work: Option<DeferredWork>,
+    /// New process of an upgrade, seen from the old one.
     pub successor: Option<Successor>,
 }
 
-/// When selling ends, and when everything must.
+/// The times of a stop: when the drain begins, and when the process must end.
 #[derive(Clone, Copy)]
 struct Stop {
     drains: Instant,
     ends: Instant,
 }
 
-/// What the main thread has counted and decided so far.
+/// The counts and decisions of the main thread.
 #[derive(Default)]
-struct Watch {
-    /// Shards that can sell.
+struct SupervisorState {
+    /// Number of shards that can sell.
     ready: usize,
-    /// Shards that have answered every request.
+    /// Number of drained shards: all their requests are answered.
     drained: usize,
-    /// Sales that have ended on some shards.
+    /// Sales that have ended on some shards, each with its number of shards, sold items and items.
     ended: BTreeMap<SaleId, (usize, u32, u32)>,
-    /// Set once a signal has told the process to stop.
+    /// Times of the stop, after the first signal to stop.
     stop: Option<Stop>,
     lag: Lag,
 }
 
-/// What follows a notice.
+/// The next action of the main thread after a notice.
 enum Next {
-    Watch,
+    /// Wait for the next notice.
+    SupervisorState,
     /// Flush and end.
     Stop,
-    /// Another process serves now: end at once.
+    /// End at once, because another process serves.
     HandedOver,
 }
 
@@ -127,29 +134,31 @@ impl Supervisor {
     /// Supervises the shards until the process ends, after a signal or after an upgrade.
     ///
     /// # Errors
-    /// The reason why this process cannot take over from another one.
+    /// Every reason for which this process cannot take over from the old one, or cannot begin to persist.
     pub fn run(mut self) -> Result<(), Fatal> {
-        let mut watch = Watch::default();
+        let mut watch = SupervisorState::default();
         loop {
             let next = match self.wait(&mut watch) {
                 Ok(notice) => self.handle(notice, &mut watch)?,
-                Err(_) if watch.stop.is_none_or(|stop| Instant::now() < stop.ends) => Next::Watch,
+                Err(_) if watch.stop.is_none_or(|stop| Instant::now() < stop.ends) => Next::SupervisorState,
                 Err(_) => {
-                    tracing::warn!("some requests did not finish in time; --drain-timeout gives them more");
+                    tracing::warn!(
+                        "some requests did not finish within --drain-timeout; raise it to give them more time"
+                    );
                     Next::Stop
                 }
             };
-            // Records that are still to be sent to Postgres may wait for the end of the process before.
-            let is_drained = watch.drained == self.threads.len() && self.unsettled.is_none();
+            // The persistence thread starts when the old process has ended, and must still send its records.
+            let is_drained = watch.drained == self.shards.threads.len() && self.deferred_work.is_none();
             match next {
                 Next::HandedOver => return Ok(()),
-                Next::Watch if !is_drained => {}
-                Next::Watch | Next::Stop => break,
+                Next::SupervisorState if !is_drained => {}
+                Next::SupervisorState | Next::Stop => break,
             }
         }
         self.enter(Phase::Stopping);
-        for thread in self.threads {
-            // A panic has ended the process already.
+        for thread in self.shards.threads {
+            // A thread that panics ends the process, so the result is never an error.
             let _ = thread.join();
         }
         if let Some(persistence) = self.persistence {
@@ -158,49 +167,50 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Waits for a notice or for the next deadline, and does what is due.
-    fn wait(&mut self, watch: &mut Watch) -> Result<Notice, RecvTimeoutError> {
+    /// Waits for a notice or for the next deadline. Begins the drain, notifies the watchdog, looks at Postgres and
+    /// aborts a late upgrade when the time has come.
+    fn wait(&mut self, watch: &mut SupervisorState) -> Result<Notice, RecvTimeoutError> {
         let now = Instant::now();
         if self.status.phase() == Phase::Leaving && watch.stop.is_some_and(|stop| stop.drains <= now) {
-            tracing::info!("draining: no new connections, requests in flight finish");
+            tracing::info!("draining: accepting no new connections, finishing requests in flight");
             self.enter(Phase::Draining);
         }
         let next_step = watch.stop.map(|stop| if stop.drains > now { stop.drains } else { stop.ends });
-        let next_look = self.persistence.is_some().then(|| now + LOOK_TIME);
-        let next_sign = self.manager.give_sign_of_life(&self.status, now);
+        let next_look = self.persistence.is_some().then(|| now + LAG_CHECK_TIME);
+        let next_notification = self.manager.notify_watchdog(&self.status, now);
         let upgrade_ends = self.successor.as_ref().map(Successor::deadline);
-        let next = [next_step, next_look, next_sign, upgrade_ends].into_iter().flatten().min();
+        let next = [next_step, next_look, next_notification, upgrade_ends].into_iter().flatten().min();
         let notice = match next {
-            None => self.noticed.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(end) => self.noticed.recv_deadline(end),
+            None => self.shards.notice_receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(end) => self.shards.notice_receiver.recv_deadline(end),
         };
         if self.persistence.is_some() {
-            self.look_at_postgres(&mut watch.lag);
+            self.update_lag(&mut watch.lag);
         }
         if upgrade_ends.is_some_and(|end| end <= Instant::now()) {
-            self.call_off("it took too long");
+            self.abort_upgrade("a step took too long");
         }
         notice
     }
 
-    fn handle(&mut self, notice: Notice, watch: &mut Watch) -> Result<Next, Fatal> {
+    fn handle(&mut self, notice: Notice, watch: &mut SupervisorState) -> Result<Next, Fatal> {
         match notice {
             Notice::Ready(_) => {
                 watch.ready += 1;
-                if watch.ready == self.threads.len() && watch.stop.is_none() {
+                if watch.ready == self.shards.threads.len() && watch.stop.is_none() {
                     self.serve()?;
                 }
             }
             Notice::Alone => {
                 // The old process may have written to the control file until its end.
-                self.site.control.read_again()?;
-                self.unsettled.take().map_or(Ok(()), |unsettled| self.settle(unsettled))?;
+                self.site.control.reload_database()?;
+                self.deferred_work.take().map_or(Ok(()), |deferred_work| self.finish_earlier_runs(deferred_work))?;
             }
             Notice::Ended(part) => {
-                if let Some(sale) = total(&mut watch.ended, part, self.threads.len()) {
-                    let SaleEnded { sale_id, sold, items } = sale;
-                    tracing::info!(sale = sale_id, sold, items, "sale over, the next one is open");
-                    self.status.note_end(sale);
+                if let Some(sale) = add_ended_share(&mut watch.ended, part, self.shards.threads.len()) {
+                    let EndedSale { sale_id, sold, items } = sale;
+                    tracing::info!(sale = sale_id, sold, items, "the sale has ended, and the next one has begun");
+                    self.status.add_ended_sale(sale);
                 }
             }
             Notice::LogFull(shard, is_full) => log_room(shard, is_full),
@@ -208,34 +218,34 @@ impl Supervisor {
             Notice::Overdue(shard, overdue) => log_overdue(shard, overdue),
             Notice::Drained(_) => watch.drained += 1,
             Notice::Signal(SIGUSR2) => self.upgrade(),
-            Notice::Signal(_) if self.coming.is_some() => {
-                tracing::info!("told to stop: the server before goes on");
+            Notice::Signal(_) if self.pending_takeover.is_some() => {
+                tracing::info!("received a signal to stop: the old process continues to serve");
                 return Ok(Next::HandedOver);
             }
-            Notice::Signal(signal) if watch.stop.is_none() => watch.stop = Some(self.leave(signal)),
+            Notice::Signal(signal) if watch.stop.is_none() => watch.stop = Some(self.begin_stop(signal)),
             Notice::Signal(signal) => {
-                tracing::warn!(signal, "told to stop again: not waiting for requests in flight");
+                tracing::warn!(signal, "received another signal to stop: not waiting for requests in flight");
                 watch.stop = Some(Stop { drains: Instant::now(), ends: Instant::now() });
                 return Ok(Next::Stop);
             }
             Notice::Still(_) | Notice::HandedOver(..) | Notice::Successor(..) => {
-                return Ok(if self.go_on_upgrading(notice) { Next::HandedOver } else { Next::Watch });
+                return Ok(if self.advance_upgrade(notice) { Next::HandedOver } else { Next::SupervisorState });
             }
         }
-        Ok(Next::Watch)
+        Ok(Next::SupervisorState)
     }
 
-    /// Every shard can sell: this process becomes the server.
+    /// Begins to serve, when every shard can sell. In an upgrade, waits until the old process hands over.
     fn serve(&mut self) -> Result<(), Fatal> {
-        if let Some(Coming { predecessor, listeners, unsettled }) = self.coming.take() {
-            predecessor.wait_for_its_word()?;
-            let shards = self.threads.len() as u16;
+        if let Some(PendingTakeover { predecessor, listeners, deferred_work }) = self.pending_takeover.take() {
+            predecessor.wait_for_release()?;
+            let shards = self.shards.threads.len() as u16;
             listener::open(&listeners, self.config.steers_by_cpu, shards)?;
-            let notices = self.notices.clone();
-            predecessor.watch_it_go(move || _ = notices.send(Notice::Alone))?;
+            let notices = self.shards.notices.clone();
+            predecessor.watch_exit(move || _ = notices.send(Notice::Alone))?;
             let admin = self.admin.try_clone().map_err(host::no_descriptors)?;
             admin::start(admin, self.status.clone(), self.config.rules.period_s)?;
-            self.unsettled = Some(unsettled);
+            self.deferred_work = Some(deferred_work);
         }
         self.enter(Phase::Serving);
         self.manager.ready();
@@ -243,45 +253,50 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Ends what earlier runs have left open, now that none of them is there.
+    /// Settles the work of earlier runs, when none of them writes any more: seals their streams, gives the segments to
+    /// the shards, and starts the persistence thread.
     ///
     /// # Errors
-    /// [`Fatal::DataDir`]: it cannot be written. [`Fatal::Host`]: no thread can be had.
-    pub fn settle(&mut self, unsettled: Unsettled) -> Result<(), Fatal> {
-        let Unsettled { streams, shipper } = unsettled;
-        let shards = self.orders.len();
+    /// [`Fatal::DataDir`]: the data directory cannot be written. [`Fatal::Host`]: the host provides no thread.
+    pub fn finish_earlier_runs(&mut self, deferred_work: DeferredWork) -> Result<(), Fatal> {
+        let DeferredWork { streams, shipper } = deferred_work;
+        let shards = self.shards.orders.len();
         let mut old_of = vec![Vec::new(); shards];
-        // Whole streams, so that each loses only its beginning to retention.
+        // All segments of a stream go to one shard, so that retention removes them from the oldest on.
         let old = streams.seal(&self.site.data)?.into_iter();
         old.for_each(|segment| old_of[usize::from(segment.name.stream.shard) % shards].push(segment));
-        for (orders, old) in self.orders.iter().zip(old_of) {
+        for (orders, old) in self.shards.orders.iter().zip(old_of) {
             let _ = orders.send(Order::Keep(old));
         }
         self.persistence = shipper.map(Shipper::start).transpose()?;
         Ok(())
     }
 
-    fn leave(&mut self, signal: i32) -> Stop {
-        self.call_off("told to stop");
+    fn begin_stop(&mut self, signal: i32) -> Stop {
+        self.abort_upgrade("this process received a signal to stop");
         self.manager.stopping();
         let is_selling = self.status.phase() == Phase::Serving;
         let delay = if is_selling { self.config.drain_delay } else { Duration::ZERO };
-        // Before the line: whoever reads it finds it so.
+        // Enter the phase before the log line, so that a reader of the line sees it in `/readyz`.
         self.enter(Phase::Leaving);
         let seconds = delay.as_secs_f64();
-        tracing::info!(signal, seconds, "told to stop: not ready any more, selling until the drain begins");
+        tracing::info!(
+            signal,
+            seconds,
+            "received a signal to stop: /readyz answers 503, selling continues until the drain begins"
+        );
         let drains = Instant::now() + delay;
         Stop { drains, ends: drains + self.config.drain_timeout }
     }
 
-    /// Publishes how far Postgres is behind, and logs when that begins and ends.
-    fn look_at_postgres(&self, lag: &mut Lag) {
+    /// Publishes the lag of Postgres, and logs when a lag begins and ends.
+    fn update_lag(&self, lag: &mut Lag) {
         let (durable, persisted) = self.status.records();
         let (behind, change) = lag.look(durable, persisted, self.started.elapsed());
         self.status.behind_ms.store(behind.as_millis() as u64, Ordering::Relaxed);
         let records = durable - persisted;
         match change {
-            Some(LagChange::FellBehind) => tracing::warn!(records, "Postgres is behind: the log keeps what it misses"),
+            Some(LagChange::FellBehind) => tracing::warn!(records, "Postgres lags behind: the log keeps the backlog"),
             Some(LagChange::CaughtUp) => tracing::info!(records, "Postgres has caught up"),
             None => {}
         }
@@ -295,7 +310,7 @@ impl Supervisor {
 
     /// Wakes every shard.
     pub fn ring(&self) {
-        self.doorbells.iter().for_each(Doorbell::ring);
+        self.shards.doorbells.iter().for_each(Doorbell::ring);
     }
 }
 
@@ -303,7 +318,7 @@ fn log_room(ShardId(shard): ShardId, is_full: bool) {
     match is_full {
         true => tracing::warn!(
             shard,
-            "the log is full: no more items are reserved until there is space; raise --log-budget or free disk"
+            "the log is full: no more items are reserved until there is space; raise --log-budget or free disk space"
         ),
         false => tracing::info!(shard, "the log has space again"),
     }
@@ -313,7 +328,7 @@ fn log_attempts(ShardId(shard): ShardId, are_lost: bool) {
     match are_lost {
         true => tracing::warn!(
             shard,
-            "refused attempts are not recorded until there is space; raise --log-budget or free disk"
+            "refused attempts are not recorded until there is space; raise --log-budget or free disk space"
         ),
         false => tracing::info!(shard, "refused attempts are recorded again"),
     }
@@ -327,17 +342,21 @@ fn log_overdue(shard: ShardId, Overdue { count, example }: Overdue) {
         requests = count,
         request_id = request_id.as_deref(),
         traceparent,
-        "no decision in time: clients were told to ask again; look at the disk, and with --ack postgres at the database"
+        "no decision in time: clients got 503 overdue; check the disk, and with --ack postgres the database"
     );
 }
 
-/// Adds one shard's part of a sale that is over. The sale, when all parts are there.
-fn total(sales: &mut BTreeMap<SaleId, (usize, u32, u32)>, part: EndedShare, shards: usize) -> Option<SaleEnded> {
+/// Adds one shard's part of an ended sale. Returns the sale when all shards have reported their parts.
+fn add_ended_share(
+    sales: &mut BTreeMap<SaleId, (usize, u32, u32)>,
+    part: EndedShare,
+    shards: usize,
+) -> Option<EndedSale> {
     let (parts, sold, items) = sales.entry(part.sale).or_default();
     *parts += 1;
     *sold += part.sold;
     *items += part.items;
     let (parts, sold, items) = (*parts, *sold, *items);
     (parts == shards).then(|| sales.remove(&part.sale))?;
-    Some(SaleEnded { sale_id: part.sale.0, sold, items })
+    Some(EndedSale { sale_id: part.sale.0, sold, items })
 }

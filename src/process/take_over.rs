@@ -3,54 +3,55 @@
 use crate::config::fatal::Fatal;
 use crate::config::settings::Config;
 use crate::log::block::{LogKind, StreamId};
-use crate::log::data_dir::{DataDir, Opened};
+use crate::log::data_dir::{DataDir, OpenDataDir};
 use crate::log::segment::SegmentName;
 use crate::operate::admin;
-use crate::process::resume::{Ahead, Resumed};
+use crate::process::resume::{Resumed, UpgradeRecovery};
 use crate::runtime::shard_thread::ShardSockets;
 use crate::sale::partition::Partition;
 use crate::system::clock::Clock;
 use crate::system::{host, listener};
-use crate::upgrade::predecessor::{Inheritance, Predecessor};
+use crate::upgrade::predecessor::{Handover, Predecessor};
 use rustix::fd::OwnedFd;
 use rustix::process::nice;
 use std::net::TcpListener;
 use std::{io, iter, thread};
 
-/// Blocks in a new process's first segment in addition to those for holds: the old process grants some meanwhile.
+/// Blocks in a new process's first segment in addition to those for holds, because the old process grants more holds
+/// meanwhile.
 const HOLDS_SLACK_BLOCKS: u32 = 256;
 /// Nice value of the thread that prepares an upgrade: shards of the old process have priority.
 const PREPARE_NICENESS: i32 = 10;
 
-/// What a process has when recovery has ended.
-pub struct Foundation {
+/// Everything that a process has after recovery.
+pub struct StartState {
     /// The locked data directory.
     pub dir: DataDir,
     /// The listening socket of the admin port.
     pub admin: TcpListener,
     /// The recovered sale.
     pub resumed: Resumed,
-    /// Sockets for each shard. Empty without a predecessor: the shards have theirs already.
+    /// Sockets for each shard. They are empty without a predecessor, because the shards have their sockets already.
     pub sockets: Vec<ShardSockets>,
-    /// Duplicates of all listening sockets, to begin to accept on.
+    /// Duplicates of all listening sockets, which the main thread opens for connections when the process serves.
     pub listeners: Vec<OwnedFd>,
-    /// Blocks of each shard's first segment, if it has been made already.
-    pub made_ahead: Vec<Option<u32>>,
+    /// Number of blocks of each shard's first segment, if the segment exists already.
+    pub existing_blocks: Vec<Option<u32>>,
 }
 
-/// Takes over from a process that serves until everything can be handed over at once.
+/// Takes over from the old process. The old process serves until everything can be handed over at once.
 ///
 /// # Errors
-/// Any reason for which this process cannot continue the sale. The old process then continues.
+/// Every reason for which this process cannot continue the sale. The old process then continues to serve.
 pub fn take_over(
     config: &Config,
     predecessor: &Predecessor,
     partition: Partition,
     clock: Clock,
     segment_blocks: u32,
-) -> Result<Foundation, Fatal> {
-    // On a thread with low priority: the CPUs belong to the old process as long as it sells.
-    let (ahead, made_ahead) = thread::scope(|scope| {
+) -> Result<StartState, Fatal> {
+    // Prepare on a thread with low priority, because the old process needs the CPUs as long as it sells.
+    let (ahead, existing_blocks) = thread::scope(|scope| {
         let prepare = scope.spawn(|| {
             let _ = nice(PREPARE_NICENESS);
             prepare(config, predecessor.offer.epoch, partition, clock, segment_blocks)
@@ -60,23 +61,30 @@ pub fn take_over(
     // The old process listens on the address unless the setting has changed.
     let own_admin = (predecessor.offer.admin_listen != config.admin_listen).then(|| admin::listen(config.admin_listen));
     let own_admin = own_admin.transpose()?;
-    tracing::info!("prepared: the server before may hand over");
-    let Inheritance { lock, admin, ends, mut listeners, clients } = predecessor.take_everything()?;
+    tracing::info!("prepared: waiting for the old process to hand over");
+    let Handover { lock, admin, ends, mut listeners, clients } = predecessor.receive_handover()?;
     let dir = DataDir::adopt(&config.data_dir, lock);
     tracing::info!(listeners = listeners.len(), connections = clients.len(), "taking over");
     listener::extend(&mut listeners, partition.shards())?;
     let duplicates = listeners.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>();
     let duplicates = duplicates.map_err(host::no_descriptors)?;
-    let mut sockets = deal(listeners, partition.shards());
+    let mut sockets = distribute_listeners(listeners, partition.shards());
     for (shard, client, midway) in clients {
         sockets[usize::from(shard % partition.shards())].clients.push((client, midway));
     }
     let admin = own_admin.unwrap_or_else(|| TcpListener::from(admin));
-    Ok(Foundation { dir, admin, resumed: ahead.finish(config, &ends)?, sockets, listeners: duplicates, made_ahead })
+    Ok(StartState {
+        dir,
+        admin,
+        resumed: ahead.finish(config, &ends)?,
+        sockets,
+        listeners: duplicates,
+        existing_blocks,
+    })
 }
 
-/// Deals listening sockets out to `shards` shards, one by one.
-pub fn deal(listeners: Vec<OwnedFd>, shards: u16) -> Vec<ShardSockets> {
+/// Distributes listening sockets over `shards` shards, in turn.
+pub fn distribute_listeners(listeners: Vec<OwnedFd>, shards: u16) -> Vec<ShardSockets> {
     let mut sockets: Vec<_> = (0..shards).map(|_| ShardSockets::default()).collect();
     for (place, listener) in listeners.into_iter().enumerate() {
         sockets[place % usize::from(shards)].listeners.push(listener);
@@ -84,25 +92,25 @@ pub fn deal(listeners: Vec<OwnedFd>, shards: u16) -> Vec<ShardSockets> {
     sockets
 }
 
-/// Reads the log ahead, and makes each shard's first segment, with room for the end of every hold.
+/// Reads the log, and creates the first segment of each shard, with room for the end of every hold.
 fn prepare(
     config: &Config,
     epoch: u32,
     partition: Partition,
     clock: Clock,
     segment_blocks: u32,
-) -> Result<(Ahead, Vec<Option<u32>>), Fatal> {
-    let mut ahead = Ahead::read(config, epoch, partition, clock)?;
-    let Opened { logs, cluster, .. } = ahead.data();
-    let mut made_ahead = Vec::new();
+) -> Result<(UpgradeRecovery, Vec<Option<u32>>), Fatal> {
+    let mut ahead = UpgradeRecovery::read(config, epoch, partition, clock)?;
+    let OpenDataDir { logs, cluster, .. } = ahead.data();
+    let mut existing_blocks = Vec::new();
     let held = ahead.held().into_iter().chain(iter::repeat(0));
     for (shard, held) in (0..partition.shards()).zip(held) {
         let stream = StreamId { cluster: *cluster, epoch, shard, log: LogKind::Purchases };
         let blocks = segment_blocks.max(held + held / 4 + HOLDS_SLACK_BLOCKS);
         let made = SegmentName::first(stream, blocks).make(logs);
         made.map_err(|error| Fatal::DataDir(format!("{}: {error}", logs.display())))?;
-        made_ahead.push(Some(blocks));
+        existing_blocks.push(Some(blocks));
     }
     ahead.catch_up()?;
-    Ok((ahead, made_ahead))
+    Ok((ahead, existing_blocks))
 }

@@ -1,4 +1,12 @@
-//! The old process's side of an upgrade: it starts the new process, pauses, hands over, or calls the upgrade off.
+//! The old process's side of an upgrade.
+//!
+//! 1. Start the new process, which prepares itself while this one serves.
+//! 2. When the new process is prepared, pause: finish the requests in flight, read no more.
+//! 3. When all shards have paused, pass the lock and the admin port; then each shard passes its sockets and
+//!    connections.
+//! 4. When the new process is ready, hand over: the new process serves, and this one ends.
+//!
+//! If a step fails or times out, this process ends the new one and continues to serve.
 
 use crate::log::block::FORMAT_VERSION;
 use crate::log::segment::remove_run;
@@ -12,21 +20,22 @@ use rustix::fd::AsFd;
 use std::sync::atomic::Ordering;
 
 impl Supervisor {
-    /// Starts a new process, which prepares itself while this one goes on.
+    /// Starts a new process, which prepares itself while this one serves. Logs the reason if an upgrade is not
+    /// possible.
     pub fn upgrade(&mut self) {
         let is_connected = self.status.is_database_connected.load(Ordering::Relaxed);
         let objection = match self.status.phase() {
-            _ if self.successor.is_some() || self.unsettled.is_some() => Some("one is under way"),
-            // Its end is the end of everything in the container.
+            _ if self.successor.is_some() || self.deferred_work.is_some() => Some("an upgrade is in progress"),
+            // The end of process 1 ends all processes of its container.
             _ if std::process::id() == 1 => Some("this is the first process of a container"),
             Phase::Serving if self.config.rules.purchase_ack == Watermark::Persisted && !is_connected => {
-                Some("buyers wait for the database, which is away")
+                Some("--ack postgres is set and the database is unavailable")
             }
             Phase::Serving => None,
-            _ => Some("this process does not serve"),
+            _ => Some("this process is not serving"),
         };
         if let Some(why) = objection {
-            return tracing::warn!(why, "no upgrade now");
+            return tracing::warn!(why, "the upgrade was refused");
         }
         let offer = self.site.control.raise_epoch().map(|epoch| Offer {
             protocol: PROTOCOL,
@@ -37,68 +46,72 @@ impl Supervisor {
             data_dir: self.config.data_dir.clone(),
             epoch,
         });
-        let notices = self.notices.clone();
+        let notices = self.shards.notices.clone();
         let report = move |pid, said| _ = notices.send(Notice::Successor(pid, said));
         match offer.and_then(|offer| Successor::start(offer, report)) {
             Ok(successor) => {
-                tracing::info!(pid = successor.pid(), "upgrading: a new process prepares itself");
+                tracing::info!(pid = successor.pid(), "upgrading: the new process is preparing");
                 self.manager.reloading();
                 self.successor = Some(successor);
             }
-            Err(error) => tracing::warn!(why = %error, "no upgrade now"),
+            Err(error) => tracing::warn!(why = %error, "the upgrade was refused"),
         }
     }
 
-    /// Takes the next step of an upgrade. Returns whether the new process serves, so that this one must end.
-    pub fn go_on_upgrading(&mut self, notice: Notice) -> bool {
+    /// Takes the next step of an upgrade after `notice`. Returns whether the new process serves, so that this one must
+    /// end.
+    pub fn advance_upgrade(&mut self, notice: Notice) -> bool {
         let Some(successor) = self.successor.as_mut() else { return false };
         let step = match notice {
-            Notice::Successor(pid, said) => return self.hear_successor(pid, said),
-            Notice::HandedOver(_, handed_over) => handed_over.and_then(|()| successor.shard_has_handed_over()),
-            _ => self.all_are_still(),
+            Notice::Successor(pid, said) => return self.handle_successor(pid, said),
+            Notice::HandedOver(_, handed_over) => handed_over.and_then(|()| successor.note_shard_handed_over()),
+            _ => self.note_shard_idle(),
         };
         if let Err(why) = step {
-            self.call_off(&why);
+            self.abort_upgrade(&why);
         }
         false
     }
 
-    /// Goes on with an upgrade. Returns whether it is done: this process must end.
-    fn hear_successor(&mut self, pid: u32, said: Option<FromNew>) -> bool {
+    /// Handles a message of the new process, or its end (`None`). Returns whether the new process serves, so that this
+    /// one must end.
+    fn handle_successor(&mut self, pid: u32, said: Option<FromNew>) -> bool {
         let Some(successor) = self.successor.as_mut().filter(|successor| successor.pid() == pid) else { return false };
         match (said, successor.stage()) {
             (Some(FromNew::Prepared { version }), Stage::Preparing) => {
-                successor.pause(self.threads.len());
+                successor.pause(self.shards.threads.len());
                 self.enter(Phase::Paused);
-                tracing::info!(version, "pausing: the new process is prepared, requests in flight finish");
+                tracing::info!(version, "pausing: the new process is prepared; finishing requests in flight");
             }
             (Some(FromNew::Ready), Stage::Passed) => {
-                // It is the server as soon as it is told, and this process must not be missed.
-                self.manager.main_is(pid);
-                match successor.let_go() {
+                // Report the new process id first: the new process serves as soon as it is released, and the service
+                // manager must not take the end of this process for the end of the server.
+                self.manager.set_main_pid(pid);
+                match successor.release_to() {
                     Ok(pause) => {
                         let ms = pause.as_secs_f64() * 1000.0;
                         tracing::info!(pid, ms, "handed over: the new process serves");
                         return true;
                     }
                     Err(error) => {
-                        self.manager.main_is(std::process::id());
-                        self.call_off(&error.to_string());
+                        self.manager.set_main_pid(std::process::id());
+                        self.abort_upgrade(&error.to_string());
                     }
                 }
             }
-            (None, _) => self.call_off("it has ended"),
-            (Some(_), _) => self.call_off("it is confused"),
+            (None, _) => self.abort_upgrade("the new process ended"),
+            (Some(_), _) => self.abort_upgrade("the new process sent an unexpected message"),
         }
         false
     }
 
-    /// One more shard has no requests in flight. After the last one, all hand over what they have.
-    fn all_are_still(&mut self) -> Result<(), String> {
-        let successor = self.successor.as_mut().expect("there is one");
-        let line = successor.shard_is_still(self.threads.len(), self.site.dir.lock_descriptor(), self.admin.as_fd());
+    /// Counts a shard that has no requests in flight. After the last one, orders all shards to hand over.
+    fn note_shard_idle(&mut self) -> Result<(), String> {
+        let successor = self.successor.as_mut().expect("an upgrade is in progress");
+        let line =
+            successor.note_shard_idle(self.shards.threads.len(), self.site.dir.lock_descriptor(), self.admin.as_fd());
         if let Some(line) = line.map_err(|error| error.to_string())? {
-            for orders in &self.orders {
+            for orders in &self.shards.orders {
                 let _ = orders.send(Order::HandOver(line.clone()));
             }
             self.ring();
@@ -106,19 +119,19 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Goes on as if nothing had happened, if there is an upgrade under way.
-    pub fn call_off(&mut self, why: &str) {
+    /// Aborts the upgrade, if one is in progress: ends the new process, removes its segments, and serves again.
+    pub fn abort_upgrade(&mut self, why: &str) {
         let Some(successor) = self.successor.take() else { return };
         let epoch = successor.epoch;
-        let ended = successor.call_off();
+        let ended = successor.abort_upgrade();
         if self.status.phase() == Phase::Paused {
             self.enter(Phase::Serving);
         }
-        // Nobody has been told of anything in it.
+        // No record in these segments was acknowledged.
         if let Err(error) = remove_run(&self.site.data.logs, self.site.data.cluster, epoch) {
-            tracing::warn!(%error, epoch, "what the new process has begun to write cannot be removed");
+            tracing::warn!(%error, epoch, "the segments of the new process cannot be removed");
         }
         self.manager.ready();
-        tracing::warn!(why, ended, "the upgrade is called off: this process goes on");
+        tracing::warn!(why, ended, "the upgrade was aborted: this process continues to serve");
     }
 }

@@ -1,4 +1,5 @@
-//! What the main thread and the shards tell each other.
+//! The messages between the main thread and the shards: notices from shards and other threads to the main thread, and
+//! orders from the main thread to a shard. Messages between shards are in `mesh`.
 
 use crate::http::connection::Overdue;
 use crate::log::retention::OldSegment;
@@ -7,38 +8,38 @@ use crate::sale::shard::EndedShare;
 use crate::upgrade::protocol::{FromNew, UpgradeSocket};
 use std::sync::Arc;
 
-/// What the main thread is told.
+/// A message to the main thread, from a shard or from another thread.
 #[derive(Debug)]
 pub enum Notice {
-    /// The shard can sell.
+    /// The shard is ready to sell.
     Ready(ShardId),
-    /// The shard's part of a sale is over.
+    /// A sale has ended on the shard.
     Ended(EndedShare),
-    /// No hold is granted any more, for want of log space; or again.
+    /// The shard grants no new holds because the log has no room (`true`), or grants them again (`false`).
     LogFull(ShardId, bool),
-    /// Attempts are no longer recorded, for want of log space; or again.
+    /// The shard does not record attempts because the log has no room (`true`), or records them again (`false`).
     AttemptsLost(ShardId, bool),
-    /// Requests were not decided in time.
+    /// Requests on the shard's connections were not decided in time.
     Overdue(ShardId, Overdue),
-    /// Every request has been answered.
+    /// The shard drains, and every request on its connections is answered.
     Drained(ShardId),
-    /// Paused: nobody waits for a decision of this shard's.
+    /// Upgrade, old process: the shard is paused, and none of its clients waits for a decision.
     Still(ShardId),
-    /// Paused: the new process has got all that this shard had, or cannot get it.
+    /// Upgrade, old process: the shard has sent its sockets to the new process, or could not send them.
     HandedOver(ShardId, Result<(), String>),
-    /// The new process with this number says something, or is gone.
+    /// Upgrade, old process: the new process with this process id has sent a message, or has ended (`None`).
     Successor(u32, Option<FromNew>),
-    /// The process whose place this one has taken is no more.
+    /// Upgrade, new process: the old process has ended.
     Alone,
-    /// A signal arrived.
+    /// The process has received a signal.
     Signal(i32),
 }
 
-/// What a shard is told.
+/// An order from the main thread to a shard.
 #[derive(Debug)]
 pub enum Order {
-    /// These segments of earlier runs are this shard's to look after.
+    /// Apply retention to these segments of earlier runs.
     Keep(Vec<OldSegment>),
-    /// Paused: everything is to be flushed, then listeners and clients go to another process.
+    /// Upgrade, old process: flush both logs, then send the listeners and the clients to the new process.
     HandOver(Arc<UpgradeSocket>),
 }

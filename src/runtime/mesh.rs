@@ -1,10 +1,10 @@
-//! The lanes between shards.
+//! The lanes between shards: the only way by which one shard sends messages to another.
 //!
-//! From every shard to every other there are two lanes, one for requests and one for replies. A lane carries
-//! batches: all messages of one turn, in order. It works on credit: two buffers circulate, full ones forward
-//! and empty ones back, so a lane can hold two batches at most and sending never blocks. While a receiver is
-//! slow, messages wait with their sender, where the limits on connections and on the stock bound them.
-//! Nobody ever waits for a lane, so lanes cannot deadlock.
+//! From every shard to every other there are two lanes, one for requests and one for replies. A lane carries batches:
+//! all messages of one turn, in order. Flow control is by credit: each lane has two buffers, which travel to the
+//! receiver full and return to the sender empty. So a lane holds at most two batches, and sending never blocks. If a
+//! receiver is slow, its messages stay with the sender, and the limits on connections and on the stock bound their
+//! number. No shard ever blocks on a lane, so lanes cannot deadlock.
 
 use crate::sale::ids::ShardId;
 use crate::sale::message::{Batch, Reply, Request};
@@ -12,37 +12,37 @@ use crate::system::doorbell::Doorbell;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::sync::Arc;
 
-/// Batches that a lane holds at most: one being read while the next is under way.
+/// Batches that a lane holds at most: the receiver reads one while the next is in transit.
 const LANE_BATCHES: usize = 2;
 
 /// The sending end of a lane.
-struct Outlet<M> {
+struct LaneSender<M> {
     to: ShardId,
-    /// What the next batch will carry.
+    /// The messages of the next batch.
     waiting: Vec<M>,
     batches: Sender<Batch<M>>,
     spares: Receiver<Vec<M>>,
 }
 
 /// The receiving end of a lane.
-struct Inlet<M> {
+struct LaneReceiver<M> {
     from: ShardId,
     batches: Receiver<Batch<M>>,
     spares: Sender<Vec<M>>,
 }
 
-fn lane<M>(from: ShardId, to: ShardId) -> (Outlet<M>, Inlet<M>) {
+fn lane<M>(from: ShardId, to: ShardId) -> (LaneSender<M>, LaneReceiver<M>) {
     let (batches_in, batches_out) = bounded(LANE_BATCHES);
     let (spares_in, spares_out) = bounded(LANE_BATCHES);
     for _ in 0..LANE_BATCHES {
-        spares_in.send(Vec::new()).expect("the receiver is right here");
+        spares_in.send(Vec::new()).expect("the receiver exists");
     }
-    let outlet = Outlet { to, waiting: Vec::new(), batches: batches_in, spares: spares_out };
-    (outlet, Inlet { from, batches: batches_out, spares: spares_in })
+    let outlet = LaneSender { to, waiting: Vec::new(), batches: batches_in, spares: spares_out };
+    (outlet, LaneReceiver { from, batches: batches_out, spares: spares_in })
 }
 
-impl<M> Outlet<M> {
-    /// Sends what waits, if the lane has a spare buffer. Returns whether it sent anything.
+impl<M> LaneSender<M> {
+    /// Sends the waiting messages as one batch, if the lane has a spare buffer. Returns whether it sent a batch.
     fn dispatch(&mut self, from: ShardId, traffic: &mut Traffic) -> bool {
         if self.waiting.is_empty() {
             return false;
@@ -55,21 +55,21 @@ impl<M> Outlet<M> {
         traffic.batches += 1;
         traffic.messages += messages.len() as u64;
         match self.batches.try_send(Batch { from, to: self.to, messages }) {
-            Err(TrySendError::Full(_)) => panic!("a spare buffer is the right to send one batch"),
-            // At the end of the process, the peer may have stopped first.
+            Err(TrySendError::Full(_)) => panic!("a spare buffer permits one batch"),
+            // During a shutdown, the peer may have stopped first.
             Ok(()) | Err(TrySendError::Disconnected(_)) => true,
         }
     }
 }
 
-impl<M> Inlet<M> {
+impl<M> LaneReceiver<M> {
     fn drain(&self, me: ShardId, mut deliver: impl FnMut(ShardId, M)) -> bool {
         let mut any = false;
         while let Ok(batch) = self.batches.try_recv() {
-            assert_eq!((batch.from, batch.to), (self.from, me), "a batch came by the wrong lane");
+            assert_eq!((batch.from, batch.to), (self.from, me), "a batch arrived on the wrong lane");
             let mut messages = batch.messages;
             messages.drain(..).for_each(|message| deliver(batch.from, message));
-            // The sender may be gone when everything stops.
+            // During a shutdown, the sender may have stopped first.
             let _ = self.spares.send(messages);
             any = true;
         }
@@ -77,38 +77,38 @@ impl<M> Inlet<M> {
     }
 }
 
-/// What a shard receives.
+/// A message that a shard receives from another shard.
 #[derive(Debug)]
 pub enum Delivery {
-    /// A request.
+    /// A request, with the shard that sent it.
     Request(ShardId, Request),
     /// A reply.
     Reply(Reply),
 }
 
-/// What one shard has sent.
+/// Counters of what one shard has sent since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Batches.
+    /// Batches sent.
     pub batches: u64,
-    /// Messages in them.
+    /// Messages in those batches.
     pub messages: u64,
-    /// Messages that found no spare buffer when they were last to be sent.
+    /// Messages that wait with this shard since the last dispatch, because their lane had no spare buffer.
     pub waiting: u64,
 }
 
-/// One shard's ends of all its lanes.
+/// One shard's ends of all its lanes, and the doorbells of all shards.
 pub struct Endpoint {
     me: ShardId,
-    requests_out: Vec<Outlet<Request>>,
-    replies_out: Vec<Outlet<Reply>>,
-    requests_in: Vec<Inlet<Request>>,
-    replies_in: Vec<Inlet<Reply>>,
+    requests_out: Vec<LaneSender<Request>>,
+    replies_out: Vec<LaneSender<Reply>>,
+    requests_in: Vec<LaneReceiver<Request>>,
+    replies_in: Vec<LaneReceiver<Reply>>,
     doorbells: Arc<[Doorbell]>,
     traffic: Traffic,
 }
 
-/// All lanes between the shards that `doorbells` belong to.
+/// Creates the lanes between all shards, and returns the ends of each shard. `doorbells` has one doorbell per shard.
 pub fn connect(doorbells: &Arc<[Doorbell]>) -> Vec<Endpoint> {
     let ids = || (0..doorbells.len() as u16).map(ShardId);
     let new = |me| Endpoint {
@@ -134,25 +134,25 @@ pub fn connect(doorbells: &Arc<[Doorbell]>) -> Vec<Endpoint> {
 }
 
 impl Endpoint {
-    /// Puts a request into the next batch.
+    /// Adds a request to the next batch to the shard `to`.
     pub fn request(&mut self, to: ShardId, request: Request) {
         let place = self.place(to);
         self.requests_out[place].waiting.push(request);
     }
 
-    /// Puts a reply into the next batch.
+    /// Adds a reply to the next batch to the shard `to`.
     pub fn reply(&mut self, to: ShardId, reply: Reply) {
         let place = self.place(to);
         self.replies_out[place].waiting.push(reply);
     }
 
-    /// A shard has no lane to itself.
+    /// Returns the index of the lanes to the shard `to`. A shard has no lane to itself.
     fn place(&self, to: ShardId) -> usize {
         assert_ne!(to, self.me, "a shard applies its own messages at once");
         usize::from(to.0) - usize::from(to > self.me)
     }
 
-    /// Sends one batch by each lane that has something to carry and room for it, and wakes who sleeps.
+    /// Sends one batch on each lane that has messages and a spare buffer, and rings the doorbell of each receiver.
     pub fn dispatch(&mut self) {
         let traffic = &mut self.traffic;
         traffic.waiting = 0;
@@ -164,8 +164,8 @@ impl Endpoint {
         }
     }
 
-    /// Hands over everything that has arrived, replies first: they end what requests begin. Returns whether
-    /// there was anything.
+    /// Passes every message that has arrived to `deliver`, and returns whether there was one. Replies come first,
+    /// because they finish what requests begin.
     pub fn receive(&mut self, mut deliver: impl FnMut(Delivery)) -> bool {
         let mut any = false;
         for inlet in &self.replies_in {
@@ -177,24 +177,24 @@ impl Endpoint {
         any
     }
 
-    /// What it has sent.
+    /// Returns the counters of what this shard has sent.
     pub fn traffic(&self) -> Traffic {
         self.traffic
     }
 
-    /// Whether anything has arrived.
-    pub fn has_mail(&self) -> bool {
+    /// Returns whether a message has arrived.
+    pub fn has_messages(&self) -> bool {
         self.replies_in.iter().any(|inlet| !inlet.batches.is_empty())
             || self.requests_in.iter().any(|inlet| !inlet.batches.is_empty())
     }
 
-    /// Whether anything waits to be sent for want of a spare buffer.
-    pub fn is_held_up(&self) -> bool {
+    /// Returns whether messages wait with this shard after the last dispatch, because their lane had no spare buffer.
+    pub fn has_unsent(&self) -> bool {
         self.requests_out.iter().any(|outlet| !outlet.waiting.is_empty())
             || self.replies_out.iter().any(|outlet| !outlet.waiting.is_empty())
     }
 
-    /// This shard's own doorbell.
+    /// Returns this shard's own doorbell.
     pub fn doorbell(&self) -> &Doorbell {
         &self.doorbells[usize::from(self.me.0)]
     }
@@ -221,8 +221,8 @@ mod tests {
         Reply::Answer { ticket: Ticket(number), outcome: Outcome::Released }
     }
 
-    /// Every shard floods every other for many turns while nobody reads: no lane holds more than its two
-    /// batches, nobody blocks, and everything arrives in order once the receivers wake up.
+    /// Every shard sends to every other for many turns while no shard reads: no lane holds more than two batches, no
+    /// sender blocks, and every message arrives in order once the receivers read.
     #[test]
     fn flooded_lanes_neither_overflow_nor_block() {
         const SHARDS: usize = 5;
@@ -245,7 +245,7 @@ mod tests {
             assert!(endpoint.replies_in.iter().all(|inlet| inlet.batches.len() == LANE_BATCHES));
         }
         let mut received = vec![(vec![0; SHARDS], 0); SHARDS];
-        while endpoints.iter().any(|endpoint| endpoint.has_mail() || endpoint.is_held_up()) {
+        while endpoints.iter().any(|endpoint| endpoint.has_messages() || endpoint.has_unsent()) {
             for (endpoint, (requests, replies)) in endpoints.iter_mut().zip(&mut received) {
                 endpoint.receive(|delivery| match delivery {
                     Delivery::Request(from, request) => {
@@ -263,7 +263,7 @@ mod tests {
         }
     }
 
-    /// Real threads that answer each request and sleep when there is nothing to do: none oversleeps.
+    /// Threads answer each request and sleep when there is nothing to do: no thread misses a wake-up.
     #[test]
     fn doorbells_wake_who_sleeps() {
         const SHARDS: usize = 3;
@@ -277,7 +277,7 @@ mod tests {
                 let peers: Vec<_> = (0..SHARDS as u16).map(ShardId).filter(|to| *to != me).collect();
                 let (mut sent, mut answered, mut served) = (0, 0, 0);
                 let total = REQUESTS * peers.len() as u64;
-                while answered < total || served < total || endpoint.is_held_up() {
+                while answered < total || served < total || endpoint.has_unsent() {
                     let mut arrived = Vec::new();
                     endpoint.doorbell().wake_up();
                     endpoint.receive(|delivery| arrived.push(delivery));
@@ -297,7 +297,7 @@ mod tests {
                     endpoint.dispatch();
                     endpoint.doorbell().fall_asleep();
                     let done = answered == total && served == total;
-                    if arrived.is_empty() && !endpoint.has_mail() && !endpoint.is_held_up() && !done {
+                    if arrived.is_empty() && !endpoint.has_messages() && !endpoint.has_unsent() && !done {
                         let timeout = Timespec { tv_sec: 20, tv_nsec: 0 };
                         let mut rung = [MaybeUninit::uninit()];
                         let (rung, _) = epoll::wait(&bed, &mut rung, Some(&timeout)).unwrap();

@@ -1,7 +1,8 @@
-//! Everything that a shard's thread works with besides its rules and logs: sockets, lanes, clocks, the main thread. It
-//! serves clients before there is anything to sell.
+//! What a shard's thread works with besides its state machine and its logs: sockets, lanes, clock, and channels to and
+//! from the main thread. Here a shard answers clients until recovery has ended, waits for work, and sends its sockets
+//! to the new process of an upgrade. The turn itself is in `turn`.
 
-use crate::http::connection::Midway;
+use crate::http::connection::ConnectionSnapshot;
 use crate::http::head::Head;
 use crate::http::problem::Problem;
 use crate::http::response::Responder;
@@ -14,7 +15,7 @@ use crate::sale::ids::ShardId;
 use crate::server::sockets::{Handled, Server};
 use crate::server::status_pages::{self, Facts};
 use crate::system::clock::Clock;
-use crate::upgrade::protocol::{DESCRIPTORS_MAX, FromOld, MIDWAY_BYTES_MAX, UpgradeSocket};
+use crate::upgrade::protocol::{DESCRIPTORS_MAX, FromOld, SNAPSHOT_BYTES_MAX, UpgradeSocket};
 use crossbeam_channel::{Receiver, Sender};
 use glommio::io::{PollState, PollableFd};
 use glommio::timer::Timer;
@@ -27,31 +28,31 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-/// How often a shard looks whether there is something to sell.
+/// Milliseconds between checks whether recovery has ended.
 const LOOK_MS: u64 = 5;
 
-/// See the top of this file.
+/// A shard's sockets, lanes and clock, and its channels to and from the main thread.
 pub struct ShardIo {
-    /// Which shard.
+    /// Id of the shard.
     pub id: ShardId,
-    /// Sockets.
+    /// Listeners and clients of the shard.
     pub server: Server,
-    /// Other shards.
+    /// Lanes to and from the other shards.
     pub mesh: Endpoint,
-    /// Time.
+    /// Clock of the turns.
     pub clock: Clock,
-    /// What everyone publishes.
+    /// Published numbers of all shards.
     pub status: Arc<Status>,
-    /// To the main thread.
+    /// Notices to the main thread.
     pub notices: Sender<Notice>,
-    /// From it.
+    /// Orders from the main thread.
     pub orders: Receiver<Order>,
-    /// A descriptor that can always be read: to wait for it is to let the executor pass over its rings once.
+    /// A descriptor that is always readable. A wait for it makes the executor process its io_uring rings once.
     pub always_ready: PollableFd<OwnedFd>,
 }
 
 impl ShardIo {
-    /// Answers clients before there is anything to sell, until `is_over`.
+    /// Answers clients until `is_over` returns true, which means that recovery has ended. Commands get 503.
     pub fn wait_for_recovery(&mut self, mut is_over: impl FnMut() -> bool) {
         loop {
             self.mesh.doorbell().fall_asleep();
@@ -75,7 +76,7 @@ impl ShardIo {
         }
     }
 
-    /// Sends every shard what there is for it.
+    /// Sends the waiting messages to the other shards, and publishes the counters of the lanes.
     pub fn dispatch(&mut self) {
         self.mesh.dispatch();
         let Traffic { batches, messages, waiting } = self.mesh.traffic();
@@ -85,8 +86,8 @@ impl ShardIo {
         lane_waiting.store(waiting, Ordering::Relaxed);
     }
 
-    /// Waits for a socket, the doorbell, `other` or the time. The executor gets at least one pass over its rings in
-    /// any case: without it, no flush would ever begin or end.
+    /// Waits for a socket, the doorbell, `other`, or `timeout_ms` milliseconds. In any case the executor processes its
+    /// io_uring rings at least once, because no flush begins or ends otherwise.
     pub async fn wait_with_executor(&mut self, timeout_ms: u64, mut other: impl FnMut(&mut Context<'_>) -> Poll<()>) {
         if timeout_ms == 0 {
             let mut pass = PollState::new();
@@ -104,23 +105,23 @@ impl ShardIo {
         .await;
     }
 
-    /// Says what is `written`, and passes every listener and client to the process at the other end of `line`. Both have
-    /// them then.
+    /// Sends `written` and every listener and client to the new process of an upgrade. Afterwards both processes have
+    /// these sockets.
     ///
     /// # Errors
-    /// That process is gone, or does not listen.
+    /// The new process has ended, or does not receive in time.
     pub fn hand_over(&self, line: &UpgradeSocket, written: FromOld) -> io::Result<()> {
         line.send(&written, &[])?;
         let shard = self.id.0;
-        // They were dealt out one by one.
+        // The listeners were distributed round-robin, so the places of this shard differ by the number of shards.
         let places = (usize::from(shard)..).step_by(self.status.shards.len());
         for (listener, place) in self.server.listeners().iter().zip(places) {
             line.send(&FromOld::Listener { place }, &[listener.as_fd()])?;
         }
         let (mut sockets, mut midway, mut bytes) = (Vec::new(), Vec::new(), 0);
         for (socket, client) in self.server.clients() {
-            let more = client.as_ref().map_or(0, Midway::bytes);
-            if sockets.len() == DESCRIPTORS_MAX || bytes + more > MIDWAY_BYTES_MAX {
+            let more = client.as_ref().map_or(0, ConnectionSnapshot::bytes);
+            if sockets.len() == DESCRIPTORS_MAX || bytes + more > SNAPSHOT_BYTES_MAX {
                 line.send(&FromOld::Clients { shard, midway: std::mem::take(&mut midway) }, &sockets)?;
                 sockets.clear();
                 bytes = 0;
@@ -132,9 +133,9 @@ impl ShardIo {
         line.send(&FromOld::Clients { shard, midway }, &sockets)
     }
 
-    /// Tells the main thread.
+    /// Sends a notice to the main thread.
     pub fn tell(&self, notice: Notice) {
-        // The main thread listens until it has joined this one.
+        // The main thread receives until it has joined this thread.
         let _ = self.notices.send(notice);
     }
 }

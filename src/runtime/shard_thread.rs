@@ -1,20 +1,21 @@
-//! A shard's thread: it answers that the server is not ready, waits for recovery, and then takes turns until the end.
+//! The start of a shard's thread: the thread answers clients that the server is not ready, waits for the result of
+//! recovery, and then runs turns until the process stops. Recovery itself runs on the main thread.
 
 use crate::config::fatal::Fatal;
 use crate::config::settings::Config;
-use crate::http::connection::Midway;
+use crate::http::connection::ConnectionSnapshot;
 use crate::log::block::{LogKind, StreamId};
-use crate::log::data_dir::Opened;
+use crate::log::data_dir::OpenDataDir;
 use crate::log::retention::Retention;
 use crate::log::writer::LogWriter;
 use crate::operate::item_states::ItemStates;
 use crate::operate::request_timer::RequestTimer;
 use crate::operate::status::Status;
 use crate::runtime::control::{Notice, Order};
-use crate::runtime::log_pair::{LogPair, Shipping};
+use crate::runtime::log_pair::{LogPair, PersistenceChannels};
 use crate::runtime::mesh::Endpoint;
 use crate::runtime::shard_io::ShardIo;
-use crate::runtime::turn::Pump;
+use crate::runtime::turn::TurnLoop;
 use crate::sale::code::CodeGenerator;
 use crate::sale::ids::ShardId;
 use crate::sale::partition::Partition;
@@ -36,11 +37,11 @@ use std::thread::JoinHandle;
 pub struct ShardSockets {
     /// Listening sockets of the public port.
     pub listeners: Vec<OwnedFd>,
-    /// Connections that another process has accepted, with the state of a request in progress.
-    pub clients: Vec<(OwnedFd, Option<Midway>)>,
+    /// Connections that another process has accepted, each with the state of its request in progress.
+    pub clients: Vec<(OwnedFd, Option<ConnectionSnapshot>)>,
 }
 
-/// What a shard's thread answers clients with before recovery has ended.
+/// What a shard's thread has from the start: enough to answer clients until recovery has ended.
 pub struct ShardThread {
     /// The shard.
     pub id: ShardId,
@@ -48,7 +49,7 @@ pub struct ShardThread {
     pub sockets: ShardSockets,
     /// Its lanes to the other shards.
     pub mesh: Endpoint,
-    /// Connections that it may have open.
+    /// Connections that the shard may have open.
     pub clients_max: usize,
     /// The clock of its turns.
     pub clock: Clock,
@@ -60,32 +61,32 @@ pub struct ShardThread {
     pub orders: Receiver<Order>,
 }
 
-/// What a shard needs to begin to sell.
+/// What a shard needs to begin to sell. Recovery produces it.
 pub struct ShardStart {
     /// Sockets of another process, in an upgrade.
     pub sockets: ShardSockets,
     /// The recovered stock and quotas.
     pub inventory: Inventory,
-    /// Blocks of the first segment, if it has been made already.
-    pub made_ahead: Option<u32>,
-    /// What is the same for all shards.
+    /// Blocks of the first segment, if it exists already.
+    pub existing_blocks: Option<u32>,
+    /// Settings and resources that all shards share.
     pub setup: Arc<ShardSetup>,
-    /// Seed of the generator of codes.
+    /// Seed of the code generator.
     pub seed: [u8; 32],
     /// The shard's channels to and from the persistence thread, if there is a database.
-    pub persistence: Option<Shipping>,
+    pub persistence: Option<PersistenceChannels>,
 }
 
-/// What all shards begin with.
+/// The settings and resources that all shards share.
 pub struct ShardSetup {
     /// The settings.
     pub config: Arc<Config>,
     /// The owners of items and users.
     pub partition: Partition,
     /// The published state of each item.
-    pub board: Arc<ItemStates>,
+    pub item_states: Arc<ItemStates>,
     /// The opened data directory.
-    pub data: Opened,
+    pub data: OpenDataDir,
     /// Bytes that one shard's logs may use.
     pub budget: u64,
     /// Blocks of one segment.
@@ -93,7 +94,7 @@ pub struct ShardSetup {
 }
 
 impl ShardThread {
-    /// Starts the thread. An error on it ends the process.
+    /// Starts the thread, which waits for `start`. An error on the thread ends the process.
     ///
     /// # Errors
     /// [`Fatal::Host`]: the thread cannot be started.
@@ -107,30 +108,35 @@ impl ShardThread {
 
     async fn sell(self, start: Receiver<ShardStart>) -> Result<(), Fatal> {
         let ShardThread { id, sockets, mesh, clients_max, clock, status, notices, orders } = self;
-        let meter = RequestTimer::new(status.clone(), id, clock);
-        let mut server = Server::new(mesh.doorbell(), clients_max, meter).map_err(host::no_descriptors)?;
+        let request_timer = RequestTimer::new(status.clone(), id, clock);
+        let mut server = Server::new(mesh.doorbell(), clients_max, request_timer).map_err(host::no_descriptors)?;
         adopt(&mut server, sockets, clock)?;
         let always_ready = eventfd(1, EventfdFlags::CLOEXEC).map_err(io::Error::from);
         let always_ready = always_ready.and_then(|event| Ok(PollableFd::new(event)?)).map_err(host::no_descriptors)?;
-        let mut outside = ShardIo { id, server, mesh, clock, status, notices, orders, always_ready };
+        let mut shard_io = ShardIo { id, server, mesh, clock, status, notices, orders, always_ready };
         let mut received = None;
-        outside.wait_for_recovery(|| {
+        shard_io.wait_for_recovery(|| {
             received = start.try_recv().ok();
             received.is_some()
         });
-        let ShardStart { sockets, inventory, made_ahead, setup, seed, persistence } =
+        let ShardStart { sockets, inventory, existing_blocks, setup, seed, persistence } =
             received.expect("recovery has ended, so the start has arrived");
-        adopt(&mut outside.server, sockets, clock)?;
-        let ShardSetup { config, partition, board, .. } = &*setup;
-        let logs = open_logs(id, &setup, made_ahead, persistence);
+        adopt(&mut shard_io.server, sockets, clock)?;
+        let ShardSetup { config, partition, item_states, .. } = &*setup;
+        let logs = open_logs(id, &setup, existing_blocks, persistence);
         let mut effects = Effects::default();
         let codes = CodeGenerator::new(seed);
         let shard = Shard::new(id, *partition, config.rules, inventory, codes, clock.now(), &mut effects);
-        Pump::new(outside, shard, effects, logs, board.clone(), config.rules.period_s).run().await
+        TurnLoop::new(shard_io, shard, effects, logs, item_states.clone(), config.rules.period_s).run().await
     }
 }
 
-fn open_logs(id: ShardId, setup: &ShardSetup, made_ahead: Option<u32>, persistence: Option<Shipping>) -> LogPair {
+fn open_logs(
+    id: ShardId,
+    setup: &ShardSetup,
+    existing_blocks: Option<u32>,
+    persistence: Option<PersistenceChannels>,
+) -> LogPair {
     let ShardSetup { data, budget, segment_blocks, .. } = setup;
     let log = |log| {
         let stream = StreamId { cluster: data.cluster, epoch: data.epoch, shard: id.0, log };
@@ -138,8 +144,8 @@ fn open_logs(id: ShardId, setup: &ShardSetup, made_ahead: Option<u32>, persisten
     };
     let retention = Retention::new(&data.logs, *budget, persistence.is_some());
     let (mut purchases, mut attempts) = (log(LogKind::Purchases), log(LogKind::Attempts));
-    if let Some(blocks) = made_ahead {
-        purchases.first_is_made(blocks);
+    if let Some(blocks) = existing_blocks {
+        purchases.use_existing_segment(blocks);
     }
     if persistence.is_some() {
         purchases.keep_chunks();

@@ -1,17 +1,18 @@
-//! The turn of a shard: the one place where everything meets, in the order that keeps the promises.
+//! The turn of a shard: the loop that connects sockets, lanes, logs and the state machine. Decisions are not made here;
+//! the folder `sale` makes them.
 //!
-//! 1. If there is nothing to do, wait for any source.
-//! 2. Collect: sockets, messages, finished flushes, time.
-//! 3. Apply each to the state machine, with no await between.
-//! 4. Append the records it produced.
-//! 5. Start a flush, if none is under way.
-//! 6. Send one batch to each peer, write every answer that may leave.
+//! 1. Wait for work, if there is none.
+//! 2. Collect: time, finished flushes, messages from other shards, requests from sockets.
+//! 3. Apply each event to the state machine, without an await in between.
+//! 4. Append the records that the state machine has produced.
+//! 5. Start a flush, if none is in progress.
+//! 6. Publish the counters, send one batch on each lane, and write the answers.
 //!
-//! Log before reply: an answer that needs the log comes out of the state machine only in step 3 of a turn that
-//! begins after its flush has ended.
+//! Log before reply: the state machine produces a reply that depends on a record only when it applies `Flushed` or
+//! `Persisted` for this record. So the reply leaves in step 6 of a turn that begins after the flush has ended.
 //!
-//! The executor has something to do only while a log is being written or made. Else the shard sleeps in its epoll set,
-//! which is one system call where the executor takes several.
+//! The executor has work only while a log is flushed or a segment is made. At other times the shard sleeps in its epoll
+//! set: that is one system call, where the executor needs several.
 
 use crate::config::fatal::Fatal;
 use crate::http::head::Head;
@@ -21,10 +22,10 @@ use crate::http::route::{Route, respond, route};
 use crate::log::block::LogKind;
 use crate::log::writer::Progress;
 use crate::operate::item_states::ItemStates;
-use crate::operate::shard_status::ShardStatus;
+use crate::operate::shard_status::{LogStatus, ShardStatus};
 use crate::operate::status::Phase;
 use crate::runtime::control::{Notice, Order};
-use crate::runtime::log_pair::{ATTEMPTS_MAX, LOG_SLACK_BLOCKS, LogPair, LogRoom, Needs, Shipping};
+use crate::runtime::log_pair::{ATTEMPTS_MAX, LOG_SLACK_BLOCKS, LogPair, LogRoom, Needs, PersistenceChannels};
 use crate::runtime::mesh::Delivery;
 use crate::runtime::shard_io::ShardIo;
 use crate::sale::ids::{Moment, SaleId, Seq, Ticket};
@@ -38,78 +39,84 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
+use strum::VariantArray;
 
-/// Blocks that a shard needs for itself before it sells: for the records that open sales, and their flush.
+/// Blocks that a shard needs besides those for holds, to be ready on a full disk: for the records that open sales.
 const READY_BLOCKS: u64 = 2;
-/// Attempts that are worth a flush at once.
+/// Number of buffered attempts that starts a flush at once.
 const ATTEMPTS_FLUSH: usize = 1024;
-/// Attempts are flushed after this in any case.
+/// Milliseconds after which buffered attempts are flushed in any case.
 const ATTEMPTS_FLUSH_MS: u64 = 50;
-/// How long a shard waits for a peer that has not yet read what it was sent.
+/// Milliseconds between attempts to send on a lane that has no spare buffer.
 const LANE_RETRY_MS: u64 = 1;
-/// Connections are looked over, clocks watched and the executor gets a pass, at least this often.
+/// Milliseconds between sweeps. A sweep closes overdue connections, takes orders, and lets the executor run once. As
+/// the longest sleep, it also bounds how late a shard notices a step of the system clock.
 const SWEEP_MS: u64 = 1_000;
-/// How long a shard sleeps at most while another process may take its place.
+/// Milliseconds that a shard sleeps at most while an upgrade pauses it.
 const PAUSE_MS: u64 = 50;
 
-/// How far this shard is in giving way to another process, or in taking its place.
+/// The state of this shard in an upgrade.
+///
+/// In the old process: `No`, `Still`, `Asked`, `HandedOver`, and back to `No` if the upgrade is aborted. In the new
+/// process: `Awaiting`, then `No`.
 enum Pause {
-    /// Not at all.
+    /// No upgrade pauses this shard.
     No,
-    /// Nobody waits for a decision any more.
+    /// Old process: paused, and no client of this shard waits for a decision.
     Still,
-    /// It is to hand everything over.
+    /// Old process: the main thread has ordered this shard to send its sockets over this upgrade socket.
     Asked(Arc<UpgradeSocket>),
-    /// It has. The other process knows where the logs end, so nothing more is written to them.
+    /// Old process: the sockets and the ends of the logs are sent. The new process continues after these ends, so this
+    /// shard writes nothing more to its logs.
     HandedOver,
-    /// It has what another process has handed over, and that one may still want it back.
+    /// New process: this shard has the sockets, but the old process can still abort the upgrade.
     Awaiting,
 }
 
-/// A shard at work.
-pub struct Pump {
-    outside: ShardIo,
+/// The loop of a shard, with everything that a turn needs.
+pub struct TurnLoop {
+    shard_io: ShardIo,
     shard: Shard,
     logs: LogPair,
-    board: Arc<ItemStates>,
+    item_states: Arc<ItemStates>,
     period_s: u32,
-    /// As it was when the turn began.
+    /// The phase of the process at the start of the turn.
     phase: Phase,
     effects: Effects,
     applied: Seq,
-    /// As the persistence thread has published it.
+    /// Position up to which the purchase log is in Postgres, as the persistence thread has published it.
     persisted: Seq,
     attempts_due_ms: u64,
     room: LogRoom,
-    /// The sale whose opening is durable: what came before it may be removed.
+    /// The newest sale whose opening record is durable. Segments with nothing but earlier sales may be removed.
     durable_sale: SaleId,
     is_ready: bool,
     is_draining: bool,
     has_drained: bool,
     pause: Pause,
     next_sweep_ms: u64,
-    /// The executor may have something of its own to do.
-    owes_pass: bool,
-    /// How long the next turn may wait for something to do.
-    patience_ms: u64,
+    /// The executor must run once before the next turn, because it may have tasks of its own.
+    must_run_executor: bool,
+    /// Milliseconds that the next turn may wait for work.
+    wait_ms: u64,
 }
 
-impl Pump {
-    /// A pump around `shard`, whose first effects are in `effects`.
+impl TurnLoop {
+    /// Creates the loop of `shard`. `effects` has what the shard has produced at its creation.
     pub fn new(
-        outside: ShardIo,
+        shard_io: ShardIo,
         shard: Shard,
         effects: Effects,
         logs: LogPair,
-        board: Arc<ItemStates>,
+        item_states: Arc<ItemStates>,
         period_s: u32,
     ) -> Self {
         let room = LogRoom::new(&logs);
-        Pump {
-            outside,
+        TurnLoop {
+            shard_io,
             shard,
             logs,
-            board,
+            item_states,
             period_s,
             phase: Phase::Recovering,
             effects,
@@ -121,28 +128,28 @@ impl Pump {
             is_ready: false,
             is_draining: false,
             has_drained: false,
-            // A new process begins in the place of another or all by itself.
+            // Without an upgrade, the first turn that is not paused ends this state.
             pause: Pause::Awaiting,
             next_sweep_ms: 0,
-            owes_pass: false,
-            patience_ms: 0,
+            must_run_executor: false,
+            wait_ms: 0,
         }
     }
 
-    /// Takes turns until the process stops.
+    /// Runs turns until the process stops.
     ///
     /// # Errors
-    /// [`Fatal::LogFailed`]: nothing may be answered any more.
+    /// [`Fatal::LogFailed`]: a log cannot be written, so no reply may leave any more.
     pub async fn run(mut self) -> Result<(), Fatal> {
         while !self.turn().await? {}
         Ok(())
     }
 
-    /// One turn. Returns whether it was the last.
+    /// Runs one turn. Returns whether it was the last.
     async fn turn(&mut self) -> Result<bool, Fatal> {
         self.wait().await?;
-        let now = self.outside.clock.now();
-        self.phase = self.outside.status.phase();
+        let now = self.shard_io.clock.now();
+        self.phase = self.shard_io.status.phase();
         let is_paused = self.phase == Phase::Paused;
         if !is_paused {
             self.end_pause(now);
@@ -154,31 +161,32 @@ impl Pump {
 
         self.append(now);
         self.start_flushes(now);
-        // Before any answer leaves, here or by another shard: who reads the sale after a 200 finds it counted.
+        // Publish the counters before any reply leaves, from here or through another shard, so that a client that reads
+        // the sale after a 200 sees its own purchase.
         self.publish();
-        self.outside.dispatch();
+        self.shard_io.dispatch();
         if !is_paused {
-            let ShardIo { server, status, .. } = &mut self.outside;
+            let ShardIo { server, status, .. } = &mut self.shard_io;
             let terms = *self.shard.terms();
-            let sale = OnSale { terms, period_s: self.period_s, board: &self.board, unix_ms: now.unix_ms };
+            let sale = OnSale { terms, period_s: self.period_s, item_states: &self.item_states, unix_ms: now.unix_ms };
             let facts = Facts { status, sale: Some(sale), known: None };
-            server.tell_subscribers(now, |told, out| told.update(&facts, now.monotonic_ms, out));
+            server.send_events(now, |told, out| told.update(&facts, now.monotonic_ms, out));
         }
-        // What both processes have, neither touches.
+        // During the handover, both processes have the sockets, so neither writes to them.
         if !matches!(self.pause, Pause::HandedOver | Pause::Awaiting) {
-            self.outside.server.write_replies(now);
+            self.shard_io.server.write_replies(now);
         }
         if is_paused {
-            self.give_way();
+            self.advance_handover();
         }
         if self.has_finished(now) {
             return Ok(true);
         }
         self.make_segments(now);
         self.note_ready();
-        self.patience_ms = match is_busy {
+        self.wait_ms = match is_busy {
             _ if is_paused => {
-                if self.outside.mesh.is_held_up() {
+                if self.shard_io.mesh.has_unsent() {
                     LANE_RETRY_MS
                 } else {
                     PAUSE_MS
@@ -196,12 +204,12 @@ impl Pump {
         self.shard.apply(ShardEvent::Tick, now, &mut self.effects);
         if now.monotonic_ms >= self.next_sweep_ms {
             self.next_sweep_ms = now.monotonic_ms + SWEEP_MS;
-            self.outside.server.sweep(now);
-            if let Some(overdue) = self.outside.server.overdue() {
-                self.outside.tell(Notice::Overdue(self.outside.id, overdue));
+            self.shard_io.server.sweep(now);
+            if let Some(overdue) = self.shard_io.server.overdue() {
+                self.shard_io.tell(Notice::Overdue(self.shard_io.id, overdue));
             }
             self.take_orders();
-            self.owes_pass = true;
+            self.must_run_executor = true;
         }
     }
 
@@ -215,12 +223,12 @@ impl Pump {
             }
             self.shard.apply(ShardEvent::Flushed(flushed), now, &mut self.effects);
         }
-        let persisted = self.numbers().persisted.load(Ordering::Acquire);
+        let persisted = self.numbers().log(LogKind::Purchases).persisted.load(Ordering::Acquire);
         if persisted > self.persisted {
             self.persisted = persisted;
             self.shard.apply(ShardEvent::Persisted(persisted), now, &mut self.effects);
         }
-        for ticket in self.outside.server.withdrawn() {
+        for ticket in self.shard_io.server.withdrawn() {
             self.shard.apply(ShardEvent::Withdrawn(ticket), now, &mut self.effects);
         }
         let room = self.logs.purchases.room().saturating_sub(LOG_SLACK_BLOCKS);
@@ -229,8 +237,8 @@ impl Pump {
     }
 
     fn receive(&mut self, now: Moment) -> bool {
-        let (shard, effects, status) = (&mut self.shard, &mut self.effects, &self.outside.status);
-        let any = self.outside.mesh.receive(|delivery| {
+        let (shard, effects, status) = (&mut self.shard, &mut self.effects, &self.shard_io.status);
+        let any = self.shard_io.mesh.receive(|delivery| {
             shard.apply(ShardEvent::Sale(status.newest_sale()), now, effects);
             let event = match delivery {
                 Delivery::Request(from, request) => ShardEvent::Request(from, request),
@@ -243,28 +251,29 @@ impl Pump {
     }
 
     fn serve(&mut self, now: Moment) -> bool {
-        // Who asks right behind a request that has just been answered is to find it counted.
+        // Publish the counters before reading the next request, so that a client that pipelines `GET /sale` after a
+        // purchase sees its own purchase.
         self.publish_sale();
-        let (ShardIo { server, status, .. }, is_recovering) = (&mut self.outside, self.phase == Phase::Recovering);
+        let (ShardIo { server, status, .. }, is_recovering) = (&mut self.shard_io, self.phase == Phase::Recovering);
         let (shard, effects, period_s) = (&mut self.shard, &mut self.effects, self.period_s);
-        let board = &self.board;
+        let item_states = &self.item_states;
         let mut handle = |ticket: Ticket, head: &Head<'_>, style, responder: &mut Responder, out: &mut Vec<u8>| {
-            // After the request has been read: what its client knows of a sale, this shard must know, too.
+            // After the request has been read, because its client may have seen a new sale on another shard.
             shard.apply(ShardEvent::Sale(status.newest_sale()), now, effects);
             let (operation, route) = route(head);
             let answer = match route {
-                // This shard may be ready, but another one is not.
+                // This shard may be ready, but another shard is not.
                 Route::Command(..) if is_recovering => responder.problem(Problem::NotReady, style, out),
                 Route::Command(command, json) => {
                     shard.apply(ShardEvent::Command(ticket, command), now, effects);
-                    // What needs nobody else and no log is decided already.
+                    // A command that needs neither another shard nor the log is decided already.
                     match effects.answers.pop_if(|(decided, _)| *decided == ticket) {
                         Some((_, outcome)) => respond(outcome, Style { json, ..style }, responder, out),
                         None => return Handled::Deciding { operation, json },
                     }
                 }
                 Route::Page(page) => {
-                    let sale = OnSale { terms: *shard.terms(), period_s, board, unix_ms: now.unix_ms };
+                    let sale = OnSale { terms: *shard.terms(), period_s, item_states, unix_ms: now.unix_ms };
                     let facts = Facts { status, sale: Some(sale), known: head.if_none_match };
                     status_pages::write(page, &facts, style, responder, out)
                 }
@@ -281,14 +290,14 @@ impl Pump {
 
     fn answer(&mut self, now: Moment) {
         for (ticket, outcome) in self.effects.answers.drain(..) {
-            self.outside.server.answer(ticket, now, |style, responder, out| respond(outcome, style, responder, out));
+            self.shard_io.server.answer(ticket, now, |style, responder, out| respond(outcome, style, responder, out));
         }
     }
 
     // --- log before reply ---
 
     fn append(&mut self, now: Moment) {
-        let numbers = self.outside.status.shard(self.outside.id);
+        let numbers = self.shard_io.status.shard(self.shard_io.id);
         for record in self.effects.records.drain(..) {
             if let LogEvent::Released { reason, .. } = record.event {
                 numbers.released[reason as usize].add(1);
@@ -306,13 +315,13 @@ impl Pump {
             }
         }
         for (to, request) in self.effects.requests.drain(..) {
-            self.outside.mesh.request(to, request);
+            self.shard_io.mesh.request(to, request);
         }
         for (to, reply) in self.effects.replies.drain(..) {
-            self.outside.mesh.reply(to, reply);
+            self.shard_io.mesh.reply(to, reply);
         }
         for ended in self.effects.ended.drain(..) {
-            let _ = self.outside.notices.send(Notice::Ended(ended));
+            let _ = self.shard_io.notices.send(Notice::Ended(ended));
         }
     }
 
@@ -332,64 +341,65 @@ impl Pump {
     }
 
     fn make_segments(&mut self, now: Moment) {
-        // While another process reads the logs, they stay as they are; but one that takes over needs its own first.
+        // While paused, the old process of an upgrade makes no segments, because the new process reads its logs. The
+        // new process makes its first segments while it is paused, until it is ready.
         if self.phase == Phase::Stopping || self.phase == Phase::Paused && self.is_ready {
             return;
         }
-        let (id, needs) = (self.outside.id, self.needs());
+        let (id, needs) = (self.shard_io.id, self.needs());
         let (was_full, was_losing) = (self.room.is_full, self.room.is_losing_attempts);
         self.room.extend(&mut self.logs, needs, now.monotonic_ms);
         if self.room.is_full != was_full {
-            self.outside.tell(Notice::LogFull(id, self.room.is_full));
+            self.shard_io.tell(Notice::LogFull(id, self.room.is_full));
         }
         if self.room.is_losing_attempts != was_losing {
-            self.outside.tell(Notice::AttemptsLost(id, self.room.is_losing_attempts));
+            self.shard_io.tell(Notice::AttemptsLost(id, self.room.is_losing_attempts));
         }
     }
 
-    /// What the logs must have room for.
+    /// Returns the log space that this shard needs.
     fn needs(&self) -> Needs {
         let items = self.shard.stock().items() as u64;
         Needs { holds: self.shard.log_reserve(), items, durable_sale: self.durable_sale }
     }
 
-    /// Says once that the shard can sell: it has room for the end of every hold that it took over, and, unless the disk
-    /// has no more, for new ones.
+    /// Reports once that the shard is ready: the log has room for the end of every recovered hold and, unless the log
+    /// is full, for new holds.
     fn note_ready(&mut self) {
         let needs = self.needs();
         let needed = if self.room.is_full { needs.holds + READY_BLOCKS } else { needs.reserve() };
         if !self.is_ready && self.logs.purchases.room() > needed {
             self.is_ready = true;
-            self.outside.tell(Notice::Ready(self.outside.id));
+            self.shard_io.tell(Notice::Ready(self.shard_io.id));
         }
     }
 
-    /// How the sale stands, and each item that has changed.
+    /// Publishes the counters of the sale and the items that have changed.
     fn publish_sale(&mut self) {
-        self.outside.status.note_sale(self.shard.terms().sale);
+        self.shard_io.status.note_sale(self.shard.terms().sale);
         for change in self.effects.changes.drain(..) {
-            self.board.show(self.outside.id, change);
+            self.item_states.show(self.shard_io.id, change);
         }
         self.numbers().publish_sales(self.shard.terms().sale, self.shard.counts());
     }
 
     fn publish(&mut self) {
         self.publish_sale();
-        let ShardStatus {
-            items, connections, subscribers, appended, flushed, attempts_flushed, log_room, turns, ..
-        } = self.numbers();
+        let numbers = self.numbers();
+        let ShardStatus { items, connections, subscribers, appended, log_room, turns, .. } = numbers;
         items.store(self.shard.stock().items() as u64, Ordering::Relaxed);
-        connections.store(self.outside.server.connections() as u64, Ordering::Relaxed);
-        subscribers.store(self.outside.server.subscribers().count() as u64, Ordering::Relaxed);
+        connections.store(self.shard_io.server.connections() as u64, Ordering::Relaxed);
+        subscribers.store(self.shard_io.server.subscribers().count() as u64, Ordering::Relaxed);
         appended.store(self.logs.purchases.appended(), Ordering::Relaxed);
-        flushed.store(self.logs.purchases.flushed(), Ordering::Release);
-        attempts_flushed.store(self.logs.attempts.flushed(), Ordering::Release);
+        for (kind, log) in self.logs.both() {
+            numbers.log(kind).flushed.store(log.flushed(), Ordering::Release);
+        }
         log_room.store(self.logs.purchases.room(), Ordering::Relaxed);
         turns.store(turns.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
     fn numbers(&self) -> &ShardStatus {
-        self.outside.status.shard(self.outside.id)
+        self.shard_io.status.shard(self.shard_io.id)
     }
 
     // --- stopping ---
@@ -398,41 +408,45 @@ impl Pump {
         let phase = self.phase;
         if phase >= Phase::Draining && !self.is_draining {
             self.is_draining = true;
-            self.outside.server.drain(now);
+            self.shard_io.server.drain(now);
         }
-        if self.is_draining && !self.has_drained && self.outside.server.is_drained() {
+        if self.is_draining && !self.has_drained && self.shard_io.server.is_drained() {
             self.has_drained = true;
-            self.outside.tell(Notice::Drained(self.outside.id));
+            self.shard_io.tell(Notice::Drained(self.shard_io.id));
         }
-        phase == Phase::Stopping && self.logs.are_at_rest()
+        phase == Phase::Stopping && self.logs.have_nothing_to_write()
     }
 
     // --- an upgrade ---
 
     fn take_orders(&mut self) {
-        for order in self.outside.orders.try_iter() {
+        for order in self.shard_io.orders.try_iter() {
             match order {
                 Order::Keep(old) => self.logs.retention.keep(old),
                 Order::HandOver(line) if matches!(self.pause, Pause::Still) => self.pause = Pause::Asked(line),
-                // The upgrade has been called off.
+                // The upgrade has been aborted.
                 Order::HandOver(_) => {}
             }
         }
     }
 
-    /// Goes one step on towards another process, once this one has nothing left to do for that step.
-    fn give_way(&mut self) {
-        let id = self.outside.id;
-        if matches!(self.pause, Pause::No) && self.outside.server.is_still() {
+    /// Takes the next step of an upgrade in the old process, if the shard has finished the last one:
+    ///
+    /// 1. When no client waits for a decision, the shard reports `Still`.
+    /// 2. The main thread orders the handover when all shards have reported.
+    /// 3. When both logs are flushed, the shard sends the ends of its logs and its sockets, and reports `HandedOver`.
+    fn advance_handover(&mut self) {
+        let id = self.shard_io.id;
+        if matches!(self.pause, Pause::No) && self.shard_io.server.is_still() {
             self.pause = Pause::Still;
-            self.outside.tell(Notice::Still(id));
+            self.shard_io.tell(Notice::Still(id));
         }
         self.take_orders();
         if let Pause::Asked(line) = &self.pause
-            && self.logs.are_at_rest()
+            && self.logs.have_nothing_to_write()
         {
-            let handed_over = self.outside.hand_over(line, self.logs.written());
-            self.outside.tell(Notice::HandedOver(id, handed_over.map_err(|error| error.to_string())));
+            let handed_over = self.shard_io.hand_over(line, self.logs.written());
+            self.shard_io.tell(Notice::HandedOver(id, handed_over.map_err(|error| error.to_string())));
             self.pause = Pause::HandedOver;
         }
     }
@@ -440,44 +454,51 @@ impl Pump {
     fn end_pause(&mut self, now: Moment) {
         if !matches!(std::mem::replace(&mut self.pause, Pause::No), Pause::No) {
             self.take_orders();
-            // Clients have waited for this process: first what they have said meanwhile.
+            // Delay the sweep: read the requests that arrived during the pause before deadlines close connections.
             self.next_sweep_ms = now.monotonic_ms + SWEEP_MS;
         }
     }
 
     // --- wait ---
 
-    /// Sleeps until there is something to do, and looks what that is.
+    /// Sleeps until there is work, then polls the sockets. No wake-up is lost:
+    ///
+    /// 1. Another thread stores work for this shard (a batch in a lane, the phase, `persisted`, an order), and then
+    ///    rings the doorbell.
+    /// 2. This shard calls `fall_asleep`. From then on, a ring writes the eventfd, which wakes the epoll set.
+    /// 3. This shard checks each place where work is stored. A ring before step 2 has written nothing, but the checks
+    ///    find its work, and then the shard does not sleep.
+    /// 4. This shard sleeps, and afterwards calls `wake_up`.
     async fn wait(&mut self) -> Result<(), Fatal> {
-        let mut timeout_ms = self.patience_ms;
+        let mut timeout_ms = self.wait_ms;
         if timeout_ms > 0 {
-            let ShardIo { id, mesh, status, orders, .. } = &self.outside;
+            let ShardIo { id, mesh, status, orders, .. } = &self.shard_io;
             mesh.doorbell().fall_asleep();
-            // Whoever rings from now on wakes this shard; who rang before left something to see.
-            let persisted = status.shard(*id).persisted.load(Ordering::Acquire);
-            let is_told = self.phase == Phase::Paused && !orders.is_empty();
-            if mesh.has_mail() || status.phase() != self.phase || persisted > self.persisted || is_told {
+            // Step 3. Orders count only while paused; otherwise the next sweep takes them.
+            let persisted = status.shard(*id).log(LogKind::Purchases).persisted.load(Ordering::Acquire);
+            let has_orders = self.phase == Phase::Paused && !orders.is_empty();
+            if mesh.has_messages() || status.phase() != self.phase || persisted > self.persisted || has_orders {
                 timeout_ms = 0;
             }
         }
-        if self.logs.are_busy() || std::mem::take(&mut self.owes_pass) {
+        if self.logs.are_busy() || std::mem::take(&mut self.must_run_executor) {
             self.wait_for_logs(timeout_ms).await?;
             timeout_ms = 0;
         }
-        self.outside.server.look(timeout_ms);
-        self.outside.mesh.doorbell().wake_up();
+        self.shard_io.server.look(timeout_ms);
+        self.shard_io.mesh.doorbell().wake_up();
         Ok(())
     }
 
-    /// Waits in the executor, and notes what the logs have come to meanwhile.
+    /// Waits in the executor, and handles what the logs have finished meanwhile.
     async fn wait_for_logs(&mut self, timeout_ms: u64) -> Result<(), Fatal> {
-        let Pump { outside, logs, .. } = self;
+        let TurnLoop { shard_io, logs, .. } = self;
         let mut progress: [io::Result<Option<Progress>>; 2] = [Ok(None), Ok(None)];
-        outside
+        shard_io
             .wait_with_executor(timeout_ms, |cx| {
                 let is_open = |progress: &io::Result<_>| matches!(progress, Ok(None));
                 for (log, progress) in [&mut logs.purchases, &mut logs.attempts].into_iter().zip(&mut progress) {
-                    // What came to its end is told once, and there is room for one thing.
+                    // `poll` reports each result once and `progress` holds one, so do not poll again after a result.
                     if is_open(progress)
                         && let Poll::Ready(result) = log.poll(cx)
                     {
@@ -488,7 +509,7 @@ impl Pump {
                 if is_over { Poll::Ready(()) } else { Poll::Pending }
             })
             .await;
-        for (kind, progress) in [LogKind::Purchases, LogKind::Attempts].into_iter().zip(progress) {
+        for (&kind, progress) in LogKind::VARIANTS.iter().zip(progress) {
             let failed = |error| Fatal::LogFailed(format!("{}: {error}", kind.name()));
             match progress.map_err(failed)? {
                 Some(Progress::NoSegment(blocks)) => {
@@ -497,18 +518,15 @@ impl Pump {
                 }
                 Some(Progress::SegmentMade(blocks)) => self.room.made(blocks),
                 Some(Progress::Flushed { time, records }) => {
-                    let published = self.outside.status.shard(self.outside.id);
-                    let LogPair { purchases, attempts, persistence, .. } = &mut self.logs;
-                    let is_purchases = kind == LogKind::Purchases;
-                    let log = if is_purchases { purchases } else { attempts };
-                    let (flushed, flushes) = if is_purchases {
-                        (&published.flushed, &published.purchase_flushes)
-                    } else {
-                        (&published.attempts_flushed, &published.attempt_flushes)
-                    };
+                    let published = self.shard_io.status.shard(self.shard_io.id);
+                    let LogStatus { flushed, flushes, .. } = published.log(kind);
+                    let (log, persistence) = self.logs.log_mut(kind);
                     flushes.record(time, records);
-                    // In this order: what is seen to be flushed has been offered, and who is woken sees it.
-                    if let (Some(chunk), Some(Shipping { feed, .. })) = (log.take_chunk(), persistence) {
+                    // The order matters:
+                    // 1. Offer the records to the persistence thread.
+                    // 2. Publish the position: every record below it has been offered.
+                    // 3. Wake the thread, which then sees the position.
+                    if let (Some(chunk), Some(PersistenceChannels { feed, .. })) = (log.take_chunk(), persistence) {
                         feed.offer(chunk);
                         flushed.store(log.flushed(), Ordering::Release);
                         feed.ring();
@@ -521,18 +539,18 @@ impl Pump {
     }
 
     fn time_to_next(&self, now: Moment) -> u64 {
-        let server = &self.outside.server;
+        let server = &self.shard_io.server;
         if server.has_work() {
             return 0;
         }
         let attempts = &self.logs.attempts;
         let attempts_due =
             (attempts.buffered() > 0 && !attempts.is_flushing() && attempts.room() > 0).then_some(self.attempts_due_ms);
-        let held_up = self.outside.mesh.is_held_up().then_some(now.monotonic_ms + LANE_RETRY_MS);
+        let held_up = self.shard_io.mesh.has_unsent().then_some(now.monotonic_ms + LANE_RETRY_MS);
         let (expiry, accepts, news) =
             (self.shard.next_expiry_ms(), server.accepts_again_ms(), server.subscribers().next_ms());
         let due = [held_up, Some(self.next_sweep_ms), expiry, accepts, news, attempts_due];
-        let due_ms = due.into_iter().flatten().min().expect("the next sweep is always due");
+        let due_ms = due.into_iter().flatten().min().expect("the next sweep is always scheduled");
         let period_ms = u64::from(self.period_s) * 1000;
         let to_next_sale_ms = period_ms - now.unix_ms % period_ms;
         due_ms.saturating_sub(now.monotonic_ms).min(to_next_sale_ms)

@@ -1,12 +1,14 @@
-//! Reservation codes: UUIDs that lead straight to the slot they open.
+//! Reservation codes: UUIDs from which the item is computed.
 //!
-//! A code is a version 8 UUID (RFC 9562 §5.8). Of its 122 free bits the first 26 are the *ticket*,
-//! `(sale mod laps) × items + item` with `laps = ⌊2^26 / items⌋`, and the other 96 are random. So the
-//! item's owner is found by arithmetic, a code of an earlier sale is recognised without a lookup
-//! (for `laps / 2` sales back: 139 days of hourly sales of 10,000 items), and guessing is hopeless.
+//! A code is a version 8 UUID (RFC 9562 §5.8). Of its 122 free bits, the first 26 are the *ticket*,
+//! `(sale mod laps) × items + item` with `laps = ⌊2^26 / items⌋`. The other 96 are random. Therefore:
 //!
-//! A code is valid only if it equals the code stored in its slot; nothing is inferred from the ticket
-//! but where to look.
+//! - The item and its owner are computed from the code, without a lookup.
+//! - While the stock keeps its size, a code of one of the `laps / 2` sales before the current one is recognised without
+//!   a lookup: 139 days of hourly sales of 10,000 items.
+//! - Guessing the code of a given hold takes 2^95 attempts on average.
+//!
+//! A code is valid only if it equals the code stored in its slot. The ticket says only which slot that is.
 
 use crate::sale::ids::{ItemId, Terms};
 use rand_chacha::{
@@ -20,25 +22,26 @@ const TICKET_BITS: u32 = 26;
 const RANDOM_BITS: u32 = 96;
 const _: () = assert!(TICKET_BITS + RANDOM_BITS == 122);
 
-/// The largest stock that leaves room in a code for the low bits of the sale.
+/// The largest stock, in items. With it, a ticket still contains the sale modulo 4.
 pub const ITEMS_MAX: u32 = 1 << 24;
 
 /// A reservation code.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Code([u8; 16]);
 
-/// Where a code leads.
+/// What a code refers to, seen from the current sale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Destination {
-    /// To this item of the current sale.
+    /// An item of the current sale.
     Item(ItemId),
-    /// To a sale that is over.
+    /// A sale that is over.
     EndedSale,
-    /// Nowhere: no such code was ever given out.
-    Nowhere,
+    /// Nothing: it is not a version 8 UUID, or its ticket belongs neither to the current sale nor to the `laps / 2`
+    /// sales before it.
+    Unknown,
 }
 
-/// What the tickets of a sale's codes have in common.
+/// The parameters that the tickets of all codes of one sale have in common.
 #[derive(Clone, Copy, Debug)]
 pub struct CodeSpace {
     items: u32,
@@ -48,7 +51,7 @@ pub struct CodeSpace {
 }
 
 impl CodeSpace {
-    /// For the codes of the sale with these terms.
+    /// Returns the parameters of the sale with these `terms`, whose stock has 1 to [`ITEMS_MAX`] items.
     pub fn new(terms: &Terms) -> Self {
         let laps = (1 << TICKET_BITS) / terms.items;
         CodeSpace { items: terms.items, laps, lap: terms.sale.0 % laps }
@@ -56,10 +59,11 @@ impl CodeSpace {
 }
 
 impl Code {
-    /// The code of an empty slot. It is no version 8 UUID, so no client can present it.
+    /// The code of a slot that has not had a hold. It is not a version 8 UUID, so it leads to no item if a client
+    /// presents it.
     pub const NONE: Code = Code([0; 16]);
 
-    /// Bytes of its one spelling.
+    /// Length of a code's canonical spelling, in bytes.
     pub const TEXT_BYTES: usize = 36;
 
     fn new(space: &CodeSpace, item: ItemId, random: u128) -> Code {
@@ -72,7 +76,8 @@ impl Code {
         Code((custom_a << 80 | 8 << 76 | custom_b << 64 | 0b10 << 62 | custom_c).to_be_bytes())
     }
 
-    /// Reads the canonical spelling only: 36 characters, lower case, hyphens in place. One code, one spelling.
+    /// Parses the canonical spelling: 36 characters, lower case, with hyphens. It accepts no other spelling, so a code
+    /// has exactly one.
     pub fn parse(text: &[u8]) -> Option<Code> {
         if text.len() != Self::TEXT_BYTES || text.iter().any(u8::is_ascii_uppercase) {
             return None;
@@ -80,35 +85,35 @@ impl Code {
         Uuid::try_parse_ascii(text).ok().map(|uuid| Code(uuid.into_bytes()))
     }
 
-    /// Writes the spelling that [`parse`](Self::parse) reads.
+    /// Writes the spelling that [`parse`](Self::parse) accepts into `buffer`, and returns it.
     pub fn write<'a>(&self, buffer: &'a mut [u8; Self::TEXT_BYTES]) -> &'a str {
         Uuid::from_bytes(self.0).hyphenated().encode_lower(buffer)
     }
 
-    /// Where this code leads in the sale of `space`.
+    /// Returns what this code refers to, seen from the sale of `space`.
     pub fn destination(&self, space: &CodeSpace) -> Destination {
         let word = u128::from_be_bytes(self.0);
         if word >> 76 & 0xf != 8 || word >> 62 & 0b11 != 0b10 {
-            return Destination::Nowhere;
+            return Destination::Unknown;
         }
         let CodeSpace { items, laps, lap } = *space;
         let ticket = (word >> 102) as u32;
         let of = ticket / items;
         match if of <= lap { lap - of } else { lap + laps - of } {
-            // What is left over where the stock does not divide 2^26.
-            _ if of >= laps => Destination::Nowhere,
+            // Tickets from `laps × items` on: no sale uses them. They exist if the stock does not divide 2^26.
+            _ if of >= laps => Destination::Unknown,
             0 => Destination::Item(ItemId(ticket % items)),
             behind if behind <= laps / 2 => Destination::EndedSale,
-            _ => Destination::Nowhere,
+            _ => Destination::Unknown,
         }
     }
 
-    /// The 16 bytes, as they are logged.
+    /// Returns the 16 bytes that a record contains.
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
 
-    /// The code logged as these 16 bytes.
+    /// Returns the code with these 16 bytes.
     pub fn from_bytes(bytes: [u8; 16]) -> Code {
         Code(bytes)
     }
@@ -126,16 +131,16 @@ impl fmt::Debug for Code {
     }
 }
 
-/// Mints codes. Deterministic in its seed, so that a simulated run can be repeated.
+/// A generator of codes. Its random bits depend only on the seed, so that a simulated run can be repeated.
 pub struct CodeGenerator(ChaCha12Rng);
 
 impl CodeGenerator {
-    /// `seed` must come from the operating system, except in tests.
+    /// Creates a generator. `seed` must come from the operating system, except in tests.
     pub fn new(seed: [u8; 32]) -> Self {
         CodeGenerator(ChaCha12Rng::from_seed(seed))
     }
 
-    /// A fresh code for `item`.
+    /// Mints a new code for `item` in the sale of `space`.
     pub fn mint(&mut self, space: &CodeSpace, item: ItemId) -> Code {
         let random = u128::from(self.0.next_u64()) << 32 | u128::from(self.0.next_u32());
         Code::new(space, item, random)
@@ -176,10 +181,10 @@ mod tests {
 
     #[test]
     fn tickets_beyond_the_last_lap_lead_nowhere() {
-        // 2^26 is 6710 times 10,000 and 8,864.
+        // 2^26 = 6,710 × 10,000 + 8,864.
         for sale in [0, 6709, 6710, 500_000] {
             let beyond = Code::new(&CodeSpace { items: 10_000, laps: 6711, lap: 6710 }, ItemId(8_863), 0);
-            assert_eq!(beyond.destination(&space(sale, 10_000)), Destination::Nowhere, "in sale {sale}");
+            assert_eq!(beyond.destination(&space(sale, 10_000)), Destination::Unknown, "in sale {sale}");
         }
     }
 
@@ -187,7 +192,7 @@ mod tests {
     fn other_uuids_lead_nowhere() {
         for text in ["00000000-0000-0000-0000-000000000000", "6ba7b810-9dad-41d1-80b4-00c04fd430c8"] {
             let code = Code::parse(text.as_bytes()).unwrap();
-            assert_eq!(code.destination(&space(7, 10_000)), Destination::Nowhere);
+            assert_eq!(code.destination(&space(7, 10_000)), Destination::Unknown);
         }
     }
 

@@ -1,15 +1,15 @@
-//! What clients ask of the sale, and what becomes of it.
+//! Commands of clients, and their outcomes.
 
 use crate::sale::code::Code;
 use crate::sale::ids::{ItemId, SaleId, UserId};
 use uuid::Uuid;
 
-/// What a client asks of the sale.
+/// A command of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Reserve an item.
     Checkout {
-        /// The item wanted, if the sale has it.
+        /// The requested item. The sale may not have it.
         item: ItemId,
         /// The buyer.
         user: UserId,
@@ -18,60 +18,62 @@ pub enum Command {
     Purchase {
         /// The code that the checkout returned.
         code: Code,
-        /// Fingerprint of the `Idempotency-Key`; nil when there was none.
+        /// Fingerprint of the `Idempotency-Key`; nil if the request has none.
         key: Uuid,
     },
-    /// Give the reserved item back.
+    /// Release the reserved item.
     Cancel {
         /// The code that the checkout returned.
         code: Code,
     },
 }
 
-/// What became of a command. Refusals of a checkout are listed in their precedence.
+/// The outcome of a command. A checkout is refused with the first of `NoSuchItem`, `ItemSold`, `ItemReserved`,
+/// `LogFull` and `UserLimit` that applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The item is held for the user.
+    /// The item is held for the user, and the checkout is durable.
     Reserved {
-        /// Buys the item.
+        /// Code that buys or releases the item.
         code: Code,
-        /// The sale it belongs to.
+        /// Sale of the item.
         sale: SaleId,
         /// The item held.
         item: ItemId,
-        /// When the hold ends, milliseconds since the Unix epoch.
+        /// End of the hold, in milliseconds since the Unix epoch.
         expires_unix_ms: u64,
     },
-    /// The item is bought, durably.
+    /// The item is bought, and the purchase is durable.
     Purchased {
-        /// The sale it belonged to.
+        /// Sale of the item.
         sale: SaleId,
         /// The item bought.
         item: ItemId,
     },
-    /// The hold is released, durably.
+    /// The hold is released, and the release is durable.
     Released,
     /// Refused: the item is sold. Final within the sale.
     ItemSold {
-        /// The sale it is sold in.
+        /// Sale of the item.
         sale: SaleId,
         /// The item.
         item: ItemId,
     },
-    /// Refused for now: somebody holds the item.
+    /// Refused: the item is claimed, held, or being bought. It may become free again.
     ItemReserved,
-    /// Refused: the user holds and has bought as many items as one may.
+    /// Refused: the user's quota is used up. A hold that ended counts until its quota is returned.
     UserLimit,
     /// Refused: the sale has no such item.
     NoSuchItem,
-    /// Refused: no hold has this code.
+    /// Refused: the code was never issued, its sale is long over, or its item has been reserved again since its hold
+    /// ended.
     CodeUnknown,
-    /// Refused: the hold of this code ran out or was cancelled.
+    /// Refused: the hold of this code expired or was cancelled.
     CodeExpired,
-    /// Refused: the item of this code is already bought with it.
+    /// Refused: another request has bought the item with this code.
     CodeUsed,
     /// Refused: the code belongs to a sale that is over.
     SaleEnded,
-    /// Not decided: the log has no room for another hold. Try again later.
+    /// Not decided: the log has no room for another hold. The client may try again later.
     LogFull,
 }

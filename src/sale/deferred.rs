@@ -1,52 +1,62 @@
-//! What waits for the log: answers, sales, quotas to be given back. Each for a record to be flushed, or for its
-//! transaction in Postgres.
+//! Effects that wait for the log: answers to clients, sales of items, returns of quotas. Each waits until a record of
+//! the purchase log is flushed, or persisted in Postgres. Without this, a crash could contradict them:
+//!
+//! - An answer promises a hold, a purchase or a release. If it left before its record is durable and the record were
+//!   lost, recovery could not keep the promise.
+//! - `Sold` is final, and other clients are refused with it. If the purchase record were lost, recovery would find the
+//!   item still held.
+//! - A returned quota can be claimed at once for an item of another shard, whose log is flushed separately. If the
+//!   release were lost and the new checkout were not, recovery would find the user above the limit.
+//!
+//! A released item itself need not wait: its next checkout follows the release in the same log, so recovery cannot find
+//! the checkout without the release.
 
 use crate::sale::command::Outcome;
 use crate::sale::ids::{ItemId, SaleId, Seq, ShardId, Ticket, UserId};
 use std::collections::VecDeque;
 
-/// How far a record must have come.
+/// The durability that an effect waits for its record to reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Watermark {
-    /// On this machine's disk.
+    /// The record is on this machine's disk.
     Flushed,
-    /// In Postgres.
+    /// The record is in Postgres.
     Persisted,
 }
 
-/// A client's request, and the shard that has the client.
+/// A client's request that waits for its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiter {
-    /// The shard.
+    /// Shard that has the client.
     pub origin: ShardId,
-    /// Its ticket.
+    /// Ticket of the request at that shard.
     pub ticket: Ticket,
 }
 
-/// What happens when the record has come that far.
+/// An effect that waits for a record.
 #[derive(Debug)]
 pub enum Deferred {
-    /// Tell the client.
+    /// Answer the client.
     Answer(Waiter, Outcome),
-    /// The item is sold. Tell the client, if there still is one.
-    Sell {
-        /// In which sale.
+    /// Mark the item as sold, and answer the client.
+    FinishPurchase {
+        /// Sale of the purchase.
         sale: SaleId,
-        /// Which item.
+        /// The bought item.
         item: ItemId,
-        /// Who is told.
+        /// Request to answer. `None` if its client no longer waits and no repetition has taken its place.
         waiter: Option<Waiter>,
     },
-    /// The quota can be used again.
-    GiveBack {
-        /// In which sale.
+    /// Return the user's quota.
+    ReturnQuota {
+        /// Sale of the hold that ended.
         sale: SaleId,
-        /// Whose.
+        /// User whose quota is returned.
         user: UserId,
     },
 }
 
-/// Everything that waits, by watermark, in the order of the log.
+/// All effects that wait, by watermark, in the order of their records.
 #[derive(Debug, Default)]
 pub struct Waiting {
     flush: VecDeque<(Seq, Deferred)>,
@@ -61,37 +71,41 @@ impl Waiting {
         }
     }
 
-    /// Waits for record `seq`, which is not before any that something else waits for.
+    /// Adds an effect that waits until record `seq` has reached `watermark`. The effects of a watermark must be added
+    /// in the order of their records.
     pub fn push(&mut self, watermark: Watermark, seq: Seq, deferred: Deferred) {
         self.queue(watermark).push_back((seq, deferred));
     }
 
-    /// What waits no longer, now that `reached` has come that far; one at a time.
+    /// Removes and returns the first effect whose record has reached `watermark`, if there is one. `reached` is the
+    /// last record that has reached it.
     pub fn pop(&mut self, watermark: Watermark, reached: Seq) -> Option<Deferred> {
         self.queue(watermark).pop_front_if(|(needs, _)| *needs <= reached).map(|(_, deferred)| deferred)
     }
 
-    /// The client is gone: nobody is told, and somebody else may inherit.
+    /// Removes the answer to a request whose client no longer waits. A purchase still becomes final, and a repetition
+    /// can take over its answer by [`take_over_answer`](Self::inherit).
     pub fn withdraw(&mut self, gone: Waiter) {
         for queue in [&mut self.flush, &mut self.persist] {
             queue.retain_mut(|(_, deferred)| match deferred {
                 Deferred::Answer(waiter, _) => *waiter != gone,
-                Deferred::Sell { waiter, .. } => {
+                Deferred::FinishPurchase { waiter, .. } => {
                     waiter.take_if(|waiter| *waiter == gone);
                     true
                 }
-                Deferred::GiveBack { .. } => true,
+                Deferred::ReturnQuota { .. } => true,
             });
         }
     }
 
-    /// Lets a repeated purchase be told in the place of one whose client is gone. Returns whether there was one.
-    pub fn inherit(&mut self, sale: SaleId, item: ItemId, heir: Waiter) -> bool {
+    /// Assigns the answer of a purchase whose client no longer waits to `repetition`, a repetition of that purchase. Returns
+    /// whether there was such a purchase.
+    pub fn take_over_answer(&mut self, sale: SaleId, item: ItemId, repetition: Waiter) -> bool {
         for (_, deferred) in self.flush.iter_mut().chain(&mut self.persist) {
-            if let Deferred::Sell { sale: of, item: what, waiter: waiter @ None } = deferred
+            if let Deferred::FinishPurchase { sale: of, item: what, waiter: waiter @ None } = deferred
                 && (*of, *what) == (sale, item)
             {
-                *waiter = Some(heir);
+                *waiter = Some(repetition);
                 return true;
             }
         }
@@ -112,25 +126,29 @@ mod tests {
 
     fn told(waiting: &mut Waiting) -> Option<Waiter> {
         match waiting.pop(Watermark::Persisted, 1) {
-            Some(Deferred::Sell { waiter, .. }) => waiter,
+            Some(Deferred::FinishPurchase { waiter, .. }) => waiter,
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn an_heir_takes_the_place_of_who_is_gone() {
+    fn a_repetition_takes_over_an_abandoned_answer() {
         let mut waiting = Waiting::default();
-        waiting.push(Watermark::Persisted, 1, Deferred::Sell { sale: SALE, item: ITEM, waiter: Some(waiter(1)) });
-        assert!(!waiting.inherit(SALE, ITEM, waiter(2)), "the first is still there");
+        waiting.push(
+            Watermark::Persisted,
+            1,
+            Deferred::FinishPurchase { sale: SALE, item: ITEM, waiter: Some(waiter(1)) },
+        );
+        assert!(!waiting.take_over_answer(SALE, ITEM, waiter(2)), "the first client still waits");
         waiting.withdraw(waiter(1));
-        assert!(waiting.inherit(SALE, ITEM, waiter(2)));
-        assert!(!waiting.inherit(SALE, ITEM, waiter(3)), "one answer, one buyer");
+        assert!(waiting.take_over_answer(SALE, ITEM, waiter(2)));
+        assert!(!waiting.take_over_answer(SALE, ITEM, waiter(3)), "only one request takes over the answer");
         assert!(waiting.pop(Watermark::Persisted, 0).is_none());
         assert_eq!(told(&mut waiting), Some(waiter(2)));
     }
 
     #[test]
-    fn who_is_gone_leaves_nothing_behind() {
+    fn withdrawn_answers_are_removed() {
         let mut waiting = Waiting::default();
         for ticket in 0..1000 {
             waiting.push(Watermark::Persisted, 1, Deferred::Answer(waiter(ticket), Outcome::CodeUsed));
@@ -140,9 +158,13 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_told_if_nobody_is_there() {
+    fn a_sale_without_a_client_sends_no_answer() {
         let mut waiting = Waiting::default();
-        waiting.push(Watermark::Persisted, 1, Deferred::Sell { sale: SALE, item: ITEM, waiter: Some(waiter(1)) });
+        waiting.push(
+            Watermark::Persisted,
+            1,
+            Deferred::FinishPurchase { sale: SALE, item: ITEM, waiter: Some(waiter(1)) },
+        );
         waiting.withdraw(waiter(1));
         assert!(waiting.pop(Watermark::Flushed, 9).is_none(), "flushed is not persisted");
         assert_eq!(told(&mut waiting), None);

@@ -1,18 +1,18 @@
-//! The words that every other file uses: ids, times, terms.
+//! Ids, times and the terms of a sale, which the other files of this folder use.
 
-/// A shard, numbered from 0. Not an executor id: the runtime numbers those itself.
+/// Number of a shard, from 0. It is not the id of the shard's executor, which the async runtime assigns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShardId(pub u16);
 
-/// An item of a sale, `0..items`.
+/// Number of an item of a sale, `0..items`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ItemId(pub u32);
 
-/// A buyer, `0..=i64::MAX`. Signed because that is what databases store.
+/// Id of a buyer, `0..=i64::MAX`. It is signed because Postgres stores it as a `bigint`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UserId(pub i64);
 
-/// A sale: `floor(unix_seconds / period_seconds)`. Never goes backwards.
+/// Number of a sale: `floor(unix_seconds / period_seconds)`. The current sale of a shard never decreases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SaleId(pub u32);
 
@@ -23,30 +23,31 @@ impl SaleId {
     }
 }
 
-/// Counts the records of one log from 1. Zero is "nothing yet".
+/// Number of a record in its stream (one log of one shard in one run), from 1. 0 means that there is no record yet.
 pub type Seq = u64;
 
-/// Names a waiting request to the shard that accepted it. Opaque to everyone else.
+/// Id of a client's request at the shard that accepted it. Other shards only compare it and pass it back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket(pub u64);
 
-/// The time of one turn, read once by the pump and passed down as an argument.
+/// The time of one turn. The turn reads the clocks once and passes the time down as an argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
-    /// Monotonic milliseconds since an arbitrary start. Holds live and die by it.
+    /// Monotonic milliseconds since an arbitrary start. They decide when a hold expires.
     pub monotonic_ms: u64,
-    /// Wall clock, milliseconds since the Unix epoch. Decides the sale id and nothing else.
+    /// Wall clock, in milliseconds since the Unix epoch. It decides which sale is current, and is written into records
+    /// and answers. Replay computes from it how long a restored hold still lasts.
     pub unix_ms: u64,
 }
 
-/// What stays fixed while a sale lasts, whatever the settings become meanwhile.
+/// The terms of a sale. They are fixed when the sale opens; changed settings apply from the next sale on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
-    /// Which sale.
+    /// The sale.
     pub sale: SaleId,
-    /// The stock: items `0..items`.
+    /// Number of items in the stock: `0..items`.
     pub items: u32,
-    /// How many items one user may hold and buy together.
+    /// Largest number of items that one user may hold and have bought, together.
     pub user_limit: u32,
 }
 

@@ -1,4 +1,5 @@
-//! Names of items: generated, the same for everyone who asks about an item of a sale.
+//! Generated names of items. A name depends only on the sale and the item, so it is the same for every reader and in
+//! every run.
 
 use crate::sale::ids::{ItemId, SaleId};
 use schemars::JsonSchema;
@@ -14,24 +15,24 @@ const THINGS: [&str; 16] = [
     "Lantern", "Mandolin", "Notebook", "Orrery", "Parasol",
 ];
 
-/// The name of an item of a sale, like "Cobalt Lantern 42".
+/// The generated name of an item of a sale, for example "Cobalt Lantern 42".
 #[derive(Clone, Copy, Debug, JsonSchema)]
 #[schemars(with = "String", inline)]
 pub struct ItemName(pub SaleId, pub ItemId);
 
 impl ItemName {
-    /// Decides how the item is called and what it looks like. The upper eight bits are the name's.
+    /// Returns the hash that the item's name and image are derived from. The name uses the upper eight bits.
     pub fn hash(&self) -> u64 {
-        // Fibonacci hashing: neighbours get names far apart.
+        // Fibonacci hashing, so that consecutive items differ in both words of the name.
         (u64::from(self.0.0) << 32 | u64::from(self.1.0)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 
-    /// Which of the 16 qualities it has.
+    /// Returns the index of the name's first word, the quality, `0..16`.
     pub fn quality(&self) -> usize {
         (self.hash() >> 60) as usize
     }
 
-    /// Which of the 16 things it is.
+    /// Returns the index of the name's second word, the thing, `0..16`.
     pub fn thing(&self) -> usize {
         (self.hash() >> 56 & 0xf) as usize
     }
@@ -49,7 +50,7 @@ impl Serialize for ItemName {
     }
 }
 
-/// Where the image of an item is.
+/// The URL path of an item's image on this server.
 #[derive(Clone, Copy, Debug, JsonSchema)]
 #[schemars(with = "String", inline)]
 pub struct ItemImage(pub ItemId);

@@ -1,116 +1,118 @@
-//! What shards say to each other: one variant for each step of the two-owner protocol.
+//! Messages between shards: one variant for each step of the two-owner protocol, which `shard` describes.
 //!
-//! Every step carries the sale it belongs to, and every request carries what its answer needs to find
-//! the way back, so no shard keeps a table of requests in flight.
+//! Messages of a checkout name their sale, and a code contains the low part of its sale, so that the receiver
+//! recognises a message of an ended sale. Each request carries everything that its reply needs, so no shard keeps a
+//! table of requests in flight.
 
 use crate::sale::code::Code;
 use crate::sale::command::Outcome;
 use crate::sale::ids::{ItemId, SaleId, ShardId, Ticket, UserId};
 use uuid::Uuid;
 
-/// Asks an owner to decide.
+/// A checkout: this user wants this item of this sale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checkout {
+    /// Sale of the checkout.
+    pub sale: SaleId,
+    /// The requested item.
+    pub item: ItemId,
+    /// The buyer.
+    pub user: UserId,
+}
+
+/// A request to an owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Origin → item owner: hold this item.
+    /// Origin → item owner: hold this item for this user.
     Reserve {
-        /// Names the client's request to the origin.
+        /// Ticket of the client's request at the origin.
         ticket: Ticket,
-        /// The sale meant.
-        sale: SaleId,
-        /// The item wanted.
-        item: ItemId,
-        /// The buyer.
-        user: UserId,
+        /// What the client asks for.
+        checkout: Checkout,
     },
-    /// Item owner → user owner: take one of the user's quota.
+    /// Item owner → user owner: count one more item against the user's quota, if the limit allows it.
     Claim {
-        /// Where the `Reserve` came from.
+        /// Shard that sent the `Reserve`.
         origin: ShardId,
-        /// The origin's ticket.
+        /// Ticket of the client's request at the origin.
         ticket: Ticket,
-        /// The sale meant.
-        sale: SaleId,
-        /// The item that waits in `Claiming`.
-        item: ItemId,
-        /// Whose quota.
-        user: UserId,
+        /// The checkout. Its item waits in `Claiming`.
+        checkout: Checkout,
     },
-    /// Item owner → user owner: give one of the user's quota back.
+    /// Item owner → user owner: count one item less against the user's quota.
     Release {
-        /// The sale meant.
+        /// Sale of the hold that ended.
         sale: SaleId,
-        /// Whose quota.
+        /// User whose quota is returned.
         user: UserId,
     },
     /// Origin → item owner: buy the item of this code.
     Confirm {
-        /// Names the client's request to the origin.
+        /// Ticket of the client's request at the origin.
         ticket: Ticket,
-        /// The code presented.
+        /// The presented code.
         code: Code,
-        /// Fingerprint of the idempotency key; nil when there is none.
+        /// Fingerprint of the idempotency key; nil if there is none.
         key: Uuid,
     },
-    /// Origin → every owner: the client of this ticket is gone; whoever repeats its purchase may have its answer.
+    /// Origin → every shard: no client waits for this ticket any more. A repetition of its purchase may take over the
+    /// answer.
     Withdraw {
         /// The ticket.
         ticket: Ticket,
     },
     /// Origin → item owner: free the item of this code.
     Cancel {
-        /// Names the client's request to the origin.
+        /// Ticket of the client's request at the origin.
         ticket: Ticket,
-        /// The code presented.
+        /// The presented code.
         code: Code,
     },
 }
 
-/// Answers a request.
+/// A reply to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// User owner → item owner: what became of a `Claim`.
+    /// User owner → item owner: the result of a `Claim`.
     Claimed {
-        /// Where the `Reserve` came from.
+        /// Shard that sent the `Reserve`.
         origin: ShardId,
-        /// The origin's ticket.
+        /// Ticket of the client's request at the origin.
         ticket: Ticket,
-        /// The sale of the claim.
-        sale: SaleId,
-        /// The item that waits in `Claiming`.
-        item: ItemId,
-        /// The user asked for.
-        user: UserId,
-        /// Whether there was quota left.
+        /// The checkout. Its item waits in `Claiming`.
+        checkout: Checkout,
+        /// Whether the item was counted. False if the limit is reached, or if the user's owner is in another sale.
         granted: bool,
     },
-    /// Item owner → origin: tell the client.
+    /// Item owner → origin: the outcome for the client.
     Answer {
-        /// The origin's ticket.
+        /// Ticket of the client's request at the origin.
         ticket: Ticket,
-        /// The decision.
+        /// The outcome.
         outcome: Outcome,
     },
-    /// Item owner → origin: the sale of this `Reserve` is over; try again under the current one.
-    Bounced {
-        /// The origin's ticket.
+    /// Item owner → origin: the sale of the `Reserve` is over. The origin repeats the checkout in the current sale.
+    SaleChanged {
+        /// Ticket of the client's request at the origin.
         ticket: Ticket,
-        /// The item wanted.
+        /// The requested item.
         item: ItemId,
         /// The buyer.
         user: UserId,
     },
 }
 
-/// What travels on a lane: the messages of one turn of one shard to one other.
+/// Messages from one shard to another, as they travel on a lane: those of one turn, or of several if the lane had no
+/// spare buffer.
 #[derive(Debug)]
 pub struct Batch<M> {
     /// The sender, checked on arrival.
     pub from: ShardId,
     /// The receiver, checked on arrival.
     pub to: ShardId,
-    /// In the order they were sent.
+    /// The messages, in the order in which they were sent.
     pub messages: Vec<M>,
 }
 
-const _: () = assert!(size_of::<Request>() <= 48, "requests are copied through lanes: keep them small");
-const _: () = assert!(size_of::<Reply>() <= 56, "replies are copied through lanes: keep them small");
+const _: () = assert!(size_of::<Request>() <= 48, "requests are copied through lanes and may not exceed 48 bytes");
+const _: () = assert!(size_of::<Reply>() <= 56, "replies are copied through lanes and may not exceed 56 bytes");

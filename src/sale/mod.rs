@@ -7,7 +7,7 @@
 //!
 //! In reading order: [`ids`] (ids, times, terms of a sale), [`partition`] (the owner of each item and user), [`code`]
 //! (reservation codes), [`command`] (commands and outcomes), [`message`] (messages between shards), [`record`] (records
-//! of the log), [`stock`] (states of items, holds), [`quotas`] (items per user), [`deferred`] (answers that wait for
+//! of the log), [`stock`] (states of items, holds), [`quotas`] (items per user), [`deferred`] (effects that wait for
 //! the log), [`shard`] (the state machine), [`item_name`] (generated names of items).
 
 pub mod code;

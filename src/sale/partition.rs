@@ -1,31 +1,32 @@
-//! Who owns what: items and users to shards, by hash.
+//! The partition: which shard owns each item and each user.
 
 use crate::sale::ids::{ItemId, ShardId, UserId};
 
-/// How items and users are spread over the shards. The same on every shard.
+/// The distribution of items and users over the shards. It is the same on every shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Partition {
     shards: u16,
 }
 
 impl Partition {
-    /// A partition over `shards` shards, at least one.
+    /// Creates a partition over `shards` shards, at least one.
     pub fn new(shards: u16) -> Self {
-        assert!(shards > 0, "a partition needs a shard");
+        assert!(shards > 0, "a partition needs at least one shard");
         Partition { shards }
     }
 
-    /// How many shards there are.
+    /// Returns the number of shards.
     pub fn shards(&self) -> u16 {
         self.shards
     }
 
-    /// The owner of an item. Item ids are dense, so the remainder is a perfect hash.
+    /// Returns the owner of an item. Item ids are dense, so the remainder spreads them evenly.
     pub fn owner_of_item(&self, item: ItemId) -> ShardId {
         ShardId((item.0 % u32::from(self.shards)) as u16)
     }
 
-    /// The owner of a user. User ids may be anything, so they are mixed first (the finalizer of MurmurHash3).
+    /// Returns the owner of a user. User ids may have any pattern, so they are hashed first, with the finalizer of
+    /// MurmurHash3.
     pub fn owner_of_user(&self, user: UserId) -> ShardId {
         let mut hash = user.0 as u64;
         hash = (hash ^ hash >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
@@ -34,17 +35,17 @@ impl Partition {
         ShardId(((u128::from(hash) * u128::from(self.shards)) >> 64) as u16)
     }
 
-    /// Where an item lives in its owner's array.
+    /// Returns the slot of an item in its owner's stock.
     pub fn slot_of(&self, item: ItemId) -> usize {
         (item.0 / u32::from(self.shards)) as usize
     }
 
-    /// The item that lives at `slot` of `owner`'s array.
+    /// Returns the item at `slot` of `owner`'s stock.
     pub fn item_at(&self, owner: ShardId, slot: usize) -> ItemId {
         ItemId(slot as u32 * u32::from(self.shards) + u32::from(owner.0))
     }
 
-    /// How many of `items` items `owner` owns.
+    /// Returns how many of `items` items `owner` owns.
     pub fn owned_items(&self, owner: ShardId, items: u32) -> usize {
         let shards = u32::from(self.shards);
         (items / shards + u32::from(u32::from(owner.0) < items % shards)) as usize

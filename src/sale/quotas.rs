@@ -1,26 +1,30 @@
-//! The rules of quotas: how many items each of one shard's users holds and has bought.
+//! The rules of quotas: how many items each user of one shard may reserve.
+//!
+//! An item counts against its user's quota from the claim on. It counts until the sale ends if it is bought, and else
+//! until the quota is returned, after the record that ends the hold is flushed.
 
 use crate::sale::ids::UserId;
 use foldhash::fast::FixedState;
 use std::collections::HashMap;
 
-/// Users that a shard has room for before the first one comes: growing in the middle of a rush takes milliseconds.
-const ROOM_USERS_MAX: usize = 1 << 16;
+/// Largest number of users that a shard allocates memory for in advance. A table that grows during a rush would stall
+/// the shard for milliseconds.
+const PREALLOCATED_USERS_MAX: usize = 1 << 16;
 
-/// One shard's users: how many items each holds and has bought. A user with none takes no memory.
+/// The quotas of one shard's users. The entry of a user is removed when the last item is returned.
 pub struct Quotas {
     limit: u32,
     taken: HashMap<UserId, u32, FixedState>,
 }
 
 impl Quotas {
-    /// `limit` items for each user. There is room at once for the `users` that are expected.
+    /// Creates quotas of `limit` items per user. Allocates memory for `users` users in advance, up to a maximum.
     pub fn new(limit: u32, users: usize) -> Self {
-        let room = users.min(ROOM_USERS_MAX);
+        let room = users.min(PREALLOCATED_USERS_MAX);
         Quotas { limit, taken: HashMap::with_capacity_and_hasher(room, FixedState::default()) }
     }
 
-    /// Takes one of the user's quota, if there is one left.
+    /// Counts one more item for the user, unless the limit is reached. Returns whether the item was counted.
     pub fn claim(&mut self, user: UserId) -> bool {
         let taken = self.taken.entry(user).or_insert(0);
         let granted = *taken < self.limit;
@@ -28,32 +32,33 @@ impl Quotas {
         granted
     }
 
-    /// Takes one that was granted in an earlier run. Streams are replayed one after the other, so a claim can come
-    /// before the release that made room for it: the limit is checked at the end, by [`over_limit`](Self::over_limit).
+    /// Counts one more item for the user without checking the limit, for a checkout that is replayed. Streams are
+    /// replayed one after the other, so a checkout can come before the release that made room for it.
+    /// [`over_limit`](Self::over_limit) checks the limit at the end.
     pub fn restore(&mut self, user: UserId) {
         *self.taken.entry(user).or_insert(0) += 1;
     }
 
-    /// The first user who has more than the limit allows: only a log that lost something can do that.
+    /// Returns the user above the limit with the lowest id. After the replay of a complete log there is none.
     pub fn over_limit(&self) -> Option<UserId> {
         self.taken.iter().filter(|(_, taken)| **taken > self.limit).map(|(user, _)| *user).min()
     }
 
-    /// Gives one back.
+    /// Counts one item less for the user.
     pub fn release(&mut self, user: UserId) {
-        let taken = self.taken.get_mut(&user).expect("only what was claimed is released");
+        let taken = self.taken.get_mut(&user).expect("a quota is released only after it was claimed");
         *taken -= 1;
         if *taken == 0 {
             self.taken.remove(&user);
         }
     }
 
-    /// How many items the user holds and has bought.
+    /// Returns how many items count against the user's quota.
     pub fn taken(&self, user: UserId) -> u32 {
         self.taken.get(&user).copied().unwrap_or(0)
     }
 
-    /// The sum over all users.
+    /// Returns how many items count against the quotas of all users together.
     pub fn total(&self) -> u64 {
         self.taken.values().map(|&taken| u64::from(taken)).sum()
     }

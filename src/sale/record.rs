@@ -1,4 +1,4 @@
-//! Records: what the logs remember, 64 bytes each, little-endian.
+//! Records: the entries of the logs, 64 bytes each, little-endian.
 //!
 //! ```text
 //! offset  0  u8   kind
@@ -8,250 +8,212 @@
 //!         8  u32  sale
 //!        12  u32  time to live, ms (Checkout; SaleOpened: the limit per user), else 0
 //!        16  i64  user
-//!        24  u64  when, ms since the Unix epoch
+//!        24  u64  time, ms since the Unix epoch
 //!        32  [16] code, else 0
-//!        48  [16] idempotency key's fingerprint (Purchase), else 0
+//!        48  [16] fingerprint of the idempotency key (Purchase), else 0
 //! ```
 
 use crate::sale::code::Code;
 use crate::sale::ids::{ItemId, SaleId, Terms, UserId};
-use strum::{EnumCount, VariantArray};
+use strum::{EnumCount, FromRepr, IntoStaticStr, VariantArray};
 use uuid::Uuid;
+use zerocopy::little_endian::{I64, U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};
 
-/// Bytes of one record.
+/// Size of a record, in bytes.
 pub const RECORD_BYTES: usize = 64;
 
-/// Records in one block of a log. The shard reserves log space in blocks, so the rules know this number;
-/// `log/block.rs` asserts that it is what fits.
+/// Number of records that fit into one block of a log. The rules know it because a shard reserves log space in blocks;
+/// `log/block.rs` asserts that it is right.
 pub const BLOCK_RECORDS: usize = 63;
 
-/// Why a hold ended without a purchase.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, VariantArray)]
+/// Reason why a hold ended without a purchase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, FromRepr, IntoStaticStr, VariantArray)]
+#[repr(u8)]
+#[strum(serialize_all = "kebab-case")]
 pub enum ReleaseReason {
-    /// Its time was up.
+    /// The time of the hold was over.
     Expired,
-    /// Its holder gave it back.
+    /// The holder cancelled.
     Cancelled,
 }
 
 impl ReleaseReason {
-    /// As it is shown.
+    /// Returns the name of the reason in metrics and in the output of `stampede log`.
     pub fn name(self) -> &'static str {
-        match self {
-            ReleaseReason::Expired => "expired",
-            ReleaseReason::Cancelled => "cancelled",
-        }
+        self.into()
     }
 }
 
-/// Why a checkout was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, VariantArray)]
+/// Reason why a checkout was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, FromRepr, IntoStaticStr, VariantArray)]
+#[repr(u8)]
+#[strum(serialize_all = "kebab-case")]
 pub enum RefusalReason {
     /// The item is sold.
     ItemSold,
-    /// Somebody holds the item.
+    /// The item is claimed, held, or being bought.
     ItemReserved,
-    /// The user has reached the limit.
+    /// The user's quota is used up.
     UserLimit,
 }
 
 impl RefusalReason {
-    /// As it is shown.
+    /// Returns the name of the reason in metrics and in the output of `stampede log`.
     pub fn name(self) -> &'static str {
-        match self {
-            RefusalReason::ItemSold => "item-sold",
-            RefusalReason::ItemReserved => "item-reserved",
-            RefusalReason::UserLimit => "user-limit",
-        }
+        self.into()
     }
 }
 
-/// What happened to which item.
+/// The event that a record describes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogEvent {
-    /// A sale began on this shard, or this process took it over; its terms are frozen.
+    /// A sale began on this shard, or a new run of the server continues it. The terms are those of the whole sale.
     SaleOpened {
-        /// The stock.
+        /// Number of items in the stock.
         items: u32,
-        /// Items per user.
+        /// Largest number of items per user.
         user_limit: u32,
     },
-    /// What follows was brought from Postgres, which may have lagged behind: a release may be missing, on which a
-    /// later checkout of the same user rested.
-    TakenOver,
+    /// The records that follow were copied from Postgres, which may have lacked the latest records of the lost log. A
+    /// release may be missing that a later checkout of the same user relied on, so users may exceed the limit.
+    RestoredFromPostgres,
     /// An item was reserved.
     Checkout {
-        /// Which.
+        /// The item.
         item: ItemId,
-        /// For whom.
+        /// User who holds the item.
         user: UserId,
-        /// What buys it.
+        /// Code that buys or releases the item.
         code: Code,
-        /// For how long, from the record's time.
+        /// Duration of the hold in milliseconds, from the record's time on.
         ttl_ms: u32,
     },
     /// A hold ended.
     Released {
-        /// Of which item.
+        /// The item.
         item: ItemId,
-        /// Whose.
+        /// User who held the item.
         user: UserId,
-        /// Its code.
+        /// Code of the hold.
         code: Code,
-        /// Why.
+        /// Reason for the end.
         reason: ReleaseReason,
     },
     /// An item was bought.
     Purchase {
-        /// Which.
+        /// The item.
         item: ItemId,
-        /// By whom.
+        /// The buyer.
         user: UserId,
-        /// With which code.
+        /// Code of the hold.
         code: Code,
-        /// Fingerprint of the idempotency key; nil when there was none.
+        /// Fingerprint of the idempotency key; nil if there is none.
         key: Uuid,
     },
     /// A checkout was refused.
     Refused {
-        /// Of which item.
+        /// The requested item.
         item: ItemId,
-        /// To whom.
+        /// User who was refused.
         user: UserId,
-        /// Why.
+        /// Reason for the refusal.
         reason: RefusalReason,
     },
 }
 
-/// One entry of a log.
+/// One record of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// The sale it belongs to.
+    /// Sale of the event.
     pub sale: SaleId,
-    /// When, in milliseconds since the Unix epoch.
+    /// Time of the event, in milliseconds since the Unix epoch.
     pub unix_ms: u64,
-    /// What happened.
+    /// The event.
     pub event: LogEvent,
 }
 
-/// Bytes that are no record, though their checksum was right: another version's, or a bug.
+/// Bytes of an intact block that are not a record: another version wrote them, or a bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoRecord {
-    /// The kind byte found.
+pub struct UnknownRecord {
+    /// Kind byte found.
     pub kind: u8,
-    /// The reason byte found.
+    /// Reason byte found.
     pub reason: u8,
 }
 
 impl Record {
-    /// The record of `terms` beginning to apply.
+    /// Returns the record that opens the sale with these `terms`.
     pub fn sale_opened(terms: &Terms, unix_ms: u64) -> Record {
         let event = LogEvent::SaleOpened { items: terms.items, user_limit: terms.user_limit };
         Record { sale: terms.sale, unix_ms, event }
     }
 
-    /// The bytes of the layout above.
+    /// Encodes the record in the layout that this module describes.
     pub fn encode(&self) -> [u8; RECORD_BYTES] {
-        let mut raw = RawRecord { sale: self.sale.0, unix_ms: self.unix_ms, ..RawRecord::default() };
+        let mut raw = RawRecord { sale: self.sale.0.into(), unix_ms: self.unix_ms.into(), ..RawRecord::default() };
         match self.event {
             LogEvent::SaleOpened { items, user_limit } => {
-                (raw.kind, raw.item, raw.ttl_ms) = (1, items, user_limit);
+                (raw.kind, raw.item, raw.ttl_ms) = (1, items.into(), user_limit.into());
             }
-            LogEvent::TakenOver => raw.kind = 6,
+            LogEvent::RestoredFromPostgres => raw.kind = 6,
             LogEvent::Checkout { item, user, code, ttl_ms } => {
-                (raw.kind, raw.item, raw.user, raw.ttl_ms) = (2, item.0, user.0, ttl_ms);
+                (raw.kind, raw.item, raw.user, raw.ttl_ms) = (2, item.0.into(), user.0.into(), ttl_ms.into());
                 raw.code = *code.as_bytes();
             }
             LogEvent::Released { item, user, code, reason } => {
-                (raw.kind, raw.item, raw.user) = (3, item.0, user.0);
+                (raw.kind, raw.item, raw.user) = (3, item.0.into(), user.0.into());
                 raw.code = *code.as_bytes();
-                raw.reason = match reason {
-                    ReleaseReason::Expired => 1,
-                    ReleaseReason::Cancelled => 2,
-                };
+                raw.reason = reason as u8 + 1;
             }
             LogEvent::Purchase { item, user, code, key } => {
-                (raw.kind, raw.item, raw.user) = (4, item.0, user.0);
+                (raw.kind, raw.item, raw.user) = (4, item.0.into(), user.0.into());
                 (raw.code, raw.key) = (*code.as_bytes(), key.into_bytes());
             }
             LogEvent::Refused { item, user, reason } => {
-                (raw.kind, raw.item, raw.user) = (5, item.0, user.0);
-                raw.reason = match reason {
-                    RefusalReason::ItemSold => 1,
-                    RefusalReason::ItemReserved => 2,
-                    RefusalReason::UserLimit => 3,
-                };
+                (raw.kind, raw.item, raw.user) = (5, item.0.into(), user.0.into());
+                raw.reason = reason as u8 + 1;
             }
         }
-        raw.to_bytes()
+        transmute!(raw)
     }
 
-    /// Reads back what [`encode`](Self::encode) wrote.
-    pub fn decode(bytes: &[u8; RECORD_BYTES]) -> Result<Record, NoRecord> {
-        let raw = RawRecord::from_bytes(bytes);
-        let (item, user, code) = (ItemId(raw.item), UserId(raw.user), Code::from_bytes(raw.code));
-        let event = match (raw.kind, raw.reason) {
-            (1, 0) => LogEvent::SaleOpened { items: raw.item, user_limit: raw.ttl_ms },
-            (2, 0) => LogEvent::Checkout { item, user, code, ttl_ms: raw.ttl_ms },
-            (3, 1) => LogEvent::Released { item, user, code, reason: ReleaseReason::Expired },
-            (3, 2) => LogEvent::Released { item, user, code, reason: ReleaseReason::Cancelled },
-            (4, 0) => LogEvent::Purchase { item, user, code, key: Uuid::from_bytes(raw.key) },
-            (5, 1) => LogEvent::Refused { item, user, reason: RefusalReason::ItemSold },
-            (5, 2) => LogEvent::Refused { item, user, reason: RefusalReason::ItemReserved },
-            (6, 0) => LogEvent::TakenOver,
-            (5, 3) => LogEvent::Refused { item, user, reason: RefusalReason::UserLimit },
-            (kind, reason) => return Err(NoRecord { kind, reason }),
+    /// Decodes the bytes that [`encode`](Self::encode) wrote.
+    ///
+    /// # Errors
+    /// [`UnknownRecord`] if the combination of kind and reason is unknown.
+    pub fn decode(bytes: &[u8; RECORD_BYTES]) -> Result<Record, UnknownRecord> {
+        let raw: RawRecord = transmute!(*bytes);
+        let (item, user, code) = (ItemId(raw.item.get()), UserId(raw.user.get()), Code::from_bytes(raw.code));
+        let release = ReleaseReason::from_repr(raw.reason.wrapping_sub(1));
+        let refusal = RefusalReason::from_repr(raw.reason.wrapping_sub(1));
+        let event = match (raw.kind, raw.reason, release, refusal) {
+            (1, 0, ..) => LogEvent::SaleOpened { items: raw.item.get(), user_limit: raw.ttl_ms.get() },
+            (2, 0, ..) => LogEvent::Checkout { item, user, code, ttl_ms: raw.ttl_ms.get() },
+            (3, _, Some(reason), _) => LogEvent::Released { item, user, code, reason },
+            (4, 0, ..) => LogEvent::Purchase { item, user, code, key: Uuid::from_bytes(raw.key) },
+            (5, .., Some(reason)) => LogEvent::Refused { item, user, reason },
+            (6, 0, ..) => LogEvent::RestoredFromPostgres,
+            (kind, reason, ..) => return Err(UnknownRecord { kind, reason }),
         };
-        Ok(Record { sale: SaleId(raw.sale), unix_ms: raw.unix_ms, event })
+        Ok(Record { sale: SaleId(raw.sale.get()), unix_ms: raw.unix_ms.get(), event })
     }
 }
 
-/// The fields as they lie in the bytes.
-#[derive(Default)]
+/// The layout of a record.
+#[derive(Default, FromBytes, Immutable, IntoBytes)]
+#[repr(C)]
 struct RawRecord {
     kind: u8,
     reason: u8,
-    item: u32,
-    sale: u32,
-    ttl_ms: u32,
-    user: i64,
-    unix_ms: u64,
+    reserved: U16,
+    item: U32,
+    sale: U32,
+    ttl_ms: U32,
+    user: I64,
+    unix_ms: U64,
     code: [u8; 16],
     key: [u8; 16],
-}
-
-impl RawRecord {
-    fn to_bytes(&self) -> [u8; RECORD_BYTES] {
-        let mut bytes = [0; RECORD_BYTES];
-        (bytes[0], bytes[1]) = (self.kind, self.reason);
-        bytes[4..8].copy_from_slice(&self.item.to_le_bytes());
-        bytes[8..12].copy_from_slice(&self.sale.to_le_bytes());
-        bytes[12..16].copy_from_slice(&self.ttl_ms.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.user.to_le_bytes());
-        bytes[24..32].copy_from_slice(&self.unix_ms.to_le_bytes());
-        bytes[32..48].copy_from_slice(&self.code);
-        bytes[48..64].copy_from_slice(&self.key);
-        bytes
-    }
-
-    fn from_bytes(bytes: &[u8; RECORD_BYTES]) -> RawRecord {
-        RawRecord {
-            kind: bytes[0],
-            reason: bytes[1],
-            item: u32::from_le_bytes(field(bytes, 4)),
-            sale: u32::from_le_bytes(field(bytes, 8)),
-            ttl_ms: u32::from_le_bytes(field(bytes, 12)),
-            user: i64::from_le_bytes(field(bytes, 16)),
-            unix_ms: u64::from_le_bytes(field(bytes, 24)),
-            code: field(bytes, 32),
-            key: field(bytes, 48),
-        }
-    }
-}
-
-/// The `N` bytes at `offset`.
-pub(crate) fn field<const N: usize>(bytes: &[u8], offset: usize) -> [u8; N] {
-    bytes[offset..offset + N].try_into().expect("the range has N bytes")
 }
 
 #[cfg(test)]
@@ -270,7 +232,7 @@ mod tests {
                 code,
                 ttl_ms
             }),
-            (of.clone(), prop_oneof![Just(ReleaseReason::Expired), Just(ReleaseReason::Cancelled)])
+            (of.clone(), prop::sample::select(ReleaseReason::VARIANTS))
                 .prop_map(|((item, user, code), reason)| LogEvent::Released { item, user, code, reason }),
             (of.clone(), any::<u128>()).prop_map(|((item, user, code), key)| LogEvent::Purchase {
                 item,
@@ -278,14 +240,7 @@ mod tests {
                 code,
                 key: Uuid::from_u128(key)
             }),
-            (
-                of,
-                prop_oneof![
-                    Just(RefusalReason::ItemSold),
-                    Just(RefusalReason::ItemReserved),
-                    Just(RefusalReason::UserLimit)
-                ]
-            )
+            (of, prop::sample::select(RefusalReason::VARIANTS))
                 .prop_map(|((item, user, _), reason)| LogEvent::Refused { item, user, reason }),
         ]
     }

@@ -1,25 +1,44 @@
-//! One shard's state machine: the two-owner protocol around the rules of `sale.rs`.
+//! The state machine of one shard: the two-owner protocol around the rules of `stock` and `quotas`.
 //!
-//! A shard plays three roles. As *origin* it takes a client's command and asks the owners. As *item owner* it
-//! decides over its items and writes what it decided to its log. As *user owner* it counts what each of its
-//! users holds and has bought. Messages to itself are applied at once.
+//! A shard has three roles. As *origin*, it receives a client's command. As *item owner*, it decides about its items
+//! and logs its decisions. As *user owner*, it counts its users' items. Messages to itself are applied at once.
 //!
-//! `apply(event, now, effects)` never awaits, reads no clock, touches no file or socket. What must be durable
-//! before anyone hears of it waits in `waiting` until the log reports it flushed, or Postgres has it:
-//! an answer to a buyer, and also the return of a quota, because another shard may log a grant that rests on it.
+//! A checkout:
+//!
+//! 1. The origin sends `Reserve` to the item's owner.
+//! 2. The item's owner moves the item from `Free` to `Claiming` and sends `Claim` to the user's owner.
+//! 3. The user's owner counts the item, if the user's quota allows it, and replies `Claimed`.
+//! 4. If the claim is granted, the item's owner mints a code, moves the item to `Held` and appends a record to its
+//!    purchase log.
+//! 5. When the record is flushed, the item's owner sends `Answer` to the origin, which answers the client.
+//!
+//! A purchase or a cancellation:
+//!
+//! 1. The origin sends `Confirm` or `Cancel` to the item's owner.
+//! 2. The item's owner moves the item to `Buying` or `Free` and appends a record to its purchase log.
+//! 3. When the record is flushed (for a purchase: or persisted, if `purchase_ack` says so), a bought item becomes
+//!    `Sold`, and the item's owner sends `Answer`.
+//!
+//! A bought item stays counted. When a hold expires or is cancelled, the item becomes `Free` at once, and:
+//!
+//! 1. The item's owner appends the release to its purchase log.
+//! 2. When the record is flushed, it sends `Release` to the user's owner, which counts one item less.
+//!
+//! `deferred` explains why these effects wait for the log.
+//! `apply(event, now, effects)` never awaits, reads no clock, and uses no file or socket.
 
 use crate::sale::code::{Code, CodeGenerator, CodeSpace, Destination};
 use crate::sale::command::{Command, Outcome};
 use crate::sale::deferred::{Deferred, Waiter, Waiting, Watermark};
 use crate::sale::ids::{ItemId, Moment, SaleId, Seq, ShardId, Terms, Ticket, UserId};
-use crate::sale::message::{Reply, Request};
+use crate::sale::message::{Checkout, Reply, Request};
 use crate::sale::partition::Partition;
 use crate::sale::quotas::Quotas;
 use crate::sale::record::{BLOCK_RECORDS, LogEvent, Record, RefusalReason, ReleaseReason};
 use crate::sale::stock::{Availability, Cancellation, Confirmation, Counts, Hold, ItemState, Stock, Unavailable};
 use uuid::Uuid;
 
-/// Holds that one turn ends at most, so that a full stock running out at once does not stall the turn.
+/// Largest number of holds that expire in one turn, so that a whole stock of holds that end together does not stall it.
 const EXPIRIES_PER_TURN: usize = 1024;
 
 /// The settings that the rules need. `items` and `user_limit` apply from the next sale on.
@@ -27,73 +46,73 @@ const EXPIRIES_PER_TURN: usize = 1024;
 pub struct Rules {
     /// Length of a sale in seconds.
     pub period_s: u32,
-    /// Stock of the next sale.
+    /// Number of items in the stock of the next sale.
     pub items: u32,
-    /// Items per user in the next sale.
+    /// Largest number of items per user in the next sale.
     pub user_limit: u32,
-    /// How long a hold lasts, in milliseconds.
+    /// Duration of a hold, in milliseconds.
     pub ttl_ms: u32,
-    /// How far a purchase must have come before its 200 leaves. Everything else waits for the flush.
+    /// Durability that answers about a purchase wait for. All other effects that wait for the log wait for the flush.
     pub purchase_ack: Watermark,
 }
 
 impl Rules {
-    /// The terms of a sale that begins under these settings.
+    /// Returns the terms of a sale that begins under these settings.
     pub fn terms(&self, sale: SaleId) -> Terms {
         Terms { sale, items: self.items, user_limit: self.user_limit }
     }
 }
 
-/// What happens to a shard.
+/// An event that a shard applies.
 #[derive(Debug)]
 pub enum ShardEvent {
-    /// Time passes. Once at the start of each turn.
+    /// Time has passed. Applied at most once per turn, before the other events of the turn.
     Tick,
-    /// A client of this shard asks.
+    /// A client of this shard sends a command.
     Command(Ticket, Command),
-    /// Another shard asks.
+    /// Another shard sends a request.
     Request(ShardId, Request),
-    /// Another shard answers.
+    /// Another shard replies.
     Reply(Reply),
-    /// Some shard is in this sale.
+    /// A shard has begun this sale.
     Sale(SaleId),
-    /// The purchase log is durable up to here.
+    /// This run's stream of the purchase log is flushed up to this record.
     Flushed(Seq),
-    /// The purchase log is in Postgres up to here.
+    /// This run's stream of the purchase log is persisted in Postgres up to this record.
     Persisted(Seq),
-    /// The client that waited with this ticket is gone, or has been told to ask again.
+    /// No client waits for this ticket any more: it disconnected, or its request timed out.
     Withdrawn(Ticket),
-    /// The purchase log can take this many more blocks.
+    /// Free blocks of the purchase log that records of holds may use.
     LogRoom(u64),
 }
 
-/// What a shard wants done. Filled by `apply`, drained by the pump, its buffers used again.
+/// The effects of events. `apply` adds them, the turn carries them out, and the buffers are reused.
 #[derive(Debug, Default)]
 pub struct Effects {
-    /// To append to the purchase log, in order.
+    /// Records to append to the purchase log, in order.
     pub records: Vec<Record>,
-    /// To append to the attempt log, if it has room.
+    /// Records to append to the attempt log, if it has room.
     pub attempts: Vec<Record>,
-    /// To send to other shards.
+    /// Requests to send to other shards.
     pub requests: Vec<(ShardId, Request)>,
-    /// To send to other shards.
+    /// Replies to send to other shards.
     pub replies: Vec<(ShardId, Reply)>,
-    /// To tell clients of this shard.
+    /// Outcomes for clients of this shard.
     pub answers: Vec<(Ticket, Outcome)>,
-    /// This shard's part of a sale that is over.
+    /// This shard's parts of sales that are over.
     pub ended: Vec<EndedShare>,
-    /// To show to readers, in order.
+    /// Changes to publish to readers, in order.
     pub changes: Vec<ItemChange>,
 }
 
-/// An item of this shard has become available, reserved or sold.
+/// A change of an item's availability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ItemChange {
-    /// The sale.
+    /// Sale of the item.
     pub sale: SaleId,
-    /// The item's place among this shard's.
+    /// Slot of the item in its owner's stock.
     pub slot: u32,
-    /// What it is now.
+    /// The new availability.
     pub to: Availability,
 }
 
@@ -102,23 +121,23 @@ pub struct ItemChange {
 pub struct EndedShare {
     /// The sale.
     pub sale: SaleId,
-    /// Items sold by this shard.
+    /// Items of this shard that were bought, including purchases that are not durable yet.
     pub sold: u32,
-    /// Items of this shard.
+    /// Number of items of this shard.
     pub items: u32,
 }
 
-/// What recovery found, and a new shard starts with.
+/// The state that recovery restores and a shard starts with.
 pub struct Inventory {
-    /// The sale that goes on.
+    /// Terms of the current sale.
     pub terms: Terms,
     /// This shard's items.
     pub stock: Stock,
-    /// This shard's users.
+    /// Quotas of this shard's users.
     pub quotas: Quotas,
 }
 
-/// A shard.
+/// The state machine of one shard.
 pub struct Shard {
     id: ShardId,
     partition: Partition,
@@ -127,19 +146,19 @@ pub struct Shard {
     code_space: CodeSpace,
     stock: Stock,
     quotas: Quotas,
-    /// Items that this shard, as origin, has been told are sold. "Sold" is final, so it may remember.
+    /// Bitmap of the items that this shard, as origin, knows to be sold in this sale. `Sold` is final.
     known_sold: Vec<u64>,
     codes: CodeGenerator,
     appended: Seq,
     flushed: Seq,
-    /// Not 0 before everything of earlier runs is in Postgres: streams are shipped in their order.
+    /// Position of this run's stream in Postgres. Earlier runs are shipped first, so it is 0 until they are persisted.
     persisted: Seq,
     waiting: Waiting,
     log_room: u64,
 }
 
 impl Shard {
-    /// A shard that goes on with `inventory`. Its first record opens the sale in its new stream.
+    /// Creates a shard that continues with `inventory`. Its first record opens the sale in its new stream.
     pub fn new(
         id: ShardId,
         partition: Partition,
@@ -173,25 +192,25 @@ impl Shard {
         shard
     }
 
-    /// Applies one event.
+    /// Applies one event, and adds its effects to `effects`.
     pub fn apply(&mut self, event: ShardEvent, now: Moment, effects: &mut Effects) {
         match event {
             ShardEvent::Tick => self.tick(now, effects),
             ShardEvent::Command(ticket, command) => self.command(ticket, command, now, effects),
             ShardEvent::Request(from, request) => self.request(from, request, now, effects),
             ShardEvent::Reply(reply) => self.reply(reply, now, effects),
-            ShardEvent::Sale(sale) => self.catch_up(sale, now, effects),
+            ShardEvent::Sale(sale) => self.begin_sale_if_newer(sale, now, effects),
             ShardEvent::Flushed(seq) => {
                 debug_assert!(self.flushed <= seq && seq <= self.appended);
                 self.flushed = seq;
-                self.reached(Watermark::Flushed, seq, now, effects);
+                self.apply_deferred(Watermark::Flushed, seq, now, effects);
             }
             ShardEvent::Persisted(seq) => {
                 self.persisted = seq;
-                self.reached(Watermark::Persisted, seq, now, effects);
+                self.apply_deferred(Watermark::Persisted, seq, now, effects);
             }
             ShardEvent::Withdrawn(ticket) => {
-                // Which owner it waits at, nobody has kept: this is rare.
+                // The origin does not record which owner has the request, so all are asked. Withdrawals are rare.
                 for owner in (0..self.partition.shards()).map(ShardId) {
                     self.ask(owner, Request::Withdraw { ticket }, now, effects);
                 }
@@ -200,33 +219,33 @@ impl Shard {
         }
     }
 
-    /// The current sale.
+    /// Returns the terms of the current sale.
     pub fn terms(&self) -> &Terms {
         &self.terms
     }
 
-    /// How many of this shard's items are in each state.
+    /// Returns how many of this shard's items are in each state.
     pub fn counts(&self) -> Counts {
         self.stock.counts()
     }
 
-    /// This shard's items.
+    /// Returns this shard's items.
     pub fn stock(&self) -> &Stock {
         &self.stock
     }
 
-    /// This shard's users.
+    /// Returns the quotas of this shard's users.
     pub fn quotas(&self) -> &Quotas {
         &self.quotas
     }
 
-    /// When `Tick` has something to do next, in monotonic milliseconds.
+    /// Returns when the next hold ends, in monotonic milliseconds. `Tick` then has something to do.
     pub fn next_expiry_ms(&self) -> Option<u64> {
         self.stock.next_expiry_ms()
     }
 
-    /// Blocks that must stay free in the log for records yet to come: one for the end of each live hold, whatever
-    /// it is, and for each claim one more for the checkout itself. Each may come alone and need a whole block.
+    /// Returns how many blocks of the purchase log must stay free: one for the end of each hold, and two for each
+    /// claim, for the checkout and the end of its hold. A record that is flushed alone takes a whole block.
     pub fn log_reserve(&self) -> u64 {
         let Counts { claiming, held, .. } = self.stock.counts();
         u64::from(held) + 2 * u64::from(claiming)
@@ -235,27 +254,23 @@ impl Shard {
     // --- time ---
 
     fn tick(&mut self, now: Moment, effects: &mut Effects) {
-        self.catch_up(SaleId::at(now.unix_ms, self.rules.period_s), now, effects);
+        self.begin_sale_if_newer(SaleId::at(now.unix_ms, self.rules.period_s), now, effects);
         for _ in 0..EXPIRIES_PER_TURN {
             let Some((slot, hold)) = self.stock.expire(now.monotonic_ms) else { break };
-            self.note(slot, Availability::Available, effects);
+            self.publish_change(slot, Availability::Available, effects);
             let item = self.partition.item_at(self.id, slot);
             self.log_release(item, hold, ReleaseReason::Expired, now, effects);
         }
     }
 
-    /// Begins `sale` if it is newer. The old sale is forgotten at once: purchases that wait for the log are
-    /// answered all the same, everything else of it is refused.
-    fn catch_up(&mut self, sale: SaleId, now: Moment, effects: &mut Effects) {
+    /// Begins `sale` if it is newer, and drops the stock and the quotas of the old sale. Answers that wait for the log
+    /// are still sent; messages of the old sale that arrive later are bounced, refused or ignored.
+    fn begin_sale_if_newer(&mut self, sale: SaleId, now: Moment, effects: &mut Effects) {
         if sale <= self.terms.sale {
             return;
         }
-        let Counts { committing, sold, .. } = self.stock.counts();
-        effects.ended.push(EndedShare {
-            sale: self.terms.sale,
-            sold: sold + committing,
-            items: self.stock.items() as u32,
-        });
+        let Counts { buying, sold, .. } = self.stock.counts();
+        effects.ended.push(EndedShare { sale: self.terms.sale, sold: sold + buying, items: self.stock.items() as u32 });
         self.terms = self.rules.terms(sale);
         self.code_space = CodeSpace::new(&self.terms);
         self.stock = Stock::new(self.partition.owned_items(self.id, self.terms.items));
@@ -275,7 +290,7 @@ impl Shard {
         match code.destination(&self.code_space) {
             Destination::Item(item) => self.ask(self.partition.owner_of_item(item), request, now, effects),
             Destination::EndedSale => effects.answers.push((ticket, Outcome::SaleEnded)),
-            Destination::Nowhere => effects.answers.push((ticket, Outcome::CodeUnknown)),
+            Destination::Unknown => effects.answers.push((ticket, Outcome::CodeUnknown)),
         }
     }
 
@@ -288,22 +303,27 @@ impl Shard {
             self.log_refusal(item, user, RefusalReason::ItemSold, now, effects);
             return effects.answers.push((ticket, Outcome::ItemSold { sale, item }));
         }
-        self.ask(self.partition.owner_of_item(item), Request::Reserve { ticket, sale, item, user }, now, effects);
+        self.ask(
+            self.partition.owner_of_item(item),
+            Request::Reserve { ticket, checkout: Checkout { sale, item, user } },
+            now,
+            effects,
+        );
     }
 
     #[inline(always)]
     fn reply(&mut self, reply: Reply, now: Moment, effects: &mut Effects) {
         match reply {
-            Reply::Claimed { origin, ticket, sale, item, user, granted } => {
-                self.claimed(Waiter { origin, ticket }, sale, item, user, granted, now, effects);
+            Reply::Claimed { origin, ticket, checkout, granted } => {
+                self.claimed(Waiter { origin, ticket }, checkout, granted, now, effects);
             }
-            Reply::Answer { ticket, outcome } => self.decided(ticket, outcome, effects),
-            // Each bounce takes the turn of a sale, so this ends.
-            Reply::Bounced { ticket, item, user } => self.checkout(ticket, item, user, now, effects),
+            Reply::Answer { ticket, outcome } => self.answer_client(ticket, outcome, effects),
+            // A sale must begin between a `Reserve` and its bounce, so the repetitions end.
+            Reply::SaleChanged { ticket, item, user } => self.checkout(ticket, item, user, now, effects),
         }
     }
 
-    fn decided(&mut self, ticket: Ticket, outcome: Outcome, effects: &mut Effects) {
+    fn answer_client(&mut self, ticket: Ticket, outcome: Outcome, effects: &mut Effects) {
         if let Outcome::ItemSold { sale, item } | Outcome::Purchased { sale, item } = outcome
             && sale == self.terms.sale
         {
@@ -317,11 +337,13 @@ impl Shard {
     #[inline(always)]
     fn request(&mut self, from: ShardId, request: Request, now: Moment, effects: &mut Effects) {
         match request {
-            Request::Reserve { ticket, sale, item, user } => {
-                self.reserve(Waiter { origin: from, ticket }, sale, item, user, now, effects);
+            Request::Reserve { ticket, checkout } => {
+                self.reserve(Waiter { origin: from, ticket }, checkout, now, effects);
             }
-            Request::Claim { origin, ticket, sale, item, user } => {
-                self.claim(from, Waiter { origin, ticket }, sale, item, user, now, effects);
+            Request::Claim { origin, ticket, checkout } => {
+                let granted = checkout.sale == self.terms.sale && self.quotas.claim(checkout.user);
+                // A claim of an old sale is denied: the item's owner begins the new sale before it reads this, and bounces.
+                self.answer(from, Reply::Claimed { origin, ticket, checkout, granted }, now, effects);
             }
             Request::Release { sale, user } => {
                 if sale == self.terms.sale {
@@ -336,24 +358,17 @@ impl Shard {
         }
     }
 
-    fn reserve(
-        &mut self,
-        Waiter { origin, ticket }: Waiter,
-        sale: SaleId,
-        item: ItemId,
-        user: UserId,
-        now: Moment,
-        effects: &mut Effects,
-    ) {
+    fn reserve(&mut self, waiter: Waiter, checkout: Checkout, now: Moment, effects: &mut Effects) {
+        let (Waiter { origin, ticket }, Checkout { sale, item, user }) = (waiter, checkout);
         if sale != self.terms.sale {
-            return self.answer(origin, Reply::Bounced { ticket, item, user }, now, effects);
+            return self.answer(origin, Reply::SaleChanged { ticket, item, user }, now, effects);
         }
         let slot = self.partition.slot_of(item);
         let (outcome, reason) = match self.stock.state(slot) {
             ItemState::Free if self.has_no_room() => (Outcome::LogFull, None),
             _ => match self.stock.reserve(slot) {
                 Ok(()) => {
-                    let claim = Request::Claim { origin, ticket, sale, item, user };
+                    let claim = Request::Claim { origin, ticket, checkout };
                     return self.ask(self.partition.owner_of_user(user), claim, now, effects);
                 }
                 Err(Unavailable::Sold) => (Outcome::ItemSold { sale, item }, Some(RefusalReason::ItemSold)),
@@ -366,36 +381,11 @@ impl Shard {
         self.answer(origin, Reply::Answer { ticket, outcome }, now, effects);
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a message's fields, taken apart")]
-    fn claim(
-        &mut self,
-        from: ShardId,
-        Waiter { origin, ticket }: Waiter,
-        sale: SaleId,
-        item: ItemId,
-        user: UserId,
-        now: Moment,
-        effects: &mut Effects,
-    ) {
-        // Of another sale: denied, and the item's owner, whose sale is over too, bounces the buyer.
-        let granted = sale == self.terms.sale && self.quotas.claim(user);
-        self.answer(from, Reply::Claimed { origin, ticket, sale, item, user, granted }, now, effects);
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "a message's fields, taken apart")]
-    fn claimed(
-        &mut self,
-        Waiter { origin, ticket }: Waiter,
-        sale: SaleId,
-        item: ItemId,
-        user: UserId,
-        granted: bool,
-        now: Moment,
-        effects: &mut Effects,
-    ) {
-        // The slot and the quota went with the old sale.
+    fn claimed(&mut self, waiter: Waiter, checkout: Checkout, granted: bool, now: Moment, effects: &mut Effects) {
+        let (Waiter { origin, ticket }, Checkout { sale, item, user }) = (waiter, checkout);
+        // The slot and the quota were dropped with the old sale.
         if sale != self.terms.sale {
-            return self.answer(origin, Reply::Bounced { ticket, item, user }, now, effects);
+            return self.answer(origin, Reply::SaleChanged { ticket, item, user }, now, effects);
         }
         let slot = self.partition.slot_of(item);
         if !granted {
@@ -406,96 +396,94 @@ impl Shard {
         let (code, ttl_ms) = (self.codes.mint(&self.code_space, item), self.rules.ttl_ms);
         let expires_ms = now.monotonic_ms + u64::from(ttl_ms);
         self.stock.grant(slot, Hold { user, code, expires_ms });
-        self.note(slot, Availability::Reserved, effects);
+        self.publish_change(slot, Availability::Reserved, effects);
         let event = LogEvent::Checkout { item, user, code, ttl_ms };
         self.append(Record { sale, unix_ms: now.unix_ms, event }, effects);
         let expires_unix_ms = now.unix_ms + u64::from(ttl_ms);
         let outcome = Outcome::Reserved { code, sale, item, expires_unix_ms };
-        self.defer(Deferred::Answer(Waiter { origin, ticket }, outcome));
+        self.defer(Deferred::Answer(waiter, outcome));
     }
 
-    /// Finds the item and slot that a code leads to in the current sale, or the outcome that refuses the code.
-    fn find(&self, code: Code) -> Result<(ItemId, usize), Outcome> {
-        match code.destination(&self.code_space) {
-            Destination::Nowhere => Err(Outcome::CodeUnknown),
-            // The origin read the code under the terms of an earlier sale.
-            Destination::Item(item) if self.partition.owner_of_item(item) != self.id => Err(Outcome::SaleEnded),
-            Destination::EndedSale => Err(Outcome::SaleEnded),
-            Destination::Item(item) => Ok((item, self.partition.slot_of(item))),
-        }
+    /// Returns the item and slot that a code leads to in the current sale. Otherwise it refuses the code, and returns
+    /// `None`.
+    fn find(&mut self, waiter: Waiter, code: Code, now: Moment, effects: &mut Effects) -> Option<(ItemId, usize)> {
+        let outcome = match code.destination(&self.code_space) {
+            Destination::Item(item) if self.partition.owner_of_item(item) == self.id => {
+                return Some((item, self.partition.slot_of(item)));
+            }
+            // If this shard does not own the item, the origin has read the code under the terms of an earlier sale.
+            Destination::Item(_) | Destination::EndedSale => Outcome::SaleEnded,
+            Destination::Unknown => Outcome::CodeUnknown,
+        };
+        self.answer_request(waiter, outcome, now, effects);
+        None
     }
 
     fn confirm(&mut self, waiter: Waiter, code: Code, key: Uuid, now: Moment, effects: &mut Effects) {
         let sale = self.terms.sale;
-        let (item, slot) = match self.find(code) {
-            Ok(found) => found,
-            Err(outcome) => return self.tell(waiter, outcome, now, effects),
-        };
+        let Some((item, slot)) = self.find(waiter, code, now, effects) else { return };
         let outcome = match self.stock.confirm(slot, code, key, now.monotonic_ms) {
             Confirmation::Bought(Hold { user, .. }) => {
                 let event = LogEvent::Purchase { item, user, code, key };
                 self.append(Record { sale, unix_ms: now.unix_ms, event }, effects);
-                return self.defer_purchase(Deferred::Sell { sale, item, waiter: Some(waiter) });
+                return self.defer_purchase(Deferred::FinishPurchase { sale, item, waiter: Some(waiter) });
             }
-            Confirmation::Joined => {
+            Confirmation::SamePurchasePending => {
                 let outcome = Outcome::Purchased { sale, item };
                 return self.defer_purchase(Deferred::Answer(waiter, outcome));
             }
-            // Bought in an earlier run, of which not everything is in Postgres yet: it may be this one.
-            Confirmation::Replayed if self.rules.purchase_ack == Watermark::Persisted && self.persisted == 0 => {
+            // This purchase, of an earlier run, may not be persisted yet. Records of this run are persisted after it.
+            Confirmation::AlreadyBought if self.rules.purchase_ack == Watermark::Persisted && self.persisted == 0 => {
                 return self.defer_purchase(Deferred::Answer(waiter, Outcome::Purchased { sale, item }));
             }
-            Confirmation::Replayed => Outcome::Purchased { sale, item },
-            // Whoever repeats the purchase of a client that is gone is told in its place.
-            Confirmation::Repeated if self.waiting.inherit(sale, item, waiter) => return,
-            // Anybody else hears that the code is used, but not before that is certain.
-            Confirmation::Repeated | Confirmation::Preceded => {
+            Confirmation::AlreadyBought => Outcome::Purchased { sale, item },
+            // If no client waits for the first purchase any more, this repetition takes over its answer.
+            Confirmation::KeylessPurchasePending if self.waiting.take_over_answer(sale, item, waiter) => return,
+            // Any other request is refused as `CodeUsed`, which is certain only when the purchase is durable.
+            Confirmation::KeylessPurchasePending | Confirmation::PurchasePending => {
                 return self.defer_purchase(Deferred::Answer(waiter, Outcome::CodeUsed));
             }
             Confirmation::Used => Outcome::CodeUsed,
             Confirmation::Expired => Outcome::CodeExpired,
             Confirmation::Unknown => Outcome::CodeUnknown,
         };
-        self.tell(waiter, outcome, now, effects);
+        self.answer_request(waiter, outcome, now, effects);
     }
 
     fn cancel(&mut self, waiter: Waiter, code: Code, now: Moment, effects: &mut Effects) {
-        let (item, slot) = match self.find(code) {
-            Ok(found) => found,
-            Err(outcome) => return self.tell(waiter, outcome, now, effects),
-        };
+        let Some((item, slot)) = self.find(waiter, code, now, effects) else { return };
         let outcome = match self.stock.cancel(slot, code, now.monotonic_ms) {
             Cancellation::Released(hold) => {
-                self.note(slot, Availability::Available, effects);
+                self.publish_change(slot, Availability::Available, effects);
                 self.log_release(item, hold, ReleaseReason::Cancelled, now, effects);
                 return self.defer(Deferred::Answer(waiter, Outcome::Released));
             }
-            Cancellation::Preceded => {
+            Cancellation::PurchasePending => {
                 return self.defer_purchase(Deferred::Answer(waiter, Outcome::CodeUsed));
             }
             Cancellation::Used => Outcome::CodeUsed,
             Cancellation::Expired => Outcome::CodeExpired,
             Cancellation::Unknown => Outcome::CodeUnknown,
         };
-        self.tell(waiter, outcome, now, effects);
+        self.answer_request(waiter, outcome, now, effects);
     }
 
     // --- the log ---
 
-    fn reached(&mut self, watermark: Watermark, seq: Seq, now: Moment, effects: &mut Effects) {
+    fn apply_deferred(&mut self, watermark: Watermark, seq: Seq, now: Moment, effects: &mut Effects) {
         while let Some(deferred) = self.waiting.pop(watermark, seq) {
             match deferred {
-                Deferred::Answer(waiter, outcome) => self.tell(waiter, outcome, now, effects),
-                Deferred::Sell { sale, item, waiter } => {
+                Deferred::Answer(waiter, outcome) => self.answer_request(waiter, outcome, now, effects),
+                Deferred::FinishPurchase { sale, item, waiter } => {
                     if sale == self.terms.sale {
                         self.stock.sell(self.partition.slot_of(item));
-                        self.note(self.partition.slot_of(item), Availability::Sold, effects);
+                        self.publish_change(self.partition.slot_of(item), Availability::Sold, effects);
                     }
                     if let Some(waiter) = waiter {
-                        self.tell(waiter, Outcome::Purchased { sale, item }, now, effects);
+                        self.answer_request(waiter, Outcome::Purchased { sale, item }, now, effects);
                     }
                 }
-                Deferred::GiveBack { sale, user } => {
+                Deferred::ReturnQuota { sale, user } => {
                     let owner = self.partition.owner_of_user(user);
                     self.ask(owner, Request::Release { sale, user }, now, effects);
                 }
@@ -503,7 +491,7 @@ impl Shard {
         }
     }
 
-    fn note(&self, slot: usize, to: Availability, effects: &mut Effects) {
+    fn publish_change(&self, slot: usize, to: Availability, effects: &mut Effects) {
         effects.changes.push(ItemChange { sale: self.terms.sale, slot: slot as u32, to });
     }
 
@@ -512,12 +500,12 @@ impl Shard {
         effects.records.push(record);
     }
 
-    /// Waits until everything appended so far is flushed.
+    /// Defers an effect until everything appended so far is flushed.
     fn defer(&mut self, deferred: Deferred) {
         self.waiting.push(Watermark::Flushed, self.appended, deferred);
     }
 
-    /// Waits until everything appended so far has come as far as a purchase must.
+    /// Defers an effect until everything appended so far has reached `purchase_ack`.
     fn defer_purchase(&mut self, deferred: Deferred) {
         self.waiting.push(self.rules.purchase_ack, self.appended, deferred);
     }
@@ -527,7 +515,7 @@ impl Shard {
         let sale = self.terms.sale;
         let event = LogEvent::Released { item, user, code, reason };
         self.append(Record { sale, unix_ms: now.unix_ms, event }, effects);
-        self.defer(Deferred::GiveBack { sale, user });
+        self.defer(Deferred::ReturnQuota { sale, user });
     }
 
     fn log_refusal(&self, item: ItemId, user: UserId, reason: RefusalReason, now: Moment, effects: &mut Effects) {
@@ -535,17 +523,17 @@ impl Shard {
         effects.attempts.push(Record { sale: self.terms.sale, unix_ms: now.unix_ms, event });
     }
 
-    /// Whether one more hold could leave a live one without the block that its purchase needs.
+    /// Returns whether one more hold could leave a live hold without the block that its end needs.
     fn has_no_room(&self) -> bool {
-        // What is appended already goes together, in one flush or in the one after it.
+        // The flush in progress and the one after it may each end with a partial block, hence one block more.
         let pending = (self.appended - self.flushed).div_ceil(BLOCK_RECORDS as u64) + 1;
         pending + self.log_reserve() + 2 > self.log_room
     }
 
     // --- messages ---
     //
-    // `ask`, `answer`, `request` and `reply` are inlined wherever the message is known: then a message to oneself is the
-    // call of its step, and nothing is packed and unpacked.
+    // `ask`, `answer`, `request` and `reply` are inlined: where the kind of a message is known, a message to the own
+    // shard becomes a direct call, and no enum is built and matched.
 
     #[inline(always)]
     fn ask(&mut self, owner: ShardId, request: Request, now: Moment, effects: &mut Effects) {
@@ -557,7 +545,7 @@ impl Shard {
     }
 
     #[inline(always)]
-    fn tell(&mut self, waiter: Waiter, outcome: Outcome, now: Moment, effects: &mut Effects) {
+    fn answer_request(&mut self, waiter: Waiter, outcome: Outcome, now: Moment, effects: &mut Effects) {
         self.answer(waiter.origin, Reply::Answer { ticket: waiter.ticket, outcome }, now, effects);
     }
 

@@ -1,11 +1,16 @@
 //! The rules of the stock: one shard's items, their states and holds.
 //!
-//! An item goes `Free → Claiming → Held → Committing → Sold`. `Claiming` waits for the user's owner,
-//! `Committing` for the disk; neither can expire. `Held` returns to `Free` when its time is up or it is
-//! released. Within a sale `Sold` is final.
+//! An item goes `Free → Claiming → Held → Buying → Sold`:
+//!
+//! - `Claiming` lasts until the user's owner replies. If the claim is denied, the item becomes `Free` again.
+//! - `Held` returns to `Free` when the hold expires or is cancelled.
+//! - `Buying` lasts until the purchase record is flushed, or persisted if [`purchase_ack`] says so.
+//! - `Claiming` and `Buying` do not expire. Within a sale, `Sold` is final.
 //!
 //! Invariant: nothing here awaits, reads a clock, draws randomness or depends on the order of a map.
-//! Recovery replays the log through these same functions.
+//! Recovery replays the log through the same functions.
+//!
+//! [`purchase_ack`]: crate::sale::shard::Rules::purchase_ack
 
 use crate::sale::code::Code;
 use crate::sale::ids::UserId;
@@ -13,113 +18,114 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use uuid::Uuid;
 
-/// No slot: the end of the queue of holds.
+/// Index of no slot. It marks the ends of the queue of holds.
 const NIL: u32 = u32::MAX;
 
-/// Where an item stands.
+/// The state of an item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ItemState {
-    /// To be had.
+    /// The item can be reserved.
     Free,
-    /// Promised to a user whose quota is being asked.
+    /// A checkout is being decided: the user's owner has not replied to the claim.
     Claiming,
-    /// Reserved until the hold expires.
+    /// Reserved until the hold ends.
     Held,
-    /// Bought, but not durably yet.
-    Committing,
-    /// Bought.
+    /// Bought, but the purchase still waits for the log.
+    Buying,
+    /// Bought. Final within the sale.
     Sold,
 }
 
-/// Where an item stands, as readers are told.
+/// The availability of an item, as readers see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Availability {
-    /// To be had.
+    /// The item can be reserved, or a checkout of it is being decided.
     Available,
-    /// Held, or bought but not durably yet.
+    /// The item is held, or its purchase is not acknowledged yet.
     Reserved,
-    /// Bought.
+    /// The item is bought.
     Sold,
 }
 
 impl From<ItemState> for Availability {
     fn from(state: ItemState) -> Self {
         match state {
-            // Most claims are decided within the turn; readers hear of what came of it.
+            // A claim takes at most one exchange with the user's owner, so readers see only its result.
             ItemState::Free | ItemState::Claiming => Availability::Available,
-            ItemState::Held | ItemState::Committing => Availability::Reserved,
+            ItemState::Held | ItemState::Buying => Availability::Reserved,
             ItemState::Sold => Availability::Sold,
         }
     }
 }
 
-/// A reservation.
+/// A reservation of an item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hold {
-    /// Who holds the item.
+    /// User who holds the item.
     pub user: UserId,
-    /// What buys it.
+    /// Code that buys or releases the item.
     pub code: Code,
-    /// When it ends, in monotonic milliseconds.
+    /// End of the hold, in monotonic milliseconds.
     pub expires_ms: u64,
 }
 
-/// Why an item cannot be reserved.
+/// Reason why an item cannot be reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unavailable {
-    /// For good.
+    /// The item is sold. Final within the sale.
     Sold,
-    /// For now.
+    /// The item is claimed, held, or being bought. It may become free again.
     Reserved,
 }
 
-/// What a purchase meets.
+/// The result of an attempt to buy an item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Confirmation {
-    /// The hold is live and now `Committing`.
+    /// The hold was live, and the item is now `Buying`.
     Bought(Hold),
-    /// The same request as the one being written: it gets the same answer.
-    Joined,
-    /// The item was bought with this code and this idempotency key before.
-    Replayed,
-    /// The same request without a key: it may be the same buyer, or may not.
-    Repeated,
-    /// Another request with this code is being written: the item will be bought.
-    Preceded,
-    /// The item was bought with this code.
+    /// A purchase with the same code and key waits for the log. This request gets the same answer.
+    SamePurchasePending,
+    /// The item was bought before with the same code and key.
+    AlreadyBought,
+    /// A purchase with the same code waits for the log, and neither request has a key. They may come from the same
+    /// client or from two.
+    KeylessPurchasePending,
+    /// A purchase with the same code, but not the same key, waits for the log.
+    PurchasePending,
+    /// The item was bought with this code, and this request has another key or none.
     Used,
-    /// The hold of this code is over.
+    /// The hold of this code expired or was cancelled.
     Expired,
-    /// The slot holds no such code.
+    /// The slot stores another code.
     Unknown,
 }
 
-/// What a cancellation meets.
+/// The result of an attempt to release an item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cancellation {
-    /// The item is free again; this was its hold.
+    /// The item is free again. This was its hold.
     Released(Hold),
-    /// A purchase with this code is being written: the item will be bought.
-    Preceded,
+    /// A purchase with this code waits for the log.
+    PurchasePending,
     /// The item was bought with this code.
     Used,
-    /// The hold of this code is over.
+    /// The hold of this code expired or was cancelled.
     Expired,
-    /// The slot holds no such code.
+    /// The slot stores another code.
     Unknown,
 }
 
 #[derive(Clone)]
 struct Slot {
     state: ItemState,
-    /// Neighbours in the queue of holds, while `Held`.
+    /// Neighbours in the queue of holds. They have a meaning only in `Held`.
     previous: u32,
     next: u32,
     user: UserId,
-    /// Of the last hold: kept when it ends, so that its holder hears "expired" and not "unknown".
+    /// Code of the latest hold. It stays when the hold ends, so that a late request gets `Expired` and not `Unknown`.
     code: Code,
-    /// Fingerprint of the purchase's idempotency key; nil when there was none.
+    /// Fingerprint of the purchase's idempotency key; nil if there is none.
     key: Uuid,
     expires_ms: u64,
 }
@@ -134,16 +140,16 @@ const FREE_SLOT: Slot = Slot {
     expires_ms: 0,
 };
 
-/// How many items are in each state.
+/// Numbers of items by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// In `Claiming`.
+    /// Items in `Claiming`.
     pub claiming: u32,
-    /// In `Held`.
+    /// Items in `Held`.
     pub held: u32,
-    /// In `Committing`.
-    pub committing: u32,
-    /// In `Sold`.
+    /// Items in `Buying`.
+    pub buying: u32,
+    /// Items in `Sold`.
     pub sold: u32,
 }
 
@@ -151,33 +157,36 @@ pub struct Counts {
 pub struct Stock {
     slots: Vec<Slot>,
     counts: Counts,
-    /// Ends of the queue of holds, a doubly linked list through the slots, soonest expiry first.
+    /// Ends of the queue of holds: a doubly linked list through the slots, soonest end first.
     soonest: u32,
     latest: u32,
 }
 
 impl Stock {
-    /// `items` free items.
+    /// Creates a stock of `items` free items.
     pub fn new(items: usize) -> Self {
         Stock { slots: vec![FREE_SLOT; items], counts: Counts::default(), soonest: NIL, latest: NIL }
     }
 
-    /// How many items are in each state.
+    /// Returns how many items are in each state.
     pub fn counts(&self) -> Counts {
         self.counts
     }
 
-    /// How many items there are.
+    /// Returns the number of items.
     pub fn items(&self) -> usize {
         self.slots.len()
     }
 
-    /// Where the item at `slot` stands.
+    /// Returns the state of the item at `slot`.
     pub fn state(&self, slot: usize) -> ItemState {
         self.slots[slot].state
     }
 
-    /// `Free → Claiming`.
+    /// Moves the item at `slot` from `Free` to `Claiming`.
+    ///
+    /// # Errors
+    /// [`Unavailable::Sold`] if the item is `Sold`, [`Unavailable::Reserved`] in any other state but `Free`.
     pub fn reserve(&mut self, slot: usize) -> Result<(), Unavailable> {
         let item = &mut self.slots[slot];
         match item.state {
@@ -187,12 +196,12 @@ impl Stock {
                 Ok(())
             }
             ItemState::Sold => Err(Unavailable::Sold),
-            // Not "sold" while committing: only what is durable is final.
-            ItemState::Claiming | ItemState::Held | ItemState::Committing => Err(Unavailable::Reserved),
+            // A purchase is final only when it is durable, so a `Buying` item does not count as sold.
+            ItemState::Claiming | ItemState::Held | ItemState::Buying => Err(Unavailable::Reserved),
         }
     }
 
-    /// `Claiming → Held`.
+    /// Moves the item at `slot` from `Claiming` to `Held`.
     pub fn grant(&mut self, slot: usize, hold: Hold) {
         let item = &mut self.slots[slot];
         assert_eq!(item.state, ItemState::Claiming, "only a claimed item can be granted");
@@ -203,7 +212,7 @@ impl Stock {
         self.enqueue(slot as u32);
     }
 
-    /// `Claiming → Free`.
+    /// Moves the item at `slot` from `Claiming` to `Free`.
     pub fn deny(&mut self, slot: usize) {
         let item = &mut self.slots[slot];
         assert_eq!(item.state, ItemState::Claiming, "only a claimed item can be denied");
@@ -211,7 +220,8 @@ impl Stock {
         self.counts.claiming -= 1;
     }
 
-    /// `Held → Committing`, if `code` opens a hold that is live at `now_ms` (monotonic).
+    /// Moves the item at `slot` from `Held` to `Buying`, if `code` belongs to its hold and the hold is live at
+    /// `now_ms` (monotonic). `key` is the fingerprint of the request's idempotency key; nil if there is none.
     pub fn confirm(&mut self, slot: usize, code: Code, key: Uuid, now_ms: u64) -> Confirmation {
         let item = &self.slots[slot];
         if item.code != code {
@@ -224,30 +234,31 @@ impl Stock {
             ItemState::Held => {
                 let hold = self.dequeue(slot as u32);
                 let item = &mut self.slots[slot];
-                item.state = ItemState::Committing;
+                item.state = ItemState::Buying;
                 item.key = key;
                 self.counts.held -= 1;
-                self.counts.committing += 1;
+                self.counts.buying += 1;
                 Confirmation::Bought(hold)
             }
-            ItemState::Committing if same_request => Confirmation::Joined,
-            ItemState::Sold if same_request => Confirmation::Replayed,
-            ItemState::Committing if item.key.is_nil() && key.is_nil() => Confirmation::Repeated,
-            ItemState::Committing => Confirmation::Preceded,
+            ItemState::Buying if same_request => Confirmation::SamePurchasePending,
+            ItemState::Sold if same_request => Confirmation::AlreadyBought,
+            ItemState::Buying if item.key.is_nil() && key.is_nil() => Confirmation::KeylessPurchasePending,
+            ItemState::Buying => Confirmation::PurchasePending,
             ItemState::Sold => Confirmation::Used,
         }
     }
 
-    /// `Committing → Sold`: the purchase is durable.
+    /// Moves the item at `slot` from `Buying` to `Sold`, when its purchase no longer waits for the log.
     pub fn sell(&mut self, slot: usize) {
         let item = &mut self.slots[slot];
-        assert_eq!(item.state, ItemState::Committing, "only a committing item can be sold");
+        assert_eq!(item.state, ItemState::Buying, "only an item that is being bought can be sold");
         item.state = ItemState::Sold;
-        self.counts.committing -= 1;
+        self.counts.buying -= 1;
         self.counts.sold += 1;
     }
 
-    /// `Held → Free` on the holder's wish.
+    /// Moves the item at `slot` from `Held` to `Free` for its holder, if `code` belongs to its hold and the hold is
+    /// live at `now_ms` (monotonic).
     pub fn cancel(&mut self, slot: usize, code: Code, now_ms: u64) -> Cancellation {
         let item = &self.slots[slot];
         if item.code != code {
@@ -257,17 +268,18 @@ impl Stock {
             ItemState::Free | ItemState::Claiming => Cancellation::Expired,
             ItemState::Held if item.expires_ms <= now_ms => Cancellation::Expired,
             ItemState::Held => Cancellation::Released(self.free(slot)),
-            ItemState::Committing => Cancellation::Preceded,
+            ItemState::Buying => Cancellation::PurchasePending,
             ItemState::Sold => Cancellation::Used,
         }
     }
 
-    /// When the next hold ends, if there is one.
+    /// Returns when the next hold ends, in monotonic milliseconds, if there is a hold.
     pub fn next_expiry_ms(&self) -> Option<u64> {
         (self.soonest != NIL).then(|| self.slots[self.soonest as usize].expires_ms)
     }
 
-    /// `Held → Free` for the hold that ended first, if one has ended by `now_ms`.
+    /// Moves the item whose hold ends first from `Held` to `Free`, if that hold has ended by `now_ms` (monotonic).
+    /// Returns its slot and the hold.
     pub fn expire(&mut self, now_ms: u64) -> Option<(usize, Hold)> {
         let slot = self.soonest as usize;
         (self.next_expiry_ms()? <= now_ms).then(|| (slot, self.free(slot)))
@@ -280,8 +292,8 @@ impl Stock {
         hold
     }
 
-    /// All holds of a run share one time to live, so the place is nearly always at the end; after a
-    /// restart with a shorter one the search walks past the holds of the run before.
+    /// All holds of a run have the same duration, so a new hold nearly always belongs at the end. After a restart with
+    /// a shorter duration, the search passes the holds of the earlier run.
     fn enqueue(&mut self, slot: u32) {
         let expires_ms = self.slots[slot as usize].expires_ms;
         let mut after = self.latest;
@@ -338,9 +350,9 @@ mod tests {
         assert_eq!(stock.reserve(0), Err(Unavailable::Reserved));
         assert_eq!(stock.confirm(0, code(8), Uuid::nil(), 50), Confirmation::Unknown);
         assert_eq!(stock.confirm(0, code(7), Uuid::nil(), 50), Confirmation::Bought(hold(1, 7, 100)));
-        assert_eq!(stock.reserve(0), Err(Unavailable::Reserved), "not final before it is durable");
-        assert_eq!(stock.confirm(0, code(7), Uuid::nil(), 50), Confirmation::Repeated);
-        assert_eq!(stock.confirm(0, code(7), Uuid::max(), 50), Confirmation::Preceded);
+        assert_eq!(stock.reserve(0), Err(Unavailable::Reserved), "a purchase is not final before it is durable");
+        assert_eq!(stock.confirm(0, code(7), Uuid::nil(), 50), Confirmation::KeylessPurchasePending);
+        assert_eq!(stock.confirm(0, code(7), Uuid::max(), 50), Confirmation::PurchasePending);
         stock.sell(0);
         assert_eq!(stock.reserve(0), Err(Unavailable::Sold));
         assert_eq!(stock.confirm(0, code(7), Uuid::nil(), 50), Confirmation::Used);
@@ -353,10 +365,10 @@ mod tests {
         let mut stock = Stock::new(1);
         held(&mut stock, 0, hold(1, 7, 100));
         assert!(matches!(stock.confirm(0, code(7), key, 0), Confirmation::Bought(_)));
-        assert_eq!(stock.confirm(0, code(7), key, 0), Confirmation::Joined);
-        assert_eq!(stock.confirm(0, code(7), Uuid::from_u128(6), 0), Confirmation::Preceded);
+        assert_eq!(stock.confirm(0, code(7), key, 0), Confirmation::SamePurchasePending);
+        assert_eq!(stock.confirm(0, code(7), Uuid::from_u128(6), 0), Confirmation::PurchasePending);
         stock.sell(0);
-        assert_eq!(stock.confirm(0, code(7), key, 0), Confirmation::Replayed);
+        assert_eq!(stock.confirm(0, code(7), key, 0), Confirmation::AlreadyBought);
         assert_eq!(stock.confirm(0, code(7), Uuid::nil(), 0), Confirmation::Used);
     }
 
@@ -373,19 +385,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_claimed_or_committing_never_expires() {
+    fn claimed_and_bought_items_never_expire() {
         let mut stock = Stock::new(2);
         stock.reserve(0).unwrap();
         held(&mut stock, 1, hold(1, 7, 100));
         stock.confirm(1, code(7), Uuid::nil(), 99);
         assert_eq!(stock.expire(u64::MAX), None);
-        assert_eq!(stock.cancel(1, code(7), 99), Cancellation::Preceded);
+        assert_eq!(stock.cancel(1, code(7), 99), Cancellation::PurchasePending);
         stock.deny(0);
-        assert_eq!(stock.counts(), Counts { committing: 1, ..Counts::default() });
+        assert_eq!(stock.counts(), Counts { buying: 1, ..Counts::default() });
     }
 
     proptest! {
-        /// Holds with any expiry, ended in any way, leave the queue in order of expiry.
+        /// Holds expire in the order of their ends, whichever of them are cancelled before.
         #[test]
         fn holds_expire_in_order(expiries in prop::collection::vec(0u64..50, 1..40), cancelled in prop::collection::vec(any::<bool>(), 40)) {
             let mut stock = Stock::new(expiries.len());

@@ -1,43 +1,46 @@
-//! A shard's listeners, and who waits at them.
+//! Accepting connections: a shard's listeners, how many connections one turn accepts, and the pause when no file
+//! descriptor is left. What happens to an accepted socket is in `sockets`.
 
 use crate::sale::ids::Moment;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 
-/// Connections accepted in one turn, so that a crowd at the door does not stop the service inside.
+/// Connections that one turn accepts from one listener at most, so that a burst of new connections does not delay the
+/// clients that are connected.
 const ACCEPTS_PER_TURN: usize = 128;
-/// How long accepting rests when no descriptor is left.
-const ACCEPT_REST_MS: u64 = 50;
+/// Milliseconds without accepting after no file descriptor or memory was left.
+const ACCEPT_RETRY_MS: u64 = 50;
 
-/// Listeners.
+/// The listeners of one shard.
 #[derive(Default)]
 pub struct Acceptor {
-    /// One; more after an upgrade to fewer shards, because to close one would reset who waits in its queue.
+    /// One listener; more after an upgrade to fewer shards, because closing a listener resets the connections in its
+    /// accept queue.
     listeners: Vec<OwnedFd>,
-    /// Somebody waits, as far as is known.
+    /// A connection may be waiting: the accept queues are not known to be empty.
     is_ready: bool,
     again_ms: u64,
 }
 
 impl Acceptor {
-    /// Accepts from `listener`, too.
+    /// Adds a listener to accept from.
     pub fn add(&mut self, listener: OwnedFd) {
         self.listeners.push(listener);
         self.is_ready = true;
     }
 
-    /// Somebody may wait.
-    pub fn is_called(&mut self) {
+    /// Notes that a connection may be waiting.
+    pub fn set_ready(&mut self) {
         self.is_ready = true;
     }
 
-    /// The listeners.
+    /// Returns the listeners.
     pub fn listeners(&self) -> &[OwnedFd] {
         &self.listeners
     }
 
-    /// Hands those who wait to `welcome`, but not too many at once.
+    /// Accepts waiting connections, up to the limit of one turn, and passes each socket to `welcome`.
     pub fn accept(&mut self, now: Moment, mut welcome: impl FnMut(OwnedFd)) {
         if !self.is_ready || now.monotonic_ms < self.again_ms {
             return;
@@ -47,12 +50,12 @@ impl Acceptor {
         self.is_ready = listeners.iter().fold(false, from);
     }
 
-    /// When accepting goes on, if it rests or there is more to accept.
+    /// Returns the monotonic time in ms at which to accept again, if connections may be waiting.
     pub fn again_ms(&self) -> Option<u64> {
         (!self.listeners.is_empty() && self.is_ready).then_some(self.again_ms)
     }
 
-    /// Accepts who already waits, then nobody.
+    /// Accepts the connections that are waiting, then closes the listeners.
     pub fn close(&mut self, now: Moment, mut welcome: impl FnMut(OwnedFd)) {
         self.is_ready = true;
         while self.is_ready && now.monotonic_ms >= self.again_ms {
@@ -62,17 +65,17 @@ impl Acceptor {
     }
 }
 
-/// Returns whether somebody may be left there.
+/// Accepts connections from one listener. Returns whether more may be waiting.
 fn accept_from(listener: &OwnedFd, now: Moment, again_ms: &mut u64, welcome: &mut impl FnMut(OwnedFd)) -> bool {
     for _ in 0..ACCEPTS_PER_TURN {
         match accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
             Ok(socket) => welcome(socket),
             Err(Errno::AGAIN) => return false,
             Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
-                *again_ms = now.monotonic_ms + ACCEPT_REST_MS;
+                *again_ms = now.monotonic_ms + ACCEPT_RETRY_MS;
                 return true;
             }
-            // The client has gone, or the network says something about it: the next one may be fine.
+            // The error concerns only this connection, for example because the client has reset it.
             Err(_) => {}
         }
     }

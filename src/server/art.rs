@@ -1,7 +1,8 @@
-//! Pictures of items: SVG drawn from the same hash as the name, so that they are the same for everyone, in every run.
+//! The images of items: SVG that depends only on the hash from which the name is made, so that every shard and every
+//! run produce the same image.
 //!
-//! The quality in an item's name gives the colours, the thing gives the drawing, and the bits of the hash below the
-//! name's give everything else: items of the same name differ in what is behind the drawing.
+//! The quality in an item's name selects the colours, and the thing selects the drawing. The bits of the hash that the
+//! name does not use select everything else, so items with the same name differ in the background.
 
 use crate::sale::ids::{ItemId, SaleId};
 use crate::sale::item_name::ItemName;
@@ -11,17 +12,18 @@ use std::fmt;
 #[derive(Clone, Copy, Debug)]
 pub struct ItemArt(pub SaleId, pub ItemId);
 
-/// Colours stand as letters after a `$` in what follows, in this order: ground, pattern, card, main, dark, light, accent.
+/// Letters of the colours. In the SVG below, `$` and a letter stand for a colour: ground, pattern, card, main, dark,
+/// light, accent.
 const LETTERS: &str = "gpcmdla";
 
-/// Of each quality: all colours but the accent, and the accents that go with them.
+/// The colours of one quality: all colours except the accent, and the accents to choose from.
 type Palette = ([&'static str; 6], [&'static str; 4]);
 
 const WARM: [&str; 4] = ["#e4572e", "#c8553d", "#d1495b", "#a23b72"];
 const COOL: [&str; 4] = ["#2a9d8f", "#3d6fb6", "#5b5ea6", "#1f7a8c"];
 const BRIGHT: [&str; 4] = ["#ffd166", "#ff7b54", "#ff5d8f", "#6ee7b7"];
 
-/// In the order of the qualities.
+/// Palettes in the order of the qualities.
 const PALETTES: [Palette; 16] = [
     (["#fbe3b3", "#f6cf85", "#fff6e0", "#e08a1e", "#7a4310", "#f7c566"], COOL),
     (["#c9f0e6", "#a3e3d3", "#f1fffb", "#18a999", "#0b4f4a", "#7fe0cf"], WARM),
@@ -41,7 +43,7 @@ const PALETTES: [Palette; 16] = [
     (["#d5dce3", "#bdc8d3", "#f6f9fb", "#7d8fa1", "#2c3947", "#c3d0dc"], WARM),
 ];
 
-/// What is repeated behind the drawing, in squares of 16.
+/// Patterns of the background, as tiles of 16 by 16.
 const PATTERNS: [&str; 8] = [
     "<circle cx='8' cy='8' r='3.5'/>",
     "<path d='M0 0h16v7H0z'/>",
@@ -53,10 +55,10 @@ const PATTERNS: [&str; 8] = [
     "<path d='M8 0l2 6 6 2-6 2-2 6-2-6-6-2 6-2z'/>",
 ];
 
-/// How large the squares are, in quarters.
+/// Scales of the pattern.
 const SCALES: [&str; 4] = ["1", "1.25", "1.75", "2.5"];
 
-/// What the drawing stands before.
+/// Shapes between the background and the drawing.
 const CARDS: [&str; 4] = [
     "<circle cx='100' cy='100' r='78'/>",
     "<rect x='26' y='26' width='148' height='148' rx='34'/>",
@@ -65,7 +67,7 @@ const CARDS: [&str; 4] = [
      19.11'/>",
 ];
 
-/// In the order of the things. Every one stands on about y = 152.
+/// Drawings in the order of the things. The base of each is at about y = 152.
 const DRAWINGS: [&str; 16] = [
     // Anvil, with a hammer on it.
     "<g fill='$d'><rect x='54' y='138' width='92' height='14' rx='3'/>\
@@ -181,14 +183,14 @@ impl fmt::Display for ItemArt {
         let (([ground, pattern, card, main, dark, light], accents), drawing) =
             (PALETTES[name.quality()], DRAWINGS[name.thing()]);
         let mut rest = name.hash() << 8;
-        // Takes so many bits from the top.
+        // Takes `bits` bits from the top of the hash.
         let mut take = |bits: u32| {
             let taken = rest >> (u64::BITS - bits);
             rest <<= bits;
             taken as usize
         };
         let (tile, scale, card_shape, accent) = (PATTERNS[take(3)], SCALES[take(2)], CARDS[take(2)], accents[take(2)]);
-        // Less than a right angle: beyond it some patterns look as they did.
+        // Less than 90 degrees, because some patterns look the same after a rotation by 90 degrees.
         let angle = take(3) * 11;
         let is_mirrored = take(1) == 1;
         let (ground, pattern) = if take(1) == 1 { (pattern, ground) } else { (ground, pattern) };

@@ -1,4 +1,4 @@
-//! A client: a socket, the connection on it, and whether it is to be read or written to in this turn.
+//! The state of one client: its socket, its connection, and whether it is queued for reading or writing.
 
 use crate::http::connection::{Connection, ConnectionState};
 use crate::sale::ids::Ticket;
@@ -8,32 +8,32 @@ use slab::Slab;
 use socket2::SockRef;
 use std::time::Duration;
 
-/// Bytes that the kernel keeps of what a client that listens has not taken.
+/// Bytes of the send buffer in the kernel for a client of `/events`.
 const LISTENER_BUFFER_BYTES: usize = 8 * 1024;
-/// How long a client that listens may leave it unconfirmed.
+/// Time after which the kernel closes the connection of a client of `/events` that does not acknowledge data.
 const LISTENER_PATIENCE: Duration = Duration::from_secs(30);
 
-/// A client.
+/// One client of a shard.
 pub struct Client {
-    /// Its socket.
+    /// The socket of the client.
     pub socket: OwnedFd,
-    /// Tells it from an earlier one with the same key.
+    /// Distinguishes the client from an earlier one with the same key.
     pub generation: u32,
-    /// What has been said on it.
+    /// The HTTP connection on the socket.
     pub connection: Connection,
-    /// It is in the list of those to be read.
+    /// The client is in the list of clients to read.
     pub is_ready: bool,
-    /// It is in the list of those to be written to.
+    /// The client is in the list of clients to write to.
     pub is_dirty: bool,
 }
 
 impl Client {
-    /// The ticket of its request.
+    /// Returns the ticket of the client's request: generation and key.
     pub fn ticket(&self, key: usize) -> Ticket {
         Ticket(u64::from(self.generation) << 32 | key as u64)
     }
 
-    /// Puts the client into the list of those to be read, once.
+    /// Adds the client to the list of clients to read, unless it is there already.
     pub fn queue(&mut self, key: usize, ready: &mut Vec<usize>) {
         if !std::mem::replace(&mut self.is_ready, true) {
             ready.push(key);
@@ -41,14 +41,15 @@ impl Client {
     }
 }
 
-/// Its client hears of the sale from now on. Of what it does not take, the kernel keeps little, and not for long: who is
-/// gone without a word is noticed when an event is not confirmed. A socket that cannot be told so goes on without.
-pub fn will_listen(socket: &OwnedFd) {
+/// Configures the socket of a client that subscribes to `/events`: a small send buffer, and a time limit for
+/// acknowledgements, after which the kernel closes the connection of a client that has disappeared. If an option cannot
+/// be set, the subscription continues without it.
+pub fn configure_event_stream(socket: &OwnedFd) {
     let _ = set_socket_send_buffer_size(socket, LISTENER_BUFFER_BYTES);
     let _ = SockRef::from(socket).set_tcp_user_timeout(Some(LISTENER_PATIENCE));
 }
 
-/// Closes a client's connection. A request of it that is being decided has nobody to hear of it any more.
+/// Closes a client's connection. If a request of the client is being decided, adds its ticket to `withdrawn`.
 pub fn remove(clients: &mut Slab<Client>, withdrawn: &mut Vec<Ticket>, key: usize) {
     let client = clients.remove(key);
     if client.connection.state == ConnectionState::Deciding {

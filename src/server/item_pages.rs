@@ -1,4 +1,5 @@
-//! What can be read of items: what they are called, how they stand, what they look like.
+//! The pages of items: names, states and images. Everything that a page shows is published by the shards or computed
+//! from the item id.
 
 use crate::http::bodies::{Item, Items, OneItem};
 use crate::http::operation::Answer;
@@ -13,19 +14,19 @@ use crate::server::art::ItemArt;
 /// The sale of the shard that writes a page.
 #[derive(Clone, Copy, Debug)]
 pub struct OnSale<'a> {
-    /// Its terms.
+    /// Terms of the sale.
     pub terms: Terms,
-    /// How long it is, in seconds.
+    /// Length of the sale, in seconds.
     pub period_s: u32,
-    /// Where its items stand.
-    pub board: &'a ItemStates,
-    /// The time of this turn.
+    /// Published states of the items.
+    pub item_states: &'a ItemStates,
+    /// Wall-clock time of this turn, in ms since the Unix epoch.
     pub unix_ms: u64,
 }
 
 impl OnSale<'_> {
     fn item(&self, item: ItemId) -> Item {
-        let state = self.board.read(self.terms.sale, item);
+        let state = self.item_states.read(self.terms.sale, item);
         Item { item_id: item.0, name: ItemName(self.terms.sale, item), image: ItemImage(item), state }
     }
 
@@ -35,7 +36,7 @@ impl OnSale<'_> {
     }
 }
 
-/// Writes a page. `known` is what the client's `If-None-Match` says.
+/// Writes a page of items. `known` is the value of the client's `If-None-Match` header.
 pub fn write(
     page: ItemPage,
     on_sale: &OnSale<'_>,
@@ -59,7 +60,7 @@ pub fn write(
         }
         ItemPage::Image(item) => {
             let image = ItemArt(sale, item).to_string();
-            // Of its bytes too: another version may draw otherwise.
+            // The tag includes a checksum of the image, because another version of Stampede may draw it differently.
             let tag = format!("\"{}-{}-{:08x}\"", sale.0, item.0, crc32c::crc32c(image.as_bytes()));
             let image = if known.is_some_and(|known| names(known, &tag)) { None } else { Some(&*image) };
             responder.image(image, &tag, on_sale.seconds_left(), style, out)
@@ -67,7 +68,8 @@ pub fn write(
     }
 }
 
-/// Whether an `If-None-Match` names this tag (RFC 9110 §13.1.2). None of ours has a comma in it.
+/// Reports whether an `If-None-Match` value contains this tag (RFC 9110 §13.1.2). Splitting at commas is correct,
+/// because no tag of this server contains one.
 fn names(known: &[u8], tag: &str) -> bool {
     let mut tags = known.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
     tags.any(|known| known == b"*" || known.strip_prefix(b"W/").unwrap_or(known) == tag.as_bytes())

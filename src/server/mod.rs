@@ -1,8 +1,8 @@
 //! The sockets of the public port, and its pages. Never here: the meaning of a request, which the handler decides.
 //!
-//! A connection passes through in this order: [`acceptor`] accepts it, [`client`] is its state, [`poller`] reports
-//! readiness, [`sockets`] holds all of them, [`requests`] reads and hands on requests, [`replies`] writes answers and ends
-//! connections. [`subscribers`] are the clients of `/events`.
+//! A connection passes through these files in this order: [`acceptor`] accepts it, [`client`] is its state, [`poller`]
+//! reports readiness, [`sockets`] holds all of them, [`requests`] reads requests and passes them to the handler,
+//! [`replies`] writes answers and ends connections. [`subscribers`] are the clients of `/events`.
 //!
 //! Pages: [`status_pages`] (`/sale`, health), [`item_pages`] (`/items`), [`art`] (generated images).
 

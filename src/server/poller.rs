@@ -1,4 +1,5 @@
-//! Which of a shard's sockets have something to do: one epoll set, edge-triggered.
+//! The readiness of a shard's sockets and of its doorbell: one edge-triggered epoll set. The shard waits for it either
+//! directly or through the executor.
 
 use glommio::io::{PollState, PollableFd};
 use rustix::buffer::spare_capacity;
@@ -9,30 +10,30 @@ use rustix::io::Errno;
 use std::io;
 use std::task::{Context, Poll};
 
-/// Sockets reported by one look.
+/// Sockets that one poll reports at most.
 const EVENTS_MAX: usize = 512;
-/// Wakers that the executor may keep for one registration of the set.
+/// Wakers that the executor may keep for one registration of the epoll set.
 const POLLS_MAX: u32 = 64;
 
-/// The key of the listeners.
+/// The key of the listeners in the epoll set.
 pub const LISTENER: u64 = u64::MAX;
-/// The key of the doorbell.
+/// The key of the doorbell in the epoll set.
 const DOORBELL: u64 = u64::MAX - 1;
 
-/// An epoll set.
+/// The epoll set of one shard.
 pub struct Poller {
     set: PollableFd<OwnedFd>,
     poll: PollState,
-    /// How often `poll` has been asked since it was new: the executor keeps one waker for each time.
+    /// Number of polls of `poll` since it was created: the executor keeps one waker for each.
     polls: u32,
     events: Vec<epoll::Event>,
 }
 
 impl Poller {
-    /// A set that `doorbell` wakes. Must be called on the executor that will wait for it.
+    /// Creates an epoll set with `doorbell` in it. Call it on the executor that will wait for the set.
     ///
     /// # Errors
-    /// No descriptor is left.
+    /// The process has no file descriptors left.
     pub fn new(doorbell: impl AsFd) -> io::Result<Self> {
         let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let events = Vec::with_capacity(EVENTS_MAX);
@@ -42,16 +43,17 @@ impl Poller {
         Ok(poller)
     }
 
-    /// Watches one more, until it is closed.
+    /// Adds a socket to the epoll set, where it stays until it is closed.
     ///
     /// # Errors
-    /// No memory is left.
+    /// The kernel has no memory left.
     pub fn add(&self, socket: impl AsFd, key: u64, flags: EventFlags) -> io::Result<()> {
         epoll::add(self.set.get_ref(), socket, epoll::EventData::new_u64(key), flags | EventFlags::ET)?;
         Ok(())
     }
 
-    /// Looks for sockets that are ready. Waits so long for one, or for the doorbell; the thread does nothing else then.
+    /// Polls for sockets that are ready, and blocks the thread up to `timeout_ms` until there is one or the doorbell
+    /// rings.
     pub fn look(&mut self, timeout_ms: u64) {
         self.events.clear();
         let timeout = Timespec { tv_sec: (timeout_ms / 1000) as i64, tv_nsec: (timeout_ms % 1000 * 1_000_000) as i64 };
@@ -61,13 +63,13 @@ impl Poller {
         }
     }
 
-    /// What the last look has found, by key.
+    /// Returns the sockets that the last poll has found ready, by key.
     pub fn ready(&self) -> impl Iterator<Item = (u64, EventFlags)> {
         let events = self.events.iter().map(|event| (event.data, event.flags));
         events.map(|(data, flags)| (data.u64(), flags)).filter(|(key, _)| *key != DOORBELL)
     }
 
-    /// Waits in the executor until a socket is ready or the doorbell rings. To be followed by a look.
+    /// Waits in the executor until a socket is ready or the doorbell rings. Call `look` afterwards.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.polls += 1;
         if self.polls > POLLS_MAX {

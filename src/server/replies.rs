@@ -1,4 +1,4 @@
-//! Writing: the answers of each connection, once a turn, and the end of connections.
+//! Writing: the answers of each connection, once per turn, and the orderly end of connections.
 
 use crate::http::connection::ConnectionState;
 use crate::sale::ids::Moment;
@@ -7,14 +7,14 @@ use crate::server::sockets::Server;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, Shutdown, send, shutdown};
 
-/// Unsent answers beyond which a connection's further requests wait.
+/// Bytes of unsent answers from which on a connection's further requests wait.
 pub const OUTPUT_BYTES_MAX: usize = 16 * 1024;
-/// Answer buffers kept for use again.
+/// Answer buffers kept for reuse.
 const SPARE_BUFFERS_MAX: usize = 1024;
 
 impl Server {
-    /// After anything has happened to a connection: sets its deadline, and marks it if it has something to write
-    /// or is to be closed.
+    /// Sets the deadline of a connection, and queues the connection if it has something to write or must be closed. To
+    /// be called after every change of a connection.
     pub(crate) fn conclude(&mut self, key: usize, now: Moment) {
         let Some(client) = self.clients.get_mut(key) else { return };
         let connection = &mut client.connection;
@@ -31,14 +31,14 @@ impl Server {
         }
     }
 
-    /// Writes every answer that may leave, once for each connection.
+    /// Writes the answers, once for each connection, and closes connections that are at their end.
     pub fn write_replies(&mut self, now: Moment) {
         let mut dirty = std::mem::take(&mut self.dirty);
         for key in dirty.drain(..) {
             self.write(key, now);
         }
         self.dirty = dirty;
-        self.meter.written();
+        self.request_timer.written();
     }
 
     fn write(&mut self, key: usize, now: Moment) {
@@ -72,7 +72,7 @@ impl Server {
             ConnectionState::Closing if !connection.ended => {
                 connection.state = ConnectionState::Lingering;
                 connection.input = Vec::new();
-                // Fails only if the client has reset the connection, which the next read says too.
+                // Fails only if the client has reset the connection, which the next read reports, too.
                 let _ = shutdown(&client.socket, Shutdown::Write);
                 client.queue(key, &mut self.ready);
             }
@@ -84,7 +84,7 @@ impl Server {
                 remove(&mut self.clients, &mut self.withdrawn, key);
                 return;
             }
-            // What waited for room to write.
+            // Requests were waiting until the answers were sent.
             ConnectionState::Reading if !connection.input.is_empty() || connection.readable || connection.ended => {
                 client.queue(key, &mut self.ready);
             }

@@ -1,29 +1,30 @@
-//! Reading: bytes of a socket to requests, and requests to the handler.
+//! Reading: turns the bytes of a socket into requests, and passes the requests to the handler. Parsing is in the folder
+//! `http`.
 
 use crate::http::connection::{ConnectionState, Step, TraceHeaders};
-use crate::http::head::{HEAD_BYTES_MAX, Head, Method, Reject};
+use crate::http::head::{HEAD_BYTES_MAX, Head, Method};
 use crate::http::operation::Answer;
 use crate::http::problem::Problem;
 use crate::http::response::{Responder, Style};
 use crate::operate::request_timer::RequestTimer;
 use crate::sale::ids::{Moment, Ticket};
-use crate::server::client::{Client, remove, will_listen};
+use crate::server::client::{Client, configure_event_stream, remove};
 use crate::server::replies::OUTPUT_BYTES_MAX;
 use crate::server::sockets::{Handled, Handler, READ_BYTES, Server};
 use crate::server::subscribers::Subscribers;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
-/// Bytes of one connection that are kept until they can be understood.
+/// Bytes of one connection that are kept at most until a request is complete.
 const AHEAD_BYTES_MAX: usize = 2 * HEAD_BYTES_MAX;
 
 impl Server {
-    /// Reads one socket once, and hands on every whole request.
+    /// Reads one socket once, and passes every complete request to the handler.
     pub(crate) fn read(&mut self, key: usize, now: Moment, handler: &mut impl Handler) {
         let Some(client) = self.clients.get_mut(key) else { return };
         client.is_ready = false;
         let connection = &mut client.connection;
-        // However much is on its way, only so much is kept: whole heads fit, and bodies are not kept at all.
+        // Bound the memory of a connection: a complete head fits, and bodies are not kept.
         let limit = AHEAD_BYTES_MAX.saturating_sub(connection.input.len()).min(READ_BYTES);
         let mut received = 0;
         if connection.readable && !connection.ended && limit > 0 {
@@ -31,7 +32,7 @@ impl Server {
                 Ok((_, 0)) => connection.ended = true,
                 Ok((_, bytes)) => {
                     received = bytes;
-                    connection.readable = bytes == limit || connection.hung_up;
+                    connection.readable = bytes == limit || connection.peer_closed;
                 }
                 Err(Errno::AGAIN) => connection.readable = false,
                 Err(Errno::INTR) => {}
@@ -55,7 +56,7 @@ impl Server {
             || connection.state == ConnectionState::Listening)
             && connection.ended
         {
-            // Whatever is left is no whole request and never will be.
+            // The client sends no more, so the remaining bytes never become a complete request.
             connection.state = ConnectionState::Closing;
         }
         let may_read_more = match connection.state {
@@ -70,10 +71,10 @@ impl Server {
         self.conclude(key, now);
     }
 
-    /// Hands on every whole request in what the connection has kept and has just received.
+    /// Passes every complete request in the kept and the new bytes of a connection to the handler.
     fn understand(&mut self, key: usize, received: usize, handler: &mut impl Handler) {
-        let Server { clients, responder, meter, subscribers, spare_buffers, scratch, is_draining, .. } = self;
-        let mut requests = RequestParts { responder, meter, subscribers, is_draining: *is_draining };
+        let Server { clients, responder, request_timer, subscribers, spare_buffers, scratch, is_draining, .. } = self;
+        let mut requests = RequestParts { responder, request_timer, subscribers, is_draining: *is_draining };
         let client = &mut clients[key];
         let mut out = std::mem::take(&mut client.connection.output);
         if out.capacity() == 0 {
@@ -94,8 +95,8 @@ impl Server {
                     at += used;
                     step
                 }
-                Err(reject) => {
-                    requests.reject(reject, &mut out);
+                Err(problem) => {
+                    requests.reject(problem, &mut out);
                     client.connection.state = ConnectionState::Closing;
                     break;
                 }
@@ -124,15 +125,15 @@ impl Server {
     }
 }
 
-/// What a request needs besides its connection.
+/// The parts of the server that a request needs besides its connection.
 struct RequestParts<'a> {
     responder: &'a mut Responder,
-    meter: &'a mut RequestTimer,
+    request_timer: &'a mut RequestTimer,
     subscribers: &'a mut Subscribers,
     is_draining: bool,
 }
 
-/// A request that the handler has seen.
+/// A request that the handler has processed.
 struct HandledRequest {
     style: Style,
     handled: Handled,
@@ -141,9 +142,9 @@ struct HandledRequest {
 }
 
 impl RequestParts<'_> {
-    fn reject(&mut self, reject: Reject, out: &mut Vec<u8>) {
+    fn reject(&mut self, problem: Problem, out: &mut Vec<u8>) {
         self.responder.set_request_id(None);
-        self.meter.refused(self.responder.problem(reject.into(), Style::default(), out));
+        self.request_timer.refused(self.responder.problem(problem, Style::default(), out));
     }
 
     fn ask(
@@ -159,21 +160,21 @@ impl RequestParts<'_> {
             head_only: head.method == Method::Head,
             json: false,
         };
-        let began_us = self.meter.began();
+        let began_us = self.request_timer.began();
         self.responder.set_request_id(head.request_id);
         let handled = handler(ticket, head, style, self.responder, out);
         let trace = matches!(handled, Handled::Deciding { .. }).then(|| TraceHeaders::of(head)).flatten();
         HandledRequest { style, handled, began_us, trace }
     }
 
-    /// Gives the connection the state that follows from what became of its request.
+    /// Sets the state of the connection according to the result of its request.
     fn settle(&mut self, key: usize, client: &mut Client, asked: HandledRequest, out: &mut Vec<u8>) {
         let HandledRequest { style, handled, began_us, trace } = asked;
         let connection = &mut client.connection;
-        connection.understood();
+        connection.clear_request_deadline();
         connection.state = match handled {
             Handled::Answered(operation, answer) => {
-                self.meter.answered(operation, answer, began_us);
+                self.request_timer.answered(operation, answer, began_us);
                 if style.keep_alive { ConnectionState::Reading } else { ConnectionState::Closing }
             }
             Handled::Listening(operation) => {
@@ -183,9 +184,9 @@ impl RequestParts<'_> {
                     true => self.responder.event_stream(style, out),
                     false => self.responder.problem(Problem::TooManyConnections, last, out),
                 };
-                self.meter.answered(operation, answer, began_us);
+                self.request_timer.answered(operation, answer, began_us);
                 if answer == Answer::Ok && !style.head_only {
-                    will_listen(&client.socket);
+                    configure_event_stream(&client.socket);
                     self.subscribers.add(key, client.generation);
                     ConnectionState::Listening
                 } else {

@@ -1,10 +1,11 @@
-//! A shard's listeners and its clients' sockets: one epoll set, read in batches.
+//! A shard's listeners and its clients' sockets: one epoll set, read in batches. The handler decides what a request
+//! means.
 //!
-//! Sockets are registered once, edge-triggered. One read per readable socket and turn, into a buffer that all
-//! share; a connection keeps bytes of its own only while a request is incomplete. One write per connection and
-//! turn. What a request means is the handler's business.
+//! Each socket is registered once, edge-triggered. A turn reads each readable socket once, into a buffer that all
+//! connections share, and writes to each connection once. A connection has a buffer of its own only while a request is
+//! incomplete.
 
-use crate::http::connection::{Awaits, Connection, ConnectionState, Midway, Overdue};
+use crate::http::connection::{Connection, ConnectionSnapshot, ConnectionState, Overdue, WaitingFor};
 use crate::http::head::Head;
 use crate::http::operation::{Answer, Operation};
 use crate::http::problem::Problem;
@@ -12,7 +13,7 @@ use crate::http::response::{Responder, Style};
 use crate::operate::request_timer::RequestTimer;
 use crate::sale::ids::{Moment, Ticket};
 use crate::server::acceptor::Acceptor;
-use crate::server::client::{Client, remove, will_listen};
+use crate::server::client::{Client, configure_event_stream, remove};
 use crate::server::poller::{LISTENER, Poller};
 use crate::server::subscribers::{Subscribers, Told};
 use rustix::event::epoll::EventFlags;
@@ -22,32 +23,33 @@ use slab::Slab;
 use std::io;
 use std::task::{Context, Poll};
 
-/// Bytes of one read.
+/// Bytes that one read takes at most.
 pub const READ_BYTES: usize = 16 * 1024;
-/// Clients that listen which are told something in one turn, so that a crowd of them does not hold up who buys.
-const TOLD_PER_TURN: usize = 64;
+/// Subscribers that one turn serves at most, so that many subscribers do not delay the buyers.
+const EVENTS_PER_TURN: usize = 64;
 
-/// What became of a request.
+/// The result of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handled {
-    /// Its answer is written.
+    /// The answer is written.
     Answered(Operation, Answer),
-    /// Its answer will come by `answer`. The flag asks for JSON.
+    /// The answer follows by a call of `answer`.
     Deciding {
-        /// What was asked.
+        /// Kind of the request.
         operation: Operation,
         /// The answer must be JSON.
         json: bool,
     },
-    /// Its client shall hear of the sale from now on, if one more may.
+    /// The client subscribes to `/events`, unless there are too many subscribers.
     Listening(Operation),
 }
 
-/// Decides what a request means: gets the ticket, the request and the style, and where to write.
+/// A function that decides what a request means. It gets the ticket, the request, the style of the answer, and the
+/// buffer for the answer.
 pub trait Handler: FnMut(Ticket, &Head<'_>, Style, &mut Responder, &mut Vec<u8>) -> Handled {}
 impl<H: FnMut(Ticket, &Head<'_>, Style, &mut Responder, &mut Vec<u8>) -> Handled> Handler for H {}
 
-/// The listeners and the sockets of one shard.
+/// The listeners and the clients of one shard.
 pub struct Server {
     pub(crate) poller: Poller,
     pub(crate) acceptor: Acceptor,
@@ -55,12 +57,12 @@ pub struct Server {
     pub(crate) clients_max: usize,
     pub(crate) generation: u32,
     pub(crate) responder: Responder,
-    pub(crate) meter: RequestTimer,
-    /// Clients to be read or gone on with.
+    pub(crate) request_timer: RequestTimer,
+    /// Keys of clients to read, or whose kept bytes can be processed.
     pub(crate) ready: Vec<usize>,
-    /// Clients with something to write, or to be closed.
+    /// Keys of clients to write to or to close.
     pub(crate) dirty: Vec<usize>,
-    /// Tickets that no client waits with any more.
+    /// Tickets of requests whose clients do not wait any more.
     pub(crate) withdrawn: Vec<Ticket>,
     pub(crate) overdue: Overdue,
     pub(crate) subscribers: Subscribers,
@@ -70,12 +72,12 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves `clients_max` clients at once and counts in `meter`; `doorbell` wakes it too. Must be called on the executor
-    /// that will run it.
+    /// Creates a server for `clients_max` clients, which records requests in `request_timer`. `doorbell` wakes it from a wait.
+    /// Call it on the executor that will run the server.
     ///
     /// # Errors
-    /// No descriptor is left.
-    pub fn new(doorbell: impl AsFd, clients_max: usize, meter: RequestTimer) -> io::Result<Self> {
+    /// The process has no file descriptors left.
+    pub fn new(doorbell: impl AsFd, clients_max: usize, request_timer: RequestTimer) -> io::Result<Self> {
         Ok(Server {
             poller: Poller::new(doorbell)?,
             acceptor: Acceptor::default(),
@@ -83,12 +85,12 @@ impl Server {
             clients_max,
             generation: 0,
             responder: Responder::default(),
-            meter,
+            request_timer,
             ready: Vec::new(),
             dirty: Vec::new(),
             withdrawn: Vec::new(),
             overdue: Overdue::default(),
-            // The others are for who buys.
+            // The other half of the connections is reserved for buyers.
             subscribers: Subscribers::new(clients_max / 2),
             spare_buffers: Vec::new(),
             scratch: vec![0; READ_BYTES],
@@ -96,27 +98,28 @@ impl Server {
         })
     }
 
-    /// Accepts from `listener`, too.
+    /// Adds a listener to accept connections from.
     ///
     /// # Errors
-    /// No memory is left for the set.
+    /// The kernel has no memory left for the epoll set.
     pub fn listen(&mut self, listener: OwnedFd) -> io::Result<()> {
         self.poller.add(&listener, LISTENER, EventFlags::IN)?;
         self.acceptor.add(listener);
         Ok(())
     }
 
-    /// Open connections.
+    /// Returns the number of open connections.
     pub fn connections(&self) -> usize {
         self.clients.len()
     }
 
-    /// Looks for sockets that are ready. Waits so long for one, or for the doorbell; the thread does nothing else then.
+    /// Polls for sockets that are ready, and blocks the thread up to `timeout_ms` until there is one or the doorbell
+    /// rings.
     pub fn look(&mut self, timeout_ms: u64) {
         self.poller.look(timeout_ms);
         for (key, flags) in self.poller.ready() {
             if key == LISTENER {
-                self.acceptor.is_called();
+                self.acceptor.set_ready();
                 continue;
             }
             let Some(client) = self.clients.get_mut(key as usize) else { continue };
@@ -125,8 +128,8 @@ impl Server {
                 continue;
             }
             let connection = &mut client.connection;
-            connection.hung_up |= flags.intersects(EventFlags::RDHUP | EventFlags::HUP);
-            connection.readable |= flags.contains(EventFlags::IN) || connection.hung_up;
+            connection.peer_closed |= flags.intersects(EventFlags::RDHUP | EventFlags::HUP);
+            connection.readable |= flags.contains(EventFlags::IN) || connection.peer_closed;
             client.queue(key as usize, &mut self.ready);
             let is_writable = flags.contains(EventFlags::OUT);
             if is_writable && !client.connection.output.is_empty() && !client.is_dirty {
@@ -136,17 +139,18 @@ impl Server {
         }
     }
 
-    /// Waits in the executor until a socket is ready or the doorbell rings. To be followed by a look.
+    /// Waits in the executor until a socket is ready or the doorbell rings. Call `look` afterwards.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.poller.poll_ready(cx)
     }
 
-    /// Whether there is something to do without waiting.
+    /// Returns whether there are sockets to read or to write without waiting.
     pub fn has_work(&self) -> bool {
         !self.ready.is_empty() || !self.dirty.is_empty()
     }
 
-    /// Accepts, reads what is readable and hands every whole request to `handler`. Returns whether there was any.
+    /// Accepts connections, reads the readable sockets, and passes every complete request to `handler`. Returns whether
+    /// any socket was readable.
     pub fn serve(&mut self, now: Moment, handler: &mut impl Handler) -> bool {
         self.responder.set_time(now.unix_ms);
         self.accept(now);
@@ -163,7 +167,7 @@ impl Server {
         any
     }
 
-    /// Lets in who has come.
+    /// Accepts waiting connections.
     fn accept(&mut self, now: Moment) {
         let mut acceptor = std::mem::take(&mut self.acceptor);
         acceptor.accept(now, |socket| self.welcome(socket, now));
@@ -172,20 +176,20 @@ impl Server {
 
     fn welcome(&mut self, socket: OwnedFd, now: Moment) {
         if self.clients.len() < self.clients_max {
-            // Out of memory for the set: the client hears it by the closing of its connection.
+            // If the kernel has no memory left for the epoll set, the connection is closed.
             let _ = self.insert(socket, Connection::new(now.monotonic_ms));
             return;
         }
         let mut refusal = Vec::new();
         self.responder.set_request_id(None);
-        self.meter.refused(self.responder.problem(Problem::TooManyConnections, Style::default(), &mut refusal));
-        // One try each: a client that is not served is not waited for either.
+        self.request_timer.refused(self.responder.problem(Problem::TooManyConnections, Style::default(), &mut refusal));
+        // Try each call once: the server does not wait for a client that it refuses.
         let _ = send(&socket, &refusal, SendFlags::NOSIGNAL);
         let _ = shutdown(&socket, Shutdown::Write);
         let _ = recv(&socket, &mut self.scratch[..], RecvFlags::empty());
     }
 
-    /// Takes a client in; returns its key.
+    /// Adds a client, and returns its key.
     fn insert(&mut self, socket: OwnedFd, connection: Connection) -> io::Result<usize> {
         self.generation = self.generation.wrapping_add(1);
         let entry = self.clients.vacant_entry();
@@ -196,12 +200,13 @@ impl Server {
         Ok(key)
     }
 
-    /// When accepting goes on, if it rests or there is more to accept.
+    /// Returns the monotonic time in ms at which to accept again, if connections may be waiting.
     pub fn accepts_again_ms(&self) -> Option<u64> {
         self.acceptor.again_ms()
     }
 
-    /// Gives a decided request its answer, unless the client has gone. `write` writes it.
+    /// Answers a request that has been decided, unless its client has disconnected or has been answered. `write` writes
+    /// the answer.
     pub fn answer(
         &mut self,
         ticket: Ticket,
@@ -222,7 +227,7 @@ impl Server {
         let trace = connection.trace.take();
         self.responder.set_request_id(trace.as_ref().and_then(|trace| trace.request_id.as_deref()));
         let answer = write(style, &mut self.responder, &mut connection.output);
-        self.meter.answered(connection.operation, answer, connection.began_us);
+        self.request_timer.answered(connection.operation, answer, connection.began_us);
         connection.state = if style.keep_alive { ConnectionState::Reading } else { ConnectionState::Closing };
         if !connection.input.is_empty() || connection.readable || connection.ended {
             client.queue(key, &mut self.ready);
@@ -230,9 +235,9 @@ impl Server {
         self.conclude(key, now);
     }
 
-    /// Tells clients that listen, and whose turn it is, what is new to them; `write` writes it.
-    pub fn tell_subscribers(&mut self, now: Moment, mut write: impl FnMut(&mut Told, &mut Vec<u8>)) {
-        for _ in 0..TOLD_PER_TURN {
+    /// Serves the subscribers that are due. `write` writes the event, if there is one.
+    pub fn send_events(&mut self, now: Moment, mut write: impl FnMut(&mut Told, &mut Vec<u8>)) {
+        for _ in 0..EVENTS_PER_TURN {
             let Some(mut subscriber) = self.subscribers.next(now.monotonic_ms) else { return };
             let key = subscriber.key;
             let is_it = |client: &&mut Client| client.generation == subscriber.generation;
@@ -240,7 +245,7 @@ impl Server {
             if client.connection.state != ConnectionState::Listening {
                 continue;
             }
-            // Who has not taken the last news hears how things stand when it has.
+            // A subscriber that has not read the last event is skipped. It gets the current state later.
             if client.connection.output.is_empty() || subscriber.told.is_nothing() {
                 write(&mut subscriber.told, &mut client.connection.output);
             }
@@ -249,12 +254,13 @@ impl Server {
         }
     }
 
-    /// Clients that listen to the sale.
+    /// Returns the subscribers.
     pub fn subscribers(&self) -> &Subscribers {
         &self.subscribers
     }
 
-    /// Ends what has waited too long. To be called about once a second.
+    /// Answers or closes connections whose deadline has passed, and frees memory of idle ones. Call it about once per
+    /// second.
     pub fn sweep(&mut self, now: Moment) {
         let overdue = |(key, client): (usize, &mut Client)| {
             client.connection.overdue(now.monotonic_ms).map(|awaits| (key, awaits))
@@ -262,14 +268,14 @@ impl Server {
         let overdue: Vec<_> = self.clients.iter_mut().filter_map(overdue).collect();
         for (key, awaits) in overdue {
             let problem = match awaits {
-                Awaits::Request | Awaits::Write | Awaits::News | Awaits::HangUp => {
+                WaitingFor::Request | WaitingFor::Write | WaitingFor::Event | WaitingFor::Close => {
                     remove(&mut self.clients, &mut self.withdrawn, key);
                     continue;
                 }
-                Awaits::Head | Awaits::Body => Problem::TimedOut,
-                Awaits::Decision => Problem::Overdue,
+                WaitingFor::Head | WaitingFor::Body => Problem::TimedOut,
+                WaitingFor::Decision => Problem::Overdue,
             };
-            if awaits == Awaits::Decision {
+            if awaits == WaitingFor::Decision {
                 self.withdrawn.push(self.clients[key].ticket(key));
             }
             let connection = &mut self.clients[key].connection;
@@ -277,14 +283,14 @@ impl Server {
             self.responder.set_request_id(trace.as_ref().and_then(|trace| trace.request_id.as_deref()));
             let answer = self.responder.problem(problem, Style::default(), &mut connection.output);
             match awaits {
-                Awaits::Decision => {
-                    self.meter.answered(connection.operation, answer, connection.began_us);
+                WaitingFor::Decision => {
+                    self.request_timer.answered(connection.operation, answer, connection.began_us);
                     self.overdue.count += 1;
                     self.overdue.example = self.overdue.example.take().or(trace);
                 }
-                _ => self.meter.refused(answer),
+                _ => self.request_timer.refused(answer),
             }
-            // Closed in any case: a late decision must not meet the next request.
+            // Close the connection in any case, so that a late decision does not answer the next request.
             connection.state = ConnectionState::Closing;
             self.conclude(key, now);
         }
@@ -294,8 +300,9 @@ impl Server {
             .for_each(|(_, client)| client.connection.shrink());
     }
 
-    /// Accepts who already waits, then nobody; lets go of idle connections, and of the others after their answer.
-    /// Whoever has sent something that was not read yet is still served.
+    /// Starts the drain: accepts the connections that are waiting, closes the listeners, and ends subscriptions. Idle
+    /// connections are closed, others after their answer. Requests that have arrived and are not read yet are still
+    /// served.
     pub fn drain(&mut self, now: Moment) {
         self.is_draining = true;
         let mut acceptor = std::mem::take(&mut self.acceptor);
@@ -310,27 +317,27 @@ impl Server {
         }
     }
 
-    /// Whether nobody waits for a decision, and every answer is written as far as its client takes it.
+    /// Reports whether no client waits for a decision, and every answer is written as far as its client reads.
     pub fn is_still(&self) -> bool {
         self.dirty.is_empty()
             && self.clients.iter().all(|(_, client)| client.connection.state != ConnectionState::Deciding)
     }
 
-    /// The listeners.
+    /// Returns the listeners.
     pub fn listeners(&self) -> &[OwnedFd] {
         self.acceptor.listeners()
     }
 
-    /// The clients, none of which may wait for a decision, and what each is in the middle of.
-    pub fn clients(&self) -> impl Iterator<Item = (&OwnedFd, Option<Midway>)> {
+    /// Returns the clients, each with the state of its connection unless it is idle. No client may wait for a decision.
+    pub fn clients(&self) -> impl Iterator<Item = (&OwnedFd, Option<ConnectionSnapshot>)> {
         self.clients.iter().map(|(_, client)| (&client.socket, client.connection.midway()))
     }
 
-    /// Goes on with a client of another process.
+    /// Adds a client of the old process of an upgrade, and continues its connection.
     ///
     /// # Errors
-    /// No memory is left for the set.
-    pub fn adopt(&mut self, socket: OwnedFd, midway: Option<Midway>, now: Moment) -> io::Result<()> {
+    /// The kernel has no memory left for the epoll set.
+    pub fn adopt(&mut self, socket: OwnedFd, midway: Option<ConnectionSnapshot>, now: Moment) -> io::Result<()> {
         let connection = match midway {
             None => Connection::new(now.monotonic_ms),
             Some(midway) => Connection::resume(midway, now.monotonic_ms),
@@ -339,24 +346,26 @@ impl Server {
         let client = &mut self.clients[key];
         client.queue(key, &mut self.ready);
         if client.connection.state == ConnectionState::Listening {
-            will_listen(&client.socket);
+            configure_event_stream(&client.socket);
             self.subscribers.add(key, client.generation);
         }
         self.conclude(key, now);
         Ok(())
     }
 
-    /// Requests that were told to ask again, since the last call.
+    /// Returns the requests since the last call that were not decided in time, and were answered with
+    /// [`Problem::Overdue`].
     pub fn overdue(&mut self) -> Option<Overdue> {
         (self.overdue.count > 0).then(|| std::mem::take(&mut self.overdue))
     }
 
-    /// Tickets of requests whose clients have gone, or were told to ask again, since the last call.
+    /// Returns the tickets, since the last call, of requests whose clients have disconnected or were not answered in
+    /// time.
     pub fn withdrawn(&mut self) -> impl Iterator<Item = Ticket> {
         self.withdrawn.drain(..)
     }
 
-    /// Whether every request has its answer, and every answer is written.
+    /// Reports whether every request is answered, and every answer is written.
     pub fn is_drained(&self) -> bool {
         self.clients.iter().all(|(_, client)| client.connection.state == ConnectionState::Lingering)
     }

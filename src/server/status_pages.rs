@@ -1,10 +1,12 @@
-//! What can be read: how the sale stands, and how the process is.
+//! The pages that can be read, except `/events`: the sale, liveness, readiness and health. Pages of items are in
+//! `item_pages`.
 
 use crate::http::bodies::{Health, Live, Ready, Sale, ShardHealth};
 use crate::http::operation::Answer;
 use crate::http::problem::Problem;
 use crate::http::response::{Responder, Style};
 use crate::http::route::{Page, rfc3339};
+use crate::log::block::LogKind;
 use crate::operate::counters::Counter;
 use crate::operate::status::{Phase, Status};
 use crate::server::item_pages::{self, OnSale};
@@ -12,17 +14,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// What a page is written from. Without a sale, nothing is known about the sale yet.
+/// The input of a page. Before recovery has ended, `sale` is `None`.
 pub struct Facts<'a> {
-    /// What all shards publish.
+    /// The published numbers of all shards.
     pub status: &'a Status,
     /// The sale of the shard that writes the page.
     pub sale: Option<OnSale<'a>>,
-    /// What the client says that it has already.
+    /// The value of the client's `If-None-Match` header.
     pub known: Option<&'a [u8]>,
 }
 
-/// Writes a page.
+/// Writes a page to `out`, and returns the kind of answer.
 pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Responder, out: &mut Vec<u8>) -> Answer {
     let phase = facts.status.phase();
     let is_ready = phase == Phase::Serving;
@@ -46,12 +48,12 @@ pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Respon
     }
 }
 
-/// How the sale stands; nothing, before that is known.
+/// Returns the state of the sale, or `None` before recovery has ended.
 pub fn sale(facts: &Facts<'_>) -> Option<Sale> {
     let OnSale { terms, period_s, .. } = facts.sale?;
     let stands = facts.status.sales(terms.sale);
     let starts_s = u64::from(terms.sale.0) * u64::from(period_s);
-    // Shards publish one after the other, so the sum may be ahead by what is under way.
+    // Shards publish one after the other, so the sums are not a snapshot of one moment and must not underflow here.
     let available = terms.items.saturating_sub(stands.sold + stands.reserved);
     Some(Sale {
         sale_id: terms.sale.0,
@@ -71,9 +73,9 @@ fn health(facts: &Facts<'_>, phase: Phase) -> Health {
         shard,
         connections: read(&status.connections),
         log_records: read(&status.appended),
-        log_records_durable: read(&status.flushed),
+        log_records_durable: read(&status.log(LogKind::Purchases).flushed),
         log_blocks_free: read(&status.log_room),
-        attempts_durable: read(&status.attempts_flushed),
+        attempts_durable: read(&status.log(LogKind::Attempts).flushed),
         attempts_unrecorded: status.unrecorded.iter().map(Counter::get).sum(),
     });
     Health {

@@ -1,8 +1,9 @@
-//! Clients that listen to the sale by server-sent events: whose turn it is, and what each knows already.
+//! The subscribers of a shard: clients of `/events`, which receive server-sent events. Here is the order in which they
+//! are served, and what each has received already.
 //!
-//! Each is told at most once in a period, in turn, and only what is new to it; who has not taken the last news is told
-//! nothing until it has, and then how things stand by then. So nothing is kept for anybody but one event, whatever the
-//! crowd does, and ten thousand of them never hold up one turn.
+//! A subscriber gets at most one event per period, and only if something has changed. While a subscriber has not read
+//! the last event, it gets no further one, and afterwards it gets the current state. So at most one event is buffered
+//! for each subscriber, and the work of one turn is bounded, regardless of their number.
 
 use crate::http::bodies::{Sale, StockEvent};
 use crate::operate::shard_status::Sales;
@@ -12,16 +13,16 @@ use crate::server::status_pages::{Facts, sale};
 use serde::Serialize;
 use std::collections::VecDeque;
 
-/// How often a client hears something new, at most.
+/// Milliseconds between two events to one subscriber at least.
 const PERIOD_MS: u64 = 500;
-/// After so long without news a client hears that there are none, lest something on the way takes it for dead: proxies
-/// are patient for 15 s and more.
+/// Milliseconds without a change after which a subscriber gets a comment, so that no proxy closes the connection as
+/// idle. Usual proxies time out after 15 s or more.
 const SILENCE_MS: u64 = 10_000;
 
-/// What all hear first: how long to wait before they come again.
+/// The beginning of each stream: how many milliseconds a client waits before it reconnects.
 const HELLO: &[u8] = b"retry: 1000\n\n";
 
-/// What a client knows.
+/// The state that a subscriber has received last.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Told {
     stands: Option<(SaleId, Sales)>,
@@ -29,12 +30,12 @@ pub struct Told {
 }
 
 impl Told {
-    /// Whether it has been told nothing yet.
+    /// Reports whether the subscriber has received no event yet.
     pub fn is_nothing(&self) -> bool {
         self.stands.is_none()
     }
 
-    /// Writes what is new.
+    /// Writes the next event, if the state has changed, or a comment after [`SILENCE_MS`] without a change.
     pub fn update(&mut self, facts: &Facts<'_>, now_ms: u64, out: &mut Vec<u8>) {
         let Some(OnSale { terms, .. }) = facts.sale else { return };
         let stands = Some((terms.sale, facts.status.sales(terms.sale)));
@@ -62,7 +63,7 @@ impl Told {
     }
 }
 
-/// Writes an event, as the HTML standard has it (§9.2).
+/// Writes a server-sent event (HTML standard §9.2).
 fn write(out: &mut Vec<u8>, event: &str, data: &impl Serialize) {
     for part in ["event: ", event, "\ndata: "] {
         out.extend_from_slice(part.as_bytes());
@@ -71,63 +72,63 @@ fn write(out: &mut Vec<u8>, event: &str, data: &impl Serialize) {
     out.extend_from_slice(b"\n\n");
 }
 
-/// One that listens.
+/// A client of `/events`.
 #[derive(Debug)]
 pub struct Subscriber {
-    /// Its place among the clients.
+    /// Key of the client in the server.
     pub key: usize,
-    /// Tells it from a later client in the same place.
+    /// Distinguishes the client from a later one with the same key.
     pub generation: u32,
-    /// What it knows.
+    /// The state that the client has received last.
     pub told: Told,
     due_ms: u64,
 }
 
-/// All that listen to one shard.
+/// All subscribers of one shard.
 #[derive(Debug)]
 pub struct Subscribers {
-    /// In the order of their turns.
+    /// Subscribers in the order in which they are served next.
     queue: VecDeque<Subscriber>,
     max: usize,
 }
 
 impl Subscribers {
-    /// Nobody yet, and never more than `max`.
+    /// Creates an empty list for at most `max` subscribers.
     pub fn new(max: usize) -> Self {
         Subscribers { queue: VecDeque::new(), max }
     }
 
-    /// Whether one more may listen.
+    /// Reports whether one more client may subscribe.
     pub fn have_room(&self) -> bool {
         self.queue.len() < self.max
     }
 
-    /// How many there are.
+    /// Returns the number of subscribers.
     pub fn count(&self) -> usize {
         self.queue.len()
     }
 
-    /// One more listens, and is told at once.
+    /// Adds a subscriber, which is served first.
     pub fn add(&mut self, key: usize, generation: u32) {
         self.queue.push_front(Subscriber { key, generation, told: Told::default(), due_ms: 0 });
     }
 
-    /// When the next one is to be told something.
+    /// Returns the monotonic time in ms at which the next subscriber is due.
     pub fn next_ms(&self) -> Option<u64> {
         self.queue.front().map(|next| next.due_ms)
     }
 
-    /// Whose turn it is, if it is anybody's.
+    /// Takes the next subscriber that is due from the list.
     pub fn next(&mut self, now_ms: u64) -> Option<Subscriber> {
         self.queue.pop_front_if(|next| next.due_ms <= now_ms)
     }
 
-    /// It goes on listening.
+    /// Puts a subscriber back at the end of the list; it is due again after [`PERIOD_MS`].
     pub fn go_on(&mut self, subscriber: Subscriber, now_ms: u64) {
         self.queue.push_back(Subscriber { due_ms: now_ms + PERIOD_MS, ..subscriber });
     }
 
-    /// Nobody listens any more.
+    /// Removes all subscribers.
     pub fn clear(&mut self) {
         self.queue.clear();
     }
@@ -144,14 +145,15 @@ mod tests {
 
     #[test]
     fn each_hears_what_is_new_to_it_and_signs_of_life() {
-        let (status, board) = (Status::new(Phase::Serving, 1, false), ItemStates::new(Partition::new(1), 10, &[]));
+        let (status, item_states) =
+            (Status::new(Phase::Serving, 1, false), ItemStates::new(Partition::new(1), 10, &[]));
         let mut told = Told::default();
         let mut hear = |sale, sold, now_ms| {
-            let counts = Counts { claiming: 0, held: 1, committing: 0, sold };
+            let counts = Counts { claiming: 0, held: 1, buying: 0, sold };
             status.shards[0].publish_sales(SaleId(sale), counts);
             let terms = Terms { sale: SaleId(sale), items: 10, user_limit: 2 };
             let mut out = Vec::new();
-            let sale = Some(OnSale { terms, period_s: 3600, board: &board, unix_ms: now_ms });
+            let sale = Some(OnSale { terms, period_s: 3600, item_states: &item_states, unix_ms: now_ms });
             told.update(&Facts { status: &status, sale, known: None }, now_ms, &mut out);
             String::from_utf8(out).unwrap()
         };

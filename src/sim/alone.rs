@@ -1,10 +1,10 @@
-//! One shard alone: what it wants done, event by event.
+//! A single shard: the effects of each event.
 
 use crate::sale::code::{Code, CodeGenerator, CodeSpace};
 use crate::sale::command::{Command, Outcome};
 use crate::sale::deferred::Watermark;
 use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
-use crate::sale::message::{Reply, Request};
+use crate::sale::message::{Checkout, Reply, Request};
 use crate::sale::partition::Partition;
 use crate::sale::quotas::Quotas;
 use crate::sale::record::{LogEvent, RefusalReason};
@@ -15,7 +15,7 @@ use uuid::Uuid;
 const NOW: Moment = Moment { monotonic_ms: 1, unix_ms: 1_000 };
 const RULES: Rules = Rules { period_s: 10, items: 200, user_limit: 10, ttl_ms: 100, purchase_ack: Watermark::Flushed };
 
-/// The first of `shards`, with nothing sold, and room for everything.
+/// Returns the first of `shards` shards, with nothing sold and unlimited room in the log.
 fn shard(shards: u16) -> Shard {
     let (partition, terms, id) = (Partition::new(shards), RULES.terms(SaleId(0)), ShardId(0));
     let stock = Stock::new(partition.owned_items(id, terms.items));
@@ -59,7 +59,7 @@ fn the_log_has_room_set_aside_for_every_hold_and_two_for_every_claim() {
     let mut shard = self::shard(2);
     let user = (0..).map(UserId).find(|user| Partition::new(2).owner_of_user(*user) != ShardId(0)).unwrap();
     for item in [0, 2, 4].map(ItemId) {
-        let reserve = Request::Reserve { ticket: Ticket(7), sale: SaleId(0), item, user };
+        let reserve = Request::Reserve { ticket: Ticket(7), checkout: Checkout { sale: SaleId(0), item, user } };
         apply(&mut shard, ShardEvent::Request(ShardId(1), reserve));
     }
     assert_eq!((shard.log_reserve(), shard.next_expiry_ms()), (6, None));
@@ -67,7 +67,7 @@ fn the_log_has_room_set_aside_for_every_hold_and_two_for_every_claim() {
 
 #[test]
 fn without_room_in_the_log_nothing_is_reserved() {
-    // The record that opened the sale and is not flushed yet, the flush after it, and two for this hold.
+    // One block for the record that opened the sale and is not flushed yet, one for the next flush, two for this hold.
     for (room, answers) in [(4, vec![]), (3, vec![(Ticket(7), Outcome::LogFull)])] {
         let mut shard = shard(1);
         apply(&mut shard, ShardEvent::LogRoom(room));
@@ -83,7 +83,7 @@ fn what_is_flushed_needs_no_more_room() {
         apply(&mut shard, ShardEvent::Command(Ticket(1), command));
     }
     apply(&mut shard, ShardEvent::Flushed(65));
-    // The next flush, the end of each of the 64 holds, and two for this one.
+    // One block for the next flush, 64 for the ends of the 64 holds, two for this hold.
     apply(&mut shard, ShardEvent::LogRoom(1 + 64 + 2));
     assert_eq!(checkout(&mut shard, 100).answers, []);
     assert_eq!(checkout(&mut shard, 101).answers, [(Ticket(7), Outcome::LogFull)]);
@@ -102,7 +102,7 @@ fn a_sale_that_is_over_counts_what_is_still_being_written() {
     );
 }
 
-/// Reserves an item, and returns its code.
+/// Reserves an item. Returns its code.
 fn reserve(shard: &mut Shard, item: u32) -> Code {
     checkout(shard, item);
     let answers = apply(shard, ShardEvent::Flushed(2)).answers;
@@ -135,7 +135,8 @@ fn who_repeats_a_purchase_of_a_client_that_is_gone_is_told_in_its_place() {
     assert_eq!(apply(&mut shard, ShardEvent::Flushed(3)).answers, [(Ticket(2), bought)]);
 }
 
-/// The stock may have another size in another sale, and then a code leads elsewhere.
+/// If the stock has another size in the next sale, a code read by the terms of one sale leads to another item by the
+/// terms of the other.
 #[test]
 fn a_code_that_was_read_under_other_terms_is_of_a_sale_that_is_over() {
     let mut shard = shard(2);
@@ -156,7 +157,7 @@ fn every_refused_checkout_is_recorded_with_its_reason() {
     purchase(&mut shard, 1, code, Uuid::nil());
     apply(&mut shard, ShardEvent::Flushed(3));
     (1..10).for_each(|item| assert!(checkout(&mut shard, item).attempts.is_empty()));
-    // The first time by the owner of the item, the second time by the origin, which remembers what is sold.
+    // The origin refuses both checkouts of item 0: it knows from the purchase's answer that the item is sold.
     let reasons =
         [RefusalReason::ItemSold, RefusalReason::ItemSold, RefusalReason::ItemReserved, RefusalReason::UserLimit];
     for (item, reason) in [0, 0, 1, 10].map(ItemId).into_iter().zip(reasons) {

@@ -1,4 +1,5 @@
-//! A Postgres that takes transactions whole or not at all, loses answers, goes away and comes back older.
+//! A simulated Postgres. Its transactions are atomic, may fail, and may be committed although the answer is lost. It
+//! can be restored from a backup.
 
 use crate::log::block::StreamKey;
 use crate::log::ownership::Owner;
@@ -6,27 +7,28 @@ use crate::sale::ids::{ItemId, SaleId};
 use crate::sale::record::{LogEvent, Record};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What becomes of a transaction.
+/// The result of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum TransactionResult {
+    /// Committed and acknowledged.
     Committed,
-    /// It never happened.
+    /// Rolled back.
     Failed,
-    /// It happened, and nobody was told.
-    Unheard,
+    /// Committed, but the acknowledgement is lost.
+    AcknowledgementLost,
 }
 
-/// What is in the tables.
+/// The content of the tables.
 #[derive(Clone, Default)]
 pub struct Tables {
     pub owner: Option<Owner>,
     pub positions: BTreeMap<StreamKey, u64>,
-    /// By stream and number; the number is not in the real tables, and is what shows a row twice.
+    /// Rows with their stream and their number in it. The real tables lack the number; here it reveals duplicate rows.
     pub rows: Vec<(StreamKey, u64, Record)>,
     purchases: BTreeSet<(SaleId, ItemId)>,
 }
 
-/// The database, and its backups.
+/// The database and its backup.
 #[derive(Default)]
 pub struct FakePostgres {
     pub tables: Tables,
@@ -34,15 +36,15 @@ pub struct FakePostgres {
 }
 
 impl FakePostgres {
-    /// One transaction: rows of streams, and their positions from exactly here to there. Returns whether the answer
-    /// came.
-    pub fn ship(&mut self, owner: Owner, batch: &[(StreamKey, u64, Vec<Record>)], fate: Fate) -> bool {
-        if fate == Fate::Failed {
+    /// Runs one transaction: inserts rows of streams, and moves each position from exactly where the rows begin to
+    /// where they end. Returns whether it was acknowledged.
+    pub fn ship(&mut self, owner: Owner, batch: &[(StreamKey, u64, Vec<Record>)], fate: TransactionResult) -> bool {
+        if fate == TransactionResult::Failed {
             return false;
         }
-        assert_eq!(self.tables.owner, Some(owner), "the fence lets a stale owner through");
+        assert_eq!(self.tables.owner, Some(owner), "a stale owner ships records");
         for (key, from, records) in batch {
-            assert_eq!(self.tables.positions.get(key), Some(from), "a position jumps");
+            assert_eq!(self.tables.positions.get(key), Some(from), "the rows do not begin at the stream's position");
             for (seq, record) in (from + 1..).zip(records) {
                 if let LogEvent::Purchase { item, .. } = record.event {
                     assert!(self.tables.purchases.insert((record.sale, item)), "{item:?} is sold twice in Postgres");
@@ -51,21 +53,22 @@ impl FakePostgres {
             }
             self.tables.positions.insert(*key, from + records.len() as u64);
         }
-        fate == Fate::Committed
+        fate == TransactionResult::Committed
     }
 
+    /// Makes a backup, which replaces the one before.
     pub fn back_up(&mut self) {
         self.backup = Some(self.tables.clone());
     }
 
-    /// Returns whether there was a backup.
+    /// Restores the backup. Returns whether there was one.
     pub fn restore(&mut self) -> bool {
         let Some(backup) = self.backup.clone() else { return false };
         self.tables = backup;
         true
     }
 
-    /// What a takeover finds of the latest sale: what is held and what is sold.
+    /// Returns the records of the latest sale that a takeover copies: its opening, and what is held and sold.
     pub fn latest_sale(&self) -> Vec<Record> {
         let rows = self.tables.rows.iter().map(|(_, _, record)| record);
         let Some(sale) = rows.clone().map(|record| record.sale).max() else { return Vec::new() };
@@ -74,13 +77,13 @@ impl FakePostgres {
             match record.event {
                 LogEvent::SaleOpened { .. } => opened = Some(*record),
                 LogEvent::Checkout { item, .. } => _ = items.insert(item, vec![*record]),
-                LogEvent::Purchase { item, .. } => items.get_mut(&item).expect("it was checked out").push(*record),
+                LogEvent::Purchase { item, .. } => items.get_mut(&item).expect("a checkout precedes").push(*record),
                 LogEvent::Released { item, .. } => _ = items.remove(&item),
-                LogEvent::TakenOver | LogEvent::Refused { .. } => {}
+                LogEvent::RestoredFromPostgres | LogEvent::Refused { .. } => {}
             }
         }
         let Some(opened) = opened else { return Vec::new() };
-        let mark = Record { event: LogEvent::TakenOver, ..opened };
+        let mark = Record { event: LogEvent::RestoredFromPostgres, ..opened };
         [opened, mark].into_iter().chain(items.into_values().flatten()).collect()
     }
 }

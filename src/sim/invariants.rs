@@ -1,4 +1,4 @@
-//! What holds after every step, whoever looks.
+//! The invariants of the whole machine, checked after every step.
 
 use super::is_purchase;
 use super::workload::USERS;
@@ -8,18 +8,19 @@ use crate::sale::shard::Shard;
 use crate::sale::stock::ItemState;
 
 impl World {
-    /// Every acknowledged purchase is durable exactly once, nobody has too much, nothing is sold beyond the stock.
+    /// Checks that every acknowledged purchase is durable exactly once, that quotas cover all held and bought items,
+    /// that no user exceeds the limit, and that no shard counts more items than it owns.
     pub fn check(&self) {
         if self.is_refused() {
             return;
         }
         for (&(sale, item), (code, _)) in &self.shadow.bought {
             let times = self.durable().filter(|record| is_purchase(record, sale, item, *code)).count();
-            assert_eq!(times, 1, "an acknowledged purchase of {item:?} is {times} times in the log");
+            assert_eq!(times, 1, "the log has {times} records of an acknowledged purchase of {item:?}");
             if self.promises_postgres() {
                 let rows = self.database.tables.rows.iter();
                 let times = rows.filter(|(_, _, record)| is_purchase(record, sale, item, *code)).count();
-                assert_eq!(times, 1, "an acknowledged purchase of {item:?} is {times} times in Postgres");
+                assert_eq!(times, 1, "Postgres has {times} rows of an acknowledged purchase of {item:?}");
             }
         }
         let sale = self.newest_sale();
@@ -31,31 +32,34 @@ impl World {
             }
             let counts = shard.counts();
             taken += shard.quotas().total();
-            live += u64::from(counts.held + counts.committing + counts.sold);
-            assert!(counts.claiming + counts.held + counts.committing + counts.sold <= shard.stock().items() as u32);
+            live += u64::from(counts.held + counts.buying + counts.sold);
+            assert!(counts.claiming + counts.held + counts.buying + counts.sold <= shard.stock().items() as u32);
         }
-        assert!(!is_everywhere || live <= taken, "{live} items are taken on {taken} of quota");
+        assert!(!is_everywhere || live <= taken, "{live} items are held or bought, but quotas count only {taken}");
         let is_exact = self.taken_over != Some(sale);
         for user in (0..USERS).map(UserId) {
             let owner = &self.shards[usize::from(self.partition.owner_of_user(user).0)];
-            assert!(!is_exact || owner.quotas().taken(user) <= USER_LIMIT, "{user:?} has too much");
-            assert!(!is_exact || self.shadow.bought_by(user, sale) <= USER_LIMIT as usize, "{user:?} bought too much");
+            assert!(!is_exact || owner.quotas().taken(user) <= USER_LIMIT, "the quota of {user:?} exceeds the limit");
+            assert!(
+                !is_exact || self.shadow.bought_by(user, sale) <= USER_LIMIT as usize,
+                "{user:?} bought more than the limit"
+            );
         }
     }
 
-    /// Readers are told where each item stands.
-    pub fn check_board(&self) {
+    /// Checks that readers see the state of every item.
+    pub fn check_item_states(&self) {
         for (id, shard) in (0..).map(ShardId).zip(&self.shards) {
             let sale = shard.terms().sale;
             for slot in 0..shard.stock().items() {
                 let item = self.partition.item_at(id, slot);
-                let told = self.board.read(sale, item);
+                let told = self.item_states.read(sale, item);
                 assert_eq!(told, shard.stock().state(slot).into(), "{item:?} of {sale:?}");
             }
         }
     }
 
-    /// Since when each item and each user's quota has been free without a break.
+    /// Updates the events since which each item has been free, and each user below the limit, without interruption.
     pub fn note_what_is_free(&mut self) {
         let (event, sale) = (self.events, self.newest_sale());
         for item in (0..self.rules.items).map(ItemId) {
@@ -72,25 +76,28 @@ impl World {
         }
     }
 
-    /// With everything at rest: no one waits, and the books balance.
+    /// Checks a machine at rest: every request is answered, and the quotas equal the held and sold items.
     pub fn check_rest(&self) {
-        assert!(self.asked.is_empty(), "never answered: {:?}", self.asked);
+        assert!(self.asked.is_empty(), "requests without an answer: {:?}", self.asked);
         let sale = SaleId::at(self.now.unix_ms, self.rules.period_s);
-        assert!(self.shards.iter().all(|shard| shard.terms().sale >= sale), "the hour has turned and no sale began");
+        assert!(self.shards.iter().all(|shard| shard.terms().sale >= sale), "a shard has not begun the current sale");
         let taken: u64 = self.shards.iter().map(|shard| shard.quotas().total()).sum();
         let counts = self.shards.iter().map(Shard::counts);
-        assert!(counts.clone().all(|counts| counts.claiming + counts.committing == 0), "something is unfinished");
+        assert!(
+            counts.clone().all(|counts| counts.claiming + counts.buying == 0),
+            "an item is still in `Claiming` or `Committing`"
+        );
         let live: u32 = counts.map(|counts| counts.held + counts.sold).sum();
-        assert_eq!(u64::from(live), taken, "the quotas are not what is held and sold");
+        assert_eq!(u64::from(live), taken, "the quotas do not equal the held and sold items");
     }
 
-    /// Every record of every log is in Postgres exactly once, in its order.
+    /// Checks that every record that was not copied from Postgres is there exactly once and in order.
     pub fn check_database(&self) {
-        for (key, records) in self.archive.iter().filter(|(key, _)| Some(**key) != self.brought) {
+        for (key, records) in self.archive.iter().filter(|(key, _)| Some(**key) != self.restored_stream) {
             let rows = self.database.tables.rows.iter().filter(|(of, ..)| of == key);
             let rows: Vec<_> = rows.map(|(_, seq, record)| (*seq, *record)).collect();
             let expected: Vec<_> = (1..).zip(records.iter().copied()).collect();
-            assert_eq!(rows, expected, "{key:?} is not in Postgres as it is in the log");
+            assert_eq!(rows, expected, "Postgres and the log differ in stream {key:?}");
         }
     }
 }

@@ -1,12 +1,14 @@
-//! The simulator, in tests only: production shards, records, blocks and recovery with fake lanes, disk, database and
-//! clocks. One seed is one world and one trace.
+//! The simulator, in tests only: production shards, records, blocks and recovery, with simulated lanes, disk, database
+//! and clocks. A seed determines a world and its trace. Real time and real files are never used here.
 //!
-//! `workload` says what buyers do, `world` what happens to the machine, `shipping` to it and its database; each draws from a random stream of its own, so
-//! that another fault does not make other buyers. `auditor` holds every answer against what `shadow` remembers,
-//! `invariants` looks at the whole machine after every step. `disk` and `database` are the fakes, `small` tries whole
-//! small worlds exhaustively, `alone` looks at one shard.
+//! In reading order: [`world`] (the machine, its steps and its faults), [`workload`] (commands of buyers), [`shipping`]
+//! (the machine and its database), [`disk`] and [`fake_postgres`] (the simulated disk and database), [`shadow`]
+//! (promises made to buyers), [`auditor`] (checks each answer against them), [`invariants`] (checks of the whole
+//! machine after every step), [`trace`] (the hash of a run), [`small`] (small worlds, tried exhaustively), [`alone`] (a
+//! single shard).
 //!
-//! A failure names its seed and the command that plays it again with the trace.
+//! Buyers draw from one random stream, the order of events and the faults from another, so that other faults do not
+//! change the numbers that buyers draw. A failed test prints the seed and the command that replays it with its trace.
 
 mod alone;
 mod auditor;
@@ -26,20 +28,20 @@ use crate::sale::record::{LogEvent, Record};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use world::World;
 
-/// A number from the environment, or a default.
+/// Returns a number from the environment, or `default`.
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-/// Whether this record is the purchase of that item with that code.
+/// Returns whether this record is the purchase of this item with this code.
 fn is_purchase(record: &Record, sale: SaleId, item: ItemId, code: Code) -> bool {
     record.sale == sale
         && matches!(record.event, LogEvent::Purchase { item: of, code: by, .. } if (of, by) == (item, code))
 }
 
-/// Lives one world to its end. Returns the hash of its trace.
-fn live(seed: u64, is_loud: bool) -> u64 {
-    let mut world = World::new(seed, is_loud);
+/// Runs the world of one seed to its end. Returns the hash of its trace.
+fn live(seed: u64, prints_trace: bool) -> u64 {
+    let mut world = World::new(seed, prints_trace);
     let steps = world.length();
     for _ in 0..steps {
         if world.is_refused() {
@@ -55,24 +57,24 @@ fn live(seed: u64, is_loud: bool) -> u64 {
     world.hash()
 }
 
-/// Any seed keeps every promise, and means the same world each time.
+/// Every seed keeps all promises, and gives the same trace each time.
 #[test]
 fn every_world_keeps_the_promises() {
     let first = number("STAMPEDE_SIM_FIRST", 0);
     for seed in first..first + number("STAMPEDE_SIM_SEEDS", 20_000) {
-        let lived = catch_unwind(AssertUnwindSafe(|| (live(seed, false), live(seed, false))));
+        let result = catch_unwind(AssertUnwindSafe(|| (live(seed, false), live(seed, false))));
         let again =
             format!("STAMPEDE_SIM_FIRST={seed} cargo test --release --lib sim::one_world -- --ignored --nocapture");
-        match lived {
-            Ok((one, other)) => assert_eq!(one, other, "seed {seed} is not one world: {again}"),
-            Err(_) => panic!("seed {seed} breaks a promise; to see how: {again}"),
+        match result {
+            Ok((one, other)) => assert_eq!(one, other, "seed {seed} gives two traces: {again}"),
+            Err(_) => panic!("seed {seed} breaks a promise; replay it with: {again}"),
         }
     }
 }
 
-/// Plays the world of `STAMPEDE_SIM_FIRST` aloud.
+/// Replays the seed in `STAMPEDE_SIM_FIRST` and prints its trace.
 #[test]
-#[ignore = "for looking at one seed"]
+#[ignore = "replays one seed"]
 fn one_world() {
     live(number("STAMPEDE_SIM_FIRST", 0), true);
 }

@@ -1,7 +1,7 @@
-//! The machine and its database: claims, transactions, and what becomes of both when one of them is lost.
+//! The machine and its database: claims, transactions, restored backups and takeovers.
 
 use super::disk::{CLUSTER, Disk, purchases_of, stream_of};
-use super::fake_postgres::Fate;
+use super::fake_postgres::TransactionResult;
 use super::is_purchase;
 use super::world::World;
 use crate::config::settings::RecoverFrom;
@@ -12,24 +12,27 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 impl World {
-    pub fn lose_touch(&mut self) {
+    /// Disconnects the database.
+    pub fn disconnect(&mut self) {
         self.positions = None;
     }
 
-    pub fn set_back(&mut self) {
+    /// Restores the database from its backup, if it has one.
+    pub fn restore_backup(&mut self) {
         if self.database.restore() {
-            self.trace.note(format_args!("{} the database is set back", self.steps));
-            (self.is_set_back, self.positions) = (true, None);
+            self.trace.note(format_args!("{} the database is restored from its backup", self.steps));
+            (self.is_restored, self.positions) = (true, None);
         }
     }
 
-    /// Connects and claims. The claim itself may be in doubt.
+    /// Connects to the database and claims it. The answer to the claim may be lost.
     fn connect(&mut self) {
         let found = self.database.tables.owner;
         if judge_owner(self.owner, self.memory, found, RecoverFrom::Auto).is_err() {
-            assert!(self.is_set_back, "a false alarm about the owner");
+            assert!(self.is_restored, "the owner is refused although the database was not restored from a backup");
             if judge_owner(self.owner, self.memory, found, RecoverFrom::Log).is_err() {
-                // Set back to before a takeover: nothing but a later copy of it helps.
+                // The backup is older than the takeover that this log began with, so the log cannot bring it up to
+                // date.
                 self.refused = true;
                 return;
             }
@@ -40,15 +43,15 @@ impl World {
             let end = (key.epoch < this_epoch).then_some(records.len() as u64);
             let known = self.database.tables.positions.get(key).copied();
             let at = judge_position(&stream_of(*key), (0, end), known, false, RecoverFrom::Auto);
-            positions.insert(*key, at.expect("a false alarm about a position"));
+            positions.insert(*key, at.expect("a correct position is refused"));
         }
         self.memory = self.memory.claiming(found, self.owner.run);
         let fate = self.any_fate();
-        if fate != Fate::Failed {
+        if fate != TransactionResult::Failed {
             self.database.tables.owner = Some(self.owner);
             self.database.tables.positions.extend(&positions);
         }
-        if fate == Fate::Committed {
+        if fate == TransactionResult::Committed {
             self.positions = Some(positions.clone());
             positions.into_iter().for_each(|(key, position)| self.publish(key, position));
         }
@@ -60,15 +63,16 @@ impl World {
         }
     }
 
-    fn any_fate(&mut self) -> Fate {
+    fn any_fate(&mut self) -> TransactionResult {
         match self.faults.u32(0..12) {
-            0 => Fate::Failed,
-            1 => Fate::Unheard,
-            _ => Fate::Committed,
+            0 => TransactionResult::Failed,
+            1 => TransactionResult::AcknowledgementLost,
+            _ => TransactionResult::Committed,
         }
     }
 
-    /// One transaction of the persistence thread: the oldest streams first.
+    /// Runs one transaction of the persistence thread, with the oldest streams first; connects if there is no
+    /// connection.
     pub fn ship(&mut self) {
         let Some(positions) = &self.positions else { return self.connect() };
         let mut room = self.faults.usize(1..12);
@@ -83,20 +87,20 @@ impl World {
         }
         let fate = self.any_fate();
         if !self.database.ship(self.owner, &batch, fate) {
-            return self.lose_touch();
+            return self.disconnect();
         }
         for (key, from, records) in batch {
             let position = from + records.len() as u64;
-            self.positions.as_mut().expect("it is connected").insert(key, position);
+            self.positions.as_mut().expect("the database is connected").insert(key, position);
             self.publish(key, position);
         }
-        let positions = self.positions.as_ref().expect("it is connected");
+        let positions = self.positions.as_ref().expect("the database is connected");
         if self.archive.iter().all(|(key, records)| positions[key] == records.len() as u64) {
-            self.is_set_back = false;
+            self.is_restored = false;
         }
     }
 
-    /// The machine is lost; another one goes on from the database.
+    /// Loses the machine, if the database has an owner. Another machine continues the latest sale in the database.
     pub fn take_over(&mut self) {
         let Some(owner) = self.database.tables.owner else { return };
         self.trace.note(format_args!("{} takeover", self.steps));
@@ -114,7 +118,7 @@ impl World {
             self.disk.start_flush(key, &records, 3, 0);
             self.disk.finish_flush(key);
         }
-        self.brought = Some(key);
+        self.restored_stream = Some(key);
         self.taken_over = records.first().map(|record| record.sale);
         let rows = &self.database.tables.rows;
         let is_kept = |sale, item, code| rows.iter().any(|(_, _, record)| is_purchase(record, sale, item, code));
@@ -123,11 +127,11 @@ impl World {
         self.shadow.forget(is_kept);
         assert!(
             !self.promises_postgres() || self.shadow.bought.len() == before,
-            "Postgres lacks what was acknowledged"
+            "Postgres lacks an acknowledged purchase"
         );
-        // Of earlier sales the new log knows nothing, and needs nothing.
+        // The new log has no records of earlier sales, so their promises are removed.
         self.shadow.forget(|sale, _, _| Some(sale) == latest);
-        (self.is_set_back, self.era) = (false, self.era + 1);
+        (self.is_restored, self.clock_epoch) = (false, self.clock_epoch + 1);
         let shards = self.faults.u16(1..5);
         self.now.monotonic_ms = 1 + self.faults.u64(0..1000);
         self.start(shards);

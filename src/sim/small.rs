@@ -1,4 +1,4 @@
-//! Whole small worlds, tried exhaustively: every order of everything, a crash at every point.
+//! Small worlds, tried exhaustively: every order of messages and flushes, and a crash at every point.
 
 use super::world::World;
 use crate::sale::code::Code;
@@ -7,7 +7,8 @@ use crate::sale::deferred::Watermark;
 use crate::sale::ids::{ItemId, UserId};
 use uuid::Uuid;
 
-/// Buyers at two shards, in turn, who want as many items in turn, and buy what they have reserved.
+/// Buyers in a world of two shards. Buyer `n` sends its requests to shard `n / 2 % 2`, checks out item `n % items`, and
+/// buys it once it is reserved.
 struct Buyers {
     world: World,
     has_paid: Vec<bool>,
@@ -23,7 +24,7 @@ impl Buyers {
         Buyers { world, has_paid: vec![false; buyers as usize] }
     }
 
-    /// Makes the move chosen from those that there are. False if there are none.
+    /// Makes the action happen that `choose` picks from the possible ones. Returns false if there are none.
     fn go_on(&mut self, choose: impl FnOnce(usize) -> usize) -> bool {
         let options = self.world.options();
         if options.is_empty() {
@@ -47,7 +48,7 @@ fn every_order_of_messages_and_flushes() {
     assert!(orders.iter().sum::<u64>() > 200_000, "{orders:?}");
 }
 
-/// Returns how many there are.
+/// Tries every order of actions. Returns the number of orders.
 fn try_every_order(buyers: u32, items: u32) -> u64 {
     let mut path: Vec<(usize, usize)> = Vec::new();
     let mut orders = 0u64;
@@ -58,13 +59,13 @@ fn try_every_order(buyers: u32, items: u32) -> u64 {
             if depth == path.len() {
                 path.push((0, options));
             }
-            assert_eq!(path[depth].1, options, "the same choices lead to the same world");
+            assert_eq!(path[depth].1, options, "the same choices lead to another world");
             path[depth].0
         }) {
             depth += 1;
         }
         crowd.world.check_rest();
-        assert_eq!(crowd.world.shadow.bought.len(), items as usize, "all is sold, once");
+        assert_eq!(crowd.world.shadow.bought.len(), items as usize, "not every item is sold once");
         orders += 1;
         while path.pop_if(|(choice, options)| *choice + 1 == *options).is_some() {}
         match path.last_mut() {
@@ -87,7 +88,8 @@ fn a_crash_at_every_point_and_in_recovery() {
             if is_over {
                 break;
             }
-            // Which sectors of what was in flight are there: all, none, every second, the first only, all but it.
+            // Bit mask of the sectors in flight that are kept: all, none, every second, only the first, all but the
+            // first.
             for kept in [u64::MAX, 0, 0x5555_5555_5555_5555, 1, !1] {
                 for seals in [None, Some(0), Some(1), Some(2)] {
                     for shards in 1..4 {
@@ -107,5 +109,5 @@ fn a_crash_at_every_point_and_in_recovery() {
             }
         }
     }
-    assert!(crashes > 1_000, "only {crashes} crashes");
+    assert!(crashes > 1_000, "only {crashes} crashes were tried");
 }

@@ -1,4 +1,4 @@
-//! What buyers do: reserve, buy, try again with the same key, hoard, give back, guess.
+//! The commands of simulated buyers: reserve, buy, repeat with the same key, cancel, guess codes.
 
 use super::shadow::Shadow;
 use crate::sale::code::Code;
@@ -6,12 +6,13 @@ use crate::sale::command::Command;
 use crate::sale::ids::{ItemId, UserId};
 use uuid::Uuid;
 
+/// Number of users in a random world.
 pub const USERS: i64 = 4;
 
-/// What the next buyer asks.
+/// Draws the command of the next buyer.
 pub fn next(chance: &mut fastrand::Rng, items: u32, shadow: &Shadow) -> Command {
     match chance.u32(0..16) {
-        // Mostly for what exists.
+        // Item `items` does not exist.
         0..8 => Command::Checkout { item: ItemId(chance.u32(0..=items)), user: UserId(chance.i64(0..USERS)) },
         8..13 => {
             let key = Uuid::from_u128(chance.u128(0..3));
@@ -22,7 +23,7 @@ pub fn next(chance: &mut fastrand::Rng, items: u32, shadow: &Shadow) -> Command 
     }
 }
 
-/// A code given out before, the latest ones more often; or an invented one.
+/// Draws one of the codes issued so far or an invented code, each with the same probability.
 fn some_code(chance: &mut fastrand::Rng, shadow: &Shadow) -> Code {
     let known = shadow.codes.len();
     let place = chance.usize(0..=known);

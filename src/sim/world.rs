@@ -1,4 +1,4 @@
-//! The machine: shards, lanes, logs, clocks and a database, and everything that may happen to them.
+//! The machine: shards, lanes, logs, clocks and a database, with the steps and the faults that may happen to them.
 
 use super::auditor::{Asked, Now, audit, user_of};
 use super::disk::{CLUSTER, Disk, purchases_of};
@@ -22,6 +22,7 @@ use crate::sale::stock::ItemState;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use uuid::Uuid;
 
+/// Largest number of items per user.
 pub const USER_LIMIT: u32 = 2;
 const TTL_MS: u32 = 100;
 const PERIOD_MS: u64 = 2_000;
@@ -32,63 +33,65 @@ enum Message {
     Reply(Reply),
 }
 
-/// The smallest thing that can happen.
+/// The smallest step of the machine.
 #[derive(Clone, Copy, Debug)]
 pub enum Action {
     /// A lane delivers its oldest message.
     Deliver((u16, u16, bool)),
-    /// A log begins to write what it has.
+    /// A log starts to flush its unflushed records.
     StartFlush(u16),
-    /// What it wrote is durable.
+    /// The flush in progress of a log ends, and its records are durable.
     FinishFlush(u16),
 }
 
-/// One shard's log in this run.
+/// One shard's purchase log in this run.
 #[derive(Default)]
 struct WorldLog {
     records: Vec<Record>,
-    /// How many the flush under way brings.
+    /// Number of records in the flush in progress.
     flushing: Option<usize>,
     flushed: usize,
 }
 
-/// The whole machine.
+/// The simulated machine, its clients and its database.
 pub struct World {
     pub rules: Rules,
     pub partition: Partition,
     pub shards: Vec<Shard>,
-    pub board: ItemStates,
+    pub item_states: ItemStates,
     pub shadow: Shadow,
     pub database: FakePostgres,
-    /// What is durable, by stream.
+    /// Durable records, by stream.
     pub archive: BTreeMap<StreamKey, Vec<Record>>,
-    /// The stream that a takeover brought, which nobody ships.
-    pub brought: Option<StreamKey>,
-    /// The sale that came from a database, in which some users may have more than the limit.
+    /// The stream that the latest takeover copied from the database. It is not shipped back.
+    pub restored_stream: Option<StreamKey>,
+    /// The sale that the latest takeover copied from the database. Users may exceed the limit in it.
     pub taken_over: Option<SaleId>,
-    /// Requests without an answer.
+    /// Requests without an answer, by ticket.
     pub asked: BTreeMap<u64, Asked>,
+    /// Event since which each free item has been free without interruption.
     pub items_free: BTreeMap<ItemId, u64>,
+    /// Event since which each user below the limit has been below it without interruption.
     pub users_free: BTreeMap<UserId, u64>,
     pub steps: u64,
-    /// Finer than steps: what a shard has applied.
+    /// Number of events that shards have applied. A step may apply several.
     pub events: u64,
     pub now: Moment,
-    /// Raised when the wall clock jumps and when the machine is lost: holds of an earlier era may end at any time.
-    pub era: u32,
+    /// Incremented when the wall clock jumps and when the machine is lost. Holds of an earlier era may end at any time.
+    pub clock_epoch: u32,
     logs: Vec<WorldLog>,
     pub disk: Disk,
-    /// By sender, receiver, and whether it is the lane for replies.
+    /// Messages in each lane, by sender, receiver, and whether it is the lane for replies.
     lanes: BTreeMap<(u16, u16, bool), VecDeque<Message>>,
-    /// Tickets of buyers who gave up: an answer may still be on its way.
-    gave_up: BTreeSet<u64>,
+    /// Tickets for which no client waits any more. Their answers may still arrive.
+    abandoned: BTreeSet<u64>,
     tickets: u64,
     pub owner: Owner,
     pub memory: Memory,
-    /// Where each stream goes on, while the database is connected.
+    /// Position of each stream in the database; `None` while it is disconnected.
     pub positions: Option<BTreeMap<StreamKey, u64>>,
-    /// The database was set back, and has not got everything again yet.
-    pub is_set_back: bool,
+    /// The database was restored from its backup and does not have all records again yet.
+    pub is_restored: bool,
     pub refused: bool,
     traffic: fastrand::Rng,
     pub faults: fastrand::Rng,
@@ -96,15 +99,16 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(seed: u64, is_loud: bool) -> Self {
+    /// Creates the world of `seed`. If `prints_trace`, its trace is printed.
+    pub fn new(seed: u64, prints_trace: bool) -> Self {
         let mut faults = fastrand::Rng::with_seed(seed);
         let traffic = fastrand::Rng::with_seed(faults.u64(..));
         let purchase_ack = if faults.bool() { Watermark::Flushed } else { Watermark::Persisted };
         let (items, shards) = (faults.u32(1..6), faults.u16(1..5));
-        Self::with(items, shards, purchase_ack, traffic, faults, is_loud)
+        Self::with(items, shards, purchase_ack, traffic, faults, prints_trace)
     }
 
-    /// A world of its own size, for trying it exhaustively.
+    /// Creates a world of the given size, for exhaustive tests.
     pub fn small(items: u32, shards: u16, purchase_ack: Watermark) -> Self {
         let [traffic, faults] = [0, 1].map(fastrand::Rng::with_seed);
         Self::with(items, shards, purchase_ack, traffic, faults, false)
@@ -116,45 +120,45 @@ impl World {
         purchase_ack: Watermark,
         traffic: fastrand::Rng,
         faults: fastrand::Rng,
-        is_loud: bool,
+        prints_trace: bool,
     ) -> Self {
         let period_s = (PERIOD_MS / 1000) as u32;
         let mut world = World {
             rules: Rules { period_s, items, user_limit: USER_LIMIT, ttl_ms: TTL_MS, purchase_ack },
             partition: Partition::new(1),
             shards: Vec::new(),
-            board: ItemStates::new(Partition::new(1), 0, &[]),
+            item_states: ItemStates::new(Partition::new(1), 0, &[]),
             shadow: Shadow::default(),
             database: FakePostgres::default(),
             archive: BTreeMap::new(),
-            brought: None,
+            restored_stream: None,
             taken_over: None,
             asked: BTreeMap::new(),
             items_free: BTreeMap::new(),
             users_free: BTreeMap::new(),
             steps: 0,
             events: 0,
-            era: 0,
+            clock_epoch: 0,
             now: Moment { monotonic_ms: 1, unix_ms: 1_000_000 },
             logs: Vec::new(),
             disk: Disk::default(),
             lanes: BTreeMap::new(),
-            gave_up: BTreeSet::new(),
+            abandoned: BTreeSet::new(),
             tickets: 0,
             owner: Owner { cluster: CLUSTER, run: Run { epoch: 0, id: Uuid::nil() } },
             memory: Memory::default(),
             positions: None,
-            is_set_back: false,
+            is_restored: false,
             refused: false,
             traffic,
             faults,
-            trace: Trace::new(is_loud),
+            trace: Trace::new(prints_trace),
         };
         world.start(shards);
         world
     }
 
-    /// What can happen next, apart from buyers, time and faults.
+    /// Returns the actions that are possible now, apart from commands, time and faults.
     pub fn options(&self) -> Vec<Action> {
         let lanes = self.lanes.iter().filter(|(_, lane)| !lane.is_empty()).map(|(lane, _)| Action::Deliver(*lane));
         let logs = (0..).zip(&self.logs);
@@ -165,7 +169,7 @@ impl World {
         lanes.chain(logs).collect()
     }
 
-    /// Makes a move of the options.
+    /// Makes one of the possible actions happen.
     pub fn make(&mut self, made: Action) {
         self.steps += 1;
         match made {
@@ -178,37 +182,39 @@ impl World {
         }
     }
 
-    /// How many steps this world is to live.
+    /// Draws the number of steps of this world.
     pub fn length(&mut self) -> u32 {
         self.faults.u32(1..250)
     }
 
-    /// Whether the server has refused to go on, as it should.
+    /// Returns whether the server has refused to continue, as it should.
     pub fn is_refused(&self) -> bool {
         self.refused
     }
 
+    /// Returns the hash of the trace.
     pub fn hash(&self) -> u64 {
         self.trace.hash()
     }
 
+    /// Returns the newest sale of any shard.
     pub fn newest_sale(&self) -> SaleId {
-        self.shards.iter().map(|shard| shard.terms().sale).max().expect("a world has shards")
+        self.shards.iter().map(|shard| shard.terms().sale).max().expect("a world has at least one shard")
     }
 
-    /// Every durable record.
+    /// Returns all durable records.
     pub fn durable(&self) -> impl Iterator<Item = &Record> {
         self.archive.values().flatten()
     }
 
-    /// Whether an acknowledged purchase must be in the database.
+    /// Returns whether every acknowledged purchase must be in the database.
     pub fn promises_postgres(&self) -> bool {
-        self.rules.purchase_ack == Watermark::Persisted && !self.is_set_back
+        self.rules.purchase_ack == Watermark::Persisted && !self.is_restored
     }
 
-    // --- what may happen ---
+    // --- steps and faults ---
 
-    /// One thing happens.
+    /// Makes one random step or fault happen.
     pub fn step(&mut self) {
         self.steps += 1;
         match self.faults.u32(0..1000) {
@@ -225,11 +231,11 @@ impl World {
             940..950 => self.wait_for_the_hour(),
             950..960 => self.jump(),
             960..980 => self.crash(),
-            980..990 => self.lose_touch(),
+            980..990 => self.disconnect(),
             990..994 => self.database.back_up(),
-            994..996 => self.set_back(),
+            994..996 => self.restore_backup(),
             996..998 => self.take_over(),
-            _ => self.rot(),
+            _ => self.damage_disk(),
         }
     }
 
@@ -257,8 +263,8 @@ impl World {
     fn give_up(&mut self) {
         let place = self.traffic.usize(0..self.asked.len().max(1));
         if let Some(ticket) = self.asked.keys().nth(place).copied() {
-            let origin = self.asked.remove(&ticket).expect("it is there").shard;
-            self.gave_up.insert(ticket);
+            let origin = self.asked.remove(&ticket).expect("the ticket is one of `asked`").shard;
+            self.abandoned.insert(ticket);
             self.apply(origin, ShardEvent::Withdrawn(Ticket(ticket)));
         }
     }
@@ -268,7 +274,7 @@ impl World {
         self.pass(ms);
     }
 
-    /// Buyers come in the second of the turn, and just before it.
+    /// Moves the clocks to the start of the next sale or 1 ms before it, when most buyers come.
     fn wait_for_the_hour(&mut self) {
         let left = PERIOD_MS - self.now.unix_ms % PERIOD_MS;
         let early = self.faults.u64(0..2);
@@ -278,17 +284,17 @@ impl World {
     fn pass(&mut self, ms: u64) {
         self.now.monotonic_ms += ms;
         self.now.unix_ms += ms;
-        // Not every shard gets a turn at once: the newest sale reaches the others with what they hear next.
+        // Only one shard has its turn now. The others learn of a new sale with their next message or command.
         let shard = self.faults.u16(0..self.partition.shards());
         self.apply(shard, ShardEvent::Tick);
     }
 
-    /// Somebody sets the wall clock.
+    /// Sets the wall clock back or forward by less than 5 s.
     fn jump(&mut self) {
         let (back, forth) = (self.faults.u64(0..5_000), self.faults.u64(0..5_000));
         self.now.unix_ms = self.now.unix_ms + forth - back;
-        self.era += 1;
-        self.trace.note(format_args!("{} the wall clock says {}", self.steps, self.now.unix_ms));
+        self.clock_epoch += 1;
+        self.trace.note(format_args!("{} the wall clock is set to {}", self.steps, self.now.unix_ms));
     }
 
     fn crash(&mut self) {
@@ -297,28 +303,28 @@ impl World {
         let mut sectors = self.faults.clone();
         self.faults.u64(..);
         self.now.monotonic_ms = 1 + self.faults.u64(0..1000);
-        // Everything, nothing, or any of the sectors.
+        // Keep all sectors, none, or each at random.
         self.crash_with(shards, seals, || kind == 0 || (kind > 1 && sectors.bool()));
     }
 
-    /// All shards die; of what was in flight, each sector is kept or not. If `seals` says so, recovery dies too, after so
-    /// many seals.
+    /// Crashes all shards and starts `shards` new ones. `is_kept` says of each sector in flight whether it was written.
+    /// With `seals`, a first recovery crashes too, after so many seals.
     pub fn crash_with(&mut self, shards: u16, seals: Option<usize>, is_kept: impl FnMut() -> bool) {
         self.trace.note(format_args!("{} crash", self.steps));
         self.disk.tear(is_kept);
         if let Some(most) = seals {
-            self.disk.read().expect("nothing has rotted");
+            self.disk.read().expect("a disk without damage can be read");
             self.disk.seal(most);
         }
         self.start(shards);
     }
 
-    fn rot(&mut self) {
+    fn damage_disk(&mut self) {
         let faults = &mut self.faults;
         self.disk.tear(|| faults.bool());
-        if self.disk.rot(|below| faults.usize(0..below)) {
-            assert!(self.disk.read().is_err(), "what rotted goes unseen");
-            self.trace.note(format_args!("{} refused: rot", self.steps));
+        if self.disk.damage_disk(|below| faults.usize(0..below)) {
+            assert!(self.disk.read().is_err(), "recovery does not detect the damage");
+            self.trace.note(format_args!("{} refused: the disk is damaged", self.steps));
             self.refused = true;
         } else {
             let shards = self.partition.shards();
@@ -328,9 +334,10 @@ impl World {
 
     // --- running ---
 
+    /// Recovers from the disk and starts a run with `shards` shards.
     pub fn start(&mut self, shards: u16) {
         self.partition = Partition::new(shards);
-        self.archive = self.disk.read().expect("nothing has rotted");
+        self.archive = self.disk.read().expect("a disk without damage can be read");
         self.archive.retain(|_, records| !records.is_empty());
         self.disk.seal(usize::MAX);
         let mut replay = Replay::new(self.partition, self.now);
@@ -339,16 +346,16 @@ impl World {
         }
         let (inventories, found) = replay.finish(&self.rules).expect("the log is consistent");
         self.owner.run = Run { epoch: self.owner.run.epoch + 1, id: Uuid::from_u128(self.faults.u128(..)) };
-        self.trace.note(format_args!("{} run {} of {shards} shards: {found:?}", self.steps, self.owner.run.epoch));
+        self.trace.note(format_args!("{} run {} with {shards} shards: {found:?}", self.steps, self.owner.run.epoch));
         self.lanes.clear();
         self.asked.clear();
-        self.gave_up.clear();
+        self.abandoned.clear();
         self.shards.clear();
         self.items_free.clear();
         self.users_free.clear();
         self.positions = None;
         self.logs = (0..shards).map(|_| WorldLog::default()).collect();
-        self.board = ItemStates::new(self.partition, self.rules.items, &inventories);
+        self.item_states = ItemStates::new(self.partition, self.rules.items, &inventories);
         for (id, inventory) in (0..).zip(inventories) {
             let key = purchases_of(self.owner.run.epoch, id);
             self.disk.create(key);
@@ -364,9 +371,10 @@ impl World {
         (0..shards).for_each(|id| self.apply(id, ShardEvent::LogRoom(u64::MAX)));
     }
 
+    /// Sends a command to a shard, in a turn of that shard.
     pub fn command(&mut self, shard: u16, command: Command) {
         self.tickets += 1;
-        let asked = Asked { shard, command, at: self.now, era: self.era, event: self.events };
+        let asked = Asked { shard, command, at: self.now, clock_epoch: self.clock_epoch, event: self.events };
         self.trace.note(format_args!("{} #{} at shard {shard}: {command:?}", self.steps, self.tickets));
         self.asked.insert(self.tickets, asked);
         self.apply(shard, ShardEvent::Tick);
@@ -376,7 +384,7 @@ impl World {
 
     fn deliver(&mut self, lane: (u16, u16, bool)) {
         let (from, to, _) = lane;
-        let message = self.lanes.get_mut(&lane).and_then(VecDeque::pop_front).expect("the lane is busy");
+        let message = self.lanes.get_mut(&lane).and_then(VecDeque::pop_front).expect("the lane has a message");
         self.trace.note(format_args!("{} {from} to {to}: {message:?}", self.steps));
         self.apply(to, ShardEvent::Sale(self.newest_sale()));
         match message {
@@ -397,7 +405,7 @@ impl World {
     fn finish_flush(&mut self, shard: u16) {
         let (key, log) = (purchases_of(self.owner.run.epoch, shard), &mut self.logs[usize::from(shard)]);
         self.disk.finish_flush(key);
-        log.flushed += log.flushing.take().expect("a flush is under way");
+        log.flushed += log.flushing.take().expect("a flush is in progress");
         self.archive.insert(key, log.records[..log.flushed].to_vec());
         if let Some(positions) = &mut self.positions {
             positions.entry(key).or_insert(0);
@@ -407,12 +415,13 @@ impl World {
         self.apply(shard, ShardEvent::Flushed(seq));
     }
 
+    /// Applies an event to a shard, carries out its effects, and checks what readers see.
     pub fn apply(&mut self, shard: u16, event: ShardEvent) {
         let mut effects = Effects::default();
         self.shards[usize::from(shard)].apply(event, self.now, &mut effects);
         self.events += 1;
-        effects.changes.drain(..).for_each(|change| self.board.show(ShardId(shard), change));
-        self.check_board();
+        effects.changes.drain(..).for_each(|change| self.item_states.show(ShardId(shard), change));
+        self.check_item_states();
         self.note_what_is_free();
         self.carry_out(shard, effects);
     }
@@ -432,11 +441,11 @@ impl World {
 
     fn answered(&mut self, shard: u16, ticket: Ticket, outcome: Outcome) {
         self.trace.note(format_args!("{} #{}: {outcome:?}", self.steps, ticket.0));
-        if self.gave_up.remove(&ticket.0) {
+        if self.abandoned.remove(&ticket.0) {
             return;
         }
         let asked = self.asked.remove(&ticket.0).expect("each request is answered once");
-        assert_eq!(asked.shard, shard, "answered by a shard that was not asked");
+        assert_eq!(asked.shard, shard, "the answer comes from a shard that is not the origin");
         let item = match asked.command {
             Command::Checkout { item, .. } => Some(item),
             Command::Purchase { code, .. } | Command::Cancel { code } => {
@@ -447,7 +456,7 @@ impl World {
             sale: self.newest_sale(),
             at: self.now,
             run: self.owner.run.epoch,
-            era: self.era,
+            clock_epoch: self.clock_epoch,
             ttl_ms: TTL_MS.into(),
             durable: &self.archive,
             appended: &self.logs.iter().flat_map(|log| log.records.iter().copied()).collect::<Vec<_>>(),
@@ -459,9 +468,9 @@ impl World {
 
     // --- the end ---
 
-    /// Lets everything in flight arrive. Then nobody waits, and the books balance.
+    /// Delivers all messages, flushes and ships all records, then checks the machine at rest and the database.
     pub fn settle(&mut self) {
-        // Where the wall clock went back, a shard may not have heard of the newest sale yet.
+        // After the wall clock was set back, a tick alone does not bring every shard to the newest sale.
         let sale = self.newest_sale();
         (0..self.partition.shards()).for_each(|shard| self.apply(shard, ShardEvent::Sale(sale)));
         for _ in 0..10_000 {
@@ -491,10 +500,10 @@ impl World {
                 return self.check_database();
             }
         }
-        panic!("the world never comes to rest");
+        panic!("messages, flushes or shipping do not come to an end");
     }
 
-    /// Once all holds have run out, buyers can still buy exactly the whole stock.
+    /// Lets all holds expire, then checks that new buyers can buy every item that is not sold yet.
     pub fn sell_out(&mut self) {
         self.now.monotonic_ms += u64::from(TTL_MS);
         self.settle();
@@ -515,6 +524,6 @@ impl World {
         }
         let slots =
             self.shards.iter().flat_map(|shard| (0..shard.stock().items()).map(|slot| shard.stock().state(slot)));
-        assert!(slots.into_iter().all(|state| state == ItemState::Sold), "an item was left over");
+        assert!(slots.into_iter().all(|state| state == ItemState::Sold), "an item cannot be sold");
     }
 }

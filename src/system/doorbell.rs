@@ -1,13 +1,22 @@
-//! What wakes a shard that sleeps.
+//! The doorbell of a shard: other threads ring it to wake the shard. A ring is cheap while the shard is awake.
 //!
-//! `tests/threads.rs` compiles this file with other atomics, which take every order that the memory model allows.
+//! The protocol, which loses no wake-up:
+//!
+//! 1. A thread stores work for the shard (a batch in a lane, a published number, an order), and then calls `ring`.
+//! 2. The shard calls `fall_asleep`, and then checks every place where work is stored. If it finds work, it does not
+//!    sleep.
+//! 3. Both functions have a fence, so at least one side sees the other: the shard sees the work in step 2, or `ring`
+//!    sees that the shard is asleep. In the second case, `ring` writes the eventfd, which is in the shard's epoll set.
+//! 4. The shard calls `wake_up`. Until the next `fall_asleep`, a ring is a fence and a load.
+//!
+//! `tests/threads.rs` compiles this file with the atomics of loom, which try every order that the memory model allows.
 
 use crate::atomic::{AtomicBool, Ordering, fence};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::write;
 
-/// Wakes a shard from any thread. Free while the shard is awake.
+/// Wakes one shard from any thread.
 #[derive(Debug)]
 pub struct Doorbell {
     event: OwnedFd,
@@ -15,32 +24,33 @@ pub struct Doorbell {
 }
 
 impl Doorbell {
-    /// A doorbell that nobody has rung.
+    /// Creates a doorbell for a shard that is awake.
     ///
     /// # Errors
-    /// No descriptor is left.
+    /// The process has no file descriptors left.
     pub fn new() -> std::io::Result<Self> {
         let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
         Ok(Doorbell { event, asleep: AtomicBool::new(false) })
     }
 
-    /// Wakes the shard if it sleeps. To be called after leaving something for it.
+    /// Wakes the shard if it is asleep. Call it after the work for the shard is stored.
     pub fn ring(&self) {
-        // With the fence in `fall_asleep`: either the shard sees what was left, or this sees it asleep.
+        // Pairs with the fence in `fall_asleep`: either the shard sees the work, or this thread sees that it is asleep.
         fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
-            // Nobody reads the counter: each ring is an edge, and it is full after 2^64 of them.
+            // The set is edge-triggered, so each write is an event and the counter need not be read. It overflows only
+            // after 2^64 writes.
             let _ = write(&self.event, &1u64.to_ne_bytes());
         }
     }
 
-    /// Says that the shard will sleep. It must look for work once more before it does.
+    /// Marks the shard as asleep. The shard must check for work once more before it sleeps.
     pub fn fall_asleep(&self) {
         self.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
     }
 
-    /// Says that the shard is awake.
+    /// Marks the shard as awake.
     pub fn wake_up(&self) {
         self.asleep.store(false, Ordering::Relaxed);
     }

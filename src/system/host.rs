@@ -1,4 +1,5 @@
-//! What the machine gives this process: CPUs, descriptors, io_uring.
+//! The resources that the machine gives this process: CPUs, file descriptors, random bytes, io_uring. An error names
+//! the limit and the remedy.
 
 use crate::config::fatal::Fatal;
 use glommio::{GlommioError, LocalExecutorBuilder, Placement};
@@ -7,28 +8,28 @@ use rustix::thread::{CpuSet, sched_getaffinity};
 use std::io;
 use uuid::Uuid;
 
-/// Bytes of registered memory that each executor asks for: what its flushes need.
+/// Bytes of memory that each executor registers with io_uring, for the buffers of its flushes.
 pub const IO_MEMORY: usize = 512 * 1024;
-/// Descriptors that a shard needs besides its connections: rings, segments, epoll, doorbell.
+/// File descriptors that a shard needs besides its connections: rings, segments, epoll set, doorbell.
 const DESCRIPTORS_PER_SHARD: u64 = 64;
-/// Descriptors that the process needs besides its shards.
+/// File descriptors that the process needs besides its shards.
 const DESCRIPTORS_BESIDES: u64 = 64;
-/// Connections served at once, unless a setting or the descriptor limit says otherwise.
+/// Connections served at once, unless a setting or the descriptor limit gives another number.
 const CONNECTIONS_DEFAULT: u32 = 16 * 1024;
 
-/// The CPUs that this process may use, by its affinity mask.
+/// Returns the CPUs that this process may use, by its affinity mask.
 pub fn cpus() -> Vec<usize> {
     let set = sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new());
     (0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect()
 }
 
-/// How many shards suit this process: CPUs it may use, less where a container's quota says so.
+/// Returns the default number of shards: the CPUs that this process may use, or fewer if a container's quota is lower.
 pub fn default_shards() -> u16 {
     let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get());
     cpus.min(usize::from(crate::config::settings::SHARDS_MAX)) as u16
 }
 
-/// Where each shard runs: on a CPU of its own if there are enough, else wherever the kernel likes.
+/// Returns where each shard runs: on its own CPU if there are enough CPUs, otherwise where the kernel schedules it.
 pub fn placements(shards: u16) -> Vec<Placement> {
     let cpus = cpus();
     if usize::from(shards) <= cpus.len() {
@@ -38,13 +39,13 @@ pub fn placements(shards: u16) -> Vec<Placement> {
     }
 }
 
-/// Raises the limit on descriptors as far as allowed, and says how many connections fit below it.
+/// Raises the limit on file descriptors as far as allowed, and returns the number of connections that fit below it.
 ///
 /// # Errors
-/// [`Fatal::Host`]: fewer than asked for, or not even enough to start.
+/// [`Fatal::Host`]: the limit is too low for the wanted connections, or for any connection.
 pub fn connections_max(wanted: Option<u32>, shards: u16) -> Result<u32, Fatal> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    // Failing to raise it leaves what there is, which is judged below.
+    // If the limit cannot be raised, the check below uses the present one.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     let limit = getrlimit(Resource::Nofile).current.or(current).unwrap_or(u64::MAX);
     let besides = DESCRIPTORS_BESIDES + DESCRIPTORS_PER_SHARD * u64::from(shards);
@@ -53,23 +54,24 @@ pub fn connections_max(wanted: Option<u32>, shards: u16) -> Result<u32, Fatal> {
     if available < wanted_at_least {
         let needed = besides + u64::from(wanted_at_least);
         return Err(Fatal::Host(format!(
-            "{limit} descriptors are allowed and {needed} are needed; raise LimitNOFILE or ulimit -n, or lower --max-connections"
+            "the limit of {limit} file descriptors is below the {needed} that are needed; raise LimitNOFILE or \
+             ulimit -n, or lower --max-connections"
         )));
     }
     Ok(wanted.unwrap_or(CONNECTIONS_DEFAULT.min(available)))
 }
 
-/// Random bytes from the operating system.
+/// Returns random bytes from the operating system.
 ///
 /// # Errors
-/// [`Fatal::Host`]: it has none.
+/// [`Fatal::Host`]: the operating system returns none.
 pub fn random<const N: usize>() -> Result<[u8; N], Fatal> {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).map_err(|error| Fatal::Host(format!("no random numbers: {error}")))?;
+    getrandom::fill(&mut bytes).map_err(|error| Fatal::Host(format!("cannot read random bytes: {error}")))?;
     Ok(bytes)
 }
 
-/// A new id for an installation or a run.
+/// Creates a random id for an installation or a run.
 ///
 /// # Errors
 /// As for [`random`].
@@ -77,31 +79,35 @@ pub fn new_id() -> Result<Uuid, Fatal> {
     Ok(uuid::Builder::from_random_bytes(random()?).into_uuid())
 }
 
-/// Tries whether an executor can be had at all.
+/// Checks that an executor with io_uring can be created.
 ///
 /// # Errors
-/// [`Fatal::Host`], with what to do.
+/// [`Fatal::Host`]: io_uring cannot be used, or too little memory may be locked.
 pub fn check_io_uring() -> Result<(), Fatal> {
     LocalExecutorBuilder::new(Placement::Unbound).io_memory(IO_MEMORY).make().map(drop).map_err(refusal)
 }
 
-/// Why an executor could not be had.
+/// Converts the error of an executor that could not be created to the reason to end, with the remedy.
 pub fn refusal(error: GlommioError<()>) -> Fatal {
     let text = error.to_string();
     Fatal::Host(
         if text.contains("MemLockLimit") || text.contains("memlock") || text.contains("Cannot allocate memory") {
             format!(
-                "too little memory may be locked: {text}; raise LimitMEMLOCK or ulimit -l to 8 MiB and 2 MiB for each shard"
+                "the limit on locked memory is too low: {text}; raise LimitMEMLOCK or ulimit -l to 8 MiB plus 2 MiB \
+                 per shard"
             )
         } else if text.contains("not permitted") {
-            format!("{text}; allow io_uring in the container's seccomp profile, and set kernel.io_uring_disabled to 0")
+            format!(
+                "io_uring is not permitted: {text}; allow io_uring in the container's seccomp profile, and set \
+                 kernel.io_uring_disabled to 0"
+            )
         } else {
-            format!("io_uring cannot be used: {text}; Linux 5.11 or newer is needed")
+            format!("io_uring cannot be used: {text}; Linux 5.11 or newer is required")
         },
     )
 }
 
-/// Returns the reason to end for a descriptor that could not be made.
+/// Converts the error of a file descriptor that could not be created to the reason to end, with the remedy.
 pub fn no_descriptors(error: io::Error) -> Fatal {
-    Fatal::Host(format!("no descriptors are left: {error}; raise LimitNOFILE or ulimit -n"))
+    Fatal::Host(format!("no file descriptors are left: {error}; raise LimitNOFILE or ulimit -n"))
 }

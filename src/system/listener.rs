@@ -1,5 +1,6 @@
-//! Listening sockets: one for each shard on the same address, connections spread by the kernel; or those that a service
-//! manager has opened, which outlive this process.
+//! Listening sockets: one for each shard on the same address (SO_REUSEPORT), among which the kernel distributes
+//! connections; or sockets that a service manager has opened, which outlive this process; or, in an upgrade, the
+//! sockets of the old process. Accepting connections is in the folder `server`.
 
 use crate::config::fatal::Fatal;
 use crate::system::host;
@@ -13,13 +14,14 @@ use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::SocketAddr;
 
-/// Connections that may wait to be accepted, at each shard; the kernel caps it at net.core.somaxconn.
+/// Connections that may wait in the accept queue of one shard. The kernel limits the queue to net.core.somaxconn.
 const BACKLOG: i32 = 16 * 1024;
 
-/// Listens on `address`, once for each shard. Says which port it got, if it asked for port 0.
+/// Listens on `address`, once for each shard, or takes the sockets of the service manager. Returns the sockets and
+/// their address, which has the actual port if `address` has port 0.
 ///
 /// # Errors
-/// [`Fatal::Listen`].
+/// [`Fatal::Listen`]: the address cannot be used, or the service manager passed more sockets than there are shards.
 pub fn listen(address: SocketAddr, shards: u16) -> Result<(SocketAddr, Vec<OwnedFd>), Fatal> {
     if let Some(inherited) = inherit(shards)? {
         return Ok(inherited);
@@ -33,12 +35,13 @@ pub fn listen(address: SocketAddr, shards: u16) -> Result<(SocketAddr, Vec<Owned
                 format!("{address} needs privileges; set --listen to a port above 1023, or grant CAP_NET_BIND_SERVICE")
             }
             io::ErrorKind::AddrNotAvailable => {
-                format!("{address} is no address of this machine; set --listen to one, or to 0.0.0.0")
+                format!("{address} is not an address of this machine; set --listen to one, or to 0.0.0.0")
             }
             _ => format!("{address}: {error}; set --listen to another address"),
         })
     };
-    // Sockets that share a port would share it with another server of this user too, and nobody would notice.
+    // With SO_REUSEPORT, the sockets would also share the port with another server of the same user, unnoticed. So
+    // first bind a socket without this option, which fails if the port is in use.
     socket(address, false).and_then(|probe| probe.listen(1)).map_err(refused)?;
     let first = socket(address, true).map_err(refused)?;
     let address = first.local_addr().map_err(refused)?.as_socket().unwrap_or(address);
@@ -51,23 +54,23 @@ pub fn listen(address: SocketAddr, shards: u16) -> Result<(SocketAddr, Vec<Owned
     Ok((address, listeners.collect::<io::Result<_>>().map_err(refused)?))
 }
 
-/// The sockets that the service manager has opened for this process (sd_listen_fds(3)), one for each shard; shards share
-/// them where there are fewer.
+/// Takes the sockets that the service manager has opened for this process (sd_listen_fds(3)), one for each shard. If
+/// there are fewer sockets than shards, shards share them.
 fn inherit(shards: u16) -> Result<Option<(SocketAddr, Vec<OwnedFd>)>, Fatal> {
     let mut manager = ListenFd::from_env();
     let (sockets, shards) = (manager.len(), usize::from(shards));
     if sockets > shards {
         return Err(Fatal::Listen(format!(
-            "{sockets} sockets are inherited for {shards} shards, and nobody would accept from some of them; \
-             set --shards to {sockets}, or give fewer ListenStream"
+            "the service manager passed {sockets} sockets for {shards} shards, and no shard would accept on some of \
+             them; set --shards to {sockets}, or configure fewer ListenStream lines"
         )));
     }
-    let adopt = |error: io::Error| Fatal::Listen(format!("an inherited socket cannot be used: {error}"));
+    let adopt = |error: io::Error| Fatal::Listen(format!("a socket from the service manager cannot be used: {error}"));
     let mut address = None;
     let mut listeners = Vec::new();
     for shard in 0..if sockets == 0 { 0 } else { shards } {
         let Some(first) = listeners.get(shard % sockets.max(1)) else {
-            let socket = manager.take_tcp_listener(shard).map_err(adopt)?.expect("there are so many");
+            let socket = manager.take_tcp_listener(shard).map_err(adopt)?.expect("it is below the count");
             let socket = Socket::from(socket);
             socket.set_nonblocking(true).and_then(|()| socket.set_tcp_nodelay(true)).map_err(adopt)?;
             address = address.or(socket.local_addr().map_err(adopt)?.as_socket());
@@ -80,68 +83,70 @@ fn inherit(shards: u16) -> Result<Option<(SocketAddr, Vec<OwnedFd>)>, Fatal> {
     Ok(address.map(|address| (address, listeners)))
 }
 
-/// Adds to the `listeners` of a server whose place this one takes, until each shard has one; nobody comes to those before
-/// they are opened. None is ever closed, because that would reset whoever waits in its queue.
+/// Adds sockets to the `listeners` of the old process of an upgrade until each shard has one, and returns their
+/// address. A new socket gets no connections before [`open`]. No socket is ever closed, because that would reset the
+/// connections in its accept queue.
 ///
 /// # Errors
-/// [`Fatal::Listen`].
+/// [`Fatal::Listen`]: a socket of the old process cannot be used, or is missing.
 pub fn extend(listeners: &mut Vec<OwnedFd>, shards: u16) -> Result<SocketAddr, Fatal> {
-    let failed = |error: io::Error| Fatal::Listen(format!("the sockets of the server before cannot be used: {error}"));
-    let first = listeners.first().ok_or_else(|| Fatal::Listen("the server before had no sockets".into()))?;
+    let failed = |error: io::Error| Fatal::Listen(format!("the sockets of the old process cannot be used: {error}"));
+    let first = listeners.first().ok_or_else(|| Fatal::Listen("the old process passed no sockets".into()))?;
     let address = Socket::from(first.try_clone().map_err(failed)?).local_addr().map_err(failed)?;
-    let address = address.as_socket().ok_or_else(|| Fatal::Listen("they are no TCP sockets".into()))?;
+    let address = address.as_socket().ok_or_else(|| Fatal::Listen("the old process passed no TCP sockets".into()))?;
     for place in listeners.len()..usize::from(shards) {
         let another = socket(address, true).map(OwnedFd::from);
-        // Those of a service manager may not let others share their port: shards share the sockets then.
+        // Sockets of a service manager may lack SO_REUSEPORT. Then shards share the sockets.
         let another = another.or_else(|_| listeners[place % listeners.len()].try_clone());
         listeners.push(another.map_err(failed)?);
     }
     Ok(address)
 }
 
-/// Lets clients come to `listeners`, those that are open already included, and has them spread over `shards` shards.
+/// Starts to listen on `listeners`, including those that listen already, and distributes connections to `shards`
+/// shards.
 ///
 /// # Errors
-/// [`Fatal::Listen`].
+/// [`Fatal::Listen`]: a socket of the old process cannot be used.
 pub fn open(listeners: &[OwnedFd], steers_by_cpu: bool, shards: u16) -> Result<(), Fatal> {
     let listened = listeners.iter().try_for_each(|listener| rustix::net::listen(listener, BACKLOG));
-    listened.map_err(|error| Fatal::Listen(format!("the sockets of the server before cannot be used: {error}")))?;
+    listened.map_err(|error| Fatal::Listen(format!("the sockets of the old process cannot be used: {error}")))?;
     steer(listeners, steers_by_cpu, shards);
     Ok(())
 }
 
-/// Has connections stay on the CPU where they arrive, if that is wanted and can be done.
+/// Steers each connection to the shard on the CPU where it arrives, if `by_cpu` is set and the kernel supports it.
 pub fn steer(listeners: &[OwnedFd], by_cpu: bool, shards: u16) {
     if !by_cpu {
-        // Those of a server before this one may still be steered; others never were.
+        // Sockets of the old process may still be steered. For other sockets this changes nothing.
         let _ = steer_by_cpu(&listeners[0], &[]);
         return;
     }
     let cpus = host::cpus();
     let steered = match cpus.get(..usize::from(shards)) {
         Some(cpus) => steer_by_cpu(&listeners[0], cpus).map_err(|error| error.to_string()),
-        None => Err(format!("there are {} CPUs for {shards} shards", cpus.len())),
+        None => Err(format!("{} CPUs are too few for {shards} shards", cpus.len())),
     };
     if let Err(why) = steered {
-        tracing::warn!(why, "connections cannot be steered by CPU: they are spread by hash");
+        tracing::warn!(why, "connections cannot be steered by CPU: the kernel distributes them by hash");
     }
 }
 
-/// Has the kernel give each new connection to the shard that runs on the CPU where it arrived: `cpus` are those of the
-/// shards, in the order of their listeners, and one of these is enough. From other CPUs, connections are spread as usual.
-/// Without any `cpus`, all are.
+/// Makes the kernel give each new connection to the shard that runs on the CPU where the connection arrives. `cpus` are
+/// the CPUs of the shards, in the order of their listeners; `listener` is any listener of the group. Connections that
+/// arrive on other CPUs are distributed by hash. If `cpus` is empty, all are.
 ///
 /// # Errors
-/// The kernel cannot do that.
+/// The kernel does not support it for this socket.
 fn steer_by_cpu(listener: &impl AsFd, cpus: &[usize]) -> io::Result<()> {
-    // Classic BPF (Linux, "Linux Socket Filtering"): the answer is the place of a socket in its group.
+    // Classic BPF (Linux, "Linux Socket Filtering"): the program returns the index of a socket in its group.
     let step = |code: u32, k: u32, jf: u8| sock_filter { code: code as u16, jt: 0, jf, k };
     let mut program = vec![step(BPF_LD | BPF_W | BPF_ABS, (SKF_AD_OFF + SKF_AD_CPU) as u32, 0)];
     for (place, cpu) in (0..).zip(cpus) {
         program.push(step(BPF_JMP | BPF_JEQ | BPF_K, *cpu as u32, 1));
         program.push(step(BPF_RET | BPF_K, place, 0));
     }
-    // No such place: the kernel chooses.
+    // No socket has this index, so the kernel chooses by hash.
     program.push(step(BPF_RET | BPF_K, u32::MAX, 0));
     let program = sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
     setsockopt(listener, AttachReusePortCbpf, &program).map_err(io::Error::from)
@@ -152,7 +157,7 @@ fn socket(address: SocketAddr, is_shared: bool) -> io::Result<Socket> {
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(is_shared)?;
-    // Accepted sockets inherit it: answers leave at once.
+    // Accepted sockets inherit this option, so answers leave at once.
     socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
     Ok(socket)

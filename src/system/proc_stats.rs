@@ -1,37 +1,37 @@
-//! What the kernel counts for this process: CPU time, memory, descriptors (proc(5)).
+//! What the kernel counts for this process, read from /proc: CPU time, memory, file descriptors (proc(5)).
 
 use crate::system::clock::boot_s;
 use procfs::process::{LimitValue, Process as Entry};
 use procfs::{ProcResult, page_size, ticks_per_second};
 
-/// How the process is.
+/// Resource usage of this process. All zeros if /proc cannot be read.
 #[derive(Clone, Debug, Default)]
 pub struct Process {
     /// CPU time of all threads, in user and system mode, in seconds.
     pub cpu_s: f64,
     /// CPU time of each shard's threads, in seconds.
     pub shards_cpu_s: Vec<f64>,
-    /// Bytes of its memory that are in RAM.
+    /// Bytes of memory in RAM (resident set size).
     pub resident_bytes: u64,
-    /// Bytes of its address space.
+    /// Bytes of the address space.
     pub virtual_bytes: u64,
-    /// Threads.
+    /// Number of threads.
     pub threads: u64,
-    /// Descriptors that are open.
+    /// Number of open file descriptors.
     pub open_fds: u64,
-    /// Descriptors that may be open.
+    /// Number of file descriptors that may be open (soft limit).
     pub max_fds: u64,
-    /// When it began, in seconds since the Unix epoch.
+    /// Start time of the process, in seconds since the Unix epoch.
     pub started_s: f64,
 }
 
 impl Process {
-    /// How this process is now, with `shards` shards; nothing but zeros where /proc cannot be read.
+    /// Reads the usage of this process, which has `shards` shards. Returns zeros if /proc cannot be read.
     pub fn read(shards: usize) -> Self {
         let read = || -> ProcResult<Process> {
             let entry = Entry::myself()?;
             let shards_cpu_s = Self::shards_cpu_s(shards);
-            // After its threads: the whole is never less than its parts.
+            // Read after the threads, so that the total is never less than the sum of the shards.
             let stat = entry.stat()?;
             let max_fds = match entry.limits()?.max_open_files.soft_limit {
                 LimitValue::Value(descriptors) => descriptors,
@@ -51,11 +51,11 @@ impl Process {
         read().unwrap_or_else(|_| Process { shards_cpu_s: vec![0.0; shards], ..Process::default() })
     }
 
-    /// CPU time of each of `shards` shards' threads, in seconds; zeros where /proc cannot be read. The executor starts one
-    /// more beside a shard's, which has its name.
+    /// Returns the CPU time of each shard's threads, in seconds; zeros if /proc cannot be read. A shard has a second
+    /// thread with the same name, which the executor starts.
     pub fn shards_cpu_s(shards: usize) -> Vec<f64> {
         let mut shards_cpu_s = vec![0.0; shards];
-        // A thread may have ended meanwhile.
+        // A thread can end while the list is read.
         let tasks = Entry::myself().and_then(|entry| entry.tasks()).into_iter().flatten().flatten();
         for task in tasks.filter_map(|task| task.stat().ok()) {
             let shard = task.comm.strip_prefix("shard-").and_then(|shard| shard.parse::<usize>().ok());
@@ -93,7 +93,7 @@ mod tests {
                 Builder::new().name("shard-1".into()).spawn_scoped(scope, run).unwrap();
             };
             spawn(|| {});
-            // Such as the one that the executor starts beside a shard's.
+            // Like the second thread of a shard, which the executor starts.
             spawn(|| sleep(Duration::from_millis(200)));
             while Process::shards_cpu_s(2)[1] < 0.1 && begun.elapsed() < Duration::from_secs(20) {}
             let counted = Process::shards_cpu_s(2);

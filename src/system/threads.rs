@@ -13,11 +13,11 @@ pub fn spawn<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 's
     spawned.map_err(|error| Fatal::Host(format!("the thread `{name}` cannot be started: {error}")))
 }
 
-/// Makes an event loop for sockets and timers, which runs on the thread that calls `block_on`.
+/// Creates an event loop for sockets and timers, which runs on the thread that calls `block_on`.
 ///
 /// # Errors
 /// [`Fatal::Host`]: the process has no file descriptors left.
 pub fn event_loop() -> Result<Runtime, Fatal> {
     let made = Builder::new_current_thread().enable_all().build();
-    made.map_err(|error| Fatal::Host(format!("no event loop: {error}")))
+    made.map_err(|error| Fatal::Host(format!("cannot create an event loop: {error}")))
 }

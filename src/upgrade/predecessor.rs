@@ -1,8 +1,10 @@
-//! The process whose place this one takes in an upgrade, if there is one: what it offers, and what it hands over.
+//! The old process of an upgrade, as the new process sees it: checks the offer, receives everything, and waits until
+//! this process may serve. If the old process ends too early, this process starts again without it. The messages are in
+//! `protocol`.
 
 use crate::config::fatal::Fatal;
 use crate::config::settings::Config;
-use crate::http::connection::Midway;
+use crate::http::connection::ConnectionSnapshot;
 use crate::log::block::{FORMAT_VERSION, LogKind, StreamKey};
 use crate::log::recovery::Ends;
 use crate::system::threads;
@@ -17,37 +19,38 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-/// The old process, as the new one sees it.
+/// The old process of an upgrade, as the new process sees it.
 pub struct Predecessor {
     line: UpgradeSocket,
-    /// What there is to take over.
+    /// The offer of the old process.
     pub offer: Offer,
 }
 
-/// Everything that the old process had.
-pub struct Inheritance {
-    /// What holds the data directory.
+/// Everything that the old process has handed over.
+pub struct Handover {
+    /// The locked descriptor of the data directory.
     pub lock: OwnedFd,
-    /// The listener of its admin port.
+    /// The listener of the admin port.
     pub admin: OwnedFd,
-    /// Where the streams end that it has written.
+    /// The ends of the streams that the old process has written.
     pub ends: Ends,
-    /// In the order in which they were opened.
+    /// The listeners of the public port, in the order in which they were opened.
     pub listeners: Vec<OwnedFd>,
-    /// With the shards that had them, and what each is in the middle of.
-    pub clients: Vec<(u16, OwnedFd, Option<Midway>)>,
+    /// The clients: shard of the old process, socket, and state of the connection unless it is idle.
+    pub clients: Vec<(u16, OwnedFd, Option<ConnectionSnapshot>)>,
 }
 
 impl Predecessor {
-    /// The process that has started this one to take its place, if one has.
+    /// Finds the process that has started this one for an upgrade, and receives its offer. Returns `None` for an
+    /// ordinary start.
     ///
     /// # Errors
-    /// [`Fatal::Settings`]: it only looks so.
+    /// [`Fatal::Settings`]: the environment variable is set, but standard input is not the socket of an upgrade.
     pub fn find() -> Result<Option<Predecessor>, Fatal> {
         if std::env::var_os(VARIABLE).is_none() {
             return Ok(None);
         }
-        let stranger = |why: String| Fatal::Settings(format!("{VARIABLE} is for stampede itself ({why}); unset it"));
+        let stranger = |why: String| Fatal::Settings(format!("{VARIABLE} is reserved for upgrades ({why}); unset it"));
         let line = (|| {
             let line = UpgradeSocket::new(stdin().try_clone_to_owned()?)?;
             dup2_stdin(open("/dev/null", OFlags::RDONLY, Mode::empty())?)?;
@@ -56,51 +59,51 @@ impl Predecessor {
         let line = line.map_err(|error: io::Error| stranger(error.to_string()))?;
         match line.receive::<FromOld>() {
             Ok(Some((FromOld::Offer(offer), _))) => Ok(Some(Predecessor { line, offer })),
-            Ok(None) => begin_anew(),
-            Ok(Some(_)) => Err(stranger("no offer came".into())),
+            Ok(None) => restart_alone(),
+            Ok(Some(_)) => Err(stranger("the first message is not an offer".into())),
             Err(error) => Err(stranger(error.to_string())),
         }
     }
 
-    /// Whether this version, with these settings, can go on with what there is.
+    /// Checks that this version, with these settings, can take over from the old process.
     ///
     /// # Errors
-    /// [`Fatal::Settings`]: it takes a restart.
+    /// [`Fatal::Settings`]: this change needs a restart instead of an upgrade.
     pub fn check(&self, config: &Config) -> Result<(), Fatal> {
         let Offer { protocol, version, log_format, listen, data_dir, .. } = &self.offer;
-        let refused = |why: String| Err(Fatal::Settings(format!("{why}; restart instead")));
+        let refused = |why: String| Err(Fatal::Settings(format!("{why}; restart the server instead")));
         if (*protocol, *log_format) != (PROTOCOL, FORMAT_VERSION) {
             return refused(format!(
-                "the running version {version} hands over by protocol {protocol} with log format {log_format}, \
-                 and this one, {}, by protocol {PROTOCOL} with log format {FORMAT_VERSION}",
+                "the running version {version} has upgrade protocol {protocol} and log format {log_format}, and the \
+                 new version {} has upgrade protocol {PROTOCOL} and log format {FORMAT_VERSION}",
                 env!("CARGO_PKG_VERSION")
             ));
         }
         if *listen != config.listen {
-            return refused(format!("--listen is {listen} in the running server and cannot change without a stop"));
+            return refused(format!("--listen is {listen} in the running server and an upgrade cannot change it"));
         }
         if *data_dir != config.data_dir {
             let shown = data_dir.display();
-            return refused(format!("--data-dir is {shown} in the running server and cannot change without a stop"));
+            return refused(format!("--data-dir is {shown} in the running server and an upgrade cannot change it"));
         }
         Ok(())
     }
 
-    /// Says that it can begin, and gets everything. If the old process ends before that, this one begins anew, as if it
-    /// had been started alone.
+    /// Sends `Prepared`, and receives everything. If the old process ends before `Everything`, this process executes
+    /// itself again, as an ordinary start.
     ///
     /// # Errors
-    /// [`Fatal::Host`]: not everything can be taken over.
-    pub fn take_everything(&self) -> Result<Inheritance, Fatal> {
-        let failed = |error: io::Error| Fatal::Host(format!("the server before could not hand over: {error}"));
+    /// [`Fatal::Host`]: a message is malformed, or a descriptor is missing.
+    pub fn receive_handover(&self) -> Result<Handover, Fatal> {
+        let failed = |error: io::Error| Fatal::Host(format!("the handover from the old process failed: {error}"));
         let version = env!("CARGO_PKG_VERSION").to_owned();
         if self.line.send(&FromNew::Prepared { version }, &[]).is_err() {
-            begin_anew();
+            restart_alone();
         }
         let (mut lock, mut admin, mut ends, mut listeners, mut clients) =
             (None, None, Ends::new(), Vec::new(), Vec::new());
         loop {
-            let Some((message, descriptors)) = self.line.receive().map_err(failed)? else { begin_anew() };
+            let Some((message, descriptors)) = self.line.receive().map_err(failed)? else { restart_alone() };
             match message {
                 FromOld::Lock => lock = descriptors.into_iter().next(),
                 FromOld::Admin => admin = descriptors.into_iter().next(),
@@ -113,35 +116,35 @@ impl Predecessor {
                     clients.extend(descriptors.into_iter().zip(midway).map(|(fd, midway)| (shard, fd, midway)));
                 }
                 FromOld::Everything => break,
-                FromOld::Offer(_) | FromOld::Yours => return Err(failed(io::Error::other("it is confused"))),
+                FromOld::Offer(_) | FromOld::Yours => return Err(failed(io::Error::other("unexpected message"))),
             }
         }
         let (Some(lock), Some(admin)) = (lock, admin) else {
-            return Err(failed(io::Error::other("it kept the data directory, or the admin port")));
+            return Err(failed(io::Error::other("the data directory or the admin port is missing")));
         };
         listeners.sort_by_key(|(place, _)| *place);
         let listeners = listeners.into_iter().map(|(_, listener)| listener).collect();
-        Ok(Inheritance { lock, admin, ends, listeners, clients })
+        Ok(Handover { lock, admin, ends, listeners, clients })
     }
 
-    /// Says that this process could serve, and waits until it is the server: because the old one says so, or is gone.
-    /// One that wants to go on itself ends this one.
+    /// Sends `Ready`, and waits until this process is the server: the old process has sent `Yours`, or has ended. If
+    /// the old process aborts the upgrade instead, it kills this process.
     ///
     /// # Errors
-    /// [`Fatal::Host`]: it says something else.
-    pub fn wait_for_its_word(&self) -> Result<(), Fatal> {
+    /// [`Fatal::Host`]: the old process has sent another message.
+    pub fn wait_for_release(&self) -> Result<(), Fatal> {
         let _ = self.line.send(&FromNew::Ready, &[]);
         match self.line.receive() {
             Ok(Some((FromOld::Yours, _)) | None) => Ok(()),
-            said => Err(Fatal::Host(format!("the server before does not let go: {said:?}"))),
+            said => Err(Fatal::Host(format!("the old process sent an unexpected message: {said:?}"))),
         }
     }
 
     /// Calls `report` on another thread when the old process has ended.
     ///
     /// # Errors
-    /// [`Fatal::Host`]: no thread can be had.
-    pub fn watch_it_go(self, report: impl FnOnce() + Send + 'static) -> Result<(), Fatal> {
+    /// [`Fatal::Host`]: the thread cannot be started.
+    pub fn watch_exit(self, report: impl FnOnce() + Send + 'static) -> Result<(), Fatal> {
         let watch = move || {
             while let Ok(Some(_)) = self.line.receive::<serde_json::Value>() {}
             report();
@@ -150,10 +153,10 @@ impl Predecessor {
     }
 }
 
-/// Starts this program again, as if nobody had been there before. It keeps its process id.
-fn begin_anew() -> ! {
-    tracing::warn!("the server before ended before it had handed everything over: starting without it");
-    // A process that dies is the parent of its children until it has closed everything: its sockets and its lock.
+/// Executes this program again, without an old process. The process id stays the same.
+fn restart_alone() -> ! {
+    tracing::warn!("the old process ended before the handover was complete: starting without it");
+    // Wait until the old process has closed its sockets and its lock: it is the parent of this process until then.
     let old = std::env::var(VARIABLE).ok().and_then(|pid| pid.parse().ok());
     while getppid().map(Pid::as_raw_nonzero) == old {
         sleep(Duration::from_millis(1));
@@ -162,5 +165,5 @@ fn begin_anew() -> ! {
     let mut command = Command::new("/proc/self/exe");
     command.arg0(arguments.next().unwrap_or_default()).args(arguments).env_remove(VARIABLE).stdin(Stdio::null());
     let error = command.exec();
-    Fatal::Host(format!("starting without the server before: {error}")).exit()
+    Fatal::Host(format!("cannot start without the old process: {error}")).exit()
 }

@@ -1,21 +1,28 @@
-//! What two processes say to each other in an upgrade, and the descriptors that go along with it.
+//! The protocol of an upgrade in place: the messages between the old process and the new process, and the file
+//! descriptors attached to them.
 //!
-//! One Unix socket that keeps messages apart, JSON in each. Only the messages are the two versions' common ground: what
-//! one of them does not know in a message it ignores. The sale itself goes by way of the log.
+//! The processes share one Unix socket that preserves message boundaries. Each message is JSON. A receiver ignores
+//! fields that it does not know, so that the two versions can differ. The messages do not contain the sale: the new
+//! process reads it from the log.
 //!
-//! | the old process | the new one |
-//! |---|---|
-//! | `Offer` | |
-//! | | reads the log ahead, checks all that can fail; `Prepared` |
-//! | stops reading, finishes what is in flight, flushes; `Lock`, `Admin`, `Written`, `Listener`, `Clients`, `Everything` | |
-//! | | reads the rest of the log, makes its own; `Ready` |
-//! | `Yours`; ends | |
-//! | | serves |
+//! 1. The old process starts the new process and sends `Offer`. The old process continues to serve.
+//! 2. The new process checks everything that can fail, makes its first segments, reads the log as far as it is written,
+//!    and sends `Prepared`.
+//! 3. The old process pauses: it reads no more requests and finishes those in flight. Then it sends `Lock` and `Admin`.
+//! 4. Each shard of the old process flushes its logs, and sends `Written`, one `Listener` for each of its listeners,
+//!    and its clients in one or more `Clients`. After the last shard, the old process sends `Everything`.
+//! 5. The new process reads the rest of the log, exactly to the ends in `Written`, and sends `Ready`.
+//! 6. The old process sends `Yours` and ends. The new process serves.
 //!
-//! Up to `Yours` the old process can go on as if nothing had happened: it ends the new one and removes what that one has
-//! written. Whoever finds the other one gone after `Everything`, or before, knows what to do by this table, too.
+//! Failures:
+//!
+//! - Until it sends `Yours`, the old process can abort the upgrade: it kills the new process, removes the log that the
+//!   new process has begun, and continues. It does so when the new process ends, when a step takes too long, and on
+//!   SIGTERM or SIGINT.
+//! - If the old process ends before `Everything`, the new process executes itself again and recovers, as after a crash.
+//! - If the old process ends after `Everything`, the new process serves, as after `Yours`.
 
-use crate::http::connection::Midway;
+use crate::http::connection::ConnectionSnapshot;
 use crate::log::stream::End;
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::io::Errno;
@@ -33,122 +40,124 @@ use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::Duration;
 
-/// Raised when a message changes its meaning.
+/// Version of this protocol. It increases when the meaning of a message changes.
 pub const PROTOCOL: u32 = 1;
-/// Tells a new process whose place it takes: its standard input is the socket.
+/// Environment variable that marks a process as the new one of an upgrade. The value is the process id of the old
+/// process, and standard input is the socket.
 pub const VARIABLE: &str = "STAMPEDE_TAKES_OVER_FROM";
-/// The kernel takes 253 descriptors with a message (unix(7)).
+/// File descriptors in one message at most. The kernel accepts 253 (unix(7)).
 pub const DESCRIPTORS_MAX: usize = 250;
-/// Bytes of half-done requests and answers in one message, about; of one client that has more, a message of its own.
-pub const MIDWAY_BYTES_MAX: usize = 64 * 1024;
-/// The longest message. Bytes are written in decimal numbers, and the kernel takes 416 KiB unless it is told otherwise.
+/// Bytes of connection state in one message, approximately: requests in progress and unsent answers. A client with more
+/// state gets a message of its own.
+pub const SNAPSHOT_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of the longest message. JSON writes each byte as a decimal number; the kernel accepts 416 KiB by default.
 const MESSAGE_BYTES_MAX: usize = 400 * 1024;
-/// The other process may be busy for a while, but not for ever.
+/// Time after which sending fails because the other process does not receive.
 const SEND_TIME: Duration = Duration::from_secs(5);
 
-/// What the old process says.
+/// A message from the old process to the new process.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum FromOld {
-    /// What there is to take over.
+    /// The first message: what the old process offers.
     Offer(Offer),
-    /// With one descriptor, which holds the data directory.
+    /// Attached: the locked descriptor of the data directory.
     Lock,
-    /// With the listener of the admin port.
+    /// Attached: the listener of the admin port.
     Admin,
-    /// With a listener.
+    /// Attached: one listener of the public port.
     Listener {
-        /// Where it is in the order in which they were opened.
+        /// Index of the listener in the order in which the listeners were opened.
         place: usize,
     },
-    /// What a shard has written, all of it durable.
+    /// The ends of the logs of one shard. Everything before them is durable.
     Written {
-        /// Of which run.
+        /// Run that wrote the logs.
         epoch: u32,
-        /// The shard.
+        /// Id of the shard.
         shard: u16,
-        /// Where its purchases end.
+        /// End of the purchase log.
         purchases: End,
-        /// Where its attempts end.
+        /// End of the attempt log.
         attempts: End,
     },
-    /// With clients of a shard, and what each of them is in the middle of.
+    /// Attached: sockets of clients of one shard.
     Clients {
-        /// The shard.
+        /// Id of the shard.
         shard: u16,
-        /// In the order of the descriptors; nothing for who is idle.
-        midway: Vec<Option<Midway>>,
+        /// State of each connection, in the order of the descriptors; `None` for an idle connection.
+        midway: Vec<Option<ConnectionSnapshot>>,
     },
-    /// Nothing is missing, and nobody is served now.
+    /// The handover is complete. Neither process serves now.
     Everything,
-    /// The new process is the server.
+    /// The last message: the new process is the server now.
     Yours,
 }
 
-/// What there is to take over.
+/// What the old process offers. The new process compares it with its own version and settings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
     /// [`PROTOCOL`] of the old process.
     pub protocol: u32,
-    /// Its version, for people.
+    /// Version of the old process, for log lines.
     pub version: String,
-    /// Of the blocks of its log.
+    /// Format version of the blocks of its log.
     pub log_format: u8,
-    /// Where it was told to listen.
+    /// The setting `--listen` of the old process.
     pub listen: SocketAddr,
-    /// Where it was told to listen for operators.
+    /// The setting `--admin-listen` of the old process.
     pub admin_listen: SocketAddr,
-    /// Where its log is.
+    /// The setting `--data-dir` of the old process.
     pub data_dir: PathBuf,
-    /// The run that the new process is.
+    /// Number of the run that the new process will be.
     pub epoch: u32,
 }
 
-/// What the new process says.
+/// A message from the new process to the old process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromNew {
-    /// It has checked all that it can check, and will go on in a moment once it gets everything.
+    /// The new process has checked everything that it can check, and is waiting for the handover.
     Prepared {
-        /// Its version, for people.
+        /// Version of the new process, for log lines.
         version: String,
     },
-    /// It could serve at once.
+    /// The new process has everything and can serve at once.
     Ready,
 }
 
-/// One end of the socket between the two.
+/// One end of the socket between the two processes.
 #[derive(Debug)]
 pub struct UpgradeSocket(OwnedFd);
 
 impl UpgradeSocket {
-    /// Both ends.
+    /// Creates a connected pair: the end of the old process, and the end of the new process.
     ///
     /// # Errors
-    /// No descriptor is left.
+    /// The process has no file descriptors left.
     pub fn pair() -> io::Result<(UpgradeSocket, UpgradeSocket)> {
         let (old, new) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         set_socket_timeout(&old, Timeout::Send, Some(SEND_TIME))?;
         Ok((UpgradeSocket::new(old)?, UpgradeSocket::new(new)?))
     }
 
-    /// The end that `socket` is.
+    /// Wraps a descriptor that is one end of the socket.
     ///
     /// # Errors
-    /// It is no socket.
+    /// The descriptor is not a socket.
     pub fn new(socket: OwnedFd) -> io::Result<UpgradeSocket> {
         set_socket_send_buffer_size(&socket, 2 * MESSAGE_BYTES_MAX)?;
         set_socket_recv_buffer_size(&socket, 2 * MESSAGE_BYTES_MAX)?;
         Ok(UpgradeSocket(socket))
     }
 
-    /// The socket itself.
+    /// Returns the descriptor of the socket.
     pub fn into_socket(self) -> OwnedFd {
         self.0
     }
 
-    /// Says `message`, and passes the descriptors: both processes have them then.
+    /// Sends `message` with the descriptors attached. Afterwards both processes have the descriptors.
     ///
     /// # Errors
-    /// The other process is gone, or does not listen.
+    /// The other process has ended, or does not receive in time.
     pub fn send(&self, message: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let bytes = serde_json::to_vec(message)?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
@@ -160,17 +169,17 @@ impl UpgradeSocket {
             match sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut along, SendFlags::NOSIGNAL) {
                 Ok(_) => return Ok(()),
                 Err(Errno::INTR) => {}
-                // As many descriptors are on their way as may be: the other process takes them out one message at a time.
+                // Too many descriptors are in flight. Each message that the other process receives makes room.
                 Err(Errno::TOOMANYREFS) => sleep(Duration::from_millis(1)),
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// Waits for what the other process says next. `None`: it is gone.
+    /// Waits for the next message, and receives it with its descriptors. Returns `None` if the other process has ended.
     ///
     /// # Errors
-    /// It makes no sense, or this process may not have so many descriptors.
+    /// The message is malformed, or this process may not have so many file descriptors.
     pub fn receive<M: DeserializeOwned>(&self) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
         let mut bytes = vec![0; MESSAGE_BYTES_MAX];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
@@ -178,7 +187,7 @@ impl UpgradeSocket {
         let received = loop {
             match recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut along, RecvFlags::CMSG_CLOEXEC) {
                 Err(Errno::INTR) => {}
-                // Without a farewell, with something of this process unread.
+                // The other process has ended without reading all messages from this process.
                 Err(Errno::CONNRESET) => return Ok(None),
                 result => break result?,
             }
@@ -190,7 +199,7 @@ impl UpgradeSocket {
             }
         }
         if received.flags.contains(ReturnFlags::CTRUNC) {
-            return Err(io::Error::other("not every descriptor could be taken over; raise LimitNOFILE or ulimit -n"));
+            return Err(io::Error::other("not every file descriptor was received; raise LimitNOFILE or ulimit -n"));
         }
         if received.bytes == 0 {
             return Ok(None);
@@ -219,19 +228,19 @@ mod tests {
             assert_eq!(u64::from_ne_bytes(count), number as u64);
         }
         drop(old);
-        assert!(new.receive::<FromOld>().unwrap().is_none(), "it is gone");
+        assert!(new.receive::<FromOld>().unwrap().is_none(), "the other process has ended");
     }
 
     #[test]
     fn the_largest_client_fits_and_what_is_unknown_is_ignored() {
         let (old, new) = UpgradeSocket::pair().unwrap();
-        // Both buffers full, a head kept, and then the longest page.
+        // The largest state of a connection: both buffers full, a head kept, and then the longest page.
         let output = [&b"~".repeat(16 << 10), crate::http::openapi::text().as_bytes()].concat();
         let (head, input) = (b"~".repeat(8 << 10), b"~".repeat(16 << 10));
         let bytes = output.len();
-        let midway = Midway { head, input, output, ..Midway::default() };
+        let midway = ConnectionSnapshot { head, input, output, ..ConnectionSnapshot::default() };
         old.send(&FromOld::Clients { shard: 0, midway: vec![Some(midway)] }, &[]).unwrap();
-        let Some((FromOld::Clients { midway, .. }, _)) = new.receive().unwrap() else { panic!("it was sent") };
+        let Some((FromOld::Clients { midway, .. }, _)) = new.receive().unwrap() else { panic!("the message was sent") };
         assert_eq!(midway[0].as_ref().unwrap().output.len(), bytes);
         let later = serde_json::json!({ "Prepared": { "version": "99.0.0", "mood": "good" } });
         new.send(&later, &[]).unwrap();

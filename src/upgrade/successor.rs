@@ -1,4 +1,6 @@
-//! The process that is to take the place of this one in an upgrade.
+//! The new process of an upgrade, as the old process sees it: starts the process, tracks the stage of the upgrade and
+//! its deadline, and ends the process if the upgrade is aborted. The messages are in `protocol`; the decisions are in
+//! the folder `process`.
 
 use crate::system::threads;
 use crate::upgrade::protocol::{FromNew, FromOld, Offer, UpgradeSocket, VARIABLE};
@@ -9,60 +11,61 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// How long the new process may prepare itself: most of it is to read the log.
+/// Time limit of [`Stage::Preparing`]. Most of this time goes into reading the log.
 const PREPARE_TIME: Duration = Duration::from_secs(120);
-/// How long it may take until nobody waits for a decision, with every client waiting.
-const STILL_TIME: Duration = Duration::from_secs(2);
-/// How long the rest may take.
-const TAKE_TIME: Duration = Duration::from_secs(5);
-/// How long one that fails may take to end by itself.
-const END_TIME: Duration = Duration::from_millis(100);
+/// Time limit of [`Stage::Pausing`]. All clients wait during it.
+const PAUSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time limit of [`Stage::Passing`], and of [`Stage::Passed`].
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time that a failed new process has to end by itself, before it is killed.
+const EXIT_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// How far an upgrade is.
+/// The stage of an upgrade, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// The new process prepares itself.
+    /// The new process prepares. The old process serves.
     Preparing,
-    /// Requests in flight finish.
+    /// The shards of the old process are paused and finish the requests in flight.
     Pausing,
-    /// Shards hand over what they have.
+    /// The shards flush their logs and send their sockets.
     Passing,
-    /// The new process makes itself ready.
+    /// The new process has everything and is not ready yet.
     Passed,
 }
 
-/// The new process, as the old one sees it.
+/// The new process of an upgrade, as the old process sees it.
 pub struct Successor {
     child: Child,
     line: Arc<UpgradeSocket>,
     stage: Stage,
-    /// Shards that have yet to do their part in this stage.
+    /// Number of shards that have not finished this stage.
     awaited: usize,
     deadline: Instant,
     paused: Option<Instant>,
-    /// The run that was set aside for it.
+    /// Number of the run that is reserved for the new process.
     pub epoch: u32,
 }
 
 impl Successor {
-    /// Starts the binary that is now where this one was started from, with the same arguments and environment; what it
-    /// says is passed to `report` with its process id, and `None` when it is gone.
+    /// Starts the binary that is now at the path of this one, with the same arguments and environment, and sends it
+    /// `offer`. Another thread calls `report` with the process id and each message of the new process, and with `None`
+    /// when the new process has ended.
     ///
     /// # Errors
-    /// It cannot be started.
+    /// The binary or a thread cannot be started.
     pub fn start(offer: Offer, report: impl Fn(u32, Option<FromNew>) + Send + 'static) -> io::Result<Successor> {
         let (line, its_end) = UpgradeSocket::pair()?;
         let mut arguments = std::env::args_os();
         let mut command = Command::new(arguments.next().unwrap_or_default());
         command.args(arguments).env(VARIABLE, std::process::id().to_string()).stdin(Stdio::from(its_end.into_socket()));
-        // Meant for this process alone.
+        // systemd sets these variables for this process alone.
         for name in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID"] {
             command.env_remove(name);
         }
         let child = command.spawn().map_err(|error| {
             io::Error::other(format!("{} cannot be started: {error}", command.get_program().display()))
         })?;
-        // The other end must close with the child.
+        // Close this process's copy of the child's end, so that the end closes with the child.
         drop(command);
         let line = Arc::new(line);
         let (ear, number) = (line.clone(), child.id());
@@ -86,25 +89,25 @@ impl Successor {
             epoch: offer.epoch,
         };
         if let Err(error) = threads::spawn("successor", listen) {
-            successor.call_off();
+            successor.abort_upgrade();
             return Err(io::Error::other(error));
         }
-        // If it is gone already, that is heard like everything that it says.
+        // If the new process has ended already, the thread reports that.
         let _ = successor.line.send(&FromOld::Offer(offer), &[]);
         Ok(successor)
     }
 
-    /// Its process id.
+    /// Returns the process id of the new process.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// How far it is.
+    /// Returns the stage of the upgrade.
     pub fn stage(&self) -> Stage {
         self.stage
     }
 
-    /// When it must have come further.
+    /// Returns the time at which the current stage times out.
     pub fn deadline(&self) -> Instant {
         self.deadline
     }
@@ -113,18 +116,18 @@ impl Successor {
         (self.stage, self.awaited, self.deadline) = (stage, awaited, Instant::now() + time);
     }
 
-    /// It is prepared, and so many shards are told to pause.
+    /// Enters [`Stage::Pausing`], with `shards` shards that must finish their requests in flight.
     pub fn pause(&mut self, shards: usize) {
-        self.enter(Stage::Pausing, shards, STILL_TIME);
+        self.enter(Stage::Pausing, shards, PAUSE_TIMEOUT);
         self.paused = Some(Instant::now());
     }
 
-    /// One of so many shards has no requests in flight any more. If it was the last one, returns where all are to hand
-    /// over what they have.
+    /// Notes that one of `shards` shards has no requests in flight. After the last one, sends the lock of the data
+    /// directory and the listener of the admin port, and returns the socket on which all shards send theirs.
     ///
     /// # Errors
-    /// The new process is gone.
-    pub fn shard_is_still(
+    /// The new process has ended, or does not receive in time.
+    pub fn note_shard_idle(
         &mut self,
         shards: usize,
         lock: BorrowedFd<'_>,
@@ -133,52 +136,54 @@ impl Successor {
         if !self.was_last(Stage::Pausing) {
             return Ok(None);
         }
-        self.enter(Stage::Passing, shards, TAKE_TIME);
+        self.enter(Stage::Passing, shards, HANDOVER_TIMEOUT);
         self.line.send(&FromOld::Lock, &[lock])?;
         self.line.send(&FromOld::Admin, &[admin])?;
         Ok(Some(self.line.clone()))
     }
 
-    /// A shard has handed over what it had.
+    /// Notes that one shard has sent its sockets. After the last one, sends `Everything`.
     ///
     /// # Errors
-    /// The new process is gone.
-    pub fn shard_has_handed_over(&mut self) -> Result<(), String> {
+    /// The new process has ended, or does not receive in time.
+    pub fn note_shard_handed_over(&mut self) -> Result<(), String> {
         if !self.was_last(Stage::Passing) {
             return Ok(());
         }
-        self.enter(Stage::Passed, 0, TAKE_TIME);
+        self.enter(Stage::Passed, 0, HANDOVER_TIMEOUT);
         self.line.send(&FromOld::Everything, &[]).map_err(|error| error.to_string())
     }
 
-    /// Whether a shard that has done its part in `stage` was the last one. It may be of an upgrade that was called off.
+    /// Counts a shard that has finished `stage`, and returns whether it was the last one. The notice of the shard may
+    /// belong to an aborted upgrade, which is in another stage; then it does not count.
     fn was_last(&mut self, stage: Stage) -> bool {
         let counts = self.stage == stage;
         self.awaited -= usize::from(counts);
         counts && self.awaited == 0
     }
 
-    /// Makes it the server; this process must end then. Returns how long nobody has been served.
+    /// Makes the new process the server: sends `Yours`. This process must end afterwards. Returns the duration of the
+    /// pause.
     ///
     /// # Errors
-    /// It is gone.
-    pub fn let_go(&self) -> io::Result<Duration> {
+    /// The new process has ended, or does not receive in time.
+    pub fn release_to(&self) -> io::Result<Duration> {
         self.line.send(&FromOld::Yours, &[])?;
         Ok(self.paused.map_or(Duration::ZERO, |since| since.elapsed()))
     }
 
-    /// Ends it, for this process to go on. Returns how it has ended, for people.
-    pub fn call_off(mut self) -> String {
-        // One that ends by itself says more by its status, which comes a little after its end of the line has closed.
-        // One that is stuck says nothing; beside the time that it was given, this is little.
-        let patience = Instant::now() + END_TIME;
+    /// Ends the new process, so that this process can continue to serve. Returns its exit status, for the log.
+    pub fn abort_upgrade(mut self) -> String {
+        // Wait for the exit status of a process that ends by itself: it explains the failure, and comes shortly after
+        // the socket has closed. For a process that hangs, this adds little to the time limit that has passed.
+        let patience = Instant::now() + EXIT_TIMEOUT;
         let mut status = None;
         while status.is_none() && Instant::now() < patience {
             sleep(Duration::from_millis(1));
             status = self.child.try_wait().ok().flatten();
         }
-        let ended = status.map_or("it was still there".to_owned(), |status| status.to_string());
-        // It must be gone before what it has written is removed.
+        let ended = status.map_or("it was still running".to_owned(), |status| status.to_string());
+        // The process must have ended before its log is removed.
         let _ = self.child.kill();
         let _ = self.child.wait();
         ended

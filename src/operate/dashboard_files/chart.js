@@ -1,8 +1,8 @@
-// Lines over the last five minutes, in SVG, with a table that is both the legend and the same in words.
-// One unit of the picture is one second across, and a hundredth of the scale up.
+// Charts of the last five minutes, in SVG. A table under each chart is its legend and contains its values as text.
+// Horizontally, one unit of the picture is one second; vertically, one hundredth of the scale.
 
 export const SECONDS = 300;
-// Samples are a second apart. Between those that are further apart, nothing is known: no line.
+// Samples are one second apart. If two samples are further apart than this, no line connects them.
 const GAP_S = 2.5;
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -21,24 +21,24 @@ export const html = (name, text = "", attributes = {}) => {
   return element;
 };
 
-// Sets a text only where it is another: what does not change is not drawn, and not read out, again.
+// Sets a text only if it differs, so that the browser does not redraw, or announce again, an unchanged text.
 export const put = (element, text) => {
   if (element.textContent !== text) element.textContent = text;
 };
 
-// The first of 1, 2, 5, 10, 20, … that is not below.
+// Returns the smallest of 1, 2, 5, 10, 20, … that is at least `value`.
 const ceiling = (value) => {
   const power = 10 ** Math.floor(Math.log10(value));
   return [1, 2, 5, 10].map((step) => step * power).find((step) => step >= value * 0.999);
 };
 
-// Scales from 0, with a step between.
+// Scale from 0 to at least `least`, with one mark in the middle.
 const linear = (least) => (values) => {
   const top = ceiling(Math.max(least, ...values));
   return { marks: [top, top / 2, 0], place: (value) => (value / top) * 100 };
 };
 
-// Whole powers of ten.
+// Logarithmic scale, with marks at powers of ten.
 const logarithmic = (values) => {
   const low = Math.floor(Math.log10(Math.max(1, Math.min(...values, 100))));
   const high = Math.max(low + 2, Math.ceil(Math.log10(Math.max(...values, 1))));
@@ -49,8 +49,9 @@ const logarithmic = (values) => {
 export const SCALES = { linear, logarithmic };
 
 export class Chart {
-  // `series`: what each is called, its class and how it is read from a sample (null: unknown). `show` writes a value,
-  // `mark` one on the scale. `total` reads a second number for the table. `stacked`: areas upon each other, up to `full`.
+  // `series`: name and class of each line, and the function that reads its value from a sample (null: unknown). `show`
+  // formats a value in the table, `mark` a value on the scale. `total` reads a second number for the table. `stacked`:
+  // areas are stacked on each other, up to `full`.
   constructor(place, { label, series, scale, show, mark = show, column = "", total = null, stacked = false, full = null }) {
     Object.assign(this, { series, scale, show, mark, total, stacked, full, column });
     const figure = html("div", "", { class: "figure" });
@@ -60,7 +61,7 @@ export class Chart {
     svg("title", {}, picture).textContent = `${label}, over the last five minutes`;
     this.grid = svg("path", { class: "grid" }, picture);
     this.lines = series.map(({ kind }) => svg("path", { class: `${stacked ? "area" : "line"} ${kind}` }));
-    // What stands upon others reaches down behind them.
+    // Each stacked area reaches down to zero, so the upper areas are drawn first and the lower ones cover them.
     picture.append(...this.lines.toReversed());
     this.cursor = svg("path", { class: "cursor" }, picture);
     const times = html("div", "", { class: "times", "aria-hidden": "true" });
@@ -76,8 +77,8 @@ export class Chart {
     const head = table.createTHead().insertRow();
     this.heading = html("th", this.column, { scope: "col" });
     head.append(html("th", "", { scope: "col" }), this.heading);
-    head.firstChild.append(html("span", "What", { class: "unseen" }));
-    if (this.total) head.append(html("th", "in all", { scope: "col" }));
+    head.firstChild.append(html("span", "Name", { class: "unseen" }));
+    if (this.total) head.append(html("th", "total", { scope: "col" }));
     const body = table.createTBody();
     this.cells = this.series.map(({ name, kind }) => {
       const row = body.insertRow();
@@ -91,7 +92,7 @@ export class Chart {
     return table;
   }
 
-  // Draws `samples` as of `now_ms`. The table has the sample `chosen`, which was that long ago.
+  // Draws `samples` as of `now_ms`. The table shows the sample `chosen`, which is `ago_s` seconds old.
   draw(samples, now_ms, chosen, ago_s) {
     const across = samples.map((sample) => SECONDS - (now_ms - sample.at_ms) / 1000);
     const columns = this.series.map(({ read }) => samples.map(read));
@@ -108,7 +109,7 @@ export class Chart {
     }
     marks.forEach((value, step) => put(this.scaleNames.children[step], this.mark(value)));
     columns.forEach((values, at) => {
-      // What has not happened at all has no line: on the ground, it would hide what has.
+      // A series that is always zero has no line, because its line would hide other lines at zero.
       const happened = values.some((value) => value);
       const path = this.stacked ? area(across, values, up) : happened ? line(across, values, up) : "";
       this.lines[at].setAttribute("d", path);
@@ -119,11 +120,11 @@ export class Chart {
       put(cell, value === null ? "–" : this.show(value));
       if (total) put(total, samples.length ? this.show(this.total(samples.at(-1), this.series[at])) : "–");
     });
-    if (this.heading) put(this.heading, ago_s > 0 ? "then" : this.column);
+    if (this.heading) put(this.heading, ago_s > 0 ? "earlier" : this.column);
   }
 }
 
-// Parts of a line in which each point is known and follows the one before.
+// Returns the parts of a line in which each value is known and there is no gap before it.
 function runs(across, values) {
   const parts = [];
   values.forEach((value, at) => {
@@ -139,7 +140,7 @@ const point = (across, values, up) => (at) => `${across[at].toFixed(1)} ${up(val
 
 function line(across, values, up) {
   const points = runs(across, values).map((part) => part.map(point(across, values, up)));
-  // One alone is a line of no length, whose round ends make a dot.
+  // A single point becomes a line of length zero, whose round ends make a dot.
   return points.map((part) => `M${part.length === 1 ? `${part[0]}L${part[0]}` : part.join("L")}`).join("");
 }
 

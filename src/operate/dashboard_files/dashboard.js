@@ -1,17 +1,19 @@
-// The page: hears a sample a second from /events and shows it.
+// The dashboard page: receives one sample per second from /events and shows it.
 
 import { Chart, SCALES, SECONDS, html, put } from "./chart.js";
 
-// Without a sample for so long, the stream counts as lost; how soon after a refusal another is tried, and after silence;
-// how long good news stays.
+// Without a sample for this time, the stream counts as lost.
 const SILENCE_MS = 3000;
+// Delay before the next connection attempt, after the stream was closed.
 const RETRY_MS = 1000;
+// The page reconnects an open stream that has delivered nothing for this time.
 const TRY_MS = 8000;
+// Time for which the banner shows that the connection was restored.
 const NEWS_MS = 12000;
 
 const $ = (id) => document.getElementById(id);
 
-// --- how numbers are written ---
+// --- number formats ---
 
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
@@ -36,22 +38,22 @@ function span(ms) {
   return days ? `${whole.format(days)} d ${short}` : short;
 }
 
-// --- what is known ---
+// --- state ---
 
 let samples = [];
 let server = null;
-// The server's clock less this one's, in milliseconds.
+// The server's clock minus the browser's clock, in milliseconds.
 let skew_ms = 0;
 let heard_ms = Date.now();
 let lost_since_ms = null;
-// How many seconds ago the reader looks: by the slider, or by the pointer over a chart.
+// Age in seconds of the sample that the tables show: chosen with the slider, or pointed at in a chart.
 let chosen_s = 0;
 let pointed_s = null;
 
 const now_ms = () => Date.now() + skew_ms;
 const last = () => samples.at(-1);
 
-// Speaks rarely: what an operator would say aloud.
+// Announces a text to screen readers. Used only for rare and important events.
 const say = (text) => put($("said"), text);
 
 // --- charts ---
@@ -71,21 +73,21 @@ const rates = (place, label, series) =>
 const times = (place, label, key) =>
   new Chart($(place), {
     label,
-    series: ["p50, every second one", "p99, all but 1 in 100", "p99.9, all but 1 in 1,000"].map((name, at) => ({
+    series: ["p50, 50% of requests", "p99, 99% of requests", "p99.9, 99.9% of requests"].map((name, at) => ({
       name,
       kind: `time-${at}`,
       read: (sample) => sample[key]?.[at] ?? null,
     })),
     scale: SCALES.logarithmic,
     show: micros,
-    column: "within",
+    column: "at most",
   });
 const lag = (place, name, kind, unit, scale, show, read) =>
   new Chart($(place), { label: `${name}, ${unit}`, series: [{ name, kind, read }], scale, show, mark: short.format, column: unit });
 
 const charts = [
   new Chart($("chart-stock"), {
-    label: "Items sold and held",
+    label: "Items sold and reserved",
     series: [
       { kind: "sold", read: (sample) => sample.sold },
       { kind: "held", read: (sample) => sample.reserved },
@@ -98,29 +100,29 @@ const charts = [
     stacked: true,
     full: (sample) => sample.items,
   }),
-  rates("chart-granted", "Granted requests per second", [
+  rates("chart-granted", "Successful requests per second", [
     outcome("reserved", "held", "checkouts"),
     outcome("bought", "sold", "purchases"),
     outcome("released", "third", "cancellations"),
   ]),
   rates("chart-refused", "Refused requests per second", [
     outcome("item_sold", "cool-0", "item sold"),
-    outcome("item_reserved", "cool-1", "item held"),
-    outcome("user_limit", "cool-2", "user’s limit"),
+    outcome("item_reserved", "cool-1", "item reserved"),
+    outcome("user_limit", "cool-2", "user limit"),
     outcome("code_refused", "cool-3", "code refused"),
   ]),
-  rates("chart-others", "Errors and look-ups per second", [
+  rates("chart-others", "Errors and reads per second", [
     outcome("unavailable", "bad-0", "unavailable, 503"),
-    outcome("invalid", "bad-1", "bad requests"),
-    outcome("looked_up", "third", "look-ups"),
+    outcome("invalid", "bad-1", "invalid requests"),
+    outcome("looked_up", "third", "reads"),
   ]),
-  times("chart-checkout", "Time for a checkout", "checkout_us"),
-  times("chart-purchase", "Time for a purchase", "purchase_us"),
-  lag("chart-records", "behind the log", "lag-0", "records", SCALES.linear(10), (records) => `${whole.format(records)} records`, (sample) => sample.postgres?.records_behind ?? null),
-  lag("chart-seconds", "oldest of them", "lag-1", "seconds", SCALES.linear(1), seconds, (sample) => sample.postgres?.seconds_behind ?? null),
+  times("chart-checkout", "Checkout latency", "checkout_us"),
+  times("chart-purchase", "Purchase latency", "purchase_us"),
+  lag("chart-records", "not yet in Postgres", "lag-0", "records", SCALES.linear(10), (records) => `${whole.format(records)} records`, (sample) => sample.postgres?.records_behind ?? null),
+  lag("chart-seconds", "age of the oldest", "lag-1", "seconds", SCALES.linear(1), seconds, (sample) => sample.postgres?.seconds_behind ?? null),
 ];
 
-// --- showing ---
+// --- display ---
 
 function show() {
   const sample = last();
@@ -130,7 +132,7 @@ function show() {
   const { connected } = sample.postgres ?? {};
   $("lag").hidden = !sample.postgres;
   $("no-postgres").hidden = Boolean(sample.postgres);
-  put($("postgres"), connected === undefined ? "" : connected ? "connected" : "away");
+  put($("postgres"), connected === undefined ? "" : connected ? "connected" : "not reachable");
   $("phase").dataset.phase = lost_since_ms === null ? sample.phase : "unknown";
   put($("phase-name"), lost_since_ms === null ? { serving: "selling" }[sample.phase] ?? sample.phase : "unknown");
   showMoment();
@@ -185,7 +187,7 @@ function showEnded(ended) {
   $("ended").replaceChildren(...rows);
 }
 
-// Charts, and the moment that their tables are of.
+// Draws the charts and shows in their tables the sample of the chosen time.
 function showMoment() {
   const ago_s = pointed_s ?? chosen_s;
   const at_ms = now_ms() - ago_s * 1000;
@@ -197,7 +199,7 @@ function showMoment() {
   charts.forEach((chart) => chart.draw(samples, now_ms(), chosen, ago_s));
 }
 
-// Every tenth second, newest first, while somebody looks at it.
+// Shows every tenth sample, newest first, if the table is open.
 function showHistory() {
   if (!$("history").open) return;
   const every = samples.filter((sample, at) => (samples.length - 1 - at) % 10 === 0).toReversed();
@@ -231,7 +233,7 @@ function showTime() {
   put($("process"), `version ${server.version}, up ${span(now_ms() - server.began_ms)}`);
 }
 
-// --- hearing ---
+// --- receiving samples ---
 
 function hear({ process, ended, samples: fresh }) {
   const before = last();
@@ -239,7 +241,8 @@ function hear({ process, ended, samples: fresh }) {
   server = process;
   heard_ms = Date.now();
   if (fresh.length) {
-    // What this page has seen of an earlier process stays; if the clock was set back, what is later does not.
+    // Keep the samples of an earlier process. Drop samples that are not older than the new ones: these appear if the
+    // server's clock was set back.
     samples = samples.filter((sample) => sample.at_ms < fresh[0].at_ms).concat(fresh);
     skew_ms = last().at_ms - heard_ms;
     samples = samples.filter((sample) => sample.at_ms > last().at_ms - SECONDS * 1000);
@@ -252,13 +255,13 @@ function hear({ process, ended, samples: fresh }) {
 }
 
 function tellNews(before, now) {
-  if (now.sale_id !== before.sale_id) say(`Sale ${now.sale_id} has begun.`);
+  if (now.sale_id !== before.sale_id) say(`Sale ${now.sale_id} has started.`);
   else if (now.sold === now.items && before.sold < now.items) say(`Sale ${now.sale_id} is sold out.`);
   if (now.phase !== before.phase) say(`The server is ${now.phase}.`);
   if (before.postgres?.connected && now.postgres?.connected === false) say("The database does not answer.");
 }
 
-// --- losing the stream, and finding it again ---
+// --- losing and restoring the stream ---
 
 let news = null;
 
@@ -274,16 +277,16 @@ function banner(state, text) {
 function lose() {
   if (lost_since_ms !== null) return;
   lost_since_ms = heard_ms;
-  banner("lost", `No figures since ${clock.format(heard_ms)}: the server does not answer. Trying again.`);
+  banner("lost", `No data since ${clock.format(heard_ms)}: the server does not answer. Reconnecting.`);
   show();
 }
 
 function found(is_other) {
   const gap_ms = lost_since_ms === null ? 0 : heard_ms - lost_since_ms;
   lost_since_ms = null;
-  const began = `A process that began at ${clock.format(server.began_ms)} goes on; its counters began at zero.`;
+  const began = `A new process started at ${clock.format(server.began_ms)}. Its counters started at zero.`;
   if (!gap_ms && !is_other) return;
-  banner("found", [gap_ms && `Figures are back after ${span(gap_ms)}.`, is_other && began].filter(Boolean).join(" "));
+  banner("found", [gap_ms && `Connection restored after ${span(gap_ms)}.`, is_other && began].filter(Boolean).join(" "));
   news = setTimeout(() => banner("", ""), NEWS_MS);
 }
 
@@ -295,7 +298,7 @@ function connect() {
   stream?.close();
   stream = new EventSource("events");
   stream.onmessage = (event) => hear(JSON.parse(event.data));
-  // Our own way back, the same in every browser. `tick` sees to it.
+  // Browsers reconnect with different delays, or not at all. Close the stream: `tick` reconnects.
   stream.onerror = () => stream.close();
 }
 
@@ -308,7 +311,7 @@ function tick() {
   showTime();
 }
 
-// --- looking back ---
+// --- choice of the time shown ---
 
 $("moment").addEventListener("input", (event) => {
   chosen_s = -event.target.valueAsNumber;
