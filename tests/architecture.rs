@@ -399,3 +399,56 @@ fn type_and_file_names_are_unique() {
         twice(types).chain(twice(files)).map(|(name, places)| format!("{name}: {}", places.join(", "))).collect();
     assert!(twice.is_empty(), "these names mean two things:\n{}", twice.join("\n"));
 }
+
+/// A public function's doc begins with a verb in the third person, every public item's with a whole sentence.
+#[test]
+fn public_items_are_documented_in_sentences() {
+    struct Docs(Vec<String>);
+    impl Docs {
+        fn check(&mut self, visibility: &Visibility, attributes: &[Attribute], name: &syn::Ident, is_function: bool) {
+            if !matches!(visibility, Visibility::Public(_)) {
+                return;
+            }
+            let lines = attributes.iter().filter(|attribute| attribute.path().is_ident("doc"));
+            let lines = lines.map(|attribute| {
+                let text = attribute.meta.require_name_value().unwrap().value.to_token_stream().to_string();
+                text.trim_matches('"').trim().to_owned()
+            });
+            let first: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+            let first = first.join(" ");
+            let begins_well = first.starts_with(|letter: char| letter.is_ascii_uppercase() || letter == '`');
+            let verb = first.split(' ').next().unwrap_or_default().trim_end_matches([',', '.']);
+            let ends_well = first.ends_with(['.', ':']);
+            if !begins_well || !ends_well || is_function && !verb.ends_with('s') {
+                self.0.push(format!("{name}: {first}"));
+            }
+        }
+    }
+    impl<'ast> Visit<'ast> for Docs {
+        fn visit_item_fn(&mut self, item: &'ast syn::ItemFn) {
+            self.check(&item.vis, &item.attrs, &item.sig.ident, true);
+        }
+        fn visit_impl_item_fn(&mut self, item: &'ast syn::ImplItemFn) {
+            self.check(&item.vis, &item.attrs, &item.sig.ident, true);
+        }
+        fn visit_item_struct(&mut self, item: &'ast syn::ItemStruct) {
+            self.check(&item.vis, &item.attrs, &item.ident, false);
+        }
+        fn visit_item_enum(&mut self, item: &'ast syn::ItemEnum) {
+            self.check(&item.vis, &item.attrs, &item.ident, false);
+        }
+        fn visit_item_const(&mut self, item: &'ast syn::ItemConst) {
+            self.check(&item.vis, &item.attrs, &item.ident, false);
+        }
+        fn visit_item_type(&mut self, item: &'ast syn::ItemType) {
+            self.check(&item.vis, &item.attrs, &item.ident, false);
+        }
+    }
+    let mut bad = Vec::new();
+    for source in sources(&["src"]) {
+        let mut docs = Docs(Vec::new());
+        docs.visit_file(&source.syntax);
+        bad.extend(docs.0.into_iter().map(|text| format!("{}: {text}", source.name)));
+    }
+    assert!(bad.is_empty(), "{} docs are not whole sentences:\n{}", bad.len(), bad.join("\n"));
+}

@@ -7,7 +7,7 @@ use bench::turns::{NOW, rules};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use measured::briefly;
-use stampede::log::data_dir::Opened;
+use stampede::log::data_dir::OpenDataDir;
 use stampede::log::recovery::{Ends, Recovery};
 use stampede::log::replay::Replay;
 use stampede::log::stream;
@@ -44,7 +44,7 @@ fn recovery(criterion: &mut Criterion) {
                 history::write(&segments, &logs).expect("the disk has room");
             }
             // The first iteration also seals the log. It is part of the warm-up.
-            let opened = Opened { logs, cluster: STREAM.cluster, epoch: STREAM.epoch + 1, direct_io: true };
+            let opened = OpenDataDir { logs, cluster: STREAM.cluster, epoch: STREAM.epoch + 1, direct_io: true };
             bencher.iter(|| {
                 let recovered = Recovery::new(opened.clone(), partition, || NOW).finish(&rules(items), &Ends::new());
                 let recovered = recovered.unwrap_or_else(|reason| panic!("{reason}"));

@@ -35,7 +35,7 @@ struct LocalShard {
 /// The shards of a sale, on one thread.
 pub struct Turns {
     local_shards: Vec<LocalShard>,
-    board: ItemStates,
+    item_states: ItemStates,
 }
 
 impl Turns {
@@ -43,7 +43,7 @@ impl Turns {
     pub fn new(shards: u16, items: u32) -> Turns {
         let (partition, rules) = (Partition::new(shards), rules(items));
         let (inventories, _) = Replay::new(partition, NOW).finish(&rules).expect("an empty log has no contradiction");
-        let board = ItemStates::new(partition, items, &inventories);
+        let item_states = ItemStates::new(partition, items, &inventories);
         let doorbells: Arc<[Doorbell]> = (0..shards).map(|_| Doorbell::new().expect("a descriptor")).collect();
         let local_shards = (0..shards).map(ShardId).zip(inventories).zip(mesh::connect(&doorbells));
         let local_shards = local_shards.map(|((id, inventory), mesh)| {
@@ -52,7 +52,7 @@ impl Turns {
             let shard = Shard::new(id, partition, rules, inventory, codes, NOW, &mut effects);
             LocalShard { shard, effects, mesh, appended: 0 }
         });
-        let mut turns = Turns { local_shards: local_shards.collect(), board };
+        let mut turns = Turns { local_shards: local_shards.collect(), item_states };
         turns.turn(|_, effects| effects.records.clear());
         turns
     }
@@ -71,7 +71,7 @@ impl Turns {
         for (place, LocalShard { shard, effects, mesh, appended }) in self.local_shards.iter_mut().enumerate() {
             *appended += effects.records.len() as u64;
             take(place, effects);
-            effects.changes.drain(..).for_each(|change| self.board.show(ShardId(place as u16), change));
+            effects.changes.drain(..).for_each(|change| self.item_states.show(ShardId(place as u16), change));
             effects.requests.drain(..).for_each(|(to, request)| mesh.request(to, request));
             effects.replies.drain(..).for_each(|(to, reply)| mesh.reply(to, reply));
             mesh.dispatch();
@@ -94,7 +94,8 @@ impl Turns {
     pub fn settle(&mut self, mut take: impl FnMut(usize, &mut Effects)) {
         let is_busy = |LocalShard { effects, mesh, .. }: &LocalShard| {
             let Effects { records, requests, replies, answers, .. } = effects;
-            !(records.is_empty() && requests.is_empty() && replies.is_empty() && answers.is_empty()) || mesh.has_mail()
+            !(records.is_empty() && requests.is_empty() && replies.is_empty() && answers.is_empty())
+                || mesh.has_messages()
         };
         while self.local_shards.iter().any(is_busy) {
             self.turn(&mut take);

@@ -19,7 +19,7 @@ use stampede::runtime::control::Notice;
 use stampede::runtime::log_pair::LogPair;
 use stampede::runtime::mesh;
 use stampede::runtime::shard_io::ShardIo;
-use stampede::runtime::turn::Pump;
+use stampede::runtime::turn::TurnLoop;
 use stampede::sale::code::CodeGenerator;
 use stampede::sale::ids::ShardId;
 use stampede::sale::partition::Partition;
@@ -176,7 +176,7 @@ fn serve(listener: OwnedFd, logs: &Path, status: Arc<Status>, doorbells: &Arc<[D
         let orders = crossbeam_channel::never();
         let outside = ShardIo { id, server, mesh, clock, status, notices, orders, always_ready };
         let (mut inventories, _) = Replay::new(partition, clock.now()).finish(&rules).expect("a new sale");
-        let board = Arc::new(ItemStates::new(partition, rules.items, &inventories));
+        let item_states = Arc::new(ItemStates::new(partition, rules.items, &inventories));
         let inventory = inventories.pop().expect("one was requested");
         let log = |log| {
             let stream = StreamId { cluster: Uuid::from_u128(1), epoch: 1, shard: 0, log };
@@ -192,7 +192,7 @@ fn serve(listener: OwnedFd, logs: &Path, status: Arc<Status>, doorbells: &Arc<[D
         let codes = CodeGenerator::new([1; 32]);
         let shard = Shard::new(id, partition, rules, inventory, codes, clock.now(), &mut effects);
         IS_COUNTED.set(true);
-        let ended = Pump::new(outside, shard, effects, logs, board, rules.period_s).run().await;
+        let ended = TurnLoop::new(outside, shard, effects, logs, item_states, rules.period_s).run().await;
         IS_COUNTED.set(false);
         ended.unwrap_or_else(|reason| panic!("{reason}"));
     });

@@ -42,8 +42,8 @@ pub fn request(bytes: &[u8]) {
     if let Ok(Some(head)) = verdict {
         assert!(head.bytes <= bytes.len());
     }
-    let understood = Conversation::with(bytes, []).requests;
-    if let (Some(ours), Some(theirs)) = (understood.first(), second_parser::read(bytes)) {
+    let clear_request_deadline = Conversation::with(bytes, []).requests;
+    if let (Some(ours), Some(theirs)) = (clear_request_deadline.first(), second_parser::read(bytes)) {
         assert_eq!(*ours, theirs);
     }
 }

@@ -67,7 +67,7 @@ impl Conversation {
         while !self.is_closed() {
             match self.connection.next(&input[at..]) {
                 Err(reject) => {
-                    self.answers.push(Answer::Refused(reject.into()));
+                    self.answers.push(Answer::Refused(reject));
                     self.connection.state = ConnectionState::Closing;
                 }
                 Ok((used, Step::More)) => {
@@ -86,7 +86,7 @@ impl Conversation {
                     if !head.keep_alive {
                         self.connection.state = ConnectionState::Closing;
                     }
-                    self.connection.understood();
+                    self.connection.clear_request_deadline();
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use glommio::{LocalExecutorBuilder, Placement};
 use rustix::event::{EventfdFlags, eventfd};
-use stampede::http::connection::Midway;
+use stampede::http::connection::ConnectionSnapshot;
 use stampede::operate::item_states::ItemStates;
 use stampede::operate::request_timer::RequestTimer;
 use stampede::operate::status::{Phase, Status};
@@ -30,23 +30,23 @@ fn after(ms: u64) -> Moment {
 fn told_by_then(until_ms: u64) -> (String, bool) {
     let run = async move {
         let status = Arc::new(Status::new(Phase::Serving, 1, false));
-        let board = ItemStates::new(Partition::new(1), SALE.items, &[]);
+        let item_states = ItemStates::new(Partition::new(1), SALE.items, &[]);
         let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-        let meter = RequestTimer::new(status.clone(), ShardId(0), Clock::start());
-        let mut server = Server::new(&bell, 4, meter).unwrap();
+        let request_timer = RequestTimer::new(status.clone(), ShardId(0), Clock::start());
+        let mut server = Server::new(&bell, 4, request_timer).unwrap();
         let (mut client, socket) = UnixStream::pair().unwrap();
         socket.set_nonblocking(true).unwrap();
         client.set_nonblocking(true).unwrap();
-        let midway = Midway { listens: true, output: vec![b'.'; BEFORE], ..Midway::default() };
+        let midway = ConnectionSnapshot { listens: true, output: vec![b'.'; BEFORE], ..ConnectionSnapshot::default() };
         server.adopt(socket.into(), Some(midway), after(0)).unwrap();
         let mut turn = |sold, ms| {
             let now = after(ms);
-            status.shards[0].publish_sales(SALE.sale, Counts { claiming: 0, held: 0, committing: 0, sold });
+            status.shards[0].publish_sales(SALE.sale, Counts { claiming: 0, held: 0, buying: 0, sold });
             server.look(0);
             server.serve(now, &mut |_, _, _, _, _| panic!("the subscriber sends no request"));
-            let sale = OnSale { terms: SALE, period_s: 3600, board: &board, unix_ms: now.unix_ms };
+            let sale = OnSale { terms: SALE, period_s: 3600, item_states: &item_states, unix_ms: now.unix_ms };
             let facts = Facts { status: &status, sale: Some(sale), known: None };
-            server.tell_subscribers(now, |told, out| told.update(&facts, now.monotonic_ms, out));
+            server.send_events(now, |told, out| told.update(&facts, now.monotonic_ms, out));
             server.write_replies(now);
             server.sweep(now);
             server.connections()

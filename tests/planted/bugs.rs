@@ -44,8 +44,8 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "a hold can be cancelled while its purchase is being written",
         file: "sale/stock.rs",
-        place: "ItemState::Committing => «Cancellation::Preceded»,",
-        wrong: "{ let item = &mut self.slots[slot]; item.state = ItemState::Free; self.counts.committing -= 1; \
+        place: "ItemState::Buying => «Cancellation::PurchasePending»,",
+        wrong: "{ let item = &mut self.slots[slot]; item.state = ItemState::Free; self.counts.buying -= 1; \
                 Cancellation::Released(Hold { user: item.user, code, expires_ms: 0 }) }",
         caught_by: SIM,
     },
@@ -66,8 +66,8 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "a repeated purchase is acknowledged before the first is durable",
         file: "sale/stock.rs",
-        place: "ItemState::Committing if same_request => «Confirmation::Joined»,",
-        wrong: "Confirmation::Replayed",
+        place: "ItemState::Buying if same_request => «Confirmation::SamePurchasePending»,",
+        wrong: "Confirmation::AlreadyBought",
         caught_by: SIM,
     },
     Bug {
@@ -88,15 +88,15 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "a checkout is acknowledged before it is durable",
         file: "sale/shard.rs",
-        place: "«self.defer(Deferred::Answer(Waiter { origin, ticket }, outcome));»",
+        place: "let outcome = Outcome::Reserved { code, sale, item, expires_unix_ms };\n        «self.defer(Deferred::Answer(waiter, outcome));»",
         wrong: "self.answer(origin, Reply::Answer { ticket, outcome }, now, effects);",
         caught_by: SIM,
     },
     Bug {
         what: "a purchase is acknowledged before it is durable",
         file: "sale/shard.rs",
-        place: "«return self.defer_purchase(Deferred::Sell { sale, item, waiter: Some(waiter) });»",
-        wrong: "self.defer_purchase(Deferred::Sell { sale, item, waiter: None }); Outcome::Purchased { sale, item }",
+        place: "«return self.defer_purchase(Deferred::FinishPurchase { sale, item, waiter: Some(waiter) });»",
+        wrong: "self.defer_purchase(Deferred::FinishPurchase { sale, item, waiter: None }); Outcome::Purchased { sale, item }",
         caught_by: SIM,
     },
     Bug {
@@ -116,7 +116,7 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "a quota is released before the release record is durable",
         file: "sale/shard.rs",
-        place: "«self.defer(Deferred::GiveBack { sale, user });»",
+        place: "«self.defer(Deferred::ReturnQuota { sale, user });»",
         wrong: "let owner = self.partition.owner_of_user(user); \
                 self.ask(owner, Request::Release { sale, user }, now, effects);",
         caught_by: SIM,
@@ -131,8 +131,8 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "a claim of the previous sale counts in the current sale",
         file: "sale/shard.rs",
-        place: "let granted = «sale == self.terms.sale && self.quotas.claim(user)»;",
-        wrong: "self.quotas.claim(user)",
+        place: "let granted = «checkout.sale == self.terms.sale && self.quotas.claim(checkout.user)»;",
+        wrong: "self.quotas.claim(checkout.user)",
         caught_by: SIM,
     },
     Bug {
@@ -145,7 +145,7 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "a grant of the previous sale reserves an item of the current sale",
         file: "sale/shard.rs",
-        place: "if «sale != self.terms.sale» {\n            return self.answer(origin, Reply::Bounced { ticket, item, user }, now, effects);\n        }\n        let slot = self.partition.slot_of(item);\n        if !granted",
+        place: "if «sale != self.terms.sale» {\n            return self.answer(origin, Reply::SaleChanged { ticket, item, user }, now, effects);\n        }\n        let slot = self.partition.slot_of(item);\n        if !granted",
         wrong: "sale == SaleId(u32::MAX)",
         caught_by: SIM,
     },
@@ -159,7 +159,7 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "a purchase that becomes durable after the end of its sale gets no response",
         file: "sale/shard.rs",
-        place: "if let Some(waiter) = «waiter» {\n                        self.tell",
+        place: "if let Some(waiter) = «waiter» {\n                        self.answer_request",
         wrong: "waiter.filter(|_| sale == self.terms.sale)",
         caught_by: SIM,
     },
@@ -173,7 +173,7 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "readers see an item with an expired hold as still held",
         file: "sale/shard.rs",
-        place: "«self.note(slot, Availability::Available, effects);»\n            let item",
+        place: "«self.publish_change(slot, Availability::Available, effects);»\n            let item",
         wrong: "",
         caught_by: SIM,
     },
@@ -195,7 +195,7 @@ pub const BUGS: &[Bug] = &[
         what: "an expired hold is not logged",
         file: "sale/shard.rs",
         place: "«self.log_release(item, hold, ReleaseReason::Expired, now, effects);»",
-        wrong: "let _ = item; self.defer(Deferred::GiveBack { sale: self.terms.sale, user: hold.user });",
+        wrong: "let _ = item; self.defer(Deferred::ReturnQuota { sale: self.terms.sale, user: hold.user });",
         caught_by: SIM,
     },
     Bug {
@@ -266,7 +266,7 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "user IDs are truncated to 32 bits",
         file: "sale/record.rs",
-        place: "Event::Checkout { item, user, code, ttl_ms } => {\n                (raw.kind, raw.item, raw.user, raw.ttl_ms) = (2, item.0, «user.0», ttl_ms);",
+        place: "Event::Checkout { item, user, code, ttl_ms } => {\n                (raw.kind, raw.item, raw.user, raw.ttl_ms) = (2, item.0.into(), «user.0».into(), ttl_ms.into());",
         wrong: "i64::from(user.0 as i32)",
         caught_by: "record::",
     },
@@ -309,7 +309,7 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "a database restored to a state before a takeover is not detected",
         file: "log/ownership.rs",
-        place: "_ if «is_older && memory.filled.is_some_and(is_before)» => Err(Conflict::OlderThanTheLog),",
+        place: "_ if «is_older && memory.filled.is_some_and(is_before)» => Err(Conflict::OlderThanFill),",
         wrong: "{ let _ = is_before; false }",
         caught_by: SIM,
     },

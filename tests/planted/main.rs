@@ -54,7 +54,12 @@ fn text(output: &Output) -> String {
 fn run(tests: &Path, number: usize, filter: &str, seeds: &str) -> Output {
     let mut command = Command::new(tests);
     command.arg(filter).env(CHOICE, number.to_string()).env("STAMPEDE_SIM_SEEDS", seeds);
-    command.env("RUST_BACKTRACE", "0").env_remove("STAMPEDE_SIM_FIRST").output().expect("the copy's tests start")
+    command
+        .env("RUST_BACKTRACE", "0")
+        .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "true")
+        .env_remove("STAMPEDE_SIM_FIRST")
+        .output()
+        .expect("the copy's tests start")
 }
 
 /// A copy of the crate that contains every bug.

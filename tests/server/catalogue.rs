@@ -236,7 +236,10 @@ fn what_is_asked_wrongly_is_explained() {
     {
         let refused = client.request(&format!("GET /items?{query}"));
         assert_eq!((refused.status, refused.problem().as_str()), (400, "invalid-parameter"), "{query}");
-        assert!(refused.json()["detail"].as_str().unwrap().contains(&format!("give {name} once")), "{refused:?}");
+        assert!(
+            refused.json()["detail"].as_str().unwrap().contains(&format!("give {name} at most once")),
+            "{refused:?}"
+        );
     }
     for path in ["/items/20", "/items/20/image.svg", "/items/x", "/items/01", "/items/", "/items/1/image.png"] {
         let refused = client.request(&format!("GET {path}"));

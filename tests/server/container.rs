@@ -80,7 +80,7 @@ fn the_health_check_tells_ready_from_not_ready() {
     };
     assert!(is_healthy("PORT") && is_healthy("APP_PORT"));
     server.signal(Signal::TERM);
-    server.wait_for_line("told to stop");
+    server.wait_for_line("received a signal to stop");
     assert!(!is_healthy("PORT"), "a draining server still sells, but is not ready");
     server.kill();
     assert!(!is_healthy("PORT"), "the server has ended");

@@ -89,8 +89,8 @@ fn counted(admin: SocketAddr) -> Vec<(String, f64)> {
         ("purchases", of("route=\"/purchase\",status=\"200\"")),
         ("cancellations", of("status=\"204\"")),
         ("item sold", of("reason=\"item-sold\"")),
-        ("item held", of("reason=\"item-reserved\"")),
-        ("user’s limit", of("reason=\"user-limit\"")),
+        ("item reserved", of("reason=\"item-reserved\"")),
+        ("user limit", of("reason=\"user-limit\"")),
         ("code refused", codes.map(|code| of(&format!("reason=\"{code}\""))).iter().sum()),
         ("unavailable, 503", of("status=\"503\"")),
     ];
@@ -98,7 +98,7 @@ fn counted(admin: SocketAddr) -> Vec<(String, f64)> {
         |key: &str| key.starts_with("stampede_requests_total{method=\"GET\"") && key.contains("reason=\"\"");
     let looked_up: f64 = samples.iter().filter(|(key, _)| is_look_up(key)).map(|(_, count)| count).sum();
     let known: f64 = rows.iter().map(|(_, count)| count).sum();
-    rows.extend([("bad requests", all - known - looked_up), ("look-ups", looked_up)]);
+    rows.extend([("invalid requests", all - known - looked_up), ("reads", looked_up)]);
     rows.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
 }
 
@@ -177,13 +177,13 @@ fn who_cannot_see_or_point_is_told_the_same() {
         ("contentinfo", ""),
         ("heading", "Stampede"),
         ("region", &format!("Sale {sale}")),
-        ("region", "Granted"),
+        ("region", "Successful requests"),
         ("region", "Postgres"),
         ("region", "Shards"),
         ("timer", "Time until the next sale"),
-        ("slider", "Look back"),
+        ("slider", "Time shown"),
         ("status", ""),
-        ("image", "Time for a purchase"),
+        ("image", "Purchase latency"),
         ("rowheader", "checkouts"),
         ("columnheader", "per second"),
         ("link", "/metrics"),
@@ -220,13 +220,16 @@ fn it_says_when_it_has_lost_the_server_and_when_it_is_back() {
     server.kill();
     browser.wait_for("document.getElementById('banner').dataset.state === 'lost'");
     let banner = browser.text("banner");
-    assert!(banner.starts_with("No figures since ") && banner.contains("Trying again"), "{banner}");
+    assert!(banner.starts_with("No data since ") && banner.contains("Reconnecting"), "{banner}");
     assert_eq!((browser.text("said"), browser.text("phase-name")), (banner, "unknown".to_owned()));
     let server = start(&admin);
     server.connect().reserve(7, 7);
     browser.wait_for("document.getElementById('banner').dataset.state === 'found'");
     let banner = browser.text("banner");
-    assert!(banner.starts_with("Figures are back after ") && banner.contains("A process that began at"), "{banner}");
+    assert!(
+        banner.starts_with("Connection restored after ") && banner.contains("A new process started at"),
+        "{banner}"
+    );
     assert_eq!((browser.text("sale-id"), browser.text("phase-name")), (sale, "selling".to_owned()));
     browser.wait_for("document.getElementById('held').textContent === '1'");
     browser.wait_for("document.getElementById('banner').hidden");
@@ -235,7 +238,7 @@ fn it_says_when_it_has_lost_the_server_and_when_it_is_back() {
     browser.wait_for("document.getElementById('banner').dataset.state === 'lost'");
     server.signal(Signal::CONT);
     browser.wait_for("document.getElementById('banner').dataset.state === 'found'");
-    assert!(!browser.text("banner").contains("A process"), "the process is the same: {}", browser.text("banner"));
+    assert!(!browser.text("banner").contains("A new process"), "the process is the same: {}", browser.text("banner"));
 }
 
 #[test]
@@ -252,7 +255,7 @@ fn it_goes_on_after_an_upgrade() {
     client.reserve(7, 7);
     server.upgrade();
     client.reserve(7, 8);
-    browser.wait_for("document.getElementById('banner').textContent.includes('A process that began at')");
+    browser.wait_for("document.getElementById('banner').textContent.includes('A new process started at')");
     browser.wait_for("document.getElementById('held').textContent === '2'");
     browser.wait_for("document.getElementById('phase-name').textContent === 'selling'");
     assert_eq!(answered(&browser)[0], ("checkouts".into(), 1.0), "the counts are those of the new process");
@@ -272,7 +275,7 @@ fn ended_sales_are_listed() {
     assert_eq!(client.purchase(&code).status, 200);
     let first = client.sale()["sale_id"].clone();
     let ended = loop {
-        let ended = server.wait_for_line("sale over");
+        let ended = server.wait_for_line("the sale has ended");
         if ended["sold"] == 1 {
             break ended;
         }
@@ -284,7 +287,7 @@ fn ended_sales_are_listed() {
     );
     browser.wait_for(&row);
     browser.wait_for(&format!("Number(document.getElementById('sale-id').textContent) > {first}"));
-    browser.wait_for("/^Sale \\d+ has begun.$/.test(document.getElementById('said').textContent)");
+    browser.wait_for("/^Sale \\d+ has started.$/.test(document.getElementById('said').textContent)");
     assert_eq!(browser.complaints(), [""; 0]);
 }
 

@@ -22,7 +22,7 @@ fn buy(client: &mut Client, item: u32) {
 }
 
 fn why_away(server: &Server) -> String {
-    server.wait_for_line("the database is away")["why"].as_str().expect("the line has a reason").to_owned()
+    server.wait_for_line("the database is unavailable")["why"].as_str().expect("the line has a reason").to_owned()
 }
 
 fn cut_at_every_message(ack: &str, cut: Cut) {
@@ -84,7 +84,7 @@ fn a_wrong_password_or_database_is_named_and_selling_goes_on() {
         (url(PASSWORD, "postgres").replace("127.0.0.1", "no-such-host.invalid"), "error connecting to server"),
     ] {
         let server = start(dir.path(), &url, &[]);
-        let line = server.wait_for_line("the database is away");
+        let line = server.wait_for_line("the database is unavailable");
         let text = line.to_string();
         assert!(line["why"].as_str().is_some_and(|why| why.contains(reason)), "{text}");
         assert!(!text.contains("swordfish") && !text.contains(PASSWORD), "{text}");
@@ -112,7 +112,7 @@ fn the_password_may_come_from_a_file() {
     let text = format!("127.0.0.1:{}:postgres:stampede:{PASSWORD}\n", cluster.port);
     std::fs::write(&file, text).unwrap();
     let url = format!("postgres://stampede@127.0.0.1:{}/postgres", cluster.port);
-    for (mode, message) in [(0o644, "others may read this password file"), (0o600, "serving")] {
+    for (mode, message) in [(0o644, "the password file is ignored"), (0o600, "serving")] {
         std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
         let arguments = [&LONG_SALE[..], &["--database-url", &url]].concat();
         let mut command = stampede(dir.path(), &arguments);
@@ -147,7 +147,7 @@ fn encryption_is_as_libpq_has_it() {
         ("127.0.0.1", "require".into(), None),
         ("localhost", rooted(&bad), Some("invalid peer certificate")),
         ("127.0.0.1", rooted(&good), Some("not valid for name")),
-        ("localhost", rooted(&empty), Some("no certificate is in it")),
+        ("localhost", rooted(&empty), Some("the file has no certificate")),
         ("localhost", "verify-full&sslrootcert=/no/such/file".into(), Some("No such file")),
         ("localhost", "disable".into(), Some("no encryption")),
     ] {
@@ -224,7 +224,7 @@ fn a_newer_schema_is_refused() {
     cluster.ask("insert into schema_migrations values (99)");
     let url = cluster.url();
     let arguments = [&LONG_SALE[..], &["--database-url", &url]].concat();
-    assert_refused(dir.path(), &arguments, 8, &["version 99", "newer stampede"]);
+    assert_refused(dir.path(), &arguments, 8, &["version 99", "newer version"]);
 }
 
 #[test]
@@ -237,6 +237,9 @@ fn a_row_that_must_not_be_there_is_an_alarm() {
     cluster.ask("insert into purchases select sale_id, 2, 9, gen_random_uuid(), now() from sales");
     buy(&mut client, 2);
     let line = server.wait_for_line("cannot use the database");
-    assert!(line["exit_code"] == 8 && line["message"].as_str().unwrap().contains("a row is there already"), "{line}");
+    assert!(
+        line["exit_code"] == 8 && line["message"].as_str().unwrap().contains("this purchase exists already"),
+        "{line}"
+    );
     assert_eq!(cluster.count("select user_id from purchases where item_id = 2"), 9);
 }

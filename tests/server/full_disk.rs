@@ -183,6 +183,6 @@ fn a_disk_that_is_too_small_is_named() {
     }
     let Some(disk) = Disk::mount(PAGE) else { return };
     let (code, reason) = spawn(&disk.data()).last_words();
-    let parts = ["No space left", "free some of the disk", "--data-dir"];
+    let parts = ["No space left", "free disk space", "--data-dir"];
     assert!(code == 4 && parts.iter().all(|part| reason.contains(part)), "{code}: {reason}");
 }

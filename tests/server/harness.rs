@@ -134,9 +134,9 @@ impl Server {
     pub fn upgrade(&mut self) {
         wait_until("the previous upgrade has ended", || {
             self.signal(Signal::USR2);
-            let said = self.wait_for_one_of(&["upgrading", "no upgrade now"]);
+            let said = self.wait_for_one_of(&["upgrading", "the upgrade was refused"]);
             said["why"].is_null() || {
-                assert_eq!(said["why"], "one is under way");
+                assert_eq!(said["why"], "an upgrade is in progress");
                 false
             }
         });

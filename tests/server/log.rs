@@ -87,7 +87,7 @@ impl Log {
                 *since_ms = unix_ms.min(*since_ms);
                 self.user_limit = user_limit;
             }
-            LogEvent::TakenOver => self.is_taken_over = true,
+            LogEvent::RestoredFromPostgres => self.is_taken_over = true,
             LogEvent::Checkout { item, user, code, .. } => {
                 let hold = Hold { sale, item, user, from_ms: unix_ms, to_ms: u64::MAX };
                 let other = self.checkouts.insert(code.to_string(), hold);

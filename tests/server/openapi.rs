@@ -403,6 +403,6 @@ fn meet_a_stuck_shard(api: &Api) -> nix::Result<()> {
             scope.spawn(move || assert_eq!(api.ask(client, *operation, query, "").problem(), "overdue"));
         }
     });
-    stuck.let_go();
+    stuck.release_to();
     Ok(())
 }

@@ -19,8 +19,10 @@ fn printed(arguments: &[&str]) -> String {
 
 /// Returns the settings file of the systemd unit: all settings except those that the unit sets itself.
 fn settings_file() -> String {
-    let head = "# Settings of the server, one VARIABLE=value a line; man stampede tells more. systemctl reload stampede \
-                applies them,\n# and buyers notice nothing; only another LISTEN takes a restart, and SALE_PERIOD stays. The data directory is\n# /var/lib/stampede: the unit says so.\n";
+    let head = "# Settings of the server, one VARIABLE=value per line. `man stampede` describes them.\n\
+                # `systemctl reload stampede` applies changes without refusing a client. A different LISTEN needs a\n\
+                # restart, and SALE_PERIOD cannot change. The data directory is /var/lib/stampede, as set in the\n\
+                # unit.\n";
     let settings = SETTINGS.iter().filter(|setting| !["data-dir", "env-file"].contains(&setting.flag));
     let lines = settings.map(|setting| {
         let (open, default) = match setting.default.strip_prefix('(') {

@@ -210,11 +210,11 @@ fn postgres_may_be_absent_at_start() {
     assert!(start(dir.path(), &cluster, &[]).terminate().success());
     cluster.kill();
     let server = start(dir.path(), &cluster, &[]);
-    server.wait_for_line("the database is away");
+    server.wait_for_line("the database is unavailable");
     let mut client = server.connect();
     let code = client.reserve(1, 1);
     assert_eq!(client.purchase(&code).status, 200);
-    server.wait_for_line("Postgres is behind");
+    server.wait_for_line("Postgres lags behind");
     let ready = client.request("GET /readyz");
     let postgres = &ready.json()["postgres"];
     assert_eq!((ready.status, &postgres["connected"]), (200, &false.into()), "{ready:?}");

@@ -69,7 +69,7 @@ fn sales_follow_each_other_without_a_gap() {
     // The buyers took part in all sales but the first and the last from start to end. The server's figures must agree.
     for (sale, items) in bought.iter().skip(1).take(bought.len() - 2) {
         let line = loop {
-            let line = server.wait_for_line("sale over");
+            let line = server.wait_for_line("the sale has ended");
             if line["sale"].as_u64() == Some(*sale) {
                 break line;
             }

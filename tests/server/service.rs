@@ -38,7 +38,7 @@ impl Manager {
     }
 }
 
-/// The stopped thread of a shard, which takes no turns until `let_go`.
+/// The stopped thread of a shard, which takes no turns until `release_to`.
 pub struct Stuck(nix::unistd::Pid);
 
 impl Stuck {
@@ -55,7 +55,7 @@ impl Stuck {
     }
 
     /// Resumes the thread.
-    pub fn let_go(self) {
+    pub fn release_to(self) {
         nix::sys::wait::waitpid(self.0, Some(WaitPidFlag::__WALL)).unwrap();
         ptrace::detach(self.0, None).unwrap();
     }
@@ -105,7 +105,7 @@ fn a_stuck_shard_gives_no_sign_of_life() {
     server.wait_for_line("a shard takes no turns any more");
     assert!(manager.0.recv(&mut [0; 512]).is_err(), "no notification while a shard is stuck");
     manager.0.set_nonblocking(false).unwrap();
-    stuck.let_go();
+    stuck.release_to();
     assert_eq!(manager.hears(), "WATCHDOG=1\n");
     server.kill();
 }
@@ -117,7 +117,7 @@ fn it_goes_on_selling_until_balancers_have_noticed() {
     let mut old = server.connect();
     let code = old.reserve(1, 1);
     server.signal(Signal::TERM);
-    server.wait_for_line("told to stop");
+    server.wait_for_line("received a signal to stop");
     let ready = old.request("GET /readyz");
     assert!(ready.status == 503 && ready.body.contains("draining"), "{ready:?}");
     assert_eq!(old.purchase(&code).status, 200);

@@ -44,7 +44,7 @@ fn a_port_in_use_is_named() {
     let server = Server::start(dir.path(), &LONG_SALE);
     let listen = server.address.to_string();
     assert_refused(other.path(), &["--listen", &listen], 3, &[&listen, "in use", "--listen"]);
-    assert_refused(other.path(), &["--listen", "192.0.2.1:80"], 3, &["192.0.2.1:80", "no address of this machine"]);
+    assert_refused(other.path(), &["--listen", "192.0.2.1:80"], 3, &["192.0.2.1:80", "not an address of this machine"]);
 }
 
 #[test]

@@ -85,7 +85,7 @@ fn a_server_that_was_stopped_wakes_up_too_late() {
     client.reserve(1, 1);
     client.wait_for_postgres();
     // The first server still updates its heartbeat in Postgres.
-    assert_refused(second.path(), &cluster, &[], &["another server is running", "stop that one"]);
+    assert_refused(second.path(), &cluster, &[], &["another server is running", "stop that server"]);
     // When the first server is stopped, it has records that Postgres lacks.
     cluster.kill();
     let lost = client.reserve(1, 2);
@@ -94,7 +94,7 @@ fn a_server_that_was_stopped_wakes_up_too_late() {
     cluster.go_on();
     let server = start(second.path(), &cluster, &["--shards", "2"]);
     let line = server.wait_for_line("waiting for the database");
-    assert!(line["why"].as_str().unwrap().contains("silent"), "{line}");
+    assert!(line["why"].as_str().unwrap().contains("has not reported for 15 s"), "{line}");
     let mut client = server.connect();
     assert_eq!(client.checkout(2, 1).problem(), "item-reserved");
     client.reserve(2, 2);
@@ -219,9 +219,9 @@ fn an_older_database_is_brought_up_to_date_or_refused() {
     // The database is restored to an older state during this run. The log still has every record.
     cluster.kill();
     cluster.restore("older");
-    assert_eq!(server.wait_for_line("the database is away")["level"], "WARN");
+    assert_eq!(server.wait_for_line("the database is unavailable")["level"], "WARN");
     cluster.go_on();
-    server.wait_for_line("the database has lost records");
+    server.wait_for_line("the database has lost committed records");
     server.wait_for_line("the database is connected");
     sell(&server, 20..30);
     assert_eq!(cluster.ask(sold), "30|30");
@@ -232,7 +232,7 @@ fn an_older_database_is_brought_up_to_date_or_refused() {
     cluster.kill();
     cluster.restore("older");
     cluster.go_on();
-    assert_refused(dir.path(), &cluster, &[], &["its last run is 1", "--recover-from log"]);
+    assert_refused(dir.path(), &cluster, &[], &["its last run has epoch 1", "--recover-from log"]);
     assert_refused(dir.path(), &cluster, &["--recover-from", "postgres"], &["--recover-from log"]);
     let server = start(dir.path(), &cluster, &["--recover-from", "log"]);
     sell(&server, 30..40);

@@ -168,14 +168,14 @@ fn what_gets_stuck_leaves_the_server_as_it_was() {
     server.wait_for_line("pausing");
     kill_process(Pid::from_raw(new).unwrap(), Signal::STOP).unwrap();
     asking.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-    let said = server.wait_for_one_of(&["the upgrade is called off", "handed over"]);
+    let said = server.wait_for_one_of(&["the upgrade was aborted", "handed over"]);
     if said["message"].as_str().unwrap().starts_with("handed over") {
         // The takeover was complete before the new process stopped.
         kill_process(Pid::from_raw(new).unwrap(), Signal::CONT).unwrap();
         server.is_replaced_by(new);
         return server.kill();
     }
-    assert_eq!((&said["why"], &said["ended"]), (&"it took too long".into(), &"it was still there".into()));
+    assert_eq!((&said["why"], &said["ended"]), (&"a step took too long".into(), &"it was still running".into()));
     assert_eq!(asking.read().unwrap().status, 200);
     assert_eq!(idle.purchase(&code).status, 200);
     assert!(server.terminate().success());
@@ -222,10 +222,10 @@ fn whichever_process_is_killed_somebody_goes_on() {
             let new = server.wait_for_line("upgrading")["pid"].as_i64().unwrap() as i32;
             server.wait_for_line(phase);
             thread::sleep(Duration::from_micros(delay));
-            let victim = if kills_new { Pid::from_raw(new).unwrap() } else { server.pid() };
+            let first_to_remove = if kills_new { Pid::from_raw(new).unwrap() } else { server.pid() };
             // The victim may have exited already, as the old process does in the end.
-            let _ = kill_process(victim, Signal::KILL);
-            let goes_on = server.wait_for_one_of(&["the upgrade is called off", "handed over", "serving"]);
+            let _ = kill_process(first_to_remove, Signal::KILL);
+            let goes_on = server.wait_for_one_of(&["the upgrade was aborted", "handed over", "serving"]);
             let way = match goes_on["message"].as_str().unwrap() {
                 text if text.starts_with("the upgrade") => 0,
                 _ if kills_new => {
@@ -247,7 +247,7 @@ fn whichever_process_is_killed_somebody_goes_on() {
         });
         let only_good = BTreeSet::from(["200".to_owned()]);
         assert!(shopped.outcomes.is_subset(&only_good), "{phase}: {:?}", shopped.outcomes);
-        let begins_anew = server.times_said("the server before ended") > 0;
+        let begins_anew = server.times_said("the old process ended") > 0;
         assert!(
             shopped.lost == 0 || died || begins_anew,
             "{phase}: {} clients lost their connections to a running process",
@@ -350,7 +350,7 @@ fn what_cannot_take_over_leaves_the_server_as_it_was() {
     let mut upgrade = |settings: &str, status: &str| {
         fs::write(dir.path().join(".env"), settings).unwrap();
         server.signal(Signal::USR2);
-        let called_off = server.wait_for_line("the upgrade is called off");
+        let called_off = server.wait_for_line("the upgrade was aborted");
         assert_eq!(called_off["ended"], status, "{called_off}");
         assert_eq!(client.request("GET /readyz").status, 200);
     };
@@ -365,7 +365,7 @@ fn what_cannot_take_over_leaves_the_server_as_it_was() {
     // Sale IDs count periods, so the sale period cannot change.
     upgrade("SALE_PERIOD=1h\n", "exit status: 4");
     let why = server.wait_for_line("cannot use the data directory")["message"].to_string();
-    assert!(why.contains("counts its sales in periods of 8760h; start with --sale-period 8760h"), "{why}");
+    assert!(why.contains("was created with a sale period of 8760h; start with --sale-period 8760h"), "{why}");
     // The new process cannot read the log.
     let log = fs::read_dir(dir.path().join("log")).unwrap();
     let log = log.map(|entry| entry.unwrap().path()).find(|path| path.display().to_string().contains("purchases"));
@@ -416,7 +416,7 @@ fn what_a_version_cannot_go_on_with_it_refuses_before_anything_is_handed_over() 
         (&|offer| Offer { protocol: 99, ..offer }, 2, "protocol 99"),
         (&|offer| Offer { listen: ([127, 0, 0, 1], 9).into(), ..offer }, 2, "--listen is 127.0.0.1:9"),
         (&|offer| Offer { data_dir: other_dir.clone(), ..offer }, 2, "--data-dir is"),
-        (&|offer| Offer { epoch: 7, ..offer }, 4, "is not what the server"),
+        (&|offer| Offer { epoch: 7, ..offer }, 4, "the running server has reserved for this process"),
     ];
     for (change, code, text) in refusals {
         let played = play(dir.path(), change);
@@ -512,9 +512,12 @@ fn an_upgrade_that_cannot_be_is_refused() {
     let mut server = Server::start(dir.path(), &arguments);
     server.wait_for_line("the database is connected");
     cluster.kill();
-    server.wait_for_line("the database is away");
+    server.wait_for_line("the database is unavailable");
     server.signal(Signal::USR2);
-    assert_eq!(server.wait_for_line("no upgrade now")["why"], "buyers wait for the database, which is away");
+    assert_eq!(
+        server.wait_for_line("the upgrade was refused")["why"],
+        "--ack postgres is set and the database is unavailable"
+    );
     cluster.go_on();
     server.wait_for_line("the database is connected");
     server.upgrade();
@@ -523,8 +526,8 @@ fn an_upgrade_that_cannot_be_is_refused() {
     server.signal(Signal::USR2);
     server.wait_for_line("upgrading");
     server.signal(Signal::USR2);
-    server.wait_for_line("no upgrade now");
+    server.wait_for_line("the upgrade was refused");
     server.signal(Signal::TERM);
-    server.wait_for_line("the upgrade is called off");
+    server.wait_for_line("the upgrade was aborted");
     assert!(server.end_by_itself().success());
 }

@@ -1,0 +1,146 @@
+//! The documents, held against the code: what they list is complete, what they link to exists.
+
+use stampede::config::fatal::EXIT_CODES;
+use stampede::config::flags::SETTINGS;
+use stampede::http::problem::Problem;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use strum::VariantArray;
+
+/// Bytes of README.md at most: a newcomer reads it to the end.
+const README_BYTES_MAX: usize = 9 * 1024;
+
+fn home() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(home().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The Markdown files that people read: at the top level, in `docs` and in `tuning`.
+fn documents() -> Vec<PathBuf> {
+    let files = ["", "docs", "tuning"].into_iter().flat_map(|folder| fs::read_dir(home().join(folder)).unwrap());
+    let mut files: Vec<_> = files.map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
+    files.sort();
+    files
+}
+
+/// A line of a table, cell by cell.
+fn cells(line: &str) -> Vec<&str> {
+    line.trim().trim_matches('|').split(" | ").map(str::trim).collect()
+}
+
+/// The words between backticks.
+fn quoted(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+#[test]
+fn every_setting_is_documented_with_its_variables_and_default() {
+    let text = read("docs/configuration.md");
+    let rows: Vec<_> = text.lines().filter(|line| line.starts_with("| `--")).map(cells).collect();
+    let flags: BTreeSet<_> = rows.iter().map(|row| quoted(row[0])[0].trim_start_matches("--")).collect();
+    assert_eq!(flags, SETTINGS.iter().map(|setting| setting.flag).collect());
+    assert_eq!(rows.len(), SETTINGS.len(), "a setting is documented twice");
+    for setting in SETTINGS {
+        let row = rows.iter().find(|row| quoted(row[0])[0].trim_start_matches("--") == setting.flag).unwrap();
+        // Variables that give a part of the value are in the text around the table.
+        let listed = quoted(row[1]);
+        for variable in setting.variables {
+            assert!(text.contains(&format!("`{variable}`")), "--{}: {variable} is not documented", setting.flag);
+        }
+        let unknown: Vec<_> = listed.iter().filter(|variable| !setting.variables.contains(variable)).collect();
+        assert!(unknown.is_empty(), "--{} does not read {unknown:?}", setting.flag);
+        // A default in parentheses is computed: the document describes it in words.
+        let default = if setting.default.starts_with('(') { vec![] } else { vec![setting.default] };
+        assert_eq!(quoted(row[2]), default, "the default of --{}", setting.flag);
+    }
+}
+
+#[test]
+fn every_exit_code_is_documented() {
+    let text = read("docs/operations.md").replace('`', "");
+    for (code, meaning) in EXIT_CODES {
+        let row = format!("| {code} | {meaning} |");
+        assert!(text.contains(&row), "docs/operations.md and src/config/fatal.rs do not say the same: {row}");
+    }
+}
+
+#[test]
+fn every_problem_type_is_documented() {
+    let text = read("docs/api.md");
+    for problem in Problem::VARIANTS {
+        let slug = problem.about().slug;
+        assert!(text.contains(&format!("`{slug}`")), "docs/api.md does not explain {slug}");
+    }
+}
+
+#[test]
+fn every_alert_has_a_runbook() {
+    let headings: BTreeSet<String> = anchors(&read("docs/operations.md"));
+    for alert in read("tuning/observe/alerts.yml").lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        assert!(headings.contains(&alert.to_lowercase()), "docs/operations.md has no section {alert}");
+    }
+}
+
+/// The anchors of a document's headings, as GitHub makes them.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let mut is_code = false;
+    let headings = text.lines().filter(|line| {
+        is_code ^= line.starts_with("```");
+        !is_code && line.starts_with('#')
+    });
+    let anchors = headings.map(|line| {
+        let heading = line.trim_start_matches('#').trim().to_lowercase();
+        let kept = heading.chars().filter(|letter| letter.is_alphanumeric() || " -_".contains(*letter));
+        kept.map(|letter| if letter == ' ' { '-' } else { letter }).collect()
+    });
+    anchors.collect()
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let mut links = 0;
+    for document in documents() {
+        let text = fs::read_to_string(&document).unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.contains("://") {
+                continue;
+            }
+            links += 1;
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = if path.is_empty() { document.clone() } else { document.parent().unwrap().join(path) };
+            assert!(target.exists(), "{} links to {link}, which does not exist", document.display());
+            if !anchor.is_empty() && target.extension().is_some_and(|extension| extension == "md") {
+                let known = anchors(&fs::read_to_string(&target).unwrap());
+                assert!(known.contains(anchor), "{} links to {link}, which has no such heading", document.display());
+            }
+        }
+    }
+    assert!(links > 50, "the links were not found");
+}
+
+/// A path in backticks that begins with a folder of the repository.
+#[test]
+fn every_path_exists() {
+    let folders = ["src/", "tests/", "bench/", "docs/", "tuning/", "sql/", ".ci/"];
+    for document in documents() {
+        let text = fs::read_to_string(&document).unwrap();
+        for word in text.split('`').filter(|word| folders.iter().any(|folder| word.starts_with(folder))) {
+            let path = word.split(['#', ':']).next().unwrap();
+            if path.contains([' ', '<', '*', '{', '\n', '…', '$']) {
+                continue;
+            }
+            assert!(home().join(path).exists(), "{} names {path}, which does not exist", document.display());
+        }
+    }
+}
+
+#[test]
+fn the_readme_stays_short() {
+    let bytes = read("README.md").len();
+    assert!(bytes <= README_BYTES_MAX, "README.md has {bytes} bytes");
+}
