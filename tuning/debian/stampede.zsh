@@ -15,25 +15,25 @@ _stampede() {
 
     local context curcontext="$curcontext" state line
     _arguments "${_arguments_options[@]}" : \
-'--listen=[Where to serve the public; port 0 takes a free one. PORT or APP_PORT set the port alone \[env\: LISTEN\] \[default\: 0.0.0.0\:8080\]]:ADDRESS:PORT:' \
-'--admin-listen=[Where to serve operators\: /metrics for Prometheus; port 0 takes a free one. APP_METRICS_PORT sets the port alone \[env\: ADMIN_LISTEN\] \[default\: 127.0.0.1\:8081\]]:ADDRESS:PORT:' \
-'--shards=[Threads that serve, each pinned to a CPU of its own if there are enough \[env\: SHARDS\] \[default\: CPUs this process may use\]]:NUMBER:' \
-'--data-dir=[Where the purchase log lives; one server at a time \[env\: DATA_DIR\] \[default\: ./data\]]:PATH:_files -/' \
-'--items=[Stock of each sale; applies from the next sale on \[env\: ITEMS, APP_ITEM_NUMBER\] \[default\: 10000\]]:NUMBER:' \
-'--user-limit=[Items that one user may hold and buy in a sale; applies from the next sale on \[env\: USER_LIMIT, APP_USER_LIMIT\] \[default\: 10\]]:NUMBER:' \
-'--sale-period=[Length of a sale, in whole seconds; sales begin at multiples of it since 1970, so 1h means on the hour \[env\: SALE_PERIOD\] \[default\: 1h\]]:DURATION:' \
-'--reservation-ttl=[How long a checkout holds its item \[env\: RESERVATION_TTL\] \[default\: 30s\]]:DURATION:' \
-'--log-budget=[Disk that the logs may use; of ended sales, refused attempts are removed first and purchases last \[env\: LOG_BUDGET\] \[default\: 1GiB\]]:BYTES:' \
-'--database-url=[PostgreSQL to persist to, like postgres\://user@host/name. Or in parts\: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT \[env\: DATABASE_URL\] \[default\: none\: the log alone\]]:URL:' \
-'--ack=[What a purchase'\''s 200 waits for\: this machine'\''s disk, or Postgres too \[env\: ACK\] \[default\: local\]]:local|postgres:(local postgres)' \
-'--recover-from=[Which wins if the log and Postgres contradict each other; auto refuses to start then, and takes the sale over from Postgres if the data directory is empty \[env\: RECOVER_FROM\] \[default\: auto\]]:auto|log|postgres:(auto log postgres)' \
-'--max-connections=[Connections served at once; more are answered 503 and closed \[env\: MAX_CONNECTIONS\] \[default\: 16384, or what the descriptor limit allows\]]:NUMBER:' \
-'--steering=[Which shard gets a new connection\: any, by its address and port; or the one on the CPU where it arrived, for cards that spread connections over CPUs themselves \[env\: STEERING\] \[default\: hash\]]:hash|cpu:(hash cpu)' \
-'--drain-delay=[After SIGTERM, how long to go on selling while /readyz says 503 already\: until balancers send nobody here \[env\: DRAIN_DELAY\] \[default\: 0s\]]:DURATION:' \
-'--drain-timeout=[After that, how long the end may take\: requests in flight, the flush, what Postgres lacks; then the process exits, and the log keeps the rest \[env\: DRAIN_TIMEOUT\] \[default\: 10s\]]:DURATION:' \
-'--env-file=[Variables, one VARIABLE=value a line, for what neither flags nor the environment set; read anew by an upgrade, as these are not. .env need not exist \[env\: ENV_FILE\] \[default\: .env\]]:PATH:_files -/' \
-'--log-format=[How log lines on standard error look \[env\: LOG_FORMAT\] \[default\: text on a terminal, else json\]]:text|json:(text json)' \
-'--check-config[Print the settings in force and exit\: 0 if they are good, 2 if not]' \
+'--listen=[Address and port of the public API; port 0 takes a free port. PORT or APP_PORT sets only the port. Not used if systemd passes sockets \[env\: LISTEN\] \[default\: 0.0.0.0\:8080\]]:ADDRESS:PORT:' \
+'--admin-listen=[Address and port of the dashboard and of /metrics for Prometheus; port 0 takes a free port. APP_METRICS_PORT sets only the port. This port has no authentication \[env\: ADMIN_LISTEN\] \[default\: 127.0.0.1\:8081\]]:ADDRESS:PORT:' \
+'--shards=[Number of threads that serve clients. Each thread is pinned to its own CPU if there are enough CPUs \[env\: SHARDS\] \[default\: the number of CPUs that this process may use\]]:NUMBER:' \
+'--data-dir=[Directory of the log. It is created if it does not exist, and locked\: one server at a time can use it \[env\: DATA_DIR\] \[default\: ./data\]]:PATH:_files -/' \
+'--items=[Number of items in each sale. A change applies from the next sale on \[env\: ITEMS, APP_ITEM_NUMBER\] \[default\: 10000\]]:NUMBER:' \
+'--user-limit=[Number of items that one user may hold and have bought together in a sale. A change applies from the next sale on \[env\: USER_LIMIT, APP_USER_LIMIT\] \[default\: 10\]]:NUMBER:' \
+'--sale-period=[Length of a sale, in whole seconds. Sales begin at multiples of it since 1970-01-01 UTC\: with 1h, on every full hour. It cannot change for an existing data directory \[env\: SALE_PERIOD\] \[default\: 1h\]]:DURATION:' \
+'--reservation-ttl=[Time for which a checkout holds its item. Then the item is available again \[env\: RESERVATION_TTL\] \[default\: 30s\]]:DURATION:' \
+'--log-budget=[Disk space for the logs of all shards, at least 1MiB for each shard. When it is used up, the server removes records of ended sales, refused attempts first; if that is not enough, it refuses checkouts \[env\: LOG_BUDGET\] \[default\: 1GiB\]]:BYTES:' \
+'--database-url=[PostgreSQL database to which every record is persisted, such as postgres\://user@host/name. It can also be set in parts\: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT \[env\: DATABASE_URL\] \[default\: none\: only the log is written\]]:URL:' \
+'--ack=[What the 200 of a purchase waits for. local\: the flush to the local disk. postgres\: also the commit in Postgres \[env\: ACK\] \[default\: local\]]:local|postgres:(local postgres)' \
+'--recover-from=[Which side is used at start if the log and Postgres contradict each other. auto\: refuse to start. log or postgres\: use that side. If the data directory is empty, auto and postgres restore the sale from Postgres \[env\: RECOVER_FROM\] \[default\: auto\]]:auto|log|postgres:(auto log postgres)' \
+'--max-connections=[Number of client connections at once. Further connections are answered 503 and closed \[env\: MAX_CONNECTIONS\] \[default\: 16384, or fewer if the descriptor limit is lower\]]:NUMBER:' \
+'--steering=[Which shard gets a new connection. hash\: any shard, by address and port. cpu\: the shard on the CPU where the connection arrived, for network cards that distribute connections over the CPUs \[env\: STEERING\] \[default\: hash\]]:hash|cpu:(hash cpu)' \
+'--drain-delay=[After SIGTERM or SIGINT\: time for which the server still sells while /readyz already answers 503, so that load balancers stop sending clients \[env\: DRAIN_DELAY\] \[default\: 0s\]]:DURATION:' \
+'--drain-timeout=[After the drain delay\: maximum time to finish requests in flight, flush the log and persist it in Postgres. Then the process exits, and the log keeps the records that are not persisted \[env\: DRAIN_TIMEOUT\] \[default\: 10s\]]:DURATION:' \
+'--env-file=[File with variables, one VARIABLE=value per line. An upgrade in place reads it again. Only .env may be missing. ENV_FILE is read from the environment only \[env\: ENV_FILE\] \[default\: .env\]]:PATH:_files -/' \
+'--log-format=[Format of the log lines on standard error \[env\: LOG_FORMAT\] \[default\: text on a terminal, otherwise json\]]:text|json:(text json)' \
+'--check-config[Print the settings in force and exit\: with code 0 if they are valid, with 2 if not]' \
 '-h[Print help]' \
 '--help[Print help]' \
 '-V[Print version]' \
@@ -51,7 +51,7 @@ _stampede() {
 _arguments "${_arguments_options[@]}" : \
 '-h[Print help]' \
 '--help[Print help]' \
-':shell -- Whose completions:(bash zsh fish)' \
+':shell -- Name of the shell:(bash zsh fish)' \
 && ret=0
 ;;
 (man)
@@ -76,9 +76,9 @@ _arguments "${_arguments_options[@]}" : \
         case $line[1] in
             (verify)
 _arguments "${_arguments_options[@]}" : \
-'--data-dir=[Where the purchase log lives; one server at a time \[env\: DATA_DIR\] \[default\: ./data\]]:PATH:_files -/' \
-'--database-url=[PostgreSQL to persist to, like postgres\://user@host/name. Or in parts\: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT \[env\: DATABASE_URL\] \[default\: none\: the log alone\]]:URL:' \
-'--env-file=[Variables, one VARIABLE=value a line, for what neither flags nor the environment set; read anew by an upgrade, as these are not. .env need not exist \[env\: ENV_FILE\] \[default\: .env\]]:PATH:_files -/' \
+'--data-dir=[Directory of the log. It is created if it does not exist, and locked\: one server at a time can use it \[env\: DATA_DIR\] \[default\: ./data\]]:PATH:_files -/' \
+'--database-url=[PostgreSQL database to which every record is persisted, such as postgres\://user@host/name. It can also be set in parts\: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT \[env\: DATABASE_URL\] \[default\: none\: only the log is written\]]:URL:' \
+'--env-file=[File with variables, one VARIABLE=value per line. An upgrade in place reads it again. Only .env may be missing. ENV_FILE is read from the environment only \[env\: ENV_FILE\] \[default\: .env\]]:PATH:_files -/' \
 '-h[Print help (see more with '\''--help'\'')]' \
 '--help[Print help (see more with '\''--help'\'')]' \
 && ret=0
@@ -89,21 +89,21 @@ _arguments "${_arguments_options[@]}" : \
 '--user=[Only records of this user]:USER:_default' \
 '--item=[Only records about this item]:ITEM:_default' \
 '--code=[Only records about the hold of this code]:CODE:_default' \
-'--data-dir=[Where the purchase log lives; one server at a time \[env\: DATA_DIR\] \[default\: ./data\]]:PATH:_files -/' \
-'--database-url=[PostgreSQL to persist to, like postgres\://user@host/name. Or in parts\: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT \[env\: DATABASE_URL\] \[default\: none\: the log alone\]]:URL:' \
-'--env-file=[Variables, one VARIABLE=value a line, for what neither flags nor the environment set; read anew by an upgrade, as these are not. .env need not exist \[env\: ENV_FILE\] \[default\: .env\]]:PATH:_files -/' \
+'--data-dir=[Directory of the log. It is created if it does not exist, and locked\: one server at a time can use it \[env\: DATA_DIR\] \[default\: ./data\]]:PATH:_files -/' \
+'--database-url=[PostgreSQL database to which every record is persisted, such as postgres\://user@host/name. It can also be set in parts\: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT \[env\: DATABASE_URL\] \[default\: none\: only the log is written\]]:URL:' \
+'--env-file=[File with variables, one VARIABLE=value per line. An upgrade in place reads it again. Only .env may be missing. ENV_FILE is read from the environment only \[env\: ENV_FILE\] \[default\: .env\]]:PATH:_files -/' \
 '-h[Print help (see more with '\''--help'\'')]' \
 '--help[Print help (see more with '\''--help'\'')]' \
 && ret=0
 ;;
 (sale)
 _arguments "${_arguments_options[@]}" : \
-'--data-dir=[Where the purchase log lives; one server at a time \[env\: DATA_DIR\] \[default\: ./data\]]:PATH:_files -/' \
-'--database-url=[PostgreSQL to persist to, like postgres\://user@host/name. Or in parts\: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT \[env\: DATABASE_URL\] \[default\: none\: the log alone\]]:URL:' \
-'--env-file=[Variables, one VARIABLE=value a line, for what neither flags nor the environment set; read anew by an upgrade, as these are not. .env need not exist \[env\: ENV_FILE\] \[default\: .env\]]:PATH:_files -/' \
+'--data-dir=[Directory of the log. It is created if it does not exist, and locked\: one server at a time can use it \[env\: DATA_DIR\] \[default\: ./data\]]:PATH:_files -/' \
+'--database-url=[PostgreSQL database to which every record is persisted, such as postgres\://user@host/name. It can also be set in parts\: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT \[env\: DATABASE_URL\] \[default\: none\: only the log is written\]]:URL:' \
+'--env-file=[File with variables, one VARIABLE=value per line. An upgrade in place reads it again. Only .env may be missing. ENV_FILE is read from the environment only \[env\: ENV_FILE\] \[default\: .env\]]:PATH:_files -/' \
 '-h[Print help (see more with '\''--help'\'')]' \
 '--help[Print help (see more with '\''--help'\'')]' \
-'::sale -- Its sale_id \[default\: the latest in the log\]:_default' \
+'::sale -- Id of the sale \[default\: the latest in the log\]:_default' \
 && ret=0
 ;;
         esac
@@ -118,9 +118,9 @@ esac
 (( $+functions[_stampede_commands] )) ||
 _stampede_commands() {
     local commands; commands=(
-'completions:Print completions of these flags for a shell' \
-'man:Print a manual page, for man -l -' \
-'log:Read the log of a data directory\: verify, dump, add up a sale' \
+'completions:Print completions for a shell' \
+'man:Print the manual page\: stampede man | man -l -' \
+'log:Read the log of a data directory\: verify it, dump it, or add up a sale' \
     )
     _describe -t commands 'stampede commands' commands "$@"
 }
@@ -132,9 +132,9 @@ _stampede__subcmd__completions_commands() {
 (( $+functions[_stampede__subcmd__log_commands] )) ||
 _stampede__subcmd__log_commands() {
     local commands; commands=(
-'verify:Say whether the log is sound, and how far it is in Postgres' \
-'dump:Print the records of the log as JSON, one a line' \
-'sale:Add up a sale, from the log and from Postgres, and compare' \
+'verify:Check whether the log is sound, and how much of it is in Postgres' \
+'dump:Print the records of the log as JSON, one per line' \
+'sale:Add up a sale from the log and from Postgres, and compare the two' \
     )
     _describe -t commands 'stampede log commands' commands "$@"
 }
