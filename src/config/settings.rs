@@ -148,7 +148,7 @@ impl RawSetting {
 impl Sources<'_> {
     /// Returns the path of the env file, which has more variables.
     pub fn env_file_path(&self) -> String {
-        self.get("env-file").expect("it has a default").text
+        self.get("env-file").expect("the setting has a default").text
     }
 
     fn variable(&self, name: &str) -> Option<RawSetting> {
@@ -211,7 +211,7 @@ impl Sources<'_> {
     /// port.
     fn address(&self, flag: &str, variable: &str, ports: &[&str]) -> Result<SocketAddr, BadSetting> {
         let is_whole = self.flags.contains_key(flag) || self.variable(variable).is_some();
-        let raw = self.get(flag).expect("it has a default");
+        let raw = self.get(flag).expect("the setting has a default");
         let mut address: SocketAddr =
             raw.text.parse().map_err(|_| raw.bad("an IP address and a port, like 0.0.0.0:8080 or [::]:8080"))?;
         if let Some(port) = ports.iter().find_map(|name| self.variable(name)).filter(|_| !is_whole) {
@@ -227,7 +227,7 @@ impl Config {
     /// # Errors
     /// The first invalid setting.
     pub fn new(sources: &Sources<'_>) -> Result<Config, BadSetting> {
-        let get = |flag| sources.get(flag).expect("it has a default");
+        let get = |flag| sources.get(flag).expect("the setting has a default");
         let second = Duration::from_secs(1);
         let period = get("sale-period");
         let period_s = period.duration(second..=Duration::from_secs(366 * 86400), "whole seconds")?;

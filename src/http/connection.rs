@@ -220,7 +220,7 @@ impl Connection {
                 return Ok((used, Step::More));
             }
             self.body = None;
-            let head = parse_head(&self.head)?.expect("only a whole head is kept");
+            let head = parse_head(&self.head)?.expect("a stored head is complete");
             return Ok((used, Step::Request(head)));
         }
         let Some(head) = parse_head(bytes)? else { return Ok((0, Step::More)) };

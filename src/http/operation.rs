@@ -134,7 +134,7 @@ impl Answer {
         }
     }
 
-    /// Returns every answer, in the order of [`Answer::place`].
+    /// Returns every answer, in the order of [`Answer::index`].
     pub fn all() -> [Answer; Answer::COUNT] {
         let granted = [Answer::Ok, Answer::NoContent, Answer::Unchanged, Answer::Unready];
         let refused = |at: usize| Answer::Refused(Problem::VARIANTS[at - granted.len()]);

@@ -55,7 +55,7 @@ impl Default for Responder {
 
 fn render(problem: Problem) -> Rendered {
     let about = problem.about();
-    let body = serde_json::to_vec(&problem.details()).expect("what is answered can be written as JSON");
+    let body = serde_json::to_vec(&problem.details()).expect("the body serializes to JSON");
     let (status, headers, length) = (about.status, about.headers, body.len());
     let head = format!(
         "HTTP/1.1 {status}\r\ncontent-type: application/problem+json\r\ncontent-length: {length}\r\n{headers}date: "
@@ -101,7 +101,7 @@ impl Responder {
     /// Writes a response with a JSON body.
     pub fn json(&mut self, answer: Answer, body: &impl serde::Serialize, style: Style, out: &mut Vec<u8>) -> Answer {
         self.body.clear();
-        serde_json::to_writer(&mut self.body, body).expect("what is answered can be written as JSON");
+        serde_json::to_writer(&mut self.body, body).expect("the body serializes to JSON");
         self.with_body(answer, "application/json", UNCACHED, &self.body, style, out)
     }
 

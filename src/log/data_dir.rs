@@ -231,7 +231,7 @@ impl DataDir {
     /// # Errors
     /// [`Fatal::DataDir`] if the directory cannot be written.
     pub fn set_aside(&self) -> Result<PathBuf, Fatal> {
-        let aside = self.set_aside_paths().find(|path| !path.exists()).expect("numbers do not run out");
+        let aside = self.set_aside_paths().find(|path| !path.exists()).expect("a free number exists");
         let moved = (|| {
             create_durably(&aside)?;
             if self.path.join(CONTROL).exists() {

@@ -94,27 +94,27 @@ impl Recovery {
         self.replay.held()
     }
 
-    /// Reads the remaining records and returns the state of the sale. `told` has the ends that the previous process has
+    /// Reads the remaining records and returns the state of the sale. `reported` has the ends that the previous process has
     /// reported: each purchase stream that has blocks must end exactly there.
     ///
     /// # Errors
     /// [`Fatal::Damaged`] if a durable record is missing or a record contradicts the rules, [`Fatal::DataDir`] if files
     /// cannot be read.
-    pub fn finish(mut self, rules: &Rules, told: &Ends) -> Result<Recovered, Fatal> {
+    pub fn finish(mut self, rules: &Rules, reported: &Ends) -> Result<Recovered, Fatal> {
         self.replay.at((self.now)());
         remove_unfinished(&self.data).map_err(|error| self.unreadable(error))?;
         let streams = self.list().map_err(|error| self.unreadable(error))?;
         for (key, names) in &streams {
-            self.read(*key, names, told.get(key)).map_err(|unread| self.fatal(unread))?;
+            self.read(*key, names, reported.get(key)).map_err(|unread| self.fatal(unread))?;
         }
         // Retention may have removed every segment of an attempt stream, so only purchase streams are checked.
-        let mut promised = told.iter().filter(|(key, end)| key.log == LogKind::Purchases && end.blocks > 0);
+        let mut promised = reported.iter().filter(|(key, end)| key.log == LogKind::Purchases && end.blocks > 0);
         if let Some((key, end)) = promised.find(|(key, end)| self.ends.get(key) != Some(end)) {
             let StreamKey { log, epoch, shard } = key;
             let log = log.name();
-            let (told, found) = (end.records, self.ends.get(key).map_or(0, |end| end.records));
+            let (reported, found) = (end.records, self.ends.get(key).map_or(0, |end| end.records));
             return Err(Fatal::Damaged(format!(
-                "the previous process has written {told} records to {log} of epoch {epoch}, shard {shard}, \
+                "the previous process has written {reported} records to {log} of epoch {epoch}, shard {shard}, \
                  but the stream in the data directory ends differently, after {found} records"
             )));
         }
@@ -140,28 +140,28 @@ impl Recovery {
         Ok(streams)
     }
 
-    /// Reads the part of a stream that was not read before, up to the end that its writer has `told`, if any.
-    fn read(&mut self, key: StreamKey, names: &[SegmentName], told: Option<&End>) -> Result<(), ReadError> {
+    /// Reads the part of a stream that was not read before, up to the end that its writer has reported, if any.
+    fn read(&mut self, key: StreamKey, names: &[SegmentName], reported: Option<&End>) -> Result<(), ReadError> {
         let known = self.ends.get(&key).copied();
         if known.is_some_and(|end| end.ending == Ending::Sealed) {
             return Ok(());
         }
         let stream = key.of_cluster(self.data.cluster);
-        match (key.log, told) {
+        match (key.log, reported) {
             // Segments after the end are created but not written. To skip them, read segment by segment up to the end.
             (LogKind::Purchases, _) if self.reads_ahead => {
                 for (read, name) in (1..).zip(names) {
                     self.read_purchases(&stream, &names[..read])?;
                     let end = self.ends[&key].blocks;
                     let is_the_end = end < name.first_block + u64::from(name.blocks);
-                    if told.map_or(is_the_end, |told| end >= told.blocks) {
+                    if reported.map_or(is_the_end, |reported| end >= reported.blocks) {
                         break;
                     }
                 }
             }
             (LogKind::Purchases, _) => self.read_purchases(&stream, names)?,
             // No reply depended on a record of an attempt, and there may be very many records, so only the end is read.
-            (LogKind::Attempts, Some(told)) => drop(self.ends.insert(key, *told)),
+            (LogKind::Attempts, Some(reported)) => drop(self.ends.insert(key, *reported)),
             (LogKind::Attempts, None) => {
                 let end = end_of_attempts(&self.data, &stream, names)?;
                 self.ends.insert(key, end);

@@ -95,7 +95,7 @@ impl Retention {
         }
         while self.lacks_room(log, bytes, 0, 0) {
             let Some(first_to_remove) = self.first_to_remove(log, ended_before) else { break };
-            self.forget(first_to_remove);
+            self.remove(first_to_remove);
         }
         self.used += bytes;
         self.used_by_attempts += if log == LogKind::Attempts { bytes } else { 0 };
@@ -108,7 +108,7 @@ impl Retention {
         self.used -= bytes;
         self.used_by_attempts -= if log == LogKind::Attempts { bytes } else { 0 };
         if let Some(first_to_remove) = self.first_to_remove(log, ended_before) {
-            self.forget(first_to_remove);
+            self.remove(first_to_remove);
         }
     }
 
@@ -138,13 +138,13 @@ impl Retention {
 
     /// Returns the segments that may be removed for a segment of `log`. Purchases are never removed for attempts.
     fn removable(&self, log: LogKind, ended_before: SaleId) -> impl Iterator<Item = &OldSegment> {
-        let may_go = move |segment: &&OldSegment| {
+        let is_removable = move |segment: &&OldSegment| {
             let kind = segment.name.stream.log;
             segment.newest_sale < ended_before
                 && self.is_shipped(segment)
                 && (kind == LogKind::Attempts || log == LogKind::Purchases)
         };
-        self.old.iter().filter(may_go)
+        self.old.iter().filter(is_removable)
     }
 
     /// Returns the index in `old` of the segment to remove first: attempts before purchases, oldest first.
@@ -154,7 +154,7 @@ impl Retention {
         self.old.iter().position(|segment| segment == first_to_remove)
     }
 
-    fn forget(&mut self, place: usize) {
+    fn remove(&mut self, place: usize) {
         let segment = self.old.remove(place);
         self.used -= segment.bytes;
         self.used_by_attempts -= if segment.name.stream.log == LogKind::Attempts { segment.bytes } else { 0 };

@@ -123,7 +123,7 @@ mod tests {
     use super::*;
     use crate::sale::record::ReleaseReason;
 
-    fn view_result(line: &str) -> Result<LogCommand, String> {
+    fn parse(line: &str) -> Result<LogCommand, String> {
         let words = line.split(' ');
         let matches = Command::new("stampede").subcommand(command()).try_get_matches_from(words);
         matches.map(|matches| asked_for(&matches).unwrap().0).map_err(|error| error.to_string())
@@ -131,13 +131,13 @@ mod tests {
 
     #[test]
     fn arguments_become_questions() {
-        assert_eq!(view_result("stampede log verify --data-dir x"), Ok(LogCommand::Verify));
-        assert_eq!(view_result("stampede log sale"), Ok(LogCommand::Sale(None)));
-        assert_eq!(view_result("stampede log sale 7"), Ok(LogCommand::Sale(Some(SaleId(7)))));
+        assert_eq!(parse("stampede log verify --data-dir x"), Ok(LogCommand::Verify));
+        assert_eq!(parse("stampede log sale"), Ok(LogCommand::Sale(None)));
+        assert_eq!(parse("stampede log sale 7"), Ok(LogCommand::Sale(Some(SaleId(7)))));
         let filter = Filter { user: Some(UserId(i64::MAX)), item: Some(ItemId(0)), ..Filter::default() };
-        assert_eq!(view_result("stampede log dump --user 9223372036854775807 --item 0"), Ok(LogCommand::Dump(filter)));
+        assert_eq!(parse("stampede log dump --user 9223372036854775807 --item 0"), Ok(LogCommand::Dump(filter)));
         for line in ["log dump --user -1", "log dump --code 7", "log dump --sale x", "log sale x", "log", "log grep"] {
-            assert!(view_result(&format!("stampede {line}")).is_err(), "{line}");
+            assert!(parse(&format!("stampede {line}")).is_err(), "{line}");
         }
     }
 

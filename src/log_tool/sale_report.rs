@@ -61,9 +61,9 @@ struct Tally {
 
 impl Tally {
     /// Adds a record, if it belongs to the requested sale or, without a request, to the latest sale so far.
-    fn add(&mut self, view_result: Option<SaleId>, record: &Record, has_arrived: bool) {
+    fn add(&mut self, requested: Option<SaleId>, record: &Record, has_arrived: bool) {
         self.newest = self.newest.max(Some(record.sale));
-        if view_result.is_some_and(|view_result| view_result != record.sale)
+        if requested.is_some_and(|requested| requested != record.sale)
             || self.sale.is_some_and(|sale| sale > record.sale)
         {
             return;
@@ -109,13 +109,13 @@ impl EventCounts {
     }
 }
 
-/// Adds up the sale `view_result`, or the latest one in the log, compares it with Postgres, and appends the report to `report`.
+/// Adds up the sale `requested`, or the latest one in the log, compares it with Postgres, and appends the report to `report`.
 ///
 /// # Errors
 /// [`Fatal::Database`]: the log and Postgres contradict each other. [`Fatal::Damaged`]: the log has lost something
 /// durable. [`Fatal::Settings`]: neither the log nor Postgres has the sale. [`Fatal::DataDir`]: the log cannot be read,
 /// or it has no sale.
-pub fn add_up(config: &Config, view_result: Option<SaleId>, report: &mut String) -> Result<(), Fatal> {
+pub fn add_up(config: &Config, requested: Option<SaleId>, report: &mut String) -> Result<(), Fatal> {
     let (view, away) = match PostgresView::ask(config)? {
         Some(Ok(view)) => (Some(view), None),
         Some(Err(why)) => (None, Some(why)),
@@ -128,12 +128,12 @@ pub fn add_up(config: &Config, view_result: Option<SaleId>, report: &mut String)
     for stream in &mut scan.streams {
         let position = known_position(positions, &stream.id).unwrap_or(0);
         stream.read(|_: &StreamId, seq: Seq, record: &Record| {
-            tally.add(view_result, record, seq <= position);
+            tally.add(requested, record, seq <= position);
             Ok::<(), Fatal>(())
         })?;
     }
     let now_ms = Clock::start().now().unix_ms;
-    let Some(sale) = view_result.or(tally.sale) else {
+    let Some(sale) = requested.or(tally.sale) else {
         return Err(Fatal::DataDir(format!("no sale has begun in {}", config.data_dir.display())));
     };
     let period_s = scan.control.sale_period_s;

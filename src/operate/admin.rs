@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// A connection is closed if its client acknowledges no data for this long: the client is stuck or gone.
-const PATIENCE: Duration = Duration::from_secs(10);
+const VIEWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Listens on `address`.
 ///
@@ -42,7 +42,7 @@ pub fn start(listener: TcpListener, status: Arc<Status>, period_s: u32) -> Resul
         let router = Router::new().route("/metrics", get(scrape)).with_state(status).merge(page);
         let listener = tokio::net::TcpListener::from_std(listener)?.tap_io(|stream| {
             // Without this timeout, the server would wait forever for a client that does not read.
-            let _ = SockRef::from(&*stream).set_tcp_user_timeout(Some(PATIENCE));
+            let _ = SockRef::from(&*stream).set_tcp_user_timeout(Some(VIEWER_TIMEOUT));
         });
         axum::serve(listener, router).await
     };

@@ -74,7 +74,7 @@ struct Samples {
 
 /// Content of one event for one viewer.
 #[derive(Serialize)]
-struct News<'a> {
+struct DashboardEvent<'a> {
     process: &'a PageFacts,
     ended: Vec<EndedSale>,
     samples: Vec<&'a Sample>,
@@ -85,8 +85,8 @@ struct News<'a> {
 pub fn routes(status: Arc<Status>, period_s: u32) -> Router {
     let clock = Clock::start();
     let about = PageFacts { version: env!("CARGO_PKG_VERSION"), began_ms: clock.now().unix_ms, period_s };
-    let desk = Arc::new(DashboardState { status, about, samples: watch::Sender::default() });
-    tokio::spawn(take_samples(desk.clone(), clock));
+    let state = Arc::new(DashboardState { status, about, samples: watch::Sender::default() });
+    tokio::spawn(take_samples(state.clone(), clock));
     let page = FILES.iter().fold(Router::new(), |page, (path, kind, text)| {
         let head = [
             (header::CONTENT_TYPE, *kind),
@@ -98,18 +98,18 @@ pub fn routes(status: Arc<Status>, period_s: u32) -> Router {
         ];
         page.route(path, get(move || async move { (head, *text) }))
     });
-    page.route("/events", get(events)).with_state(desk)
+    page.route("/events", get(events)).with_state(state)
 }
 
-async fn take_samples(desk: Arc<DashboardState>, clock: Clock) {
-    let mut sampler = Sampler::new(desk.status.clone(), clock.now());
+async fn take_samples(state: Arc<DashboardState>, clock: Clock) {
+    let mut sampler = Sampler::new(state.status.clone(), clock.now());
     let mut ticks = interval(SAMPLE_TIME);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks.tick().await;
     loop {
         ticks.tick().await;
         let sample = sampler.sample(clock.now());
-        desk.samples.send_modify(|samples| {
+        state.samples.send_modify(|samples| {
             if samples.kept.len() == SAMPLES_KEPT {
                 samples.kept.pop_front();
             }
@@ -120,30 +120,30 @@ async fn take_samples(desk: Arc<DashboardState>, clock: Clock) {
 }
 
 /// Streams the kept samples, then each new sample.
-async fn events(State(desk): State<Arc<DashboardState>>) -> Response {
-    if desk.samples.receiver_count() >= VIEWERS_MAX {
+async fn events(State(state): State<Arc<DashboardState>>) -> Response {
+    if state.samples.receiver_count() >= VIEWERS_MAX {
         return (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "5")], "Too many dashboards are open.\n")
             .into_response();
     }
-    let mut viewer = desk.samples.subscribe();
+    let mut viewer = state.samples.subscribe();
     viewer.mark_changed();
-    let news = stream::unfold((desk, viewer, 0), |(desk, mut viewer, seen)| async move {
+    let next_event = stream::unfold((state, viewer, 0), |(state, mut viewer, seen)| async move {
         viewer.changed().await.ok()?;
-        let (text, seen) = desk.news(&viewer.borrow_and_update(), seen);
-        Some((Ok::<_, Infallible>(Event::default().data(text)), (desk, viewer, seen)))
+        let (text, seen) = state.next_event(&viewer.borrow_and_update(), seen);
+        Some((Ok::<_, Infallible>(Event::default().data(text)), (state, viewer, seen)))
     });
-    Sse::new(news).into_response()
+    Sse::new(next_event).into_response()
 }
 
 impl DashboardState {
     /// Returns the event for a viewer that has received the first `seen` samples, and its new value of `seen`.
-    fn news(&self, samples: &Samples, seen: usize) -> (String, usize) {
+    fn next_event(&self, samples: &Samples, seen: usize) -> (String, usize) {
         let first = samples.kept.len().saturating_sub(samples.taken - seen);
-        let news = News {
+        let next_event = DashboardEvent {
             process: &self.about,
             ended: self.status.ended_sales(),
             samples: samples.kept.range(first..).collect(),
         };
-        (serde_json::to_string(&news).expect("numbers and names"), samples.taken)
+        (serde_json::to_string(&next_event).expect("numbers and names"), samples.taken)
     }
 }

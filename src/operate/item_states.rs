@@ -56,7 +56,7 @@ mod tests {
     use crate::sale::stock::Stock;
 
     #[test]
-    fn a_word_speaks_of_its_sale_alone() {
+    fn a_word_belongs_to_one_sale() {
         let partition = Partition::new(3);
         let item_states = ItemStates::new(partition, 10, &[]);
         let sale = SaleId(u32::MAX);

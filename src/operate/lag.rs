@@ -26,7 +26,7 @@ pub enum LagChange {
 impl Lag {
     /// Updates the lag from the totals at `now`, a time since any fixed moment. Returns how long Postgres has been
     /// behind, and a change if Postgres has just fallen behind or caught up.
-    pub fn look(&mut self, durable: i64, persisted: i64, now: Duration) -> (Duration, Option<LagChange>) {
+    pub fn update(&mut self, durable: i64, persisted: i64, now: Duration) -> (Duration, Option<LagChange>) {
         if self.waiting_for.is_some_and(|(total, _)| persisted >= total) {
             self.waiting_for = None;
         }
@@ -50,7 +50,7 @@ mod tests {
         let mut lag = Lag::default();
         for tick in 0..100u32 {
             let (behind, change) =
-                lag.look(i64::from(10 * tick + 5), i64::from(10 * tick), Duration::from_millis(300) * tick);
+                lag.update(i64::from(10 * tick + 5), i64::from(10 * tick), Duration::from_millis(300) * tick);
             assert_eq!((change, behind <= Duration::from_millis(300)), (None, true));
         }
     }
@@ -58,7 +58,7 @@ mod tests {
     #[test]
     fn standing_still_is_one_and_catching_up_ends_it() {
         let mut lag = Lag::default();
-        let mut look = |durable, persisted, ms| lag.look(durable, persisted, Duration::from_millis(ms)).1;
+        let mut look = |durable, persisted, ms| lag.update(durable, persisted, Duration::from_millis(ms)).1;
         assert_eq!(look(5, 5, 0), None);
         assert_eq!(look(6, 5, 1_000), None);
         assert_eq!(look(9, 5, 2_000), None);

@@ -29,7 +29,7 @@ pub fn text(status: &Arc<Status>) -> String {
     let process = Process::read(status.shards.len());
     registry.register_collector(Box::new(Scrape { status: status.clone(), process }));
     let mut text = String::new();
-    encode(&mut text, &registry).expect("memory takes whatever is written to it");
+    encode(&mut text, &registry).expect("writing to memory does not fail");
     text
 }
 

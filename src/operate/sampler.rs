@@ -177,7 +177,7 @@ mod tests {
     use crate::operate::status::Phase;
 
     #[test]
-    fn whoever_asks_and_is_not_refused_has_looked_up() {
+    fn successful_reads_are_counted_as_lookups() {
         for operation in Operation::VARIANTS.iter().copied().filter(|operation| operation.route().0 == "GET") {
             for answer in operation.answers() {
                 let has_looked_up = matches!(AnswerClass::of(operation, answer), AnswerClass::LookedUp);

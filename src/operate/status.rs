@@ -203,8 +203,8 @@ impl Status {
 
     /// Returns the available items of the newest sale, given the sold and reserved ones. The shards publish at
     /// different times, so the result can be off by the requests in flight.
-    pub fn available(&self, stands: Sales) -> u64 {
-        self.items().saturating_sub(u64::from(stands.sold + stands.reserved))
+    pub fn available(&self, sales: Sales) -> u64 {
+        self.items().saturating_sub(u64::from(sales.sold + sales.reserved))
     }
 
     /// Returns the sum of one histogram over all shards. Its bounds must be `bounds`.

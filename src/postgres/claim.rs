@@ -64,7 +64,7 @@ impl Claim {
                 tracing::warn!(%stream, missing, "records that the log no longer has will be missing in the database");
             }
         }
-        // Remember the claim before it is sent: if its answer is lost, only this entry tells it from the claim of
+        // Remember the claim before it is sent: if its answer is lost, only this entry distinguishes it from the claim of
         // another data directory.
         let remembered = self.control.remember(memory.claiming(found, self.owner.run));
         remembered.map_err(|error| Failure::Transient(format!("control.json cannot be written: {error}")))?;
@@ -92,11 +92,11 @@ pub fn judge(
         return Err(Conflict::DirectoryOlder(why.into()));
     }
     let is_new = memory.seen.is_none();
-    let goes_on = |(stream, first, end): &(StreamId, Seq, Option<Seq>)| {
+    let start_position = |(stream, first, end): &(StreamId, Seq, Option<Seq>)| {
         let known = known_position(positions, stream);
         Ok((*stream, judge_position(stream, (*first, *end), known, is_new, from)?))
     };
-    extents.iter().map(goes_on).collect()
+    extents.iter().map(start_position).collect()
 }
 
 /// Returns the failure for a log that cannot be read back. It is final: without the log nothing can be sent, and the

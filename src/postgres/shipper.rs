@@ -103,7 +103,7 @@ struct PendingBatch {
 
 impl PendingBatch {
     /// Returns how much longer the batch may wait for more records if no buyer waits for it.
-    fn patience(&self) -> Duration {
+    fn remaining_wait(&self) -> Duration {
         let is_full = self.bytes >= BATCH_BYTES_MAX;
         self.since.filter(|_| !is_full).map_or(Duration::ZERO, |since| GATHER_TIME.saturating_sub(since.elapsed()))
     }
@@ -195,7 +195,7 @@ impl Shipper {
             self.gather(&mut batch).await?;
             let moves = self.moves();
             let is_awaited = self.plan.is_awaited && batch.rows.purchases.rows() > 0;
-            let is_due = !moves.is_empty() && (is_awaited || is_stopping || batch.patience().is_zero());
+            let is_due = !moves.is_empty() && (is_awaited || is_stopping || batch.remaining_wait().is_zero());
             if is_due {
                 let PendingBatch { rows, .. } = std::mem::take(&mut batch);
                 let opens = !rows.opened.is_empty();
@@ -244,8 +244,8 @@ impl Shipper {
                 (true, _) if is_stopping => return in_time(database.leave(owner)).await,
                 (true, _) => drop(timeout(IDLE_TIME, self.flushed.bell.notified()).await),
                 // A purchase may arrive, and is sent at once.
-                (false, true) => drop(timeout(batch.patience(), self.flushed.bell.notified()).await),
-                (false, false) => sleep(batch.patience()).await,
+                (false, true) => drop(timeout(batch.remaining_wait(), self.flushed.bell.notified()).await),
+                (false, false) => sleep(batch.remaining_wait()).await,
             }
         }
     }

@@ -72,11 +72,11 @@ pub fn command() -> Command {
 /// Returns the text that the command `man` or `completions` prints, or `None` for other arguments.
 pub fn asked_for(arguments: &ArgMatches) -> Option<String> {
     let text = match arguments.subcommand()? {
-        ("completions", arguments) => completions(*arguments.get_one("shell").expect("it is required")),
+        ("completions", arguments) => completions(*arguments.get_one("shell").expect("clap requires the argument")),
         ("log", _) => return None,
-        _ => page().expect("memory takes whatever is written to it"),
+        _ => page().expect("writing to memory does not fail"),
     };
-    Some(String::from_utf8(text).expect("it is made of text"))
+    Some(String::from_utf8(text).expect("the output is UTF-8"))
 }
 
 fn completions(shell: Shell) -> Vec<u8> {

@@ -29,24 +29,24 @@ impl ServiceManager {
     /// Reports that the process serves. Watchdog notifications begin now.
     pub fn ready(&mut self) {
         // Notify the watchdog at once: after an upgrade, the last notification is from the old process.
-        tell(&[NotifyState::Ready, NotifyState::Status("selling"), NotifyState::Watchdog]);
+        notify(&[NotifyState::Ready, NotifyState::Status("selling"), NotifyState::Watchdog]);
         self.next_notification = self.period.map(|period| Instant::now() + period);
     }
 
     /// Reports that an upgrade has begun. It ends when either process reports that it is ready.
     pub fn reloading(&self) {
         let now = NotifyState::monotonic_usec_now().unwrap_or(NotifyState::MonotonicUsec(0));
-        tell(&[NotifyState::Reloading, now, NotifyState::Status("upgrading")]);
+        notify(&[NotifyState::Reloading, now, NotifyState::Status("upgrading")]);
     }
 
     /// Reports the process id of the server.
     pub fn set_main_pid(&self, pid: u32) {
-        tell(&[NotifyState::MainPid(pid)]);
+        notify(&[NotifyState::MainPid(pid)]);
     }
 
     /// Reports that the process stops.
     pub fn stopping(&self) {
-        tell(&[NotifyState::Stopping, NotifyState::Status("draining")]);
+        notify(&[NotifyState::Stopping, NotifyState::Status("draining")]);
     }
 
     /// Notifies the watchdog if a notification is due and every shard has taken a turn since the last one. A healthy
@@ -57,7 +57,7 @@ impl ServiceManager {
             let turns: Vec<u64> = status.shards.iter().map(|shard| shard.turns.load(Ordering::Relaxed)).collect();
             let stuck = turns.iter().zip(&self.turns).position(|(turns, before)| turns == before);
             match stuck {
-                None => tell(&[NotifyState::Watchdog]),
+                None => notify(&[NotifyState::Watchdog]),
                 Some(shard) => {
                     tracing::error!(shard, "a shard takes no turns any more: the watchdog is not notified")
                 }
@@ -70,7 +70,7 @@ impl ServiceManager {
 }
 
 /// Sends a notification. A failure is logged and does not stop the server.
-fn tell(state: &[NotifyState<'_>]) {
+fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::warn!(%error, "the service manager could not be notified");
     }

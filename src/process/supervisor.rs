@@ -123,7 +123,7 @@ struct SupervisorState {
 /// The next action of the main thread after a notice.
 enum Next {
     /// Wait for the next notice.
-    SupervisorState,
+    Continue,
     /// Flush and end.
     Stop,
     /// End at once, because another process serves.
@@ -136,11 +136,11 @@ impl Supervisor {
     /// # Errors
     /// Every reason for which this process cannot take over from the old one, or cannot begin to persist.
     pub fn run(mut self) -> Result<(), Fatal> {
-        let mut watch = SupervisorState::default();
+        let mut state = SupervisorState::default();
         loop {
-            let next = match self.wait(&mut watch) {
-                Ok(notice) => self.handle(notice, &mut watch)?,
-                Err(_) if watch.stop.is_none_or(|stop| Instant::now() < stop.ends) => Next::SupervisorState,
+            let next = match self.wait(&mut state) {
+                Ok(notice) => self.handle(notice, &mut state)?,
+                Err(_) if state.stop.is_none_or(|stop| Instant::now() < stop.ends) => Next::Continue,
                 Err(_) => {
                     tracing::warn!(
                         "some requests did not finish within --drain-timeout; raise it to give them more time"
@@ -149,11 +149,11 @@ impl Supervisor {
                 }
             };
             // The persistence thread starts when the old process has ended, and must still send its records.
-            let is_drained = watch.drained == self.shards.threads.len() && self.deferred_work.is_none();
+            let is_drained = state.drained == self.shards.threads.len() && self.deferred_work.is_none();
             match next {
                 Next::HandedOver => return Ok(()),
-                Next::SupervisorState if !is_drained => {}
-                Next::SupervisorState | Next::Stop => break,
+                Next::Continue if !is_drained => {}
+                Next::Continue | Next::Stop => break,
             }
         }
         self.enter(Phase::Stopping);
@@ -162,20 +162,20 @@ impl Supervisor {
             let _ = thread.join();
         }
         if let Some(persistence) = self.persistence {
-            persistence.finish(watch.stop.map_or_else(Instant::now, |stop| stop.ends));
+            persistence.finish(state.stop.map_or_else(Instant::now, |stop| stop.ends));
         }
         Ok(())
     }
 
     /// Waits for a notice or for the next deadline. Begins the drain, notifies the watchdog, looks at Postgres and
     /// aborts a late upgrade when the time has come.
-    fn wait(&mut self, watch: &mut SupervisorState) -> Result<Notice, RecvTimeoutError> {
+    fn wait(&mut self, state: &mut SupervisorState) -> Result<Notice, RecvTimeoutError> {
         let now = Instant::now();
-        if self.status.phase() == Phase::Leaving && watch.stop.is_some_and(|stop| stop.drains <= now) {
+        if self.status.phase() == Phase::Leaving && state.stop.is_some_and(|stop| stop.drains <= now) {
             tracing::info!("draining: accepting no new connections, finishing requests in flight");
             self.enter(Phase::Draining);
         }
-        let next_step = watch.stop.map(|stop| if stop.drains > now { stop.drains } else { stop.ends });
+        let next_step = state.stop.map(|stop| if stop.drains > now { stop.drains } else { stop.ends });
         let next_look = self.persistence.is_some().then(|| now + LAG_CHECK_TIME);
         let next_notification = self.manager.notify_watchdog(&self.status, now);
         let upgrade_ends = self.successor.as_ref().map(Successor::deadline);
@@ -185,7 +185,7 @@ impl Supervisor {
             Some(end) => self.shards.notice_receiver.recv_deadline(end),
         };
         if self.persistence.is_some() {
-            self.update_lag(&mut watch.lag);
+            self.update_lag(&mut state.lag);
         }
         if upgrade_ends.is_some_and(|end| end <= Instant::now()) {
             self.abort_upgrade("a step took too long");
@@ -193,21 +193,21 @@ impl Supervisor {
         notice
     }
 
-    fn handle(&mut self, notice: Notice, watch: &mut SupervisorState) -> Result<Next, Fatal> {
+    fn handle(&mut self, notice: Notice, state: &mut SupervisorState) -> Result<Next, Fatal> {
         match notice {
             Notice::Ready(_) => {
-                watch.ready += 1;
-                if watch.ready == self.shards.threads.len() && watch.stop.is_none() {
+                state.ready += 1;
+                if state.ready == self.shards.threads.len() && state.stop.is_none() {
                     self.serve()?;
                 }
             }
-            Notice::Alone => {
+            Notice::PredecessorExited => {
                 // The old process may have written to the control file until its end.
                 self.site.control.reload_database()?;
                 self.deferred_work.take().map_or(Ok(()), |deferred_work| self.finish_earlier_runs(deferred_work))?;
             }
             Notice::Ended(part) => {
-                if let Some(sale) = add_ended_share(&mut watch.ended, part, self.shards.threads.len()) {
+                if let Some(sale) = add_ended_share(&mut state.ended, part, self.shards.threads.len()) {
                     let EndedSale { sale_id, sold, items } = sale;
                     tracing::info!(sale = sale_id, sold, items, "the sale has ended, and the next one has begun");
                     self.status.add_ended_sale(sale);
@@ -216,23 +216,23 @@ impl Supervisor {
             Notice::LogFull(shard, is_full) => log_room(shard, is_full),
             Notice::AttemptsLost(shard, are_lost) => log_attempts(shard, are_lost),
             Notice::Overdue(shard, overdue) => log_overdue(shard, overdue),
-            Notice::Drained(_) => watch.drained += 1,
+            Notice::Drained(_) => state.drained += 1,
             Notice::Signal(SIGUSR2) => self.upgrade(),
             Notice::Signal(_) if self.pending_takeover.is_some() => {
                 tracing::info!("received a signal to stop: the old process continues to serve");
                 return Ok(Next::HandedOver);
             }
-            Notice::Signal(signal) if watch.stop.is_none() => watch.stop = Some(self.begin_stop(signal)),
+            Notice::Signal(signal) if state.stop.is_none() => state.stop = Some(self.begin_stop(signal)),
             Notice::Signal(signal) => {
                 tracing::warn!(signal, "received another signal to stop: not waiting for requests in flight");
-                watch.stop = Some(Stop { drains: Instant::now(), ends: Instant::now() });
+                state.stop = Some(Stop { drains: Instant::now(), ends: Instant::now() });
                 return Ok(Next::Stop);
             }
-            Notice::Still(_) | Notice::HandedOver(..) | Notice::Successor(..) => {
-                return Ok(if self.advance_upgrade(notice) { Next::HandedOver } else { Next::SupervisorState });
+            Notice::Idle(_) | Notice::HandedOver(..) | Notice::Successor(..) => {
+                return Ok(if self.advance_upgrade(notice) { Next::HandedOver } else { Next::Continue });
             }
         }
-        Ok(Next::SupervisorState)
+        Ok(Next::Continue)
     }
 
     /// Begins to serve, when every shard can sell. In an upgrade, waits until the old process hands over.
@@ -242,7 +242,7 @@ impl Supervisor {
             let shards = self.shards.threads.len() as u16;
             listener::open(&listeners, self.config.steers_by_cpu, shards)?;
             let notices = self.shards.notices.clone();
-            predecessor.watch_exit(move || _ = notices.send(Notice::Alone))?;
+            predecessor.watch_exit(move || _ = notices.send(Notice::PredecessorExited))?;
             let admin = self.admin.try_clone().map_err(host::no_descriptors)?;
             admin::start(admin, self.status.clone(), self.config.rules.period_s)?;
             self.deferred_work = Some(deferred_work);
@@ -292,7 +292,7 @@ impl Supervisor {
     /// Publishes the lag of Postgres, and logs when a lag begins and ends.
     fn update_lag(&self, lag: &mut Lag) {
         let (durable, persisted) = self.status.records();
-        let (behind, change) = lag.look(durable, persisted, self.started.elapsed());
+        let (behind, change) = lag.update(durable, persisted, self.started.elapsed());
         self.status.behind_ms.store(behind.as_millis() as u64, Ordering::Relaxed);
         let records = durable - persisted;
         match change {

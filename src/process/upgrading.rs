@@ -47,7 +47,7 @@ impl Supervisor {
             epoch,
         });
         let notices = self.shards.notices.clone();
-        let report = move |pid, said| _ = notices.send(Notice::Successor(pid, said));
+        let report = move |pid, message| _ = notices.send(Notice::Successor(pid, message));
         match offer.and_then(|offer| Successor::start(offer, report)) {
             Ok(successor) => {
                 tracing::info!(pid = successor.pid(), "upgrading: the new process is preparing");
@@ -63,7 +63,7 @@ impl Supervisor {
     pub fn advance_upgrade(&mut self, notice: Notice) -> bool {
         let Some(successor) = self.successor.as_mut() else { return false };
         let step = match notice {
-            Notice::Successor(pid, said) => return self.handle_successor(pid, said),
+            Notice::Successor(pid, message) => return self.handle_successor(pid, message),
             Notice::HandedOver(_, handed_over) => handed_over.and_then(|()| successor.note_shard_handed_over()),
             _ => self.note_shard_idle(),
         };
@@ -75,9 +75,9 @@ impl Supervisor {
 
     /// Handles a message of the new process, or its end (`None`). Returns whether the new process serves, so that this
     /// one must end.
-    fn handle_successor(&mut self, pid: u32, said: Option<FromNew>) -> bool {
+    fn handle_successor(&mut self, pid: u32, message: Option<FromNew>) -> bool {
         let Some(successor) = self.successor.as_mut().filter(|successor| successor.pid() == pid) else { return false };
-        match (said, successor.stage()) {
+        match (message, successor.stage()) {
             (Some(FromNew::Prepared { version }), Stage::Preparing) => {
                 successor.pause(self.shards.threads.len());
                 self.enter(Phase::Paused);

@@ -24,13 +24,13 @@ pub enum Notice {
     /// The shard drains, and every request on its connections is answered.
     Drained(ShardId),
     /// Upgrade, old process: the shard is paused, and none of its clients waits for a decision.
-    Still(ShardId),
+    Idle(ShardId),
     /// Upgrade, old process: the shard has sent its sockets to the new process, or could not send them.
     HandedOver(ShardId, Result<(), String>),
     /// Upgrade, old process: the new process with this process id has sent a message, or has ended (`None`).
     Successor(u32, Option<FromNew>),
     /// Upgrade, new process: the old process has ended.
-    Alone,
+    PredecessorExited,
     /// The process has received a signal.
     Signal(i32),
 }

@@ -265,7 +265,7 @@ mod tests {
 
     /// Threads answer each request and sleep when there is nothing to do: no thread misses a wake-up.
     #[test]
-    fn doorbells_wake_who_sleeps() {
+    fn doorbells_wake_sleeping_shards() {
         const SHARDS: usize = 3;
         const REQUESTS: u64 = 20_000;
         let threads = connect(&doorbells(SHARDS)).into_iter().map(|mut endpoint| {

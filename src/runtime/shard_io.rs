@@ -29,7 +29,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 /// Milliseconds between checks whether recovery has ended.
-const LOOK_MS: u64 = 5;
+const RECOVERY_POLL_MS: u64 = 5;
 
 /// A shard's sockets, lanes and clock, and its channels to and from the main thread.
 pub struct ShardIo {
@@ -59,7 +59,7 @@ impl ShardIo {
             if is_over() {
                 return self.mesh.doorbell().wake_up();
             }
-            self.server.look(if self.server.has_work() { 0 } else { LOOK_MS });
+            self.server.poll(if self.server.has_work() { 0 } else { RECOVERY_POLL_MS });
             let now = self.clock.now();
             let status = self.status.clone();
             let facts = Facts { status: &status, sale: None, known: None };
@@ -134,7 +134,7 @@ impl ShardIo {
     }
 
     /// Sends a notice to the main thread.
-    pub fn tell(&self, notice: Notice) {
+    pub fn notify(&self, notice: Notice) {
         // The main thread receives until it has joined this thread.
         let _ = self.notices.send(notice);
     }

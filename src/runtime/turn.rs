@@ -63,9 +63,9 @@ enum Pause {
     /// No upgrade pauses this shard.
     No,
     /// Old process: paused, and no client of this shard waits for a decision.
-    Still,
+    Idle,
     /// Old process: the main thread has ordered this shard to send its sockets over this upgrade socket.
-    Asked(Arc<UpgradeSocket>),
+    HandoverOrdered(Arc<UpgradeSocket>),
     /// Old process: the sockets and the ends of the logs are sent. The new process continues after these ends, so this
     /// shard writes nothing more to its logs.
     HandedOver,
@@ -170,7 +170,7 @@ impl TurnLoop {
             let terms = *self.shard.terms();
             let sale = OnSale { terms, period_s: self.period_s, item_states: &self.item_states, unix_ms: now.unix_ms };
             let facts = Facts { status, sale: Some(sale), known: None };
-            server.send_events(now, |told, out| told.update(&facts, now.monotonic_ms, out));
+            server.send_events(now, |sent, out| sent.update(&facts, now.monotonic_ms, out));
         }
         // During the handover, both processes have the sockets, so neither writes to them.
         if !matches!(self.pause, Pause::HandedOver | Pause::Awaiting) {
@@ -206,7 +206,7 @@ impl TurnLoop {
             self.next_sweep_ms = now.monotonic_ms + SWEEP_MS;
             self.shard_io.server.sweep(now);
             if let Some(overdue) = self.shard_io.server.overdue() {
-                self.shard_io.tell(Notice::Overdue(self.shard_io.id, overdue));
+                self.shard_io.notify(Notice::Overdue(self.shard_io.id, overdue));
             }
             self.take_orders();
             self.must_run_executor = true;
@@ -350,10 +350,10 @@ impl TurnLoop {
         let (was_full, was_losing) = (self.room.is_full, self.room.is_losing_attempts);
         self.room.extend(&mut self.logs, needs, now.monotonic_ms);
         if self.room.is_full != was_full {
-            self.shard_io.tell(Notice::LogFull(id, self.room.is_full));
+            self.shard_io.notify(Notice::LogFull(id, self.room.is_full));
         }
         if self.room.is_losing_attempts != was_losing {
-            self.shard_io.tell(Notice::AttemptsLost(id, self.room.is_losing_attempts));
+            self.shard_io.notify(Notice::AttemptsLost(id, self.room.is_losing_attempts));
         }
     }
 
@@ -370,7 +370,7 @@ impl TurnLoop {
         let needed = if self.room.is_full { needs.holds + READY_BLOCKS } else { needs.reserve() };
         if !self.is_ready && self.logs.purchases.room() > needed {
             self.is_ready = true;
-            self.shard_io.tell(Notice::Ready(self.shard_io.id));
+            self.shard_io.notify(Notice::Ready(self.shard_io.id));
         }
     }
 
@@ -412,7 +412,7 @@ impl TurnLoop {
         }
         if self.is_draining && !self.has_drained && self.shard_io.server.is_drained() {
             self.has_drained = true;
-            self.shard_io.tell(Notice::Drained(self.shard_io.id));
+            self.shard_io.notify(Notice::Drained(self.shard_io.id));
         }
         phase == Phase::Stopping && self.logs.have_nothing_to_write()
     }
@@ -423,7 +423,7 @@ impl TurnLoop {
         for order in self.shard_io.orders.try_iter() {
             match order {
                 Order::Keep(old) => self.logs.retention.keep(old),
-                Order::HandOver(line) if matches!(self.pause, Pause::Still) => self.pause = Pause::Asked(line),
+                Order::HandOver(line) if matches!(self.pause, Pause::Idle) => self.pause = Pause::HandoverOrdered(line),
                 // The upgrade has been aborted.
                 Order::HandOver(_) => {}
             }
@@ -437,16 +437,16 @@ impl TurnLoop {
     /// 3. When both logs are flushed, the shard sends the ends of its logs and its sockets, and reports `HandedOver`.
     fn advance_handover(&mut self) {
         let id = self.shard_io.id;
-        if matches!(self.pause, Pause::No) && self.shard_io.server.is_still() {
-            self.pause = Pause::Still;
-            self.shard_io.tell(Notice::Still(id));
+        if matches!(self.pause, Pause::No) && self.shard_io.server.is_idle_now() {
+            self.pause = Pause::Idle;
+            self.shard_io.notify(Notice::Idle(id));
         }
         self.take_orders();
-        if let Pause::Asked(line) = &self.pause
+        if let Pause::HandoverOrdered(line) = &self.pause
             && self.logs.have_nothing_to_write()
         {
             let handed_over = self.shard_io.hand_over(line, self.logs.written());
-            self.shard_io.tell(Notice::HandedOver(id, handed_over.map_err(|error| error.to_string())));
+            self.shard_io.notify(Notice::HandedOver(id, handed_over.map_err(|error| error.to_string())));
             self.pause = Pause::HandedOver;
         }
     }
@@ -485,7 +485,7 @@ impl TurnLoop {
             self.wait_for_logs(timeout_ms).await?;
             timeout_ms = 0;
         }
-        self.shard_io.server.look(timeout_ms);
+        self.shard_io.server.poll(timeout_ms);
         self.shard_io.mesh.doorbell().wake_up();
         Ok(())
     }
@@ -546,10 +546,10 @@ impl TurnLoop {
         let attempts = &self.logs.attempts;
         let attempts_due =
             (attempts.buffered() > 0 && !attempts.is_flushing() && attempts.room() > 0).then_some(self.attempts_due_ms);
-        let held_up = self.shard_io.mesh.has_unsent().then_some(now.monotonic_ms + LANE_RETRY_MS);
-        let (expiry, accepts, news) =
+        let lane_retry = self.shard_io.mesh.has_unsent().then_some(now.monotonic_ms + LANE_RETRY_MS);
+        let (expiry, accepts, event_due) =
             (self.shard.next_expiry_ms(), server.accepts_again_ms(), server.subscribers().next_ms());
-        let due = [held_up, Some(self.next_sweep_ms), expiry, accepts, news, attempts_due];
+        let due = [lane_retry, Some(self.next_sweep_ms), expiry, accepts, event_due, attempts_due];
         let due_ms = due.into_iter().flatten().min().expect("the next sweep is always scheduled");
         let period_ms = u64::from(self.period_s) * 1000;
         let to_next_sale_ms = period_ms - now.unix_ms % period_ms;

@@ -1,6 +1,6 @@
 //! Reservation codes: UUIDs from which the item is computed.
 //!
-//! A code is a version 8 UUID (RFC 9562 §5.8). Of its 122 free bits, the first 26 are the *ticket*,
+//! A code is a version 8 UUID (RFC 9562 §5.8). Of its 122 free bits, the first 26 are the *tag*,
 //! `(sale mod laps) × items + item` with `laps = ⌊2^26 / items⌋`. The other 96 are random. Therefore:
 //!
 //! - The item and its owner are computed from the code, without a lookup.
@@ -8,7 +8,7 @@
 //!   a lookup: 139 days of hourly sales of 10,000 items.
 //! - Guessing the code of a given hold takes 2^95 attempts on average.
 //!
-//! A code is valid only if it equals the code stored in its slot. The ticket says only which slot that is.
+//! A code is valid only if it equals the code stored in its slot. The tag says only which slot that is.
 
 use crate::sale::ids::{ItemId, Terms};
 use rand_chacha::{
@@ -18,11 +18,11 @@ use rand_chacha::{
 use std::fmt;
 use uuid::Uuid;
 
-const TICKET_BITS: u32 = 26;
+const TAG_BITS: u32 = 26;
 const RANDOM_BITS: u32 = 96;
-const _: () = assert!(TICKET_BITS + RANDOM_BITS == 122);
+const _: () = assert!(TAG_BITS + RANDOM_BITS == 122);
 
-/// The largest stock, in items. With it, a ticket still contains the sale modulo 4.
+/// The largest stock, in items. With it, a tag still contains the sale modulo 4.
 pub const ITEMS_MAX: u32 = 1 << 24;
 
 /// A reservation code.
@@ -36,12 +36,12 @@ pub enum Destination {
     Item(ItemId),
     /// A sale that is over.
     EndedSale,
-    /// Nothing: it is not a version 8 UUID, or its ticket belongs neither to the current sale nor to the `laps / 2`
+    /// Nothing: it is not a version 8 UUID, or its tag belongs neither to the current sale nor to the `laps / 2`
     /// sales before it.
     Unknown,
 }
 
-/// The parameters that the tickets of all codes of one sale have in common.
+/// The parameters that the tags of all codes of one sale have in common.
 #[derive(Clone, Copy, Debug)]
 pub struct CodeSpace {
     items: u32,
@@ -53,7 +53,7 @@ pub struct CodeSpace {
 impl CodeSpace {
     /// Returns the parameters of the sale with these `terms`, whose stock has 1 to [`ITEMS_MAX`] items.
     pub fn new(terms: &Terms) -> Self {
-        let laps = (1 << TICKET_BITS) / terms.items;
+        let laps = (1 << TAG_BITS) / terms.items;
         CodeSpace { items: terms.items, laps, lap: terms.sale.0 % laps }
     }
 }
@@ -67,8 +67,8 @@ impl Code {
     pub const TEXT_BYTES: usize = 36;
 
     fn new(space: &CodeSpace, item: ItemId, random: u128) -> Code {
-        let ticket = space.lap * space.items + item.0;
-        let bits = u128::from(ticket) << RANDOM_BITS | random & ((1 << RANDOM_BITS) - 1);
+        let tag = space.lap * space.items + item.0;
+        let bits = u128::from(tag) << RANDOM_BITS | random & ((1 << RANDOM_BITS) - 1);
         // RFC 9562 §5.8: custom_a (48) | version (4) | custom_b (12) | variant (2) | custom_c (62).
         let custom_a = bits >> 74;
         let custom_b = bits >> 62 & 0xfff;
@@ -97,12 +97,12 @@ impl Code {
             return Destination::Unknown;
         }
         let CodeSpace { items, laps, lap } = *space;
-        let ticket = (word >> 102) as u32;
-        let of = ticket / items;
+        let tag = (word >> 102) as u32;
+        let of = tag / items;
         match if of <= lap { lap - of } else { lap + laps - of } {
-            // Tickets from `laps × items` on: no sale uses them. They exist if the stock does not divide 2^26.
+            // Tags from `laps × items` on: no sale uses them. They exist if the stock does not divide 2^26.
             _ if of >= laps => Destination::Unknown,
-            0 => Destination::Item(ItemId(ticket % items)),
+            0 => Destination::Item(ItemId(tag % items)),
             behind if behind <= laps / 2 => Destination::EndedSale,
             _ => Destination::Unknown,
         }

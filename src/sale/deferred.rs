@@ -84,7 +84,7 @@ impl Waiting {
     }
 
     /// Removes the answer to a request whose client no longer waits. A purchase still becomes final, and a repetition
-    /// can take over its answer by [`take_over_answer`](Self::inherit).
+    /// can take over its answer by [`take_over_answer`](Self::take_over_answer).
     pub fn withdraw(&mut self, gone: Waiter) {
         for queue in [&mut self.flush, &mut self.persist] {
             queue.retain_mut(|(_, deferred)| match deferred {
@@ -124,7 +124,7 @@ mod tests {
         Waiter { origin: ShardId(0), ticket: Ticket(ticket) }
     }
 
-    fn told(waiting: &mut Waiting) -> Option<Waiter> {
+    fn answered_waiter(waiting: &mut Waiting) -> Option<Waiter> {
         match waiting.pop(Watermark::Persisted, 1) {
             Some(Deferred::FinishPurchase { waiter, .. }) => waiter,
             other => panic!("{other:?}"),
@@ -144,7 +144,7 @@ mod tests {
         assert!(waiting.take_over_answer(SALE, ITEM, waiter(2)));
         assert!(!waiting.take_over_answer(SALE, ITEM, waiter(3)), "only one request takes over the answer");
         assert!(waiting.pop(Watermark::Persisted, 0).is_none());
-        assert_eq!(told(&mut waiting), Some(waiter(2)));
+        assert_eq!(answered_waiter(&mut waiting), Some(waiter(2)));
     }
 
     #[test]
@@ -167,6 +167,6 @@ mod tests {
         );
         waiting.withdraw(waiter(1));
         assert!(waiting.pop(Watermark::Flushed, 9).is_none(), "flushed is not persisted");
-        assert_eq!(told(&mut waiting), None);
+        assert_eq!(answered_waiter(&mut waiting), None);
     }
 }

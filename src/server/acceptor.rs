@@ -40,13 +40,13 @@ impl Acceptor {
         &self.listeners
     }
 
-    /// Accepts waiting connections, up to the limit of one turn, and passes each socket to `welcome`.
-    pub fn accept(&mut self, now: Moment, mut welcome: impl FnMut(OwnedFd)) {
+    /// Accepts waiting connections, up to the limit of one turn, and passes each socket to `accept_client`.
+    pub fn accept(&mut self, now: Moment, mut accept_client: impl FnMut(OwnedFd)) {
         if !self.is_ready || now.monotonic_ms < self.again_ms {
             return;
         }
         let Acceptor { listeners, again_ms, .. } = self;
-        let from = |more, listener| accept_from(listener, now, again_ms, &mut welcome) | more;
+        let from = |more, listener| accept_from(listener, now, again_ms, &mut accept_client) | more;
         self.is_ready = listeners.iter().fold(false, from);
     }
 
@@ -56,20 +56,20 @@ impl Acceptor {
     }
 
     /// Accepts the connections that are waiting, then closes the listeners.
-    pub fn close(&mut self, now: Moment, mut welcome: impl FnMut(OwnedFd)) {
+    pub fn close(&mut self, now: Moment, mut accept_client: impl FnMut(OwnedFd)) {
         self.is_ready = true;
         while self.is_ready && now.monotonic_ms >= self.again_ms {
-            self.accept(now, &mut welcome);
+            self.accept(now, &mut accept_client);
         }
         self.listeners.clear();
     }
 }
 
 /// Accepts connections from one listener. Returns whether more may be waiting.
-fn accept_from(listener: &OwnedFd, now: Moment, again_ms: &mut u64, welcome: &mut impl FnMut(OwnedFd)) -> bool {
+fn accept_from(listener: &OwnedFd, now: Moment, again_ms: &mut u64, accept_client: &mut impl FnMut(OwnedFd)) -> bool {
     for _ in 0..ACCEPTS_PER_TURN {
         match accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
-            Ok(socket) => welcome(socket),
+            Ok(socket) => accept_client(socket),
             Err(Errno::AGAIN) => return false,
             Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
                 *again_ms = now.monotonic_ms + ACCEPT_RETRY_MS;

@@ -54,7 +54,7 @@ impl Poller {
 
     /// Polls for sockets that are ready, and blocks the thread up to `timeout_ms` until there is one or the doorbell
     /// rings.
-    pub fn look(&mut self, timeout_ms: u64) {
+    pub fn poll(&mut self, timeout_ms: u64) {
         self.events.clear();
         let timeout = Timespec { tv_sec: (timeout_ms / 1000) as i64, tv_nsec: (timeout_ms % 1000 * 1_000_000) as i64 };
         match epoll::wait(self.set.get_ref(), spare_capacity(&mut self.events), Some(&timeout)) {

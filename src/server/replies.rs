@@ -15,7 +15,7 @@ const SPARE_BUFFERS_MAX: usize = 1024;
 impl Server {
     /// Sets the deadline of a connection, and queues the connection if it has something to write or must be closed. To
     /// be called after every change of a connection.
-    pub(crate) fn conclude(&mut self, key: usize, now: Moment) {
+    pub(crate) fn schedule_write(&mut self, key: usize, now: Moment) {
         let Some(client) = self.clients.get_mut(key) else { return };
         let connection = &mut client.connection;
         if self.is_draining && connection.is_idle() && !connection.readable {

@@ -44,7 +44,7 @@ impl Server {
         }
         match connection.state {
             ConnectionState::Reading if received > 0 || !connection.input.is_empty() => {
-                self.understand(key, received, handler)
+                self.parse_requests(key, received, handler)
             }
             ConnectionState::Deciding => connection.input.extend_from_slice(&self.scratch[..received]),
             _ => {}
@@ -68,11 +68,11 @@ impl Server {
         if connection.readable && !connection.ended && may_read_more {
             client.queue(key, &mut self.ready);
         }
-        self.conclude(key, now);
+        self.schedule_write(key, now);
     }
 
     /// Passes every complete request in the kept and the new bytes of a connection to the handler.
-    fn understand(&mut self, key: usize, received: usize, handler: &mut impl Handler) {
+    fn parse_requests(&mut self, key: usize, received: usize, handler: &mut impl Handler) {
         let Server { clients, responder, request_timer, subscribers, spare_buffers, scratch, is_draining, .. } = self;
         let mut requests = RequestParts { responder, request_timer, subscribers, is_draining: *is_draining };
         let client = &mut clients[key];
@@ -110,7 +110,7 @@ impl Server {
                 }
                 Step::Request(head) => requests.ask(ticket, &head, handler, &mut out),
             };
-            requests.settle(key, client, handled, &mut out);
+            requests.apply_result(key, client, handled, &mut out);
         }
         let connection = &mut client.connection;
         if at < bytes.len() && matches!(connection.state, ConnectionState::Reading | ConnectionState::Deciding) {
@@ -168,7 +168,7 @@ impl RequestParts<'_> {
     }
 
     /// Sets the state of the connection according to the result of its request.
-    fn settle(&mut self, key: usize, client: &mut Client, asked: HandledRequest, out: &mut Vec<u8>) {
+    fn apply_result(&mut self, key: usize, client: &mut Client, asked: HandledRequest, out: &mut Vec<u8>) {
         let HandledRequest { style, handled, began_us, trace } = asked;
         let connection = &mut client.connection;
         connection.clear_request_deadline();

@@ -15,7 +15,7 @@ use crate::sale::ids::{Moment, Ticket};
 use crate::server::acceptor::Acceptor;
 use crate::server::client::{Client, configure_event_stream, remove};
 use crate::server::poller::{LISTENER, Poller};
-use crate::server::subscribers::{Subscribers, Told};
+use crate::server::subscribers::{SentState, Subscribers};
 use rustix::event::epoll::EventFlags;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
@@ -115,8 +115,8 @@ impl Server {
 
     /// Polls for sockets that are ready, and blocks the thread up to `timeout_ms` until there is one or the doorbell
     /// rings.
-    pub fn look(&mut self, timeout_ms: u64) {
-        self.poller.look(timeout_ms);
+    pub fn poll(&mut self, timeout_ms: u64) {
+        self.poller.poll(timeout_ms);
         for (key, flags) in self.poller.ready() {
             if key == LISTENER {
                 self.acceptor.set_ready();
@@ -170,11 +170,11 @@ impl Server {
     /// Accepts waiting connections.
     fn accept(&mut self, now: Moment) {
         let mut acceptor = std::mem::take(&mut self.acceptor);
-        acceptor.accept(now, |socket| self.welcome(socket, now));
+        acceptor.accept(now, |socket| self.accept_client(socket, now));
         self.acceptor = acceptor;
     }
 
-    fn welcome(&mut self, socket: OwnedFd, now: Moment) {
+    fn accept_client(&mut self, socket: OwnedFd, now: Moment) {
         if self.clients.len() < self.clients_max {
             // If the kernel has no memory left for the epoll set, the connection is closed.
             let _ = self.insert(socket, Connection::new(now.monotonic_ms));
@@ -232,11 +232,11 @@ impl Server {
         if !connection.input.is_empty() || connection.readable || connection.ended {
             client.queue(key, &mut self.ready);
         }
-        self.conclude(key, now);
+        self.schedule_write(key, now);
     }
 
     /// Serves the subscribers that are due. `write` writes the event, if there is one.
-    pub fn send_events(&mut self, now: Moment, mut write: impl FnMut(&mut Told, &mut Vec<u8>)) {
+    pub fn send_events(&mut self, now: Moment, mut write: impl FnMut(&mut SentState, &mut Vec<u8>)) {
         for _ in 0..EVENTS_PER_TURN {
             let Some(mut subscriber) = self.subscribers.next(now.monotonic_ms) else { return };
             let key = subscriber.key;
@@ -246,11 +246,11 @@ impl Server {
                 continue;
             }
             // A subscriber that has not read the last event is skipped. It gets the current state later.
-            if client.connection.output.is_empty() || subscriber.told.is_nothing() {
-                write(&mut subscriber.told, &mut client.connection.output);
+            if client.connection.output.is_empty() || subscriber.sent.is_nothing() {
+                write(&mut subscriber.sent, &mut client.connection.output);
             }
-            self.subscribers.go_on(subscriber, now.monotonic_ms);
-            self.conclude(key, now);
+            self.subscribers.requeue(subscriber, now.monotonic_ms);
+            self.schedule_write(key, now);
         }
     }
 
@@ -292,7 +292,7 @@ impl Server {
             }
             // Close the connection in any case, so that a late decision does not answer the next request.
             connection.state = ConnectionState::Closing;
-            self.conclude(key, now);
+            self.schedule_write(key, now);
         }
         self.clients
             .iter_mut()
@@ -306,7 +306,7 @@ impl Server {
     pub fn drain(&mut self, now: Moment) {
         self.is_draining = true;
         let mut acceptor = std::mem::take(&mut self.acceptor);
-        acceptor.close(now, |socket| self.welcome(socket, now));
+        acceptor.close(now, |socket| self.accept_client(socket, now));
         self.subscribers.clear();
         for (key, client) in &mut self.clients {
             if client.connection.state == ConnectionState::Listening {
@@ -318,7 +318,7 @@ impl Server {
     }
 
     /// Reports whether no client waits for a decision, and every answer is written as far as its client reads.
-    pub fn is_still(&self) -> bool {
+    pub fn is_idle_now(&self) -> bool {
         self.dirty.is_empty()
             && self.clients.iter().all(|(_, client)| client.connection.state != ConnectionState::Deciding)
     }
@@ -349,7 +349,7 @@ impl Server {
             configure_event_stream(&client.socket);
             self.subscribers.add(key, client.generation);
         }
-        self.conclude(key, now);
+        self.schedule_write(key, now);
         Ok(())
     }
 

@@ -51,17 +51,17 @@ pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Respon
 /// Returns the state of the sale, or `None` before recovery has ended.
 pub fn sale(facts: &Facts<'_>) -> Option<Sale> {
     let OnSale { terms, period_s, .. } = facts.sale?;
-    let stands = facts.status.sales(terms.sale);
+    let sales = facts.status.sales(terms.sale);
     let starts_s = u64::from(terms.sale.0) * u64::from(period_s);
     // Shards publish one after the other, so the sums are not a snapshot of one moment and must not underflow here.
-    let available = terms.items.saturating_sub(stands.sold + stands.reserved);
+    let available = terms.items.saturating_sub(sales.sold + sales.reserved);
     Some(Sale {
         sale_id: terms.sale.0,
         starts_at: rfc3339(starts_s * 1000),
         ends_at: rfc3339((starts_s + u64::from(period_s)) * 1000),
         items_total: terms.items,
-        sold: stands.sold,
-        reserved: stands.reserved,
+        sold: sales.sold,
+        reserved: sales.reserved,
         available,
         user_limit: terms.user_limit,
     })

@@ -17,49 +17,49 @@ use std::collections::VecDeque;
 const PERIOD_MS: u64 = 500;
 /// Milliseconds without a change after which a subscriber gets a comment, so that no proxy closes the connection as
 /// idle. Usual proxies time out after 15 s or more.
-const SILENCE_MS: u64 = 10_000;
+const KEEPALIVE_MS: u64 = 10_000;
 
 /// The beginning of each stream: how many milliseconds a client waits before it reconnects.
-const HELLO: &[u8] = b"retry: 1000\n\n";
+const STREAM_START: &[u8] = b"retry: 1000\n\n";
 
 /// The state that a subscriber has received last.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Told {
-    stands: Option<(SaleId, Sales)>,
+pub struct SentState {
+    sales: Option<(SaleId, Sales)>,
     at_ms: u64,
 }
 
-impl Told {
+impl SentState {
     /// Reports whether the subscriber has received no event yet.
     pub fn is_nothing(&self) -> bool {
-        self.stands.is_none()
+        self.sales.is_none()
     }
 
-    /// Writes the next event, if the state has changed, or a comment after [`SILENCE_MS`] without a change.
+    /// Writes the next event, if the state has changed, or a comment after [`KEEPALIVE_MS`] without a change.
     pub fn update(&mut self, facts: &Facts<'_>, now_ms: u64, out: &mut Vec<u8>) {
         let Some(OnSale { terms, .. }) = facts.sale else { return };
-        let stands = Some((terms.sale, facts.status.sales(terms.sale)));
-        if stands == self.stands {
-            if now_ms >= self.at_ms + SILENCE_MS {
+        let sales = Some((terms.sale, facts.status.sales(terms.sale)));
+        if sales == self.sales {
+            if now_ms >= self.at_ms + KEEPALIVE_MS {
                 self.at_ms = now_ms;
                 out.extend_from_slice(b":\n\n");
             }
             return;
         }
         let Some(now) = sale(facts) else { return };
-        match self.stands {
+        match self.sales {
             Some((before, _)) if before == terms.sale => {
                 let Sale { sale_id, sold, reserved, available, .. } = now;
                 write(out, "stock", &StockEvent { sale_id, sold, reserved, available });
             }
             before => {
                 if before.is_none() {
-                    out.extend_from_slice(HELLO);
+                    out.extend_from_slice(STREAM_START);
                 }
                 write(out, "sale", &now);
             }
         }
-        *self = Told { stands, at_ms: now_ms };
+        *self = SentState { sales, at_ms: now_ms };
     }
 }
 
@@ -80,7 +80,7 @@ pub struct Subscriber {
     /// Distinguishes the client from a later one with the same key.
     pub generation: u32,
     /// The state that the client has received last.
-    pub told: Told,
+    pub sent: SentState,
     due_ms: u64,
 }
 
@@ -110,7 +110,7 @@ impl Subscribers {
 
     /// Adds a subscriber, which is served first.
     pub fn add(&mut self, key: usize, generation: u32) {
-        self.queue.push_front(Subscriber { key, generation, told: Told::default(), due_ms: 0 });
+        self.queue.push_front(Subscriber { key, generation, sent: SentState::default(), due_ms: 0 });
     }
 
     /// Returns the monotonic time in ms at which the next subscriber is due.
@@ -124,7 +124,7 @@ impl Subscribers {
     }
 
     /// Puts a subscriber back at the end of the list; it is due again after [`PERIOD_MS`].
-    pub fn go_on(&mut self, subscriber: Subscriber, now_ms: u64) {
+    pub fn requeue(&mut self, subscriber: Subscriber, now_ms: u64) {
         self.queue.push_back(Subscriber { due_ms: now_ms + PERIOD_MS, ..subscriber });
     }
 
@@ -147,14 +147,14 @@ mod tests {
     fn each_hears_what_is_new_to_it_and_signs_of_life() {
         let (status, item_states) =
             (Status::new(Phase::Serving, 1, false), ItemStates::new(Partition::new(1), 10, &[]));
-        let mut told = Told::default();
+        let mut sent = SentState::default();
         let mut hear = |sale, sold, now_ms| {
             let counts = Counts { claiming: 0, held: 1, buying: 0, sold };
             status.shards[0].publish_sales(SaleId(sale), counts);
             let terms = Terms { sale: SaleId(sale), items: 10, user_limit: 2 };
             let mut out = Vec::new();
             let sale = Some(OnSale { terms, period_s: 3600, item_states: &item_states, unix_ms: now_ms });
-            told.update(&Facts { status: &status, sale, known: None }, now_ms, &mut out);
+            sent.update(&Facts { status: &status, sale, known: None }, now_ms, &mut out);
             String::from_utf8(out).unwrap()
         };
         let first = hear(7, 2, 1000);
@@ -176,10 +176,10 @@ mod tests {
         let mut subscribers = Subscribers::new(3);
         subscribers.add(1, 1);
         let first = subscribers.next(1000).unwrap();
-        subscribers.go_on(first, 1000);
+        subscribers.requeue(first, 1000);
         subscribers.add(2, 1);
         let second = subscribers.next(1100).unwrap();
-        subscribers.go_on(second, 1100);
+        subscribers.requeue(second, 1100);
         assert_eq!((subscribers.next_ms(), subscribers.have_room()), (Some(1500), true));
         assert!(subscribers.next(1499).is_none());
         assert_eq!((subscribers.next(1500).unwrap().key, subscribers.next_ms()), (1, Some(1600)));

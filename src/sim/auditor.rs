@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 /// A request, and the state of the world when it was sent.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked {
+pub struct OpenRequest {
     pub shard: u16,
     pub command: Command,
     pub at: Moment,
@@ -75,8 +75,8 @@ fn is_cancellation(event: LogEvent, code: Code) -> bool {
 }
 
 /// Checks an answer, and adds its promise to `shadow`.
-pub fn audit(shadow: &mut Shadow, asked: Asked, outcome: Outcome, now: &Now<'_>) {
-    let Asked { command, at, clock_epoch, event, .. } = asked;
+pub fn audit(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, now: &Now<'_>) {
+    let OpenRequest { command, at, clock_epoch, event, .. } = pending;
     match (command, outcome) {
         (Command::Checkout { item, user }, Outcome::Reserved { code, sale, item: got, expires_unix_ms }) => {
             assert_eq!(item, got, "the answer names another item than the request");

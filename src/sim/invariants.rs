@@ -78,14 +78,14 @@ impl World {
 
     /// Checks a machine at rest: every request is answered, and the quotas equal the held and sold items.
     pub fn check_rest(&self) {
-        assert!(self.asked.is_empty(), "requests without an answer: {:?}", self.asked);
+        assert!(self.pending.is_empty(), "requests without an answer: {:?}", self.pending);
         let sale = SaleId::at(self.now.unix_ms, self.rules.period_s);
         assert!(self.shards.iter().all(|shard| shard.terms().sale >= sale), "a shard has not begun the current sale");
         let taken: u64 = self.shards.iter().map(|shard| shard.quotas().total()).sum();
         let counts = self.shards.iter().map(Shard::counts);
         assert!(
             counts.clone().all(|counts| counts.claiming + counts.buying == 0),
-            "an item is still in `Claiming` or `Committing`"
+            "an item is still in `Claiming` or `Buying`"
         );
         let live: u32 = counts.map(|counts| counts.held + counts.sold).sum();
         assert_eq!(u64::from(live), taken, "the quotas do not equal the held and sold items");

@@ -25,7 +25,7 @@ impl Buyers {
     }
 
     /// Makes the action happen that `choose` picks from the possible ones. Returns false if there are none.
-    fn go_on(&mut self, choose: impl FnOnce(usize) -> usize) -> bool {
+    fn step(&mut self, choose: impl FnOnce(usize) -> usize) -> bool {
         let options = self.world.options();
         if options.is_empty() {
             return false;
@@ -55,7 +55,7 @@ fn try_every_order(buyers: u32, items: u32) -> u64 {
     loop {
         let mut crowd = Buyers::new(buyers, items);
         let mut depth = 0;
-        while crowd.go_on(|options| {
+        while crowd.step(|options| {
             if depth == path.len() {
                 path.push((0, options));
             }
@@ -83,7 +83,7 @@ fn a_crash_at_every_point_and_in_recovery() {
             let choose = |options: usize| [0, options - 1, options / 2, schedule * 7 % options][schedule];
             let is_over = {
                 let mut buyers = Buyers::new(2, 1);
-                !(0..point).all(|_| buyers.go_on(choose))
+                !(0..point).all(|_| buyers.step(choose))
             };
             if is_over {
                 break;
@@ -94,7 +94,7 @@ fn a_crash_at_every_point_and_in_recovery() {
                 for seals in [None, Some(0), Some(1), Some(2)] {
                     for shards in 1..4 {
                         let mut buyers = Buyers::new(2, 1);
-                        (0..point).for_each(|_| assert!(buyers.go_on(choose)));
+                        (0..point).for_each(|_| assert!(buyers.step(choose)));
                         let mut sector = 0;
                         buyers.world.crash_with(shards, seals, || {
                             sector += 1;

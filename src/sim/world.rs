@@ -1,6 +1,6 @@
 //! The machine: shards, lanes, logs, clocks and a database, with the steps and the faults that may happen to them.
 
-use super::auditor::{Asked, Now, audit, user_of};
+use super::auditor::{Now, OpenRequest, audit, user_of};
 use super::disk::{CLUSTER, Disk, purchases_of};
 use super::fake_postgres::FakePostgres;
 use super::shadow::Shadow;
@@ -68,7 +68,7 @@ pub struct World {
     /// The sale that the latest takeover copied from the database. Users may exceed the limit in it.
     pub taken_over: Option<SaleId>,
     /// Requests without an answer, by ticket.
-    pub asked: BTreeMap<u64, Asked>,
+    pub pending: BTreeMap<u64, OpenRequest>,
     /// Event since which each free item has been free without interruption.
     pub items_free: BTreeMap<ItemId, u64>,
     /// Event since which each user below the limit has been below it without interruption.
@@ -133,7 +133,7 @@ impl World {
             archive: BTreeMap::new(),
             restored_stream: None,
             taken_over: None,
-            asked: BTreeMap::new(),
+            pending: BTreeMap::new(),
             items_free: BTreeMap::new(),
             users_free: BTreeMap::new(),
             steps: 0,
@@ -261,9 +261,9 @@ impl World {
     }
 
     fn give_up(&mut self) {
-        let place = self.traffic.usize(0..self.asked.len().max(1));
-        if let Some(ticket) = self.asked.keys().nth(place).copied() {
-            let origin = self.asked.remove(&ticket).expect("the ticket is one of `asked`").shard;
+        let place = self.traffic.usize(0..self.pending.len().max(1));
+        if let Some(ticket) = self.pending.keys().nth(place).copied() {
+            let origin = self.pending.remove(&ticket).expect("the ticket is one of `asked`").shard;
             self.abandoned.insert(ticket);
             self.apply(origin, ShardEvent::Withdrawn(Ticket(ticket)));
         }
@@ -348,7 +348,7 @@ impl World {
         self.owner.run = Run { epoch: self.owner.run.epoch + 1, id: Uuid::from_u128(self.faults.u128(..)) };
         self.trace.note(format_args!("{} run {} with {shards} shards: {found:?}", self.steps, self.owner.run.epoch));
         self.lanes.clear();
-        self.asked.clear();
+        self.pending.clear();
         self.abandoned.clear();
         self.shards.clear();
         self.items_free.clear();
@@ -374,9 +374,9 @@ impl World {
     /// Sends a command to a shard, in a turn of that shard.
     pub fn command(&mut self, shard: u16, command: Command) {
         self.tickets += 1;
-        let asked = Asked { shard, command, at: self.now, clock_epoch: self.clock_epoch, event: self.events };
+        let pending = OpenRequest { shard, command, at: self.now, clock_epoch: self.clock_epoch, event: self.events };
         self.trace.note(format_args!("{} #{} at shard {shard}: {command:?}", self.steps, self.tickets));
-        self.asked.insert(self.tickets, asked);
+        self.pending.insert(self.tickets, pending);
         self.apply(shard, ShardEvent::Tick);
         self.apply(shard, ShardEvent::Sale(self.newest_sale()));
         self.apply(shard, ShardEvent::Command(Ticket(self.tickets), command));
@@ -444,9 +444,9 @@ impl World {
         if self.abandoned.remove(&ticket.0) {
             return;
         }
-        let asked = self.asked.remove(&ticket.0).expect("each request is answered once");
-        assert_eq!(asked.shard, shard, "the answer comes from a shard that is not the origin");
-        let item = match asked.command {
+        let pending = self.pending.remove(&ticket.0).expect("each request is answered once");
+        assert_eq!(pending.shard, shard, "the answer comes from a shard that is not the origin");
+        let item = match pending.command {
             Command::Checkout { item, .. } => Some(item),
             Command::Purchase { code, .. } | Command::Cancel { code } => {
                 self.shadow.codes.get(code.as_bytes()).map(|promise| promise.item)
@@ -461,9 +461,9 @@ impl World {
             durable: &self.archive,
             appended: &self.logs.iter().flat_map(|log| log.records.iter().copied()).collect::<Vec<_>>(),
             item_free_since: item.and_then(|item| self.items_free.get(&item).copied()),
-            user_free_since: user_of(&asked.command).and_then(|user| self.users_free.get(&user).copied()),
+            user_free_since: user_of(&pending.command).and_then(|user| self.users_free.get(&user).copied()),
         };
-        audit(&mut self.shadow, asked, outcome, &now);
+        audit(&mut self.shadow, pending, outcome, &now);
     }
 
     // --- the end ---

@@ -70,7 +70,8 @@ fn inherit(shards: u16) -> Result<Option<(SocketAddr, Vec<OwnedFd>)>, Fatal> {
     let mut listeners = Vec::new();
     for shard in 0..if sockets == 0 { 0 } else { shards } {
         let Some(first) = listeners.get(shard % sockets.max(1)) else {
-            let socket = manager.take_tcp_listener(shard).map_err(adopt)?.expect("it is below the count");
+            let socket =
+                manager.take_tcp_listener(shard).map_err(adopt)?.expect("the index is below the number of sockets");
             let socket = Socket::from(socket);
             socket.set_nonblocking(true).and_then(|()| socket.set_tcp_nodelay(true)).map_err(adopt)?;
             address = address.or(socket.local_addr().map_err(adopt)?.as_socket());

@@ -50,18 +50,18 @@ impl Predecessor {
         if std::env::var_os(VARIABLE).is_none() {
             return Ok(None);
         }
-        let stranger = |why: String| Fatal::Settings(format!("{VARIABLE} is reserved for upgrades ({why}); unset it"));
+        let rejected = |why: String| Fatal::Settings(format!("{VARIABLE} is reserved for upgrades ({why}); unset it"));
         let line = (|| {
             let line = UpgradeSocket::new(stdin().try_clone_to_owned()?)?;
             dup2_stdin(open("/dev/null", OFlags::RDONLY, Mode::empty())?)?;
             Ok(line)
         })();
-        let line = line.map_err(|error: io::Error| stranger(error.to_string()))?;
+        let line = line.map_err(|error: io::Error| rejected(error.to_string()))?;
         match line.receive::<FromOld>() {
             Ok(Some((FromOld::Offer(offer), _))) => Ok(Some(Predecessor { line, offer })),
             Ok(None) => restart_alone(),
-            Ok(Some(_)) => Err(stranger("the first message is not an offer".into())),
-            Err(error) => Err(stranger(error.to_string())),
+            Ok(Some(_)) => Err(rejected("the first message is not an offer".into())),
+            Err(error) => Err(rejected(error.to_string())),
         }
     }
 
@@ -136,7 +136,7 @@ impl Predecessor {
         let _ = self.line.send(&FromNew::Ready, &[]);
         match self.line.receive() {
             Ok(Some((FromOld::Yours, _)) | None) => Ok(()),
-            said => Err(Fatal::Host(format!("the old process sent an unexpected message: {said:?}"))),
+            message => Err(Fatal::Host(format!("the old process sent an unexpected message: {message:?}"))),
         }
     }
 

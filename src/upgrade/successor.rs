@@ -54,10 +54,13 @@ impl Successor {
     /// # Errors
     /// The binary or a thread cannot be started.
     pub fn start(offer: Offer, report: impl Fn(u32, Option<FromNew>) + Send + 'static) -> io::Result<Successor> {
-        let (line, its_end) = UpgradeSocket::pair()?;
+        let (line, child_end) = UpgradeSocket::pair()?;
         let mut arguments = std::env::args_os();
         let mut command = Command::new(arguments.next().unwrap_or_default());
-        command.args(arguments).env(VARIABLE, std::process::id().to_string()).stdin(Stdio::from(its_end.into_socket()));
+        command
+            .args(arguments)
+            .env(VARIABLE, std::process::id().to_string())
+            .stdin(Stdio::from(child_end.into_socket()));
         // systemd sets these variables for this process alone.
         for name in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID"] {
             command.env_remove(name);
@@ -68,12 +71,12 @@ impl Successor {
         // Close this process's copy of the child's end, so that the end closes with the child.
         drop(command);
         let line = Arc::new(line);
-        let (ear, number) = (line.clone(), child.id());
+        let (receiver, number) = (line.clone(), child.id());
         let listen = move || {
             loop {
-                let said = ear.receive::<FromNew>().ok().flatten().map(|(said, _)| said);
-                let is_gone = said.is_none();
-                report(number, said);
+                let message = receiver.receive::<FromNew>().ok().flatten().map(|(message, _)| message);
+                let is_gone = message.is_none();
+                report(number, message);
                 if is_gone {
                     return;
                 }
@@ -176,9 +179,9 @@ impl Successor {
     pub fn abort_upgrade(mut self) -> String {
         // Wait for the exit status of a process that ends by itself: it explains the failure, and comes shortly after
         // the socket has closed. For a process that hangs, this adds little to the time limit that has passed.
-        let patience = Instant::now() + EXIT_TIMEOUT;
+        let deadline = Instant::now() + EXIT_TIMEOUT;
         let mut status = None;
-        while status.is_none() && Instant::now() < patience {
+        while status.is_none() && Instant::now() < deadline {
             sleep(Duration::from_millis(1));
             status = self.child.try_wait().ok().flatten();
         }

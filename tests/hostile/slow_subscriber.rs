@@ -42,7 +42,7 @@ fn told_by_then(until_ms: u64) -> (String, bool) {
         let mut turn = |sold, ms| {
             let now = after(ms);
             status.shards[0].publish_sales(SALE.sale, Counts { claiming: 0, held: 0, buying: 0, sold });
-            server.look(0);
+            server.poll(0);
             server.serve(now, &mut |_, _, _, _, _| panic!("the subscriber sends no request"));
             let sale = OnSale { terms: SALE, period_s: 3600, item_states: &item_states, unix_ms: now.unix_ms };
             let facts = Facts { status: &status, sale: Some(sale), known: None };
