@@ -1,6 +1,6 @@
 //! Stampede, a flash-sale server. A tour of the folders, from the top to the bottom; each imports only from below it.
 //!
-//! | floor | folder | lives here | never here |
+//! | floor | folder | contains | must not contain |
 //! |---|---|---|---|
 //! | 9 | `main.rs` | settings, exit code | logic |
 //! | 8 | `process/` | start in order, watch, end | rules |
@@ -14,8 +14,8 @@
 //! | 4 | `log/` | bytes of the log, files, recovery | decisions of the sale |
 //! | 3 | `system/` | clocks, CPUs, descriptors, threads | anything of a sale |
 //! | 2 | `http/` | bytes to requests, outcomes to answers, pure | sockets |
-//! | 2 | `config/` | settings, reasons to end | I/O |
-//! | 1 | `sale/` | the rules, pure | everything else |
+//! | 2 | `config/` | settings, reasons to end | I/O except log lines and the exit |
+//! | 1 | `sale/` | the rules, pure | anything else |
 //!
 //! Each folder's `mod.rs` is its map. A request travels `server` → `http` → `runtime` → `sale` → `runtime` → `log`, and its
 //! answer leaves by `http` and `server` after the flush. `docs/architecture.md` has the tour with its reasons, the

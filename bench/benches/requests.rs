@@ -6,6 +6,7 @@ use bench::path::Crowd;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use measured::{CpuTime, briefly, cpu_time};
 use stampede::http::head::parse_head;
+use stampede::http::origin::Origins;
 use stampede::http::response::{Responder, Style};
 use stampede::http::route::{respond, route};
 use stampede::sale::code::Code;
@@ -40,7 +41,7 @@ fn parts(criterion: &mut Criterion<CpuTime>) {
             bencher.iter(|| {
                 let head =
                     parse_head(black_box(request).as_bytes()).expect("the head is valid").expect("the head is whole");
-                black_box(route(&head))
+                black_box(route(&head, &Origins::None))
             });
         });
     }

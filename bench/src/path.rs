@@ -8,6 +8,7 @@
 use crate::turns::{COMMANDS, NOW, Turns};
 use stampede::http::connection::{Connection, ConnectionState, Step};
 use stampede::http::head::Method;
+use stampede::http::origin::Origins;
 use stampede::http::response::{Responder, Style};
 use stampede::http::route::{Route, respond, route};
 use stampede::log::block::{BLOCK_BYTES, Chain, LogKind, StreamId};
@@ -88,7 +89,9 @@ impl RequestPath {
                 head_only: head.method == Method::Head,
                 json: false,
             };
-            let Route::Command(command, json) = route(&head).1 else { panic!("the request is for the sale") };
+            let Route::Command(command, json) = route(&head, &Origins::None).1 else {
+                panic!("the request is for the sale")
+            };
             let style = Style { json, ..style };
             let effects = self.turns.command(0, ticket, command);
             connection.clear_request_deadline();

@@ -8,6 +8,7 @@ use glommio::LocalExecutorBuilder;
 use glommio::io::PollableFd;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
+use stampede::http::origin::Origins;
 use stampede::log::block::{LogKind, StreamId};
 use stampede::log::replay::Replay;
 use stampede::log::retention::Retention;
@@ -169,7 +170,8 @@ fn serve(listener: OwnedFd, logs: &Path, status: Arc<Status>, doorbells: &Arc<[D
         let rules = Rules { ttl_ms: 600_000, period_s: 365 * 86400, ..rules(2 * REQUESTS as u32) };
         let mesh = mesh::connect(doorbells).pop().expect("there is one shard");
         let mut server =
-            Server::new(mesh.doorbell(), 1000, RequestTimer::new(status.clone(), id, clock)).expect("a descriptor");
+            Server::new(mesh.doorbell(), 1000, RequestTimer::new(status.clone(), id, clock), Origins::None)
+                .expect("a descriptor");
         server.listen(listener).expect("the listener can be registered");
         let always_ready = eventfd(1, EventfdFlags::CLOEXEC).expect("a descriptor");
         let always_ready = PollableFd::new(always_ready).expect("a descriptor");

@@ -1,7 +1,7 @@
 //! The reasons for which the process ends, and their exit codes.
 //!
-//! A shard never ends alone: an error that the running process cannot repair ends the whole process. The next start
-//! then recovers from the log.
+//! An error on one shard ends the whole process, if the running process cannot repair it. The next start then recovers
+//! from the log.
 
 use thiserror::Error;
 

@@ -61,6 +61,10 @@ pub const SETTINGS: &[Setting] = &[
     Setting { flag: "steering", variables: &["STEERING"], value: "hash|cpu", default: "hash",
         help: "Which shard gets a new connection. hash: any shard, by address and port. cpu: the shard on the CPU \
             where the connection arrived, for network cards that distribute connections over the CPUs" },
+    Setting { flag: "cors-origin", variables: &["CORS_ORIGIN"], value: "ORIGINS",
+        default: "(none: web pages of other origins cannot use the API)",
+        help: "Origins of web pages that may use the API from a browser, separated by commas, such as \
+            https://shop.example; * for every origin" },
     Setting { flag: "drain-delay", variables: &["DRAIN_DELAY"], value: "DURATION", default: "0s",
         help: "After SIGTERM or SIGINT: time for which the server still sells while /readyz already answers 503, so \
             that load balancers stop sending clients" },

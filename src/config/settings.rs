@@ -72,6 +72,8 @@ pub struct Config {
     pub max_connections: Option<u32>,
     /// Whether the shard on the CPU where a connection arrives gets it.
     pub steers_by_cpu: bool,
+    /// Origins of web pages that may use the API, such as `https://shop.example`, or `*` for every origin.
+    pub cors_origins: Vec<String>,
     /// Time for which the server still sells after a signal to stop.
     pub drain_delay: Duration,
     /// Maximum time for the rest of the stop.
@@ -207,6 +209,21 @@ impl Sources<'_> {
         Ok(database)
     }
 
+    /// Returns the origins of `--cors-origin`. A browser compares them letter by letter, so each must have the form that
+    /// browsers send.
+    fn origins(&self) -> Result<Vec<String>, BadSetting> {
+        let Some(raw) = self.get("cors-origin") else { return Ok(Vec::new()) };
+        let is_origin = |origin: &str| {
+            let authority = origin.strip_prefix("https://").or(origin.strip_prefix("http://"));
+            let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._:[]".contains(c);
+            origin == "*" || authority.is_some_and(|authority| !authority.is_empty() && authority.chars().all(is_plain))
+        };
+        let origins: Vec<String> = raw.text.split(',').map(|origin| origin.trim().to_owned()).collect();
+        let are_valid = origins.iter().all(|origin| is_origin(origin));
+        let expected = "origins in lower case without a path, separated by commas, like https://shop.example, or *";
+        if are_valid { Ok(origins) } else { Err(raw.bad(expected)) }
+    }
+
     /// Returns an address. If neither its flag nor its variable is set, the first of the variables in `ports` sets the
     /// port.
     fn address(&self, flag: &str, variable: &str, ports: &[&str]) -> Result<SocketAddr, BadSetting> {
@@ -275,6 +292,7 @@ impl Config {
             recover_from,
             max_connections: max_connections.transpose()?.map(|connections| connections as u32),
             steers_by_cpu,
+            cors_origins: sources.origins()?,
             drain_delay: get("drain-delay").duration(Duration::ZERO..=DRAIN_MAX, "milliseconds")?,
             drain_timeout: get("drain-timeout").duration(Duration::ZERO..=DRAIN_MAX, "milliseconds")?,
             env_file: sources.env_file.clone(),
@@ -306,6 +324,7 @@ impl fmt::Display for Config {
             recover_from,
             max_connections,
             steers_by_cpu,
+            cors_origins,
             drain_delay,
             drain_timeout,
             env_file,
@@ -326,6 +345,8 @@ impl fmt::Display for Config {
         writeln!(f, "recover-from = {recover_from}")?;
         writeln!(f, "max-connections = {}", open(max_connections.map(|connections| connections.to_string())))?;
         writeln!(f, "steering = {}", if *steers_by_cpu { "cpu" } else { "hash" })?;
+        let origins = if cors_origins.is_empty() { "none".into() } else { cors_origins.join(",") };
+        writeln!(f, "cors-origin = {origins}")?;
         writeln!(f, "drain-delay = {}", in_one_unit(drain_delay.as_millis() as u64))?;
         writeln!(f, "drain-timeout = {}", in_one_unit(drain_timeout.as_millis() as u64))?;
         writeln!(f, "env-file = {env_file}")?;

@@ -42,17 +42,17 @@ pub struct Receipt {
 pub struct Sale {
     /// Id of the sale: the number of whole sale periods since 1970. Consecutive sales have consecutive ids.
     pub sale_id: u32,
-    /// Begin of the sale.
+    /// Start of the sale.
     #[schemars(extend("format" = "date-time"))]
     pub starts_at: String,
-    /// End of the sale, and begin of the next.
+    /// End of the sale, and start of the next.
     #[schemars(extend("format" = "date-time"))]
     pub ends_at: String,
     /// Stock. Items are numbered from 0.
     pub items_total: u32,
     /// Items that are bought.
     pub sold: u32,
-    /// Items that are held, or whose purchase is not durable yet.
+    /// Items that are being reserved or held, or whose purchase is not acknowledged yet.
     pub reserved: u32,
     /// Items that can be reserved.
     pub available: u32,
@@ -68,7 +68,7 @@ pub struct StockEvent {
     pub sale_id: u32,
     /// Items that are bought.
     pub sold: u32,
-    /// Items that are held, or whose purchase is not durable yet.
+    /// Items that are being reserved or held, or whose purchase is not acknowledged yet.
     pub reserved: u32,
     /// Items that can be reserved.
     pub available: u32,
@@ -124,7 +124,7 @@ pub struct Live {
 /// Readiness of the server.
 #[derive(Serialize, JsonSchema)]
 pub struct Ready {
-    /// Whether the server sells.
+    /// Whether the server is ready. False during a stop, also while the server still sells for `--drain-delay`.
     pub ready: bool,
     /// Activity of the process.
     pub status: Doing,
@@ -141,7 +141,7 @@ pub struct Health {
     pub version: &'static str,
     /// Always true.
     pub live: bool,
-    /// Whether the server sells.
+    /// Whether the server is ready. False during a stop, also while the server still sells for `--drain-delay`.
     pub ready: bool,
     /// Current sale. Null until recovery has finished.
     pub sale: Option<Sale>,

@@ -81,7 +81,7 @@ impl Body {
     /// Skips the part of `bytes` that belongs to the body. Returns its length in bytes.
     ///
     /// # Errors
-    /// [`Problem::BodyTooLarge`] if the chunks exceed [`BODY_BYTES_MAX`], and [`Problem::Malformed`] for an invalid
+    /// [`Problem::BodyTooLarge`] if the chunks exceed [`BODY_BYTES_MAX`], and [`Problem::MalformedChunk`] for an invalid
     /// chunk.
     pub fn skip(&mut self, bytes: &[u8]) -> Result<usize, Problem> {
         match self {
@@ -108,7 +108,7 @@ fn skip_chunked(state: &mut ChunkPart, total: &mut u64, line: &mut u32, bytes: &
         at += 1;
         *line += 1;
         if *line > LINE_BYTES_MAX {
-            return Err(Problem::Malformed);
+            return Err(Problem::MalformedChunk);
         }
         *state = match (*state, byte) {
             (ChunkPart::Size { size, digits }, byte) if byte.is_ascii_hexdigit() && digits < 8 => {
@@ -136,7 +136,7 @@ fn skip_chunked(state: &mut ChunkPart, total: &mut u64, line: &mut u32, bytes: &
             // Trailers are refused: they could contradict the framing headers, and Stampede needs none.
             (ChunkPart::LastLine, b'\r') => ChunkPart::End,
             (ChunkPart::End, b'\n') => ChunkPart::Done,
-            _ => return Err(Problem::Malformed),
+            _ => return Err(Problem::MalformedChunk),
         };
     }
     Ok(at)

@@ -102,21 +102,24 @@ impl ConnectionSnapshot {
     }
 }
 
-/// Identifiers that a client or a proxy gave to a request. They appear in log lines.
+/// Fields of a request that outlive it until its decision. The identifiers appear in log lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TraceHeaders {
     /// The `X-Request-Id` header.
     pub request_id: Option<Box<[u8]>>,
     /// The `traceparent` header.
     pub traceparent: Option<Box<str>>,
+    /// The `Origin` header, for the header lines of the answer.
+    pub origin: Option<Box<[u8]>>,
 }
 
 impl TraceHeaders {
-    /// Returns the identifiers of a request, or `None` if it has none.
+    /// Returns the fields of a request, or `None` if it has none of them.
     pub fn of(head: &Head<'_>) -> Option<Box<TraceHeaders>> {
-        let Head { request_id, traceparent, .. } = head;
-        (request_id.is_some() || traceparent.is_some()).then(|| {
-            Box::new(TraceHeaders { request_id: request_id.map(Into::into), traceparent: traceparent.map(Into::into) })
+        let Head { request_id, traceparent, origin, .. } = head;
+        (request_id.is_some() || traceparent.is_some() || origin.is_some()).then(|| {
+            let (request_id, origin) = (request_id.map(Into::into), origin.map(Into::into));
+            Box::new(TraceHeaders { request_id, traceparent: traceparent.map(Into::into), origin })
         })
     }
 }

@@ -29,6 +29,8 @@ pub enum Method {
     Post,
     /// DELETE.
     Delete,
+    /// OPTIONS.
+    Options,
     /// Any other token.
     Other,
 }
@@ -51,6 +53,8 @@ pub struct Head<'a> {
     pub path: &'a str,
     /// Query of the target, without the question mark.
     pub query: &'a str,
+    /// Whether the target has percent encoding.
+    pub is_encoded: bool,
     /// Whether the version is HTTP/1.0, which has no chunked coding and closes connections by default.
     pub is_http10: bool,
     /// Whether the client wants to keep the connection open after this request.
@@ -61,17 +65,34 @@ pub struct Head<'a> {
     pub framing: Framing,
     /// Whether `Accept` names `application/json`.
     pub accepts_json: bool,
-    /// Value of `Idempotency-Key`.
-    pub idempotency_key: Option<&'a [u8]>,
+    idempotency_key: Option<&'a [u8]>,
+    invalid_key: bool,
     /// Value of `If-None-Match`. If the field is repeated, the last line is used: a tag that is ignored only costs a
     /// full response.
     pub if_none_match: Option<&'a [u8]>,
+    /// Value of `Origin`: the origin of the web page that sends the request. `null` if the field is repeated.
+    pub origin: Option<&'a [u8]>,
+    /// Whether a web page of another origin sends the request: by `Sec-Fetch-Site`, or, without that field, because
+    /// `Origin` and `Host` differ.
+    pub is_cross_origin: bool,
+    /// Whether a browser asks which requests a page may send.
+    pub is_preflight: bool,
     /// Value of `X-Request-Id`, if it is valid: 1 to 128 visible ASCII characters.
     pub request_id: Option<&'a [u8]>,
     /// Value of `traceparent`, if it is valid (W3C Trace Context).
     pub traceparent: Option<&'a str>,
     /// Length of the head in bytes, including the empty line.
     pub bytes: usize,
+}
+
+impl<'a> Head<'a> {
+    /// Returns the value of `Idempotency-Key`.
+    ///
+    /// # Errors
+    /// [`Problem::InvalidKey`]: the field is empty or repeated.
+    pub fn key(&self) -> Result<Option<&'a [u8]>, Problem> {
+        if self.invalid_key { Err(Problem::InvalidKey) } else { Ok(self.idempotency_key) }
+    }
 }
 
 /// Parses a head. Returns `Ok(None)` while the head is incomplete.
@@ -95,7 +116,7 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Problem> {
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(&bytes[..end], &mut fields) {
         Ok(httparse::Status::Complete(length)) if length == end => {}
-        Ok(_) => return Err(Problem::Malformed),
+        Ok(_) => return Err(Problem::MalformedField),
         Err(error) => return Err(reject(error, bytes)),
     }
     let is_http10 = request.version == Some(0);
@@ -105,13 +126,14 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Problem> {
         "HEAD" => Method::Head,
         "POST" => Method::Post,
         "DELETE" => Method::Delete,
+        "OPTIONS" => Method::Options,
         // After a CONNECT, the bytes on the connection would not be HTTP.
-        "CONNECT" => return Err(Problem::Malformed),
+        "CONNECT" => return Err(Problem::MalformedTarget),
         _ => Method::Other,
     };
     // RFC 9112 §3.2.4: only OPTIONS can have the asterisk form.
-    if target == "*" && request.method != Some("OPTIONS") {
-        return Err(Problem::Malformed);
+    if target == "*" && method != Method::Options {
+        return Err(Problem::MalformedTarget);
     }
     let (path, query) = split_target(target)?;
     let mut seen = Fields::default();
@@ -123,13 +145,18 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Problem> {
         method,
         path,
         query,
+        is_encoded: target.bytes().fold(false, |found, byte| found | (byte == b'%')),
         is_http10,
         keep_alive: !seen.close && (!is_http10 || seen.keep_alive),
         expects_continue: seen.expects_continue && !is_http10,
         framing: if seen.chunked { Framing::Chunked } else { Framing::Length(seen.length.unwrap_or(0)) },
         accepts_json: seen.accepts_json,
         idempotency_key: seen.idempotency_key,
+        invalid_key: seen.invalid_key,
         if_none_match: seen.if_none_match,
+        origin: seen.origin,
+        is_cross_origin: seen.is_cross_origin(),
+        is_preflight: seen.is_preflight,
         request_id: seen.request_id,
         traceparent: seen.traceparent,
         bytes: skipped + end,
@@ -142,11 +169,11 @@ fn find_end(bytes: &[u8]) -> Result<Option<usize>, Problem> {
     let mut line = 0;
     for feed in memchr::memchr_iter(b'\n', bytes) {
         if feed == line || bytes[feed - 1] != b'\r' {
-            return Err(Problem::Malformed);
+            return Err(Problem::MalformedLine);
         }
         if feed == line + 1 {
             // This is the empty line. A head that begins with it has no request line.
-            return if line == 0 { Err(Problem::Malformed) } else { Ok(Some(feed + 1)) };
+            return if line == 0 { Err(Problem::MalformedLine) } else { Ok(Some(feed + 1)) };
         }
         line = feed + 1;
     }
@@ -170,15 +197,18 @@ fn reject(error: httparse::Error, bytes: &[u8]) -> Problem {
         (httparse::Error::Version, Some([b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']), None) => {
             Problem::UnknownVersion
         }
-        _ => Problem::Malformed,
+        (httparse::Error::HeaderName | httparse::Error::HeaderValue, ..) => Problem::MalformedField,
+        _ => Problem::MalformedLine,
     }
 }
 
 /// Splits a target into path and query. Accepts the origin form and the absolute form, without its authority (RFC 9112
 /// §3.2).
 fn split_target(target: &str) -> Result<(&str, &str), Problem> {
-    if target.bytes().any(|byte| !byte.is_ascii_graphic() || matches!(byte, b'#' | b'\\')) {
-        return Err(Problem::Malformed);
+    // Without early exits, so that the compiler examines many bytes at once.
+    let odd = |byte: u8| !byte.is_ascii_graphic() | (byte == b'#') | (byte == b'\\');
+    if target.bytes().fold(false, |found, byte| found | odd(byte)) {
+        return Err(Problem::MalformedTarget);
     }
     let target = if target.starts_with('/') || target == "*" { target } else { strip_authority(target)? };
     Ok(match memchr::memchr(b'?', target.as_bytes()) {
@@ -190,9 +220,10 @@ fn split_target(target: &str) -> Result<(&str, &str), Problem> {
 }
 
 fn strip_authority(target: &str) -> Result<&str, Problem> {
-    let rest = target.strip_prefix("http://").or_else(|| target.strip_prefix("https://")).ok_or(Problem::Malformed)?;
+    let rest =
+        target.strip_prefix("http://").or_else(|| target.strip_prefix("https://")).ok_or(Problem::MalformedTarget)?;
     let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    if authority.is_empty() || authority.contains(['@', ',']) { Err(Problem::Malformed) } else { Ok(path) }
+    if authority.is_empty() || authority.contains(['@', ',']) { Err(Problem::MalformedTarget) } else { Ok(path) }
 }
 
 /// Checks a `traceparent`: version, trace id, parent id and flags in lower-case hexadecimal (W3C Trace Context §3.2).
@@ -210,10 +241,22 @@ fn traceparent(value: &[u8]) -> Option<&str> {
     (is_valid && (version != "00" || parts.next().is_none())).then_some(text)
 }
 
+/// Returns whether a media range of `Accept` names `application/json` with a weight above 0 (RFC 9110 §12.4.2).
+fn accepts_json(range: &[u8]) -> bool {
+    let mut parts = range.split(|&byte| byte == b';').map(<[u8]>::trim_ascii);
+    let is_json = parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case(b"application/json"));
+    let is_zero = |weight: &[u8]| weight.starts_with(b"0") && weight.iter().all(|byte| matches!(byte, b'0' | b'.'));
+    is_json && !parts.filter_map(|part| part.strip_prefix(b"q=").or(part.strip_prefix(b"Q="))).any(is_zero)
+}
+
 /// Header fields that have an effect.
 #[derive(Default)]
 struct Fields<'a> {
     hosts: u32,
+    host: &'a [u8],
+    origin: Option<&'a [u8]>,
+    fetch_site: Option<&'a [u8]>,
+    is_preflight: bool,
     length: Option<u64>,
     has_coding: bool,
     chunked: bool,
@@ -222,6 +265,7 @@ struct Fields<'a> {
     expects_continue: bool,
     accepts_json: bool,
     idempotency_key: Option<&'a [u8]>,
+    invalid_key: bool,
     if_none_match: Option<&'a [u8]>,
     request_id: Option<&'a [u8]>,
     traceparent: Option<&'a str>,
@@ -232,11 +276,11 @@ impl<'a> Fields<'a> {
         // Matching on the length first avoids most comparisons of names.
         match name.len() {
             4 if name.eq_ignore_ascii_case("host") => {
-                self.hosts += 1;
+                (self.hosts, self.host) = (self.hosts + 1, value);
                 let odd =
                     |byte: &u8| !byte.is_ascii_graphic() || matches!(byte, b',' | b'/' | b'@' | b'?' | b'#' | b'\\');
                 if value.iter().any(odd) {
-                    return Err(Problem::Malformed);
+                    return Err(Problem::MalformedHost);
                 }
             }
             // An invalid value is ignored: these two fields only help to identify a request in log lines and answers.
@@ -250,20 +294,20 @@ impl<'a> Fields<'a> {
             14 if name.eq_ignore_ascii_case("content-length") => {
                 let digits = !value.is_empty() && value.len() <= 18 && value.iter().all(u8::is_ascii_digit);
                 if !digits || self.length.is_some() {
-                    return Err(Problem::Malformed);
+                    return Err(Problem::MalformedLength);
                 }
                 self.length = Some(value.iter().fold(0, |length, digit| length * 10 + u64::from(digit - b'0')));
             }
             17 if name.eq_ignore_ascii_case("transfer-encoding") => {
                 if self.has_coding {
-                    return Err(Problem::Malformed);
+                    return Err(Problem::MalformedCoding);
                 }
                 self.has_coding = true;
                 self.chunked = value.eq_ignore_ascii_case(b"chunked");
                 if !self.chunked {
                     let token = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-';
                     let known_shape = !value.is_empty() && value.iter().all(token);
-                    return Err(if known_shape { Problem::UnknownCoding } else { Problem::Malformed });
+                    return Err(if known_shape { Problem::UnknownCoding } else { Problem::MalformedCoding });
                 }
             }
             10 if name.eq_ignore_ascii_case("connection") => {
@@ -272,20 +316,23 @@ impl<'a> Fields<'a> {
                     self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
                 }
             }
+            6 if name.eq_ignore_ascii_case("accept") => {
+                self.accepts_json |= value.split(|&byte| byte == b',').any(accepts_json);
+            }
             6 if name.eq_ignore_ascii_case("expect") => {
                 if !value.eq_ignore_ascii_case(b"100-continue") {
                     return Err(Problem::UnknownExpectation);
                 }
                 self.expects_continue = true;
             }
-            6 if name.eq_ignore_ascii_case("accept") => {
-                let types = value.split(|&byte| matches!(byte, b',' | b';')).map(<[u8]>::trim_ascii);
-                self.accepts_json |= types.clone().any(|kind| kind.eq_ignore_ascii_case(b"application/json"));
+            6 if name.eq_ignore_ascii_case("origin") => {
+                self.origin = Some(if self.origin.is_some() { b"null" } else { value });
             }
+            14 if name.eq_ignore_ascii_case("sec-fetch-site") => self.fetch_site = Some(value),
+            29 if name.eq_ignore_ascii_case("access-control-request-method") => self.is_preflight = true,
             15 if name.eq_ignore_ascii_case("idempotency-key") => {
-                if value.is_empty() || self.idempotency_key.is_some() {
-                    return Err(Problem::Malformed);
-                }
+                // Not an error of the framing: the route refuses it where a key has an effect.
+                self.invalid_key |= value.is_empty() || self.idempotency_key.is_some();
                 self.idempotency_key = Some(value);
             }
             13 if name.eq_ignore_ascii_case("if-none-match") => self.if_none_match = Some(value),
@@ -294,10 +341,25 @@ impl<'a> Fields<'a> {
         Ok(())
     }
 
+    fn is_cross_origin(&self) -> bool {
+        match (self.fetch_site, self.origin) {
+            (Some(site), _) => ![&b"same-origin"[..], b"none"].contains(&site),
+            (None, None) => false,
+            (None, Some(origin)) => {
+                let authority = origin.strip_prefix(b"https://").or(origin.strip_prefix(b"http://"));
+                !authority.is_some_and(|authority| authority.eq_ignore_ascii_case(self.host))
+            }
+        }
+    }
+
     fn check(&self, is_http10: bool) -> Result<(), Problem> {
         let two_framings = self.has_coding && (self.length.is_some() || is_http10);
         let hosts = if is_http10 { 0..=1 } else { 1..=1 };
-        if two_framings || !hosts.contains(&self.hosts) { Err(Problem::Malformed) } else { Ok(()) }
+        match hosts.contains(&self.hosts) {
+            _ if two_framings => Err(Problem::MalformedCoding),
+            true => Ok(()),
+            false => Err(Problem::MalformedHost),
+        }
     }
 }
 
@@ -317,7 +379,7 @@ mod tests {
         let head = parse(text).unwrap().unwrap();
         assert_eq!((head.method, head.path, head.query), (Method::Post, "/checkout", "user_id=1&item_id=2"));
         assert_eq!((head.framing, head.keep_alive, head.accepts_json), (Framing::Length(3), true, true));
-        assert_eq!((head.idempotency_key, head.if_none_match), (Some(&b"k"[..]), Some(&b"*"[..])));
+        assert_eq!((head.key(), head.if_none_match), (Ok(Some(&b"k"[..])), Some(&b"*"[..])));
         assert_eq!(head.bytes, text.len() - 3);
         for length in 0..text.len() - 3 {
             assert_eq!(parse(&text[..length]), Ok(None), "cut at {length}");

@@ -1,7 +1,7 @@
 //! Turns bytes into requests, and outcomes into answers, pure. Never here: sockets.
 //!
 //! A request passes through in this order: [`connection`] collects bytes and keeps deadlines, [`head`] parses a request
-//! head, [`body`] skips a body, [`route`] turns the request into a command and later the outcome into an answer, and
+//! head, [`body`] skips a body, [`origin`] decides whether a web page may send it, [`route`] turns the request into a command and later the outcome into an answer, and
 //! [`response`] renders it.
 //!
 //! [`operation`] lists all operations with all their answers, and [`problem`] all refusals; the status codes of the
@@ -14,6 +14,7 @@ pub mod connection;
 pub mod head;
 pub mod openapi;
 pub mod operation;
+pub mod origin;
 pub mod problem;
 pub mod response;
 pub mod route;

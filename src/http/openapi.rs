@@ -36,7 +36,7 @@ fn document() -> Value {
     let mut schemas = SchemaSettings::draft2020_12().for_serialize().with(with_path).into_generator();
     let (unmatched, common): (Vec<_>, Vec<_>) =
         Operation::Unknown.answers().into_iter().partition(matches_no_operation);
-    for operation in Operation::VARIANTS.iter().copied().filter(|operation| *operation != Operation::Unknown) {
+    for operation in Operation::VARIANTS.iter().copied().filter(|operation| operation.is_described()) {
         let (method, path) = operation.route();
         let responses = responses(operation, &common, &mut schemas);
         document["paths"][path][method.to_lowercase()]["responses"] = responses;
@@ -230,7 +230,7 @@ fn success_bodies(operation: Operation, answer: Answer, schemas: &mut SchemaGene
             as_json(&bodies::Health { status, version: VERSION, live: true, ready, sale, postgres, shards }, schemas)
         }
         (Operation::Api, _) => json!({"application/json": {"schema": {"type": "object"}}}),
-        (Operation::Cancel | Operation::Unknown, _) => json!({}),
+        (Operation::Cancel | Operation::Options | Operation::Unknown, _) => json!({}),
     }
 }
 
@@ -273,7 +273,7 @@ mod tests {
             methods.as_object().unwrap().keys().map(move |method| (method.to_uppercase(), path.as_str()))
         });
         let mut described: Vec<_> = described.collect();
-        let known = Operation::VARIANTS.iter().filter(|operation| **operation != Operation::Unknown);
+        let known = Operation::VARIANTS.iter().filter(|operation| operation.is_described());
         let mut known: Vec<_> = known.map(|operation| (operation.route().0.to_owned(), operation.route().1)).collect();
         described.sort_unstable();
         known.sort_unstable();

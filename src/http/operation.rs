@@ -38,11 +38,18 @@ pub enum Operation {
     Health,
     /// Return the OpenAPI document.
     Api,
+    /// Returns the methods of a path, or what a web page of another origin may send.
+    Options,
     /// Unknown path or method, or a request that is not valid HTTP.
     Unknown,
 }
 
 impl Operation {
+    /// Returns whether the OpenAPI document has this operation: it has a path of its own.
+    pub fn is_described(self) -> bool {
+        !matches!(self, Operation::Options | Operation::Unknown)
+    }
+
     /// Returns the method and the path of the operation. Both are empty for [`Operation::Unknown`].
     pub fn route(self) -> (&'static str, &'static str) {
         match self {
@@ -58,6 +65,7 @@ impl Operation {
             Operation::Ready => ("GET", "/readyz"),
             Operation::Health => ("GET", "/health"),
             Operation::Api => ("GET", "/openapi.json"),
+            Operation::Options => ("OPTIONS", "*"),
             Operation::Unknown => ("", ""),
         }
     }
@@ -68,22 +76,49 @@ impl Operation {
     pub fn answers(self) -> Vec<Answer> {
         use Problem::*;
         let refused: &[Problem] = match self {
-            Operation::Checkout => {
-                &[InvalidUser, InvalidItem, NoSuchItem, ItemSold, ItemReserved, UserLimit, LogFull, NotReady, Overdue]
+            Operation::Checkout => &[
+                OriginNotAllowed,
+                InvalidUser,
+                InvalidItem,
+                NoSuchItem,
+                ItemSold,
+                ItemReserved,
+                UserLimit,
+                LogFull,
+                NotReady,
+                Overdue,
+            ],
+            Operation::Purchase => &[
+                OriginNotAllowed,
+                InvalidCode,
+                InvalidKey,
+                CodeUnknown,
+                CodeExpired,
+                CodeUsed,
+                SaleEnded,
+                NotReady,
+                Overdue,
+            ],
+            Operation::Cancel => {
+                &[OriginNotAllowed, InvalidCode, CodeUnknown, CodeExpired, CodeUsed, SaleEnded, NotReady, Overdue]
             }
-            Operation::Purchase => &[InvalidCode, CodeUnknown, CodeExpired, CodeUsed, SaleEnded, NotReady, Overdue],
-            Operation::Cancel => &[InvalidCode, CodeUnknown, CodeExpired, CodeUsed, SaleEnded, NotReady, Overdue],
             Operation::Sale => &[NotReady],
             Operation::Items => &[InvalidOffset, InvalidLimit, NotReady],
             Operation::Item | Operation::Image => &[NotFound, NotReady],
             Operation::Events => &[NotReady, TooManyConnections],
-            Operation::Live | Operation::Ready | Operation::Health | Operation::Api => &[],
+            Operation::Live | Operation::Ready | Operation::Health | Operation::Api | Operation::Options => &[],
             Operation::Unknown => &[
                 NotFound,
                 OnlyGet,
                 OnlyPost,
                 OnlyPostOrDelete,
-                Malformed,
+                MalformedLine,
+                MalformedField,
+                MalformedTarget,
+                MalformedHost,
+                MalformedLength,
+                MalformedCoding,
+                MalformedChunk,
                 HeadTooLarge,
                 BodyTooLarge,
                 UnknownCoding,
@@ -94,7 +129,7 @@ impl Operation {
             ],
         };
         let granted: &[Answer] = match self {
-            Operation::Cancel => &[Answer::NoContent],
+            Operation::Cancel | Operation::Options => &[Answer::NoContent],
             Operation::Image => &[Answer::Ok, Answer::Unchanged],
             Operation::Ready | Operation::Health => &[Answer::Ok, Answer::Unready],
             Operation::Unknown => &[],

@@ -20,13 +20,21 @@ pub enum Problem {
     InvalidItem,
     NoSuchItem,
     InvalidCode,
+    InvalidKey,
     InvalidOffset,
     InvalidLimit,
+    OriginNotAllowed,
     NotFound,
     OnlyGet,
     OnlyPost,
     OnlyPostOrDelete,
-    Malformed,
+    MalformedLine,
+    MalformedField,
+    MalformedTarget,
+    MalformedHost,
+    MalformedLength,
+    MalformedCoding,
+    MalformedChunk,
     HeadTooLarge,
     BodyTooLarge,
     UnknownCoding,
@@ -73,6 +81,7 @@ impl Problem {
             |slug, title, detail| with("503 Service Unavailable", slug, title, detail, "retry-after: 1\r\n");
         let conflict = |slug, title| with(CONFLICT, slug, title, "", "");
         let invalid = |detail| with(BAD, "invalid-parameter", "A parameter is missing or invalid", detail, "");
+        let malformed = |detail| with(BAD, "malformed-request", "The request is not valid HTTP", detail, "");
         let title = "The method is not allowed for this path";
         let not_allowed = |headers| with("405 Method Not Allowed", "method-not-allowed", title, "", headers);
         match self {
@@ -83,18 +92,28 @@ impl Problem {
             Problem::CodeExpired => conflict("code-expired", "The reservation has expired or was released"),
             Problem::CodeUsed => conflict("code-used", "The item of this code is already sold"),
             Problem::SaleEnded => conflict("sale-ended", "The sale of this code has ended"),
-            Problem::InvalidUser => invalid("give user_id once, as a whole number from 0 to 9223372036854775807"),
-            Problem::InvalidItem => invalid("give item_id (or id) once, as a whole number"),
+            Problem::InvalidUser => invalid("give user_id once, in the query string, as a whole number from 0 to 9223372036854775807; a body is not read"),
+            Problem::InvalidItem => invalid("give item_id (or id) once, in the query string, as a whole number; a body is not read"),
             Problem::NoSuchItem => invalid("item_id must be less than items_total of GET /sale"),
-            Problem::InvalidCode => invalid("give code once, as a UUID of 36 characters in lower case"),
+            Problem::InvalidCode => invalid("give code once, in the query string, as a UUID of 36 characters; a body is not read"),
+            Problem::InvalidKey => invalid("send Idempotency-Key at most once, and not empty"),
             Problem::InvalidOffset => invalid("give offset at most once, as a whole number from 0 to 4294967295"),
             Problem::InvalidLimit => invalid("give limit at most once, as a whole number from 1 to 200"),
+            Problem::OriginNotAllowed => with("403 Forbidden", "origin-not-allowed",
+                "The origin of this web page is not allowed", "the operator lists allowed origins with --cors-origin", ""),
             // Not cacheable, because the next sale may have the item.
             Problem::NotFound => with("404 Not Found", "not-found", "No such path or item", "", "cache-control: no-store\r\n"),
             Problem::OnlyGet => not_allowed("allow: GET, HEAD\r\n"),
             Problem::OnlyPost => not_allowed("allow: POST\r\n"),
             Problem::OnlyPostOrDelete => not_allowed("allow: POST, DELETE\r\n"),
-            Problem::Malformed => with(BAD, "malformed-request", "The request is not valid HTTP", "", ""),
+            Problem::MalformedLine => malformed("the request line is invalid, or a line does not end with CR LF"),
+            Problem::MalformedField => malformed("a header field is invalid"),
+            Problem::MalformedTarget => malformed("the request target is invalid"),
+            Problem::MalformedHost => malformed("send one valid Host field"),
+            Problem::MalformedLength => malformed("send Content-Length at most once, as decimal digits"),
+            Problem::MalformedCoding =>
+                malformed("send Transfer-Encoding at most once, without Content-Length, and not in HTTP/1.0"),
+            Problem::MalformedChunk => malformed("the chunked body is invalid"),
             Problem::HeadTooLarge => with("431 Request Header Fields Too Large", "header-too-large",
                 "The header of the request is too large", "send at most 8 KiB and at most 64 header fields", ""),
             Problem::BodyTooLarge => with("413 Content Too Large", "body-too-large",

@@ -1,7 +1,9 @@
 //! Writes responses as bytes. Problems and the OpenAPI document are rendered once, when a shard starts.
 
+use crate::http::head::Head;
 use crate::http::openapi;
 use crate::http::operation::Answer;
+use crate::http::origin::Origins;
 use crate::http::problem::Problem;
 use std::time::{Duration, UNIX_EPOCH};
 use strum::VariantArray;
@@ -22,6 +24,10 @@ pub struct Style {
 /// Header lines between the content type and the length of an answer that must not be cached.
 const UNCACHED: &str = "\r\ncache-control: no-store\r\ncontent-length: ";
 
+/// Header lines for a preflight. The browser may reuse the answer for 10 minutes.
+const PREFLIGHT: &str = "access-control-allow-methods: GET, POST, DELETE\r\n\
+    access-control-allow-headers: idempotency-key, x-request-id, traceparent\r\naccess-control-max-age: 600\r\n";
+
 /// A problem: its head up to the value of `date`, and its body.
 struct Rendered {
     head: Vec<u8>,
@@ -34,20 +40,29 @@ pub struct Responder {
     problems: Vec<Rendered>,
     second: u64,
     date: String,
-    /// Header line that returns the id of the request. Empty if the request has no id.
-    request_id: Vec<u8>,
+    origins: Origins,
+    /// Header lines that depend on the request: its id, and what a web page of its origin may do.
+    extra: Vec<u8>,
     body: Vec<u8>,
 }
 
 impl Default for Responder {
     fn default() -> Self {
+        Responder::new(Origins::None)
+    }
+}
+
+impl Responder {
+    /// Creates a responder. Web pages of these `origins` may read its answers.
+    pub fn new(origins: Origins) -> Self {
         let problems = Problem::VARIANTS.iter().map(|problem| render(*problem)).collect();
         Responder {
             api: openapi::text(),
             problems,
             second: 0,
             date: httpdate::fmt_http_date(UNIX_EPOCH),
-            request_id: Vec::new(),
+            origins,
+            extra: Vec::new(),
             body: Vec::new(),
         }
     }
@@ -73,13 +88,32 @@ impl Responder {
         }
     }
 
-    /// Sets the id of the request to which the next response belongs.
-    pub fn set_request_id(&mut self, id: Option<&[u8]>) {
-        self.request_id.clear();
-        if let Some(id) = id {
-            self.request_id.extend_from_slice(b"\r\nx-request-id: ");
-            self.request_id.extend_from_slice(id);
+    /// Returns the origins whose web pages may use the API.
+    pub fn origins(&self) -> &Origins {
+        &self.origins
+    }
+
+    /// Sets the request to which the next response belongs, by its `X-Request-Id` and its `Origin`.
+    pub fn set_request(&mut self, request_id: Option<&[u8]>, origin: Option<&[u8]>) {
+        self.extra.clear();
+        if let Some(id) = request_id {
+            self.extra.extend_from_slice(b"\r\nx-request-id: ");
+            self.extra.extend_from_slice(id);
         }
+        self.origins.write(origin, &mut self.extra);
+    }
+
+    /// Writes the answer to OPTIONS: the methods that `other_methods` names, or all methods. A preflight of an allowed
+    /// origin learns what its page may send.
+    pub fn options(&self, other_methods: Option<Problem>, head: &Head<'_>, style: Style, out: &mut Vec<u8>) -> Answer {
+        let allow = other_methods.map_or("allow: GET, HEAD, POST, DELETE\r\n", |problem| problem.about().headers);
+        let is_allowed = head.is_preflight && self.origins.allow(head.origin);
+        let preflight = if is_allowed { PREFLIGHT } else { "" };
+        for part in ["HTTP/1.1 ", Answer::NoContent.status(), "\r\n", allow, preflight, "date: "] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        self.finish_head(style, out);
+        Answer::NoContent
     }
 
     /// Writes a refusal with its problem.
@@ -169,9 +203,7 @@ impl Responder {
 
     fn finish_head(&self, style: Style, out: &mut Vec<u8>) {
         out.extend_from_slice(self.date.as_bytes());
-        if !self.request_id.is_empty() {
-            out.extend_from_slice(&self.request_id);
-        }
+        out.extend_from_slice(&self.extra);
         out.extend_from_slice(match (style.keep_alive, style.is_http10) {
             (true, false) => b"\r\n\r\n",
             (true, true) => b"\r\nconnection: keep-alive\r\n\r\n",

@@ -3,6 +3,7 @@
 use crate::http::bodies::{Receipt, Reservation};
 use crate::http::head::{Head, Method};
 use crate::http::operation::{Answer, Operation, PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX};
+use crate::http::origin::Origins;
 use crate::http::problem::Problem;
 use crate::http::response::{Responder, Style};
 use crate::sale::code::Code;
@@ -20,6 +21,8 @@ pub enum Route {
     Page(Page),
     /// The event stream.
     Events,
+    /// The methods of a path: the header line of this refusal of other methods, or of every path.
+    Options(Option<Problem>),
     /// A refusal.
     Refused(Problem),
 }
@@ -58,17 +61,48 @@ pub enum ItemPage {
 }
 
 /// Returns the operation that a request selects, and its destination.
-pub fn route(head: &Head<'_>) -> (Operation, Route) {
+pub fn route(head: &Head<'_>, origins: &Origins) -> (Operation, Route) {
+    let decoded;
+    let query = if head.is_encoded {
+        decoded = decode_unreserved(head.query);
+        &decoded
+    } else {
+        head.query
+    };
+    match select(head, query) {
+        selected if head.method == Method::Options => options(head.path, selected),
+        // First: a page that may not use the API learns nothing about its parameters.
+        (operation, _) if !origins.admit(head) && operation != Operation::Unknown => {
+            (operation, Route::Refused(Problem::OriginNotAllowed))
+        }
+        selected => selected,
+    }
+}
+
+/// Returns the answer to OPTIONS, from what the path answers to a method that it does not accept.
+fn options(path: &str, (operation, route): (Operation, Route)) -> (Operation, Route) {
+    match route {
+        _ if path == "*" => (Operation::Options, Route::Options(None)),
+        Route::Refused(other_methods) if other_methods != Problem::NotFound => {
+            (Operation::Options, Route::Options(Some(other_methods)))
+        }
+        route => (operation, route),
+    }
+}
+
+// Inlined, as is the next one: they are on the path of every request, and return a large enum.
+#[inline(always)]
+fn select(head: &Head<'_>, query: &str) -> (Operation, Route) {
     let refused = |problem| (Operation::Unknown, Route::Refused(problem));
     let page = |operation, page| match head.method {
         Method::Get | Method::Head => (operation, Route::Page(page)),
         _ => refused(Problem::OnlyGet),
     };
     match (head.path, head.method) {
-        ("/checkout", Method::Post) => (Operation::Checkout, checkout(head).unwrap_or_else(Route::Refused)),
-        ("/checkout", Method::Delete) => (Operation::Cancel, cancel(head).unwrap_or_else(Route::Refused)),
+        ("/checkout", Method::Post) => (Operation::Checkout, checkout(head, query).unwrap_or_else(Route::Refused)),
+        ("/checkout", Method::Delete) => (Operation::Cancel, cancel(query).unwrap_or_else(Route::Refused)),
         ("/checkout", _) => refused(Problem::OnlyPostOrDelete),
-        ("/purchase", Method::Post) => (Operation::Purchase, purchase(head).unwrap_or_else(Route::Refused)),
+        ("/purchase", Method::Post) => (Operation::Purchase, purchase(head, query).unwrap_or_else(Route::Refused)),
         ("/purchase", _) => refused(Problem::OnlyPost),
         ("/sale", _) => page(Operation::Sale, Page::Sale),
         ("/events", Method::Get | Method::Head) => (Operation::Events, Route::Events),
@@ -77,7 +111,7 @@ pub fn route(head: &Head<'_>) -> (Operation, Route) {
         ("/readyz", _) => page(Operation::Ready, Page::Ready),
         ("/health", _) => page(Operation::Health, Page::Health),
         ("/openapi.json", _) => page(Operation::Api, Page::Api),
-        ("/items", Method::Get | Method::Head) => (Operation::Items, items(head).unwrap_or_else(Route::Refused)),
+        ("/items", Method::Get | Method::Head) => (Operation::Items, items(query).unwrap_or_else(Route::Refused)),
         ("/items", _) => refused(Problem::OnlyGet),
         (path, _) => match item(path) {
             Some((item, None)) => page(Operation::Item, Page::Items(ItemPage::Item(item))),
@@ -95,9 +129,9 @@ fn item(path: &str) -> Option<(ItemId, Option<&str>)> {
     Some((ItemId(item), what))
 }
 
-fn items(head: &Head<'_>) -> Result<Route, Problem> {
+fn items(query: &str) -> Result<Route, Problem> {
     let (mut offset, mut limit) = (None, None);
-    for (name, value) in parameters(head.query) {
+    for (name, value) in parameters(query) {
         let value = || number(value).and_then(|value| u32::try_from(value).ok());
         match name {
             b"offset" if offset.is_some() => return Err(Problem::InvalidOffset),
@@ -114,9 +148,10 @@ fn items(head: &Head<'_>) -> Result<Route, Problem> {
     Ok(Route::Page(Page::Items(ItemPage::List { offset, limit })))
 }
 
-fn checkout(head: &Head<'_>) -> Result<Route, Problem> {
+#[inline(always)]
+fn checkout(head: &Head<'_>, query: &str) -> Result<Route, Problem> {
     let (mut user, mut item, mut short_name) = (None, None, false);
-    for (name, value) in parameters(head.query) {
+    for (name, value) in parameters(query) {
         match name {
             b"user_id" if user.is_some() => return Err(Problem::InvalidUser),
             b"user_id" => {
@@ -137,21 +172,21 @@ fn checkout(head: &Head<'_>) -> Result<Route, Problem> {
     Ok(Route::Command(Command::Checkout { item, user }, short_name || head.accepts_json))
 }
 
-fn purchase(head: &Head<'_>) -> Result<Route, Problem> {
-    let code = code(head)?;
+fn purchase(head: &Head<'_>, query: &str) -> Result<Route, Problem> {
+    let code = code(query)?;
     // A name-based UUID (RFC 9562 §5.5) in the namespace of the code. The fingerprint therefore depends on the code:
     // the same key with another code has another fingerprint.
     let fingerprint = |key| Uuid::new_v5(&Uuid::from_bytes(*code.as_bytes()), key);
-    let key = head.idempotency_key.map_or(Uuid::nil(), fingerprint);
+    let key = head.key()?.map_or(Uuid::nil(), fingerprint);
     Ok(Route::Command(Command::Purchase { code, key }, true))
 }
 
-fn cancel(head: &Head<'_>) -> Result<Route, Problem> {
-    Ok(Route::Command(Command::Cancel { code: code(head)? }, true))
+fn cancel(query: &str) -> Result<Route, Problem> {
+    Ok(Route::Command(Command::Cancel { code: code(query)? }, true))
 }
 
-fn code(head: &Head<'_>) -> Result<Code, Problem> {
-    let mut values = parameters(head.query).filter(|(name, _)| *name == b"code").map(|(_, value)| value);
+fn code(query: &str) -> Result<Code, Problem> {
+    let mut values = parameters(query).filter(|(name, _)| *name == b"code").map(|(_, value)| value);
     match (values.next(), values.next()) {
         (Some(value), None) => Code::parse(value).ok_or(Problem::InvalidCode),
         _ => Err(Problem::InvalidCode),
@@ -165,7 +200,22 @@ fn parameters(query: &str) -> impl Iterator<Item = (&[u8], &[u8])> {
     })
 }
 
-/// Parses a whole number in its only spelling: decimal digits without a sign, a leading zero or percent encoding.
+/// Decodes the unreserved characters of a query: letters, digits, `-`, `.`, `_` and `~` (RFC 3986 §6.2.2.2). Other
+/// encoded characters stay encoded, so that they cannot separate parameters.
+fn decode_unreserved(query: &str) -> String {
+    let mut parts = query.split('%');
+    let mut decoded = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let byte = part.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok()).map(char::from);
+        match byte.filter(|byte| byte.is_ascii_alphanumeric() || "-._~".contains(*byte)) {
+            Some(byte) => decoded.extend([byte].iter().copied().chain(part[2..].chars())),
+            None => decoded.extend(['%'].into_iter().chain(part.chars())),
+        }
+    }
+    decoded
+}
+
+/// Parses a whole number in its only spelling: decimal digits without a sign or a leading zero.
 fn number(text: &[u8]) -> Option<u64> {
     let add = |number: u64, byte: &u8| {
         let digit = byte.is_ascii_digit().then(|| byte - b'0')?;
@@ -233,7 +283,7 @@ mod tests {
 
     fn way(request: &str) -> Route {
         let text = format!("{request} HTTP/1.1\r\nHost: x\r\n\r\n");
-        route(&parse_head(text.as_bytes()).unwrap().unwrap()).1
+        route(&parse_head(text.as_bytes()).unwrap().unwrap(), &Origins::None).1
     }
 
     #[test]
@@ -253,22 +303,27 @@ mod tests {
     }
 
     #[test]
-    fn bad_values_are_named() {
-        for value in [
-            "",
-            "+1",
-            "-1",
-            "1e3",
-            "007",
-            "00",
-            "18446744073709551616",
-            "9223372036854775808",
-            "%31",
-            "1 ",
-            "x",
-            "1.0",
-            "0x1",
+    fn only_unreserved_characters_are_decoded() {
+        for (query, decoded) in [
+            ("a=b", "a=b"),
+            ("%75ser%5fid=%37&x=%7E%2D%2e", "user_id=7&x=~-."),
+            ("a%3Db%26c=%20%25%7b", "a%3Db%26c=%20%25%7b"),
+            ("%", "%"),
+            ("%4", "%4"),
+            ("%zz%+1%41", "%zz%+1A"),
+            ("%e4%", "%e4%"),
         ] {
+            assert_eq!(decode_unreserved(query), decoded);
+        }
+        let twice = way("POST /checkout?user_id=%37&item_id=1&%75ser_id=7");
+        assert_eq!(twice, Route::Refused(Problem::InvalidUser), "a parameter is repeated in another spelling");
+    }
+
+    #[test]
+    fn bad_values_are_named() {
+        for value in
+            ["", "+1", "-1", "1e3", "007", "00", "18446744073709551616", "9223372036854775808", "1 ", "x", "1.0", "0x1"]
+        {
             if !value.contains(' ') {
                 assert_eq!(
                     way(&format!("POST /checkout?user_id={value}&item_id=1")),
@@ -283,20 +338,14 @@ mod tests {
             }
         }
         for query in
-            ["", "?item_id=1", "?user_id=1&user_id=1&item_id=1", "?user%5Fid=1&item_id=1", "?USER_ID=1&item_id=1"]
+            ["", "?item_id=1", "?user_id=1&user_id=1&item_id=1", "?user%26id=1&item_id=1", "?USER_ID=1&item_id=1"]
         {
             assert_eq!(way(&format!("POST /checkout{query}")), Route::Refused(Problem::InvalidUser), "{query}");
         }
         for query in ["?user_id=1", "?user_id=1&item_id=1&item_id=1", "?user_id=1&item_id=1&id=1"] {
             assert_eq!(way(&format!("POST /checkout{query}")), Route::Refused(Problem::InvalidItem), "{query}");
         }
-        for query in [
-            "",
-            "?code=",
-            "?code=1",
-            "?code=00027232-4538-87b2-840d-b281356ddb74&code=x",
-            "?code=00027232-4538-87B2-840d-b281356ddb74",
-        ] {
+        for query in ["", "?code=", "?code=1", "?code=00027232-4538-87b2-840d-b281356ddb74&code=x"] {
             assert_eq!(way(&format!("POST /purchase{query}")), Route::Refused(Problem::InvalidCode), "{query}");
         }
     }

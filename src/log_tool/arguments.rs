@@ -97,7 +97,7 @@ fn subcommand(name: &'static str, about: &'static str, help: &'static str) -> Co
 
 fn code(text: &str) -> Result<Code, String> {
     Code::parse(text.as_bytes())
-        .ok_or_else(|| "give a code as a checkout returns it: 36 characters in lower case".into())
+        .ok_or_else(|| "give a code as a checkout returns it: 36 characters with hyphens".into())
 }
 
 /// Returns the command of `stampede log` and its arguments, or `None` if the arguments have another command or none.

@@ -152,7 +152,7 @@ impl Scrape {
         let version = (labels([("version", env!("CARGO_PKG_VERSION"))]), Value::Gauge(1.0));
         [
             Family::new("stampede_build_info", "Version of the server; always 1", [version]),
-            Family::one("stampede_ready", "1 while the server sells, 0 while it recovers, drains or pauses",
+            Family::one("stampede_ready", "1 while the server is ready, 0 while it recovers, pauses or stops",
                 flag(status.phase() == Phase::Serving)),
             Family::one("stampede_sale_id", "Current sale: the number of whole periods since 1970",
                 Value::Gauge(sale.0.into())),

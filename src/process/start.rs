@@ -10,6 +10,7 @@
 use crate::config::database_url::DatabaseUrl;
 use crate::config::fatal::Fatal;
 use crate::config::settings::Config;
+use crate::http::origin::Origins;
 use crate::log::block::BLOCK_BYTES;
 use crate::log::data_dir::DataDir;
 use crate::log::recovery::Recovered;
@@ -76,7 +77,7 @@ pub fn start(config: Config) -> Result<Option<Supervisor>, Fatal> {
     log_start(&config, &sizes, address, opening.as_ref(), predecessor.as_ref());
     let phase = if predecessor.is_some() { Phase::Paused } else { Phase::Recovering };
     let status = Arc::new(Status::new(phase, sizes.shards, config.database.is_some()));
-    let (shards, starts) = spawn_shards(&sizes, listeners, &status, clock)?;
+    let (shards, starts) = spawn_shards(&config, &sizes, listeners, &status, clock)?;
     signals::forward(shards.notices.clone())?;
 
     let partition = Partition::new(sizes.shards);
@@ -163,6 +164,7 @@ fn log_recovered(resumed: &Resumed, started: Instant) {
 
 /// Starts the threads of the shards. They answer that the server is not ready until they receive a [`ShardStart`].
 fn spawn_shards(
+    config: &Config,
     sizes: &Sizes,
     listeners: Vec<OwnedFd>,
     status: &Arc<Status>,
@@ -181,7 +183,8 @@ fn spawn_shards(
         starts.push(start);
         senders.push(sender);
         let (status, notices) = (status.clone(), notices.clone());
-        let thread = ShardThread { id, sockets, mesh, clients_max, clock, status, notices, orders };
+        let origins = Origins::new(&config.cors_origins);
+        let thread = ShardThread { id, sockets, mesh, clients_max, origins, clock, status, notices, orders };
         threads.push(thread.spawn(placement, begun)?);
     }
     Ok((ShardHandles { doorbells, notice_receiver, notices, orders: senders, threads }, starts))

@@ -4,6 +4,7 @@
 use crate::config::fatal::Fatal;
 use crate::config::settings::Config;
 use crate::http::connection::ConnectionSnapshot;
+use crate::http::origin::Origins;
 use crate::log::block::{LogKind, StreamId};
 use crate::log::data_dir::OpenDataDir;
 use crate::log::retention::Retention;
@@ -51,6 +52,8 @@ pub struct ShardThread {
     pub mesh: Endpoint,
     /// Connections that the shard may have open.
     pub clients_max: usize,
+    /// Origins of web pages that may use the API.
+    pub origins: Origins,
     /// The clock of its turns.
     pub clock: Clock,
     /// The published numbers.
@@ -107,9 +110,10 @@ impl ShardThread {
     }
 
     async fn sell(self, start: Receiver<ShardStart>) -> Result<(), Fatal> {
-        let ShardThread { id, sockets, mesh, clients_max, clock, status, notices, orders } = self;
+        let ShardThread { id, sockets, mesh, clients_max, origins, clock, status, notices, orders } = self;
         let request_timer = RequestTimer::new(status.clone(), id, clock);
-        let mut server = Server::new(mesh.doorbell(), clients_max, request_timer).map_err(host::no_descriptors)?;
+        let mut server =
+            Server::new(mesh.doorbell(), clients_max, request_timer, origins).map_err(host::no_descriptors)?;
         adopt(&mut server, sockets, clock)?;
         let always_ready = eventfd(1, EventfdFlags::CLOEXEC).map_err(io::Error::from);
         let always_ready = always_ready.and_then(|event| Ok(PollableFd::new(event)?)).map_err(host::no_descriptors)?;

@@ -260,7 +260,7 @@ impl TurnLoop {
         let mut handle = |ticket: Ticket, head: &Head<'_>, style, responder: &mut Responder, out: &mut Vec<u8>| {
             // After the request has been read, because its client may have seen a new sale on another shard.
             shard.apply(ShardEvent::Sale(status.newest_sale()), now, effects);
-            let (operation, route) = route(head);
+            let (operation, route) = route(head, responder.origins());
             let answer = match route {
                 // This shard may be ready, but another shard is not.
                 Route::Command(..) if is_recovering => responder.problem(Problem::NotReady, style, out),
@@ -279,6 +279,7 @@ impl TurnLoop {
                 }
                 Route::Events if is_recovering => responder.problem(Problem::NotReady, style, out),
                 Route::Events => return Handled::Listening(operation),
+                Route::Options(methods) => responder.options(methods, head, style, out),
                 Route::Refused(problem) => responder.problem(problem, style, out),
             };
             Handled::Answered(operation, answer)

@@ -76,13 +76,10 @@ impl Code {
         Code((custom_a << 80 | 8 << 76 | custom_b << 64 | 0b10 << 62 | custom_c).to_be_bytes())
     }
 
-    /// Parses the canonical spelling: 36 characters, lower case, with hyphens. It accepts no other spelling, so a code
-    /// has exactly one.
+    /// Parses a code of 36 characters with hyphens, in upper or lower case (RFC 9562 §4). Answers have lower case.
     pub fn parse(text: &[u8]) -> Option<Code> {
-        if text.len() != Self::TEXT_BYTES || text.iter().any(u8::is_ascii_uppercase) {
-            return None;
-        }
-        Uuid::try_parse_ascii(text).ok().map(|uuid| Code(uuid.into_bytes()))
+        let uuid = Some(text).filter(|text| text.len() == Self::TEXT_BYTES).map(Uuid::try_parse_ascii);
+        uuid?.ok().map(|uuid| Code(uuid.into_bytes()))
     }
 
     /// Writes the spelling that [`parse`](Self::parse) accepts into `buffer`, and returns it.
@@ -197,9 +194,10 @@ mod tests {
     }
 
     #[test]
-    fn only_the_canonical_spelling_is_read() {
+    fn hyphens_are_needed_and_case_is_not() {
+        let lower = Code::parse(b"6ba7b810-9dad-81d1-80b4-00c04fd430c8").unwrap();
+        assert_eq!(Code::parse(b"6BA7B810-9DAD-81d1-80B4-00C04FD430C8"), Some(lower));
         for text in [
-            "6BA7B810-9dad-81d1-80b4-00c04fd430c8",
             "{6ba7b810-9dad-81d1-80b4-00c04fd430c8}",
             "6ba7b8109dad81d180b400c04fd430c8",
             "urn:uuid:6ba7b810-9dad-81d1-80b4-00c04fd430c8",

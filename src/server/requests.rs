@@ -143,7 +143,7 @@ struct HandledRequest {
 
 impl RequestParts<'_> {
     fn reject(&mut self, problem: Problem, out: &mut Vec<u8>) {
-        self.responder.set_request_id(None);
+        self.responder.set_request(None, None);
         self.request_timer.refused(self.responder.problem(problem, Style::default(), out));
     }
 
@@ -161,7 +161,7 @@ impl RequestParts<'_> {
             json: false,
         };
         let began_us = self.request_timer.began();
-        self.responder.set_request_id(head.request_id);
+        self.responder.set_request(head.request_id, head.origin);
         let handled = handler(ticket, head, style, self.responder, out);
         let trace = matches!(handled, Handled::Deciding { .. }).then(|| TraceHeaders::of(head)).flatten();
         HandledRequest { style, handled, began_us, trace }

@@ -5,9 +5,10 @@
 //! connections share, and writes to each connection once. A connection has a buffer of its own only while a request is
 //! incomplete.
 
-use crate::http::connection::{Connection, ConnectionSnapshot, ConnectionState, Overdue, WaitingFor};
+use crate::http::connection::{Connection, ConnectionSnapshot, ConnectionState, Overdue, TraceHeaders, WaitingFor};
 use crate::http::head::Head;
 use crate::http::operation::{Answer, Operation};
+use crate::http::origin::Origins;
 use crate::http::problem::Problem;
 use crate::http::response::{Responder, Style};
 use crate::operate::request_timer::RequestTimer;
@@ -77,14 +78,19 @@ impl Server {
     ///
     /// # Errors
     /// The process has no file descriptors left.
-    pub fn new(doorbell: impl AsFd, clients_max: usize, request_timer: RequestTimer) -> io::Result<Self> {
+    pub fn new(
+        doorbell: impl AsFd,
+        clients_max: usize,
+        request_timer: RequestTimer,
+        origins: Origins,
+    ) -> io::Result<Self> {
         Ok(Server {
             poller: Poller::new(doorbell)?,
             acceptor: Acceptor::default(),
             clients: Slab::new(),
             clients_max,
             generation: 0,
-            responder: Responder::default(),
+            responder: Responder::new(origins),
             request_timer,
             ready: Vec::new(),
             dirty: Vec::new(),
@@ -181,7 +187,7 @@ impl Server {
             return;
         }
         let mut refusal = Vec::new();
-        self.responder.set_request_id(None);
+        self.responder.set_request(None, None);
         self.request_timer.refused(self.responder.problem(Problem::TooManyConnections, Style::default(), &mut refusal));
         // Try each call once: the server does not wait for a client that it refuses.
         let _ = send(&socket, &refusal, SendFlags::NOSIGNAL);
@@ -225,7 +231,7 @@ impl Server {
         }
         let style = Style { keep_alive: connection.style.keep_alive && !self.is_draining, ..connection.style };
         let trace = connection.trace.take();
-        self.responder.set_request_id(trace.as_ref().and_then(|trace| trace.request_id.as_deref()));
+        set_request(&mut self.responder, trace.as_deref());
         let answer = write(style, &mut self.responder, &mut connection.output);
         self.request_timer.answered(connection.operation, answer, connection.began_us);
         connection.state = if style.keep_alive { ConnectionState::Reading } else { ConnectionState::Closing };
@@ -280,7 +286,7 @@ impl Server {
             }
             let connection = &mut self.clients[key].connection;
             let trace = connection.trace.take();
-            self.responder.set_request_id(trace.as_ref().and_then(|trace| trace.request_id.as_deref()));
+            set_request(&mut self.responder, trace.as_deref());
             let answer = self.responder.problem(problem, Style::default(), &mut connection.output);
             match awaits {
                 WaitingFor::Decision => {
@@ -369,4 +375,10 @@ impl Server {
     pub fn is_drained(&self) -> bool {
         self.clients.iter().all(|(_, client)| client.connection.state == ConnectionState::Lingering)
     }
+}
+
+/// Sets the request of the next response, whose head is no longer there.
+fn set_request(responder: &mut Responder, trace: Option<&TraceHeaders>) {
+    let request_id = trace.and_then(|trace| trace.request_id.as_deref());
+    responder.set_request(request_id, trace.and_then(|trace| trace.origin.as_deref()));
 }

@@ -63,8 +63,8 @@ fn every_world_keeps_the_promises() {
     let first = number("STAMPEDE_SIM_FIRST", 0);
     for seed in first..first + number("STAMPEDE_SIM_SEEDS", 20_000) {
         let result = catch_unwind(AssertUnwindSafe(|| (live(seed, false), live(seed, false))));
-        let again =
-            format!("STAMPEDE_SIM_FIRST={seed} cargo test --release --lib sim::one_world -- --ignored --nocapture");
+        let command = "cargo test --profile tests --workspace --lib sim::one_world -- --ignored --nocapture";
+        let again = format!("STAMPEDE_SIM_FIRST={seed} {command}");
         match result {
             Ok((one, other)) => assert_eq!(one, other, "seed {seed} gives two traces: {again}"),
             Err(_) => panic!("seed {seed} breaks a promise; replay it with: {again}"),

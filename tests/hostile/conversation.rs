@@ -2,6 +2,7 @@
 
 use stampede::http::connection::{Connection, ConnectionState, Step};
 use stampede::http::head::{Framing, Head, Method};
+use stampede::http::origin::Origins;
 use stampede::http::problem::Problem;
 use stampede::http::route::{Route, route};
 use stampede::sale::command::Command;
@@ -14,6 +15,8 @@ pub enum Answer {
     Asked(Command),
     /// The response is a page or the event stream.
     Shown,
+    /// The response has the methods of a path.
+    Listed,
     /// The request is refused before it reaches the sale.
     Refused(Problem),
 }
@@ -78,9 +81,10 @@ impl Conversation {
                 Ok((used, Step::Request(head))) => {
                     at += used;
                     self.requests.push(request(&head, self.heard + at));
-                    self.answers.push(match route(&head).1 {
+                    self.answers.push(match route(&head, &Origins::None).1 {
                         Route::Command(command, _) => Answer::Asked(command),
                         Route::Page(_) | Route::Events => Answer::Shown,
+                        Route::Options(_) => Answer::Listed,
                         Route::Refused(problem) => Answer::Refused(problem),
                     });
                     if !head.keep_alive {

@@ -28,6 +28,7 @@ pub fn read(bytes: &[u8]) -> Option<Request> {
             b"HEAD" => Method::Head,
             b"POST" => Method::Post,
             b"DELETE" => Method::Delete,
+            b"OPTIONS" => Method::Options,
             _ => Method::Other,
         },
         target: target(&path),

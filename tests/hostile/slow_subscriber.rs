@@ -3,6 +3,7 @@
 use glommio::{LocalExecutorBuilder, Placement};
 use rustix::event::{EventfdFlags, eventfd};
 use stampede::http::connection::ConnectionSnapshot;
+use stampede::http::origin::Origins;
 use stampede::operate::item_states::ItemStates;
 use stampede::operate::request_timer::RequestTimer;
 use stampede::operate::status::{Phase, Status};
@@ -33,7 +34,7 @@ fn told_by_then(until_ms: u64) -> (String, bool) {
         let item_states = ItemStates::new(Partition::new(1), SALE.items, &[]);
         let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let request_timer = RequestTimer::new(status.clone(), ShardId(0), Clock::start());
-        let mut server = Server::new(&bell, 4, request_timer).unwrap();
+        let mut server = Server::new(&bell, 4, request_timer, Origins::None).unwrap();
         let (mut client, socket) = UnixStream::pair().unwrap();
         socket.set_nonblocking(true).unwrap();
         client.set_nonblocking(true).unwrap();

@@ -147,7 +147,6 @@ fn bad_values_are_refused_by_name() {
         let bad_codes = [
             String::new(),
             "x".into(),
-            good.to_uppercase(),
             format!("%7B{good}%7D"),
             format!("{{{good}}}"),
             good.replace('-', ""),
@@ -155,11 +154,12 @@ fn bad_values_are_refused_by_name() {
             good[1..].to_owned(),
         ];
         for code in bad_codes {
-            // A code without letters is the same in upper case.
-            if code != good {
-                assert_invalid(client.request(&format!("POST /purchase?code={code}")), "code");
-                assert_invalid(client.request(&format!("DELETE /checkout?code={code}")), "code");
-            }
+            assert_invalid(client.request(&format!("POST /purchase?code={code}")), "code");
+            assert_invalid(client.request(&format!("DELETE /checkout?code={code}")), "code");
+        }
+        for key in ["Idempotency-Key:\r\n", "Idempotency-Key: a\r\nIdempotency-Key: a\r\n"] {
+            let bought = client.try_request(&format!("POST /purchase?code={good}"), key).unwrap();
+            assert_invalid(bought, "Idempotency-Key");
         }
         for unknown in ["00000000-0000-0000-0000-000000000000", "6ba7b810-9dad-41d1-80b4-00c04fd430c8"] {
             assert_eq!(client.purchase(unknown).problem(), "code-unknown");
@@ -168,6 +168,111 @@ fn bad_values_are_refused_by_name() {
         let forged = format!("{}{}", &good[..35], if good.ends_with('0') { '1' } else { '0' });
         assert_eq!(client.purchase(&forged).problem(), "code-unknown");
         assert_eq!(client.purchase(&good).status, 200, "invalid requests do not change the hold");
+    });
+}
+
+/// RFC 9562 §4 allows upper case, and RFC 3986 §2.4 percent encoding of any character of a name or a value.
+#[test]
+fn other_spellings_of_good_values_are_accepted() {
+    with_shards(|server| {
+        let mut client = server.connect();
+        let reserved = client.request("POST /checkout?%75ser_id=%37&item%5Fid=1%32");
+        assert_eq!(reserved.status, 200, "{reserved:?}");
+        let spelled = reserved.body.to_uppercase().replace('-', "%2D");
+        let bought = client.request(&format!("POST /purchase?%63ode={spelled}"));
+        assert_eq!((bought.status, &bought.json()["item_id"]), (200, &12.into()), "{bought:?}");
+        let code = client.reserve(7, 13);
+        assert_eq!(client.request(&format!("DELETE /checkout?code={}", code.to_uppercase())).status, 204);
+    });
+}
+
+#[test]
+fn a_body_in_place_of_the_query_is_explained() {
+    with_shards(|server| {
+        let mut client = server.connect();
+        for (path, body, name) in [
+            ("/checkout", "user_id=1&item_id=2", "user_id"),
+            ("/checkout", r#"{"user_id":1,"item_id":2}"#, "user_id"),
+            ("/purchase", "code=00000000-0000-0000-0000-000000000000", "code"),
+        ] {
+            let length = body.len();
+            client
+                .send(format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}").as_bytes())
+                .unwrap();
+            let refused = client.read().unwrap();
+            assert_invalid(refused.clone(), name);
+            let detail = refused.json()["detail"].as_str().unwrap().to_owned();
+            assert!(detail.contains("in the query string") && detail.contains("a body is not read"), "{detail}");
+        }
+    });
+}
+
+#[test]
+fn json_is_not_sent_to_a_client_that_excludes_it() {
+    with_shards(|server| {
+        let mut client = server.connect();
+        let cases = [
+            ("application/json", true),
+            ("text/plain, Application/JSON; q=0.5", true),
+            ("application/json;q=0", false),
+            ("application/json; q=0.000, text/plain", false),
+            ("application/json;charset=utf-8;q=0.001", true),
+            ("application/jsonx", false),
+            ("text/plain;x=application/json", false),
+        ];
+        for (item, (accept, is_json)) in (20..).zip(cases) {
+            let line = format!("POST /checkout?user_id={item}&item_id={item}");
+            let reserved = client.try_request(&line, &format!("Accept: {accept}\r\n")).unwrap();
+            assert_eq!((reserved.status, reserved.body.starts_with('{')), (200, is_json), "{accept}");
+        }
+    });
+}
+
+/// Each malformed request has a detail that names the reason.
+#[test]
+fn malformed_requests_name_the_reason() {
+    with_shards(|server| {
+        for (request, reason) in [
+            ("GET /sale HTTP/1.1\nHost: x\n\n", "CR LF"),
+            ("GET  /sale HTTP/1.1\r\nHost: x\r\n\r\n", "request line"),
+            ("GET /sale HTTP/1.1\r\nHost: x\r\na b: c\r\n\r\n", "header field"),
+            ("GET /sale#x HTTP/1.1\r\nHost: x\r\n\r\n", "target"),
+            ("GET /sale HTTP/1.1\r\n\r\n", "Host"),
+            ("GET /sale HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n", "Host"),
+            ("GET /sale HTTP/1.1\r\nHost: x\r\nContent-Length: +1\r\n\r\n", "Content-Length"),
+            (
+                "GET /sale HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+                "Transfer-Encoding",
+            ),
+            ("GET /sale HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", "chunked body"),
+        ] {
+            let mut client = server.connect();
+            client.send(request.as_bytes()).unwrap();
+            let refused = client.read().unwrap();
+            assert_eq!(refused.problem(), "malformed-request", "{request}");
+            assert!(refused.json()["detail"].as_str().is_some_and(|detail| detail.contains(reason)), "{refused:?}");
+        }
+    });
+}
+
+#[test]
+fn options_names_the_methods_of_a_path() {
+    with_shards(|server| {
+        let mut client = server.connect();
+        for (target, allow) in [
+            ("/checkout", "POST, DELETE"),
+            ("/purchase", "POST"),
+            ("/sale", "GET, HEAD"),
+            ("/items", "GET, HEAD"),
+            ("/items/7/image.svg", "GET, HEAD"),
+            ("/events", "GET, HEAD"),
+            ("*", "GET, HEAD, POST, DELETE"),
+        ] {
+            let answer = client.request(&format!("OPTIONS {target}"));
+            assert_eq!((answer.status, answer.header("allow")), (204, Some(allow)), "{target}");
+            assert_eq!(answer.header("access-control-allow-origin"), None, "without --cors-origin");
+        }
+        assert_eq!(client.request("OPTIONS /nowhere").status, 404);
     });
 }
 

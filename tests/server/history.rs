@@ -163,6 +163,8 @@ fn asked(line: &str) -> Asked {
     let parts = || {
         let (method, target) = line.split_once(' ')?;
         let (path, query) = target.split_once('?')?;
+        // Codes have one spelling in the log, whatever the request has.
+        let query = percent_encoding::percent_decode_str(query).decode_utf8().ok()?.to_lowercase();
         let pairs: HashMap<&str, &str> = query.split('&').filter_map(|pair| pair.split_once('=')).collect();
         Some(match (method, path) {
             ("POST", "/checkout") => Asked::Checkout {

@@ -427,7 +427,7 @@ fn wrong_arguments_are_named() {
         (&["dump", "--user", "many"][..], "--user <USER>"),
         (&["dump", "--user", "-1"], "-1"),
         (&["dump", "--item", "4294967296"], "--item <ITEM>"),
-        (&["dump", "--code", "5217A1A2-E116-86C4-AE9F-B285FB710516"], "36 characters in lower case"),
+        (&["dump", "--code", "5217a1a2e11686c4ae9fb285fb710516"], "36 characters"),
         (&["dump", "7"], "'7'"),
         (&["sale", "last"], "'last'"),
         (&["sale", "3"], "the log has no sale 3"),

@@ -13,6 +13,7 @@ mod cluster;
 mod compose;
 mod container;
 mod contract;
+mod cors;
 mod crash;
 mod crowds;
 mod dashboard;

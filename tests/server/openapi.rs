@@ -145,7 +145,7 @@ fn name(operation: Operation) -> String {
 
 /// Returns each operation with a method and target that request it.
 fn lines() -> impl Iterator<Item = (Operation, String)> {
-    let known = Operation::VARIANTS.iter().copied().filter(|operation| *operation != Operation::Unknown);
+    let known = Operation::VARIANTS.iter().copied().filter(|operation| operation.is_described());
     known.map(|operation| {
         let query = match operation {
             Operation::Checkout => "?user_id=9&item_id=9",
@@ -231,6 +231,9 @@ fn meet_in_peace(api: &Api, server: &Server) {
     ask(Operation::Checkout, "?user_id=2&item_id=1", "");
     let cancelled = format!("?code={}", held["code"].as_str().unwrap());
     assert_eq!(ask(Operation::Cancel, &cancelled, "").status, 204);
+    for operation in [Operation::Checkout, Operation::Purchase, Operation::Cancel] {
+        ask(operation, "?user_id=1&item_id=1", "Origin: https://other.example\r\n");
+    }
     for operation in [Operation::Purchase, Operation::Cancel] {
         ask(operation, "", "");
         ask(operation, "?code=00027232-4538-47b2-840d-b281356ddb74", "");

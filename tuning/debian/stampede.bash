@@ -41,7 +41,7 @@ _stampede() {
 
     case "${cmd}" in
         stampede)
-            opts="-h -V --check-config --listen --admin-listen --shards --data-dir --items --user-limit --sale-period --reservation-ttl --log-budget --database-url --ack --recover-from --max-connections --steering --drain-delay --drain-timeout --env-file --log-format --help --version completions man log"
+            opts="-h -V --check-config --listen --admin-listen --shards --data-dir --items --user-limit --sale-period --reservation-ttl --log-budget --database-url --ack --recover-from --max-connections --steering --cors-origin --drain-delay --drain-timeout --env-file --log-format --help --version completions man log"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -134,6 +134,13 @@ _stampede() {
                     ;;
                 --steering)
                     COMPREPLY=($(compgen -W "hash cpu" -- "${cur}"))
+                    return 0
+                    ;;
+                --cors-origin)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
                     return 0
                     ;;
                 --drain-delay)

@@ -177,14 +177,20 @@ pub fn request_lines() -> Vec<Case> {
                 ("TRACE", "TRACE /livez HTTP/1.1\r\nHost: x\r\nCookie: secret=1\r\n\r\n"),
                 ("a method in lower case", "get /livez HTTP/1.1\r\nHost: x\r\n\r\n"),
                 ("a method of punctuation", "!#$%&'*+-.^_`|~ /livez HTTP/1.1\r\nHost: x\r\n\r\n"),
+            ],
+        ),
+        group(
+            &["204"],
+            Then::GoesOn,
+            &[
                 ("a body on OPTIONS", "OPTIONS /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"),
+                ("OPTIONS for the whole server", "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n"),
             ],
         ),
         dressed(
             NOT_FOUND,
             Then::GoesOn,
             &[
-                ("OPTIONS for the whole server", "OPTIONS * HTTP/1.1"),
                 ("an encoded NUL", "GET /livez%00 HTTP/1.1"),
                 ("an encoded line end", "GET /livez%0d%0aHost:%20y HTTP/1.1"),
                 ("an encoded letter", "GET /%6civez HTTP/1.1"),
