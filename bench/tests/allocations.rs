@@ -170,13 +170,13 @@ fn serve(listener: OwnedFd, logs: &Path, status: Arc<Status>, doorbells: &Arc<[D
         let rules = Rules { ttl_ms: 600_000, period_s: 365 * 86400, ..rules(2 * REQUESTS as u32) };
         let mesh = mesh::connect(doorbells).pop().expect("there is one shard");
         let mut server =
-            Server::new(mesh.doorbell(), 1000, RequestTimer::new(status.clone(), id, clock), Origins::None)
+            Server::new(mesh.doorbell(), 1000, RequestTimer::new(status.clone(), id, clock.clone()), Origins::None)
                 .expect("a descriptor");
         server.listen(listener).expect("the listener can be registered");
         let always_ready = eventfd(1, EventfdFlags::CLOEXEC).expect("a descriptor");
         let always_ready = PollableFd::new(always_ready).expect("a descriptor");
         let orders = crossbeam_channel::never();
-        let outside = ShardIo { id, server, mesh, clock, status, notices, orders, always_ready };
+        let outside = ShardIo { id, server, mesh, clock: clock.clone(), status, notices, orders, always_ready };
         let (mut inventories, _) = Replay::new(partition, clock.now()).finish(&rules).expect("a new sale");
         let item_states = Arc::new(ItemStates::new(partition, rules.items, &inventories));
         let inventory = inventories.pop().expect("one was requested");

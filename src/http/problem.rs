@@ -77,6 +77,7 @@ impl Problem {
         const CONFLICT: &str = "409 Conflict";
         const BAD: &str = "400 Bad Request";
         let with = |status, slug, title, detail, headers| ProblemText { status, slug, title, detail, headers };
+        // The responder varies the value of `retry-after`.
         let unavailable =
             |slug, title, detail| with("503 Service Unavailable", slug, title, detail, "retry-after: 1\r\n");
         let conflict = |slug, title| with(CONFLICT, slug, title, "", "");

@@ -5,6 +5,7 @@ use crate::http::openapi;
 use crate::http::operation::Answer;
 use crate::http::origin::Origins;
 use crate::http::problem::Problem;
+use std::cell::Cell;
 use std::time::{Duration, UNIX_EPOCH};
 use strum::VariantArray;
 
@@ -27,10 +28,16 @@ const UNCACHED: &str = "\r\ncache-control: no-store\r\ncontent-length: ";
 /// Header lines for a preflight. The browser may reuse the answer for 10 minutes.
 const PREFLIGHT: &str = "access-control-allow-methods: GET, POST, DELETE\r\n\
     access-control-allow-headers: idempotency-key, x-request-id, traceparent\r\naccess-control-max-age: 600\r\n";
+/// Begin of the header line `retry-after`, with the end of the line before.
+const RETRY_AFTER_NAME: &str = "\r\nretry-after: ";
+/// Values of `retry-after` in seconds, in turn, so that clients that were refused together do not come back together.
+const RETRY_AFTER: [&str; 3] = ["1", "2", "3"];
 
 /// A problem: its head up to the value of `date`, and its body.
 struct Rendered {
     head: Vec<u8>,
+    /// Offset of the value of `retry-after` in the head, if the problem has this header.
+    retry_after_at: Option<usize>,
     body: Vec<u8>,
 }
 
@@ -41,6 +48,8 @@ pub struct Responder {
     second: u64,
     date: String,
     origins: Origins,
+    /// Index of the next value of `retry-after`.
+    next_retry: Cell<usize>,
     /// Header lines that depend on the request: its id, and what a web page of its origin may do.
     extra: Vec<u8>,
     body: Vec<u8>,
@@ -62,6 +71,7 @@ impl Responder {
             second: 0,
             date: httpdate::fmt_http_date(UNIX_EPOCH),
             origins,
+            next_retry: Cell::new(0),
             extra: Vec::new(),
             body: Vec::new(),
         }
@@ -75,7 +85,8 @@ fn render(problem: Problem) -> Rendered {
     let head = format!(
         "HTTP/1.1 {status}\r\ncontent-type: application/problem+json\r\ncontent-length: {length}\r\n{headers}date: "
     );
-    Rendered { head: head.into_bytes(), body }
+    let retry_after_at = head.find(RETRY_AFTER_NAME).map(|at| at + RETRY_AFTER_NAME.len());
+    Rendered { head: head.into_bytes(), retry_after_at, body }
 }
 
 impl Responder {
@@ -118,8 +129,12 @@ impl Responder {
 
     /// Writes a refusal with its problem.
     pub fn problem(&self, problem: Problem, style: Style, out: &mut Vec<u8>) -> Answer {
-        let Rendered { head, body } = &self.problems[problem as usize];
+        let Rendered { head, retry_after_at, body } = &self.problems[problem as usize];
+        let begin = out.len();
         out.extend_from_slice(head);
+        if let Some(at) = retry_after_at {
+            out[begin + at] = self.retry_after().as_bytes()[0];
+        }
         self.finish_head(style, out);
         if !style.head_only {
             out.extend_from_slice(body);
@@ -190,8 +205,12 @@ impl Responder {
     ) -> Answer {
         let mut digits = itoa::Buffer::new();
         let kind_is = "\r\ncontent-type: ";
-        let (status, later) = (answer.status(), if answer == Answer::Unready { "\r\nretry-after: 1" } else { "" });
-        for part in ["HTTP/1.1 ", status, later, kind_is, kind, caching, digits.format(body.len()), "\r\ndate: "] {
+        let status = answer.status();
+        let (later, seconds) =
+            if answer == Answer::Unready { (RETRY_AFTER_NAME, self.retry_after()) } else { ("", "") };
+        for part in
+            ["HTTP/1.1 ", status, later, seconds, kind_is, kind, caching, digits.format(body.len()), "\r\ndate: "]
+        {
             out.extend_from_slice(part.as_bytes());
         }
         self.finish_head(style, out);
@@ -199,6 +218,13 @@ impl Responder {
             out.extend_from_slice(body);
         }
         answer
+    }
+
+    /// Returns the next value of `retry-after`.
+    fn retry_after(&self) -> &'static str {
+        let next = self.next_retry.get();
+        self.next_retry.set((next + 1) % RETRY_AFTER.len());
+        RETRY_AFTER[next]
     }
 
     fn finish_head(&self, style: Style, out: &mut Vec<u8>) {
@@ -227,6 +253,27 @@ mod tests {
             assert_eq!(head.contains("retry-after: "), head.starts_with("HTTP/1.1 503"), "{head}");
             assert!(body.contains(&format!("\"type\":\"/problems/{}\"", problem.about().slug)), "{body}");
         }
+    }
+
+    #[test]
+    fn retry_after_varies_from_answer_to_answer() {
+        let mut responder = Responder::default();
+        let mut seconds = |write: &dyn Fn(&mut Responder, &mut Vec<u8>)| {
+            // Behind the output for another client.
+            let mut out = b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
+            write(&mut responder, &mut out);
+            let text = String::from_utf8(out).unwrap();
+            let (_, value) = text.split_once("\r\nretry-after: ").unwrap();
+            value.split_once("\r\n").unwrap().0.parse::<u32>().unwrap()
+        };
+        let refused = [Problem::Overdue, Problem::NotReady, Problem::LogFull, Problem::Overdue];
+        let values =
+            refused.map(|problem| seconds(&|responder, out| _ = responder.problem(problem, Style::default(), out)));
+        assert_eq!(values, [1, 2, 3, 1]);
+        let unready: [u32; 3] = std::array::from_fn(|_| {
+            seconds(&|responder, out| _ = responder.json(Answer::Unready, &"no", Style::default(), out))
+        });
+        assert_eq!(unready, [2, 3, 1]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use crate::config::fatal::Fatal;
 use crate::operate::dashboard;
 use crate::operate::prometheus::{self, CONTENT_TYPE};
 use crate::operate::status::Status;
+use crate::system::clock::Clock;
 use crate::system::threads;
 use axum::Router;
 use axum::extract::State;
@@ -34,11 +35,11 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener, Fatal> {
 ///
 /// # Errors
 /// [`Fatal::Host`] if the event loop or the thread cannot be created.
-pub fn start(listener: TcpListener, status: Arc<Status>, period_s: u32) -> Result<(), Fatal> {
+pub fn start(listener: TcpListener, status: Arc<Status>, clock: Clock, period_s: u32) -> Result<(), Fatal> {
     let runtime = threads::event_loop()?;
     let serve = async move {
         listener.set_nonblocking(true)?;
-        let page = dashboard::routes(status.clone(), period_s);
+        let page = dashboard::routes(status.clone(), clock, period_s);
         let router = Router::new().route("/metrics", get(scrape)).with_state(status).merge(page);
         let listener = tokio::net::TcpListener::from_std(listener)?.tap_io(|stream| {
             // Without this timeout, the server would wait forever for a client that does not read.

@@ -82,8 +82,7 @@ struct DashboardEvent<'a> {
 
 /// Returns the routes of the dashboard, for sales of `period_s` seconds. Starts taking samples on the current event
 /// loop.
-pub fn routes(status: Arc<Status>, period_s: u32) -> Router {
-    let clock = Clock::start();
+pub fn routes(status: Arc<Status>, clock: Clock, period_s: u32) -> Router {
     let about = PageFacts { version: env!("CARGO_PKG_VERSION"), began_ms: clock.now().unix_ms, period_s };
     let state = Arc::new(DashboardState { status, about, samples: watch::Sender::default() });
     tokio::spawn(take_samples(state.clone(), clock));

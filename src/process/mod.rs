@@ -2,8 +2,8 @@
 //!
 //! [`start`] starts everything; [`resume`] finds the sale to continue, in the log or in the database; [`take_over`]
 //! does it beside a process that still sells. Then [`supervisor`] watches, and [`upgrading`] hands over to a new
-//! process. [`signals`] and [`service_manager`] are the ways in and out. [`manual`] is the manual page and shell
-//! completions.
+//! process. [`timekeeping`] compares the server's time with the system clock. [`signals`] and [`service_manager`] are the
+//! ways in and out. [`manual`] is the manual page and shell completions.
 
 pub mod manual;
 pub mod resume;
@@ -12,4 +12,5 @@ pub mod signals;
 pub mod start;
 pub mod supervisor;
 pub mod take_over;
+pub mod timekeeping;
 pub mod upgrading;

@@ -54,7 +54,7 @@ pub fn resume(
     config: &Config,
     dir: &DataDir,
     partition: Partition,
-    clock: Clock,
+    clock: &Clock,
     is_stopped: impl Fn(Duration) -> bool,
 ) -> Result<Option<Resumed>, Fatal> {
     let runtime = event_loop()?;
@@ -128,8 +128,9 @@ async fn fill_from_database(
 }
 
 /// Recovers from the log, and checks whether the database fits the log, if the database answers in time.
-async fn recover(config: &Config, dir: &DataDir, partition: Partition, clock: Clock) -> Result<Resumed, Fatal> {
+async fn recover(config: &Config, dir: &DataDir, partition: Partition, clock: &Clock) -> Result<Resumed, Fatal> {
     let (data, control) = dir.open(config.rules.period_s)?;
+    let clock = clock.clone();
     let recovered = Recovery::new(data.clone(), partition, move || clock.now()).finish(&config.rules, &Ends::new())?;
     let mut claim = claim(config, &data, control.clone(), &recovered, partition)?;
     if let Some(claim) = &mut claim {
@@ -156,8 +157,9 @@ impl UpgradeRecovery {
     ///
     /// # Errors
     /// The reasons of [`resume`].
-    pub fn read(config: &Config, epoch: u32, partition: Partition, clock: Clock) -> Result<UpgradeRecovery, Fatal> {
+    pub fn read(config: &Config, epoch: u32, partition: Partition, clock: &Clock) -> Result<UpgradeRecovery, Fatal> {
         let (data, control) = DataDir::open_reserved(&config.data_dir, config.rules.period_s, epoch)?;
+        let clock = clock.clone();
         let mut recovery = Recovery::new(data.clone(), partition, move || clock.now());
         recovery.read_ahead()?;
         if let Some(url) = &config.database {

@@ -23,6 +23,7 @@ use crate::process::service_manager::ServiceManager;
 use crate::process::signals;
 use crate::process::supervisor::{DeferredWork, OwnedDataDir, PendingTakeover, ShardHandles, Supervisor};
 use crate::process::take_over::{StartState, distribute_listeners, take_over};
+use crate::process::timekeeping;
 use crate::runtime::control::Notice;
 use crate::runtime::log_pair::PersistenceChannels;
 use crate::runtime::mesh;
@@ -69,35 +70,39 @@ struct OpenedPorts {
 /// # Errors
 /// Every reason to refuse the start that an operator can remove.
 pub fn start(config: Config) -> Result<Option<Supervisor>, Fatal> {
-    let (started, clock) = (Instant::now(), Clock::start());
+    let started = Instant::now();
     let sizes = Sizes::of(&config)?;
     host::check_io_uring()?;
     let predecessor = Predecessor::find()?;
+    let discipline = predecessor.as_ref().and_then(|predecessor| predecessor.offer.clock.clone());
+    let clock = discipline.map_or_else(Clock::start, Clock::resume);
+    timekeeping::start(clock.clone())?;
     let (address, listeners, opening) = open(&config, sizes.shards, predecessor.as_ref())?;
     log_start(&config, &sizes, address, opening.as_ref(), predecessor.as_ref());
     let phase = if predecessor.is_some() { Phase::Paused } else { Phase::Recovering };
     let status = Arc::new(Status::new(phase, sizes.shards, config.database.is_some()));
-    let (shards, starts) = spawn_shards(&config, &sizes, listeners, &status, clock)?;
+    let (shards, starts) = spawn_shards(&config, &sizes, listeners, &status, &clock)?;
     signals::forward(shards.notices.clone())?;
 
     let partition = Partition::new(sizes.shards);
     let foundation = match (opening, &predecessor) {
         (Some(OpenedPorts { dir, admin }), _) => {
-            admin::start(admin.try_clone().map_err(host::no_descriptors)?, status.clone(), config.rules.period_s)?;
+            let duplicate = admin.try_clone().map_err(host::no_descriptors)?;
+            admin::start(duplicate, status.clone(), clock.clone(), config.rules.period_s)?;
             let is_stopped = |wait| {
                 let notice = shards.notice_receiver.recv_timeout(wait);
                 matches!(notice, Ok(Notice::Signal(signal)) if [SIGTERM, SIGINT].contains(&signal))
             };
-            let Some(resumed) = resume(&config, &dir, partition, clock, is_stopped)? else { return Ok(None) };
+            let Some(resumed) = resume(&config, &dir, partition, &clock, is_stopped)? else { return Ok(None) };
             let (sockets, existing_blocks) =
                 (distribute_listeners(Vec::new(), sizes.shards), vec![None; sizes.shards.into()]);
             StartState { dir, admin, resumed, sockets, listeners: Vec::new(), existing_blocks }
         }
-        (None, Some(predecessor)) => take_over(&config, predecessor, partition, clock, sizes.segment_blocks)?,
+        (None, Some(predecessor)) => take_over(&config, predecessor, partition, &clock, sizes.segment_blocks)?,
         (None, None) => unreachable!("a process without a predecessor opens the data directory"),
     };
     log_recovered(&foundation.resumed, started);
-    begin(started, config, sizes, status, (shards, starts), foundation, predecessor).map(Some)
+    begin((started, clock), config, sizes, status, (shards, starts), foundation, predecessor).map(Some)
 }
 
 impl Sizes {
@@ -168,7 +173,7 @@ fn spawn_shards(
     sizes: &Sizes,
     listeners: Vec<OwnedFd>,
     status: &Arc<Status>,
-    clock: Clock,
+    clock: &Clock,
 ) -> Result<(ShardHandles, Vec<Sender<ShardStart>>), Fatal> {
     let doorbells: Result<Arc<[Doorbell]>, _> = (0..sizes.shards).map(|_| Doorbell::new()).collect();
     let doorbells = doorbells.map_err(host::no_descriptors)?;
@@ -182,7 +187,7 @@ fn spawn_shards(
         let (sender, orders) = unbounded();
         starts.push(start);
         senders.push(sender);
-        let (status, notices) = (status.clone(), notices.clone());
+        let (status, notices, clock) = (status.clone(), notices.clone(), clock.clone());
         let origins = Origins::new(&config.cors_origins);
         let thread = ShardThread { id, sockets, mesh, clients_max, origins, clock, status, notices, orders };
         threads.push(thread.spawn(placement, begun)?);
@@ -192,7 +197,7 @@ fn spawn_shards(
 
 /// Sends each shard its part of the sale, and creates the supervisor for the main thread.
 fn begin(
-    started: Instant,
+    (started, clock): (Instant, Clock),
     config: Config,
     sizes: Sizes,
     status: Arc<Status>,
@@ -221,6 +226,7 @@ fn begin(
     let manager = ServiceManager::new();
     let mut supervisor = Supervisor {
         started,
+        clock,
         config,
         status,
         shards,

@@ -14,6 +14,7 @@ use crate::process::service_manager::ServiceManager;
 use crate::runtime::control::{Notice, Order};
 use crate::sale::ids::{SaleId, ShardId};
 use crate::sale::shard::EndedShare;
+use crate::system::clock::Clock;
 use crate::system::doorbell::Doorbell;
 use crate::system::{host, listener};
 use crate::upgrade::predecessor::Predecessor;
@@ -77,6 +78,8 @@ pub struct ShardHandles {
 pub struct Supervisor {
     /// Time at which the process was started.
     pub started: Instant,
+    /// Clock of the server's time.
+    pub clock: Clock,
     /// Settings.
     pub config: Arc<Config>,
     /// Numbers that all threads publish.
@@ -244,7 +247,7 @@ impl Supervisor {
             let notices = self.shards.notices.clone();
             predecessor.watch_exit(move || _ = notices.send(Notice::PredecessorExited))?;
             let admin = self.admin.try_clone().map_err(host::no_descriptors)?;
-            admin::start(admin, self.status.clone(), self.config.rules.period_s)?;
+            admin::start(admin, self.status.clone(), self.clock.clone(), self.config.rules.period_s)?;
             self.deferred_work = Some(deferred_work);
         }
         self.enter(Phase::Serving);

@@ -47,7 +47,7 @@ pub fn take_over(
     config: &Config,
     predecessor: &Predecessor,
     partition: Partition,
-    clock: Clock,
+    clock: &Clock,
     segment_blocks: u32,
 ) -> Result<StartState, Fatal> {
     // Prepare on a thread with low priority, because the old process needs the CPUs as long as it sells.
@@ -97,7 +97,7 @@ fn prepare(
     config: &Config,
     epoch: u32,
     partition: Partition,
-    clock: Clock,
+    clock: &Clock,
     segment_blocks: u32,
 ) -> Result<(UpgradeRecovery, Vec<Option<u32>>), Fatal> {
     let mut ahead = UpgradeRecovery::read(config, epoch, partition, clock)?;

@@ -45,6 +45,7 @@ impl Supervisor {
             admin_listen: self.config.admin_listen,
             data_dir: self.config.data_dir.clone(),
             epoch,
+            clock: Some(self.clock.discipline()),
         });
         let notices = self.shards.notices.clone();
         let report = move |pid, message| _ = notices.send(Notice::Successor(pid, message));

@@ -111,10 +111,10 @@ impl ShardThread {
 
     async fn sell(self, start: Receiver<ShardStart>) -> Result<(), Fatal> {
         let ShardThread { id, sockets, mesh, clients_max, origins, clock, status, notices, orders } = self;
-        let request_timer = RequestTimer::new(status.clone(), id, clock);
+        let request_timer = RequestTimer::new(status.clone(), id, clock.clone());
         let mut server =
             Server::new(mesh.doorbell(), clients_max, request_timer, origins).map_err(host::no_descriptors)?;
-        adopt(&mut server, sockets, clock)?;
+        adopt(&mut server, sockets, &clock)?;
         let always_ready = eventfd(1, EventfdFlags::CLOEXEC).map_err(io::Error::from);
         let always_ready = always_ready.and_then(|event| Ok(PollableFd::new(event)?)).map_err(host::no_descriptors)?;
         let mut shard_io = ShardIo { id, server, mesh, clock, status, notices, orders, always_ready };
@@ -125,12 +125,12 @@ impl ShardThread {
         });
         let ShardStart { sockets, inventory, existing_blocks, setup, seed, persistence } =
             received.expect("recovery has ended, so the start has arrived");
-        adopt(&mut shard_io.server, sockets, clock)?;
+        adopt(&mut shard_io.server, sockets, &shard_io.clock)?;
         let ShardSetup { config, partition, item_states, .. } = &*setup;
         let logs = open_logs(id, &setup, existing_blocks, persistence);
         let mut effects = Effects::default();
         let codes = CodeGenerator::new(seed);
-        let shard = Shard::new(id, *partition, config.rules, inventory, codes, clock.now(), &mut effects);
+        let shard = Shard::new(id, *partition, config.rules, inventory, codes, shard_io.clock.now(), &mut effects);
         TurnLoop::new(shard_io, shard, effects, logs, item_states.clone(), config.rules.period_s).run().await
     }
 }
@@ -158,7 +158,7 @@ fn open_logs(
     LogPair { purchases, attempts, retention, persistence }
 }
 
-fn adopt(server: &mut Server, sockets: ShardSockets, clock: Clock) -> Result<(), Fatal> {
+fn adopt(server: &mut Server, sockets: ShardSockets, clock: &Clock) -> Result<(), Fatal> {
     let now = clock.now();
     let ShardSockets { listeners, clients } = sockets;
     listeners.into_iter().try_for_each(|listener| server.listen(listener)).map_err(host::no_descriptors)?;

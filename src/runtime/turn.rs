@@ -50,7 +50,7 @@ const ATTEMPTS_FLUSH_MS: u64 = 50;
 /// Milliseconds between attempts to send on a lane that has no spare buffer.
 const LANE_RETRY_MS: u64 = 1;
 /// Milliseconds between sweeps. A sweep closes overdue connections, takes orders, and lets the executor run once. As
-/// the longest sleep, it also bounds how late a shard notices a step of the system clock.
+/// the longest sleep, it also bounds how late a shard notices that the server's time has changed.
 const SWEEP_MS: u64 = 1_000;
 /// Milliseconds that a shard sleeps at most while an upgrade pauses it.
 const PAUSE_MS: u64 = 50;

@@ -33,10 +33,10 @@ pub struct Ticket(pub u64);
 /// The time of one turn. The turn reads the clocks once and passes the time down as an argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
-    /// Monotonic milliseconds since an arbitrary start. They decide when a hold expires.
+    /// Monotonic milliseconds since an arbitrary start, with the time of a suspend. They decide when a hold expires.
     pub monotonic_ms: u64,
-    /// Wall clock, in milliseconds since the Unix epoch. It decides which sale is current, and is written into records
-    /// and answers. Replay computes from it how long a restored hold still lasts.
+    /// The server's time, in milliseconds since the Unix epoch. It decides which sale is current, and is written into
+    /// records and answers. Replay computes from it how long a restored hold still lasts.
     pub unix_ms: u64,
 }
 

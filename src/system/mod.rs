@@ -1,10 +1,11 @@
 //! The machine: clocks, CPUs, descriptors, threads. Never here: anything of a sale.
 //!
-//! [`clock`] (the time of a turn), [`host`] (CPUs, limits, io_uring), [`threads`] (threads and event loops),
-//! [`doorbell`] (wakes a sleeping shard), [`listener`] (listening sockets), [`proc_stats`] (CPU time, memory and
-//! descriptors of this process).
+//! [`clock`] (the time of a turn), [`discipline`] (how it follows the system clock), [`host`] (CPUs, limits, io_uring),
+//! [`threads`] (threads and event loops), [`doorbell`] (wakes a sleeping shard), [`listener`] (listening sockets),
+//! [`proc_stats`] (CPU time, memory and descriptors of this process).
 
 pub mod clock;
+pub mod discipline;
 pub mod doorbell;
 pub mod host;
 pub mod listener;

@@ -24,6 +24,7 @@
 
 use crate::http::connection::ConnectionSnapshot;
 use crate::log::stream::End;
+use crate::system::discipline::ClockDiscipline;
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_recv_buffer_size, set_socket_send_buffer_size, set_socket_timeout};
@@ -110,6 +111,9 @@ pub struct Offer {
     pub data_dir: PathBuf,
     /// Number of the run that the new process will be.
     pub epoch: u32,
+    /// How the old process follows the system clock. `None` if its version follows every step at once.
+    #[serde(default)]
+    pub clock: Option<ClockDiscipline>,
 }
 
 /// A message from the new process to the old process.

@@ -226,6 +226,21 @@ pub const BUGS: &[Bug] = &[
         wrong: "waiter.is_some()",
         caught_by: SIM,
     },
+    // --- the clock ---
+    Bug {
+        what: "a step of the system clock is followed at the second look",
+        file: "system/discipline.rs",
+        place: "if «step.lasted_us < STEP_LASTS_US» {",
+        wrong: "step.lasted_us > STEP_LASTS_US",
+        caught_by: "system::discipline",
+    },
+    Bug {
+        what: "a step that is over still counts",
+        file: "system/discipline.rs",
+        place: "return «self.step.take()».map(|_| ClockChange::Returned);",
+        wrong: "self.step.clone()",
+        caught_by: "system::discipline",
+    },
     // --- recovery ---
     Bug {
         what: "recovery does not restore the quotas of users",

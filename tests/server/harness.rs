@@ -322,6 +322,11 @@ impl Response {
         lines.into_iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
+    /// Returns whether the response asks the client to come back after 1, 2 or 3 seconds.
+    pub fn asks_to_retry(&self) -> bool {
+        matches!(self.header("retry-after"), Some("1" | "2" | "3"))
+    }
+
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
