@@ -75,7 +75,7 @@ pub fn route(bytes: &[u8]) {
     for line in ["POST /checkout", "POST /purchase", "DELETE /checkout"] {
         let Some(Route::Command(command, _)) = ask(&format!("{line}?{query}")) else { continue };
         let canonical = match command {
-            Command::Checkout { item, user } => format!("item_id={}&user_id={}", item.0, user.0),
+            Command::Checkout { item, user, .. } => format!("item_id={}&user_id={}", item.0, user.0),
             Command::Purchase { code, .. } | Command::Cancel { code } => format!("code={code}"),
         };
         for pair in canonical.split('&') {
