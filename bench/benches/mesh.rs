@@ -14,6 +14,7 @@ use stampede::system::doorbell::Doorbell;
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
+use uuid::Uuid;
 
 const ITEMS: u32 = 1_000_000;
 
@@ -57,7 +58,7 @@ fn protocol(criterion: &mut Criterion<CpuTime>) {
                 for item in requested..requested + some as u32 {
                     let (item, user) = (ItemId(item), UserId(i64::from(item / 10)));
                     let origin = (item.0 as usize + 1) % turns.shards();
-                    turns.command(origin, Ticket(0), Command::Checkout { item, user });
+                    turns.command(origin, Ticket(0), Command::Checkout { item, user, key: Uuid::nil() });
                 }
                 turns.settle(|_, effects| {
                     black_box((&effects.records, &effects.answers));

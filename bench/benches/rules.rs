@@ -8,8 +8,8 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use measured::{CpuTime, briefly, cpu_time};
 use stampede::sale::code::Code;
 use stampede::sale::command::{Command, Outcome};
+use stampede::sale::effects::Effects;
 use stampede::sale::ids::{ItemId, Ticket, UserId};
-use stampede::sale::shard::Effects;
 use std::hint::black_box;
 use std::time::Duration;
 use uuid::Uuid;
@@ -66,7 +66,8 @@ impl SaleUnderLoad {
         // Fibonacci hashing spreads the users.
         let user = u64::from(self.requested).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         self.requested = self.requested.wrapping_add(1);
-        Command::Checkout { item, user: UserId(((user * u64::from(self.users)) >> 32) as i64) }
+        let user = UserId(((user * u64::from(self.users)) >> 32) as i64);
+        Command::Checkout { item, user, key: Uuid::nil() }
     }
 
     fn rounds(&mut self, mut commands: usize, mut next: impl FnMut(&mut SaleUnderLoad) -> Command) {

@@ -32,7 +32,8 @@ pub fn records(items: u32) -> impl Iterator<Item = Record> {
     let both = (0..items + DELAY).flat_map(move |turn| {
         let checkout = (turn < items).then(|| {
             let (item, user) = buyer(turn);
-            record(LogEvent::Checkout { item, user, code: given.mint(&space, item), ttl_ms: rules.ttl_ms })
+            let (code, key) = (given.mint(&space, item), Uuid::nil());
+            record(LogEvent::Checkout { item, user, code, ttl_ms: rules.ttl_ms, key })
         });
         let purchase = turn.checked_sub(DELAY).map(|turn| {
             let (item, user) = buyer(turn);

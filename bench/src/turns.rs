@@ -7,9 +7,10 @@ use stampede::runtime::mesh::{self, Delivery, Endpoint};
 use stampede::sale::code::CodeGenerator;
 use stampede::sale::command::Command;
 use stampede::sale::deferred::Watermark;
+use stampede::sale::effects::Effects;
 use stampede::sale::ids::{Moment, Seq, ShardId, Ticket};
 use stampede::sale::partition::Partition;
-use stampede::sale::shard::{Effects, Rules, Shard, ShardEvent};
+use stampede::sale::shard::{Rules, Shard, ShardEvent};
 use stampede::system::doorbell::Doorbell;
 use std::sync::Arc;
 

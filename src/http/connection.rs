@@ -8,6 +8,7 @@ use crate::http::head::{Head, parse_head};
 use crate::http::operation::Operation;
 use crate::http::problem::Problem;
 use crate::http::response::Style;
+use crate::sale::code::Code;
 use serde::{Deserialize, Serialize};
 
 /// An idle connection is closed after this time.
@@ -133,6 +134,15 @@ pub struct Overdue {
     pub example: Option<Box<TraceHeaders>>,
 }
 
+/// An answer to a granted checkout that is not completely written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnsentGrant {
+    /// Code of the hold.
+    pub code: Code,
+    /// Position of the first byte of the answer in the output.
+    pub begins: usize,
+}
+
 /// State of a client connection.
 #[derive(Debug)]
 pub struct Connection {
@@ -144,6 +154,9 @@ pub struct Connection {
     pub output: Vec<u8>,
     /// Number of bytes of `output` that are written.
     pub written: usize,
+    /// The granted checkout whose answer is in `output`. The next request waits until it is written, so there is one at
+    /// most.
+    pub unsent_grant: Option<UnsentGrant>,
     /// Operation of the request that waits for its decision.
     pub operation: Operation,
     /// Time at which that request was read, in microseconds.
@@ -173,6 +186,7 @@ impl Connection {
             input: Vec::new(),
             output: Vec::new(),
             written: 0,
+            unsent_grant: None,
             operation: Operation::Unknown,
             began_us: 0,
             trace: None,

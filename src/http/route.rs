@@ -169,15 +169,23 @@ fn checkout(head: &Head<'_>, query: &str) -> Result<Route, Problem> {
     }
     let user = user.ok_or(Problem::InvalidUser)?;
     let item = item.ok_or(Problem::InvalidItem)?;
-    Ok(Route::Command(Command::Checkout { item, user }, short_name || head.accepts_json))
+    // The namespace of the fingerprint consists of the user and the item: the same key with another user or item has
+    // another fingerprint.
+    let namespace = Uuid::from_u64_pair(user.0 as u64, item.0.into());
+    let key = fingerprint(head, namespace)?;
+    Ok(Route::Command(Command::Checkout { item, user, key }, short_name || head.accepts_json))
+}
+
+/// Returns the fingerprint of the idempotency key: a name-based UUID (RFC 9562 §5.5) in `namespace`. It is nil if the
+/// request has no key.
+fn fingerprint(head: &Head<'_>, namespace: Uuid) -> Result<Uuid, Problem> {
+    Ok(head.key()?.map_or(Uuid::nil(), |key| Uuid::new_v5(&namespace, key)))
 }
 
 fn purchase(head: &Head<'_>, query: &str) -> Result<Route, Problem> {
     let code = code(query)?;
-    // A name-based UUID (RFC 9562 §5.5) in the namespace of the code. The fingerprint therefore depends on the code:
-    // the same key with another code has another fingerprint.
-    let fingerprint = |key| Uuid::new_v5(&Uuid::from_bytes(*code.as_bytes()), key);
-    let key = head.key()?.map_or(Uuid::nil(), fingerprint);
+    // The namespace of the fingerprint is the code: the same key with another code has another fingerprint.
+    let key = fingerprint(head, Uuid::from_bytes(*code.as_bytes()))?;
     Ok(Route::Command(Command::Purchase { code, key }, true))
 }
 
@@ -288,7 +296,7 @@ mod tests {
 
     #[test]
     fn commands_are_found() {
-        let checkout = |item, user| Command::Checkout { item: ItemId(item), user: UserId(user) };
+        let checkout = |item, user| Command::Checkout { item: ItemId(item), user: UserId(user), key: Uuid::nil() };
         assert_eq!(way("POST /checkout?user_id=1&item_id=2"), Route::Command(checkout(2, 1), false));
         assert_eq!(
             way("POST /checkout?id=0&x=y&user_id=9223372036854775807"),

@@ -105,15 +105,15 @@ impl Replay {
 
     fn apply(&mut self, record: &Record) -> Result<(), String> {
         match record.event {
-            LogEvent::Checkout { item, user, code, ttl_ms } => {
+            LogEvent::Checkout { item, user, code, ttl_ms, key } => {
                 // Use wall-clock time, because the monotonic clock starts again with the machine. Limit the rest to the
                 // TTL, because the wall clock may have been set back.
                 let ends_unix_ms = record.unix_ms.saturating_add(u64::from(ttl_ms));
                 let left_ms = ends_unix_ms.saturating_sub(self.now.unix_ms).min(u64::from(ttl_ms));
                 let expires_ms = self.now.monotonic_ms + left_ms;
                 let (stock, slot) = self.place(item)?;
-                stock.reserve(slot).map_err(|_| format!("item {} is checked out twice", item.0))?;
-                stock.grant(slot, Hold { user, code, expires_ms });
+                stock.reserve(slot, user, key).map_err(|_| format!("item {} is checked out twice", item.0))?;
+                stock.grant(slot, Hold { user, code, expires_ms, expires_unix_ms: ends_unix_ms });
                 self.quotas(user).restore(user);
                 Ok(())
             }
@@ -219,7 +219,13 @@ mod tests {
     }
 
     fn checkout(item: u32, user: i64) -> Record {
-        record(LogEvent::Checkout { item: ItemId(item), user: UserId(user), code: code(item), ttl_ms: 100 })
+        record(LogEvent::Checkout {
+            item: ItemId(item),
+            user: UserId(user),
+            code: code(item),
+            ttl_ms: 100,
+            key: Uuid::nil(),
+        })
     }
 
     fn code(item: u32) -> Code {

@@ -65,9 +65,10 @@ fn about(record: &Record) -> (&'static str, DumpSubject) {
             ("sale-opened", DumpSubject { items: Some(items), user_limit: Some(user_limit), ..DumpSubject::default() })
         }
         LogEvent::RestoredFromPostgres => ("taken-over", DumpSubject::default()),
-        LogEvent::Checkout { item, user, code, ttl_ms } => {
+        LogEvent::Checkout { item, user, code, ttl_ms, key } => {
             let expires_at = Some(rfc3339(record.unix_ms.saturating_add(ttl_ms.into())));
-            ("checkout", DumpSubject { code: Some(code.to_string()), expires_at, ..of(item, user) })
+            let (code, idempotency_key) = (Some(code.to_string()), Some(key).filter(|key| !key.is_nil()));
+            ("checkout", DumpSubject { code, expires_at, idempotency_key, ..of(item, user) })
         }
         LogEvent::Released { item, user, code, reason } => {
             ("released", DumpSubject { code: Some(code.to_string()), reason: Some(reason.name()), ..of(item, user) })

@@ -231,6 +231,7 @@ mod tests {
                     user: UserId(1),
                     code: crate::sale::code::Code::NONE,
                     ttl_ms: 1,
+                    key: Uuid::nil(),
                 };
                 let record = Record { sale: SaleId(1), unix_ms: number, event }.encode();
                 self.chain.extend(&mut bytes, &record[..RECORD_BYTES], flushed);

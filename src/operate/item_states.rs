@@ -3,9 +3,10 @@
 //! A word contains the id of its sale, so no word has to be cleared when the next sale begins: an item whose word
 //! belongs to another sale is available.
 
+use crate::sale::effects::ItemChange;
 use crate::sale::ids::{ItemId, SaleId, ShardId};
 use crate::sale::partition::Partition;
-use crate::sale::shard::{Inventory, ItemChange};
+use crate::sale::shard::Inventory;
 use crate::sale::stock::Availability;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -73,13 +74,14 @@ mod tests {
     #[test]
     fn it_begins_with_what_shards_have() {
         let mut stock = Stock::new(3);
-        stock.reserve(2).unwrap();
+        stock.reserve(2, crate::sale::ids::UserId(1), uuid::Uuid::nil()).unwrap();
         stock.grant(
             2,
             crate::sale::stock::Hold {
                 user: crate::sale::ids::UserId(1),
                 code: crate::sale::code::Code::NONE,
                 expires_ms: 9,
+                expires_unix_ms: 9,
             },
         );
         let terms = Terms { sale: SaleId(7), items: 3, user_limit: 1 };

@@ -10,6 +10,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use std::collections::BTreeSet;
 use std::fmt::{Display, Write};
 use std::ops::Range;
+use uuid::Uuid;
 
 /// Microseconds from the Unix epoch to the epoch of PostgreSQL, 2000-01-01.
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
@@ -72,6 +73,10 @@ impl CopyRows {
         self.bytes.put_i32(-1);
     }
 
+    fn key(&mut self, key: Uuid) {
+        if key.is_nil() { self.null() } else { self.uuid(key.as_bytes()) }
+    }
+
     /// Appends the trailer, and returns the complete message.
     pub fn finish(mut self) -> Bytes {
         self.bytes.put_i16(-1);
@@ -116,9 +121,9 @@ impl Rows {
             LogEvent::SaleOpened { items, user_limit } => {
                 self.opened.push((Terms { sale: record.sale, items, user_limit }, at));
             }
-            LogEvent::Checkout { item, user, code, ttl_ms } => {
+            LogEvent::Checkout { item, user, code, ttl_ms, key } => {
                 let row = &mut self.checkouts;
-                row.begin(7);
+                row.begin(8);
                 row.int8(sale);
                 row.int4(item.0);
                 row.int8(user.0);
@@ -126,16 +131,18 @@ impl Rows {
                 row.int2(0);
                 row.time(at);
                 row.time(at + u64::from(ttl_ms));
+                row.key(key);
             }
             LogEvent::Refused { item, user, reason } => {
                 let row = &mut self.checkouts;
-                row.begin(7);
+                row.begin(8);
                 row.int8(sale);
                 row.int4(item.0);
                 row.int8(user.0);
                 row.null();
                 row.int2(reason as i16 + 1);
                 row.time(at);
+                row.null();
                 row.null();
             }
             LogEvent::Released { item, user, code, reason } => {
@@ -157,7 +164,7 @@ impl Rows {
                 row.int8(user.0);
                 row.uuid(code.as_bytes());
                 row.time(at);
-                if key.is_nil() { row.null() } else { row.uuid(key.as_bytes()) }
+                row.key(key);
             }
         }
     }
@@ -173,7 +180,7 @@ mod tests {
     fn rows_are_laid_out_as_postgres_reads_them() {
         let mut rows = Rows::default();
         let code = Code::from_bytes([7; 16]);
-        let event = LogEvent::Purchase { item: ItemId(2), user: UserId(-3), code, key: uuid::Uuid::nil() };
+        let event = LogEvent::Purchase { item: ItemId(2), user: UserId(-3), code, key: Uuid::nil() };
         rows.add(&Record { sale: SaleId(1), unix_ms: 946_684_800_001, event });
         let mut expected = b"PGCOPY\n\xff\r\n\0".to_vec();
         expected.extend([0; 8]);

@@ -145,7 +145,7 @@ async fn latest_sale(client: &impl GenericClient) -> Result<Vec<Record>, Failure
     ];
     // The full join keeps purchases whose checkouts an operator has deleted.
     let live = "select item_id, coalesce(p.user_id, c.user_id), code, coalesce(c.at, p.at), \
-        coalesce(c.expires_at, p.at), p.at, p.idempotency_key from \
+        coalesce(c.expires_at, p.at), p.at, p.idempotency_key, c.idempotency_key from \
         (select * from checkouts c where sale_id = $1 and outcome = 0 and not exists \
         (select 1 from releases r where r.sale_id = c.sale_id and r.item_id = c.item_id and r.code = c.code)) c \
         full join (select * from purchases where sale_id = $1) p using (item_id, code) order by item_id";
@@ -153,15 +153,13 @@ async fn latest_sale(client: &impl GenericClient) -> Result<Vec<Record>, Failure
         let (item, user, code): (i32, i64, Uuid) = (row.get(0), row.get(1), row.get(2));
         let (item, user, code) = (ItemId(item as u32), UserId(user), Code::from_bytes(code.into_bytes()));
         let (at, expires) = (unix_ms(row.get(3)), unix_ms(row.get(4)));
-        let event = LogEvent::Checkout { item, user, code, ttl_ms: expires.saturating_sub(at) as u32 };
+        let key = |column| row.get::<_, Option<Uuid>>(column).unwrap_or_default();
+        let ttl_ms = expires.saturating_sub(at) as u32;
+        let event = LogEvent::Checkout { item, user, code, ttl_ms, key: key(7) };
         records.push(Record { sale, unix_ms: at, event });
         if let Some(bought) = row.get::<_, Option<SystemTime>>(5) {
-            let key = row.get::<_, Option<Uuid>>(6).unwrap_or_default();
-            records.push(Record {
-                sale,
-                unix_ms: unix_ms(bought),
-                event: LogEvent::Purchase { item, user, code, key },
-            });
+            let event = LogEvent::Purchase { item, user, code, key: key(6) };
+            records.push(Record { sale, unix_ms: unix_ms(bought), event });
         }
     }
     Ok(records)
@@ -199,7 +197,7 @@ mod tests {
         let records: Vec<Record> = (0..(SEGMENT_BLOCKS * BLOCK_RECORDS + 100) as u32)
             .map(|item| {
                 let (user, code) = (UserId(7), crate::sale::code::Code::from_bytes([item as u8; 16]));
-                let event = LogEvent::Checkout { item: ItemId(item), user, code, ttl_ms: 1 };
+                let event = LogEvent::Checkout { item: ItemId(item), user, code, ttl_ms: 1, key: Uuid::nil() };
                 Record { sale: SaleId(3), unix_ms: 5, event }
             })
             .collect();

@@ -36,12 +36,16 @@ impl Database {
         let mut client = log_in(url).await?;
         schema::migrate(&mut client).await?;
         let copy = |table: &str| format!("copy {table} from stdin with (format binary)");
+        // The columns in the order of `copy_rows`. A later schema may have more of them.
+        let checkouts = "checkouts (sale_id, item_id, user_id, code, outcome, at, expires_at, idempotency_key)";
+        let purchases = "purchases (sale_id, item_id, user_id, code, at, idempotency_key)";
+        let releases = "releases (sale_id, item_id, user_id, code, reason, at)";
         Ok(Database {
             prepared: BTreeSet::new(),
-            copy_checkouts: client.prepare(&copy("checkouts")).await?,
-            copy_purchases: client.prepare(&copy("purchases")).await?,
-            copy_releases: client.prepare(&copy("releases")).await?,
-            copy_items: client.prepare(&copy("sale_items")).await?,
+            copy_checkouts: client.prepare(&copy(checkouts)).await?,
+            copy_purchases: client.prepare(&copy(purchases)).await?,
+            copy_releases: client.prepare(&copy(releases)).await?,
+            copy_items: client.prepare(&copy("sale_items (sale_id, item_id, name, image_url)")).await?,
             move_positions: client
                 .prepare(
                     "update log_positions p set position = m.later \

@@ -3,8 +3,8 @@
 
 use crate::http::connection::Overdue;
 use crate::log::retention::OldSegment;
+use crate::sale::effects::EndedShare;
 use crate::sale::ids::ShardId;
-use crate::sale::shard::EndedShare;
 use crate::upgrade::protocol::{FromNew, UpgradeSocket};
 use std::sync::Arc;
 

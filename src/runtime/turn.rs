@@ -28,9 +28,11 @@ use crate::runtime::control::{Notice, Order};
 use crate::runtime::log_pair::{ATTEMPTS_MAX, LOG_SLACK_BLOCKS, LogPair, LogRoom, Needs, PersistenceChannels};
 use crate::runtime::mesh::Delivery;
 use crate::runtime::shard_io::ShardIo;
+use crate::sale::effects::Effects;
 use crate::sale::ids::{Moment, SaleId, Seq, Ticket};
 use crate::sale::record::LogEvent;
-use crate::sale::shard::{Effects, Shard, ShardEvent};
+use crate::sale::shard::{Shard, ShardEvent};
+use crate::server::client::LostClients;
 use crate::server::item_pages::OnSale;
 use crate::server::sockets::Handled;
 use crate::server::status_pages::{self, Facts};
@@ -228,8 +230,12 @@ impl TurnLoop {
             self.persisted = persisted;
             self.shard.apply(ShardEvent::Persisted(persisted), now, &mut self.effects);
         }
-        for ticket in self.shard_io.server.withdrawn() {
-            self.shard.apply(ShardEvent::Withdrawn(ticket), now, &mut self.effects);
+        let LostClients { withdrawn, undelivered } = self.shard_io.server.lost();
+        for (ticket, reason) in withdrawn.drain(..) {
+            self.shard.apply(ShardEvent::Withdrawn(ticket, reason), now, &mut self.effects);
+        }
+        for code in undelivered.drain(..) {
+            self.shard.apply(ShardEvent::Undelivered(code), now, &mut self.effects);
         }
         let room = self.logs.purchases.room().saturating_sub(LOG_SLACK_BLOCKS);
         self.shard.apply(ShardEvent::LogRoom(room), now, &mut self.effects);
@@ -268,7 +274,13 @@ impl TurnLoop {
                     shard.apply(ShardEvent::Command(ticket, command), now, effects);
                     // A command that needs neither another shard nor the log is decided already.
                     match effects.answers.pop_if(|(decided, _)| *decided == ticket) {
-                        Some((_, outcome)) => respond(outcome, Style { json, ..style }, responder, out),
+                        Some((_, outcome)) => {
+                            let answer = respond(outcome, Style { json, ..style }, responder, out);
+                            if let Some(code) = outcome.granted() {
+                                return Handled::Granted(operation, answer, code);
+                            }
+                            answer
+                        }
                         None => return Handled::Deciding { operation, json },
                     }
                 }
@@ -291,7 +303,8 @@ impl TurnLoop {
 
     fn answer(&mut self, now: Moment) {
         for (ticket, outcome) in self.effects.answers.drain(..) {
-            self.shard_io.server.answer(ticket, now, |style, responder, out| respond(outcome, style, responder, out));
+            let write = |style, responder: &mut _, out: &mut _| respond(outcome, style, responder, out);
+            self.shard_io.server.answer(ticket, now, outcome.granted(), write);
         }
     }
 

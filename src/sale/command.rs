@@ -13,6 +13,8 @@ pub enum Command {
         item: ItemId,
         /// The buyer.
         user: UserId,
+        /// Fingerprint of the `Idempotency-Key`; nil if the request has none.
+        key: Uuid,
     },
     /// Buy the reserved item.
     Purchase {
@@ -26,6 +28,15 @@ pub enum Command {
         /// The code that the checkout returned.
         code: Code,
     },
+}
+
+/// Reason why no client waits for the answer to a command any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Withdrawal {
+    /// The client has disconnected.
+    Disconnected,
+    /// The request was not decided in time. The client has been asked to repeat it.
+    Overdue,
 }
 
 /// The outcome of a command. A checkout is refused with the first of `NoSuchItem`, `ItemSold`, `ItemReserved`,
@@ -76,4 +87,14 @@ pub enum Outcome {
     SaleEnded,
     /// Not decided: the log has no room for another hold. The client may try again later.
     LogFull,
+}
+
+impl Outcome {
+    /// Returns the code of the hold that this outcome gives to the client, if it is a reservation.
+    pub fn granted(&self) -> Option<Code> {
+        match self {
+            Outcome::Reserved { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
 }

@@ -11,6 +11,7 @@
 //! A released item itself need not wait: its next checkout follows the release in the same log, so recovery cannot find
 //! the checkout without the release.
 
+use crate::sale::code::Code;
 use crate::sale::command::Outcome;
 use crate::sale::ids::{ItemId, SaleId, Seq, ShardId, Ticket, UserId};
 use std::collections::VecDeque;
@@ -84,18 +85,24 @@ impl Waiting {
     }
 
     /// Removes the answer to a request whose client no longer waits. A purchase still becomes final, and a repetition
-    /// can take over its answer by [`take_over_answer`](Self::take_over_answer).
-    pub fn withdraw(&mut self, gone: Waiter) {
+    /// can take over its answer by [`take_over_answer`](Self::take_over_answer). If the answer grants a checkout,
+    /// returns its code.
+    pub fn withdraw(&mut self, gone: Waiter) -> Option<Code> {
+        let mut granted = None;
         for queue in [&mut self.flush, &mut self.persist] {
             queue.retain_mut(|(_, deferred)| match deferred {
-                Deferred::Answer(waiter, _) => *waiter != gone,
+                Deferred::Answer(waiter, outcome) if *waiter == gone => {
+                    granted = outcome.granted();
+                    false
+                }
+                Deferred::Answer(..) | Deferred::ReturnQuota { .. } => true,
                 Deferred::FinishPurchase { waiter, .. } => {
                     waiter.take_if(|waiter| *waiter == gone);
                     true
                 }
-                Deferred::ReturnQuota { .. } => true,
             });
         }
+        granted
     }
 
     /// Assigns the answer of a purchase whose client no longer waits to `repetition`, a repetition of that purchase. Returns

@@ -5,11 +5,11 @@
 //! table of requests in flight.
 
 use crate::sale::code::Code;
-use crate::sale::command::Outcome;
+use crate::sale::command::{Outcome, Withdrawal};
 use crate::sale::ids::{ItemId, SaleId, ShardId, Ticket, UserId};
 use uuid::Uuid;
 
-/// A checkout: this user wants this item of this sale.
+/// A checkout: this user wants this item of this sale. A repetition has the same values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Checkout {
     /// Sale of the checkout.
@@ -18,6 +18,8 @@ pub struct Checkout {
     pub item: ItemId,
     /// The buyer.
     pub user: UserId,
+    /// Fingerprint of the idempotency key; nil if there is none.
+    pub key: Uuid,
 }
 
 /// A request to an owner.
@@ -56,10 +58,17 @@ pub enum Request {
         key: Uuid,
     },
     /// Origin → every shard: no client waits for this ticket any more. A repetition of its purchase may take over the
-    /// answer.
+    /// answer. If its checkout was granted, the answer is undelivered.
     Withdraw {
         /// The ticket.
         ticket: Ticket,
+        /// Reason of the withdrawal.
+        reason: Withdrawal,
+    },
+    /// Origin → item owner: an answer with this code reached no client.
+    Undelivered {
+        /// Code of the granted checkout.
+        code: Code,
     },
     /// Origin → item owner: free the item of this code.
     Cancel {
@@ -99,6 +108,8 @@ pub enum Reply {
         item: ItemId,
         /// The buyer.
         user: UserId,
+        /// Fingerprint of the idempotency key; nil if there is none.
+        key: Uuid,
     },
 }
 

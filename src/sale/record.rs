@@ -10,7 +10,7 @@
 //!        16  i64  user
 //!        24  u64  time, ms since the Unix epoch
 //!        32  [16] code, else 0
-//!        48  [16] fingerprint of the idempotency key (Purchase), else 0
+//!        48  [16] fingerprint of the idempotency key (Checkout, Purchase), else 0
 //! ```
 
 use crate::sale::code::Code;
@@ -88,6 +88,8 @@ pub enum LogEvent {
         code: Code,
         /// Duration of the hold in milliseconds, from the record's time on.
         ttl_ms: u32,
+        /// Fingerprint of the idempotency key; nil if there is none, or if version 0.1 wrote the record.
+        key: Uuid,
     },
     /// A hold ended.
     Released {
@@ -157,9 +159,9 @@ impl Record {
                 (raw.kind, raw.item, raw.ttl_ms) = (1, items.into(), user_limit.into());
             }
             LogEvent::RestoredFromPostgres => raw.kind = 6,
-            LogEvent::Checkout { item, user, code, ttl_ms } => {
+            LogEvent::Checkout { item, user, code, ttl_ms, key } => {
                 (raw.kind, raw.item, raw.user, raw.ttl_ms) = (2, item.0.into(), user.0.into(), ttl_ms.into());
-                raw.code = *code.as_bytes();
+                (raw.code, raw.key) = (*code.as_bytes(), *key.as_bytes());
             }
             LogEvent::Released { item, user, code, reason } => {
                 (raw.kind, raw.item, raw.user) = (3, item.0.into(), user.0.into());
@@ -185,13 +187,14 @@ impl Record {
     pub fn decode(bytes: &[u8; RECORD_BYTES]) -> Result<Record, UnknownRecord> {
         let raw: RawRecord = transmute!(*bytes);
         let (item, user, code) = (ItemId(raw.item.get()), UserId(raw.user.get()), Code::from_bytes(raw.code));
+        let key = Uuid::from_bytes(raw.key);
         let release = ReleaseReason::from_repr(raw.reason.wrapping_sub(1));
         let refusal = RefusalReason::from_repr(raw.reason.wrapping_sub(1));
         let event = match (raw.kind, raw.reason, release, refusal) {
             (1, 0, ..) => LogEvent::SaleOpened { items: raw.item.get(), user_limit: raw.ttl_ms.get() },
-            (2, 0, ..) => LogEvent::Checkout { item, user, code, ttl_ms: raw.ttl_ms.get() },
+            (2, 0, ..) => LogEvent::Checkout { item, user, code, ttl_ms: raw.ttl_ms.get(), key },
             (3, _, Some(reason), _) => LogEvent::Released { item, user, code, reason },
-            (4, 0, ..) => LogEvent::Purchase { item, user, code, key: Uuid::from_bytes(raw.key) },
+            (4, 0, ..) => LogEvent::Purchase { item, user, code, key },
             (5, .., Some(reason)) => LogEvent::Refused { item, user, reason },
             (6, 0, ..) => LogEvent::RestoredFromPostgres,
             (kind, reason, ..) => return Err(UnknownRecord { kind, reason }),
@@ -226,11 +229,8 @@ mod tests {
         let of = (any::<u32>().prop_map(ItemId), any::<i64>().prop_map(UserId), code);
         prop_oneof![
             (any::<u32>(), any::<u32>()).prop_map(|(items, user_limit)| LogEvent::SaleOpened { items, user_limit }),
-            (of.clone(), any::<u32>()).prop_map(|((item, user, code), ttl_ms)| LogEvent::Checkout {
-                item,
-                user,
-                code,
-                ttl_ms
+            (of.clone(), any::<u32>(), any::<u128>()).prop_map(|((item, user, code), ttl_ms, key)| {
+                LogEvent::Checkout { item, user, code, ttl_ms, key: Uuid::from_u128(key) }
             }),
             (of.clone(), prop::sample::select(ReleaseReason::VARIANTS))
                 .prop_map(|((item, user, code), reason)| LogEvent::Released { item, user, code, reason }),

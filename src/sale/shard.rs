@@ -24,17 +24,25 @@
 //! 1. The item's owner appends the release to its purchase log.
 //! 2. When the record is flushed, it sends `Release` to the user's owner, which counts one item less.
 //!
+//! A checkout with an idempotency key that is repeated with the same user, item and key gets the answer of the first: it
+//! waits with the first one while that is being decided, and until the grant is durable.
+//!
+//! A granted checkout whose answer reaches no client is cancelled. The origin reports each such answer to the item's
+//! owner, which cancels the hold unless another answer with the same code may have arrived.
+//!
 //! `deferred` explains why these effects wait for the log.
 //! `apply(event, now, effects)` never awaits, reads no clock, and uses no file or socket.
 
 use crate::sale::code::{Code, CodeGenerator, CodeSpace, Destination};
-use crate::sale::command::{Command, Outcome};
+use crate::sale::command::{Command, Outcome, Withdrawal};
 use crate::sale::deferred::{Deferred, Waiter, Waiting, Watermark};
+use crate::sale::effects::{Effects, EndedShare, ItemChange};
 use crate::sale::ids::{ItemId, Moment, SaleId, Seq, ShardId, Terms, Ticket, UserId};
 use crate::sale::message::{Checkout, Reply, Request};
 use crate::sale::partition::Partition;
 use crate::sale::quotas::Quotas;
 use crate::sale::record::{BLOCK_RECORDS, LogEvent, Record, RefusalReason, ReleaseReason};
+use crate::sale::repetitions::Repetitions;
 use crate::sale::stock::{Availability, Cancellation, Confirmation, Counts, Hold, ItemState, Stock, Unavailable};
 use uuid::Uuid;
 
@@ -80,51 +88,12 @@ pub enum ShardEvent {
     Flushed(Seq),
     /// This run's stream of the purchase log is persisted in Postgres up to this record.
     Persisted(Seq),
-    /// No client waits for this ticket any more: it disconnected, or its request timed out.
-    Withdrawn(Ticket),
+    /// No client waits for this ticket any more.
+    Withdrawn(Ticket, Withdrawal),
+    /// An answer with this code could not be sent to its client.
+    Undelivered(Code),
     /// Free blocks of the purchase log that records of holds may use.
     LogRoom(u64),
-}
-
-/// The effects of events. `apply` adds them, the turn carries them out, and the buffers are reused.
-#[derive(Debug, Default)]
-pub struct Effects {
-    /// Records to append to the purchase log, in order.
-    pub records: Vec<Record>,
-    /// Records to append to the attempt log, if it has room.
-    pub attempts: Vec<Record>,
-    /// Requests to send to other shards.
-    pub requests: Vec<(ShardId, Request)>,
-    /// Replies to send to other shards.
-    pub replies: Vec<(ShardId, Reply)>,
-    /// Outcomes for clients of this shard.
-    pub answers: Vec<(Ticket, Outcome)>,
-    /// This shard's parts of sales that are over.
-    pub ended: Vec<EndedShare>,
-    /// Changes to publish to readers, in order.
-    pub changes: Vec<ItemChange>,
-}
-
-/// A change of an item's availability.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ItemChange {
-    /// Sale of the item.
-    pub sale: SaleId,
-    /// Slot of the item in its owner's stock.
-    pub slot: u32,
-    /// The new availability.
-    pub to: Availability,
-}
-
-/// One shard's part of a sale that is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EndedShare {
-    /// The sale.
-    pub sale: SaleId,
-    /// Items of this shard that were bought, including purchases that are not durable yet.
-    pub sold: u32,
-    /// Number of items of this shard.
-    pub items: u32,
 }
 
 /// The state that recovery restores and a shard starts with.
@@ -154,6 +123,7 @@ pub struct Shard {
     /// Position of this run's stream in Postgres. Earlier runs are shipped first, so it is 0 until they are persisted.
     persisted: Seq,
     waiting: Waiting,
+    repetitions: Repetitions,
     log_room: u64,
 }
 
@@ -170,7 +140,7 @@ impl Shard {
     ) -> Self {
         let Inventory { terms, stock, quotas } = inventory;
         let known_sold = Self::nothing_sold(&terms);
-        let waiting = Waiting::default();
+        let (waiting, repetitions) = (Waiting::default(), Repetitions::default());
         let (appended, flushed, persisted, log_room) = (0, 0, 0, 0);
         let mut shard = Shard {
             id,
@@ -186,6 +156,7 @@ impl Shard {
             flushed,
             persisted,
             waiting,
+            repetitions,
             log_room,
         };
         shard.append(Record::sale_opened(&terms, now.unix_ms), effects);
@@ -209,10 +180,15 @@ impl Shard {
                 self.persisted = seq;
                 self.apply_deferred(Watermark::Persisted, seq, now, effects);
             }
-            ShardEvent::Withdrawn(ticket) => {
+            ShardEvent::Withdrawn(ticket, reason) => {
                 // The origin does not record which owner has the request, so all are asked. Withdrawals are rare.
                 for owner in (0..self.partition.shards()).map(ShardId) {
-                    self.ask(owner, Request::Withdraw { ticket }, now, effects);
+                    self.ask(owner, Request::Withdraw { ticket, reason }, now, effects);
+                }
+            }
+            ShardEvent::Undelivered(code) => {
+                if let Destination::Item(item) = code.destination(&self.code_space) {
+                    self.ask(self.partition.owner_of_item(item), Request::Undelivered { code }, now, effects);
                 }
             }
             ShardEvent::LogRoom(blocks) => self.log_room = blocks,
@@ -277,13 +253,19 @@ impl Shard {
         self.quotas = Quotas::new(self.terms.user_limit, self.stock.items());
         self.known_sold = Self::nothing_sold(&self.terms);
         self.append(Record::sale_opened(&self.terms, now.unix_ms), effects);
+        for (Waiter { origin, ticket }, Checkout { item, user, key, .. }) in self.repetitions.take_all() {
+            self.answer(origin, Reply::SaleChanged { ticket, item, user, key }, now, effects);
+        }
     }
 
     // --- as origin ---
 
     fn command(&mut self, ticket: Ticket, command: Command, now: Moment, effects: &mut Effects) {
         let (code, request) = match command {
-            Command::Checkout { item, user } => return self.checkout(ticket, item, user, now, effects),
+            Command::Checkout { item, user, key } => {
+                let checkout = Checkout { sale: self.terms.sale, item, user, key };
+                return self.checkout(ticket, checkout, now, effects);
+            }
             Command::Purchase { code, key } => (code, Request::Confirm { ticket, code, key }),
             Command::Cancel { code } => (code, Request::Cancel { ticket, code }),
         };
@@ -294,21 +276,17 @@ impl Shard {
         }
     }
 
-    fn checkout(&mut self, ticket: Ticket, item: ItemId, user: UserId, now: Moment, effects: &mut Effects) {
-        let sale = self.terms.sale;
+    fn checkout(&mut self, ticket: Ticket, checkout: Checkout, now: Moment, effects: &mut Effects) {
+        let Checkout { sale, item, user, key } = checkout;
         if item.0 >= self.terms.items {
             return effects.answers.push((ticket, Outcome::NoSuchItem));
         }
-        if self.known_sold[item.0 as usize / 64] >> (item.0 % 64) & 1 == 1 {
+        // With a key, the owner of the item decides: the checkout may repeat that of the buyer.
+        if key.is_nil() && self.known_sold[item.0 as usize / 64] >> (item.0 % 64) & 1 == 1 {
             self.log_refusal(item, user, RefusalReason::ItemSold, now, effects);
             return effects.answers.push((ticket, Outcome::ItemSold { sale, item }));
         }
-        self.ask(
-            self.partition.owner_of_item(item),
-            Request::Reserve { ticket, checkout: Checkout { sale, item, user } },
-            now,
-            effects,
-        );
+        self.ask(self.partition.owner_of_item(item), Request::Reserve { ticket, checkout }, now, effects);
     }
 
     #[inline(always)]
@@ -319,7 +297,9 @@ impl Shard {
             }
             Reply::Answer { ticket, outcome } => self.answer_client(ticket, outcome, effects),
             // A sale must begin between a `Reserve` and its bounce, so the repetitions end.
-            Reply::SaleChanged { ticket, item, user } => self.checkout(ticket, item, user, now, effects),
+            Reply::SaleChanged { ticket, item, user, key } => {
+                self.checkout(ticket, Checkout { sale: self.terms.sale, item, user, key }, now, effects);
+            }
         }
     }
 
@@ -353,26 +333,38 @@ impl Shard {
             Request::Confirm { ticket, code, key } => {
                 self.confirm(Waiter { origin: from, ticket }, code, key, now, effects);
             }
-            Request::Withdraw { ticket } => self.waiting.withdraw(Waiter { origin: from, ticket }),
+            Request::Withdraw { ticket, reason } => {
+                self.withdraw(Waiter { origin: from, ticket }, reason, now, effects);
+            }
+            Request::Undelivered { code } => self.undelivered(code, now, effects),
             Request::Cancel { ticket, code } => self.cancel(Waiter { origin: from, ticket }, code, now, effects),
         }
     }
 
     fn reserve(&mut self, waiter: Waiter, checkout: Checkout, now: Moment, effects: &mut Effects) {
-        let (Waiter { origin, ticket }, Checkout { sale, item, user }) = (waiter, checkout);
+        let (Waiter { origin, ticket }, Checkout { sale, item, user, key }) = (waiter, checkout);
         if sale != self.terms.sale {
-            return self.answer(origin, Reply::SaleChanged { ticket, item, user }, now, effects);
+            return self.answer(origin, Reply::SaleChanged { ticket, item, user, key }, now, effects);
         }
         let slot = self.partition.slot_of(item);
         let (outcome, reason) = match self.stock.state(slot) {
             ItemState::Free if self.has_no_room() => (Outcome::LogFull, None),
-            _ => match self.stock.reserve(slot) {
+            _ => match self.stock.reserve(slot, user, key) {
                 Ok(()) => {
                     let claim = Request::Claim { origin, ticket, checkout };
                     return self.ask(self.partition.owner_of_user(user), claim, now, effects);
                 }
                 Err(Unavailable::Sold) => (Outcome::ItemSold { sale, item }, Some(RefusalReason::ItemSold)),
                 Err(Unavailable::Reserved) => (Outcome::ItemReserved, Some(RefusalReason::ItemReserved)),
+                Err(Unavailable::SameCheckoutPending) => return self.repetitions.push(slot, waiter, checkout),
+                Err(Unavailable::SameCheckout(Hold { code, expires_unix_ms, .. })) => {
+                    let outcome = Outcome::Reserved { code, sale, item, expires_unix_ms };
+                    // The grant is one of the records so far, or of an earlier run and durable.
+                    if self.flushed < self.appended {
+                        return self.defer(Deferred::Answer(waiter, outcome));
+                    }
+                    (outcome, None)
+                }
             },
         };
         if let Some(reason) = reason {
@@ -382,41 +374,75 @@ impl Shard {
     }
 
     fn claimed(&mut self, waiter: Waiter, checkout: Checkout, granted: bool, now: Moment, effects: &mut Effects) {
-        let (Waiter { origin, ticket }, Checkout { sale, item, user }) = (waiter, checkout);
+        let (Waiter { origin, ticket }, Checkout { sale, item, user, key }) = (waiter, checkout);
         // The slot and the quota were dropped with the old sale.
         if sale != self.terms.sale {
-            return self.answer(origin, Reply::SaleChanged { ticket, item, user }, now, effects);
+            return self.answer(origin, Reply::SaleChanged { ticket, item, user, key }, now, effects);
         }
         let slot = self.partition.slot_of(item);
+        let repetitions = self.repetitions.take(slot);
         if !granted {
             self.stock.deny(slot);
-            self.log_refusal(item, user, RefusalReason::UserLimit, now, effects);
-            return self.answer(origin, Reply::Answer { ticket, outcome: Outcome::UserLimit }, now, effects);
+            for waiter in std::iter::once(waiter).chain(repetitions.into_iter().map(|(waiter, _)| waiter)) {
+                self.log_refusal(item, user, RefusalReason::UserLimit, now, effects);
+                self.answer_request(waiter, Outcome::UserLimit, now, effects);
+            }
+            return;
         }
         let (code, ttl_ms) = (self.codes.mint(&self.code_space, item), self.rules.ttl_ms);
         let expires_ms = now.monotonic_ms + u64::from(ttl_ms);
-        self.stock.grant(slot, Hold { user, code, expires_ms });
-        self.publish_change(slot, Availability::Reserved, effects);
-        let event = LogEvent::Checkout { item, user, code, ttl_ms };
-        self.append(Record { sale, unix_ms: now.unix_ms, event }, effects);
         let expires_unix_ms = now.unix_ms + u64::from(ttl_ms);
+        self.stock.grant(slot, Hold { user, code, expires_ms, expires_unix_ms });
+        self.publish_change(slot, Availability::Reserved, effects);
+        let event = LogEvent::Checkout { item, user, code, ttl_ms, key };
+        self.append(Record { sale, unix_ms: now.unix_ms, event }, effects);
         let outcome = Outcome::Reserved { code, sale, item, expires_unix_ms };
         self.defer(Deferred::Answer(waiter, outcome));
+        for (waiter, checkout) in repetitions {
+            self.reserve(waiter, checkout, now, effects);
+        }
+    }
+
+    fn withdraw(&mut self, gone: Waiter, reason: Withdrawal, now: Moment, effects: &mut Effects) {
+        self.repetitions.withdraw(gone);
+        let Some(code) = self.waiting.withdraw(gone) else { return };
+        // The client of an overdue request with a key repeats it, and must get this hold.
+        let is_repeated = |slot| reason == Withdrawal::Overdue && self.stock.is_repeatable(slot);
+        if self.locate(code).is_ok_and(|(_, slot)| !is_repeated(slot)) {
+            self.undelivered(code, now, effects);
+        }
+    }
+
+    fn undelivered(&mut self, code: Code, now: Moment, effects: &mut Effects) {
+        let Ok((item, slot)) = self.locate(code) else { return };
+        if let Some(hold) = self.stock.undelivered(slot, code, now.monotonic_ms) {
+            self.cancelled(item, slot, hold, now, effects);
+        }
+    }
+
+    /// Returns the item and slot that a code leads to in the current sale.
+    ///
+    /// # Errors
+    /// The outcome with which the code is refused, if it leads to none.
+    fn locate(&self, code: Code) -> Result<(ItemId, usize), Outcome> {
+        match code.destination(&self.code_space) {
+            Destination::Item(item) if self.partition.owner_of_item(item) == self.id => {
+                Ok((item, self.partition.slot_of(item)))
+            }
+            // If this shard does not own the item, the origin has read the code under the terms of an earlier sale.
+            Destination::Item(_) | Destination::EndedSale => Err(Outcome::SaleEnded),
+            Destination::Unknown => Err(Outcome::CodeUnknown),
+        }
     }
 
     /// Returns the item and slot that a code leads to in the current sale. Otherwise it refuses the code, and returns
     /// `None`.
     fn find(&mut self, waiter: Waiter, code: Code, now: Moment, effects: &mut Effects) -> Option<(ItemId, usize)> {
-        let outcome = match code.destination(&self.code_space) {
-            Destination::Item(item) if self.partition.owner_of_item(item) == self.id => {
-                return Some((item, self.partition.slot_of(item)));
-            }
-            // If this shard does not own the item, the origin has read the code under the terms of an earlier sale.
-            Destination::Item(_) | Destination::EndedSale => Outcome::SaleEnded,
-            Destination::Unknown => Outcome::CodeUnknown,
-        };
-        self.answer_request(waiter, outcome, now, effects);
-        None
+        let found = self.locate(code);
+        if let Err(outcome) = found {
+            self.answer_request(waiter, outcome, now, effects);
+        }
+        found.ok()
     }
 
     fn confirm(&mut self, waiter: Waiter, code: Code, key: Uuid, now: Moment, effects: &mut Effects) {
@@ -454,8 +480,7 @@ impl Shard {
         let Some((item, slot)) = self.find(waiter, code, now, effects) else { return };
         let outcome = match self.stock.cancel(slot, code, now.monotonic_ms) {
             Cancellation::Released(hold) => {
-                self.publish_change(slot, Availability::Available, effects);
-                self.log_release(item, hold, ReleaseReason::Cancelled, now, effects);
+                self.cancelled(item, slot, hold, now, effects);
                 return self.defer(Deferred::Answer(waiter, Outcome::Released));
             }
             Cancellation::PurchasePending => {
@@ -466,6 +491,11 @@ impl Shard {
             Cancellation::Unknown => Outcome::CodeUnknown,
         };
         self.answer_request(waiter, outcome, now, effects);
+    }
+
+    fn cancelled(&mut self, item: ItemId, slot: usize, hold: Hold, now: Moment, effects: &mut Effects) {
+        self.publish_change(slot, Availability::Available, effects);
+        self.log_release(item, hold, ReleaseReason::Cancelled, now, effects);
     }
 
     // --- the log ---

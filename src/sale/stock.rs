@@ -7,6 +7,9 @@
 //! - `Buying` lasts until the purchase record is flushed, or persisted if [`purchase_ack`] says so.
 //! - `Claiming` and `Buying` do not expire. Within a sale, `Sold` is final.
 //!
+//! From `Claiming` on, the slot remembers the user and the idempotency key of the checkout, so that a repetition gets the
+//! same code and the same end of the hold.
+//!
 //! Invariant: nothing here awaits, reads a clock, draws randomness or depends on the order of a map.
 //! Recovery replays the log through the same functions.
 //!
@@ -68,6 +71,9 @@ pub struct Hold {
     pub code: Code,
     /// End of the hold, in monotonic milliseconds.
     pub expires_ms: u64,
+    /// End of the hold as its client knows it, in milliseconds since the Unix epoch: time of the record plus duration.
+    /// It is kept and not computed from `expires_ms`, because the difference of the two clocks is not constant.
+    pub expires_unix_ms: u64,
 }
 
 /// Reason why an item cannot be reserved.
@@ -77,6 +83,11 @@ pub enum Unavailable {
     Sold,
     /// The item is claimed, held, or being bought. It may become free again.
     Reserved,
+    /// The item is claimed by a checkout with the same user and key.
+    SameCheckoutPending,
+    /// A checkout with the same user and key has been granted, and its hold or its purchase is remembered. This is the
+    /// hold.
+    SameCheckout(Hold),
 }
 
 /// The result of an attempt to buy an item.
@@ -119,26 +130,61 @@ pub enum Cancellation {
 #[derive(Clone)]
 struct Slot {
     state: ItemState,
+    /// Number of answers that may have brought the code to a client. `u8::MAX` means that many or more; then the number
+    /// stays. It has a meaning only in `Held`.
+    answers: u8,
+    /// `Hold::expires_unix_ms` in 48 bits, which reach beyond the year 9999.
+    expires_unix_ms: [u8; 6],
     /// Neighbours in the queue of holds. They have a meaning only in `Held`.
     previous: u32,
     next: u32,
     user: UserId,
     /// Code of the latest hold. It stays when the hold ends, so that a late request gets `Expired` and not `Unknown`.
     code: Code,
-    /// Fingerprint of the purchase's idempotency key; nil if there is none.
-    key: Uuid,
+    /// Short fingerprints of the idempotency keys of the checkout and the purchase; 0 if there is none.
+    checkout_key: u64,
+    purchase_key: u64,
     expires_ms: u64,
 }
 
+const _: () = assert!(size_of::<Slot>() == 64, "a slot is one cache line, and a stock of a million items is 64 MB");
+
 const FREE_SLOT: Slot = Slot {
     state: ItemState::Free,
+    answers: 0,
+    expires_unix_ms: [0; 6],
     previous: NIL,
     next: NIL,
     user: UserId(0),
     code: Code::NONE,
-    key: Uuid::nil(),
+    checkout_key: 0,
+    purchase_key: 0,
     expires_ms: 0,
 };
+
+impl Slot {
+    fn hold(&self) -> Hold {
+        let [a, b, c, d, e, f] = self.expires_unix_ms;
+        let expires_unix_ms = u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
+        Hold { user: self.user, code: self.code, expires_ms: self.expires_ms, expires_unix_ms }
+    }
+}
+
+fn in_48_bits(unix_ms: u64) -> [u8; 6] {
+    let [a, b, c, d, e, f, ..] = unix_ms.min((1 << 48) - 1).to_le_bytes();
+    [a, b, c, d, e, f]
+}
+
+/// Returns the part of a fingerprint that a slot keeps: its last 64 bits, of which 62 come from the hash. Two bits are
+/// never 0, so a fingerprint differs from 0, "no key".
+///
+/// 62 bits are enough: the key is compared only with that of the same item and user (checkout), or of the same code
+/// (purchase). So another client cannot cause a collision without the code. Two keys of one client collide by chance once in 2^62
+/// repetitions, and a client that searches for a collision gets an answer that belongs to itself. The record has all
+/// 128 bits.
+fn short(key: Uuid) -> u64 {
+    key.as_u128() as u64
+}
 
 /// Numbers of items by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -183,17 +229,27 @@ impl Stock {
         self.slots[slot].state
     }
 
-    /// Moves the item at `slot` from `Free` to `Claiming`.
+    /// Moves the item at `slot` from `Free` to `Claiming`. `key` is the fingerprint of the request's idempotency key; nil
+    /// if there is none.
     ///
     /// # Errors
-    /// [`Unavailable::Sold`] if the item is `Sold`, [`Unavailable::Reserved`] in any other state but `Free`.
-    pub fn reserve(&mut self, slot: usize) -> Result<(), Unavailable> {
+    /// In any other state but `Free`: [`Unavailable::SameCheckoutPending`] or [`Unavailable::SameCheckout`] if the item
+    /// is claimed, held or bought by a checkout with the same user and key. Otherwise [`Unavailable::Sold`] if the item
+    /// is `Sold`, or else [`Unavailable::Reserved`].
+    pub fn reserve(&mut self, slot: usize, user: UserId, key: Uuid) -> Result<(), Unavailable> {
         let item = &mut self.slots[slot];
+        let same_checkout = !key.is_nil() && item.checkout_key == short(key) && item.user == user;
         match item.state {
             ItemState::Free => {
                 item.state = ItemState::Claiming;
+                (item.user, item.checkout_key) = (user, short(key));
                 self.counts.claiming += 1;
                 Ok(())
+            }
+            ItemState::Claiming if same_checkout => Err(Unavailable::SameCheckoutPending),
+            ItemState::Held | ItemState::Buying | ItemState::Sold if same_checkout => {
+                item.answers = item.answers.saturating_add(1);
+                Err(Unavailable::SameCheckout(item.hold()))
             }
             ItemState::Sold => Err(Unavailable::Sold),
             // A purchase is final only when it is durable, so a `Buying` item does not count as sold.
@@ -205,8 +261,10 @@ impl Stock {
     pub fn grant(&mut self, slot: usize, hold: Hold) {
         let item = &mut self.slots[slot];
         assert_eq!(item.state, ItemState::Claiming, "only a claimed item can be granted");
-        *item =
-            Slot { state: ItemState::Held, user: hold.user, code: hold.code, expires_ms: hold.expires_ms, ..FREE_SLOT };
+        let Hold { user, code, expires_ms, expires_unix_ms } = hold;
+        let (checkout_key, expires_unix_ms) = (item.checkout_key, in_48_bits(expires_unix_ms));
+        let state = ItemState::Held;
+        *item = Slot { state, answers: 1, user, code, checkout_key, expires_ms, expires_unix_ms, ..FREE_SLOT };
         self.counts.claiming -= 1;
         self.counts.held += 1;
         self.enqueue(slot as u32);
@@ -227,7 +285,7 @@ impl Stock {
         if item.code != code {
             return Confirmation::Unknown;
         }
-        let same_request = !key.is_nil() && item.key == key;
+        let same_request = !key.is_nil() && item.purchase_key == short(key);
         match item.state {
             ItemState::Free | ItemState::Claiming => Confirmation::Expired,
             ItemState::Held if item.expires_ms <= now_ms => Confirmation::Expired,
@@ -235,14 +293,14 @@ impl Stock {
                 let hold = self.dequeue(slot as u32);
                 let item = &mut self.slots[slot];
                 item.state = ItemState::Buying;
-                item.key = key;
+                item.purchase_key = short(key);
                 self.counts.held -= 1;
                 self.counts.buying += 1;
                 Confirmation::Bought(hold)
             }
             ItemState::Buying if same_request => Confirmation::SamePurchasePending,
             ItemState::Sold if same_request => Confirmation::AlreadyBought,
-            ItemState::Buying if item.key.is_nil() && key.is_nil() => Confirmation::KeylessPurchasePending,
+            ItemState::Buying if item.purchase_key == 0 && key.is_nil() => Confirmation::KeylessPurchasePending,
             ItemState::Buying => Confirmation::PurchasePending,
             ItemState::Sold => Confirmation::Used,
         }
@@ -271,6 +329,30 @@ impl Stock {
             ItemState::Buying => Cancellation::PurchasePending,
             ItemState::Sold => Cancellation::Used,
         }
+    }
+
+    /// Counts an answer that reached no client, for the hold that `code` belongs to. If it was the last answer that may
+    /// have reached a client, no client can know the code: then it cancels the hold, if it is live at `now_ms`
+    /// (monotonic), and returns it.
+    pub fn undelivered(&mut self, slot: usize, code: Code, now_ms: u64) -> Option<Hold> {
+        let item = &mut self.slots[slot];
+        if item.state != ItemState::Held || item.code != code || item.answers == u8::MAX {
+            return None;
+        }
+        item.answers = item.answers.saturating_sub(1);
+        if item.answers > 0 {
+            return None;
+        }
+        match self.cancel(slot, code, now_ms) {
+            Cancellation::Released(hold) => Some(hold),
+            _ => None,
+        }
+    }
+
+    /// Returns whether the latest checkout of the item at `slot` has an idempotency key, so that its client can repeat
+    /// it.
+    pub fn is_repeatable(&self, slot: usize) -> bool {
+        self.slots[slot].checkout_key != 0
     }
 
     /// Returns when the next hold ends, in monotonic milliseconds, if there is a hold.
@@ -309,7 +391,7 @@ impl Stock {
 
     fn dequeue(&mut self, slot: u32) -> Hold {
         let item = &self.slots[slot as usize];
-        let hold = Hold { user: item.user, code: item.code, expires_ms: item.expires_ms };
+        let hold = item.hold();
         let (previous, next) = (item.previous, item.next);
         *self.link_after(previous) = next;
         *self.link_before(next) = previous;
@@ -335,11 +417,15 @@ mod tests {
     }
 
     fn hold(user: i64, tag: u8, expires_ms: u64) -> Hold {
-        Hold { user: UserId(user), code: code(tag), expires_ms }
+        Hold { user: UserId(user), code: code(tag), expires_ms, expires_unix_ms: 1_800_000_000_000 + expires_ms }
+    }
+
+    fn reserve(stock: &mut Stock, slot: usize) -> Result<(), Unavailable> {
+        stock.reserve(slot, UserId(1), Uuid::nil())
     }
 
     fn held(stock: &mut Stock, slot: usize, hold: Hold) {
-        stock.reserve(slot).unwrap();
+        stock.reserve(slot, hold.user, Uuid::nil()).unwrap();
         stock.grant(slot, hold);
     }
 
@@ -347,14 +433,14 @@ mod tests {
     fn an_item_is_sold_once() {
         let mut stock = Stock::new(1);
         held(&mut stock, 0, hold(1, 7, 100));
-        assert_eq!(stock.reserve(0), Err(Unavailable::Reserved));
+        assert_eq!(reserve(&mut stock, 0), Err(Unavailable::Reserved));
         assert_eq!(stock.confirm(0, code(8), Uuid::nil(), 50), Confirmation::Unknown);
         assert_eq!(stock.confirm(0, code(7), Uuid::nil(), 50), Confirmation::Bought(hold(1, 7, 100)));
-        assert_eq!(stock.reserve(0), Err(Unavailable::Reserved), "a purchase is not final before it is durable");
+        assert_eq!(reserve(&mut stock, 0), Err(Unavailable::Reserved), "a purchase is not final before it is durable");
         assert_eq!(stock.confirm(0, code(7), Uuid::nil(), 50), Confirmation::KeylessPurchasePending);
         assert_eq!(stock.confirm(0, code(7), Uuid::max(), 50), Confirmation::PurchasePending);
         stock.sell(0);
-        assert_eq!(stock.reserve(0), Err(Unavailable::Sold));
+        assert_eq!(reserve(&mut stock, 0), Err(Unavailable::Sold));
         assert_eq!(stock.confirm(0, code(7), Uuid::nil(), 50), Confirmation::Used);
         assert_eq!(stock.counts(), Counts { sold: 1, ..Counts::default() });
     }
@@ -373,6 +459,66 @@ mod tests {
     }
 
     #[test]
+    fn a_repeated_checkout_gets_the_same_hold() {
+        let (key, other) = (Uuid::from_u128(5), Uuid::from_u128(6));
+        let mut stock = Stock::new(1);
+        stock.reserve(0, UserId(1), key).unwrap();
+        assert_eq!(stock.reserve(0, UserId(1), key), Err(Unavailable::SameCheckoutPending));
+        assert_eq!(stock.reserve(0, UserId(2), key), Err(Unavailable::Reserved));
+        stock.grant(0, hold(1, 7, 100));
+        let same = Err(Unavailable::SameCheckout(hold(1, 7, 100)));
+        assert_eq!(stock.reserve(0, UserId(1), key), same);
+        assert_eq!(stock.reserve(0, UserId(1), other), Err(Unavailable::Reserved));
+        assert_eq!(stock.reserve(0, UserId(2), key), Err(Unavailable::Reserved));
+        assert_eq!(reserve(&mut stock, 0), Err(Unavailable::Reserved));
+        stock.confirm(0, code(7), Uuid::nil(), 50);
+        assert_eq!(stock.reserve(0, UserId(1), key), same);
+        stock.sell(0);
+        assert_eq!(stock.reserve(0, UserId(1), key), same);
+        assert_eq!(stock.reserve(0, UserId(1), other), Err(Unavailable::Sold));
+        assert_eq!(reserve(&mut stock, 0), Err(Unavailable::Sold));
+    }
+
+    /// Two checkouts without a key are never the same request, and an ended hold is not remembered.
+    #[test]
+    fn without_a_key_and_after_its_end_no_checkout_is_repeated() {
+        let mut stock = Stock::new(1);
+        held(&mut stock, 0, hold(1, 7, 100));
+        assert_eq!(reserve(&mut stock, 0), Err(Unavailable::Reserved));
+        assert!(!stock.is_repeatable(0));
+        stock.cancel(0, code(7), 0);
+        stock.reserve(0, UserId(1), Uuid::max()).unwrap();
+        stock.grant(0, hold(1, 8, 100));
+        assert!(stock.is_repeatable(0));
+        stock.expire(100).unwrap();
+        assert_eq!(stock.reserve(0, UserId(1), Uuid::max()), Ok(()));
+    }
+
+    #[test]
+    fn a_hold_is_cancelled_when_none_of_its_answers_has_arrived() {
+        let key = Uuid::max();
+        let mut stock = Stock::new(1);
+        stock.reserve(0, UserId(1), key).unwrap();
+        stock.grant(0, hold(1, 7, 100));
+        assert!(stock.reserve(0, UserId(1), key).is_err());
+        assert_eq!(stock.undelivered(0, code(8), 0), None, "the code is of another hold");
+        assert_eq!(stock.undelivered(0, code(7), 0), None, "the other answer may have arrived");
+        assert_eq!(stock.undelivered(0, code(7), 0), Some(hold(1, 7, 100)));
+        assert_eq!(stock.state(0), ItemState::Free);
+        held(&mut stock, 0, hold(2, 9, 100));
+        stock.confirm(0, code(9), Uuid::nil(), 0);
+        assert_eq!(stock.undelivered(0, code(9), 0), None, "a client that buys has the code");
+        assert_eq!(stock.state(0), ItemState::Buying);
+
+        let mut stock = Stock::new(1);
+        stock.reserve(0, UserId(1), key).unwrap();
+        stock.grant(0, hold(1, 7, 100));
+        (0..300).for_each(|_| assert!(stock.reserve(0, UserId(1), key).is_err()));
+        assert!((0..300).all(|_| stock.undelivered(0, code(7), 0).is_none()), "the number of answers is unknown");
+        assert_eq!(stock.state(0), ItemState::Held);
+    }
+
+    #[test]
     fn a_hold_ends_at_its_millisecond() {
         let mut stock = Stock::new(1);
         held(&mut stock, 0, hold(1, 7, 100));
@@ -381,13 +527,13 @@ mod tests {
         assert_eq!(stock.cancel(0, code(7), 100), Cancellation::Expired);
         assert_eq!(stock.expire(100), Some((0, hold(1, 7, 100))));
         assert_eq!(stock.confirm(0, code(7), Uuid::nil(), 0), Confirmation::Expired);
-        assert_eq!(stock.reserve(0), Ok(()));
+        assert_eq!(reserve(&mut stock, 0), Ok(()));
     }
 
     #[test]
     fn claimed_and_bought_items_never_expire() {
         let mut stock = Stock::new(2);
-        stock.reserve(0).unwrap();
+        reserve(&mut stock, 0).unwrap();
         held(&mut stock, 1, hold(1, 7, 100));
         stock.confirm(1, code(7), Uuid::nil(), 99);
         assert_eq!(stock.expire(u64::MAX), None);

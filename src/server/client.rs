@@ -1,6 +1,9 @@
-//! The state of one client: its socket, its connection, and whether it is queued for reading or writing.
+//! The state of one client: its socket, its connection, and whether it is queued for reading or writing. Also what a
+//! client leaves when it disconnects.
 
-use crate::http::connection::{Connection, ConnectionState};
+use crate::http::connection::{Connection, ConnectionState, UnsentGrant};
+use crate::sale::code::Code;
+use crate::sale::command::Withdrawal;
 use crate::sale::ids::Ticket;
 use rustix::fd::OwnedFd;
 use rustix::net::sockopt::set_socket_send_buffer_size;
@@ -49,10 +52,33 @@ pub fn configure_event_stream(socket: &OwnedFd) {
     let _ = SockRef::from(socket).set_tcp_user_timeout(Some(LISTENER_PATIENCE));
 }
 
-/// Closes a client's connection. If a request of the client is being decided, adds its ticket to `withdrawn`.
-pub fn remove(clients: &mut Slab<Client>, withdrawn: &mut Vec<Ticket>, key: usize) {
+/// The requests and answers that have lost their clients.
+#[derive(Debug, Default)]
+pub struct LostClients {
+    /// Tickets of requests whose clients do not wait any more.
+    pub withdrawn: Vec<(Ticket, Withdrawal)>,
+    /// Codes of granted checkouts of whose answer no byte was sent.
+    pub undelivered: Vec<Code>,
+}
+
+impl LostClients {
+    /// Returns whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.withdrawn.is_empty() && self.undelivered.is_empty()
+    }
+}
+
+/// Closes a client's connection. If a request of the client is being decided, or the answer to a granted checkout is not
+/// sent yet, adds it to `lost`.
+pub fn remove(clients: &mut Slab<Client>, lost: &mut LostClients, key: usize) {
     let client = clients.remove(key);
-    if client.connection.state == ConnectionState::Deciding {
-        withdrawn.push(client.ticket(key));
+    let Connection { state, written, unsent_grant, .. } = client.connection;
+    if state == ConnectionState::Deciding {
+        lost.withdrawn.push((client.ticket(key), Withdrawal::Disconnected));
+    }
+    if let Some(UnsentGrant { code, begins }) = unsent_grant
+        && written <= begins
+    {
+        lost.undelivered.push(code);
     }
 }

@@ -51,12 +51,12 @@ impl Server {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return connection.set_deadline(now.monotonic_ms),
                 Err(_) => {
-                    remove(&mut self.clients, &mut self.withdrawn, key);
+                    remove(&mut self.clients, &mut self.lost, key);
                     return;
                 }
             }
         }
-        connection.written = 0;
+        (connection.written, connection.unsent_grant) = (0, None);
         let mut buffer = std::mem::take(&mut connection.output);
         if buffer.capacity() > 0
             && buffer.capacity() <= OUTPUT_BYTES_MAX
@@ -77,11 +77,11 @@ impl Server {
                 client.queue(key, &mut self.ready);
             }
             ConnectionState::Closing => {
-                remove(&mut self.clients, &mut self.withdrawn, key);
+                remove(&mut self.clients, &mut self.lost, key);
                 return;
             }
             ConnectionState::Lingering if connection.ended => {
-                remove(&mut self.clients, &mut self.withdrawn, key);
+                remove(&mut self.clients, &mut self.lost, key);
                 return;
             }
             // Requests were waiting until the answers were sent.

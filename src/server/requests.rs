@@ -1,7 +1,7 @@
 //! Reading: turns the bytes of a socket into requests, and passes the requests to the handler. Parsing is in the folder
 //! `http`.
 
-use crate::http::connection::{ConnectionState, Step, TraceHeaders};
+use crate::http::connection::{Connection, ConnectionState, Step, TraceHeaders, UnsentGrant};
 use crate::http::head::{HEAD_BYTES_MAX, Head, Method};
 use crate::http::operation::Answer;
 use crate::http::problem::Problem;
@@ -37,7 +37,7 @@ impl Server {
                 Err(Errno::AGAIN) => connection.readable = false,
                 Err(Errno::INTR) => {}
                 Err(_) => {
-                    remove(&mut self.clients, &mut self.withdrawn, key);
+                    remove(&mut self.clients, &mut self.lost, key);
                     return;
                 }
             }
@@ -51,7 +51,7 @@ impl Server {
         }
         let client = &mut self.clients[key];
         let connection = &mut client.connection;
-        let has_output_room = connection.output.len() < OUTPUT_BYTES_MAX;
+        let has_output_room = has_output_room(connection, &connection.output);
         if (connection.state == ConnectionState::Reading && has_output_room
             || connection.state == ConnectionState::Listening)
             && connection.ended
@@ -89,7 +89,7 @@ impl Server {
         };
         let ticket = client.ticket(key);
         let mut at = 0;
-        while client.connection.state == ConnectionState::Reading && out.len() < OUTPUT_BYTES_MAX {
+        while client.connection.state == ConnectionState::Reading && has_output_room(&client.connection, &out) {
             let step = match client.connection.next(&bytes[at..]) {
                 Ok((used, step)) => {
                     at += used;
@@ -101,6 +101,7 @@ impl Server {
                     break;
                 }
             };
+            let begins = out.len();
             let handled = match step {
                 Step::More => break,
                 Step::Again => continue,
@@ -110,6 +111,9 @@ impl Server {
                 }
                 Step::Request(head) => requests.ask(ticket, &head, handler, &mut out),
             };
+            if let Handled::Granted(_, _, code) = handled.handled {
+                client.connection.unsent_grant = Some(UnsentGrant { code, begins });
+            }
             requests.apply_result(key, client, handled, &mut out);
         }
         let connection = &mut client.connection;
@@ -123,6 +127,11 @@ impl Server {
         }
         connection.output = out;
     }
+}
+
+/// Returns whether a connection may process its next request. `output` is its output.
+fn has_output_room(connection: &Connection, output: &[u8]) -> bool {
+    connection.unsent_grant.is_none() && output.len() < OUTPUT_BYTES_MAX
 }
 
 /// The parts of the server that a request needs besides its connection.
@@ -173,7 +182,7 @@ impl RequestParts<'_> {
         let connection = &mut client.connection;
         connection.clear_request_deadline();
         connection.state = match handled {
-            Handled::Answered(operation, answer) => {
+            Handled::Answered(operation, answer) | Handled::Granted(operation, answer, _) => {
                 self.request_timer.answered(operation, answer, began_us);
                 if style.keep_alive { ConnectionState::Reading } else { ConnectionState::Closing }
             }

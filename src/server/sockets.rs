@@ -5,16 +5,20 @@
 //! connections share, and writes to each connection once. A connection has a buffer of its own only while a request is
 //! incomplete.
 
-use crate::http::connection::{Connection, ConnectionSnapshot, ConnectionState, Overdue, TraceHeaders, WaitingFor};
+use crate::http::connection::{
+    Connection, ConnectionSnapshot, ConnectionState, Overdue, TraceHeaders, UnsentGrant, WaitingFor,
+};
 use crate::http::head::Head;
 use crate::http::operation::{Answer, Operation};
 use crate::http::origin::Origins;
 use crate::http::problem::Problem;
 use crate::http::response::{Responder, Style};
 use crate::operate::request_timer::RequestTimer;
+use crate::sale::code::Code;
+use crate::sale::command::Withdrawal;
 use crate::sale::ids::{Moment, Ticket};
 use crate::server::acceptor::Acceptor;
-use crate::server::client::{Client, configure_event_stream, remove};
+use crate::server::client::{Client, LostClients, configure_event_stream, remove};
 use crate::server::poller::{LISTENER, Poller};
 use crate::server::subscribers::{SentState, Subscribers};
 use rustix::event::epoll::EventFlags;
@@ -34,6 +38,8 @@ const EVENTS_PER_TURN: usize = 64;
 pub enum Handled {
     /// The answer is written.
     Answered(Operation, Answer),
+    /// The answer is written, and grants a checkout with this code.
+    Granted(Operation, Answer, Code),
     /// The answer follows by a call of `answer`.
     Deciding {
         /// Kind of the request.
@@ -63,8 +69,8 @@ pub struct Server {
     pub(crate) ready: Vec<usize>,
     /// Keys of clients to write to or to close.
     pub(crate) dirty: Vec<usize>,
-    /// Tickets of requests whose clients do not wait any more.
-    pub(crate) withdrawn: Vec<Ticket>,
+    /// Requests and answers that have lost their clients since the last turn.
+    pub(crate) lost: LostClients,
     pub(crate) overdue: Overdue,
     pub(crate) subscribers: Subscribers,
     pub(crate) spare_buffers: Vec<Vec<u8>>,
@@ -94,7 +100,7 @@ impl Server {
             request_timer,
             ready: Vec::new(),
             dirty: Vec::new(),
-            withdrawn: Vec::new(),
+            lost: LostClients::default(),
             overdue: Overdue::default(),
             // The other half of the connections is reserved for buyers.
             subscribers: Subscribers::new(clients_max / 2),
@@ -130,7 +136,7 @@ impl Server {
             }
             let Some(client) = self.clients.get_mut(key as usize) else { continue };
             if flags.contains(EventFlags::ERR) {
-                remove(&mut self.clients, &mut self.withdrawn, key as usize);
+                remove(&mut self.clients, &mut self.lost, key as usize);
                 continue;
             }
             let connection = &mut client.connection;
@@ -150,9 +156,10 @@ impl Server {
         self.poller.poll_ready(cx)
     }
 
-    /// Returns whether there are sockets to read or to write without waiting.
+    /// Returns whether there are sockets to read or to write without waiting, or requests and answers that have lost
+    /// their clients.
     pub fn has_work(&self) -> bool {
-        !self.ready.is_empty() || !self.dirty.is_empty()
+        !self.ready.is_empty() || !self.dirty.is_empty() || !self.lost.is_empty()
     }
 
     /// Accepts connections, reads the readable sockets, and passes every complete request to `handler`. Returns whether
@@ -211,27 +218,32 @@ impl Server {
         self.acceptor.again_ms()
     }
 
-    /// Answers a request that has been decided, unless its client has disconnected or has been answered. `write` writes
-    /// the answer.
+    /// Answers a request that has been decided. `write` writes the answer. `grant` is the code if the answer grants a
+    /// checkout. If the client has disconnected or has been answered, such an answer is undelivered.
     pub fn answer(
         &mut self,
         ticket: Ticket,
         now: Moment,
+        grant: Option<Code>,
         write: impl FnOnce(Style, &mut Responder, &mut Vec<u8>) -> Answer,
     ) {
         self.responder.set_time(now.unix_ms);
         let key = (ticket.0 & 0xffff_ffff) as usize;
-        let Some(client) = self.clients.get_mut(key) else { return };
-        let connection = &mut client.connection;
-        if u64::from(client.generation) != ticket.0 >> 32 || connection.state != ConnectionState::Deciding {
+        let waits = |client: &&mut Client| {
+            u64::from(client.generation) == ticket.0 >> 32 && client.connection.state == ConnectionState::Deciding
+        };
+        let Some(client) = self.clients.get_mut(key).filter(waits) else {
+            self.lost.undelivered.extend(grant);
             return;
-        }
+        };
+        let connection = &mut client.connection;
         if connection.output.capacity() == 0 {
             connection.output = self.spare_buffers.pop().unwrap_or_default();
         }
         let style = Style { keep_alive: connection.style.keep_alive && !self.is_draining, ..connection.style };
         let trace = connection.trace.take();
         set_request(&mut self.responder, trace.as_deref());
+        connection.unsent_grant = grant.map(|code| UnsentGrant { code, begins: connection.output.len() });
         let answer = write(style, &mut self.responder, &mut connection.output);
         self.request_timer.answered(connection.operation, answer, connection.began_us);
         connection.state = if style.keep_alive { ConnectionState::Reading } else { ConnectionState::Closing };
@@ -275,14 +287,14 @@ impl Server {
         for (key, awaits) in overdue {
             let problem = match awaits {
                 WaitingFor::Request | WaitingFor::Write | WaitingFor::Event | WaitingFor::Close => {
-                    remove(&mut self.clients, &mut self.withdrawn, key);
+                    remove(&mut self.clients, &mut self.lost, key);
                     continue;
                 }
                 WaitingFor::Head | WaitingFor::Body => Problem::TimedOut,
                 WaitingFor::Decision => Problem::Overdue,
             };
             if awaits == WaitingFor::Decision {
-                self.withdrawn.push(self.clients[key].ticket(key));
+                self.lost.withdrawn.push((self.clients[key].ticket(key), Withdrawal::Overdue));
             }
             let connection = &mut self.clients[key].connection;
             let trace = connection.trace.take();
@@ -323,9 +335,11 @@ impl Server {
         }
     }
 
-    /// Reports whether no client waits for a decision, and every answer is written as far as its client reads.
+    /// Reports whether no client waits for a decision, every answer is written as far as its client reads, and the shard
+    /// knows of every lost client.
     pub fn is_idle_now(&self) -> bool {
         self.dirty.is_empty()
+            && self.lost.is_empty()
             && self.clients.iter().all(|(_, client)| client.connection.state != ConnectionState::Deciding)
     }
 
@@ -365,10 +379,9 @@ impl Server {
         (self.overdue.count > 0).then(|| std::mem::take(&mut self.overdue))
     }
 
-    /// Returns the tickets, since the last call, of requests whose clients have disconnected or were not answered in
-    /// time.
-    pub fn withdrawn(&mut self) -> impl Iterator<Item = Ticket> {
-        self.withdrawn.drain(..)
+    /// Returns the requests and answers that have lost their clients. The caller drains both lists.
+    pub fn lost(&mut self) -> &mut LostClients {
+        &mut self.lost
     }
 
     /// Reports whether every request is answered, and every answer is written.

@@ -1,14 +1,15 @@
 //! A single shard: the effects of each event.
 
 use crate::sale::code::{Code, CodeGenerator, CodeSpace};
-use crate::sale::command::{Command, Outcome};
+use crate::sale::command::{Command, Outcome, Withdrawal};
 use crate::sale::deferred::Watermark;
+use crate::sale::effects::{Effects, EndedShare};
 use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
 use crate::sale::message::{Checkout, Reply, Request};
 use crate::sale::partition::Partition;
 use crate::sale::quotas::Quotas;
-use crate::sale::record::{LogEvent, RefusalReason};
-use crate::sale::shard::{Effects, EndedShare, Inventory, Rules, Shard, ShardEvent};
+use crate::sale::record::{LogEvent, Record, RefusalReason, ReleaseReason};
+use crate::sale::shard::{Inventory, Rules, Shard, ShardEvent};
 use crate::sale::stock::Stock;
 use uuid::Uuid;
 
@@ -33,7 +34,7 @@ fn apply(shard: &mut Shard, event: ShardEvent) -> Effects {
 }
 
 fn checkout(shard: &mut Shard, item: u32) -> Effects {
-    let command = Command::Checkout { item: ItemId(item), user: UserId(1) };
+    let command = Command::Checkout { item: ItemId(item), user: UserId(1), key: Uuid::nil() };
     apply(shard, ShardEvent::Command(Ticket(7), command))
 }
 
@@ -59,7 +60,10 @@ fn the_log_has_room_set_aside_for_every_hold_and_two_for_every_claim() {
     let mut shard = self::shard(2);
     let user = (0..).map(UserId).find(|user| Partition::new(2).owner_of_user(*user) != ShardId(0)).unwrap();
     for item in [0, 2, 4].map(ItemId) {
-        let reserve = Request::Reserve { ticket: Ticket(7), checkout: Checkout { sale: SaleId(0), item, user } };
+        let reserve = Request::Reserve {
+            ticket: Ticket(7),
+            checkout: Checkout { sale: SaleId(0), item, user, key: Uuid::nil() },
+        };
         apply(&mut shard, ShardEvent::Request(ShardId(1), reserve));
     }
     assert_eq!((shard.log_reserve(), shard.next_expiry_ms()), (6, None));
@@ -79,7 +83,7 @@ fn without_room_in_the_log_nothing_is_reserved() {
 fn what_is_flushed_needs_no_more_room() {
     let mut shard = shard(1);
     for item in 0..64 {
-        let command = Command::Checkout { item: ItemId(item), user: UserId(item.into()) };
+        let command = Command::Checkout { item: ItemId(item), user: UserId(item.into()), key: Uuid::nil() };
         apply(&mut shard, ShardEvent::Command(Ticket(1), command));
     }
     apply(&mut shard, ShardEvent::Flushed(65));
@@ -129,7 +133,7 @@ fn who_repeats_a_purchase_of_a_client_that_is_gone_is_told_in_its_place() {
     let mut shard = shard(1);
     let code = reserve(&mut shard, 0);
     purchase(&mut shard, 1, code, Uuid::nil());
-    apply(&mut shard, ShardEvent::Withdrawn(Ticket(1)));
+    apply(&mut shard, ShardEvent::Withdrawn(Ticket(1), Withdrawal::Disconnected));
     assert_eq!(purchase(&mut shard, 2, code, Uuid::nil()), []);
     let bought = Outcome::Purchased { sale: SaleId(0), item: ItemId(0) };
     assert_eq!(apply(&mut shard, ShardEvent::Flushed(3)).answers, [(Ticket(2), bought)]);
@@ -165,4 +169,109 @@ fn every_refused_checkout_is_recorded_with_its_reason() {
         let events: Vec<_> = attempts.iter().map(|record| record.event).collect();
         assert_eq!(events, [LogEvent::Refused { item, user: UserId(1), reason }]);
     }
+}
+
+/// Sends two checkouts with the same key from shard 1, and then the reply to the claim of the first one.
+fn claimed_twice(shard: &mut Shard, granted: bool) -> (Effects, UserId) {
+    let user = (0..).map(UserId).find(|user| Partition::new(2).owner_of_user(*user) != ShardId(0)).unwrap();
+    let checkout = Checkout { sale: SaleId(0), item: ItemId(0), user, key: Uuid::max() };
+    for ticket in [1, 2].map(Ticket) {
+        let effects = apply(shard, ShardEvent::Request(ShardId(1), Request::Reserve { ticket, checkout }));
+        assert_eq!(effects.requests.len(), usize::from(ticket == Ticket(1)), "one claim is sent");
+        assert!(effects.replies.is_empty(), "the repetition waits for the claim");
+    }
+    let reply = Reply::Claimed { origin: ShardId(1), ticket: Ticket(1), checkout, granted };
+    (apply(shard, ShardEvent::Reply(reply)), user)
+}
+
+#[test]
+fn a_repetition_gets_the_answer_of_the_claim() {
+    let mut shard = shard(2);
+    let (effects, _) = claimed_twice(&mut shard, false);
+    let refused = |ticket| (ShardId(1), Reply::Answer { ticket: Ticket(ticket), outcome: Outcome::UserLimit });
+    assert_eq!((effects.replies, effects.attempts.len()), (vec![refused(1), refused(2)], 2));
+
+    let (effects, user) = claimed_twice(&mut shard, true);
+    assert!(effects.replies.is_empty(), "the grant is not durable");
+    let [.., Record { event: LogEvent::Checkout { code, key, .. }, .. }] = effects.records[..] else { panic!() };
+    assert_eq!(key, Uuid::max());
+    let outcome = Outcome::Reserved { code, sale: SaleId(0), item: ItemId(0), expires_unix_ms: 1_100 };
+    let granted = |ticket| (ShardId(1), Reply::Answer { ticket: Ticket(ticket), outcome });
+    assert_eq!(apply(&mut shard, ShardEvent::Flushed(2)).replies, [granted(1), granted(2)]);
+    // A later repetition is answered at once, because the grant is durable.
+    let checkout = Checkout { sale: SaleId(0), item: ItemId(0), user, key };
+    let reserve = Request::Reserve { ticket: Ticket(3), checkout };
+    assert_eq!(apply(&mut shard, ShardEvent::Request(ShardId(1), reserve)).replies, [granted(3)]);
+}
+
+#[test]
+fn repetitions_of_a_claim_move_to_the_next_sale() {
+    let mut shard = shard(2);
+    let user = (0..).map(UserId).find(|user| Partition::new(2).owner_of_user(*user) != ShardId(0)).unwrap();
+    let checkout = Checkout { sale: SaleId(0), item: ItemId(0), user, key: Uuid::max() };
+    for ticket in [1, 2, 3].map(Ticket) {
+        apply(&mut shard, ShardEvent::Request(ShardId(1), Request::Reserve { ticket, checkout }));
+    }
+    let gone = Request::Withdraw { ticket: Ticket(2), reason: Withdrawal::Disconnected };
+    apply(&mut shard, ShardEvent::Request(ShardId(1), gone));
+    let moved = Reply::SaleChanged { ticket: Ticket(3), item: ItemId(0), user, key: Uuid::max() };
+    assert_eq!(apply(&mut shard, ShardEvent::Sale(SaleId(1))).replies, [(ShardId(1), moved)]);
+}
+
+#[test]
+fn a_grant_that_no_client_receives_is_cancelled() {
+    let key = Uuid::max();
+    let ask = |shard: &mut Shard, ticket, key| {
+        apply(shard, ShardEvent::Command(Ticket(ticket), Command::Checkout { item: ItemId(0), user: UserId(1), key }))
+    };
+    let withdraw = |shard: &mut Shard, ticket, reason| {
+        let records = apply(shard, ShardEvent::Withdrawn(Ticket(ticket), reason)).records;
+        let is_release =
+            |record: &Record| matches!(record.event, LogEvent::Released { reason: ReleaseReason::Cancelled, .. });
+        assert!(records.iter().all(is_release));
+        records.len()
+    };
+    for (key, reason, releases) in [
+        (Uuid::nil(), Withdrawal::Disconnected, 1),
+        (Uuid::nil(), Withdrawal::Overdue, 1),
+        (key, Withdrawal::Disconnected, 1),
+        // The client of an overdue request repeats it with its key.
+        (key, Withdrawal::Overdue, 0),
+    ] {
+        let mut shard = shard(1);
+        ask(&mut shard, 1, key);
+        assert_eq!(withdraw(&mut shard, 1, reason), releases, "{key} {reason:?}");
+        assert_eq!(shard.counts().held, 1 - releases as u32);
+        assert_eq!(apply(&mut shard, ShardEvent::Flushed(2)).answers, []);
+    }
+    // A second request has the same code: the hold ends when both are gone.
+    let mut shard = shard(1);
+    ask(&mut shard, 1, key);
+    ask(&mut shard, 2, key);
+    assert_eq!(withdraw(&mut shard, 1, Withdrawal::Disconnected), 0);
+    let answers = apply(&mut shard, ShardEvent::Flushed(2)).answers;
+    let [(Ticket(2), Outcome::Reserved { code, .. })] = answers[..] else { panic!("{answers:?}") };
+    assert_eq!(apply(&mut shard, ShardEvent::Undelivered(code)).records.len(), 1);
+    assert_eq!((shard.counts().held, shard.quotas().taken(UserId(1))), (0, 1), "the quota waits for the record");
+    apply(&mut shard, ShardEvent::Flushed(3));
+    assert_eq!(shard.quotas().taken(UserId(1)), 0);
+}
+
+/// The origin knows that the item is sold, and asks the owner nevertheless.
+#[test]
+fn a_checkout_is_repeated_after_its_purchase() {
+    let (mut shard, key) = (shard(1), Uuid::max());
+    let ask = |shard: &mut Shard, key| {
+        apply(shard, ShardEvent::Command(Ticket(1), Command::Checkout { item: ItemId(0), user: UserId(1), key }))
+            .answers
+    };
+    ask(&mut shard, key);
+    let granted = apply(&mut shard, ShardEvent::Flushed(2)).answers;
+    let [(_, Outcome::Reserved { code, .. })] = granted[..] else { panic!("{granted:?}") };
+    purchase(&mut shard, 2, code, Uuid::nil());
+    apply(&mut shard, ShardEvent::Flushed(3));
+    assert_eq!(ask(&mut shard, key), granted);
+    let sold = Outcome::ItemSold { sale: SaleId(0), item: ItemId(0) };
+    assert_eq!(ask(&mut shard, Uuid::nil()), [(Ticket(1), sold)]);
+    assert_eq!(ask(&mut shard, Uuid::from_u128(1)), [(Ticket(1), sold)]);
 }

@@ -4,8 +4,10 @@ use super::is_purchase;
 use super::workload::USERS;
 use super::world::{USER_LIMIT, World};
 use crate::sale::ids::{ItemId, SaleId, ShardId, UserId};
+use crate::sale::record::{LogEvent, Record};
 use crate::sale::shard::Shard;
 use crate::sale::stock::ItemState;
+use std::collections::BTreeSet;
 
 impl World {
     /// Checks that every acknowledged purchase is durable exactly once, that quotas cover all held and bought items,
@@ -76,8 +78,10 @@ impl World {
         }
     }
 
-    /// Checks a machine at rest: every request is answered, and the quotas equal the held and sold items.
+    /// Checks a machine at rest: every request is answered, the quotas equal the held and sold items, and no item is held
+    /// for a client that does not have the code and cannot get it.
     pub fn check_rest(&self) {
+        self.check_undelivered();
         assert!(self.pending.is_empty(), "requests without an answer: {:?}", self.pending);
         let sale = SaleId::at(self.now.unix_ms, self.rules.period_s);
         assert!(self.shards.iter().all(|shard| shard.terms().sale >= sale), "a shard has not begun the current sale");
@@ -89,6 +93,24 @@ impl World {
         );
         let live: u32 = counts.map(|counts| counts.held + counts.sold).sum();
         assert_eq!(u64::from(live), taken, "the quotas do not equal the held and sold items");
+    }
+
+    /// Checks that every grant of this run was delivered, was released, or was overdue and has a key with which the
+    /// client repeats it.
+    fn check_undelivered(&self) {
+        let newest = self.newest_sale();
+        let is_current = |record: &&Record| record.sale == newest;
+        let of_run = self.archive.iter().filter(|(key, _)| key.epoch == self.owner.run.epoch);
+        let of_run = || of_run.clone().flat_map(|(_, records)| records).filter(is_current).map(|record| record.event);
+        let released = |event| if let LogEvent::Released { code, .. } = event { Some(*code.as_bytes()) } else { None };
+        let released: BTreeSet<[u8; 16]> = of_run().filter_map(released).collect();
+        for event in of_run() {
+            if let LogEvent::Checkout { item, user, code, key, .. } = event {
+                let has_end = self.shadow.codes.contains_key(code.as_bytes()) || released.contains(code.as_bytes());
+                let is_repeated = self.shadow.overdue.contains(&(item, user, key));
+                assert!(has_end || is_repeated, "{item:?} is held for an answer that was not delivered");
+            }
+        }
     }
 
     /// Checks that every record that was not copied from Postgres is there exactly once and in order.

@@ -11,6 +11,18 @@ pub struct Promise {
     pub sale: SaleId,
     pub item: ItemId,
     pub user: UserId,
+    /// Fingerprint of the checkout's key; nil if there is none.
+    pub key: Uuid,
+    /// End of the hold, as the answer says.
+    pub expires_unix_ms: u64,
+    /// Number of the grant in its world.
+    pub number: usize,
+    /// Number of events that shards had applied when the first answer arrived.
+    pub event: u64,
+    /// Number of answers that have arrived.
+    pub answers: u32,
+    /// A client has asked to cancel the hold.
+    pub is_cancel_requested: bool,
     /// The hold cannot expire before this: by the monotonic clock in the same run, by the wall clock in later runs of
     /// the same era.
     pub good_until: Moment,
@@ -27,6 +39,8 @@ pub struct Shadow {
     pub bought: BTreeMap<(SaleId, ItemId), (Code, Uuid)>,
     /// Codes of the holds whose release was acknowledged.
     pub released: BTreeSet<[u8; 16]>,
+    /// Checkouts with a key that were answered as overdue: their clients have been asked to repeat them.
+    pub overdue: BTreeSet<(ItemId, UserId, Uuid)>,
 }
 
 impl Shadow {

@@ -8,20 +8,25 @@ use crate::sale::ids::{ItemId, UserId};
 use uuid::Uuid;
 
 /// Buyers in a world of two shards. Buyer `n` sends its requests to shard `n / 2 % 2`, checks out item `n % items`, and
-/// buys it once it is reserved.
+/// buys it once it is reserved. With `repeats`, buyer 0 has a key and sends its checkout to both shards.
 struct Buyers {
     world: World,
     has_paid: Vec<bool>,
+    repeats: bool,
 }
 
 impl Buyers {
-    fn new(buyers: u32, items: u32) -> Buyers {
+    fn new(buyers: u32, items: u32, repeats: bool) -> Buyers {
         let mut world = World::small(items, 2, Watermark::Flushed);
         for buyer in 0..buyers {
             let (item, user) = (ItemId(buyer % items), UserId(buyer.into()));
-            world.command(buyer as u16 / 2 % 2, Command::Checkout { item, user });
+            let key = if repeats && buyer == 0 { Uuid::from_u128(1) } else { Uuid::nil() };
+            world.command(buyer as u16 / 2 % 2, Command::Checkout { item, user, key });
+            if !key.is_nil() {
+                world.command(1, Command::Checkout { item, user, key });
+            }
         }
-        Buyers { world, has_paid: vec![false; buyers as usize] }
+        Buyers { world, has_paid: vec![false; buyers as usize], repeats }
     }
 
     /// Makes the action happen that `choose` picks from the possible ones. Returns false if there are none.
@@ -40,20 +45,30 @@ impl Buyers {
         self.world.check();
         true
     }
+
+    /// Checks that the repetition got the same code, if buyer 0 got one.
+    fn check_repetition(&self) {
+        let promises = self.world.shadow.codes.values().filter(|promise| promise.user == UserId(0));
+        for promise in promises {
+            assert_eq!(promise.answers, 1 + u32::from(self.repeats), "the repetition has another answer");
+        }
+    }
 }
 
 #[test]
 fn every_order_of_messages_and_flushes() {
-    let orders = [(2, 1), (3, 1), (3, 2)].map(|(buyers, items)| try_every_order(buyers, items));
+    let orders = [(2, 1), (3, 1), (3, 2)].map(|(buyers, items)| try_every_order(buyers, items, false));
+    let repeated = [(1, 1), (2, 1), (2, 2)].map(|(buyers, items)| try_every_order(buyers, items, true));
+    assert!(repeated.iter().sum::<u64>() > 10_000, "{repeated:?}");
     assert!(orders.iter().sum::<u64>() > 200_000, "{orders:?}");
 }
 
 /// Tries every order of actions. Returns the number of orders.
-fn try_every_order(buyers: u32, items: u32) -> u64 {
+fn try_every_order(buyers: u32, items: u32, repeats: bool) -> u64 {
     let mut path: Vec<(usize, usize)> = Vec::new();
     let mut orders = 0u64;
     loop {
-        let mut crowd = Buyers::new(buyers, items);
+        let mut crowd = Buyers::new(buyers, items, repeats);
         let mut depth = 0;
         while crowd.step(|options| {
             if depth == path.len() {
@@ -65,6 +80,7 @@ fn try_every_order(buyers: u32, items: u32) -> u64 {
             depth += 1;
         }
         crowd.world.check_rest();
+        crowd.check_repetition();
         assert_eq!(crowd.world.shadow.bought.len(), items as usize, "not every item is sold once");
         orders += 1;
         while path.pop_if(|(choice, options)| *choice + 1 == *options).is_some() {}
@@ -78,11 +94,11 @@ fn try_every_order(buyers: u32, items: u32) -> u64 {
 #[test]
 fn a_crash_at_every_point_and_in_recovery() {
     let mut crashes = 0;
-    for schedule in 0..4usize {
+    for (schedule, repeats) in (0..4usize).flat_map(|schedule| [(schedule, false), (schedule, true)]) {
         for point in 0.. {
             let choose = |options: usize| [0, options - 1, options / 2, schedule * 7 % options][schedule];
             let is_over = {
-                let mut buyers = Buyers::new(2, 1);
+                let mut buyers = Buyers::new(2, 1, repeats);
                 !(0..point).all(|_| buyers.step(choose))
             };
             if is_over {
@@ -93,7 +109,7 @@ fn a_crash_at_every_point_and_in_recovery() {
             for kept in [u64::MAX, 0, 0x5555_5555_5555_5555, 1, !1] {
                 for seals in [None, Some(0), Some(1), Some(2)] {
                     for shards in 1..4 {
-                        let mut buyers = Buyers::new(2, 1);
+                        let mut buyers = Buyers::new(2, 1, repeats);
                         (0..point).for_each(|_| assert!(buyers.step(choose)));
                         let mut sector = 0;
                         buyers.world.crash_with(shards, seals, || {

@@ -1,6 +1,6 @@
 //! The commands of simulated buyers: reserve, buy, repeat with the same key, cancel, guess codes.
 
-use super::shadow::Shadow;
+use super::shadow::{Promise, Shadow};
 use crate::sale::code::Code;
 use crate::sale::command::Command;
 use crate::sale::ids::{ItemId, UserId};
@@ -11,16 +11,31 @@ pub const USERS: i64 = 4;
 
 /// Draws the command of the next buyer.
 pub fn next(chance: &mut fastrand::Rng, items: u32, shadow: &Shadow) -> Command {
-    match chance.u32(0..16) {
-        // Item `items` does not exist.
-        0..8 => Command::Checkout { item: ItemId(chance.u32(0..=items)), user: UserId(chance.i64(0..USERS)) },
+    match chance.u32(0..18) {
+        // Item `items` does not exist. A third of the checkouts has no key.
+        0..8 => Command::Checkout {
+            item: ItemId(chance.u32(0..=items)),
+            user: UserId(chance.i64(0..USERS)),
+            key: Uuid::from_u128(chance.u128(0..3)),
+        },
         8..13 => {
             let key = Uuid::from_u128(chance.u128(0..3));
             Command::Purchase { code: some_code(chance, shadow), key }
         }
-        13..15 => Command::Cancel { code: some_code(chance, shadow) },
+        13..15 => repeated_checkout(chance, shadow),
+        15..17 => Command::Cancel { code: some_code(chance, shadow) },
         _ => Command::Purchase { code: Code::from_bytes([0x88; 16]), key: Uuid::nil() },
     }
+}
+
+/// Draws a checkout that was granted, mostly with its key.
+fn repeated_checkout(chance: &mut fastrand::Rng, shadow: &Shadow) -> Command {
+    let key = Uuid::from_u128(chance.u128(0..8));
+    let code = some_code(chance, shadow);
+    let Some(&Promise { item, user, key: same, .. }) = shadow.codes.get(code.as_bytes()) else {
+        return Command::Checkout { item: ItemId(0), user: UserId(0), key };
+    };
+    Command::Checkout { item, user, key: if key.is_nil() { Uuid::from_u128(1) } else { same } }
 }
 
 /// Draws one of the codes issued so far or an invented code, each with the same probability.

@@ -1,6 +1,6 @@
 //! The machine: shards, lanes, logs, clocks and a database, with the steps and the faults that may happen to them.
 
-use super::auditor::{Now, OpenRequest, audit, user_of};
+use super::auditor::{GrantTime, Now, OpenRequest, audit, user_of};
 use super::disk::{CLUSTER, Disk, purchases_of};
 use super::fake_postgres::FakePostgres;
 use super::shadow::Shadow;
@@ -11,13 +11,14 @@ use crate::log::ownership::{Memory, Owner, Run};
 use crate::log::replay::Replay;
 use crate::operate::item_states::ItemStates;
 use crate::sale::code::{Code, CodeGenerator};
-use crate::sale::command::{Command, Outcome};
+use crate::sale::command::{Command, Outcome, Withdrawal};
 use crate::sale::deferred::Watermark;
+use crate::sale::effects::Effects;
 use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
 use crate::sale::message::{Reply, Request};
 use crate::sale::partition::Partition;
-use crate::sale::record::Record;
-use crate::sale::shard::{Effects, Rules, Shard, ShardEvent};
+use crate::sale::record::{LogEvent, Record};
+use crate::sale::shard::{Rules, Shard, ShardEvent};
 use crate::sale::stock::ItemState;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use uuid::Uuid;
@@ -85,6 +86,10 @@ pub struct World {
     lanes: BTreeMap<(u16, u16, bool), VecDeque<Message>>,
     /// Tickets for which no client waits any more. Their answers may still arrive.
     abandoned: BTreeSet<u64>,
+    /// Whether sockets fail before the answers to granted checkouts are written.
+    loses_answers: bool,
+    /// The time of every grant, by code.
+    granted: BTreeMap<[u8; 16], GrantTime>,
     tickets: u64,
     pub owner: Owner,
     pub memory: Memory,
@@ -105,7 +110,9 @@ impl World {
         let traffic = fastrand::Rng::with_seed(faults.u64(..));
         let purchase_ack = if faults.bool() { Watermark::Flushed } else { Watermark::Persisted };
         let (items, shards) = (faults.u32(1..6), faults.u16(1..5));
-        Self::with(items, shards, purchase_ack, traffic, faults, prints_trace)
+        let mut world = Self::with(items, shards, purchase_ack, traffic, faults, prints_trace);
+        world.loses_answers = true;
+        world
     }
 
     /// Creates a world of the given size, for exhaustive tests.
@@ -144,6 +151,8 @@ impl World {
             disk: Disk::default(),
             lanes: BTreeMap::new(),
             abandoned: BTreeSet::new(),
+            loses_answers: false,
+            granted: BTreeMap::new(),
             tickets: 0,
             owner: Owner { cluster: CLUSTER, run: Run { epoch: 0, id: Uuid::nil() } },
             memory: Memory::default(),
@@ -263,9 +272,16 @@ impl World {
     fn give_up(&mut self) {
         let place = self.traffic.usize(0..self.pending.len().max(1));
         if let Some(ticket) = self.pending.keys().nth(place).copied() {
-            let origin = self.pending.remove(&ticket).expect("the ticket is one of `asked`").shard;
+            let pending = self.pending.remove(&ticket).expect("the ticket is one of `asked`");
+            let reason = if self.faults.bool() { Withdrawal::Disconnected } else { Withdrawal::Overdue };
+            if let (Command::Checkout { item, user, key }, Withdrawal::Overdue) = (pending.command, reason)
+                && !key.is_nil()
+            {
+                self.shadow.overdue.insert((item, user, key));
+            }
+            self.trace.note(format_args!("{} #{ticket} is withdrawn: {reason:?}", self.steps));
             self.abandoned.insert(ticket);
-            self.apply(origin, ShardEvent::Withdrawn(Ticket(ticket)));
+            self.apply(pending.shard, ShardEvent::Withdrawn(Ticket(ticket), reason));
         }
     }
 
@@ -377,6 +393,11 @@ impl World {
         let pending = OpenRequest { shard, command, at: self.now, clock_epoch: self.clock_epoch, event: self.events };
         self.trace.note(format_args!("{} #{} at shard {shard}: {command:?}", self.steps, self.tickets));
         self.pending.insert(self.tickets, pending);
+        if let Command::Cancel { code } = command
+            && let Some(promise) = self.shadow.codes.get_mut(code.as_bytes())
+        {
+            promise.is_cancel_requested = true;
+        }
         self.apply(shard, ShardEvent::Tick);
         self.apply(shard, ShardEvent::Sale(self.newest_sale()));
         self.apply(shard, ShardEvent::Command(Ticket(self.tickets), command));
@@ -427,6 +448,14 @@ impl World {
     }
 
     fn carry_out(&mut self, shard: u16, effects: Effects) {
+        for record in &effects.records {
+            if let LogEvent::Checkout { code, .. } = record.event {
+                let (number, run) = (self.granted.len(), self.owner.run.epoch);
+                let time = GrantTime { number, at: self.now, run, clock_epoch: self.clock_epoch };
+                let earlier = self.granted.insert(*code.as_bytes(), time);
+                assert!(earlier.is_none(), "a code is issued twice");
+            }
+        }
         self.logs[usize::from(shard)].records.extend(effects.records);
         for (to, request) in effects.requests {
             self.lanes.entry((shard, to.0, false)).or_default().push_back(Message::Request(request));
@@ -441,7 +470,15 @@ impl World {
 
     fn answered(&mut self, shard: u16, ticket: Ticket, outcome: Outcome) {
         self.trace.note(format_args!("{} #{}: {outcome:?}", self.steps, ticket.0));
-        if self.abandoned.remove(&ticket.0) {
+        let granted = outcome.granted();
+        let is_abandoned = self.abandoned.remove(&ticket.0);
+        let is_lost = !is_abandoned && granted.is_some() && self.loses_answers && self.faults.u32(0..16) == 0;
+        if is_abandoned || is_lost {
+            self.pending.remove(&ticket.0);
+            if let Some(code) = granted {
+                self.trace.note(format_args!("{} #{} is undelivered", self.steps, ticket.0));
+                self.apply(shard, ShardEvent::Undelivered(code));
+            }
             return;
         }
         let pending = self.pending.remove(&ticket.0).expect("each request is answered once");
@@ -457,7 +494,9 @@ impl World {
             at: self.now,
             run: self.owner.run.epoch,
             clock_epoch: self.clock_epoch,
+            event: self.events,
             ttl_ms: TTL_MS.into(),
+            granted: granted.map(|code| self.granted[code.as_bytes()]),
             durable: &self.archive,
             appended: &self.logs.iter().flat_map(|log| log.records.iter().copied()).collect::<Vec<_>>(),
             item_free_since: item.and_then(|item| self.items_free.get(&item).copied()),
@@ -506,6 +545,7 @@ impl World {
     /// Lets all holds expire, then checks that new buyers can buy every item that is not sold yet.
     pub fn sell_out(&mut self) {
         self.now.monotonic_ms += u64::from(TTL_MS);
+        self.loses_answers = false;
         self.settle();
         if self.refused {
             return;
@@ -514,7 +554,7 @@ impl World {
         for item in (0..terms.items).map(ItemId) {
             let user = UserId(1_000 + i64::from(item.0));
             let shard = item.0 as u16 % self.partition.shards();
-            self.command(shard, Command::Checkout { item, user });
+            self.command(shard, Command::Checkout { item, user, key: Uuid::nil() });
             self.settle();
             let code = self.shadow.codes.iter().find(|(_, promise)| (promise.sale, promise.user) == (terms.sale, user));
             if let Some(code) = code.map(|(bytes, _)| Code::from_bytes(*bytes)) {

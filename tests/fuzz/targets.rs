@@ -77,7 +77,7 @@ pub fn route(bytes: &[u8]) {
     for line in ["POST /checkout", "POST /purchase", "DELETE /checkout"] {
         let Some(Route::Command(command, _)) = ask(&format!("{line}?{query}")) else { continue };
         let canonical = match command {
-            Command::Checkout { item, user } => format!("item_id={}&user_id={}", item.0, user.0),
+            Command::Checkout { item, user, .. } => format!("item_id={}&user_id={}", item.0, user.0),
             Command::Purchase { code, .. } | Command::Cancel { code } => format!("code={code}"),
         };
         let given = percent_encoding::percent_decode_str(&query).decode_utf8_lossy().to_lowercase();

@@ -46,7 +46,7 @@ pub const BUGS: &[Bug] = &[
         file: "sale/stock.rs",
         place: "ItemState::Buying => «Cancellation::PurchasePending»,",
         wrong: "{ let item = &mut self.slots[slot]; item.state = ItemState::Free; self.counts.buying -= 1; \
-                Cancellation::Released(Hold { user: item.user, code, expires_ms: 0 }) }",
+                Cancellation::Released(Hold { user: item.user, code, expires_ms: 0, expires_unix_ms: 0 }) }",
         caught_by: SIM,
     },
     Bug {
@@ -59,8 +59,8 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "two purchases without an idempotency key count as the same request",
         file: "sale/stock.rs",
-        place: "let same_request = «!key.is_nil() && item.key == key»;",
-        wrong: "item.key == key",
+        place: "let same_request = «!key.is_nil() && item.purchase_key == short(key)»;",
+        wrong: "item.purchase_key == short(key)",
         caught_by: SIM,
     },
     Bug {
@@ -145,7 +145,7 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "a grant of the previous sale reserves an item of the current sale",
         file: "sale/shard.rs",
-        place: "if «sale != self.terms.sale» {\n            return self.answer(origin, Reply::SaleChanged { ticket, item, user }, now, effects);\n        }\n        let slot = self.partition.slot_of(item);\n        if !granted",
+        place: "if «sale != self.terms.sale» {\n            return self.answer(origin, Reply::SaleChanged { ticket, item, user, key }, now, effects);\n        }\n        let slot = self.partition.slot_of(item);\n        let repetitions",
         wrong: "sale == SaleId(u32::MAX)",
         caught_by: SIM,
     },
@@ -241,6 +241,84 @@ pub const BUGS: &[Bug] = &[
         wrong: "self.step.clone()",
         caught_by: "system::discipline",
     },
+    // --- repeated checkouts and undelivered answers ---
+    Bug {
+        what: "a checkout of another user with the same key gets the user's code",
+        file: "sale/stock.rs",
+        place: "&& «item.user == user»;",
+        wrong: "true",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a checkout of the same user with another key gets the user's code",
+        file: "sale/stock.rs",
+        place: "&& «item.checkout_key == short(key)»",
+        wrong: "true",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a repeated checkout is acknowledged before the first is durable",
+        file: "sale/shard.rs",
+        place: "if «self.flushed < self.appended» {",
+        wrong: "false",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a repetition that waits for the claim gets no answer",
+        file: "sale/shard.rs",
+        place: "for (waiter, checkout) in «repetitions» {",
+        wrong: "{ drop(repetitions); Vec::new() }",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a repetition that waits for a claim at the end of the sale gets no answer",
+        file: "sale/shard.rs",
+        place: "in self.repetitions.take_all() {\n            «self.answer(origin, Reply::SaleChanged { ticket, item, user, key }, now, effects);»",
+        wrong: "let _ = (origin, ticket, item, user, key);",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a repeated checkout of a bought item is refused by the shard that knows of the purchase",
+        file: "sale/shard.rs",
+        place: "if «key.is_nil()» && self.known_sold",
+        wrong: "true",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "the idempotency key of a checkout is not logged",
+        file: "sale/record.rs",
+        place: "(raw.code, raw.key) = (*code.as_bytes(), «*key.as_bytes()»);",
+        wrong: "{ let _ = key; [0; 16] }",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "after recovery, a repeated checkout names an end of the hold that is too early",
+        file: "log/replay.rs",
+        place: "Hold { user, code, expires_ms, expires_unix_ms: «ends_unix_ms» }",
+        wrong: "record.unix_ms + left_ms",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a grant whose client disconnects before the answer keeps its item",
+        file: "sale/shard.rs",
+        place: "if self.locate(code).is_ok_and(|(_, slot)| «!is_repeated(slot)») {",
+        wrong: "!is_repeated(slot) && false",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a grant whose answer cannot be sent keeps its item",
+        file: "sale/shard.rs",
+        place: "«self.ask(self.partition.owner_of_item(item), Request::Undelivered { code }, now, effects);»",
+        wrong: "let _ = item;",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "an undelivered answer cancels the hold that a repetition has received",
+        file: "sale/stock.rs",
+        place: "«item.answers = item.answers.saturating_add(1);»",
+        wrong: "",
+        caught_by: SIM,
+    },
     // --- recovery ---
     Bug {
         what: "recovery does not restore the quotas of users",
@@ -281,7 +359,7 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "user IDs are truncated to 32 bits",
         file: "sale/record.rs",
-        place: "Event::Checkout { item, user, code, ttl_ms } => {\n                (raw.kind, raw.item, raw.user, raw.ttl_ms) = (2, item.0.into(), «user.0».into(), ttl_ms.into());",
+        place: "Event::Checkout { item, user, code, ttl_ms, key } => {\n                (raw.kind, raw.item, raw.user, raw.ttl_ms) = (2, item.0.into(), «user.0».into(), ttl_ms.into());",
         wrong: "i64::from(user.0 as i32)",
         caught_by: "record::",
     },

@@ -90,7 +90,7 @@ impl Front {
 
     /// Sends a request on a connection of its own.
     fn ask(&self, line: &str) -> Response {
-        let number = self.history.begin(line);
+        let number = self.history.begin(line, "");
         let (method, target) = line.split_once(' ').unwrap();
         let said = text_of(self.curl().args(["--include", "--request", method, &self.url(target)]));
         let (head, body) = said.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{line}: {said}"));

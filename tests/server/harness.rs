@@ -447,7 +447,7 @@ impl Client {
     }
 
     pub fn try_request(&mut self, line: &str, fields: &str) -> std::io::Result<Response> {
-        let number = self.history.begin(line);
+        let number = self.history.begin(line, fields);
         self.stream.write_all(format!("{line} HTTP/1.1\r\nHost: shop\r\n{fields}\r\n").as_bytes())?;
         let response = self.read()?;
         self.history.end(number, &response);
@@ -460,6 +460,13 @@ impl Client {
 
     pub fn try_checkout(&mut self, user: i64, item: u32) -> std::io::Result<Response> {
         self.try_request(&format!("POST /checkout?user_id={user}&item_id={item}"), "")
+    }
+
+    /// Sends a checkout with an idempotency key. The response is JSON.
+    pub fn checkout_with_key(&mut self, user: i64, item: u32, key: &str) -> Response {
+        let line = format!("POST /checkout?user_id={user}&id={item}");
+        self.try_request(&line, &format!("Idempotency-Key: {key}\r\n"))
+            .unwrap_or_else(|error| panic!("{line}: {error}"))
     }
 
     pub fn checkout(&mut self, user: i64, item: u32) -> Response {

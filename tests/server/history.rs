@@ -23,7 +23,12 @@ const SLACK_MS: u64 = 3_000;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Asked {
-    Checkout { user: i64, item: u32 },
+    /// With the `Idempotency-Key`, if there is one.
+    Checkout {
+        user: i64,
+        item: u32,
+        key: Option<String>,
+    },
     Purchase(String),
     Cancel(String),
     Other,
@@ -100,9 +105,9 @@ impl History {
         self.is_partial.store(true, Ordering::Relaxed);
     }
 
-    /// Records that a request is sent now. Returns its number.
-    pub fn begin(&self, line: &str) -> usize {
-        let entry = Entry { asked: asked(line), told: Told::Unknown, from_ms: now_ms(), to_ms: u64::MAX };
+    /// Records that a request with these header fields is sent now. Returns its number.
+    pub fn begin(&self, line: &str, fields: &str) -> usize {
+        let entry = Entry { asked: asked(line, fields), told: Told::Unknown, from_ms: now_ms(), to_ms: u64::MAX };
         let mut entries = self.entries.lock().expect("no holder of the lock panics");
         entries.push(entry);
         entries.len() - 1
@@ -159,7 +164,8 @@ const ROWS: &str = "select 'reserved', code, item_id, user_id from checkouts whe
     union all select 'bought', code, item_id, user_id from purchases \
     union all select 'released', code, item_id, user_id from releases";
 
-fn asked(line: &str) -> Asked {
+fn asked(line: &str, fields: &str) -> Asked {
+    let key = || fields.lines().find_map(|field| field.strip_prefix("Idempotency-Key: ")).map(str::to_owned);
     let parts = || {
         let (method, target) = line.split_once(' ')?;
         let (path, query) = target.split_once('?')?;
@@ -170,6 +176,7 @@ fn asked(line: &str) -> Asked {
             ("POST", "/checkout") => Asked::Checkout {
                 user: pairs.get("user_id")?.parse().ok()?,
                 item: pairs.get("item_id").or(pairs.get("id"))?.parse().ok()?,
+                key: key(),
             },
             ("POST", "/purchase") => Asked::Purchase((*pairs.get("code")?).to_owned()),
             ("DELETE", "/checkout") => Asked::Cancel((*pairs.get("code")?).to_owned()),
@@ -208,12 +215,14 @@ impl Checked<'_> {
 
     /// Checks that every acknowledged request is in the log, with the same user and item.
     fn acknowledged(&self) {
-        let mut codes = HashSet::new();
+        let mut codes = HashMap::new();
         for entry in self.explained() {
             let Told::Done(body) = &entry.told else { continue };
             match &entry.asked {
-                Asked::Checkout { user, item } => {
-                    assert!(codes.insert(body), "a code was given out twice: {entry:?}");
+                Asked::Checkout { user, item, key } => {
+                    let earlier = codes.insert(body, &entry.asked);
+                    let is_repetition = key.is_some() && earlier == Some(&entry.asked);
+                    assert!(earlier.is_none() || is_repetition, "a code was given out twice: {entry:?}");
                     let record = self.log.checkouts.get(body).unwrap_or_else(|| panic!("not in the log: {entry:?}"));
                     assert_eq!((record.user.0, record.item.0), (*user, *item), "another user or item: {entry:?}");
                 }
@@ -235,7 +244,7 @@ impl Checked<'_> {
             match (&entry.asked, &entry.told) {
                 (_, Told::Refused(_)) => {}
                 (Asked::Checkout { .. }, Told::Done(code)) => _ = done.insert(("reserved", code.clone())),
-                (Asked::Checkout { user, item }, _) => _ = open.insert((*user, *item)),
+                (Asked::Checkout { user, item, .. }, _) => _ = open.insert((*user, *item)),
                 (Asked::Purchase(code), _) => _ = done.insert(("bought", code.clone())),
                 (Asked::Cancel(code), _) => _ = done.insert(("released", code.clone())),
                 (Asked::Other, _) => {}
@@ -249,7 +258,11 @@ impl Checked<'_> {
             assert!(done.contains(&("bought", code.clone())), "a purchase not requested, or refused: {hold:?}");
         }
         for (code, (_, reason)) in &self.log.releases {
+            // The server releases a hold whose answer reached no client.
+            let hold = self.log.checkouts.get(code);
+            let is_undelivered = hold.is_some_and(|hold| open.contains(&(hold.user.0, hold.item.0)));
             let is_known = *reason == ReleaseReason::Expired || done.contains(&("released", code.clone()));
+            let is_known = is_known || is_undelivered;
             assert!(is_known, "no client cancelled {code}");
         }
     }
@@ -259,13 +272,13 @@ impl Checked<'_> {
         let mut by_item: HashMap<u32, Vec<&Entry>> = HashMap::new();
         let mut by_user: HashMap<i64, Vec<&Entry>> = HashMap::new();
         for entry in self.entries {
-            if let Asked::Checkout { user, item } = entry.asked {
+            if let Asked::Checkout { user, item, .. } = entry.asked {
                 by_item.entry(item).or_default().push(entry);
                 by_user.entry(user).or_default().push(entry);
             }
         }
         for entry in self.explained() {
-            let (Asked::Checkout { user, item }, Told::Refused(problem)) = (&entry.asked, &entry.told) else {
+            let (Asked::Checkout { user, item, .. }, Told::Refused(problem)) = (&entry.asked, &entry.told) else {
                 continue;
             };
             let is_current = |sale: SaleId| {
@@ -313,7 +326,7 @@ fn a_history_notices_what_does_not_fit() {
         assert!(server.terminate().success());
         let head = format!("HTTP/1.1 {status} X\r\ncontent-type: application/problem+json");
         let response = Response { status, head, body: body.replace("CODE", &code) };
-        let number = history.begin(&line.replace("CODE", &code));
+        let number = history.begin(&line.replace("CODE", &code), "");
         history.end(number, &response);
         let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| history.check(dir.path())));
         found.err().and_then(|found| found.downcast_ref::<String>().cloned()).unwrap_or_default()
@@ -346,7 +359,7 @@ fn a_history_notices_what_nobody_asked_for() {
     assert_eq!(server.connect().purchase(&code).status, 200);
     assert!(server.terminate().success());
     let stranger = History::default();
-    stranger.begin("POST /checkout?user_id=2&item_id=2");
+    stranger.begin("POST /checkout?user_id=2&item_id=2", "");
     let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| stranger.check(dir.path())));
     let found = found.unwrap_err().downcast_ref::<String>().cloned().unwrap_or_default();
     assert!(found.contains("nobody asked for"), "{found}");

@@ -39,6 +39,7 @@ mod pauses;
 mod persistence;
 mod power;
 mod proxy;
+mod repeats;
 mod rollover;
 mod sell_out;
 mod service;

@@ -1,0 +1,38 @@
+//! Repeated checkouts that arrive while the claim of the first one is being decided. They wait for the same decision.
+//!
+//! Each waiting request is one connection, so the number of connections bounds this list.
+
+use crate::sale::deferred::Waiter;
+use crate::sale::message::Checkout;
+use std::collections::BTreeMap;
+
+/// The repeated checkouts that wait at one item owner, by the slot of their item.
+#[derive(Debug, Default)]
+pub struct Repetitions {
+    waiters: BTreeMap<usize, Vec<(Waiter, Checkout)>>,
+}
+
+impl Repetitions {
+    /// Adds a request that repeats the checkout whose claim is being decided for the item at `slot`.
+    pub fn push(&mut self, slot: usize, waiter: Waiter, checkout: Checkout) {
+        self.waiters.entry(slot).or_default().push((waiter, checkout));
+    }
+
+    /// Removes and returns the requests that wait for the claim of the item at `slot`, in the order of their arrival.
+    pub fn take(&mut self, slot: usize) -> Vec<(Waiter, Checkout)> {
+        if self.waiters.is_empty() { Vec::new() } else { self.waiters.remove(&slot).unwrap_or_default() }
+    }
+
+    /// Removes and returns all requests, because their sale is over.
+    pub fn take_all(&mut self) -> impl Iterator<Item = (Waiter, Checkout)> + use<> {
+        std::mem::take(&mut self.waiters).into_values().flatten()
+    }
+
+    /// Removes a request whose client no longer waits.
+    pub fn withdraw(&mut self, gone: Waiter) {
+        self.waiters.retain(|_, waiters| {
+            waiters.retain(|(waiter, _)| *waiter != gone);
+            !waiters.is_empty()
+        });
+    }
+}
