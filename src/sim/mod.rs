@@ -7,8 +7,8 @@
 //! machine after every step), [`trace`] (the hash of a run), [`small`] (small worlds, tried exhaustively), [`alone`] (a
 //! single shard).
 //!
-//! Buyers draw from one random stream, the order of events and the faults from another, so that other faults do not
-//! change the numbers that buyers draw. A failed test prints the seed and the command that replays it with its trace.
+//! Buyers draw from one random stream, the order of events and the faults from another, and the sockets from a third, so
+//! that other faults do not change the numbers that buyers draw. A failed test prints the seed and the command that replays it with its trace.
 
 mod alone;
 mod auditor;

@@ -86,6 +86,8 @@ pub struct World {
     lanes: BTreeMap<(u16, u16, bool), VecDeque<Message>>,
     /// Tickets for which no client waits any more. Their answers may still arrive.
     abandoned: BTreeSet<u64>,
+    /// The failures of sockets before an answer is written, and the reasons of withdrawals.
+    sockets: fastrand::Rng,
     /// Whether sockets fail before the answers to granted checkouts are written.
     loses_answers: bool,
     /// The time of every grant, by code.
@@ -111,7 +113,7 @@ impl World {
         let purchase_ack = if faults.bool() { Watermark::Flushed } else { Watermark::Persisted };
         let (items, shards) = (faults.u32(1..6), faults.u16(1..5));
         let mut world = Self::with(items, shards, purchase_ack, traffic, faults, prints_trace);
-        world.loses_answers = true;
+        (world.sockets, world.loses_answers) = (fastrand::Rng::with_seed(!seed), true);
         world
     }
 
@@ -151,6 +153,7 @@ impl World {
             disk: Disk::default(),
             lanes: BTreeMap::new(),
             abandoned: BTreeSet::new(),
+            sockets: fastrand::Rng::with_seed(0),
             loses_answers: false,
             granted: BTreeMap::new(),
             tickets: 0,
@@ -273,7 +276,7 @@ impl World {
         let place = self.traffic.usize(0..self.pending.len().max(1));
         if let Some(ticket) = self.pending.keys().nth(place).copied() {
             let pending = self.pending.remove(&ticket).expect("the ticket is one of `asked`");
-            let reason = if self.faults.bool() { Withdrawal::Disconnected } else { Withdrawal::Overdue };
+            let reason = if self.sockets.bool() { Withdrawal::Disconnected } else { Withdrawal::Overdue };
             if let (Command::Checkout { item, user, key }, Withdrawal::Overdue) = (pending.command, reason)
                 && !key.is_nil()
             {
@@ -472,7 +475,7 @@ impl World {
         self.trace.note(format_args!("{} #{}: {outcome:?}", self.steps, ticket.0));
         let granted = outcome.granted();
         let is_abandoned = self.abandoned.remove(&ticket.0);
-        let is_lost = !is_abandoned && granted.is_some() && self.loses_answers && self.faults.u32(0..16) == 0;
+        let is_lost = !is_abandoned && granted.is_some() && self.loses_answers && self.sockets.u32(0..16) == 0;
         if is_abandoned || is_lost {
             self.pending.remove(&ticket.0);
             if let Some(code) = granted {

@@ -404,7 +404,7 @@ pub const BUGS: &[Bug] = &[
         file: "log/ownership.rs",
         place: "_ if «is_older && memory.filled.is_some_and(is_before)» => Err(Conflict::OlderThanFill),",
         wrong: "{ let _ = is_before; false }",
-        caught_by: SIM,
+        caught_by: "ownership::",
     },
     Bug {
         what: "a database that lacks records is taken for one that has them",
