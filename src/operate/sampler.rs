@@ -9,8 +9,7 @@ use crate::sale::ids::Moment;
 use crate::system::proc_stats::Process;
 use serde::{Serialize, Serializer};
 use std::array;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, atomic::Ordering};
 use strum::{EnumCount, VariantArray, VariantNames};
 
 /// Class of an answer, as the dashboard groups them. The names are those in the JSON of a sample.

@@ -24,8 +24,7 @@ use rustix::fd::OwnedFd;
 use signal_hook::consts::SIGUSR2;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, atomic::Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 

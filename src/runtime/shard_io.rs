@@ -23,8 +23,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, atomic::Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 

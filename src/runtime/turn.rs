@@ -38,8 +38,7 @@ use crate::server::sockets::Handled;
 use crate::server::status_pages::{self, Facts};
 use crate::upgrade::protocol::UpgradeSocket;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, atomic::Ordering};
 use std::task::Poll;
 use strum::VariantArray;
 
