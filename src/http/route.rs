@@ -136,21 +136,21 @@ fn checkout(head: &Head<'_>) -> Result<Route, Problem> {
     let item = item.ok_or(Problem::InvalidItem)?;
     // The namespace of the fingerprint consists of the user and the item: the same key with another user or item has
     // another fingerprint.
-    let namespace = Uuid::from_u64_pair(user.0 as u64, item.0.into());
-    let key = fingerprint(head, namespace);
+    let key = fingerprint(head, || Uuid::from_u64_pair(user.0 as u64, item.0.into()));
     Ok(Route::Command(Command::Checkout { item, user, key }, short_name || head.accepts_json))
 }
 
 /// Returns the fingerprint of the idempotency key: a name-based UUID (RFC 9562 §5.5) in `namespace`. It is nil if the
 /// request has no key.
-fn fingerprint(head: &Head<'_>, namespace: Uuid) -> Uuid {
-    head.idempotency_key.map_or(Uuid::nil(), |key| Uuid::new_v5(&namespace, key))
+#[inline(always)]
+fn fingerprint(head: &Head<'_>, namespace: impl FnOnce() -> Uuid) -> Uuid {
+    head.idempotency_key.map_or(Uuid::nil(), |key| Uuid::new_v5(&namespace(), key))
 }
 
 fn purchase(head: &Head<'_>) -> Result<Route, Problem> {
     let code = code(head)?;
     // The namespace of the fingerprint is the code: the same key with another code has another fingerprint.
-    let key = fingerprint(head, Uuid::from_bytes(*code.as_bytes()));
+    let key = fingerprint(head, || Uuid::from_bytes(*code.as_bytes()));
     Ok(Route::Command(Command::Purchase { code, key }, true))
 }
 
