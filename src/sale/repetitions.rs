@@ -18,9 +18,14 @@ impl Repetitions {
         self.waiters.entry(slot).or_default().push((waiter, checkout));
     }
 
+    /// Returns whether no request waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiters.is_empty()
+    }
+
     /// Removes and returns the requests that wait for the claim of the item at `slot`, in the order of their arrival.
     pub fn take(&mut self, slot: usize) -> Vec<(Waiter, Checkout)> {
-        if self.waiters.is_empty() { Vec::new() } else { self.waiters.remove(&slot).unwrap_or_default() }
+        self.waiters.remove(&slot).unwrap_or_default()
     }
 
     /// Removes and returns all requests, because their sale is over.

@@ -26,7 +26,6 @@
 //!
 //! A checkout with an idempotency key that is repeated with the same user, item and key gets the answer of the first: it
 //! waits with the first one while that is being decided, and until the grant is durable.
-//!
 //! A granted checkout whose answer reaches no client is cancelled. The origin reports each such answer to the item's
 //! owner, which cancels the hold unless another answer with the same code may have arrived.
 //!
@@ -380,10 +379,10 @@ impl Shard {
             return self.answer(origin, Reply::SaleChanged { ticket, item, user, key }, now, effects);
         }
         let slot = self.partition.slot_of(item);
-        let repetitions = self.repetitions.take(slot);
         if !granted {
             self.stock.deny(slot);
-            for waiter in std::iter::once(waiter).chain(repetitions.into_iter().map(|(waiter, _)| waiter)) {
+            let repetitions = self.repetitions.take(slot).into_iter().map(|(waiter, _)| waiter);
+            for waiter in std::iter::once(waiter).chain(repetitions) {
                 self.log_refusal(item, user, RefusalReason::UserLimit, now, effects);
                 self.answer_request(waiter, Outcome::UserLimit, now, effects);
             }
@@ -398,7 +397,14 @@ impl Shard {
         self.append(Record { sale, unix_ms: now.unix_ms, event }, effects);
         let outcome = Outcome::Reserved { code, sale, item, expires_unix_ms };
         self.defer(Deferred::Answer(waiter, outcome));
-        for (waiter, checkout) in repetitions {
+        if !self.repetitions.is_empty() {
+            self.repeat_grant(slot, now, effects);
+        }
+    }
+
+    #[cold]
+    fn repeat_grant(&mut self, slot: usize, now: Moment, effects: &mut Effects) {
+        for (waiter, checkout) in self.repetitions.take(slot) {
             self.reserve(waiter, checkout, now, effects);
         }
     }

@@ -133,8 +133,9 @@ struct Slot {
     /// Number of answers that may have brought the code to a client. `u8::MAX` means that many or more; then the number
     /// stays. It has a meaning only in `Held`.
     answers: u8,
-    /// `Hold::expires_unix_ms` in 48 bits, which reach beyond the year 9999.
-    expires_unix_ms: [u8; 6],
+    /// The lower 48 bits of `Hold::expires_unix_ms`, which reach beyond the year 9999, in two parts.
+    expires_unix_high: u16,
+    expires_unix_low: u32,
     /// Neighbours in the queue of holds. They have a meaning only in `Held`.
     previous: u32,
     next: u32,
@@ -152,7 +153,8 @@ const _: () = assert!(size_of::<Slot>() == 64, "a slot is one cache line, and a 
 const FREE_SLOT: Slot = Slot {
     state: ItemState::Free,
     answers: 0,
-    expires_unix_ms: [0; 6],
+    expires_unix_high: 0,
+    expires_unix_low: 0,
     previous: NIL,
     next: NIL,
     user: UserId(0),
@@ -164,15 +166,9 @@ const FREE_SLOT: Slot = Slot {
 
 impl Slot {
     fn hold(&self) -> Hold {
-        let [a, b, c, d, e, f] = self.expires_unix_ms;
-        let expires_unix_ms = u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
+        let expires_unix_ms = u64::from(self.expires_unix_high) << 32 | u64::from(self.expires_unix_low);
         Hold { user: self.user, code: self.code, expires_ms: self.expires_ms, expires_unix_ms }
     }
-}
-
-fn in_48_bits(unix_ms: u64) -> [u8; 6] {
-    let [a, b, c, d, e, f, ..] = unix_ms.min((1 << 48) - 1).to_le_bytes();
-    [a, b, c, d, e, f]
 }
 
 /// Returns the part of a fingerprint that a slot keeps: its last 64 bits, of which 62 come from the hash. Two bits are
@@ -262,9 +258,9 @@ impl Stock {
         let item = &mut self.slots[slot];
         assert_eq!(item.state, ItemState::Claiming, "only a claimed item can be granted");
         let Hold { user, code, expires_ms, expires_unix_ms } = hold;
-        let (checkout_key, expires_unix_ms) = (item.checkout_key, in_48_bits(expires_unix_ms));
-        let state = ItemState::Held;
-        *item = Slot { state, answers: 1, user, code, checkout_key, expires_ms, expires_unix_ms, ..FREE_SLOT };
+        (item.state, item.answers, item.user, item.code) = (ItemState::Held, 1, user, code);
+        (item.purchase_key, item.expires_ms) = (0, expires_ms);
+        (item.expires_unix_high, item.expires_unix_low) = ((expires_unix_ms >> 32) as u16, expires_unix_ms as u32);
         self.counts.claiming -= 1;
         self.counts.held += 1;
         self.enqueue(slot as u32);

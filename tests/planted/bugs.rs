@@ -145,7 +145,7 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "a grant of the previous sale reserves an item of the current sale",
         file: "sale/shard.rs",
-        place: "if «sale != self.terms.sale» {\n            return self.answer(origin, Reply::SaleChanged { ticket, item, user, key }, now, effects);\n        }\n        let slot = self.partition.slot_of(item);\n        let repetitions",
+        place: "if «sale != self.terms.sale» {\n            return self.answer(origin, Reply::SaleChanged { ticket, item, user, key }, now, effects);\n        }\n        let slot = self.partition.slot_of(item);\n        if !granted",
         wrong: "sale == SaleId(u32::MAX)",
         caught_by: SIM,
     },
@@ -266,8 +266,8 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "a repetition that waits for the claim gets no answer",
         file: "sale/shard.rs",
-        place: "for (waiter, checkout) in «repetitions» {",
-        wrong: "{ drop(repetitions); Vec::new() }",
+        place: "for (waiter, checkout) in «self.repetitions.take(slot)» {",
+        wrong: "{ self.repetitions.take(slot); Vec::new() }",
         caught_by: SIM,
     },
     Bug {
