@@ -24,8 +24,8 @@
 //! 1. The item's owner appends the release to its purchase log.
 //! 2. When the record is flushed, it sends `Release` to the user's owner, which counts one item less.
 //!
-//! A checkout with an idempotency key that is repeated with the same user, item and key gets the answer of the first: it
-//! waits with the first one while that is being decided, and until the grant is durable.
+//! A checkout with an idempotency key that is repeated with the same user, item and key gets the answer of the first:
+//! it waits with the first one while that is being decided, and until the grant is durable.
 //! A granted checkout whose answer reaches no client is cancelled. The origin reports each such answer to the item's
 //! owner, which cancels the hold unless another answer with the same code may have arrived.
 //!

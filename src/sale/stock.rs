@@ -7,8 +7,8 @@
 //! - `Buying` lasts until the purchase record is flushed, or persisted if [`purchase_ack`] says so.
 //! - `Claiming` and `Buying` do not expire. Within a sale, `Sold` is final.
 //!
-//! From `Claiming` on, the slot remembers the user and the idempotency key of the checkout, so that a repetition gets the
-//! same code and the same end of the hold.
+//! From `Claiming` on, the slot remembers the user and the idempotency key of the checkout, so that a repetition gets
+//! the same code and the same end of the hold.
 //!
 //! Invariant: nothing here awaits, reads a clock, draws randomness or depends on the order of a map.
 //! Recovery replays the log through the same functions.
@@ -175,9 +175,9 @@ impl Slot {
 /// never 0, so a fingerprint differs from 0, "no key".
 ///
 /// 62 bits are enough: the key is compared only with that of the same item and user (checkout), or of the same code
-/// (purchase). So another client cannot cause a collision without the code. Two keys of one client collide by chance once in 2^62
-/// repetitions, and a client that searches for a collision gets an answer that belongs to itself. The record has all
-/// 128 bits.
+/// (purchase). So another client cannot cause a collision without the code. Two keys of one client collide by chance
+/// once in 2^62 repetitions, and a client that searches for a collision gets an answer that belongs to itself. The
+/// record has all 128 bits.
 fn short(key: Uuid) -> u64 {
     key.as_u128() as u64
 }
@@ -225,8 +225,8 @@ impl Stock {
         self.slots[slot].state
     }
 
-    /// Moves the item at `slot` from `Free` to `Claiming`. `key` is the fingerprint of the request's idempotency key; nil
-    /// if there is none.
+    /// Moves the item at `slot` from `Free` to `Claiming`. `key` is the fingerprint of the request's idempotency key;
+    /// nil if there is none.
     ///
     /// # Errors
     /// In any other state but `Free`: [`Unavailable::SameCheckoutPending`] or [`Unavailable::SameCheckout`] if the item

@@ -78,8 +78,8 @@ impl World {
         }
     }
 
-    /// Checks a machine at rest: every request is answered, the quotas equal the held and sold items, and no item is held
-    /// for a client that does not have the code and cannot get it.
+    /// Checks a machine at rest: every request is answered, the quotas equal the held and sold items, and no item is
+    /// held for a client that does not have the code and cannot get it.
     pub fn check_rest(&self) {
         self.check_undelivered();
         assert!(self.pending.is_empty(), "requests without an answer: {:?}", self.pending);
