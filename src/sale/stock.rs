@@ -171,8 +171,8 @@ impl Slot {
     }
 }
 
-/// Returns the part of a fingerprint that a slot keeps: its last 64 bits, of which 62 come from the hash. Two bits are
-/// never 0, so a fingerprint differs from 0, "no key".
+/// Returns the part of a fingerprint that a slot keeps: its last 64 bits, of which 62 come from the hash. The other
+/// two are the UUID's variant, always 10, so a fingerprint differs from 0, "no key".
 ///
 /// 62 bits are enough: the key is compared only with that of the same item and user (checkout), or of the same code
 /// (purchase). So another client cannot cause a collision without the code. Two keys of one client collide by chance
