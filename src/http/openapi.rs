@@ -142,8 +142,12 @@ fn response(answers: &[Answer], mut content: Value, is_early: bool) -> Value {
 
 fn header_names(answers: &[Answer], problems: &[Problem], content: &Value, is_early: bool) -> Vec<&'static str> {
     let mut names = vec!["Date"];
+    let is_stream = content.get("text/event-stream").is_some();
     if !is_early {
         names.push("X-Request-Id");
+    }
+    if !is_early && !is_stream {
+        names.push("Keep-Alive");
     }
     let says = |name: &str| problems.iter().any(|problem| problem.about().headers.starts_with(name));
     if answers.contains(&Answer::Unready) || says("retry-after") {
@@ -159,7 +163,7 @@ fn header_names(answers: &[Answer], problems: &[Problem], content: &Value, is_ea
     if content.get("image/svg+xml").is_some() || answers.contains(&Answer::Unchanged) {
         names.push("ETag");
     }
-    if content.get("text/event-stream").is_some() {
+    if is_stream {
         names.push("X-Accel-Buffering");
     }
     names
