@@ -194,7 +194,7 @@ fn success_bodies(operation: Operation, answer: Answer, schemas: &mut SchemaGene
                 sale_id: SALE.0,
                 item_id: ITEM.0,
                 item_name: ItemName(SALE, ITEM),
-                item_image: ItemImage(ITEM),
+                item_image: bodies::ItemImageInSale(SALE, ITEM),
             };
             as_json(&receipt, schemas)
         }
@@ -288,6 +288,7 @@ mod tests {
         assert_eq!(schema("post", "/checkout", 1)["maximum"], ITEMS_MAX - 1);
         assert_eq!(schema("get", "/items/{id}", 0)["maximum"], ITEMS_MAX - 1);
         assert_eq!(schema("get", "/items", 0)["maximum"], u32::MAX);
+        assert_eq!(schema("get", "/items/{id}/image.svg", 1)["maximum"], u32::MAX);
         let limit = schema("get", "/items", 1);
         assert_eq!((&limit["maximum"], &limit["default"]), (&json!(PAGE_ITEMS_MAX), &json!(PAGE_ITEMS_DEFAULT)));
     }

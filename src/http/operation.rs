@@ -104,7 +104,8 @@ impl Operation {
             }
             Operation::Sale => &[NotReady],
             Operation::Items => &[InvalidOffset, InvalidLimit, NotReady],
-            Operation::Item | Operation::Image => &[NotFound, NotReady],
+            Operation::Item => &[NotFound, NotReady],
+            Operation::Image => &[InvalidSale, NotFound, NotReady],
             Operation::Events => &[NotReady, TooManyConnections],
             Operation::Live | Operation::Ready | Operation::Health | Operation::Api | Operation::Options => &[],
             Operation::Unknown => &[

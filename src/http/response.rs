@@ -20,6 +20,17 @@ pub struct Style {
     pub json: bool,
 }
 
+/// How long an answer can be cached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// For this number of seconds.
+    Seconds(u64),
+    /// Without end, because the answer never changes.
+    Always,
+}
+
+/// Seconds of a year, which caches treat as without end.
+const YEAR_S: u64 = 365 * 86400;
 /// Header lines between the content type and the length of an answer that must not be cached.
 const UNCACHED: &str = "\r\ncache-control: no-store\r\ncontent-length: ";
 
@@ -194,10 +205,14 @@ impl Responder {
         answer
     }
 
-    /// Writes an image that can be cached for `max_age_s` seconds under the entity tag `tag`. Without `svg`, the client
+    /// Writes an image that can be cached under the entity tag `tag`, as the `freshness` says. Without `svg`, the client
     /// already has the image, and the response is 304 without a body.
-    pub fn image(&self, svg: Option<&str>, tag: &str, max_age_s: u64, style: Style, out: &mut Vec<u8>) -> Answer {
-        let caching = format!("\r\ncache-control: public, max-age={max_age_s}\r\netag: {tag}\r\n");
+    pub fn image(&self, svg: Option<&str>, tag: &str, freshness: Freshness, style: Style, out: &mut Vec<u8>) -> Answer {
+        let (max_age_s, immutable) = match freshness {
+            Freshness::Seconds(seconds) => (seconds, ""),
+            Freshness::Always => (YEAR_S, ", immutable"),
+        };
+        let caching = format!("\r\ncache-control: public, max-age={max_age_s}{immutable}\r\netag: {tag}\r\n");
         let Some(svg) = svg else {
             for part in ["HTTP/1.1 ", Answer::Unchanged.status(), &caching, "date: "] {
                 out.extend_from_slice(part.as_bytes());

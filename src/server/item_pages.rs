@@ -4,12 +4,14 @@
 use crate::http::bodies::{Item, Items, OneItem};
 use crate::http::operation::Answer;
 use crate::http::problem::Problem;
-use crate::http::response::{Responder, Style};
+use crate::http::response::{Freshness, Responder, Style};
 use crate::http::route::ItemPage;
 use crate::operate::item_states::ItemStates;
-use crate::sale::ids::{ItemId, Terms};
+use crate::sale::code::ITEMS_MAX;
+use crate::sale::ids::{ItemId, SaleId, Terms};
 use crate::sale::item_name::{ItemImage, ItemName};
 use crate::server::art::ItemArt;
+use std::cmp::Ordering;
 
 /// The sale of the shard that writes a page.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +30,16 @@ impl OnSale<'_> {
     fn item(&self, item: ItemId) -> Item {
         let state = self.item_states.read(self.terms.sale, item);
         Item { item_id: item.0, name: ItemName(self.terms.sale, item), image: ItemImage(item), state }
+    }
+
+    /// Reports whether a sale has this item. Only the stock of the current sale is known: earlier sales had at most
+    /// [`ITEMS_MAX`] items, and later sales have none yet.
+    fn has(&self, sale: SaleId, item: ItemId) -> bool {
+        match sale.cmp(&self.terms.sale) {
+            Ordering::Less => item.0 < ITEMS_MAX,
+            Ordering::Equal => item.0 < self.terms.items,
+            Ordering::Greater => false,
+        }
     }
 
     fn seconds_left(&self) -> u64 {
@@ -52,19 +64,20 @@ pub fn write(
             let items = shown.map(|item| on_sale.item(ItemId(item))).collect();
             responder.json(Answer::Ok, &Items { sale_id: sale.0, items_total, offset, limit, items }, style, out)
         }
-        ItemPage::Item(item) | ItemPage::Image(item) if item.0 >= items_total => {
-            responder.problem(Problem::NotFound, style, out)
-        }
-        ItemPage::Item(item) => {
+        ItemPage::Item(item) if on_sale.has(sale, item) => {
             responder.json(Answer::Ok, &OneItem { sale_id: sale.0, item: on_sale.item(item) }, style, out)
         }
-        ItemPage::Image(item) => {
+        ItemPage::Image { item, sale: given } if on_sale.has(given.unwrap_or(sale), item) => {
+            let sale = given.unwrap_or(sale);
             let image = ItemArt(sale, item).to_string();
             // The tag includes a checksum of the image, because another version of Stampede may draw it differently.
             let tag = format!("\"{}-{}-{:08x}\"", sale.0, item.0, crc32c::crc32c(image.as_bytes()));
             let image = if known.is_some_and(|known| names(known, &tag)) { None } else { Some(&*image) };
-            responder.image(image, &tag, on_sale.seconds_left(), style, out)
+            // Without a sale in the path, the next sale shows another image there.
+            let freshness = given.map_or(Freshness::Seconds(on_sale.seconds_left()), |_| Freshness::Always);
+            responder.image(image, &tag, freshness, style, out)
         }
+        ItemPage::Item(_) | ItemPage::Image { .. } => responder.problem(Problem::NotFound, style, out),
     }
 }
 
