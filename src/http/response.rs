@@ -205,7 +205,7 @@ impl Responder {
         answer
     }
 
-    /// Writes an image that can be cached under the entity tag `tag`, as the `freshness` says. Without `svg`, the client
+    /// Writes an image that can be cached under the entity tag `tag`, as `freshness` says. Without `svg`, the client
     /// already has the image, and the response is 304 without a body.
     pub fn image(&self, svg: Option<&str>, tag: &str, freshness: Freshness, style: Style, out: &mut Vec<u8>) -> Answer {
         let (max_age_s, immutable) = match freshness {

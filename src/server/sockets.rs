@@ -82,8 +82,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Creates a server for `clients_max` clients, which records requests in `request_timer`. `doorbell` wakes it from a
-    /// wait. Web pages of these `origins` may use the API. A connection without a request is closed after
+    /// Creates a server for `clients_max` clients, which records requests in `request_timer`. `doorbell` wakes it from
+    /// a wait. Web pages of these `origins` may use the API. A connection without a request is closed after
     /// `idle_timeout`. Call it on the executor that will run the server.
     ///
     /// # Errors
