@@ -31,7 +31,7 @@ pub enum Method {
     Delete,
     /// OPTIONS.
     Options,
-    /// Any other token.
+    /// PUT, PATCH or TRACE, which no path allows.
     Other,
 }
 
@@ -129,7 +129,9 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Problem> {
         "OPTIONS" => Method::Options,
         // After a CONNECT, the bytes on the connection would not be HTTP.
         "CONNECT" => return Err(Problem::MalformedTarget),
-        _ => Method::Other,
+        "PUT" | "PATCH" | "TRACE" => Method::Other,
+        // Method names are case-sensitive (RFC 9110 §9.1).
+        _ => return Err(Problem::UnknownMethod),
     };
     // RFC 9112 §3.2.4: only OPTIONS can have the asterisk form.
     if target == "*" && method != Method::Options {

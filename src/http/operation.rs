@@ -112,6 +112,7 @@ impl Operation {
                 OnlyGet,
                 OnlyPost,
                 OnlyPostOrDelete,
+                UnknownMethod,
                 MalformedLine,
                 MalformedField,
                 MalformedTarget,

@@ -28,6 +28,7 @@ pub enum Problem {
     OnlyGet,
     OnlyPost,
     OnlyPostOrDelete,
+    UnknownMethod,
     MalformedLine,
     MalformedField,
     MalformedTarget,
@@ -107,6 +108,8 @@ impl Problem {
             Problem::OnlyGet => not_allowed("allow: GET, HEAD\r\n"),
             Problem::OnlyPost => not_allowed("allow: POST\r\n"),
             Problem::OnlyPostOrDelete => not_allowed("allow: POST, DELETE\r\n"),
+            Problem::UnknownMethod =>
+                with("501 Not Implemented", "not-implemented", "The method is not implemented", "", ""),
             Problem::MalformedLine => malformed("the request line is invalid, or a line does not end with CR LF"),
             Problem::MalformedField => malformed("a header field is invalid"),
             Problem::MalformedTarget => malformed("the request target is invalid"),

@@ -390,6 +390,6 @@ mod tests {
         assert_eq!(way("GET /checkout"), Route::Refused(Problem::OnlyPostOrDelete));
         assert_eq!(way("DELETE /purchase"), Route::Refused(Problem::OnlyPost));
         assert_eq!(way("POST /sale"), Route::Refused(Problem::OnlyGet));
-        assert_eq!(way("BREW /readyz"), Route::Refused(Problem::OnlyGet));
+        assert_eq!(way("PATCH /readyz"), Route::Refused(Problem::OnlyGet));
     }
 }

@@ -289,7 +289,7 @@ fn wrong_methods_and_paths_are_told_apart() {
             ("GET /checkout", 405, Some("POST, DELETE")),
             ("GET /purchase", 405, Some("POST")),
             ("DELETE /sale", 405, Some("GET, HEAD")),
-            ("BREW /livez", 405, Some("GET, HEAD")),
+            ("PATCH /livez", 405, Some("GET, HEAD")),
             ("GET /", 404, None),
             ("POST /checkout/1", 404, None),
         ] {

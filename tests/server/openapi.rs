@@ -253,15 +253,17 @@ fn meet_in_peace(api: &Api, server: &Server) {
         let line = name(operation).replace("{id}", "100");
         api.meets(&name(operation), &client.request(&line));
     }
-    ask_for_what_is_not_there(api, &mut client);
+    ask_for_what_is_not_there(api, &mut client, server.address);
     listen(api, server);
 }
 
-/// Requests an unknown path, and an unknown method on every path. Checks `Allow`, and that HEAD has the headers of GET.
-fn ask_for_what_is_not_there(api: &Api, client: &mut Client) {
+/// Requests an unknown path, an unknown method, and a method that no path allows on every path. Checks `Allow`, and that
+/// HEAD has the headers of GET.
+fn ask_for_what_is_not_there(api: &Api, client: &mut Client, address: SocketAddr) {
     api.meets(OTHERWISE, &client.request("GET /nothing"));
+    api.meets(OTHERWISE, &connect(address).request("BREW /livez"));
     for (path, item) in api.document["paths"].as_object().unwrap().iter().filter(|(path, _)| path.starts_with('/')) {
-        let refused = client.request(&format!("BREW {}", path.replace("{id}", "1")));
+        let refused = client.request(&format!("PATCH {}", path.replace("{id}", "1")));
         api.meets(OTHERWISE, &refused);
         let allowed: BTreeSet<&str> = refused.header("allow").expect("the response has Allow").split(", ").collect();
         let mut described: BTreeSet<String> = item.as_object().unwrap().keys().map(|key| key.to_uppercase()).collect();

@@ -175,9 +175,25 @@ pub fn request_lines() -> Vec<Case> {
             Then::GoesOn,
             &[
                 ("TRACE", "TRACE /livez HTTP/1.1\r\nHost: x\r\nCookie: secret=1\r\n\r\n"),
-                ("a method in lower case", "get /livez HTTP/1.1\r\nHost: x\r\n\r\n"),
-                ("a method of punctuation", "!#$%&'*+-.^_`|~ /livez HTTP/1.1\r\nHost: x\r\n\r\n"),
+                ("PUT", "PUT /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"),
+                ("PATCH", "PATCH /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"),
             ],
+        ),
+        dressed(
+            NOT_IMPLEMENTED,
+            Then::Closes,
+            &[
+                ("an unknown method", "BREW /livez HTTP/1.1"),
+                ("an unknown method and an unknown path", "BREW /nothing HTTP/1.1"),
+                ("an unknown method and an asterisk", "BREW * HTTP/1.1"),
+                ("a method in lower case", "get /livez HTTP/1.1"),
+                ("a method in mixed case", "Post /checkout?user_id=66&item_id=66 HTTP/1.1"),
+                ("a method that begins like another", "POSTS /checkout?user_id=66&item_id=66 HTTP/1.1"),
+                ("a method of WebDAV", "PROPFIND /livez HTTP/1.1"),
+                ("a method of punctuation", "!#$%&'*+-.^_`|~ /livez HTTP/1.1"),
+                ("an unknown method in HTTP/1.0", "BREW /livez HTTP/1.0"),
+            ],
+            line,
         ),
         group(
             &["204"],

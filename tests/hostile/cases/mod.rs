@@ -44,6 +44,7 @@ const HEADER_TOO_LARGE: &[&str] = &["header-too-large"];
 const BODY_TOO_LARGE: &[&str] = &["body-too-large"];
 const NOT_FOUND: &[&str] = &["not-found"];
 const NOT_ALLOWED: &[&str] = &["method-not-allowed"];
+const NOT_IMPLEMENTED: &[&str] = &["not-implemented"];
 const INVALID: &[&str] = &["invalid-parameter"];
 const ASKED: &[&str] = &["code-unknown"];
 const SHOWN: &[&str] = &["200"];

@@ -29,8 +29,8 @@ pub fn connections() -> Vec<Case> {
             then_poison,
         ),
         dressed(
-            &["code-unknown", "method-not-allowed"],
-            Then::GoesOn,
+            &["code-unknown", "not-implemented"],
+            Then::Closes,
             &[(
                 "a letter before the method after an empty body",
                 "XPOST /checkout?user_id=66&item_id=66 HTTP/1.1\r\nHost: x\r\n\r\n",
