@@ -7,8 +7,10 @@
 use crate::http::problem::Problem;
 use std::mem::MaybeUninit;
 
-/// Maximum length of a request head, in bytes.
-pub const HEAD_BYTES_MAX: usize = 8 * 1024;
+/// Maximum length of a request line with its line end, in bytes. RFC 9112 §3 recommends at least 8,000.
+pub const LINE_BYTES_MAX: usize = 8 * 1024;
+/// Maximum length of a request head, in bytes: the request line, the header fields, and an empty line before them.
+pub const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// Maximum number of header fields of a request.
 pub const HEADERS_MAX: usize = 64;
 /// Maximum length of an `X-Request-Id`, in bytes.
@@ -102,14 +104,15 @@ impl<'a> Head<'a> {
 pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Problem> {
     // RFC 9112 §2.2: an empty line before the request is tolerated, once.
     let skipped = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
-    let bytes = &bytes[skipped..];
-    let allowed = &bytes[..bytes.len().min(HEAD_BYTES_MAX)];
-    let end = match find_end(allowed) {
-        Ok(Some(end)) => end,
+    let is_full = bytes.len() >= HEAD_BYTES_MAX;
+    let bytes = &bytes[skipped..bytes.len().min(HEAD_BYTES_MAX)];
+    let end = match find_end(bytes) {
+        // A longer head can have a request line that is too long.
+        Ok(Some(end)) if end <= LINE_BYTES_MAX || check_beginning(bytes).is_ok() => end,
         unfinished => {
-            check_beginning(allowed)?;
+            check_beginning(bytes)?;
             unfinished?;
-            return if bytes.len() < HEAD_BYTES_MAX { Ok(None) } else { Err(Problem::HeadTooLarge) };
+            return if is_full { Err(Problem::HeadTooLarge) } else { Ok(None) };
         }
     };
     let mut fields = [const { MaybeUninit::uninit() }; HEADERS_MAX];
@@ -182,12 +185,19 @@ fn find_end(bytes: &[u8]) -> Result<Option<usize>, Problem> {
     Ok(None)
 }
 
-/// Checks the beginning of an incomplete head: the first line if it is complete, otherwise the first byte. A client
-/// with another protocol may never send an empty line, so it is refused at once.
+/// Checks the beginning of an incomplete or long head: the first line if it is complete, otherwise its first byte and
+/// its length. A client with another protocol may never send an empty line, so it is refused at once.
 fn check_beginning(bytes: &[u8]) -> Result<(), Problem> {
-    let beginning = memchr::memchr(b'\n', bytes).map_or(bytes.len().min(1), |feed| feed + 1);
-    let parsed = httparse::Request::new(&mut []).parse(&bytes[..beginning]);
-    parsed.map(|_| ()).map_err(|error| reject(error, bytes))
+    let line = &bytes[..bytes.len().min(LINE_BYTES_MAX)];
+    let feed = memchr::memchr(b'\n', line);
+    let beginning = feed.map_or(line.len().min(1), |feed| feed + 1);
+    let parsed = httparse::Request::new(&mut []).parse(&line[..beginning]);
+    parsed.map_err(|error| reject(error, line))?;
+    match feed {
+        None if line.len() == LINE_BYTES_MAX && memchr::memchr(b' ', line).is_none() => Err(Problem::UnknownMethod),
+        None if line.len() == LINE_BYTES_MAX => Err(Problem::TargetTooLong),
+        _ => Ok(()),
+    }
 }
 
 /// Returns the reason to refuse a head in which httparse found this error.

@@ -120,6 +120,7 @@ impl Operation {
                 MalformedLength,
                 MalformedCoding,
                 MalformedChunk,
+                TargetTooLong,
                 HeadTooLarge,
                 BodyTooLarge,
                 UnknownCoding,

@@ -36,6 +36,7 @@ pub enum Problem {
     MalformedLength,
     MalformedCoding,
     MalformedChunk,
+    TargetTooLong,
     HeadTooLarge,
     BodyTooLarge,
     UnknownCoding,
@@ -118,8 +119,10 @@ impl Problem {
             Problem::MalformedCoding =>
                 malformed("send Transfer-Encoding at most once, without Content-Length, and not in HTTP/1.0"),
             Problem::MalformedChunk => malformed("the chunked body is invalid"),
+            Problem::TargetTooLong => with("414 URI Too Long", "uri-too-long",
+                "The request line is too long", "send a request line of at most 8 KiB", ""),
             Problem::HeadTooLarge => with("431 Request Header Fields Too Large", "header-too-large",
-                "The header of the request is too large", "send at most 8 KiB and at most 64 header fields", ""),
+                "The header of the request is too large", "send at most 16 KiB and at most 64 header fields", ""),
             Problem::BodyTooLarge => with("413 Content Too Large", "body-too-large",
                 "The body of the request is too large", "no request needs a body; a body can have at most 64 KiB", ""),
             Problem::UnknownCoding =>

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
 /// Bytes of one connection that are kept at most until a request is complete.
-const AHEAD_BYTES_MAX: usize = 2 * HEAD_BYTES_MAX;
+const AHEAD_BYTES_MAX: usize = HEAD_BYTES_MAX;
 
 impl Server {
     /// Reads one socket once, and passes every complete request to the handler.

@@ -301,7 +301,8 @@ fn meet_at_the_door(api: &Api, address: SocketAddr) {
             (operation, client)
         })
         .collect();
-    let large = format!("X-Large: {}", "x".repeat(9000));
+    let large = format!("X-Large: {}", "x".repeat(17_000));
+    let long = format!("{} HTTP/1.1", "x".repeat(9_000));
     for (operation, line) in lines() {
         for (version, field) in [
             ("HTTP/1.1", "Host: two words"),
@@ -309,6 +310,7 @@ fn meet_at_the_door(api: &Api, address: SocketAddr) {
             ("HTTP/1.1", "Host: shop\r\nTransfer-Encoding: gzip"),
             ("HTTP/1.1", "Host: shop\r\nContent-Length: 70000"),
             ("HTTP/1.1", &large),
+            (&long, "Host: shop"),
             ("HTTP/2.0", "Host: shop"),
         ] {
             let mut client = connect(address);

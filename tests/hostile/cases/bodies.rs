@@ -182,41 +182,71 @@ pub fn chunks() -> Vec<Case> {
 
 pub fn sizes() -> Vec<Case> {
     let host = "HTTP/1.1\r\nHost: x\r\n";
+    let line = |bytes: usize| {
+        let frame = "GET /livez? HTTP/1.1\r\n".len();
+        format!("GET /livez?{} {host}", "x".repeat(bytes - frame))
+    };
     let long_target = format!("GET /{} {host}\r\n", "x".repeat(64 * 1024));
     let endless_target = format!("GET /{}", "x".repeat(9 * 1024));
+    let endless_version = format!("GET /livez {}", "x".repeat(9 * 1024));
     let endless_method = "X".repeat(9 * 1024);
-    let long_value = format!("GET /livez {host}A: {}\r\n\r\n", "b".repeat(9 * 1024));
-    let endless_value = format!("GET /livez {host}A: {}", "b".repeat(9 * 1024));
-    let endless_name = format!("GET /livez {host}{}", "a".repeat(9 * 1024));
+    let long_method = format!("{} /livez {host}\r\n", "X".repeat(9 * 1024));
+    let line_byte_too_many = format!("{}\r\n", line(8 * 1024 + 1));
+    let bare_feed = line_byte_too_many.replacen("\r\n", "x\n", 1);
+    let line_just_so = format!("{}\r\n", line(8 * 1024));
+    let line_and_fields = format!("{}{}\r\n", line(8_000), "A: 0123456789abcdefghi\r\n".repeat(63));
+    let long_value = format!("GET /livez {host}A: {}\r\n\r\n", "b".repeat(17 * 1024));
+    let endless_value = format!("GET /livez {host}A: {}", "b".repeat(17 * 1024));
+    let endless_name = format!("GET /livez {host}{}", "a".repeat(17 * 1024));
     let many_fields = format!("GET /livez {host}{}\r\n", "a: b\r\n".repeat(10_000));
     let field_too_many = format!("GET /livez {host}{}\r\n", "a: b\r\n".repeat(64));
     let fields_just_so = format!("GET /livez {host}{}\r\n", "a: b\r\n".repeat(63));
     let frame = "GET /livez HTTP/1.1\r\nHost: x\r\nA: \r\n\r\n".len();
-    let head_just_so = format!("GET /livez {host}A: {}\r\n\r\n", "b".repeat(8 * 1024 - frame));
-    let byte_too_many = format!("GET /livez {host}A: {}\r\n\r\n", "b".repeat(8 * 1024 - frame + 1));
+    let head_just_so = format!("GET /livez {host}A: {}\r\n\r\n", "b".repeat(16 * 1024 - frame));
+    let byte_too_many = format!("GET /livez {host}A: {}\r\n\r\n", "b".repeat(16 * 1024 - frame + 1));
+    let empty_line_too_many = format!("\r\n{head_just_so}");
     let body_just_so = format!("Content-Length: 65536\r\n\r\n{}", "x".repeat(65536));
     let empty_lines = "\r\n".repeat(5_000);
     [
         group(
-            HEADER_TOO_LARGE,
+            URI_TOO_LONG,
             Then::Closes,
             &[
                 ("a target of 64 KiB", &long_target),
                 ("an endless target", &endless_target),
-                ("an endless method", &endless_method),
-                ("a value of 9 KiB", &long_value),
+                ("an endless version", &endless_version),
+                ("a request line one byte too long", &line_byte_too_many),
+                ("a bare line feed after a request line that is too long", &bare_feed),
+            ],
+        ),
+        group(
+            NOT_IMPLEMENTED,
+            Then::Closes,
+            &[("an endless method", &endless_method), ("a method of 9 KiB", &long_method)],
+        ),
+        group(
+            HEADER_TOO_LARGE,
+            Then::Closes,
+            &[
+                ("a value of 17 KiB", &long_value),
                 ("an endless value", &endless_value),
                 ("an endless name", &endless_name),
                 ("ten thousand fields", &many_fields),
                 ("one field too many", &field_too_many),
                 ("a head one byte too large", &byte_too_many),
+                ("a head too large by the empty line before it", &empty_line_too_many),
             ],
         ),
         group(MALFORMED, Then::Closes, &[("five thousand empty lines", &empty_lines)]),
         group(
             SHOWN,
             Then::GoesOn,
-            &[("the maximum number of fields", &fields_just_so), ("a head of the maximum size", &head_just_so)],
+            &[
+                ("the maximum number of fields", &fields_just_so),
+                ("a head of the maximum size", &head_just_so),
+                ("a request line of the maximum length", &line_just_so),
+                ("a request line of 8,000 bytes beside ordinary fields", &line_and_fields),
+            ],
         ),
         served(&[("a body of the maximum size", &body_just_so)]),
         refused_fields(

@@ -40,6 +40,7 @@ const LIVE: &str = "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n";
 const MALFORMED: &[&str] = &["malformed-request"];
 const UNKNOWN_VERSION: &[&str] = &["unknown-version"];
 const UNKNOWN_CODING: &[&str] = &["unknown-coding"];
+const URI_TOO_LONG: &[&str] = &["uri-too-long"];
 const HEADER_TOO_LARGE: &[&str] = &["header-too-large"];
 const BODY_TOO_LARGE: &[&str] = &["body-too-large"];
 const NOT_FOUND: &[&str] = &["not-found"];
