@@ -117,14 +117,53 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Problem> {
     };
     let mut fields = [const { MaybeUninit::uninit() }; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut []);
-    match request.parse_with_uninit_headers(&bytes[..end], &mut fields) {
-        Ok(httparse::Status::Complete(length)) if length == end => {}
+    let parsed = request.parse_with_uninit_headers(&bytes[..end], &mut fields);
+    let line = (request.method.unwrap_or_default(), request.path.unwrap_or_default());
+    let head = match parsed {
+        Ok(httparse::Status::Complete(length)) if length == end => {
+            read(line, request.version == Some(0), request.headers)?
+        }
         Ok(_) => return Err(Problem::MalformedField),
-        Err(error) => return Err(reject(error, bytes)),
+        Err(error) => read_later_minor(error, line, &bytes[..end])?,
+    };
+    Ok(Some(Head { bytes: skipped + end, ..head }))
+}
+
+/// Returns the head of an HTTP/1.2 to HTTP/1.9 request, which httparse refuses with `error` after it has parsed the
+/// method and the target. RFC 9110 §2.5: a later minor version is read as the latest one that is known.
+#[cold]
+fn read_later_minor<'a>(
+    error: httparse::Error,
+    line: (&'a str, &'a str),
+    bytes: &'a [u8],
+) -> Result<Head<'a>, Problem> {
+    let fields_begin = later_minor_line(error, bytes).ok_or_else(|| reject(error, bytes))?;
+    let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    match httparse::parse_headers(&bytes[fields_begin..], &mut fields) {
+        Ok(httparse::Status::Complete((length, fields))) if fields_begin + length == bytes.len() => {
+            read(line, false, fields)
+        }
+        Ok(_) => Err(Problem::MalformedField),
+        Err(error) => Err(reject(error, bytes)),
     }
-    let is_http10 = request.version == Some(0);
-    let target = request.path.unwrap_or_default();
-    let method = match request.method.unwrap_or_default() {
+}
+
+/// Returns the length of the request line with its line end, if its version, in which httparse found this error, is
+/// HTTP/1.2 to HTTP/1.9.
+fn later_minor_line(error: httparse::Error, bytes: &[u8]) -> Option<usize> {
+    let line = &bytes[..memchr::memchr(b'\r', bytes)?];
+    let mut words = line.split(|&byte| byte == b' ').skip(2);
+    let is_later = matches!(words.next()?, [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'2'..=b'9']);
+    let is_whole = words.next().is_none() && bytes[line.len()..].starts_with(b"\r\n");
+    (error == httparse::Error::Version && is_later && is_whole).then_some(line.len() + 2)
+}
+
+/// Returns a head without its length. `line` has the method and the target.
+// Inlined, because it is on the path of every request, and returns a large struct.
+#[inline(always)]
+fn read<'a>(line: (&'a str, &'a str), is_http10: bool, fields: &[httparse::Header<'a>]) -> Result<Head<'a>, Problem> {
+    let (method, target) = line;
+    let method = match method {
         "GET" => Method::Get,
         "HEAD" => Method::Head,
         "POST" => Method::Post,
@@ -142,11 +181,11 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Problem> {
     }
     let (path, query) = split_target(target)?;
     let mut seen = Fields::default();
-    for field in request.headers.iter() {
+    for field in fields {
         seen.add(field.name, field.value)?;
     }
     seen.check(is_http10)?;
-    Ok(Some(Head {
+    Ok(Head {
         method,
         path,
         query,
@@ -164,8 +203,8 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Problem> {
         is_preflight: seen.is_preflight,
         request_id: seen.request_id,
         traceparent: seen.traceparent,
-        bytes: skipped + end,
-    }))
+        bytes: 0,
+    })
 }
 
 /// Returns the length of the head including the empty line, or `None` if the empty line is missing. Refuses a line feed
@@ -191,8 +230,11 @@ fn check_beginning(bytes: &[u8]) -> Result<(), Problem> {
     let line = &bytes[..bytes.len().min(LINE_BYTES_MAX)];
     let feed = memchr::memchr(b'\n', line);
     let beginning = feed.map_or(line.len().min(1), |feed| feed + 1);
-    let parsed = httparse::Request::new(&mut []).parse(&line[..beginning]);
-    parsed.map_err(|error| reject(error, line))?;
+    if let Err(error) = httparse::Request::new(&mut []).parse(&line[..beginning])
+        && later_minor_line(error, line).is_none()
+    {
+        return Err(reject(error, line));
+    }
     match feed {
         None if line.len() == LINE_BYTES_MAX && memchr::memchr(b' ', line).is_none() => Err(Problem::UnknownMethod),
         None if line.len() == LINE_BYTES_MAX => Err(Problem::TargetTooLong),
@@ -206,9 +248,11 @@ fn reject(error: httparse::Error, bytes: &[u8]) -> Problem {
     let mut words = line.split(|&byte| byte == b' ').skip(2);
     match (error, words.next(), words.next()) {
         (httparse::Error::TooManyHeaders, ..) => Problem::HeadTooLarge,
-        (httparse::Error::Version, Some([b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']), None) => {
-            Problem::UnknownVersion
-        }
+        (
+            httparse::Error::Version,
+            Some([b'H', b'T', b'T', b'P', b'/', b'0' | b'2'..=b'9', b'.', b'0'..=b'9']),
+            None,
+        ) => Problem::UnknownVersion,
         (httparse::Error::HeaderName | httparse::Error::HeaderValue, ..) => Problem::MalformedField,
         _ => Problem::MalformedLine,
     }

@@ -50,6 +50,9 @@ fn every_case_has_its_answer_however_it_is_cut() {
     assert_eq!(names.len(), cases.len(), "two cases have one name");
 }
 
+/// Cases with requests that kawa refuses: it knows no chunk extensions and no later minor versions.
+const REFUSED_BY_KAWA: &[&str] = &["chunks with extensions", "HTTP/1.2", "HTTP/1.9"];
+
 /// kawa parses every request that Stampede accepts, with the same result. If Stampede refuses a request that kawa
 /// accepts, their difference does no harm, because Stampede reads nothing after a refusal.
 #[test]
@@ -59,8 +62,7 @@ fn a_second_parser_reads_the_same_requests() {
         for request in Conversation::with(&case.bytes, []).requests {
             let theirs = second_parser::read(&case.bytes[from..]);
             let ours = Request { end: request.end - from, ..request.clone() };
-            // kawa refuses all chunk extensions.
-            if case.name != "chunks with extensions" {
+            if theirs.is_some() || !REFUSED_BY_KAWA.contains(&&*case.name) {
                 assert_eq!(theirs, Some(ours), "{}", case.name);
             }
             from = request.end;

@@ -201,6 +201,7 @@ pub fn sizes() -> Vec<Case> {
     let many_fields = format!("GET /livez {host}{}\r\n", "a: b\r\n".repeat(10_000));
     let field_too_many = format!("GET /livez {host}{}\r\n", "a: b\r\n".repeat(64));
     let fields_just_so = format!("GET /livez {host}{}\r\n", "a: b\r\n".repeat(63));
+    let later_field_too_many = field_too_many.replace("HTTP/1.1", "HTTP/1.2");
     let frame = "GET /livez HTTP/1.1\r\nHost: x\r\nA: \r\n\r\n".len();
     let head_just_so = format!("GET /livez {host}A: {}\r\n\r\n", "b".repeat(16 * 1024 - frame));
     let byte_too_many = format!("GET /livez {host}A: {}\r\n\r\n", "b".repeat(16 * 1024 - frame + 1));
@@ -233,6 +234,7 @@ pub fn sizes() -> Vec<Case> {
                 ("an endless name", &endless_name),
                 ("ten thousand fields", &many_fields),
                 ("one field too many", &field_too_many),
+                ("one field too many in HTTP/1.2", &later_field_too_many),
                 ("a head one byte too large", &byte_too_many),
                 ("a head too large by the empty line before it", &empty_line_too_many),
             ],

@@ -122,6 +122,14 @@ pub fn request_lines() -> Vec<Case> {
                 ("a version in lower case", "GET /livez http/1.1"),
                 ("a version in mixed case", "GET /livez Http/1.1"),
                 ("a version with two digits", "GET /livez HTTP/1.10"),
+                ("HTTP/1.2 with another digit", "GET /livez HTTP/1.20"),
+                ("HTTP/1.2 and a space", "GET /livez HTTP/1.2 "),
+                ("HTTP/1.2 and a carriage return", "GET /livez HTTP/1.2\rx"),
+                ("HTTP/1.2 with a target that is no path", "GET livez HTTP/1.2"),
+                ("HTTP/1.2 without a target", "GET HTTP/1.2"),
+                ("HTTP/1.2 with a folded field", "GET /livez HTTP/1.2\r\nA: b\r\n c"),
+                ("HTTP/1.2 with two hosts", "GET /livez HTTP/1.2\r\nHost: x"),
+                ("HTTP/1.A", "GET /livez HTTP/1.A"),
                 ("a version without a dot", "GET /livez HTTP/11"),
                 ("a version without a minor number", "GET /livez HTTP/1"),
                 ("a version with a comma", "GET /livez HTTP/1,1"),
@@ -146,7 +154,6 @@ pub fn request_lines() -> Vec<Case> {
             UNKNOWN_VERSION,
             Then::Closes,
             &[
-                ("HTTP/1.2", "GET /livez HTTP/1.2"),
                 ("HTTP/2.0", "GET /livez HTTP/2.0"),
                 ("HTTP/9.9", "GET /livez HTTP/9.9"),
                 ("HTTP/0.9 with a version", "GET /livez HTTP/0.9"),
@@ -158,6 +165,8 @@ pub fn request_lines() -> Vec<Case> {
             UNKNOWN_VERSION,
             Then::Closes,
             &[("the connection preface of HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\u{4}\0\0\0\0\0")],
+                ("HTTP/2.0 with a target that is no path", "GET livez HTTP/2.0"),
+                ("HTTP/3.0", "GET /livez HTTP/3.0"),
         ),
         group(
             MALFORMED,
@@ -237,6 +246,8 @@ pub fn request_lines() -> Vec<Case> {
 pub fn hosts() -> Vec<Case> {
     let with = |fields: &str| format!("POST /checkout?user_id=66&item_id=66 HTTP/1.1\r\n{fields}\r\n{CHECKOUT}\r\n");
     [
+                ("HTTP/1.2", "GET /livez HTTP/1.2\r\nHost: x\r\n\r\n"),
+                ("HTTP/1.9", "GET /livez HTTP/1.9\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
         dressed(
             MALFORMED,
             Then::Closes,
@@ -274,3 +285,4 @@ pub fn hosts() -> Vec<Case> {
     ]
     .concat()
 }
+        refused(MALFORMED, &[("no host in HTTP/1.2", "GET /livez HTTP/1.2\r\n\r\n")]),
