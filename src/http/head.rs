@@ -4,6 +4,7 @@
 //! In addition to the rules of httparse: no bare line feeds, at most one of `Content-Length` and `Transfer-Encoding`,
 //! exactly one `Host` in HTTP/1.1, and one spelling of each number.
 
+use crate::http::authority::is_authority;
 use crate::http::problem::Problem;
 use std::mem::MaybeUninit;
 
@@ -276,10 +277,12 @@ fn split_target(target: &str) -> Result<(&str, &str), Problem> {
 }
 
 fn strip_authority(target: &str) -> Result<&str, Problem> {
-    let rest =
-        target.strip_prefix("http://").or_else(|| target.strip_prefix("https://")).ok_or(Problem::MalformedTarget)?;
+    let (scheme, rest) = target.split_once("://").ok_or(Problem::MalformedTarget)?;
     let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    if authority.is_empty() || authority.contains(['@', ',']) { Err(Problem::MalformedTarget) } else { Ok(path) }
+    // RFC 3986 §3.1: a scheme is case-insensitive.
+    let is_http = ["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
+    let is_valid = is_http && !authority.is_empty() && is_authority(authority.as_bytes());
+    if is_valid { Ok(path) } else { Err(Problem::MalformedTarget) }
 }
 
 /// Checks a `traceparent`: version, trace id, parent id and flags in lower-case hexadecimal (W3C Trace Context §3.2).
@@ -333,9 +336,7 @@ impl<'a> Fields<'a> {
         match name.len() {
             4 if name.eq_ignore_ascii_case("host") => {
                 (self.hosts, self.host) = (self.hosts + 1, value);
-                let odd =
-                    |byte: &u8| !byte.is_ascii_graphic() || matches!(byte, b',' | b'/' | b'@' | b'?' | b'#' | b'\\');
-                if value.iter().any(odd) {
+                if !is_authority(value) {
                     return Err(Problem::MalformedHost);
                 }
             }
@@ -491,6 +492,8 @@ mod tests {
         for (target, path, query) in [
             ("http://shop/sale?x", "/sale", "x"),
             ("https://shop", "/", ""),
+            ("HTTP://shop/sale", "/sale", ""),
+            ("hTTps://[::1]:443?x", "/", "x"),
             ("http://shop?x=/purchase", "/", "x=/purchase"),
             ("/a?b?c", "/a", "b?c"),
         ] {
