@@ -120,29 +120,29 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Problem> {
     let mut request = httparse::Request::new(&mut []);
     let parsed = request.parse_with_uninit_headers(&bytes[..end], &mut fields);
     let line = (request.method.unwrap_or_default(), request.path.unwrap_or_default());
-    let head = match parsed {
+    match parsed {
         Ok(httparse::Status::Complete(length)) if length == end => {
-            read(line, request.version == Some(0), request.headers)?
+            read(line, request.version == Some(0), request.headers, skipped + end).map(Some)
         }
-        Ok(_) => return Err(Problem::MalformedField),
-        Err(error) => read_later_minor(error, line, &bytes[..end])?,
-    };
-    Ok(Some(Head { bytes: skipped + end, ..head }))
+        Ok(_) => Err(Problem::MalformedField),
+        Err(error) => read_later_minor(error, line, &bytes[..end], skipped + end).map(Some),
+    }
 }
 
-/// Returns the head of an HTTP/1.2 to HTTP/1.9 request, which httparse refuses with `error` after it has parsed the
-/// method and the target. RFC 9110 §2.5: a later minor version is read as the latest one that is known.
+/// Returns the head, of `length` bytes, of an HTTP/1.2 to HTTP/1.9 request, which httparse refuses with `error` after it
+/// has parsed the method and the target. RFC 9110 §2.5: a later minor version is read as the latest one that is known.
 #[cold]
 fn read_later_minor<'a>(
     error: httparse::Error,
     line: (&'a str, &'a str),
     bytes: &'a [u8],
+    length: usize,
 ) -> Result<Head<'a>, Problem> {
     let fields_begin = later_minor_line(error, bytes).ok_or_else(|| reject(error, bytes))?;
     let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
     match httparse::parse_headers(&bytes[fields_begin..], &mut fields) {
-        Ok(httparse::Status::Complete((length, fields))) if fields_begin + length == bytes.len() => {
-            read(line, false, fields)
+        Ok(httparse::Status::Complete((used, fields))) if fields_begin + used == bytes.len() => {
+            read(line, false, fields, length)
         }
         Ok(_) => Err(Problem::MalformedField),
         Err(error) => Err(reject(error, bytes)),
@@ -159,11 +159,15 @@ fn later_minor_line(error: httparse::Error, bytes: &[u8]) -> Option<usize> {
     (error == httparse::Error::Version && is_later && is_whole).then_some(line.len() + 2)
 }
 
-/// Returns a head without its length. `line` has the method and the target.
+/// Returns a head of `length` bytes. `line` has the method and the target.
 // Inlined, because it is on the path of every request, and returns a large struct.
 #[inline(always)]
-fn read<'a>(line: (&'a str, &'a str), is_http10: bool, fields: &[httparse::Header<'a>]) -> Result<Head<'a>, Problem> {
-    let (method, target) = line;
+fn read<'a>(
+    (method, target): (&'a str, &'a str),
+    is_http10: bool,
+    fields: &[httparse::Header<'a>],
+    length: usize,
+) -> Result<Head<'a>, Problem> {
     let method = match method {
         "GET" => Method::Get,
         "HEAD" => Method::Head,
@@ -204,7 +208,7 @@ fn read<'a>(line: (&'a str, &'a str), is_http10: bool, fields: &[httparse::Heade
         is_preflight: seen.is_preflight,
         request_id: seen.request_id,
         traceparent: seen.traceparent,
-        bytes: 0,
+        bytes: length,
     })
 }
 
