@@ -381,7 +381,9 @@ impl<'a> Fields<'a> {
                 self.accepts_json |= value.split(|&byte| byte == b',').any(accepts_json);
             }
             6 if name.eq_ignore_ascii_case("expect") => {
-                if !value.eq_ignore_ascii_case(b"100-continue") {
+                // RFC 9110 §10.1.1: 417 tells the client to repeat the request without the field. An empty or doubled
+                // expectation gets it too, because a proxy may have read another expectation than this server.
+                if self.expects_continue || !value.eq_ignore_ascii_case(b"100-continue") {
                     return Err(Problem::UnknownExpectation);
                 }
                 self.expects_continue = true;
