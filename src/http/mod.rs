@@ -13,7 +13,6 @@ pub mod bodies;
 pub mod body;
 pub mod connection;
 pub mod head;
-
 pub mod openapi;
 pub mod operation;
 pub mod origin;
