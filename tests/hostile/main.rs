@@ -3,7 +3,9 @@
 mod cases;
 mod conversation;
 mod fuzzed;
+mod pipelining;
 mod second_parser;
+mod single_shard;
 mod slow_subscriber;
 #[path = "../fuzz/targets.rs"]
 mod targets;
