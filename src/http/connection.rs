@@ -19,7 +19,7 @@ const HEAD_MS: u64 = 10_000;
 const BODY_MS: u64 = 30_000;
 /// Time limit for a decision, from the request.
 const DECISION_MS: u64 = 10_000;
-/// A client that does not read its answers is disconnected after this time.
+/// A client that does not read its answers is disconnected after this time, from the last byte that it has taken.
 const WRITE_MS: u64 = 30_000;
 /// No time limit: longer than the life of any process.
 const NO_LIMIT_MS: u64 = u64::MAX / 2;
@@ -272,9 +272,17 @@ impl Connection {
         }
     }
 
-    /// Clears the deadline of the request that has just been parsed, so that the next request gets its own.
+    /// Clears the deadline of the request that has just been parsed, so that the next request gets its own. The deadline
+    /// for writing stays: a client that sends requests without reading answers does not extend it.
     pub fn clear_request_deadline(&mut self) {
-        self.awaits = WaitingFor::Request;
+        if self.awaits != WaitingFor::Write {
+            self.awaits = WaitingFor::Request;
+        }
+    }
+
+    /// Sets the deadline for writing the rest of the output again, because the client has taken a part of it.
+    pub fn renew_write_deadline(&mut self, now_ms: u64) {
+        (self.awaits, self.deadline_ms) = (WaitingFor::Write, now_ms + WRITE_MS);
     }
 
     /// Returns the event whose deadline has passed, if any.

@@ -2,7 +2,8 @@
 //! proxy and the server allows request smuggling.
 //!
 //! In addition to the rules of httparse: no bare line feeds, at most one of `Content-Length` and `Transfer-Encoding`,
-//! exactly one `Host` in HTTP/1.1, and one spelling of each number.
+//! exactly one `Host` in HTTP/1.1 with a valid value, and one spelling of each number and expectation. Unlike httparse,
+//! later minor versions are accepted.
 
 use crate::http::authority::is_authority;
 use crate::http::problem::Problem;

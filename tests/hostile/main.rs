@@ -9,6 +9,7 @@ mod single_shard;
 mod slow_subscriber;
 #[path = "../fuzz/targets.rs"]
 mod targets;
+mod unread_answers;
 
 use cases::{COVETED, Case, Then, cases};
 use conversation::{Answer, Conversation, Request};
