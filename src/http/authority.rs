@@ -6,7 +6,7 @@
 
 use std::net::Ipv6Addr;
 
-/// Whether a byte is part of a name as it is: unreserved characters and sub-delimiters of RFC 3986 §2, without the comma.
+/// Whether a byte is part of a name as it is: unreserved characters and sub-delimiters of RFC 3986 §2, but no comma.
 const IN_NAME: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = 0;

@@ -23,8 +23,8 @@ pub enum Body {
 
 /// State of a body in the chunked transfer coding (RFC 9112 §7.1).
 ///
-/// The process after an upgrade in place can be version 0.1, which knows neither the fields with a default nor the parts
-/// of an extension. It refuses trailers.
+/// The process after an upgrade in place can be version 0.1, which knows neither the fields with a default nor the
+/// parts of an extension. It refuses trailers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chunks {
     /// Position in the coding.

@@ -272,8 +272,8 @@ impl Connection {
         }
     }
 
-    /// Clears the deadline of the request that has just been parsed, so that the next request gets its own. The deadline
-    /// for writing stays: a client that sends requests without reading answers does not extend it.
+    /// Clears the deadline of the request that has just been parsed, so that the next request gets its own. The
+    /// deadline for writing stays: a client that sends requests without reading answers does not extend it.
     pub fn clear_request_deadline(&mut self) {
         if self.awaits != WaitingFor::Write {
             self.awaits = WaitingFor::Request;

@@ -10,7 +10,7 @@ use crate::http::problem::Problem;
 use std::mem::MaybeUninit;
 
 /// Maximum length of a request line with its line end, in bytes. RFC 9112 §3 recommends at least 8,000.
-pub const LINE_BYTES_MAX: usize = 8 * 1024;
+const REQUEST_LINE_BYTES_MAX: usize = 8 * 1024;
 /// Maximum length of a request head, in bytes: the request line, the header fields, and an empty line before them.
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// Maximum number of header fields of a request.
@@ -110,7 +110,7 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Problem> {
     let bytes = &bytes[skipped..bytes.len().min(HEAD_BYTES_MAX)];
     let end = match find_end(bytes) {
         // A longer head can have a request line that is too long.
-        Ok(Some(end)) if end <= LINE_BYTES_MAX || check_beginning(bytes).is_ok() => end,
+        Ok(Some(end)) if end <= REQUEST_LINE_BYTES_MAX || check_beginning(bytes).is_ok() => end,
         unfinished => {
             check_beginning(bytes)?;
             unfinished?;
@@ -130,8 +130,8 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Problem> {
     }
 }
 
-/// Returns the head, of `length` bytes, of an HTTP/1.2 to HTTP/1.9 request, which httparse refuses with `error` after it
-/// has parsed the method and the target. RFC 9110 §2.5: a later minor version is read as the latest one that is known.
+/// Returns the head, of `length` bytes, of an HTTP/1.2 to HTTP/1.9 request, which httparse refuses with `error` after
+/// it has parsed the method and the target. RFC 9110 §2.5: a later minor version is read as the latest known one.
 #[cold]
 fn read_later_minor<'a>(
     error: httparse::Error,
@@ -233,7 +233,7 @@ fn find_end(bytes: &[u8]) -> Result<Option<usize>, Problem> {
 /// Checks the beginning of an incomplete or long head: the first line if it is complete, otherwise its first byte and
 /// its length. A client with another protocol may never send an empty line, so it is refused at once.
 fn check_beginning(bytes: &[u8]) -> Result<(), Problem> {
-    let line = &bytes[..bytes.len().min(LINE_BYTES_MAX)];
+    let line = &bytes[..bytes.len().min(REQUEST_LINE_BYTES_MAX)];
     let feed = memchr::memchr(b'\n', line);
     let beginning = feed.map_or(line.len().min(1), |feed| feed + 1);
     if let Err(error) = httparse::Request::new(&mut []).parse(&line[..beginning])
@@ -242,8 +242,10 @@ fn check_beginning(bytes: &[u8]) -> Result<(), Problem> {
         return Err(reject(error, line));
     }
     match feed {
-        None if line.len() == LINE_BYTES_MAX && memchr::memchr(b' ', line).is_none() => Err(Problem::UnknownMethod),
-        None if line.len() == LINE_BYTES_MAX => Err(Problem::TargetTooLong),
+        None if line.len() == REQUEST_LINE_BYTES_MAX && memchr::memchr(b' ', line).is_none() => {
+            Err(Problem::UnknownMethod)
+        }
+        None if line.len() == REQUEST_LINE_BYTES_MAX => Err(Problem::TargetTooLong),
         _ => Ok(()),
     }
 }

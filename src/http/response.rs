@@ -217,8 +217,8 @@ impl Responder {
         self.with_body(Answer::Ok, "image/svg+xml", &caching, Some(svg.as_bytes()), style, out)
     }
 
-    /// Writes a response with a body, or the head of one whose body is not made. `caching` is the part of the head between
-    /// the content type and the length.
+    /// Writes a response with a body, or the head of one whose body is not made. `caching` is the part of the head
+    /// between the content type and the length.
     fn with_body(
         &self,
         answer: Answer,

@@ -257,8 +257,8 @@ fn meet_in_peace(api: &Api, server: &Server) {
     listen(api, server);
 }
 
-/// Requests an unknown path, an unknown method, and a method that no path allows on every path. Checks `Allow`, and that
-/// HEAD has the headers of GET.
+/// Requests an unknown path, an unknown method, and a method that no path allows on every path. Checks `Allow`, and
+/// that HEAD has the headers of GET.
 fn ask_for_what_is_not_there(api: &Api, client: &mut Client, address: SocketAddr) {
     api.meets(OTHERWISE, &client.request("GET /nothing"));
     api.meets(OTHERWISE, &connect(address).request("BREW /livez"));
