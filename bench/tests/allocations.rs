@@ -25,7 +25,8 @@ use stampede::sale::code::CodeGenerator;
 use stampede::sale::effects::Effects;
 use stampede::sale::ids::ShardId;
 use stampede::sale::partition::Partition;
-use stampede::sale::shard::{Rules, Shard};
+use stampede::sale::rules::Rules;
+use stampede::sale::shard::Shard;
 use stampede::server::sockets::Server;
 use stampede::system::clock::Clock;
 use stampede::system::doorbell::Doorbell;
@@ -178,7 +179,7 @@ fn serve(listener: OwnedFd, logs: &Path, status: Arc<Status>, doorbells: &Arc<[D
         let always_ready = PollableFd::new(always_ready).expect("a descriptor");
         let orders = crossbeam_channel::never();
         let outside = ShardIo { id, server, mesh, clock: clock.clone(), status, notices, orders, always_ready };
-        let (mut inventories, _) = Replay::new(partition, clock.now()).finish(&rules).expect("a new sale");
+        let (mut inventories, _) = Replay::new(partition, rules, 0, clock.now()).finish().expect("a new sale");
         let item_states = Arc::new(ItemStates::new(partition, rules.items, &inventories));
         let inventory = inventories.pop().expect("one was requested");
         let log = |log| {

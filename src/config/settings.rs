@@ -12,7 +12,8 @@ use crate::config::database_url::DatabaseUrl;
 use crate::config::flags::SETTINGS;
 use crate::sale::code::ITEMS_MAX;
 use crate::sale::deferred::Watermark;
-use crate::sale::shard::Rules;
+use crate::sale::parts::ENDED_MAX;
+use crate::sale::rules::Rules;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -24,6 +25,10 @@ use thiserror::Error;
 
 /// Maximum number of shards.
 pub const SHARDS_MAX: u16 = 256;
+/// Maximum of the duration of a hold together with its extension.
+pub const HOLD_MAX: Duration = Duration::from_secs(2 * 86400);
+/// Default of `--receipts`, unless four sale periods are shorter.
+const RECEIPTS: Duration = Duration::from_secs(3600);
 /// Maximum of the drain delay and of the drain timeout.
 const DRAIN_MAX: Duration = Duration::from_secs(3600);
 
@@ -209,6 +214,13 @@ impl Sources<'_> {
         Ok(database)
     }
 
+    /// Returns the time for which ended sales are remembered.
+    fn receipts(&self, period: Duration) -> Result<Duration, BadSetting> {
+        let most = period * u32::from(ENDED_MAX);
+        let given = self.get("receipts").map(|raw| raw.duration(Duration::ZERO..=most, "milliseconds"));
+        given.unwrap_or_else(|| Ok(RECEIPTS.min(period * 4)))
+    }
+
     /// Returns the origins of `--cors-origin`. A browser compares them letter by letter, so each must have the form that
     /// browsers send.
     fn origins(&self) -> Result<Vec<String>, BadSetting> {
@@ -251,8 +263,8 @@ impl Config {
         if period_s.subsec_nanos() != 0 {
             return Err(period.bad("a duration in whole seconds, like 30s or 1h"));
         }
-        let ttl =
-            get("reservation-ttl").duration(Duration::from_millis(1)..=Duration::from_secs(86400), "milliseconds")?;
+        let ttl = get("reservation-ttl").duration(Duration::from_millis(1)..=HOLD_MAX / 2, "milliseconds")?;
+        let extension = get("extension").duration(Duration::ZERO..=HOLD_MAX / 2, "milliseconds")?;
         let (database, ack) = (sources.database()?, get("ack"));
         let purchase_ack = match ack.text.as_str() {
             "local" => Watermark::Flushed,
@@ -270,8 +282,17 @@ impl Config {
             items: get("items").number(1..=ITEMS_MAX.into())? as u32,
             user_limit: get("user-limit").number(1..=ITEMS_MAX.into())? as u32,
             ttl_ms: ttl.as_millis() as u32,
+            extension_ms: extension.as_millis() as u32,
+            receipts_ms: sources.receipts(period_s)?.as_millis() as u64,
             purchase_ack,
         };
+        let holds = period_s * u32::from(ENDED_MAX);
+        if ttl + extension > holds {
+            let holds = humantime::format_duration(holds);
+            let expected =
+                format!("a time that ends within {ENDED_MAX} sale periods, with --extension at most {holds}");
+            return Err(get("reservation-ttl").bad(&expected));
+        }
         let steering = get("steering");
         let steers_by_cpu = match steering.text.as_str() {
             "hash" => false,
@@ -339,6 +360,8 @@ impl fmt::Display for Config {
         writeln!(f, "user-limit = {}", rules.user_limit)?;
         writeln!(f, "sale-period = {}", in_one_unit(u64::from(rules.period_s) * 1000))?;
         writeln!(f, "reservation-ttl = {}", in_one_unit(rules.ttl_ms.into()))?;
+        writeln!(f, "extension = {}", in_one_unit(rules.extension_ms.into()))?;
+        writeln!(f, "receipts = {}", in_one_unit(rules.receipts_ms))?;
         writeln!(f, "log-budget = {log_budget}")?;
         writeln!(f, "database = {}", database.as_ref().map_or("none".into(), DatabaseUrl::place))?;
         writeln!(f, "ack = {}", if rules.purchase_ack == Watermark::Flushed { "local" } else { "postgres" })?;
@@ -378,9 +401,11 @@ mod tests {
     fn nothing_set_gives_the_defaults() {
         let config = config(&[], &[], &[]).unwrap();
         assert_eq!(config.listen, "0.0.0.0:8080".parse().unwrap());
+        let (period_s, items, user_limit, ttl_ms, purchase_ack) = (3600, 10_000, 10, 30_000, Watermark::Flushed);
+        let (extension_ms, receipts_ms) = (0, 3_600_000);
         assert_eq!(
             config.rules,
-            Rules { period_s: 3600, items: 10_000, user_limit: 10, ttl_ms: 30_000, purchase_ack: Watermark::Flushed }
+            Rules { period_s, items, user_limit, ttl_ms, extension_ms, receipts_ms, purchase_ack }
         );
         assert_eq!((config.data_dir, config.log_budget), ("./data".into(), 1 << 30));
         assert_eq!((config.shards, config.max_connections, config.log_format), (None, None, None));

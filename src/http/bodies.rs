@@ -1,7 +1,7 @@
 //! JSON bodies of answers. serde writes them, and the OpenAPI document describes them with these comments.
 
 use crate::sale::item_name::{ItemImage, ItemName};
-use crate::sale::stock::Availability;
+use crate::sale::item_state::Availability;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -58,6 +58,28 @@ pub struct Sale {
     pub available: u32,
     /// Quota: items that one user may hold and have bought together in this sale.
     pub user_limit: u32,
+}
+
+/// Phase of a sale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SalePhase {
+    /// Items can be reserved.
+    Open,
+    /// The sale has ended. Reserved items can be bought until their reservations end.
+    Closing,
+    /// The sale has ended, and nothing is reserved any more.
+    Closed,
+}
+
+/// A sale with its phase.
+#[derive(Serialize, JsonSchema)]
+pub struct OneSale {
+    /// Phase of the sale.
+    pub phase: SalePhase,
+    /// Fields of the sale.
+    #[serde(flatten)]
+    pub sale: Sale,
 }
 
 /// Data of a `stock` event: the counts of a sale.

@@ -4,6 +4,7 @@
 //! upgrade in place hands to the next process is [`ConnectionSnapshot`].
 
 use crate::http::body::Body;
+use crate::http::byte_text;
 use crate::http::head::{Head, parse_head};
 use crate::http::operation::Operation;
 use crate::http::problem::Problem;
@@ -83,12 +84,15 @@ pub struct ConnectionSnapshot {
     /// Activity of the connection.
     pub state: ConnectionState,
     /// Head of the request whose body is being skipped.
+    #[serde(with = "byte_text")]
     pub head: Vec<u8>,
     /// Body that is being skipped.
     pub body: Option<Body>,
     /// Bytes received and not parsed yet.
+    #[serde(with = "byte_text")]
     pub input: Vec<u8>,
     /// Bytes to be written.
+    #[serde(with = "byte_text")]
     pub output: Vec<u8>,
     /// Whether the connection is an event stream. Its `state` is then `Closing`, so that a version without event
     /// streams closes the connection in an orderly way, and the client reconnects.
@@ -363,7 +367,7 @@ mod tests {
         let listening = Connection { state: ConnectionState::Listening, ..Connection::new(0) }.midway().unwrap();
         assert_eq!(serde_json::to_value(&listening).unwrap()["state"], "Closing");
         assert_eq!(Connection::resume(listening, 7).state, ConnectionState::Listening);
-        let earlier = r#"{"state":"Reading","head":[],"body":null,"input":[80],"output":[]}"#;
+        let earlier = r#"{"state":"Reading","head":"","body":null,"input":"P","output":""}"#;
         assert_eq!(Connection::resume(serde_json::from_str(earlier).unwrap(), 7).state, ConnectionState::Reading);
     }
 

@@ -8,7 +8,7 @@ use crate::http::problem::Problem;
 use crate::http::response::{Responder, Style};
 use crate::sale::code::Code;
 use crate::sale::command::{Command, Outcome};
-use crate::sale::ids::{ItemId, UserId};
+use crate::sale::ids::{ItemId, SaleId, UserId};
 use crate::sale::item_name::{ItemImage, ItemName};
 use uuid::Uuid;
 
@@ -32,6 +32,8 @@ pub enum Route {
 pub enum Page {
     /// The current sale and its counts.
     Sale,
+    /// A sale that is still known, and its counts.
+    OneSale(SaleId),
     /// Items of the sale.
     Items(ItemPage),
     /// A sign that the process answers.
@@ -102,6 +104,8 @@ fn select(head: &Head<'_>, query: &str) -> (Operation, Route) {
         ("/checkout", Method::Post) => (Operation::Checkout, checkout(head, query).unwrap_or_else(Route::Refused)),
         ("/checkout", Method::Delete) => (Operation::Cancel, cancel(query).unwrap_or_else(Route::Refused)),
         ("/checkout", _) => refused(Problem::OnlyPostOrDelete),
+        ("/checkout/extend", Method::Post) => (Operation::Extend, extend(query).unwrap_or_else(Route::Refused)),
+        ("/checkout/extend", _) => refused(Problem::OnlyPost),
         ("/purchase", Method::Post) => (Operation::Purchase, purchase(head, query).unwrap_or_else(Route::Refused)),
         ("/purchase", _) => refused(Problem::OnlyPost),
         ("/sale", _) => page(Operation::Sale, Page::Sale),
@@ -113,20 +117,21 @@ fn select(head: &Head<'_>, query: &str) -> (Operation, Route) {
         ("/openapi.json", _) => page(Operation::Api, Page::Api),
         ("/items", Method::Get | Method::Head) => (Operation::Items, items(query).unwrap_or_else(Route::Refused)),
         ("/items", _) => refused(Problem::OnlyGet),
-        (path, _) => match item(path) {
-            Some((item, None)) => page(Operation::Item, Page::Items(ItemPage::Item(item))),
-            Some((item, Some("image.svg"))) => page(Operation::Image, Page::Items(ItemPage::Image(item))),
+        (path, _) => match (numbered(path, "/items/"), numbered(path, "/sales/")) {
+            (Some((item, None)), _) => page(Operation::Item, Page::Items(ItemPage::Item(ItemId(item)))),
+            (Some((item, Some("image.svg"))), _) => page(Operation::Image, Page::Items(ItemPage::Image(ItemId(item)))),
+            (_, Some((sale, None))) => page(Operation::OneSale, Page::OneSale(SaleId(sale))),
             _ => refused(Problem::NotFound),
         },
     }
 }
 
-/// Returns the item that a path names, and the part of the path after the item.
-fn item(path: &str) -> Option<(ItemId, Option<&str>)> {
-    let path = path.strip_prefix("/items/")?;
-    let (item, what) = path.split_once('/').map_or((path, None), |(item, what)| (item, Some(what)));
-    let item = number(item.as_bytes()).and_then(|id| u32::try_from(id).ok())?;
-    Some((ItemId(item), what))
+/// Returns the number after `prefix` in a path, and the part of the path after the number.
+fn numbered<'a>(path: &'a str, prefix: &str) -> Option<(u32, Option<&'a str>)> {
+    let path = path.strip_prefix(prefix)?;
+    let (id, what) = path.split_once('/').map_or((path, None), |(id, what)| (id, Some(what)));
+    let id = number(id.as_bytes()).and_then(|id| u32::try_from(id).ok())?;
+    Some((id, what))
 }
 
 fn items(query: &str) -> Result<Route, Problem> {
@@ -193,6 +198,10 @@ fn cancel(query: &str) -> Result<Route, Problem> {
     Ok(Route::Command(Command::Cancel { code: code(query)? }, true))
 }
 
+fn extend(query: &str) -> Result<Route, Problem> {
+    Ok(Route::Command(Command::Extend { code: code(query)? }, true))
+}
+
 fn code(query: &str) -> Result<Code, Problem> {
     let mut values = parameters(query).filter(|(name, _)| *name == b"code").map(|(_, value)| value);
     match (values.next(), values.next()) {
@@ -235,7 +244,8 @@ fn number(text: &[u8]) -> Option<u64> {
 /// Writes the response to a command.
 pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &mut Vec<u8>) -> Answer {
     let problem = match outcome {
-        Outcome::Reserved { code, sale, item, expires_unix_ms } => {
+        Outcome::Reserved { code, sale, item, expires_unix_ms }
+        | Outcome::Extended { code, sale, item, expires_unix_ms } => {
             let mut buffer = [0; Code::TEXT_BYTES];
             let code = code.write(&mut buffer);
             if !style.json {
@@ -265,6 +275,7 @@ pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &
         Outcome::CodeExpired => Problem::CodeExpired,
         Outcome::CodeUsed => Problem::CodeUsed,
         Outcome::SaleEnded => Problem::SaleEnded,
+        Outcome::NotExtendable => Problem::NotExtendable,
         Outcome::LogFull => Problem::LogFull,
     };
     responder.problem(problem, style, out)
@@ -303,7 +314,10 @@ mod tests {
         let purchase = Command::Purchase { code, key: Uuid::nil() };
         assert_eq!(way(&format!("POST /purchase?code={text}")), Route::Command(purchase, true));
         assert_eq!(way(&format!("DELETE /checkout?code={text}")), Route::Command(Command::Cancel { code }, true));
+        let extend = Route::Command(Command::Extend { code }, true);
+        assert_eq!(way(&format!("POST /checkout/extend?code={text}")), extend);
         assert_eq!(way("HEAD /sale"), Route::Page(Page::Sale));
+        assert_eq!(way("GET /sales/498692"), Route::Page(Page::OneSale(SaleId(498_692))));
     }
 
     #[test]
@@ -385,6 +399,11 @@ mod tests {
         assert_eq!(way("GET /checkout/"), Route::Refused(Problem::NotFound));
         assert_eq!(way("GET /checkout"), Route::Refused(Problem::OnlyPostOrDelete));
         assert_eq!(way("DELETE /purchase"), Route::Refused(Problem::OnlyPost));
+        assert_eq!(way("GET /checkout/extend"), Route::Refused(Problem::OnlyPost));
+        for path in ["/sales/", "/sales/x", "/sales/07", "/sales/4294967296", "/sales/1/", "/sales"] {
+            assert_eq!(way(&format!("GET {path}")), Route::Refused(Problem::NotFound), "{path}");
+        }
+        assert_eq!(way("POST /sales/1"), Route::Refused(Problem::OnlyGet));
         assert_eq!(way("POST /sale"), Route::Refused(Problem::OnlyGet));
         assert_eq!(way("PATCH /readyz"), Route::Refused(Problem::OnlyGet));
     }

@@ -9,6 +9,7 @@ use crate::http::route::ItemPage;
 use crate::operate::item_states::ItemStates;
 use crate::sale::ids::{ItemId, SaleId, Terms};
 use crate::sale::item_name::{ItemImage, ItemName};
+use crate::sale::parts::Parts;
 use crate::server::art::ItemArt;
 use std::sync::LazyLock;
 
@@ -22,11 +23,11 @@ pub static DRAWINGS_CHECKSUM: LazyLock<u32> = LazyLock::new(|| {
     (0..DRAWINGS).fold(0, |checksum, item| crc32c::crc32c_append(checksum, image(item).as_bytes()))
 });
 
-/// The sale of the shard that writes a page.
-#[derive(Clone, Copy, Debug)]
+/// The sales of the shard that writes a page.
+#[derive(Clone, Copy)]
 pub struct OnSale<'a> {
-    /// Terms of the sale.
-    pub terms: Terms,
+    /// The sales that the shard knows.
+    pub parts: &'a Parts,
     /// Length of the sale, in seconds.
     pub period_s: u32,
     /// Published states of the items.
@@ -36,13 +37,19 @@ pub struct OnSale<'a> {
 }
 
 impl OnSale<'_> {
+    /// Returns the terms of the open sale.
+    pub fn terms(&self) -> Terms {
+        self.parts.open().terms
+    }
+
     fn item(&self, item: ItemId) -> Item {
-        let state = self.item_states.read(self.terms.sale, item);
-        Item { item_id: item.0, name: ItemName(self.terms.sale, item), image: ItemImage(item), state }
+        let sale = self.terms().sale;
+        let state = self.item_states.read(sale, item);
+        Item { item_id: item.0, name: ItemName(sale, item), image: ItemImage(item), state }
     }
 
     fn seconds_left(&self) -> u64 {
-        let ends_s = (u64::from(self.terms.sale.0) + 1) * u64::from(self.period_s);
+        let ends_s = (u64::from(self.terms().sale.0) + 1) * u64::from(self.period_s);
         ends_s.saturating_sub(self.unix_ms / 1000)
     }
 }
@@ -56,7 +63,7 @@ pub fn write(
     responder: &mut Responder,
     out: &mut Vec<u8>,
 ) -> Answer {
-    let Terms { sale, items: items_total, .. } = on_sale.terms;
+    let Terms { sale, items: items_total, .. } = on_sale.terms();
     match page {
         ItemPage::List { offset, limit } => {
             let items = || {

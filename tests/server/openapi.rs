@@ -149,7 +149,7 @@ fn lines() -> impl Iterator<Item = (Operation, String)> {
     known.map(|operation| {
         let query = match operation {
             Operation::Checkout => "?user_id=9&item_id=9",
-            Operation::Purchase | Operation::Cancel => "?code=5217a1a2-e116-86c4-ae9f-b285fb710516",
+            Operation::Purchase | Operation::Cancel | Operation::Extend => "?code=00002a9c-04e1-86c4-ae9f-b285fb710516",
             _ => "",
         };
         (operation, format!("{}{query}", name(operation).replace("{id}", "1")))
