@@ -22,9 +22,6 @@ pub enum Body {
 }
 
 /// State of a body in the chunked transfer coding (RFC 9112 §7.1).
-///
-/// The process after an upgrade in place can be version 0.1, which knows neither the fields with a default nor the
-/// parts of an extension. It refuses trailers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chunks {
     /// Position in the coding.
@@ -34,10 +31,8 @@ pub struct Chunks {
     /// Bytes of the current chunk-size line, or of the trailers, that have been read.
     pub line: u32,
     /// Bytes of chunk extensions that have been read.
-    #[serde(default)]
     pub extensions: u32,
     /// Position in the current trailer.
-    #[serde(default)]
     pub trailer: TrailerPart,
 }
 
@@ -56,7 +51,6 @@ pub enum ChunkPart {
         /// Chunk size in bytes.
         size: u64,
         /// Position in the extension.
-        #[serde(default)]
         part: ExtensionPart,
     },
     /// Before the line feed after the size.
@@ -88,14 +82,13 @@ impl Default for ChunkPart {
 }
 
 /// Position in a chunk extension (RFC 9112 §7.1.1).
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExtensionPart {
     /// After white space, before a semicolon.
     Gap,
     /// After a semicolon, before a name.
     Begin,
-    /// In a name. Also the state that version 0.1 hands over, because it can be followed by most bytes.
-    #[default]
+    /// In a name.
     Name,
     /// After white space behind a name.
     NameEnd,
@@ -324,17 +317,5 @@ mod tests {
         assert!(Body::new(Framing::Length(BODY_BYTES_MAX)).is_ok());
         let chunk = format!("8000\r\n{}\r\n", "x".repeat(0x8000));
         assert_eq!(skip(chunk.repeat(3).as_bytes(), 1000), Err(Problem::BodyTooLarge));
-    }
-    /// Version 0.1 hands over fewer fields, and ignores the others.
-    #[test]
-    fn version_0_1_understands_the_state_and_is_understood() {
-        let old: Body =
-            serde_json::from_str(r#"{"Chunked":{"state":{"Extension":{"size":3}},"total":1,"line":4}}"#).unwrap();
-        let state = ChunkPart::Extension { size: 3, part: ExtensionPart::Name };
-        assert_eq!(old, Body::Chunked(Chunks { state, total: 1, line: 4, ..Chunks::default() }));
-        let mut body = Body::new(Framing::Chunked).unwrap();
-        body.skip(b"0\r\nA: b").unwrap();
-        let text = serde_json::to_string(&body).unwrap();
-        assert!(text.starts_with(r#"{"Chunked":{"state":"LastLine","total":0,"line":4,"#), "{text}");
     }
 }

@@ -238,10 +238,9 @@ mod tests {
     #[test]
     fn the_largest_client_fits_and_what_is_unknown_is_ignored() {
         let (old, new) = UpgradeSocket::pair().unwrap();
-        // The largest state of a connection: both buffers full, and then the longest page. Such a connection keeps no
-        // head, because a head is kept only while its body arrives, and then there is no page in the output.
+        // The largest state of a connection: both buffers full, a head kept, and then the longest page.
         let output = [&b"~".repeat(16 << 10), crate::http::openapi::text().as_bytes()].concat();
-        let (head, input) = (Vec::new(), b"~".repeat(16 << 10));
+        let (head, input) = (b"~".repeat(16 << 10), b"~".repeat(16 << 10));
         let bytes = output.len();
         let midway = ConnectionSnapshot { head, input, output, ..ConnectionSnapshot::default() };
         old.send(&FromOld::Clients { shard: 0, midway: vec![Some(midway)] }, &[]).unwrap();
