@@ -64,6 +64,9 @@ pub const SETTINGS: &[Setting] = &[
     Setting { flag: "max-connections", variables: &["MAX_CONNECTIONS"], value: "NUMBER",
         default: "(16384, or fewer if the descriptor limit is lower)",
         help: "Number of client connections at once. Further connections are answered 503 and closed" },
+    Setting { flag: "idle-timeout", variables: &["IDLE_TIMEOUT"], value: "DURATION", default: "75s",
+        help: "Time after which a connection without a request is closed. Answers state it in the header Keep-Alive. A \
+            proxy in front must close its idle connections earlier" },
     Setting { flag: "steering", variables: &["STEERING"], value: "hash|cpu", default: "hash",
         help: "Which shard gets a new connection. hash: any shard, by address and port. cpu: the shard on the CPU \
             where the connection arrived, for network cards that distribute connections over the CPUs" },

@@ -31,6 +31,9 @@ pub const HOLD_MAX: Duration = Duration::from_secs(2 * 86400);
 const RECEIPTS: Duration = Duration::from_secs(3600);
 /// Maximum of the drain delay and of the drain timeout.
 const DRAIN_MAX: Duration = Duration::from_secs(3600);
+/// Minimum and maximum of the idle timeout. Connections are checked about once a second, and answers state the timeout
+/// in whole seconds.
+const IDLE_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 
 /// Format of log lines.
 #[derive(Clone, Copy, Debug, Display, EnumString, PartialEq, Eq)]
@@ -75,6 +78,8 @@ pub struct Config {
     pub recover_from: RecoverFrom,
     /// Maximum number of client connections. `None`: derived from the descriptor limit.
     pub max_connections: Option<u32>,
+    /// Time after which a connection without a request is closed.
+    pub idle_timeout: Duration,
     /// Whether the shard on the CPU where a connection arrives gets it.
     pub steers_by_cpu: bool,
     /// Origins of web pages that may use the API, such as `https://shop.example`, or `*` for every origin.
@@ -312,6 +317,7 @@ impl Config {
             database,
             recover_from,
             max_connections: max_connections.transpose()?.map(|connections| connections as u32),
+            idle_timeout: get("idle-timeout").duration(IDLE_TIMEOUTS, "milliseconds")?,
             steers_by_cpu,
             cors_origins: sources.origins()?,
             drain_delay: get("drain-delay").duration(Duration::ZERO..=DRAIN_MAX, "milliseconds")?,
@@ -344,6 +350,7 @@ impl fmt::Display for Config {
             database,
             recover_from,
             max_connections,
+            idle_timeout,
             steers_by_cpu,
             cors_origins,
             drain_delay,
@@ -367,6 +374,7 @@ impl fmt::Display for Config {
         writeln!(f, "ack = {}", if rules.purchase_ack == Watermark::Flushed { "local" } else { "postgres" })?;
         writeln!(f, "recover-from = {recover_from}")?;
         writeln!(f, "max-connections = {}", open(max_connections.map(|connections| connections.to_string())))?;
+        writeln!(f, "idle-timeout = {}", in_one_unit(idle_timeout.as_millis() as u64))?;
         writeln!(f, "steering = {}", if *steers_by_cpu { "cpu" } else { "hash" })?;
         let origins = if cors_origins.is_empty() { "none".into() } else { cors_origins.join(",") };
         writeln!(f, "cors-origin = {origins}")?;
@@ -453,6 +461,9 @@ mod tests {
             ("recover-from", "luck", ["--recover-from", "\"luck\"", "auto, log or postgres"]),
             ("log-format", "xml", ["--log-format", "\"xml\"", "text or json"]),
             ("max-connections", "0", ["--max-connections", "\"0\"", "from 1"]),
+            ("idle-timeout", "75", ["--idle-timeout", "\"75\"", "from 1s to 1h"]),
+            ("idle-timeout", "999ms", ["--idle-timeout", "\"999ms\"", "from 1s to 1h"]),
+            ("idle-timeout", "2h", ["--idle-timeout", "\"2h\"", "from 1s to 1h"]),
             ("steering", "left", ["--steering", "\"left\"", "hash or cpu"]),
             ("drain-delay", "2h", ["--drain-delay", "\"2h\"", "to 1h"]),
             ("drain-timeout", "soon", ["--drain-timeout", "\"soon\"", "like 30s"]),

@@ -59,8 +59,6 @@ pub struct Head<'a> {
     pub query: &'a str,
     /// Whether the target has percent encoding.
     pub is_encoded: bool,
-    /// Whether the version is HTTP/1.0, which has no chunked coding and closes connections by default.
-    pub is_http10: bool,
     /// Whether the client wants to keep the connection open after this request.
     pub keep_alive: bool,
     /// Whether the client waits for `100 Continue` before it sends the body.
@@ -196,7 +194,6 @@ fn read<'a>(
         path,
         query,
         is_encoded: target.bytes().fold(false, |found, byte| found | (byte == b'%')),
-        is_http10,
         keep_alive: !seen.close && (!is_http10 || seen.keep_alive),
         expects_continue: seen.expects_continue && !is_http10,
         framing: if seen.chunked { Framing::Chunked } else { Framing::Length(seen.length.unwrap_or(0)) },

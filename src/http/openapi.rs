@@ -150,8 +150,12 @@ fn response(answers: &[Answer], mut content: Value, is_early: bool) -> Value {
 
 fn header_names(answers: &[Answer], problems: &[Problem], content: &Value, is_early: bool) -> Vec<&'static str> {
     let mut names = vec!["Date"];
+    let is_stream = content.get("text/event-stream").is_some();
     if !is_early {
         names.push("X-Request-Id");
+    }
+    if !is_early && !is_stream {
+        names.push("Keep-Alive");
     }
     let says = |name: &str| problems.iter().any(|problem| problem.about().headers.starts_with(name));
     if answers.contains(&Answer::Unready) || says("retry-after") {
@@ -167,7 +171,7 @@ fn header_names(answers: &[Answer], problems: &[Problem], content: &Value, is_ea
     if content.get("image/svg+xml").is_some() || answers.contains(&Answer::Unchanged) {
         names.push("ETag");
     }
-    if content.get("text/event-stream").is_some() {
+    if is_stream {
         names.push("X-Accel-Buffering");
     }
     names
@@ -196,7 +200,7 @@ fn success_bodies(operation: Operation, answer: Answer, schemas: &mut SchemaGene
                 sale_id: SALE.0,
                 item_id: ITEM.0,
                 item_name: ItemName(SALE, ITEM),
-                item_image: ItemImage(ITEM),
+                item_image: bodies::ItemImageInSale(SALE, ITEM),
             };
             as_json(&receipt, schemas)
         }
@@ -296,6 +300,7 @@ mod tests {
         assert_eq!(schema("post", "/checkout", 1)["maximum"], ITEMS_MAX - 1);
         assert_eq!(schema("get", "/items/{id}", 0)["maximum"], ITEMS_MAX - 1);
         assert_eq!(schema("get", "/items", 0)["maximum"], u32::MAX);
+        assert_eq!(schema("get", "/items/{id}/image.svg", 1)["maximum"], u32::MAX);
         let limit = schema("get", "/items", 1);
         assert_eq!((&limit["maximum"], &limit["default"]), (&json!(PAGE_ITEMS_MAX), &json!(PAGE_ITEMS_DEFAULT)));
     }

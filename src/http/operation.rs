@@ -104,7 +104,8 @@ impl Operation {
             Operation::Extend => of_code(&[NotExtendable, LogFull]),
             Operation::Sale => vec![NotReady],
             Operation::Items => vec![InvalidOffset, InvalidLimit, NotReady],
-            Operation::OneSale | Operation::Item | Operation::Image => vec![NotFound, NotReady],
+            Operation::OneSale | Operation::Item => vec![NotFound, NotReady],
+            Operation::Image => vec![InvalidSale, NotFound, NotReady],
             Operation::Events => vec![NotReady, TooManyConnections],
             Operation::Live | Operation::Ready | Operation::Health | Operation::Api | Operation::Options => vec![],
             Operation::Unknown => vec![

@@ -24,6 +24,7 @@ pub enum Problem {
     InvalidKey,
     InvalidOffset,
     InvalidLimit,
+    InvalidSale,
     OriginNotAllowed,
     NotFound,
     OnlyGet,
@@ -104,6 +105,7 @@ impl Problem {
             Problem::InvalidKey => invalid("send Idempotency-Key at most once, and not empty"),
             Problem::InvalidOffset => invalid("give offset at most once, as a whole number from 0 to 4294967295"),
             Problem::InvalidLimit => invalid("give limit at most once, as a whole number from 1 to 200"),
+            Problem::InvalidSale => invalid("give sale at most once, as a whole number from 0 to 4294967295"),
             Problem::OriginNotAllowed => with("403 Forbidden", "origin-not-allowed",
                 "The origin of this web page is not allowed", "the operator lists allowed origins with --cors-origin", ""),
             // Not cacheable, because the next sale may have the item.

@@ -1,6 +1,6 @@
 //! Turns requests into commands, and outcomes into responses.
 
-use crate::http::bodies::{Receipt, Reservation};
+use crate::http::bodies::{ItemImageInSale, Receipt, Reservation};
 use crate::http::head::{Head, Method};
 use crate::http::operation::{Answer, Operation, PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX};
 use crate::http::origin::Origins;
@@ -9,7 +9,7 @@ use crate::http::response::{Responder, Style};
 use crate::sale::code::Code;
 use crate::sale::command::{Command, Outcome};
 use crate::sale::ids::{ItemId, SaleId, UserId};
-use crate::sale::item_name::{ItemImage, ItemName};
+use crate::sale::item_name::ItemName;
 use uuid::Uuid;
 
 /// Destination of a request.
@@ -59,7 +59,12 @@ pub enum ItemPage {
     /// One item with its state.
     Item(ItemId),
     /// The image of an item.
-    Image(ItemId),
+    Image {
+        /// The item.
+        item: ItemId,
+        /// The sale, or `None` for the current one.
+        sale: Option<SaleId>,
+    },
 }
 
 /// Returns the operation that a request selects, and its destination.
@@ -96,10 +101,11 @@ fn options(path: &str, (operation, route): (Operation, Route)) -> (Operation, Ro
 #[inline(always)]
 fn select(head: &Head<'_>, query: &str) -> (Operation, Route) {
     let refused = |problem| (Operation::Unknown, Route::Refused(problem));
-    let page = |operation, page| match head.method {
-        Method::Get | Method::Head => (operation, Route::Page(page)),
+    let get = |operation, route| match head.method {
+        Method::Get | Method::Head => (operation, route),
         _ => refused(Problem::OnlyGet),
     };
+    let page = |operation, page| get(operation, Route::Page(page));
     match (head.path, head.method) {
         ("/checkout", Method::Post) => (Operation::Checkout, checkout(head, query).unwrap_or_else(Route::Refused)),
         ("/checkout", Method::Delete) => (Operation::Cancel, cancel(query).unwrap_or_else(Route::Refused)),
@@ -109,17 +115,17 @@ fn select(head: &Head<'_>, query: &str) -> (Operation, Route) {
         ("/purchase", Method::Post) => (Operation::Purchase, purchase(head, query).unwrap_or_else(Route::Refused)),
         ("/purchase", _) => refused(Problem::OnlyPost),
         ("/sale", _) => page(Operation::Sale, Page::Sale),
-        ("/events", Method::Get | Method::Head) => (Operation::Events, Route::Events),
-        ("/events", _) => refused(Problem::OnlyGet),
+        ("/events", _) => get(Operation::Events, Route::Events),
         ("/livez", _) => page(Operation::Live, Page::Live),
         ("/readyz", _) => page(Operation::Ready, Page::Ready),
         ("/health", _) => page(Operation::Health, Page::Health),
         ("/openapi.json", _) => page(Operation::Api, Page::Api),
-        ("/items", Method::Get | Method::Head) => (Operation::Items, items(query).unwrap_or_else(Route::Refused)),
-        ("/items", _) => refused(Problem::OnlyGet),
+        ("/items", _) => get(Operation::Items, items(query).unwrap_or_else(Route::Refused)),
         (path, _) => match (numbered(path, "/items/"), numbered(path, "/sales/")) {
             (Some((item, None)), _) => page(Operation::Item, Page::Items(ItemPage::Item(ItemId(item)))),
-            (Some((item, Some("image.svg"))), _) => page(Operation::Image, Page::Items(ItemPage::Image(ItemId(item)))),
+            (Some((item, Some("image.svg"))), _) => {
+                get(Operation::Image, image(ItemId(item), query).unwrap_or_else(Route::Refused))
+            }
             (_, Some((sale, None))) => page(Operation::OneSale, Page::OneSale(SaleId(sale))),
             _ => refused(Problem::NotFound),
         },
@@ -151,6 +157,19 @@ fn items(query: &str) -> Result<Route, Problem> {
     }
     let (offset, limit) = (offset.unwrap_or(0), limit.unwrap_or(PAGE_ITEMS_DEFAULT));
     Ok(Route::Page(Page::Items(ItemPage::List { offset, limit })))
+}
+
+fn image(item: ItemId, query: &str) -> Result<Route, Problem> {
+    let mut values = parameters(query).filter(|(name, _)| *name == b"sale").map(|(_, value)| value);
+    let sale = match (values.next(), values.next()) {
+        (None, _) => None,
+        (Some(value), None) => {
+            let id = number(value).and_then(|id| u32::try_from(id).ok());
+            Some(SaleId(id.ok_or(Problem::InvalidSale)?))
+        }
+        _ => return Err(Problem::InvalidSale),
+    };
+    Ok(Route::Page(Page::Items(ItemPage::Image { item, sale })))
 }
 
 #[inline(always)]
@@ -262,7 +281,7 @@ pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &
                 sale_id: sale.0,
                 item_id: item.0,
                 item_name: ItemName(sale, item),
-                item_image: ItemImage(item),
+                item_image: ItemImageInSale(sale, item),
             };
             return responder.json(Answer::Ok, || receipt, style, out);
         }
@@ -374,7 +393,19 @@ mod tests {
         assert_eq!(way("GET /items"), list(0, 50));
         assert_eq!(way("HEAD /items?limit=200&x=y&offset=4294967295"), list(u32::MAX, 200));
         assert_eq!(way("GET /items/0"), Route::Page(Page::Items(ItemPage::Item(ItemId(0)))));
-        assert_eq!(way("GET /items/42/image.svg?x"), Route::Page(Page::Items(ItemPage::Image(ItemId(42)))));
+        let image = |sale| Route::Page(Page::Items(ItemPage::Image { item: ItemId(42), sale }));
+        assert_eq!(way("GET /items/42/image.svg?x"), image(None));
+        assert_eq!(way("HEAD /items/42/image.svg?sale=0"), image(Some(SaleId(0))));
+        assert_eq!(way("GET /items/42/image.svg?x=y&%73ale=4294967295"), image(Some(SaleId(u32::MAX))));
+        for query in
+            ["sale", "sale=", "sale=x", "sale=-1", "sale=07", "sale=4294967296", "sale=1&sale=1", "sale=1&sale"]
+        {
+            assert_eq!(
+                way(&format!("GET /items/42/image.svg?{query}")),
+                Route::Refused(Problem::InvalidSale),
+                "{query}"
+            );
+        }
         for query in
             ["offset=", "offset=-1", "offset=00", "offset=4294967296", "offset=1&offset=1", "offset=0&limit=9&offset"]
         {
@@ -388,7 +419,7 @@ mod tests {
         {
             assert_eq!(way(&format!("GET {path}")), Route::Refused(Problem::NotFound), "{path}");
         }
-        for path in ["/items?limit=0", "/items/1", "/items/1/image.svg"] {
+        for path in ["/items?limit=0", "/items/1", "/items/1/image.svg", "/items/1/image.svg?sale=x", "/events"] {
             assert_eq!(way(&format!("POST {path}")), Route::Refused(Problem::OnlyGet), "{path}");
         }
     }

@@ -190,8 +190,9 @@ fn spawn_shards(
         starts.push(start);
         senders.push(sender);
         let (status, notices, clock) = (status.clone(), notices.clone(), clock.clone());
-        let origins = Origins::new(&config.cors_origins);
-        let thread = ShardThread { id, sockets, mesh, clients_max, origins, clock, status, notices, orders };
+        let (origins, idle_timeout) = (Origins::new(&config.cors_origins), config.idle_timeout);
+        let thread =
+            ShardThread { id, sockets, mesh, clients_max, origins, idle_timeout, clock, status, notices, orders };
         threads.push(thread.spawn(placement, begun)?);
     }
     Ok((ShardHandles { doorbells, notice_receiver, notices, orders: senders, threads }, starts))

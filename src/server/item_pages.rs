@@ -4,9 +4,10 @@
 use crate::http::bodies::{Item, Items, OneItem};
 use crate::http::operation::Answer;
 use crate::http::problem::Problem;
-use crate::http::response::{Responder, Style};
+use crate::http::response::{Freshness, Responder, Style};
 use crate::http::route::ItemPage;
 use crate::operate::item_states::ItemStates;
+use crate::sale::code::ITEMS_MAX;
 use crate::sale::ids::{ItemId, SaleId, Terms};
 use crate::sale::item_name::{ItemImage, ItemName};
 use crate::sale::parts::Parts;
@@ -48,6 +49,13 @@ impl OnSale<'_> {
         Item { item_id: item.0, name: ItemName(sale, item), image: ItemImage(item), state }
     }
 
+    /// Reports whether a sale has this item. The stock of a forgotten sale had at most [`ITEMS_MAX`] items, and later
+    /// sales have none yet.
+    fn has(&self, sale: SaleId, item: ItemId) -> bool {
+        let items = self.parts.get(sale).map_or(ITEMS_MAX, |part| part.terms.items);
+        sale <= self.terms().sale && item.0 < items
+    }
+
     fn seconds_left(&self) -> u64 {
         let ends_s = (u64::from(self.terms().sale.0) + 1) * u64::from(self.period_s);
         ends_s.saturating_sub(self.unix_ms / 1000)
@@ -73,19 +81,20 @@ pub fn write(
             };
             responder.json(Answer::Ok, items, style, out)
         }
-        ItemPage::Item(item) | ItemPage::Image(item) if item.0 >= items_total => {
-            responder.problem(Problem::NotFound, style, out)
-        }
-        ItemPage::Item(item) => {
+        ItemPage::Item(item) if on_sale.has(sale, item) => {
             responder.json(Answer::Ok, || OneItem { sale_id: sale.0, item: on_sale.item(item) }, style, out)
         }
-        ItemPage::Image(item) => {
+        ItemPage::Image { item, sale: given } if on_sale.has(given.unwrap_or(sale), item) => {
+            let sale = given.unwrap_or(sale);
             // The tag includes a checksum of the drawings, because another version of Stampede may draw differently.
             let tag = format!("\"{}-{}-{:08x}\"", sale.0, item.0, *DRAWINGS_CHECKSUM);
             let is_known = known.is_some_and(|known| names(known, &tag));
             let image = (!is_known).then_some(ItemArt(sale, item));
-            responder.image(image, &tag, on_sale.seconds_left(), style, out)
+            // Without a sale in the path, the next sale shows another image there.
+            let freshness = given.map_or(Freshness::Seconds(on_sale.seconds_left()), |_| Freshness::Always);
+            responder.image(image, &tag, freshness, style, out)
         }
+        ItemPage::Item(_) | ItemPage::Image { .. } => responder.problem(Problem::NotFound, style, out),
     }
 }
 

@@ -14,6 +14,7 @@ use stampede::system::clock::Clock;
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub struct SingleShard {
     pub server: Server,
@@ -26,7 +27,9 @@ impl SingleShard {
             let status = Arc::new(Status::new(Phase::Serving, 1, false));
             let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
             let request_timer = RequestTimer::new(status, ShardId(0), Clock::start());
-            test(SingleShard { server: Server::new(&bell, 4, request_timer, Origins::None).unwrap() })
+            test(SingleShard {
+                server: Server::new(&bell, 4, request_timer, Origins::None, Duration::from_secs(75)).unwrap(),
+            })
         };
         let executor = LocalExecutorBuilder::new(Placement::Unbound).spawn(|| run).unwrap();
         executor.join().unwrap()

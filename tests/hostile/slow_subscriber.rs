@@ -19,6 +19,7 @@ use stampede::system::clock::Clock;
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 const SALE: Terms = Terms { sale: SaleId(7), items: 100, user_limit: 1 };
 /// Bytes of pending output, more than the kernel buffers for a client that does not read.
@@ -37,7 +38,7 @@ fn told_by_then(until_ms: u64) -> (String, bool) {
         let parts = Parts::new(ShardId(0), Partition::new(1), vec![Part::empty(SALE)]);
         let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let request_timer = RequestTimer::new(status.clone(), ShardId(0), Clock::start());
-        let mut server = Server::new(&bell, 4, request_timer, Origins::None).unwrap();
+        let mut server = Server::new(&bell, 4, request_timer, Origins::None, Duration::from_secs(75)).unwrap();
         let (mut client, socket) = UnixStream::pair().unwrap();
         socket.set_nonblocking(true).unwrap();
         client.set_nonblocking(true).unwrap();

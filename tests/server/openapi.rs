@@ -247,6 +247,8 @@ fn meet_in_peace(api: &Api, server: &Server) {
     for query in ["?limit=200&offset=4294967295", "?limit=201", "?offset=-1"] {
         ask(Operation::Items, query, "");
     }
+    ask(Operation::Image, "?sale=x", "");
+    assert_eq!(ask(Operation::Image, "?sale=1", "").status, 200);
     let tag = ask(Operation::Image, "", "").header("etag").unwrap().to_owned();
     assert_eq!(ask(Operation::Image, "", &format!("If-None-Match: {tag}\r\n")).status, 304);
     for operation in [Operation::Item, Operation::Image] {

@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_stampede_global_optspecs
-    string join \n check-config listen= admin-listen= shards= data-dir= items= user-limit= sale-period= reservation-ttl= log-budget= database-url= ack= recover-from= max-connections= steering= cors-origin= drain-delay= drain-timeout= env-file= log-format= h/help V/version
+    string join \n check-config listen= admin-listen= shards= data-dir= items= user-limit= sale-period= reservation-ttl= log-budget= database-url= ack= recover-from= max-connections= idle-timeout= steering= cors-origin= drain-delay= drain-timeout= env-file= log-format= h/help V/version
 end
 
 function __fish_stampede_needs_command
@@ -40,6 +40,7 @@ complete -c stampede -n "__fish_stampede_needs_command" -l recover-from -d 'Whic
 log\t''
 postgres\t''"
 complete -c stampede -n "__fish_stampede_needs_command" -l max-connections -d 'Number of client connections at once. Further connections are answered 503 and closed [env: MAX_CONNECTIONS] [default: 16384, or fewer if the descriptor limit is lower]' -r -f
+complete -c stampede -n "__fish_stampede_needs_command" -l idle-timeout -d 'Time after which a connection without a request is closed. Answers state it in the header Keep-Alive. A proxy in front must close its idle connections earlier [env: IDLE_TIMEOUT] [default: 75s]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l steering -d 'Which shard gets a new connection. hash: any shard, by address and port. cpu: the shard on the CPU where the connection arrived, for network cards that distribute connections over the CPUs [env: STEERING] [default: hash]' -r -f -a "hash\t''
 cpu\t''"
 complete -c stampede -n "__fish_stampede_needs_command" -l cors-origin -d 'Origins of web pages that may use the API from a browser, separated by commas, such as https://shop.example; * for every origin [env: CORS_ORIGIN] [default: none: web pages of other origins cannot use the API]' -r -f
