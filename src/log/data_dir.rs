@@ -56,6 +56,12 @@ pub struct Control {
     pub database: Memory,
 }
 
+/// The field that `control.json` has in every format.
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
 impl Control {
     /// Creates the content for an installation whose latest run is `epoch`.
     pub fn new(cluster: Uuid, epoch: u32, sale_period_s: u32, database: Memory) -> Control {
@@ -118,7 +124,14 @@ impl ControlFile {
         Ok(())
     }
 
-    /// Raises the longest hold to `ms`, durably, if it is shorter. A run calls it before it sells.
+    /// Takes `ms` as the longest hold that the old process of an upgrade has written to the file.
+    pub fn assume_longest_hold(&self, ms: u64) {
+        let mut content = self.content();
+        content.longest_hold_ms = content.longest_hold_ms.max(ms);
+    }
+
+    /// Raises the longest hold to `ms`, durably, if it is shorter. A run calls it before it sells, and before a new
+    /// process of an upgrade sells.
     ///
     /// # Errors
     /// [`Fatal::DataDir`] if the file cannot be written.
@@ -378,16 +391,16 @@ fn read_any_control(path: &Path) -> Result<Option<Control>, Fatal> {
         Err(error) => return Err(unwritable(path, error)),
     };
     let file = file.display();
-    let control: Control = serde_json::from_slice(&bytes)
-        .map_err(|error| Fatal::DataDir(format!("{file}: {error}; restore it, or set another --data-dir")))?;
-    if control.format != FORMAT {
-        let format = control.format;
+    let unreadable = |error| Fatal::DataDir(format!("{file}: {error}; restore it, or set another --data-dir"));
+    // The other fields depend on the format.
+    let Format { format } = serde_json::from_slice(&bytes).map_err(unreadable)?;
+    if format != FORMAT {
         return Err(Fatal::DataDir(format!(
             "{file} has format {format}, but this version of stampede reads format {FORMAT}; continue with the version \
              that wrote it, or follow \"Another format\" in docs/upgrades.md"
         )));
     }
-    Ok(Some(control))
+    serde_json::from_slice(&bytes).map(Some).map_err(unreadable)
 }
 
 fn unwritable(path: &Path, error: io::Error) -> Fatal {
@@ -447,6 +460,9 @@ mod tests {
         drop(open(dir.path(), 3600).unwrap());
         fs::write(dir.path().join("control.json"), "{").unwrap();
         assert!(refused(dir.path(), 3600).contains("control.json"));
+        let first = r#"{"format":1,"cluster":"00000000-0000-0000-0000-000000000001","epoch":3,"sale_period_s":3600}"#;
+        fs::write(dir.path().join("control.json"), first).unwrap();
+        assert!(refused(dir.path(), 3600).contains("has format 1, but this version of stampede reads format 2"));
         fs::remove_file(dir.path().join("control.json")).unwrap();
         fs::write(dir.path().join("log/purchases-0000000001-00000-000000000000-16.log"), "").unwrap();
         assert!(refused(dir.path(), 3600).contains("no control.json"));

@@ -253,14 +253,17 @@ impl Streams {
                 seal(&data.logs, &names, &end).map_err(unreadable)?
             };
             // A segment that has only the seal is needed as long as the segment before it.
-            let mut newest_sale = SaleId(0);
+            let (mut newest_sale, of_stream) = (SaleId(0), old.len());
             for name in left {
                 let bytes = fs::metadata(name.path(&data.logs)).map_err(unreadable)?.len();
                 let (sale, last) = name.last_record(&data.logs).map_err(unreadable)?;
                 let opened = openings.into_iter().flatten().take_while(|(seq, _)| *seq <= last).map(|(_, sale)| *sale);
                 newest_sale = opened.chain(sale).fold(newest_sale, SaleId::max);
-                old.push(OldSegment { name, bytes, newest_sale, last });
+                old.push(OldSegment { name, bytes, newest_sale, last, ends_stream: false });
             }
+            // A segment that has only the seal has the same last record as the one before it.
+            let last = old[of_stream..].last().map_or(0, |segment: &OldSegment| segment.last);
+            old[of_stream..].iter_mut().for_each(|segment| segment.ends_stream = segment.last == last);
         }
         old.sort_by_key(|segment| (segment.name.stream.epoch, segment.name.first_block));
         Ok(old)

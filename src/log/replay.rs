@@ -226,8 +226,8 @@ impl Replay {
     }
 
     /// Returns the initial state of each shard: the replayed sales, and a new sale if all of them have ended by the
-    /// clock. An ended sale is forgotten if its receipts are not needed and no item is held in it, or if retention has
-    /// removed records of it.
+    /// clock. An ended sale in which no item is held is forgotten if its receipts are not needed, or if records of it are
+    /// missing: a shorter `--receipts` of an earlier run may have removed them.
     ///
     /// # Errors
     /// A description, if a user of a sale that is not forgotten exceeds the limit, or if a record of that sale or a newer
@@ -238,13 +238,14 @@ impl Replay {
         if !self.sales.contains_key(&open) {
             self.sales.insert(open, self.fresh(self.rules.terms(open)));
         }
-        let (rules, now, complete_from) = (self.rules, self.now, self.complete_from);
+        let (rules, now, complete_from, flaws) = (self.rules, self.now, self.complete_from, &self.contradictions);
         self.sales.retain(|&sale, parts| {
             let is_live = parts.iter().any(Part::is_live);
             // The result of a sale that has closed was reported by an earlier run.
             parts.iter_mut().for_each(|part| part.is_reported = !is_live);
+            let has_receipts = now.unix_ms < rules.forgotten_at_ms(sale) && !flaws.contains_key(&sale);
             // Retention removes no record of a sale in which an item is held on any shard.
-            sale == open || sale >= complete_from && (is_live || now.unix_ms < rules.forgotten_at_ms(sale))
+            sale == open || sale >= complete_from && (is_live || has_receipts)
         });
         let is_known = |sale: SaleId| sale > open || self.sales.contains_key(&sale);
         if let Some((_, text)) = self.contradictions.iter().find(|(sale, _)| is_known(**sale)) {

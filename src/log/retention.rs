@@ -9,8 +9,8 @@
 //!    answers for these sales, but not after a restart.
 //! 4. New checkouts: there is no new segment, and the shard grants only holds whose purchase still fits into the log.
 //!
-//! Three rules hold. A purchase segment with a record of the open sale, or of a sale in which an item is held, is never
-//! removed. With a database, a segment is
+//! These rules hold. A purchase segment with a record of the open sale, or of a sale in which an item is held, is never
+//! removed. The last records of a stream stay as long as their sale is remembered. With a database, a segment is
 //! removed only after all its records are in the database. A segment that live holds need may exceed the budget.
 
 use crate::log::block::{BLOCK_BYTES, LogKind, StreamId};
@@ -31,6 +31,9 @@ pub struct OldSegment {
     pub newest_sale: SaleId,
     /// Number of records in the stream up to the end of the segment.
     pub last: Seq,
+    /// The segment has the last records of a stream of an earlier run. Recovery needs them to see that the records
+    /// before them are missing.
+    pub ends_stream: bool,
 }
 
 /// Disk use of one shard's logs, and the segments that may be removed.
@@ -129,7 +132,8 @@ impl Retention {
 
     /// Adds a full segment to the old ones. `last` is the number of records in its stream up to its end.
     pub fn finished(&mut self, name: SegmentName, newest_sale: SaleId, last: Seq) {
-        self.old.push(OldSegment { name, bytes: u64::from(name.blocks) * BLOCK_BYTES as u64, newest_sale, last });
+        let (bytes, ends_stream) = (u64::from(name.blocks) * BLOCK_BYTES as u64, false);
+        self.old.push(OldSegment { name, bytes, newest_sale, last, ends_stream });
     }
 
     /// Returns whether `bytes` more for `log` exceed the budget after the removal of `removed` bytes,
@@ -143,7 +147,11 @@ impl Retention {
     fn removable(&self, log: LogKind, needed: NeededSales) -> impl Iterator<Item = &OldSegment> {
         let is_removable = move |segment: &&OldSegment| {
             let kind = segment.name.stream.log;
-            let first_needed = if kind == LogKind::Attempts { needed.open } else { needed.oldest_live };
+            let first_needed = match kind {
+                LogKind::Attempts => needed.open,
+                LogKind::Purchases if segment.ends_stream => needed.oldest_remembered,
+                LogKind::Purchases => needed.oldest_live,
+            };
             segment.newest_sale < first_needed
                 && self.is_shipped(segment)
                 && (kind == LogKind::Attempts || log == LogKind::Purchases)
@@ -172,10 +180,10 @@ mod tests {
     use proptest::prelude::*;
     use uuid::Uuid;
 
-    const NOW: NeededSales = NeededSales { open: SaleId(10), oldest_live: SaleId(10) };
+    const NOW: NeededSales = NeededSales { open: SaleId(10), oldest_live: SaleId(10), oldest_remembered: SaleId(10) };
 
     fn from(sale: u32) -> NeededSales {
-        NeededSales { open: SaleId(sale), oldest_live: SaleId(sale) }
+        NeededSales { open: SaleId(sale), oldest_live: SaleId(sale), oldest_remembered: SaleId(sale) }
     }
 
     fn name(log: LogKind, first_block: u64) -> SegmentName {
@@ -183,7 +191,8 @@ mod tests {
     }
 
     fn old(log: LogKind, first_block: u64, sale: u32) -> OldSegment {
-        OldSegment { name: name(log, first_block), bytes: 4096, newest_sale: SaleId(sale), last: first_block + 1 }
+        let (name, bytes, newest_sale, last) = (name(log, first_block), 4096, SaleId(sale), first_block + 1);
+        OldSegment { name, bytes, newest_sale, last, ends_stream: false }
     }
 
     fn retention(blocks: u64, old: &[OldSegment]) -> Retention {
@@ -225,10 +234,21 @@ mod tests {
     #[test]
     fn purchases_of_a_sale_with_a_hold_are_kept_and_attempts_are_not() {
         let mut kept = retention(2, &[old(LogKind::Purchases, 0, 9), old(LogKind::Attempts, 0, 9)]);
-        let needed = NeededSales { open: SaleId(10), oldest_live: SaleId(9) };
+        let needed = NeededSales { oldest_live: SaleId(9), oldest_remembered: SaleId(9), ..NOW };
         assert!(kept.allow(LogKind::Purchases, 4096, needed, false).is_some(), "the attempts are removed");
         assert_eq!(kept.allow(LogKind::Purchases, 4096, needed, false), None);
         assert!(kept.allow(LogKind::Purchases, 4096, NOW, false).is_some(), "nothing is held any more");
+    }
+
+    /// If all segments of a stream were removed, recovery could not see that it lacks records of a sale.
+    #[test]
+    fn the_last_records_of_a_stream_are_kept_as_long_as_their_sale_is_remembered() {
+        let last = OldSegment { ends_stream: true, ..old(LogKind::Purchases, 1, 9) };
+        let mut kept = retention(2, &[old(LogKind::Purchases, 0, 9), last]);
+        let needed = NeededSales { oldest_remembered: SaleId(9), ..NOW };
+        assert!(kept.allow(LogKind::Purchases, 4096, needed, false).is_some());
+        assert_eq!(kept.allow(LogKind::Purchases, 4096, needed, false), None);
+        assert!(kept.allow(LogKind::Purchases, 4096, NOW, false).is_some());
     }
 
     #[test]

@@ -90,13 +90,12 @@ impl PostgresView {
         judged.map(drop).map_err(Fatal::from)
     }
 
-    /// Sums the rows of a sale. Counts holds at the time `held_at_ms`, in milliseconds since the Unix epoch, or no
-    /// holds if it is `None`, because the sale has ended.
+    /// Sums the rows of a sale. Counts the holds that are live at `now_ms`, in milliseconds since the Unix epoch.
     ///
     /// # Errors
     /// The reason, if the connection to the database is lost or an answer takes too long.
-    pub fn sale(&self, sale: SaleId, held_at_ms: Option<u64>) -> Result<SaleRows, String> {
-        let rows = self.runtime.block_on(async { timeout(ANSWER_TIME, rows(&self.snapshot, sale, held_at_ms)).await });
+    pub fn sale(&self, sale: SaleId, now_ms: u64) -> Result<SaleRows, String> {
+        let rows = self.runtime.block_on(async { timeout(ANSWER_TIME, rows(&self.snapshot, sale, now_ms)).await });
         rows.map_err(|_| "the database does not answer".to_owned())?.map_err(|failure| match failure {
             Failure::Transient(why) => why,
             Failure::Final(fatal) => fatal.to_string(),
@@ -104,7 +103,7 @@ impl PostgresView {
     }
 }
 
-async fn rows(snapshot: &Snapshot, sale: SaleId, held_at_ms: Option<u64>) -> Result<SaleRows, Failure> {
+async fn rows(snapshot: &Snapshot, sale: SaleId, now_ms: u64) -> Result<SaleRows, Failure> {
     let mut rows = SaleRows { terms: None, checkouts: None, releases: [0; 2], purchases: HashMap::new(), held: 0 };
     // Without an owner, the database was never used and has no tables.
     let Some(_) = snapshot.owner else { return Ok(rows) };
@@ -134,8 +133,7 @@ async fn rows(snapshot: &Snapshot, sale: SaleId, held_at_ms: Option<u64>) -> Res
         * interval '1 ms' \
         and not exists (select 1 from releases r where r.sale_id = c.sale_id and r.code = c.code) \
         and not exists (select 1 from purchases p where p.sale_id = c.sale_id and p.code = c.code)";
-    if let Some(at) = held_at_ms.map(|ms| UNIX_EPOCH + Duration::from_millis(ms)) {
-        rows.held = client.query_one(held, &[&sale, &at]).await?.get::<_, i64>(0) as u64;
-    }
+    let now = UNIX_EPOCH + Duration::from_millis(now_ms);
+    rows.held = client.query_one(held, &[&sale, &now]).await?.get::<_, i64>(0) as u64;
     Ok(rows)
 }

@@ -143,9 +143,8 @@ pub fn add_up(config: &Config, requested: Option<SaleId>, report: &mut String) -
         return Err(Fatal::DataDir(format!("no sale has begun in {}", config.data_dir.display())));
     };
     let period_s = scan.control.sale_period_s;
-    let held_at_ms = (sale >= SaleId::at(now_ms, period_s)).then_some(now_ms);
     let fits = view.as_ref().map_or(Ok(()), |view| view.fit(config, &scan));
-    let rows = view.as_ref().filter(|_| fits.is_ok()).map(|view| view.sale(sale, held_at_ms));
+    let rows = view.as_ref().filter(|_| fits.is_ok()).map(|view| view.sale(sale, now_ms));
     let (rows, away) = match rows {
         Some(Ok(rows)) => (Some(rows), None),
         Some(Err(why)) => (None, Some(why)),
@@ -159,7 +158,7 @@ pub fn add_up(config: &Config, requested: Option<SaleId>, report: &mut String) -
     let terms = tally.terms.map(|terms| (terms.items, terms.user_limit));
     let terms = terms.or(rows.as_ref().and_then(|rows| rows.terms));
     *report += &heading(sale, period_s, terms);
-    *report += &table(&tally, rows.as_ref(), terms, held_at_ms);
+    *report += &table(&tally, rows.as_ref(), terms, now_ms);
     let is_whole = is_whole(&tally, &scan, positions);
     if !is_whole {
         *report += "The log lacks a part of this sale: it was removed, or the sale was taken over from Postgres.\n";
@@ -202,8 +201,8 @@ fn heading(sale: SaleId, period_s: u32, terms: Option<(u32, u32)>) -> String {
 }
 
 /// Returns the table of figures, from the log and, if its rows were read, from Postgres.
-fn table(tally: &Tally, rows: Option<&SaleRows>, terms: Option<(u32, u32)>, held_at_ms: Option<u64>) -> String {
-    let held = tally.open.values().filter(|until| held_at_ms.is_some_and(|at| **until > at)).count() as u64;
+fn table(tally: &Tally, rows: Option<&SaleRows>, terms: Option<(u32, u32)>, now_ms: u64) -> String {
+    let held = tally.open.values().filter(|until| **until > now_ms).count() as u64;
     let left = |sold: usize, held| terms.map(|(items, _)| u64::from(items).saturating_sub(sold as u64 + held));
     let buyers = |rows: &SaleRows| rows.purchases.values().map(|(_, user)| user).collect::<HashSet<_>>().len() as u64;
     let mut figures = vec![

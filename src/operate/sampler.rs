@@ -30,7 +30,8 @@ enum AnswerClass {
 
 impl AnswerClass {
     fn of(operation: Operation, answer: Answer) -> Self {
-        use Problem::{CodeExpired, CodeUnknown, CodeUsed, LogFull, NotReady, Overdue, SaleEnded, TooManyConnections};
+        use Problem::{CodeExpired, CodeUnknown, CodeUsed, NotExtendable, SaleEnded};
+        use Problem::{LogFull, NotReady, Overdue, TooManyConnections};
         match (operation, answer) {
             (Operation::Checkout, Answer::Ok) => AnswerClass::Reserved,
             (Operation::Purchase, Answer::Ok) => AnswerClass::Bought,
@@ -39,7 +40,9 @@ impl AnswerClass {
             (_, Answer::Refused(Problem::ItemSold)) => AnswerClass::ItemSold,
             (_, Answer::Refused(Problem::ItemReserved)) => AnswerClass::ItemReserved,
             (_, Answer::Refused(Problem::UserLimit)) => AnswerClass::UserLimit,
-            (_, Answer::Refused(CodeUnknown | CodeExpired | CodeUsed | SaleEnded)) => AnswerClass::CodeRefused,
+            (_, Answer::Refused(CodeUnknown | CodeExpired | CodeUsed | SaleEnded | NotExtendable)) => {
+                AnswerClass::CodeRefused
+            }
             (_, Answer::Unready | Answer::Refused(LogFull | NotReady | TooManyConnections | Overdue)) => {
                 AnswerClass::Unavailable
             }

@@ -30,15 +30,6 @@ pub struct OwnerRow {
 pub type Positions = BTreeMap<StreamKey, Seq>;
 
 impl Database {
-    /// Returns the owner's row, or `None` if the database was never used.
-    ///
-    /// # Errors
-    /// [`Failure::Transient`]: the query failed.
-    pub async fn found(&self) -> Result<Option<OwnerRow>, Failure> {
-        let row = self.client.query_opt(OWNER, &[]).await?;
-        Ok(row.map(|row| parse(&row)))
-    }
-
     /// Makes `owner` the owner of the database, if `judge` agrees. Returns the position of each stream.
     ///
     /// 1. Locks `clusters`, which waits for every transaction that may still write.

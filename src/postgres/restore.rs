@@ -17,6 +17,7 @@ use crate::log::segment::{SegmentName, sync_dir};
 use crate::postgres::failure::Failure;
 use crate::postgres::owner_row::{OwnerRow, lock_clusters, other_period, set_position, write_owner};
 use crate::postgres::session::Database;
+use crate::postgres::snapshot::Snapshot;
 use crate::sale::code::Code;
 use crate::sale::ids::{ItemId, SaleId, Seq, Terms, UserId};
 use crate::sale::parts::ENDED_MAX;
@@ -35,6 +36,8 @@ pub const HEARTBEAT_TIME: Duration = Duration::from_secs(2);
 /// How long a server must not report to a reachable database before another one takes over. This is longer than the
 /// longest wait of a server between two attempts to connect.
 const OWNER_TIMEOUT: Duration = Duration::from_secs(15);
+/// The first version of the schema whose sales have codes that this version can read.
+const FIRST_SCHEMA: i32 = 3;
 /// Maximum number of blocks in a segment.
 const SEGMENT_BLOCKS: usize = 1024;
 
@@ -82,8 +85,9 @@ impl TakeoverWait {
         make_new: impl FnOnce() -> Result<(), Fatal>,
     ) -> Result<Attempt, Failure> {
         let first_seen = self.first_seen.take();
-        let mut database = Database::connect(url).await?;
-        let Some(found) = database.found().await? else { return Ok(Attempt::NeverUsed) };
+        // Until the takeover is sure, the database keeps its schema: its owner may be an older version.
+        let snapshot = Snapshot::take(url).await?;
+        let Some(found) = snapshot.owner_row else { return Ok(Attempt::NeverUsed) };
         if found.sale_period_s != rules.period_s {
             return Err(other_period(found.sale_period_s));
         }
@@ -102,7 +106,10 @@ impl TakeoverWait {
                 }
             }
         }
+        check_format(&snapshot, rules, now_ms).await?;
+        drop(snapshot);
         make_new()?;
+        let mut database = Database::connect(url).await?;
         let taken_over = database.take_over(found, host::new_id()?, rules, now_ms).await?;
         let Owner { cluster, run } = taken_over.owner;
         let stream = StreamId { cluster, epoch: run.epoch, shard: 0, log: LogKind::Purchases };
@@ -144,6 +151,23 @@ impl Database {
     }
 }
 
+/// Checks that the latest sale was not sold by version 0.1, or has ended. That version minted codes which this one cannot
+/// read, and its schema had no table `extensions`.
+///
+/// # Errors
+/// [`Failure::Final`]: version 0.1 sells, or has sold, the sale that has not ended.
+async fn check_format(snapshot: &Snapshot, rules: &Rules, now_ms: u64) -> Result<(), Failure> {
+    if snapshot.schema_version >= FIRST_SCHEMA {
+        return Ok(());
+    }
+    let latest: Option<i64> = snapshot.client.query_one("select max(sale_id) from sales", &[]).await?.get(0);
+    let Some(sale) = latest.filter(|sale| now_ms < rules.ends_ms(SaleId(*sale as u32))) else { return Ok(()) };
+    Err(Failure::Final(Fatal::Database(format!(
+        "sale {sale} was sold by version 0.1, whose codes this version cannot read; continue with that version until the \
+         sale has ended, as \"Another format\" in docs/upgrades.md describes"
+    ))))
+}
+
 /// Returns the records from which recovery builds the latest sale, and the ended sales that it needs: those whose
 /// receipts are due, and those in which an item is held.
 async fn needed_sales(client: &impl GenericClient, rules: &Rules, now_ms: u64) -> Result<Vec<Record>, Failure> {
@@ -159,13 +183,9 @@ async fn needed_sales(client: &impl GenericClient, rules: &Rules, now_ms: u64) -
         if is_needed || may_hold && has_hold(client, sale_id, now_ms).await? {
             let terms = Terms { sale, items: items as u32, user_limit: user_limit as u32 };
             let restored = sale_records(client, terms, opened_ms).await?;
+            // Holds of version 0.1 have ended with their sale.
             if restored.iter().all(has_current_code) {
                 records.extend(restored);
-            } else if now_ms < rules.ends_ms(sale) {
-                return Err(Failure::Final(Fatal::Database(format!(
-                    "sale {sale_id} was sold by version 0.1, whose codes this version cannot read; continue with that \
-                     version until the sale has ended, as \"Another format\" in docs/upgrades.md describes"
-                ))));
             }
         }
     }

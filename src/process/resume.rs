@@ -212,7 +212,7 @@ impl UpgradeRecovery {
     pub fn finish(self, config: &Config, ends: &Ends) -> Result<Resumed, Fatal> {
         let UpgradeRecovery { data, control, recovery, partition } = self;
         let recovered = recovery.finish(ends)?;
-        control.raise_longest_hold(config.rules.longest_hold_ms())?;
+        control.assume_longest_hold(config.rules.longest_hold_ms());
         let claim = claim(config, &data, control.clone(), &recovered, partition)?;
         Ok(Resumed { data, control, recovered, claim })
     }

@@ -149,6 +149,7 @@ fn log_start(
         version = env!("CARGO_PKG_VERSION"), listen = %address, admin, shards = sizes.shards, cpus = ?host::cpus(),
         data_dir = %config.data_dir.display(), items = config.rules.items, user_limit = config.rules.user_limit,
         sale_period_s = config.rules.period_s, reservation_ttl_ms = config.rules.ttl_ms,
+        extension_ms = config.rules.extension_ms, receipts_ms = config.rules.receipts_ms,
         log_budget = config.log_budget, max_connections = sizes.connections,
         database = config.database.as_ref().map(DatabaseUrl::place),
         in_place_of = predecessor.map(|predecessor| &predecessor.offer.version), "starting"

@@ -348,12 +348,19 @@ fn log_overdue(shard: ShardId, Overdue { count, example }: Overdue) {
     );
 }
 
+/// Number of ended sales of which not all shards have reported their parts, at most.
+const UNREPORTED_MAX: usize = 512;
+
 /// Adds one shard's part of an ended sale. Returns the sale when all shards have reported their parts.
 fn add_ended_share(
     sales: &mut BTreeMap<SaleId, (usize, u32, u32)>,
     part: EndedShare,
     shards: usize,
 ) -> Option<EndedSale> {
+    // A shard that has slept through a sale never reports it.
+    while sales.len() > UNREPORTED_MAX {
+        sales.pop_first();
+    }
     let (parts, sold, items) = sales.entry(part.sale).or_default();
     *parts += 1;
     *sold += part.sold;

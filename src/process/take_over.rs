@@ -62,7 +62,8 @@ pub fn take_over(
     let own_admin = (predecessor.offer.admin_listen != config.admin_listen).then(|| admin::listen(config.admin_listen));
     let own_admin = own_admin.transpose()?;
     tracing::info!("prepared: waiting for the old process to hand over");
-    let Handover { lock, admin, ends, mut listeners, clients } = predecessor.receive_handover()?;
+    let Handover { lock, admin, ends, mut listeners, clients } =
+        predecessor.receive_handover(config.rules.longest_hold_ms())?;
     let dir = DataDir::adopt(&config.data_dir, lock);
     tracing::info!(listeners = listeners.len(), connections = clients.len(), "taking over");
     listener::extend(&mut listeners, partition.shards())?;

@@ -79,7 +79,11 @@ impl Supervisor {
     fn handle_successor(&mut self, pid: u32, message: Option<FromNew>) -> bool {
         let Some(successor) = self.successor.as_mut().filter(|successor| successor.pid() == pid) else { return false };
         match (message, successor.stage()) {
-            (Some(FromNew::Prepared { version }), Stage::Preparing) => {
+            (Some(FromNew::Prepared { version, longest_hold_ms }), Stage::Preparing) => {
+                if let Err(error) = self.site.control.raise_longest_hold(longest_hold_ms) {
+                    self.abort_upgrade(&error.to_string());
+                    return false;
+                }
                 successor.pause(self.shards.threads.len());
                 self.enter(Phase::Paused);
                 tracing::info!(version, "pausing: the new process is prepared; finishing requests in flight");

@@ -30,7 +30,7 @@ use crate::runtime::log_pair::{ATTEMPTS_MAX, LOG_SLACK_BLOCKS, LogPair, LogRoom,
 use crate::runtime::mesh::Delivery;
 use crate::runtime::shard_io::ShardIo;
 use crate::sale::effects::Effects;
-use crate::sale::ids::{Moment, Seq, Ticket};
+use crate::sale::ids::{Moment, SaleId, Seq, Ticket};
 use crate::sale::parts::NeededSales;
 use crate::sale::record::LogEvent;
 use crate::sale::shard::{Shard, ShardEvent};
@@ -95,6 +95,8 @@ pub struct TurnLoop {
     room: LogRoom,
     /// The sales whose records the log must keep, as of the last record that is durable.
     needed: NeededSales,
+    /// The open sale when the counts were published last.
+    published: SaleId,
     is_ready: bool,
     is_draining: bool,
     has_drained: bool,
@@ -117,8 +119,6 @@ impl TurnLoop {
         period_s: u32,
     ) -> Self {
         let room = LogRoom::new(&logs);
-        let numbers = shard_io.status.shard(shard_io.id);
-        shard.parts().iter().for_each(|part| numbers.publish_sales(part.terms.sale, part.stock.counts()));
         TurnLoop {
             shard_io,
             shard,
@@ -132,6 +132,7 @@ impl TurnLoop {
             attempts_due_ms: 0,
             room,
             needed: NeededSales::ALL,
+            published: SaleId(0),
             is_ready: false,
             is_draining: false,
             has_drained: false,
@@ -228,11 +229,11 @@ impl TurnLoop {
         if has_moved {
             self.applied = flushed;
             if self.logs.purchases.is_flushed() {
-                let NeededSales { open, oldest_live } = self.shard.needed_sales();
-                self.numbers().oldest_live.store(oldest_live.0, Ordering::Release);
+                self.needed = self.shard.needed_sales(now);
+                self.numbers().oldest_live.store(self.needed.oldest_live.0, Ordering::Release);
                 // An item may have been owned by another shard when its records were written, so the oldest sale of all
                 // shards counts.
-                self.needed = NeededSales { open, oldest_live: self.shard_io.status.oldest_live_sale() };
+                self.needed.oldest_live = self.shard_io.status.oldest_live_sale();
             }
             self.shard.apply(ShardEvent::Flushed(flushed), now, &mut self.effects);
         }
@@ -411,6 +412,12 @@ impl TurnLoop {
                 numbers.publish_sales(change.sale, part.stock.counts());
             }
         }
+        if open.terms.sale != self.published {
+            // The counts of the sale that has ended may have changed since they were published last.
+            self.published = open.terms.sale;
+            let parts = self.shard.parts().iter();
+            parts.for_each(|part| numbers.publish_sales(part.terms.sale, part.stock.counts()));
+        }
         numbers.publish_sales(open.terms.sale, open.stock.counts());
     }
 
@@ -582,8 +589,6 @@ impl TurnLoop {
             (self.shard.next_expiry_ms(), server.accepts_again_ms(), server.subscribers().next_ms());
         let due = [lane_retry, Some(self.next_sweep_ms), expiry, accepts, event_due, attempts_due];
         let due_ms = due.into_iter().flatten().min().expect("the next sweep is always scheduled");
-        let period_ms = u64::from(self.period_s) * 1000;
-        let to_next_sale_ms = period_ms - now.unix_ms % period_ms;
-        due_ms.saturating_sub(now.monotonic_ms).min(to_next_sale_ms)
+        due_ms.saturating_sub(now.monotonic_ms).min(self.shard.time_to_next_sale_ms(now))
     }
 }

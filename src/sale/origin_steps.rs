@@ -3,11 +3,10 @@
 
 use crate::sale::command::{Command, Outcome};
 use crate::sale::effects::Effects;
-use crate::sale::ids::{ItemId, Moment, Ticket};
+use crate::sale::ids::{Moment, Ticket};
 use crate::sale::message::{Checkout, Request};
 use crate::sale::record::RefusalReason;
 use crate::sale::shard::Shard;
-use uuid::Uuid;
 
 impl Shard {
     pub(crate) fn command(&mut self, ticket: Ticket, command: Command, now: Moment, effects: &mut Effects) {
@@ -31,20 +30,17 @@ impl Shard {
     pub(crate) fn checkout(&mut self, ticket: Ticket, checkout: Checkout, now: Moment, effects: &mut Effects) {
         let Checkout { sale, item, key, .. } = checkout;
         let open = self.parts.open();
-        if item.0 >= open.terms.items && !self.may_repeat(item, key) {
-            return effects.answers.push((ticket, Outcome::NoSuchItem));
-        }
-        // With a key, the owner of the item decides: the checkout may repeat that of the buyer.
-        if key.is_nil() && open.knows_sold(item) {
-            self.log_refusal(&checkout, RefusalReason::ItemSold, now, effects);
-            return effects.answers.push((ticket, Outcome::ItemSold { sale, item }));
+        // With a key, the owner of the item decides: the checkout may repeat one that was granted, also in an ended sale.
+        if key.is_nil() {
+            if item.0 >= open.terms.items {
+                return effects.answers.push((ticket, Outcome::NoSuchItem));
+            }
+            if open.knows_sold(item) {
+                self.log_refusal(&checkout, RefusalReason::ItemSold, now, effects);
+                return effects.answers.push((ticket, Outcome::ItemSold { sale, item }));
+            }
         }
         self.ask(self.partition.owner_of_item(item), Request::Reserve { ticket, checkout }, now, effects);
-    }
-
-    /// Returns whether a checkout with this key may repeat one of an ended sale, which may have had more items.
-    fn may_repeat(&self, item: ItemId, key: Uuid) -> bool {
-        !key.is_nil() && self.parts.iter().any(|part| item.0 < part.terms.items)
     }
 
     pub(crate) fn answer_client(&mut self, ticket: Ticket, outcome: Outcome, effects: &mut Effects) {

@@ -37,11 +37,13 @@ pub struct NeededSales {
     pub open: SaleId,
     /// The oldest sale in which an item is held, or the open one.
     pub oldest_live: SaleId,
+    /// The oldest sale whose receipts are needed by the clock, or `oldest_live` if that is older.
+    pub oldest_remembered: SaleId,
 }
 
 impl NeededSales {
     /// Every sale.
-    pub const ALL: NeededSales = NeededSales { open: SaleId(0), oldest_live: SaleId(0) };
+    pub const ALL: NeededSales = NeededSales { open: SaleId(0), oldest_live: SaleId(0), oldest_remembered: SaleId(0) };
 }
 
 /// The parts of all sales that a shard knows.
@@ -115,7 +117,7 @@ impl Parts {
 
     /// Begins the sale with `terms`, which is newer than all others.
     pub fn begin(&mut self, terms: Terms) {
-        let mut next = self.prepared.take().unwrap_or_else(|| Part::empty(terms));
+        let mut next = self.prepared.take().unwrap_or_else(|| self.start_to_build(terms));
         // The prepared part may have been meant for an earlier sale, if the clock was set forward.
         next.terms = terms;
         // Nothing is left to do if the sale was prepared in time.
@@ -126,19 +128,38 @@ impl Parts {
 
     /// Builds a slice of the next sale, if it is due. Returns whether another slice is due.
     pub fn prepare(&mut self, rules: &Rules, now: Moment) -> bool {
-        let next = rules.terms(SaleId(self.open.terms.sale.0.saturating_add(1)));
-        let opens_ms = rules.starts_ms(next.sale);
-        if self.is_ready || now.unix_ms + PREPARATION_MS.min(u64::from(rules.period_s) * 500) < opens_ms {
+        if self.is_ready || now.unix_ms < self.preparation_due_ms(rules) {
             return false;
         }
-        let spare = &mut self.spare;
-        let part = self.prepared.get_or_insert_with(|| {
-            let mut part = spare.pop().unwrap_or_else(|| Part::empty(next));
-            part.reuse(next);
-            part
-        });
+        let next = rules.terms(self.next_sale());
+        let mut part = self.prepared.take().unwrap_or_else(|| self.start_to_build(next));
         self.is_ready = part.build(self.partition.owned_items(self.id, next.items), SLICE_ITEMS);
+        self.prepared = Some(part);
         !self.is_ready
+    }
+
+    /// Returns a part without items for the sale with `terms`, in the memory of a forgotten sale if there is one.
+    fn start_to_build(&mut self, terms: Terms) -> Part {
+        let mut part = self.spare.pop().unwrap_or_else(|| Part::empty(terms));
+        part.reuse(terms);
+        part
+    }
+
+    fn next_sale(&self) -> SaleId {
+        SaleId(self.open.terms.sale.0.saturating_add(1))
+    }
+
+    fn preparation_due_ms(&self, rules: &Rules) -> u64 {
+        rules.starts_ms(self.next_sale()) - PREPARATION_MS.min(u64::from(rules.period_s) * 500)
+    }
+
+    /// Returns the time from `now` until the next sale begins or, before that, its part must be built, in milliseconds
+    /// of Unix time.
+    pub fn time_to_next_sale_ms(&self, rules: &Rules, now: Moment) -> u64 {
+        let due_ms = if self.is_ready { rules.starts_ms(self.next_sale()) } else { self.preparation_due_ms(rules) };
+        // A sale that another shard has begun early is open before its time by this shard's clock.
+        let period_ms = u64::from(rules.period_s) * 1000;
+        due_ms.saturating_sub(now.unix_ms).min(period_ms - now.unix_ms % period_ms)
     }
 
     /// Returns the results of the ended sales in which nothing is held any more, each once.
@@ -160,9 +181,11 @@ impl Parts {
     }
 
     /// Returns the sales whose records the log must keep.
-    pub fn needed(&self) -> NeededSales {
-        let oldest_live = self.ended.iter().rev().find(|part| part.is_live()).unwrap_or(&self.open);
-        NeededSales { open: self.open.terms.sale, oldest_live: oldest_live.terms.sale }
+    pub fn needed(&self, rules: &Rules, now: Moment) -> NeededSales {
+        let oldest_live = self.ended.iter().rev().find(|part| part.is_live()).unwrap_or(&self.open).terms.sale;
+        let receipts_since = SaleId::at(now.unix_ms.saturating_sub(rules.receipts_ms), rules.period_s);
+        let oldest_remembered = oldest_live.min(receipts_since);
+        NeededSales { open: self.open.terms.sale, oldest_live, oldest_remembered }
     }
 
     /// Frees an item whose hold has ended by `now_ms` (monotonic). Returns its sale, its slot and the hold.

@@ -192,8 +192,13 @@ impl Shard {
     }
 
     /// Returns the sales whose records the log must keep.
-    pub fn needed_sales(&self) -> NeededSales {
-        self.parts.needed()
+    pub fn needed_sales(&self, now: Moment) -> NeededSales {
+        self.parts.needed(&self.rules, now)
+    }
+
+    /// Returns the time until the next sale begins or must be built, in milliseconds.
+    pub fn time_to_next_sale_ms(&self, now: Moment) -> u64 {
+        self.parts.time_to_next_sale_ms(&self.rules, now)
     }
 
     /// Returns when the next hold ends, in monotonic milliseconds. `Tick` then has something to do.

@@ -16,7 +16,7 @@
 //! Invariant: nothing here awaits, reads a clock, draws randomness or depends on the order of a map.
 //! Recovery replays the log through the same functions.
 //!
-//! [`purchase_ack`]: crate::sale::shard::Rules::purchase_ack
+//! [`purchase_ack`]: crate::sale::rules::Rules::purchase_ack
 
 use crate::sale::code::Code;
 use crate::sale::ids::UserId;
@@ -100,7 +100,7 @@ impl Slot {
         !key.is_nil() && self.checkout_key == short(key) && self.user == user
     }
 
-    fn is_bought_or_held(&self) -> bool {
+    fn is_held_or_bought(&self) -> bool {
         matches!(self.state, ItemState::Held | ItemState::Buying | ItemState::Sold)
     }
 }
@@ -187,8 +187,10 @@ impl Stock {
     /// is claimed, held or bought by a checkout with the same user and key. Otherwise [`Unavailable::Sold`] if the item
     /// is `Sold`, or else [`Unavailable::Reserved`].
     pub fn reserve(&mut self, slot: usize, user: UserId, key: Uuid) -> Result<(), Unavailable> {
+        if let Some(hold) = self.same_checkout(slot, user, key) {
+            return Err(Unavailable::SameCheckout(hold));
+        }
         let item = &mut self.slots[slot];
-        let same_checkout = item.is_of(user, key);
         match item.state {
             ItemState::Free => {
                 item.state = ItemState::Claiming;
@@ -196,11 +198,7 @@ impl Stock {
                 self.counts.claiming += 1;
                 Ok(())
             }
-            ItemState::Claiming if same_checkout => Err(Unavailable::SameCheckoutPending),
-            ItemState::Held | ItemState::Buying | ItemState::Sold if same_checkout => {
-                item.answers = item.answers.saturating_add(1);
-                Err(Unavailable::SameCheckout(item.hold()))
-            }
+            ItemState::Claiming if item.is_of(user, key) => Err(Unavailable::SameCheckoutPending),
             ItemState::Sold => Err(Unavailable::Sold),
             // A purchase is final only when it is durable, so a `Buying` item does not count as sold.
             ItemState::Claiming | ItemState::Held | ItemState::Buying => Err(Unavailable::Reserved),
@@ -211,7 +209,7 @@ impl Stock {
     /// counts one more answer for it.
     pub fn same_checkout(&mut self, slot: usize, user: UserId, key: Uuid) -> Option<Hold> {
         let item = &mut self.slots[slot];
-        (item.is_of(user, key) && item.is_bought_or_held()).then(|| {
+        (item.is_of(user, key) && item.is_held_or_bought()).then(|| {
             item.answers = item.answers.saturating_add(1);
             item.hold()
         })

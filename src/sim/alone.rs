@@ -149,7 +149,7 @@ fn a_hold_outlives_its_sale() {
         code
     });
     apply(&mut shard, ShardEvent::Sale(SaleId(1)));
-    assert_eq!(shard.needed_sales().oldest_live, SaleId(0));
+    assert_eq!(shard.needed_sales(NOW).oldest_live, SaleId(0));
     let mut ask = |command| apply(&mut shard, ShardEvent::Command(Ticket(9), command));
     let records = |effects: Effects| effects.records.iter().map(|record| record.sale).collect::<Vec<_>>();
     assert_eq!(records(ask(Command::Purchase { code: first, key: Uuid::nil() })), [SaleId(0)]);
@@ -170,7 +170,7 @@ fn a_hold_outlives_its_sale() {
     let mut effects = Effects::default();
     shard.apply(ShardEvent::Tick, later, &mut effects);
     assert_eq!((effects.records.len(), shard.counts().held), (2, 0), "the holds of both sales end");
-    assert_eq!(shard.needed_sales().oldest_live, SaleId(1));
+    assert_eq!(shard.needed_sales(NOW).oldest_live, SaleId(1));
 }
 
 #[test]

@@ -73,11 +73,16 @@ impl Predecessor {
         let Offer { protocol, version, log_format, listen, data_dir, .. } = &self.offer;
         let refused = |why: String| Err(Fatal::Settings(format!("{why}; restart the server instead")));
         if (*protocol, *log_format) != (PROTOCOL, FORMAT_VERSION) {
-            return refused(format!(
+            let remedy = if *log_format == FORMAT_VERSION {
+                "restart the server instead"
+            } else {
+                "follow \"Another format\" in docs/upgrades.md"
+            };
+            return Err(Fatal::Settings(format!(
                 "the running version {version} has upgrade protocol {protocol} and log format {log_format}, and the \
-                 new version {} has upgrade protocol {PROTOCOL} and log format {FORMAT_VERSION}",
+                 new version {} has upgrade protocol {PROTOCOL} and log format {FORMAT_VERSION}; {remedy}",
                 env!("CARGO_PKG_VERSION")
-            ));
+            )));
         }
         if *listen != config.listen {
             return refused(format!("--listen is {listen} in the running server and an upgrade cannot change it"));
@@ -89,15 +94,15 @@ impl Predecessor {
         Ok(())
     }
 
-    /// Sends `Prepared`, and receives everything. If the old process ends before `Everything`, this process executes
+    /// Sends `Prepared` with the longest time for which this process will hold an item, and receives everything. If the old process ends before `Everything`, this process executes
     /// itself again, as an ordinary start.
     ///
     /// # Errors
     /// [`Fatal::Host`]: a message is malformed, or a descriptor is missing.
-    pub fn receive_handover(&self) -> Result<Handover, Fatal> {
+    pub fn receive_handover(&self, longest_hold_ms: u64) -> Result<Handover, Fatal> {
         let failed = |error: io::Error| Fatal::Host(format!("the handover from the old process failed: {error}"));
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        if self.line.send(&FromNew::Prepared { version }, &[]).is_err() {
+        if self.line.send(&FromNew::Prepared { version, longest_hold_ms }, &[]).is_err() {
             restart_alone();
         }
         let (mut lock, mut admin, mut ends, mut listeners, mut clients) =

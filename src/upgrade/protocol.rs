@@ -123,6 +123,9 @@ pub enum FromNew {
     Prepared {
         /// Version of the new process, for log lines.
         version: String,
+        /// The longest time for which the new process will hold an item, in milliseconds. The old process writes it to
+        /// `control.json`, because only one process may write that file.
+        longest_hold_ms: u64,
     },
     /// The new process has everything and can serve at once.
     Ready,
@@ -246,9 +249,9 @@ mod tests {
         old.send(&FromOld::Clients { shard: 0, midway: vec![Some(midway)] }, &[]).unwrap();
         let Some((FromOld::Clients { midway, .. }, _)) = new.receive().unwrap() else { panic!("the message was sent") };
         assert_eq!(midway[0].as_ref().unwrap().output.len(), bytes);
-        let later = serde_json::json!({ "Prepared": { "version": "99.0.0", "mood": "good" } });
+        let later = serde_json::json!({ "Prepared": { "version": "99.0.0", "longest_hold_ms": 5, "mood": "good" } });
         new.send(&later, &[]).unwrap();
         let (message, _) = old.receive::<FromNew>().unwrap().unwrap();
-        assert_eq!(message, FromNew::Prepared { version: "99.0.0".into() });
+        assert_eq!(message, FromNew::Prepared { version: "99.0.0".into(), longest_hold_ms: 5 });
     }
 }
