@@ -7,11 +7,12 @@ use stampede::config::settings::{Config, Sources};
 use stampede::log_tool::arguments::{self, LogCommand};
 use stampede::log_tool::{dump, sale_report, scan, verify};
 use stampede::process::supervisor::Supervisor;
-use stampede::process::{manual, start};
+use stampede::process::{manual, signals, start};
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Write, stdout};
 
 fn main() {
+    signals::unblock();
     let arguments = manual::command().get_matches();
     if let Some(text) = manual::asked_for(&arguments) {
         return print!("{text}");
@@ -38,7 +39,8 @@ fn main() {
     }
     logging::start(config.log_format);
     fatal::exit_on_panic();
-    let ended = start::start(config).and_then(|supervisor| supervisor.map_or(Ok(()), Supervisor::run));
+    let ended = signals::catch().and_then(|signals| start::start(config, signals));
+    let ended = ended.and_then(|supervisor| supervisor.map_or(Ok(()), Supervisor::run));
     match ended {
         Ok(()) => tracing::info!(exit_code = 0, "stopped"),
         Err(reason) => reason.exit(),

@@ -66,7 +66,7 @@ pub const INTERNAL_ERROR: i32 = 70;
 
 /// Every exit code with its meaning, for the manual page. `docs/operations.md` has the same table.
 pub const EXIT_CODES: &[(i32, &str)] = &[
-    (0, "stopped by SIGTERM or SIGINT, replaced by an upgrade in place, or a command succeeded"),
+    (0, "stopped by SIGTERM, SIGINT or SIGQUIT, replaced by an upgrade in place, or a command succeeded"),
     (2, "a setting or an argument is invalid"),
     (3, "cannot listen on the address of --listen or --admin-listen"),
     (4, "the data directory is locked, cannot be read or written, or does not match the settings"),

@@ -66,7 +66,7 @@ pub const SETTINGS: &[Setting] = &[
         help: "Origins of web pages that may use the API from a browser, separated by commas, such as \
             https://shop.example; * for every origin" },
     Setting { flag: "drain-delay", variables: &["DRAIN_DELAY"], value: "DURATION", default: "0s",
-        help: "After SIGTERM or SIGINT: time for which the server still sells while /readyz already answers 503, so \
+        help: "After a signal to stop: time for which the server still sells while /readyz already answers 503, so \
             that load balancers stop sending clients" },
     Setting { flag: "drain-timeout", variables: &["DRAIN_TIMEOUT"], value: "DURATION", default: "10s",
         help: "After the drain delay: maximum time to finish requests in flight, flush the log and persist it in \

@@ -20,10 +20,10 @@ use crate::operate::status::{Phase, Status};
 use crate::postgres::shipper::{Plan, Shipper};
 use crate::process::resume::{Resumed, resume};
 use crate::process::service_manager::ServiceManager;
-use crate::process::signals;
+use crate::process::signals::CaughtSignals;
 use crate::process::supervisor::{DeferredWork, OwnedDataDir, PendingTakeover, ShardHandles, Supervisor};
 use crate::process::take_over::{StartState, distribute_listeners, take_over};
-use crate::process::timekeeping;
+use crate::process::{timekeeping, upgrading};
 use crate::runtime::control::Notice;
 use crate::runtime::log_pair::PersistenceChannels;
 use crate::runtime::mesh;
@@ -37,7 +37,6 @@ use crate::system::{host, listener};
 use crate::upgrade::predecessor::Predecessor;
 use crossbeam_channel::{Sender, bounded, unbounded};
 use rustix::fd::OwnedFd;
-use signal_hook::consts::{SIGINT, SIGTERM};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Instant;
@@ -69,7 +68,7 @@ struct OpenedPorts {
 ///
 /// # Errors
 /// Every reason to refuse the start that an operator can remove.
-pub fn start(config: Config) -> Result<Option<Supervisor>, Fatal> {
+pub fn start(config: Config, signals: CaughtSignals) -> Result<Option<Supervisor>, Fatal> {
     let started = Instant::now();
     let sizes = Sizes::of(&config)?;
     host::check_io_uring()?;
@@ -82,7 +81,7 @@ pub fn start(config: Config) -> Result<Option<Supervisor>, Fatal> {
     let phase = if predecessor.is_some() { Phase::Paused } else { Phase::Recovering };
     let status = Arc::new(Status::new(phase, sizes.shards, config.database.is_some()));
     let (shards, starts) = spawn_shards(&config, &sizes, listeners, &status, &clock)?;
-    signals::forward(shards.notices.clone())?;
+    signals.forward(shards.notices.clone())?;
 
     let partition = Partition::new(sizes.shards);
     let foundation = match (opening, &predecessor) {
@@ -91,7 +90,10 @@ pub fn start(config: Config) -> Result<Option<Supervisor>, Fatal> {
             admin::start(duplicate, status.clone(), clock.clone(), config.rules.period_s)?;
             let is_stopped = |wait| {
                 let notice = shards.notice_receiver.recv_timeout(wait);
-                matches!(notice, Ok(Notice::Signal(signal)) if [SIGTERM, SIGINT].contains(&signal))
+                if let Ok(Notice::Upgrade(signal)) = &notice {
+                    upgrading::refuse(signal, "this process is not serving");
+                }
+                matches!(notice, Ok(Notice::Stop(_)))
             };
             let Some(resumed) = resume(&config, &dir, partition, &clock, is_stopped)? else { return Ok(None) };
             let (sockets, existing_blocks) =

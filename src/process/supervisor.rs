@@ -21,7 +21,6 @@ use crate::upgrade::predecessor::Predecessor;
 use crate::upgrade::successor::Successor;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use rustix::fd::OwnedFd;
-use signal_hook::consts::SIGUSR2;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::sync::{Arc, atomic::Ordering};
@@ -219,13 +218,13 @@ impl Supervisor {
             Notice::AttemptsLost(shard, are_lost) => log_attempts(shard, are_lost),
             Notice::Overdue(shard, overdue) => log_overdue(shard, overdue),
             Notice::Drained(_) => state.drained += 1,
-            Notice::Signal(SIGUSR2) => self.upgrade(),
-            Notice::Signal(_) if self.pending_takeover.is_some() => {
+            Notice::Upgrade(signal) => self.upgrade(&signal),
+            Notice::Stop(_) if self.pending_takeover.is_some() => {
                 tracing::info!("received a signal to stop: the old process continues to serve");
                 return Ok(Next::HandedOver);
             }
-            Notice::Signal(signal) if state.stop.is_none() => state.stop = Some(self.begin_stop(signal)),
-            Notice::Signal(signal) => {
+            Notice::Stop(signal) if state.stop.is_none() => state.stop = Some(self.begin_stop(&signal)),
+            Notice::Stop(signal) => {
                 tracing::warn!(signal, "received another signal to stop: not waiting for requests in flight");
                 state.stop = Some(Stop { drains: Instant::now(), ends: Instant::now() });
                 return Ok(Next::Stop);
@@ -274,7 +273,7 @@ impl Supervisor {
         Ok(())
     }
 
-    fn begin_stop(&mut self, signal: i32) -> Stop {
+    fn begin_stop(&mut self, signal: &str) -> Stop {
         self.abort_upgrade("this process received a signal to stop");
         self.manager.stopping();
         let is_selling = self.status.phase() == Phase::Serving;

@@ -18,7 +18,7 @@
 //!
 //! - Until it sends `Yours`, the old process can abort the upgrade: it kills the new process, removes the log that the
 //!   new process has begun, and continues. It does so when the new process ends, when a step takes too long, and on
-//!   SIGTERM or SIGINT.
+//!   a signal to stop.
 //! - If the old process ends before `Everything`, the new process executes itself again and recovers, as after a crash.
 //! - If the old process ends after `Everything`, the new process serves, as after `Yours`.
 

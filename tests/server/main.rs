@@ -43,6 +43,7 @@ mod repeats;
 mod rollover;
 mod sell_out;
 mod service;
+mod signals;
 mod start_up;
 mod takeover;
 mod upgrade;
