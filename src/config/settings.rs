@@ -56,6 +56,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Address of the admin port.
     pub admin_listen: SocketAddr,
+    /// Host names under which the admin port answers, in addition to IP addresses and `localhost`.
+    pub admin_hosts: Vec<String>,
     /// Number of shards. `None`: derived from the CPUs.
     pub shards: Option<u16>,
     /// Directory of the log.
@@ -224,6 +226,16 @@ impl Sources<'_> {
         if are_valid { Ok(origins) } else { Err(raw.bad(expected)) }
     }
 
+    /// Returns the names of `--admin-host`.
+    fn admin_hosts(&self) -> Result<Vec<String>, BadSetting> {
+        let Some(raw) = self.get("admin-host") else { return Ok(Vec::new()) };
+        let is_name =
+            |name: &String| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
+        let names: Vec<String> = raw.text.split(',').map(|name| name.trim().to_owned()).collect();
+        let expected = "host names without a port, separated by commas, like shop-1.internal";
+        if names.iter().all(is_name) { Ok(names) } else { Err(raw.bad(expected)) }
+    }
+
     /// Returns an address. If neither its flag nor its variable is set, the first of the variables in `ports` sets the
     /// port.
     fn address(&self, flag: &str, variable: &str, ports: &[&str]) -> Result<SocketAddr, BadSetting> {
@@ -284,6 +296,7 @@ impl Config {
         Ok(Config {
             listen: sources.address("listen", "LISTEN", &["PORT", "APP_PORT"])?,
             admin_listen: sources.address("admin-listen", "ADMIN_LISTEN", &["APP_METRICS_PORT"])?,
+            admin_hosts: sources.admin_hosts()?,
             shards: shards.transpose()?.map(|shards| shards as u16),
             data_dir: get("data-dir").text.into(),
             rules,
@@ -316,6 +329,7 @@ impl fmt::Display for Config {
         let Config {
             listen,
             admin_listen,
+            admin_hosts,
             shards,
             data_dir,
             rules,
@@ -333,6 +347,8 @@ impl fmt::Display for Config {
         let open = |value: Option<String>| value.unwrap_or_else(|| "auto".into());
         writeln!(f, "listen = {listen}")?;
         writeln!(f, "admin-listen = {admin_listen}")?;
+        let listed = |names: &[String]| if names.is_empty() { "none".into() } else { names.join(",") };
+        writeln!(f, "admin-host = {}", listed(admin_hosts))?;
         writeln!(f, "shards = {}", open(shards.map(|shards| shards.to_string())))?;
         writeln!(f, "data-dir = {}", data_dir.display())?;
         writeln!(f, "items = {}", rules.items)?;
@@ -345,8 +361,7 @@ impl fmt::Display for Config {
         writeln!(f, "recover-from = {recover_from}")?;
         writeln!(f, "max-connections = {}", open(max_connections.map(|connections| connections.to_string())))?;
         writeln!(f, "steering = {}", if *steers_by_cpu { "cpu" } else { "hash" })?;
-        let origins = if cors_origins.is_empty() { "none".into() } else { cors_origins.join(",") };
-        writeln!(f, "cors-origin = {origins}")?;
+        writeln!(f, "cors-origin = {}", listed(cors_origins))?;
         writeln!(f, "drain-delay = {}", in_one_unit(drain_delay.as_millis() as u64))?;
         writeln!(f, "drain-timeout = {}", in_one_unit(drain_timeout.as_millis() as u64))?;
         writeln!(f, "env-file = {env_file}")?;
@@ -426,6 +441,8 @@ mod tests {
             ("ack", "twice", ["--ack", "\"twice\"", "local or postgres"]),
             ("recover-from", "postgres", ["--recover-from", "\"postgres\"", "--database-url"]),
             ("recover-from", "luck", ["--recover-from", "\"luck\"", "auto, log or postgres"]),
+            ("admin-host", "shop-1:8081", ["--admin-host", "\"shop-1:8081\"", "without a port"]),
+            ("admin-host", "a,,b", ["--admin-host", "\"a,,b\"", "like shop-1.internal"]),
             ("log-format", "xml", ["--log-format", "\"xml\"", "text or json"]),
             ("max-connections", "0", ["--max-connections", "\"0\"", "from 1"]),
             ("steering", "left", ["--steering", "\"left\"", "hash or cpu"]),

@@ -87,7 +87,7 @@ pub fn start(config: Config, signals: CaughtSignals) -> Result<Option<Supervisor
     let foundation = match (opening, &predecessor) {
         (Some(OpenedPorts { dir, admin }), _) => {
             let duplicate = admin.try_clone().map_err(host::no_descriptors)?;
-            admin::start(duplicate, status.clone(), clock.clone(), config.rules.period_s)?;
+            admin::start(duplicate, status.clone(), clock.clone(), &config)?;
             let is_stopped = |wait| {
                 let notice = shards.notice_receiver.recv_timeout(wait);
                 if let Ok(Notice::Upgrade(signal)) = &notice {

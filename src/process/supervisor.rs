@@ -245,7 +245,7 @@ impl Supervisor {
             let notices = self.shards.notices.clone();
             predecessor.watch_exit(move || _ = notices.send(Notice::PredecessorExited))?;
             let admin = self.admin.try_clone().map_err(host::no_descriptors)?;
-            admin::start(admin, self.status.clone(), self.clock.clone(), self.config.rules.period_s)?;
+            admin::start(admin, self.status.clone(), self.clock.clone(), &self.config)?;
             self.deferred_work = Some(deferred_work);
         }
         self.enter(Phase::Serving);

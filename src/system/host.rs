@@ -12,8 +12,10 @@ use uuid::Uuid;
 pub const IO_MEMORY: usize = 512 * 1024;
 /// File descriptors that a shard needs besides its connections: rings, segments, epoll set, doorbell.
 const DESCRIPTORS_PER_SHARD: u64 = 64;
-/// File descriptors that the process needs besides its shards.
+/// File descriptors that the process needs besides its shards and the connections of the admin port.
 const DESCRIPTORS_BESIDES: u64 = 64;
+/// Maximum number of connections of the admin port. Their descriptors are set aside.
+pub const ADMIN_CONNECTIONS_MAX: usize = 96;
 /// Connections served at once, unless a setting or the descriptor limit gives another number.
 const CONNECTIONS_DEFAULT: u32 = 16 * 1024;
 
@@ -48,7 +50,7 @@ pub fn connections_max(wanted: Option<u32>, shards: u16) -> Result<u32, Fatal> {
     // If the limit cannot be raised, the check below uses the present one.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     let limit = getrlimit(Resource::Nofile).current.or(current).unwrap_or(u64::MAX);
-    let besides = DESCRIPTORS_BESIDES + DESCRIPTORS_PER_SHARD * u64::from(shards);
+    let besides = DESCRIPTORS_BESIDES + ADMIN_CONNECTIONS_MAX as u64 + DESCRIPTORS_PER_SHARD * u64::from(shards);
     let available = limit.saturating_sub(besides).min(u64::from(u32::MAX)) as u32;
     let wanted_at_least = wanted.unwrap_or(1);
     if available < wanted_at_least {

@@ -5,6 +5,7 @@
 //! `browser` controls Chromium; `power`, `faulty_disk` and `mountpoint` provide disks.
 
 mod abuse;
+mod admin_port;
 mod browser;
 mod budget;
 mod catalogue;

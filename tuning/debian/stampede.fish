@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_stampede_global_optspecs
-    string join \n check-config listen= admin-listen= shards= data-dir= items= user-limit= sale-period= reservation-ttl= log-budget= database-url= ack= recover-from= max-connections= steering= cors-origin= drain-delay= drain-timeout= env-file= log-format= h/help V/version
+    string join \n check-config listen= admin-listen= admin-host= shards= data-dir= items= user-limit= sale-period= reservation-ttl= log-budget= database-url= ack= recover-from= max-connections= steering= cors-origin= drain-delay= drain-timeout= env-file= log-format= h/help V/version
 end
 
 function __fish_stampede_needs_command
@@ -26,6 +26,7 @@ end
 
 complete -c stampede -n "__fish_stampede_needs_command" -l listen -d 'Address and port of the public API; port 0 takes a free port. PORT or APP_PORT sets only the port. Not used if systemd passes sockets [env: LISTEN] [default: 0.0.0.0:8080]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l admin-listen -d 'Address and port of the dashboard and of /metrics for Prometheus; port 0 takes a free port. APP_METRICS_PORT sets only the port. This port has no authentication [env: ADMIN_LISTEN] [default: 127.0.0.1:8081]' -r -f
+complete -c stampede -n "__fish_stampede_needs_command" -l admin-host -d 'Host names under which clients may address the admin port, separated by commas, besides IP addresses and localhost. Requests with another name in Host are answered 421 [env: ADMIN_HOST] [default: none: only IP addresses and localhost]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l shards -d 'Number of threads that serve clients. Each thread is pinned to its own CPU if there are enough CPUs [env: SHARDS] [default: the number of CPUs that this process may use]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l data-dir -d 'Directory of the log. It is created if it does not exist, and locked: one server at a time can use it [env: DATA_DIR] [default: ./data]' -r -f -a "(__fish_complete_directories)"
 complete -c stampede -n "__fish_stampede_needs_command" -l items -d 'Number of items in each sale. A change applies from the next sale on [env: ITEMS, APP_ITEM_NUMBER] [default: 10000]' -r -f

@@ -17,6 +17,7 @@ _stampede() {
     _arguments "${_arguments_options[@]}" : \
 '--listen=[Address and port of the public API; port 0 takes a free port. PORT or APP_PORT sets only the port. Not used if systemd passes sockets \[env\: LISTEN\] \[default\: 0.0.0.0\:8080\]]:ADDRESS:PORT:' \
 '--admin-listen=[Address and port of the dashboard and of /metrics for Prometheus; port 0 takes a free port. APP_METRICS_PORT sets only the port. This port has no authentication \[env\: ADMIN_LISTEN\] \[default\: 127.0.0.1\:8081\]]:ADDRESS:PORT:' \
+'--admin-host=[Host names under which clients may address the admin port, separated by commas, besides IP addresses and localhost. Requests with another name in Host are answered 421 \[env\: ADMIN_HOST\] \[default\: none\: only IP addresses and localhost\]]:NAMES:' \
 '--shards=[Number of threads that serve clients. Each thread is pinned to its own CPU if there are enough CPUs \[env\: SHARDS\] \[default\: the number of CPUs that this process may use\]]:NUMBER:' \
 '--data-dir=[Directory of the log. It is created if it does not exist, and locked\: one server at a time can use it \[env\: DATA_DIR\] \[default\: ./data\]]:PATH:_files -/' \
 '--items=[Number of items in each sale. A change applies from the next sale on \[env\: ITEMS, APP_ITEM_NUMBER\] \[default\: 10000\]]:NUMBER:' \
