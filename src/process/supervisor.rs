@@ -157,13 +157,15 @@ impl Supervisor {
                 Next::Continue | Next::Stop => break,
             }
         }
+        let ends = state.stop.map_or_else(Instant::now, |stop| stop.ends);
+        self.manager.extend_end(ends.saturating_duration_since(Instant::now()));
         self.enter(Phase::Stopping);
         for thread in self.shards.threads {
             // A thread that panics ends the process, so the result is never an error.
             let _ = thread.join();
         }
         if let Some(persistence) = self.persistence {
-            persistence.finish(state.stop.map_or_else(Instant::now, |stop| stop.ends));
+            persistence.finish(ends);
         }
         Ok(())
     }
@@ -179,8 +181,9 @@ impl Supervisor {
         let next_step = state.stop.map(|stop| if stop.drains > now { stop.drains } else { stop.ends });
         let next_look = self.persistence.is_some().then(|| now + LAG_CHECK_TIME);
         let next_notification = self.manager.notify_watchdog(&self.status, now);
+        let next_extension = self.manager.extend_stop(now);
         let upgrade_ends = self.successor.as_ref().map(Successor::deadline);
-        let next = [next_step, next_look, next_notification, upgrade_ends].into_iter().flatten().min();
+        let next = [next_step, next_look, next_notification, next_extension, upgrade_ends].into_iter().flatten().min();
         let notice = match next {
             None => self.shards.notice_receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(end) => self.shards.notice_receiver.recv_deadline(end),
@@ -275,7 +278,7 @@ impl Supervisor {
 
     fn begin_stop(&mut self, signal: &str) -> Stop {
         self.abort_upgrade("this process received a signal to stop");
-        self.manager.stopping();
+        self.manager.stopping(Instant::now());
         let is_selling = self.status.phase() == Phase::Serving;
         let delay = if is_selling { self.config.drain_delay } else { Duration::ZERO };
         // Enter the phase before the log line, so that a reader of the line sees it in `/readyz`.
