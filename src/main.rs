@@ -2,14 +2,15 @@
 
 use stampede::config::fatal::{self, Fatal};
 use stampede::config::flags::SETTINGS;
-use stampede::config::logging;
 use stampede::config::settings::{Config, Sources};
+use stampede::config::{env_file, logging};
 use stampede::log_tool::arguments::{self, LogCommand};
 use stampede::log_tool::{dump, sale_report, scan, verify};
 use stampede::process::supervisor::Supervisor;
 use stampede::process::{manual, signals, start};
 use std::collections::BTreeMap;
-use std::io::{BufWriter, Write, stdout};
+use std::fs;
+use std::io::{BufWriter, ErrorKind, Write, stdout};
 
 fn main() {
     signals::unblock();
@@ -23,13 +24,7 @@ fn main() {
     // A command accepts only some of the flags.
     let value = |flag: &str| given.try_get_one::<String>(flag).ok().flatten().cloned();
     let flags = flags.filter_map(|flag| Some((flag, value(flag)?))).collect();
-    let environment = &|name: &str| std::env::var(name).ok();
-    let mut sources = Sources { flags, environment, env_file: String::new(), in_file: BTreeMap::new() };
-    sources.env_file = sources.env_file_path();
-    let config = read(&sources.env_file).and_then(|in_file| {
-        sources.in_file = in_file;
-        Config::new(&sources).map_err(|bad| Fatal::Settings(bad.to_string()))
-    });
+    let config = read_settings(flags);
     let config = config.unwrap_or_else(|reason| exit_with_error(&reason));
     if let Some(command) = log_command {
         return run_log_command(&command, &config).unwrap_or_else(|reason| exit_with_error(&reason));
@@ -67,22 +62,21 @@ fn run_log_command(command: &LogCommand, config: &Config) -> Result<(), Fatal> {
     verdict
 }
 
+/// Reads the settings from the flags, the environment and the env file.
+fn read_settings(flags: BTreeMap<&'static str, String>) -> Result<Config, Fatal> {
+    let environment = &|name: &str| std::env::var_os(name);
+    let mut sources = Sources { flags, environment, env_file: String::new(), in_file: BTreeMap::new() };
+    let invalid = |bad: stampede::config::settings::BadSetting| Fatal::Settings(bad.to_string());
+    sources.env_file = sources.env_file_path().map_err(invalid)?;
+    sources.in_file = read(&sources.env_file)?;
+    Config::new(&sources).map_err(invalid)
+}
+
 /// Reads the variables of an env file. Only the default file `.env` may be missing.
 fn read(file: &str) -> Result<BTreeMap<String, String>, Fatal> {
-    let lines = match dotenvy::from_path_iter(file) {
-        Ok(lines) => lines,
-        Err(error) if error.not_found() && file == ".env" => return Ok(BTreeMap::new()),
-        Err(error) => return Err(Fatal::Settings(format!("--env-file {file} cannot be read: {error}"))),
-    };
-    let mut variables = BTreeMap::new();
-    let mut place = "at the beginning".to_owned();
-    for line in lines {
-        // Do not repeat the line: it may contain a password.
-        let (name, value) = line.map_err(|_| {
-            Fatal::Settings(format!("{file} has an invalid line {place}; put values with spaces in quotes"))
-        })?;
-        place = format!("after {name}");
-        variables.insert(name, value);
+    match fs::read_to_string(file) {
+        Ok(text) => env_file::parse(&text).map_err(|bad| Fatal::Settings(format!("--env-file {file}: {bad}"))),
+        Err(error) if error.kind() == ErrorKind::NotFound && file == ".env" => Ok(BTreeMap::new()),
+        Err(error) => Err(Fatal::Settings(format!("--env-file {file} cannot be read: {error}"))),
     }
-    Ok(variables)
 }

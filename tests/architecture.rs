@@ -26,6 +26,7 @@ const PURE: &[&str] = &[
     "sale",
     "http",
     "config/database_url",
+    "config/env_file",
     "config/settings",
     "log/block",
     "log/ownership",

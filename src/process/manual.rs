@@ -25,7 +25,8 @@ const SIGNALS: &[(&str, &str)] = &[
         "SIGHUP, SIGUSR2",
         "Upgrade in place. The server starts the binary that is now at the same path, with the same arguments. The new \
          process reads the file of --env-file again, and takes over the sale, the ports and all connections. If it \
-         cannot, the old process continues to serve.",
+         cannot, or if it would lose the database or --ack postgres because the file is gone, the old process continues \
+         to serve.",
     ),
     (
         "SIGUSR1, SIGALRM, SIGIO and others",

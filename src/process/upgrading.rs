@@ -14,7 +14,7 @@ use crate::operate::status::Phase;
 use crate::process::supervisor::Supervisor;
 use crate::runtime::control::{Notice, Order};
 use crate::sale::deferred::Watermark;
-use crate::upgrade::protocol::{FromNew, Offer, PROTOCOL};
+use crate::upgrade::protocol::{FromNew, KeptSettings, Offer, PROTOCOL};
 use crate::upgrade::successor::{Stage, Successor};
 use rustix::fd::AsFd;
 use std::sync::atomic::Ordering;
@@ -50,6 +50,7 @@ impl Supervisor {
             admin_listen: self.config.admin_listen,
             data_dir: self.config.data_dir.clone(),
             epoch,
+            settings: Some(KeptSettings::of(&self.config)),
             clock: Some(self.clock.discipline()),
         });
         let notices = self.shards.notices.clone();

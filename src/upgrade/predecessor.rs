@@ -70,7 +70,7 @@ impl Predecessor {
     /// # Errors
     /// [`Fatal::Settings`]: this change needs a restart instead of an upgrade.
     pub fn check(&self, config: &Config) -> Result<(), Fatal> {
-        let Offer { protocol, version, log_format, listen, data_dir, .. } = &self.offer;
+        let Offer { protocol, version, log_format, listen, data_dir, settings, .. } = &self.offer;
         let refused = |why: String| Err(Fatal::Settings(format!("{why}; restart the server instead")));
         if (*protocol, *log_format) != (PROTOCOL, FORMAT_VERSION) {
             return refused(format!(
@@ -86,7 +86,10 @@ impl Predecessor {
             let shown = data_dir.display();
             return refused(format!("--data-dir is {shown} in the running server and an upgrade cannot change it"));
         }
-        Ok(())
+        match settings.and_then(|settings| settings.objection(config)) {
+            Some(why) => Err(Fatal::Settings(format!("{why}, or restart the server"))),
+            None => Ok(()),
+        }
     }
 
     /// Sends `Prepared`, and receives everything. If the old process ends before `Everything`, this process executes

@@ -44,6 +44,7 @@ mod repeats;
 mod rollover;
 mod sell_out;
 mod service;
+mod settings;
 mod signals;
 mod start_up;
 mod takeover;
