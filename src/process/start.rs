@@ -118,6 +118,7 @@ impl Sizes {
             )));
         }
         let segment_bytes = (budget / 16).clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
+        host::check_limits(shards, segment_bytes)?;
         Ok(Sizes { shards, connections, budget, segment_blocks: (segment_bytes / BLOCK_BYTES as u64) as u32 })
     }
 }
