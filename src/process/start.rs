@@ -37,6 +37,8 @@ use crate::system::{host, listener};
 use crate::upgrade::predecessor::Predecessor;
 use crossbeam_channel::{Sender, bounded, unbounded};
 use rustix::fd::OwnedFd;
+use rustix::fs::Mode;
+use rustix::process::umask;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Instant;
@@ -70,6 +72,8 @@ struct OpenedPorts {
 /// Every reason to refuse the start that an operator can remove.
 pub fn start(config: Config, signals: CaughtSignals) -> Result<Option<Supervisor>, Fatal> {
     let started = Instant::now();
+    // The files of the data directory contain live codes.
+    umask(Mode::RWXG | Mode::RWXO);
     let sizes = Sizes::of(&config)?;
     host::check_io_uring()?;
     let predecessor = Predecessor::find()?;
