@@ -3,20 +3,26 @@
 use stampede::config::fatal::{self, Fatal};
 use stampede::config::flags::SETTINGS;
 use stampede::config::settings::{Config, Sources};
-use stampede::config::{env_file, logging};
+use stampede::config::{env_file, logging, output};
 use stampede::log_tool::arguments::{self, LogCommand};
 use stampede::log_tool::{dump, sale_report, scan, verify};
 use stampede::process::supervisor::Supervisor;
 use stampede::process::{manual, signals, start};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufWriter, ErrorKind, Write, stdout};
+use std::io::{BufWriter, ErrorKind, IsTerminal, stdout};
 
 fn main() {
-    signals::unblock();
-    let arguments = manual::command().get_matches();
+    let arguments = manual::command().try_get_matches().unwrap_or_else(|error| {
+        // Help and version are output. A terminal gets them with colors, as it gets errors.
+        if error.use_stderr() || stdout().is_terminal() {
+            error.exit()
+        }
+        end_command(print(&error.render().to_string()));
+        std::process::exit(error.exit_code())
+    });
     if let Some(text) = manual::asked_for(&arguments) {
-        return print!("{text}");
+        return end_command(print(&text));
     }
     let (log_command, given) = arguments::asked_for(&arguments).unzip();
     let given = given.unwrap_or(&arguments);
@@ -24,42 +30,57 @@ fn main() {
     // A command accepts only some of the flags.
     let value = |flag: &str| given.try_get_one::<String>(flag).ok().flatten().cloned();
     let flags = flags.filter_map(|flag| Some((flag, value(flag)?))).collect();
-    let config = read_settings(flags);
-    let config = config.unwrap_or_else(|reason| exit_with_error(&reason));
+    let config = read_settings(flags).unwrap_or_else(|reason| exit_with_error(&reason));
     if let Some(command) = log_command {
-        return run_log_command(&command, &config).unwrap_or_else(|reason| exit_with_error(&reason));
+        return end_command(run_log_command(&command, &config));
     }
     if arguments.get_flag("check-config") {
-        return println!("{config}");
+        return end_command(print(&format!("{config}\n")));
     }
-    logging::start(config.log_format);
+    // Before the first thread starts, because threads inherit the signal mask.
+    let signals = signals::catch().unwrap_or_else(|reason| exit_with_error(&reason));
+    logging::start(config.log_format).unwrap_or_else(|error| exit_with_error(&error.into()));
     fatal::exit_on_panic();
-    let ended = signals::catch().and_then(|signals| start::start(config, signals));
-    let ended = ended.and_then(|supervisor| supervisor.map_or(Ok(()), Supervisor::run));
+    let ended = start::start(config, signals).and_then(|supervisor| supervisor.map_or(Ok(()), Supervisor::run));
     match ended {
         Ok(()) => tracing::info!(exit_code = 0, "stopped"),
         Err(reason) => reason.exit(),
     }
+    logging::flush();
+}
+
+/// Prints the output of a command.
+fn print(text: &str) -> Result<(), Fatal> {
+    output::print(text).map_err(unwritable)
+}
+
+fn unwritable(error: std::io::Error) -> Fatal {
+    Fatal::Host(format!("standard output cannot be written: {error}"))
+}
+
+/// Ends a command.
+fn end_command(result: Result<(), Fatal>) {
+    result.unwrap_or_else(|reason| exit_with_error(&reason));
 }
 
 /// Exits before the server has started, with a line on standard error.
 fn exit_with_error(reason: &Fatal) -> ! {
-    // Write the line at once: in an upgrade, two processes write to the same standard error.
-    let line = format!("stampede: {reason}\n");
-    eprint!("{line}");
+    output::complain(&format!("stampede: {reason}"));
     std::process::exit(reason.exit_code());
 }
 
 /// Runs a `stampede log` command, and prints its result on standard output.
 fn run_log_command(command: &LogCommand, config: &Config) -> Result<(), Fatal> {
     let (report, verdict) = match command {
-        LogCommand::Dump(filter) => return dump::dump(config, filter, &mut BufWriter::new(stdout().lock())),
+        LogCommand::Dump(filter) => {
+            return dump::dump(config, filter, &mut BufWriter::new(output::standard_output().map_err(unwritable)?));
+        }
         LogCommand::Verify => scan::look(|report| verify::verify(config, report)),
         LogCommand::Sale(sale) => scan::look(|report| sale_report::add_up(config, *sale, report)),
     };
-    // If standard output is closed, the exit code still has the result.
-    let _ = stdout().write_all(report.as_bytes());
-    verdict
+    // The verdict on the log matters more than a report that cannot be written.
+    let printed = print(&report);
+    verdict.and(printed)
 }
 
 /// Reads the settings from the flags, the environment and the env file.

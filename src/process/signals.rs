@@ -7,6 +7,7 @@
 //! | SIGHUP, SIGUSR2 | upgrade in place |
 //! | SIGCHLD | none, but it must not be ignored, because then the exit status of a new process would be lost |
 //! | SIGPIPE | ignored, by Rust's runtime |
+//! | SIGXFSZ | ignored: a log line about it could be the write that causes the next one |
 //! | SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP | the default: they report a bug, with a core dump |
 //! | SIGTSTP, SIGTTIN, SIGTTOU | the default: the process is stopped until SIGCONT |
 //! | every other signal that would end the process | one log line |
@@ -19,7 +20,7 @@ use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
 use signal_hook::consts::{
     SIGABRT, SIGBUS, SIGCHLD, SIGCONT, SIGFPE, SIGHUP, SIGILL, SIGINT, SIGKILL, SIGPIPE, SIGQUIT, SIGSEGV, SIGSTOP,
-    SIGSYS, SIGTERM, SIGTRAP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGUSR2, SIGWINCH,
+    SIGSYS, SIGTERM, SIGTRAP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGUSR2, SIGWINCH, SIGXFSZ,
 };
 use signal_hook::iterator::Signals;
 
@@ -46,14 +47,9 @@ pub fn catch() -> Result<CaughtSignals, Fatal> {
         // The C library and tools such as valgrind keep some real-time signals for themselves.
         let _ = signals.add_signal(signal);
     }
-    unblock();
-    Ok(CaughtSignals(signals))
-}
-
-/// Unblocks all signals for the calling thread, and for the threads that it starts.
-pub fn unblock() {
     // This fails only for arguments that do not exist.
     let _ = SigSet::all().thread_unblock();
+    Ok(CaughtSignals(signals))
 }
 
 impl CaughtSignals {
@@ -64,7 +60,7 @@ impl CaughtSignals {
     pub fn forward(mut self, notices: Sender<Notice>) -> Result<(), Fatal> {
         let forward = move || {
             self.0.forever().all(|signal| match signal {
-                SIGCHLD => true,
+                SIGCHLD | SIGXFSZ => true,
                 SIGTERM | SIGINT | SIGQUIT => notices.send(Notice::Stop(name(signal))).is_ok(),
                 SIGHUP | SIGUSR2 => notices.send(Notice::Upgrade(name(signal))).is_ok(),
                 _ => {

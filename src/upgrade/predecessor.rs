@@ -3,6 +3,7 @@
 //! `protocol`.
 
 use crate::config::fatal::Fatal;
+use crate::config::logging;
 use crate::config::settings::Config;
 use crate::http::connection::ConnectionSnapshot;
 use crate::log::block::{FORMAT_VERSION, LogKind, StreamKey};
@@ -164,6 +165,7 @@ fn restart_alone() -> ! {
     while getppid().map(Pid::as_raw_nonzero) == old {
         sleep(Duration::from_millis(1));
     }
+    logging::flush();
     let mut arguments = std::env::args_os();
     let mut command = Command::new("/proc/self/exe");
     command.arg0(arguments.next().unwrap_or_default()).args(arguments).env_remove(VARIABLE).stdin(Stdio::null());

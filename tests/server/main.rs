@@ -36,6 +36,7 @@ mod metrics;
 mod mountpoint;
 mod openapi;
 mod package;
+mod parent;
 mod pauses;
 mod persistence;
 mod power;
