@@ -58,6 +58,7 @@ fn newcomers_wait_until_somebody_leaves() {
         let code = client.reserve(1 + i64::from(item), item);
         assert_eq!(client.purchase(&code).status, 200);
     }
+    assert_eq!(server.times_said("new connections wait"), 1);
     let sold = inside.len();
     // Each client that disconnects makes room for a waiting one, until all have been served.
     while !waiting.is_empty() {
