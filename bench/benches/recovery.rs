@@ -24,9 +24,9 @@ fn recovery(criterion: &mut Criterion) {
                 segments = history::segments(items);
             }
             bencher.iter(|| {
-                let mut replay = Replay::new(partition, NOW);
+                let mut replay = Replay::new(partition, rules(items), 0, NOW);
                 stream::read(&STREAM, &segments, |_, record| replay.record(record)).expect("no block is missing");
-                let (_, found) = replay.finish(&rules(items)).expect("the log has no contradiction");
+                let (_, found) = replay.finish().expect("the log has no contradiction");
                 assert_eq!(found.sold, items);
             });
         });
@@ -44,9 +44,15 @@ fn recovery(criterion: &mut Criterion) {
                 history::write(&segments, &logs).expect("the disk has room");
             }
             // The first iteration also seals the log. It is part of the warm-up.
-            let opened = OpenDataDir { logs, cluster: STREAM.cluster, epoch: STREAM.epoch + 1, direct_io: true };
+            let opened = OpenDataDir {
+                logs,
+                cluster: STREAM.cluster,
+                epoch: STREAM.epoch + 1,
+                direct_io: true,
+                longest_hold_ms: 0,
+            };
             bencher.iter(|| {
-                let recovered = Recovery::new(opened.clone(), partition, || NOW).finish(&rules(items), &Ends::new());
+                let recovered = Recovery::new(opened.clone(), partition, rules(items), || NOW).finish(&Ends::new());
                 let recovered = recovered.unwrap_or_else(|reason| panic!("{reason}"));
                 assert_eq!(recovered.found.sold, items);
                 recovered.streams.seal(&opened).unwrap_or_else(|reason| panic!("{reason}"));

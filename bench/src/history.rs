@@ -5,7 +5,7 @@ use crate::turns::{NOW, rules};
 use stampede::log::block::{BLOCK_BYTES, Chain, LogKind, StreamId};
 use stampede::log::segment::SegmentName;
 use stampede::log::stream::SegmentBytes;
-use stampede::sale::code::{CodeGenerator, CodeSpace};
+use stampede::sale::code::CodeGenerator;
 use stampede::sale::ids::{ItemId, SaleId, UserId};
 use stampede::sale::record::{BLOCK_RECORDS, LogEvent, RECORD_BYTES, Record};
 use std::io;
@@ -25,19 +25,18 @@ pub fn records(items: u32) -> impl Iterator<Item = Record> {
     let rules = rules(items);
     let terms = rules.terms(SaleId::at(NOW.unix_ms, rules.period_s));
     let record = move |event| Record { sale: terms.sale, unix_ms: NOW.unix_ms, event };
-    let space = CodeSpace::new(&terms);
     // Two generators with the same seed: the codes of the checkouts, and the same codes for the purchases.
     let (mut given, mut presented) = (CodeGenerator::new([1; 32]), CodeGenerator::new([1; 32]));
     let buyer = move |turn| (ItemId((u64::from(turn) * 7919 % u64::from(items)) as u32), UserId(i64::from(turn) / 10));
     let both = (0..items + DELAY).flat_map(move |turn| {
         let checkout = (turn < items).then(|| {
             let (item, user) = buyer(turn);
-            let (code, key) = (given.mint(&space, item), Uuid::nil());
+            let (code, key) = (given.mint(terms.sale, item), Uuid::nil());
             record(LogEvent::Checkout { item, user, code, ttl_ms: rules.ttl_ms, key })
         });
         let purchase = turn.checked_sub(DELAY).map(|turn| {
             let (item, user) = buyer(turn);
-            record(LogEvent::Purchase { item, user, code: presented.mint(&space, item), key: Uuid::nil() })
+            record(LogEvent::Purchase { item, user, code: presented.mint(terms.sale, item), key: Uuid::nil() })
         });
         checkout.into_iter().chain(purchase)
     });

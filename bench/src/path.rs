@@ -17,6 +17,8 @@ use stampede::sale::ids::Ticket;
 use stampede::sale::record::{BLOCK_RECORDS, RECORD_BYTES, Record};
 use uuid::Uuid;
 
+/// Idle timeout of the connections, as in the server by default.
+const IDLE_MS: u64 = 75_000;
 /// Number of buffered attempts that triggers a flush, as in the server's turn.
 const ATTEMPTS_FLUSH: usize = 1024;
 
@@ -66,7 +68,7 @@ impl RequestPath {
         responder.set_time(NOW.unix_ms);
         RequestPath {
             turns: Turns::new(1, items),
-            connections: (0..COMMANDS).map(|_| Connection::new(NOW.monotonic_ms)).collect(),
+            connections: (0..COMMANDS).map(|_| Connection::new(NOW.monotonic_ms, IDLE_MS)).collect(),
             responder,
             purchases: MemoryLog::new(LogKind::Purchases),
             attempts: MemoryLog::new(LogKind::Attempts),
@@ -83,12 +85,7 @@ impl RequestPath {
             let (used, step) = connection.next(&bytes[at..]).expect("the request is valid");
             at += used;
             let Step::Request(head) = step else { panic!("the request is whole") };
-            let style = Style {
-                is_http10: head.is_http10,
-                keep_alive: head.keep_alive,
-                head_only: head.method == Method::Head,
-                json: false,
-            };
+            let style = Style { keep_alive: head.keep_alive, head_only: head.method == Method::Head, json: false };
             let Route::Command(command, json) = route(&head, &Origins::None).1 else {
                 panic!("the request is for the sale")
             };

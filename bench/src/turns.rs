@@ -10,7 +10,8 @@ use stampede::sale::deferred::Watermark;
 use stampede::sale::effects::Effects;
 use stampede::sale::ids::{Moment, Seq, ShardId, Ticket};
 use stampede::sale::partition::Partition;
-use stampede::sale::shard::{Rules, Shard, ShardEvent};
+use stampede::sale::rules::Rules;
+use stampede::sale::shard::{Shard, ShardEvent};
 use stampede::system::doorbell::Doorbell;
 use std::sync::Arc;
 
@@ -22,7 +23,15 @@ pub const NOW: Moment = Moment { monotonic_ms: 1, unix_ms: 1_800_000_000_000 };
 
 /// Returns the rules of a sale of `items` items, without a limit for each user.
 pub fn rules(items: u32) -> Rules {
-    Rules { period_s: 3600, items, user_limit: u32::MAX, ttl_ms: u32::MAX, purchase_ack: Watermark::Flushed }
+    Rules {
+        period_s: 3600,
+        items,
+        user_limit: u32::MAX,
+        ttl_ms: u32::MAX,
+        extension_ms: 0,
+        receipts_ms: 3_600_000,
+        purchase_ack: Watermark::Flushed,
+    }
 }
 
 /// A shard, its effects, its end of the mesh and its number of appended records.
@@ -43,7 +52,8 @@ impl Turns {
     /// Creates a new sale of `items` items on `shards` shards.
     pub fn new(shards: u16, items: u32) -> Turns {
         let (partition, rules) = (Partition::new(shards), rules(items));
-        let (inventories, _) = Replay::new(partition, NOW).finish(&rules).expect("an empty log has no contradiction");
+        let (inventories, _) =
+            Replay::new(partition, rules, 0, NOW).finish().expect("an empty log has no contradiction");
         let item_states = ItemStates::new(partition, items, &inventories);
         let doorbells: Arc<[Doorbell]> = (0..shards).map(|_| Doorbell::new().expect("a descriptor")).collect();
         let local_shards = (0..shards).map(ShardId).zip(inventories).zip(mesh::connect(&doorbells));

@@ -25,7 +25,8 @@ use stampede::sale::code::CodeGenerator;
 use stampede::sale::effects::Effects;
 use stampede::sale::ids::ShardId;
 use stampede::sale::partition::Partition;
-use stampede::sale::shard::{Rules, Shard};
+use stampede::sale::rules::Rules;
+use stampede::sale::shard::Shard;
 use stampede::server::sockets::Server;
 use stampede::system::clock::Clock;
 use stampede::system::doorbell::Doorbell;
@@ -38,6 +39,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 use uuid::Uuid;
 
 const REQUESTS: usize = 10_000;
@@ -170,15 +172,16 @@ fn serve(listener: OwnedFd, logs: &Path, status: Arc<Status>, doorbells: &Arc<[D
         let (id, partition, clock) = (ShardId(0), Partition::new(1), Clock::start());
         let rules = Rules { ttl_ms: 600_000, period_s: 365 * 86400, ..rules(2 * REQUESTS as u32) };
         let mesh = mesh::connect(doorbells).pop().expect("there is one shard");
+        let request_timer = RequestTimer::new(status.clone(), id, clock.clone());
+        let idle_timeout = Duration::from_secs(75);
         let mut server =
-            Server::new(mesh.doorbell(), 1000, RequestTimer::new(status.clone(), id, clock.clone()), Origins::None)
-                .expect("a descriptor");
+            Server::new(mesh.doorbell(), 1000, request_timer, Origins::None, idle_timeout).expect("a descriptor");
         server.listen(listener).expect("the listener can be registered");
         let always_ready = eventfd(1, EventfdFlags::CLOEXEC).expect("a descriptor");
         let always_ready = PollableFd::new(always_ready).expect("a descriptor");
         let orders = crossbeam_channel::never();
         let outside = ShardIo { id, server, mesh, clock: clock.clone(), status, notices, orders, always_ready };
-        let (mut inventories, _) = Replay::new(partition, clock.now()).finish(&rules).expect("a new sale");
+        let (mut inventories, _) = Replay::new(partition, rules, 0, clock.now()).finish().expect("a new sale");
         let item_states = Arc::new(ItemStates::new(partition, rules.items, &inventories));
         let inventory = inventories.pop().expect("one was requested");
         let log = |log| {

@@ -45,6 +45,12 @@ pub const SETTINGS: &[Setting] = &[
             every full hour. It cannot change for an existing data directory" },
     Setting { flag: "reservation-ttl", variables: &["RESERVATION_TTL"], value: "DURATION", default: "30s",
         help: "Time for which a checkout holds its item. Then the item is available again" },
+    Setting { flag: "extension", variables: &["EXTENSION"], value: "DURATION", default: "0s",
+        help: "Time by which a client can extend its hold once, by POST /checkout/extend; 0s: never" },
+    Setting { flag: "receipts", variables: &["RECEIPTS"], value: "DURATION",
+        default: "(1h, or four sale periods if that is shorter)",
+        help: "Time after the end of a sale for which repeated requests with its codes and keys still get their \
+            answers, and GET /sales/{id} shows it. Each sale that is remembered needs memory for its items" },
     Setting { flag: "log-budget", variables: &["LOG_BUDGET"], value: "BYTES", default: "1GiB",
         help: "Disk space for the logs of all shards, at least 1MiB for each shard. When it is used up, the server \
             removes records of ended sales, refused attempts first; if that is not enough, it refuses checkouts" },
@@ -62,6 +68,9 @@ pub const SETTINGS: &[Setting] = &[
     Setting { flag: "max-connections", variables: &["MAX_CONNECTIONS"], value: "NUMBER",
         default: "(16384, or fewer if the descriptor limit is lower)",
         help: "Number of client connections at once. Further connections are answered 503 and closed" },
+    Setting { flag: "idle-timeout", variables: &["IDLE_TIMEOUT"], value: "DURATION", default: "75s",
+        help: "Time after which a connection without a request is closed. Answers state it in the header Keep-Alive. A \
+            proxy in front must close its idle connections earlier" },
     Setting { flag: "steering", variables: &["STEERING"], value: "hash|cpu", default: "hash",
         help: "Which shard gets a new connection. hash: any shard, by address and port. cpu: the shard on the CPU \
             where the connection arrived, for network cards that distribute connections over the CPUs" },

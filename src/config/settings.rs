@@ -13,7 +13,8 @@ use crate::config::database_url::DatabaseUrl;
 use crate::config::flags::SETTINGS;
 use crate::sale::code::ITEMS_MAX;
 use crate::sale::deferred::Watermark;
-use crate::sale::shard::Rules;
+use crate::sale::parts::ENDED_MAX;
+use crate::sale::rules::Rules;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
@@ -26,8 +27,15 @@ use thiserror::Error;
 
 /// Maximum number of shards.
 pub const SHARDS_MAX: u16 = 256;
+/// Maximum of the duration of a hold together with its extension.
+pub const HOLD_MAX: Duration = Duration::from_secs(2 * 86400);
+/// Default of `--receipts`, unless four sale periods are shorter.
+const RECEIPTS: Duration = Duration::from_secs(3600);
 /// Maximum of the drain delay and of the drain timeout.
 const DRAIN_MAX: Duration = Duration::from_secs(3600);
+/// Minimum and maximum of the idle timeout. Connections are checked about once a second, and answers state the timeout
+/// in whole seconds.
+const IDLE_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 
 /// Format of log lines.
 #[derive(Clone, Copy, Debug, Display, EnumString, PartialEq, Eq)]
@@ -74,6 +82,8 @@ pub struct Config {
     pub recover_from: RecoverFrom,
     /// Maximum number of client connections. `None`: derived from the descriptor limit.
     pub max_connections: Option<u32>,
+    /// Time after which a connection without a request is closed.
+    pub idle_timeout: Duration,
     /// Whether the shard on the CPU where a connection arrives gets it.
     pub steers_by_cpu: bool,
     /// Origins of web pages that may use the API, such as `https://shop.example`, or `*` for every origin.
@@ -236,6 +246,13 @@ impl Sources<'_> {
         Ok(database)
     }
 
+    /// Returns the time for which ended sales are remembered.
+    fn receipts(&self, period: Duration) -> Result<Duration, BadSetting> {
+        let most = period * u32::from(ENDED_MAX);
+        let given = self.given("receipts")?.map(|raw| raw.duration(Duration::ZERO..=most, "milliseconds"));
+        given.unwrap_or_else(|| Ok(RECEIPTS.min(period * 4)))
+    }
+
     /// Returns the origins of `--cors-origin`. A browser compares them letter by letter, so each must have the form that
     /// browsers send.
     fn origins(&self) -> Result<Vec<String>, BadSetting> {
@@ -288,8 +305,8 @@ impl Config {
         if period_s.subsec_nanos() != 0 {
             return Err(period.bad("a duration in whole seconds, like 30s or 1h"));
         }
-        let ttl =
-            get("reservation-ttl")?.duration(Duration::from_millis(1)..=Duration::from_secs(86400), "milliseconds")?;
+        let ttl = get("reservation-ttl")?.duration(Duration::from_millis(1)..=HOLD_MAX / 2, "milliseconds")?;
+        let extension = get("extension")?.duration(Duration::ZERO..=HOLD_MAX / 2, "milliseconds")?;
         let (database, ack) = (sources.database()?, get("ack")?);
         let purchase_ack = match ack.text.as_str() {
             "local" => Watermark::Flushed,
@@ -307,8 +324,17 @@ impl Config {
             items: get("items")?.number(1..=ITEMS_MAX.into())? as u32,
             user_limit: get("user-limit")?.number(1..=ITEMS_MAX.into())? as u32,
             ttl_ms: ttl.as_millis() as u32,
+            extension_ms: extension.as_millis() as u32,
+            receipts_ms: sources.receipts(period_s)?.as_millis() as u64,
             purchase_ack,
         };
+        let holds = period_s * u32::from(ENDED_MAX);
+        if ttl + extension > holds {
+            let holds = humantime::format_duration(holds);
+            let expected =
+                format!("a time that ends within {ENDED_MAX} sale periods, with --extension at most {holds}");
+            return Err(get("reservation-ttl")?.bad(&expected));
+        }
         let steering = get("steering")?;
         let steers_by_cpu = match steering.text.as_str() {
             "hash" => false,
@@ -329,6 +355,7 @@ impl Config {
             database,
             recover_from,
             max_connections: max_connections.transpose()?.map(|connections| connections as u32),
+            idle_timeout: get("idle-timeout")?.duration(IDLE_TIMEOUTS, "milliseconds")?,
             steers_by_cpu,
             cors_origins: sources.origins()?,
             drain_delay: get("drain-delay")?.duration(Duration::ZERO..=DRAIN_MAX, "milliseconds")?,
@@ -364,6 +391,7 @@ impl fmt::Display for Config {
             database,
             recover_from,
             max_connections,
+            idle_timeout,
             steers_by_cpu,
             cors_origins,
             drain_delay,
@@ -384,11 +412,14 @@ impl fmt::Display for Config {
         writeln!(f, "user-limit = {}", rules.user_limit)?;
         writeln!(f, "sale-period = {}", in_one_unit(u64::from(rules.period_s) * 1000))?;
         writeln!(f, "reservation-ttl = {}", in_one_unit(rules.ttl_ms.into()))?;
+        writeln!(f, "extension = {}", in_one_unit(rules.extension_ms.into()))?;
+        writeln!(f, "receipts = {}", in_one_unit(rules.receipts_ms))?;
         writeln!(f, "log-budget = {log_budget}")?;
         writeln!(f, "database = {}", database.as_ref().map_or("none".into(), DatabaseUrl::place))?;
         writeln!(f, "ack = {}", if rules.purchase_ack == Watermark::Flushed { "local" } else { "postgres" })?;
         writeln!(f, "recover-from = {recover_from}")?;
         writeln!(f, "max-connections = {}", open(max_connections.map(|connections| connections.to_string())))?;
+        writeln!(f, "idle-timeout = {}", in_one_unit(idle_timeout.as_millis() as u64))?;
         writeln!(f, "steering = {}", if *steers_by_cpu { "cpu" } else { "hash" })?;
         writeln!(f, "cors-origin = {}", listed(cors_origins))?;
         writeln!(f, "drain-delay = {}", in_one_unit(drain_delay.as_millis() as u64))?;
@@ -422,9 +453,11 @@ mod tests {
     fn nothing_set_gives_the_defaults() {
         let config = config(&[], &[], &[]).unwrap();
         assert_eq!(config.listen, "0.0.0.0:8080".parse().unwrap());
+        let (period_s, items, user_limit, ttl_ms, purchase_ack) = (3600, 10_000, 10, 30_000, Watermark::Flushed);
+        let (extension_ms, receipts_ms) = (0, 3_600_000);
         assert_eq!(
             config.rules,
-            Rules { period_s: 3600, items: 10_000, user_limit: 10, ttl_ms: 30_000, purchase_ack: Watermark::Flushed }
+            Rules { period_s, items, user_limit, ttl_ms, extension_ms, receipts_ms, purchase_ack }
         );
         assert_eq!((config.data_dir, config.log_budget), ("./data".into(), 1 << 30));
         assert_eq!((config.shards, config.max_connections, config.log_format), (None, None, None));
@@ -474,6 +507,9 @@ mod tests {
             ("admin-host", "a,,b", ["--admin-host", "\"a,,b\"", "like shop-1.internal"]),
             ("log-format", "xml", ["--log-format", "\"xml\"", "text or json"]),
             ("max-connections", "0", ["--max-connections", "\"0\"", "from 1"]),
+            ("idle-timeout", "75", ["--idle-timeout", "\"75\"", "from 1s to 1h"]),
+            ("idle-timeout", "999ms", ["--idle-timeout", "\"999ms\"", "from 1s to 1h"]),
+            ("idle-timeout", "2h", ["--idle-timeout", "\"2h\"", "from 1s to 1h"]),
             ("steering", "left", ["--steering", "\"left\"", "hash or cpu"]),
             ("drain-delay", "2h", ["--drain-delay", "\"2h\"", "to 1h"]),
             ("drain-timeout", "soon", ["--drain-timeout", "\"soon\"", "like 30s"]),

@@ -4,6 +4,7 @@
 //! upgrade in place hands to the next process is [`ConnectionSnapshot`].
 
 use crate::http::body::Body;
+use crate::http::byte_text;
 use crate::http::head::{Head, parse_head};
 use crate::http::operation::Operation;
 use crate::http::problem::Problem;
@@ -11,8 +12,6 @@ use crate::http::response::Style;
 use crate::sale::code::Code;
 use serde::{Deserialize, Serialize};
 
-/// An idle connection is closed after this time.
-const IDLE_MS: u64 = 75_000;
 /// Time limit for a head, from its first byte.
 const HEAD_MS: u64 = 10_000;
 /// Time limit for a body, from the end of its head.
@@ -83,12 +82,15 @@ pub struct ConnectionSnapshot {
     /// Activity of the connection.
     pub state: ConnectionState,
     /// Head of the request whose body is being skipped.
+    #[serde(with = "byte_text")]
     pub head: Vec<u8>,
     /// Body that is being skipped.
     pub body: Option<Body>,
     /// Bytes received and not parsed yet.
+    #[serde(with = "byte_text")]
     pub input: Vec<u8>,
     /// Bytes to be written.
+    #[serde(with = "byte_text")]
     pub output: Vec<u8>,
     /// Whether the connection is an event stream. Its `state` is then `Closing`, so that a version without event
     /// streams closes the connection in an orderly way, and the client reconnects.
@@ -176,11 +178,13 @@ pub struct Connection {
     body: Option<Body>,
     awaits: WaitingFor,
     deadline_ms: u64,
+    /// Time limit without a request.
+    idle_ms: u64,
 }
 
 impl Connection {
-    /// Creates a connection that was accepted at `now_ms`.
-    pub fn new(now_ms: u64) -> Self {
+    /// Creates a connection that was accepted at `now_ms`. Without a request, it is closed after `idle_ms`.
+    pub fn new(now_ms: u64, idle_ms: u64) -> Self {
         Connection {
             state: ConnectionState::Reading,
             input: Vec::new(),
@@ -197,15 +201,17 @@ impl Connection {
             head: Vec::new(),
             body: None,
             awaits: WaitingFor::Request,
-            deadline_ms: now_ms + IDLE_MS,
+            deadline_ms: now_ms + idle_ms,
+            idle_ms,
         }
     }
 
-    /// Restores a connection from the state that another process handed over. Its time limits begin again at `now_ms`.
-    pub fn resume(midway: ConnectionSnapshot, now_ms: u64) -> Self {
+    /// Restores a connection from the state that another process handed over. Its time limits begin again at `now_ms`,
+    /// and `idle_ms` is that of this process.
+    pub fn resume(midway: ConnectionSnapshot, now_ms: u64, idle_ms: u64) -> Self {
         let ConnectionSnapshot { state, head, body, input, output, listens } = midway;
         let state = if listens { ConnectionState::Listening } else { state };
-        let mut connection = Connection { state, head, body, input, output, ..Connection::new(now_ms) };
+        let mut connection = Connection { state, head, body, input, output, ..Connection::new(now_ms, idle_ms) };
         connection.set_deadline(now_ms);
         connection
     }
@@ -264,7 +270,7 @@ impl Connection {
             ConnectionState::Listening => (WaitingFor::Event, NO_LIMIT_MS),
             _ if self.body.is_some() => (WaitingFor::Body, BODY_MS),
             _ if !self.input.is_empty() => (WaitingFor::Head, HEAD_MS),
-            _ => (WaitingFor::Request, IDLE_MS),
+            _ => (WaitingFor::Request, self.idle_ms),
         };
         if awaits != self.awaits || awaits == WaitingFor::Request {
             self.awaits = awaits;
@@ -301,16 +307,17 @@ mod tests {
     use super::*;
 
     const HEAD: &str = "POST /checkout?user_id=1&item_id=2 HTTP/1.1\r\nHost: x\r\n";
+    const IDLE_MS: u64 = 75_000;
 
     #[test]
     fn a_client_that_waits_is_told_to_go_on_once() {
-        let mut connection = Connection::new(0);
+        let mut connection = Connection::new(0, IDLE_MS);
         let head = format!("{HEAD}Content-Length: 2\r\nExpect: 100-continue\r\n\r\n");
         assert!(matches!(connection.next(head.as_bytes()), Ok((used, Step::SayContinue)) if used == head.len()));
         assert!(matches!(connection.next(b"o"), Ok((1, Step::More))));
         assert!(matches!(connection.next(b"k"), Ok((1, Step::Request(_)))));
         let with_body = format!("{head}ok");
-        assert!(matches!(Connection::new(0).next(with_body.as_bytes()), Ok((_, Step::Again))));
+        assert!(matches!(Connection::new(0, IDLE_MS).next(with_body.as_bytes()), Ok((_, Step::Again))));
     }
 
     /// A handover at any byte of a request does not change how the rest is parsed.
@@ -337,31 +344,40 @@ mod tests {
             }
         };
         for cut in 0..request.len() {
-            let (before, mut requests) = read(Connection::new(0), &request.as_bytes()[..cut]);
+            let (before, mut requests) = read(Connection::new(0, IDLE_MS), &request.as_bytes()[..cut]);
             let text = serde_json::to_string(&before.midway()).unwrap();
             let midway: Option<ConnectionSnapshot> = serde_json::from_str(&text).unwrap();
-            let (after, rest) = read(Connection::resume(midway.unwrap_or_default(), 7), &request.as_bytes()[cut..]);
+            let (after, rest) =
+                read(Connection::resume(midway.unwrap_or_default(), 7, IDLE_MS), &request.as_bytes()[cut..]);
             requests.extend(rest);
             assert_eq!((requests.len(), &after.input[..]), (1, &b"POST"[..]), "cut at {cut}");
         }
-        let mut slow =
-            Connection { output: b"abc".to_vec(), written: 1, state: ConnectionState::Closing, ..Connection::new(0) };
+        let mut slow = Connection {
+            output: b"abc".to_vec(),
+            written: 1,
+            state: ConnectionState::Closing,
+            ..Connection::new(0, IDLE_MS)
+        };
         let midway = slow.midway().unwrap();
         assert_eq!((&midway.output[..], midway.state), (&b"bc"[..], ConnectionState::Closing));
         slow.written = 3;
         assert!(slow.midway().is_some(), "the client has not closed the connection yet");
-        assert_eq!(Connection::new(0).midway(), None);
+        assert_eq!(Connection::new(0, IDLE_MS).midway(), None);
         // An earlier version has no event streams. It sees a connection that is closing.
-        let listening = Connection { state: ConnectionState::Listening, ..Connection::new(0) }.midway().unwrap();
+        let listening =
+            Connection { state: ConnectionState::Listening, ..Connection::new(0, IDLE_MS) }.midway().unwrap();
         assert_eq!(serde_json::to_value(&listening).unwrap()["state"], "Closing");
-        assert_eq!(Connection::resume(listening, 7).state, ConnectionState::Listening);
-        let earlier = r#"{"state":"Reading","head":[],"body":null,"input":[80],"output":[]}"#;
-        assert_eq!(Connection::resume(serde_json::from_str(earlier).unwrap(), 7).state, ConnectionState::Reading);
+        assert_eq!(Connection::resume(listening, 7, IDLE_MS).state, ConnectionState::Listening);
+        let earlier = r#"{"state":"Reading","head":"","body":null,"input":"P","output":""}"#;
+        assert_eq!(
+            Connection::resume(serde_json::from_str(earlier).unwrap(), 7, IDLE_MS).state,
+            ConnectionState::Reading
+        );
     }
 
     #[test]
     fn deadlines_are_absolute() {
-        let mut connection = Connection::new(0);
+        let mut connection = Connection::new(0, IDLE_MS);
         assert_eq!(connection.overdue(IDLE_MS), Some(WaitingFor::Request));
         connection.input.push(b'P');
         connection.set_deadline(100);

@@ -55,8 +55,6 @@ pub struct Head<'a> {
     pub query: &'a str,
     /// Whether the target has percent encoding.
     pub is_encoded: bool,
-    /// Whether the version is HTTP/1.0, which has no chunked coding and closes connections by default.
-    pub is_http10: bool,
     /// Whether the client wants to keep the connection open after this request.
     pub keep_alive: bool,
     /// Whether the client waits for `100 Continue` before it sends the body.
@@ -146,7 +144,6 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Problem> {
         path,
         query,
         is_encoded: target.bytes().fold(false, |found, byte| found | (byte == b'%')),
-        is_http10,
         keep_alive: !seen.close && (!is_http10 || seen.keep_alive),
         expects_continue: seen.expects_continue && !is_http10,
         framing: if seen.chunked { Framing::Chunked } else { Framing::Length(seen.length.unwrap_or(0)) },

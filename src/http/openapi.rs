@@ -8,7 +8,7 @@ use crate::http::operation::{Answer, Operation};
 use crate::http::problem::Problem;
 use crate::sale::ids::{ItemId, SaleId};
 use crate::sale::item_name::{ItemImage, ItemName};
-use crate::sale::stock::Availability;
+use crate::sale::item_state::Availability;
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde::Serialize;
@@ -45,7 +45,10 @@ fn document() -> Value {
     let delete = &document["paths"]["/checkout"]["delete"]["summary"];
     // Links from a checkout to the operations that take its code. They use the JSON answer; a text answer is the code.
     let link = |id, summary| json!({"operationId": id, "description": summary, "parameters": {"code": "$response.body#/code"}});
-    let links = json!({"purchase": link("purchase", post), "cancel": link("cancel", delete)});
+    let extend = &document["paths"]["/checkout/extend"]["post"]["summary"];
+    let links = json!({
+        "purchase": link("purchase", post), "cancel": link("cancel", delete), "extend": link("extend", extend)
+    });
     document["paths"]["/checkout"]["post"]["responses"]["200"]["links"] = links;
     let shared: Map<String, Value> = by_status(unmatched.iter().chain(&common))
         .into_values()
@@ -142,8 +145,12 @@ fn response(answers: &[Answer], mut content: Value, is_early: bool) -> Value {
 
 fn header_names(answers: &[Answer], problems: &[Problem], content: &Value, is_early: bool) -> Vec<&'static str> {
     let mut names = vec!["Date"];
+    let is_stream = content.get("text/event-stream").is_some();
     if !is_early {
         names.push("X-Request-Id");
+    }
+    if !is_early && !is_stream {
+        names.push("Keep-Alive");
     }
     let says = |name: &str| problems.iter().any(|problem| problem.about().headers.starts_with(name));
     if answers.contains(&Answer::Unready) || says("retry-after") {
@@ -159,13 +166,13 @@ fn header_names(answers: &[Answer], problems: &[Problem], content: &Value, is_ea
     if content.get("image/svg+xml").is_some() || answers.contains(&Answer::Unchanged) {
         names.push("ETag");
     }
-    if content.get("text/event-stream").is_some() {
+    if is_stream {
         names.push("X-Accel-Buffering");
     }
     names
 }
 
-const CODE: &str = "5217a1a2-e116-86c4-ae9f-b285fb710516";
+const CODE: &str = "00002a9c-04e1-86c4-ae9f-b285fb710516";
 const SALE: SaleId = SaleId(498_692);
 const ITEM: ItemId = ItemId(42);
 
@@ -176,9 +183,7 @@ fn success_bodies(operation: Operation, answer: Answer, schemas: &mut SchemaGene
     match (operation, answer) {
         (_, Answer::NoContent | Answer::Unchanged | Answer::Refused(_)) => json!({}),
         (Operation::Checkout, _) => {
-            let expires_at = "2026-11-21T20:00:30.000Z".to_owned();
-            let held = bodies::Reservation { code: CODE, sale_id: SALE.0, item_id: ITEM.0, expires_at };
-            let mut content = as_json(&held, schemas);
+            let mut content = as_json(&reservation("2026-11-21T20:00:30.000Z"), schemas);
             let code = json!({"type": "string", "format": "uuid", "description": "The code."});
             content["text/plain"] = json!({"schema": code, "example": CODE});
             content
@@ -190,11 +195,13 @@ fn success_bodies(operation: Operation, answer: Answer, schemas: &mut SchemaGene
                 sale_id: SALE.0,
                 item_id: ITEM.0,
                 item_name: ItemName(SALE, ITEM),
-                item_image: ItemImage(ITEM),
+                item_image: bodies::ItemImageInSale(SALE, ITEM),
             };
             as_json(&receipt, schemas)
         }
+        (Operation::Extend, _) => as_json(&reservation("2026-11-21T20:10:30.000Z"), schemas),
         (Operation::Sale, _) => as_json(&sale(), schemas),
+        (Operation::OneSale, _) => as_json(&bodies::OneSale { phase: bodies::SalePhase::Open, sale: sale() }, schemas),
         (Operation::Events, _) => {
             let bodies::Sale { sale_id, sold, reserved, available, .. } = sale();
             let stock = bodies::StockEvent { sale_id, sold, reserved, available };
@@ -236,6 +243,10 @@ fn success_bodies(operation: Operation, answer: Answer, schemas: &mut SchemaGene
 
 fn as_json<T: Serialize + JsonSchema>(example: &T, schemas: &mut SchemaGenerator) -> Value {
     json!({"application/json": {"schema": schemas.subschema_for::<T>(), "example": example}})
+}
+
+fn reservation(expires_at: &str) -> bodies::Reservation<'static> {
+    bodies::Reservation { code: CODE, sale_id: SALE.0, item_id: ITEM.0, expires_at: expires_at.to_owned() }
 }
 
 fn sale() -> bodies::Sale {
@@ -284,6 +295,7 @@ mod tests {
         assert_eq!(schema("post", "/checkout", 1)["maximum"], ITEMS_MAX - 1);
         assert_eq!(schema("get", "/items/{id}", 0)["maximum"], ITEMS_MAX - 1);
         assert_eq!(schema("get", "/items", 0)["maximum"], u32::MAX);
+        assert_eq!(schema("get", "/items/{id}/image.svg", 1)["maximum"], u32::MAX);
         let limit = schema("get", "/items", 1);
         assert_eq!((&limit["maximum"], &limit["default"]), (&json!(PAGE_ITEMS_MAX), &json!(PAGE_ITEMS_DEFAULT)));
     }

@@ -20,8 +20,12 @@ pub enum Operation {
     Purchase,
     /// Release a reserved item.
     Cancel,
+    /// Extend the hold of a reserved item.
+    Extend,
     /// Return the current sale and its counts.
     Sale,
+    /// Return a sale that is still known, and its counts.
+    OneSale,
     /// Stream the counts of the sale as they change.
     Events,
     /// List items with their states.
@@ -56,7 +60,9 @@ impl Operation {
             Operation::Checkout => ("POST", "/checkout"),
             Operation::Purchase => ("POST", "/purchase"),
             Operation::Cancel => ("DELETE", "/checkout"),
+            Operation::Extend => ("POST", "/checkout/extend"),
             Operation::Sale => ("GET", "/sale"),
+            Operation::OneSale => ("GET", "/sales/{id}"),
             Operation::Items => ("GET", "/items"),
             Operation::Item => ("GET", "/items/{id}"),
             Operation::Image => ("GET", "/items/{id}/image.svg"),
@@ -75,11 +81,16 @@ impl Operation {
     /// The answers of [`Operation::Unknown`] that concern HTTP itself and the connection limit apply to every request.
     pub fn answers(self) -> Vec<Answer> {
         use Problem::*;
-        let refused: &[Problem] = match self {
-            Operation::Checkout => &[
+        let of_code = |more: &[Problem]| {
+            let refused = [OriginNotAllowed, InvalidCode, CodeUnknown, CodeExpired, CodeUsed, SaleEnded];
+            [&refused, more, &[NotReady, Overdue]].concat()
+        };
+        let refused: Vec<Problem> = match self {
+            Operation::Checkout => vec![
                 OriginNotAllowed,
                 InvalidUser,
                 InvalidItem,
+                InvalidKey,
                 NoSuchItem,
                 ItemSold,
                 ItemReserved,
@@ -88,26 +99,16 @@ impl Operation {
                 NotReady,
                 Overdue,
             ],
-            Operation::Purchase => &[
-                OriginNotAllowed,
-                InvalidCode,
-                InvalidKey,
-                CodeUnknown,
-                CodeExpired,
-                CodeUsed,
-                SaleEnded,
-                NotReady,
-                Overdue,
-            ],
-            Operation::Cancel => {
-                &[OriginNotAllowed, InvalidCode, CodeUnknown, CodeExpired, CodeUsed, SaleEnded, NotReady, Overdue]
-            }
-            Operation::Sale => &[NotReady],
-            Operation::Items => &[InvalidOffset, InvalidLimit, NotReady],
-            Operation::Item | Operation::Image => &[NotFound, NotReady],
-            Operation::Events => &[NotReady, TooManyConnections],
-            Operation::Live | Operation::Ready | Operation::Health | Operation::Api | Operation::Options => &[],
-            Operation::Unknown => &[
+            Operation::Purchase => of_code(&[InvalidKey]),
+            Operation::Cancel => of_code(&[]),
+            Operation::Extend => of_code(&[NotExtendable, LogFull]),
+            Operation::Sale => vec![NotReady],
+            Operation::Items => vec![InvalidOffset, InvalidLimit, NotReady],
+            Operation::OneSale | Operation::Item => vec![NotFound, NotReady],
+            Operation::Image => vec![InvalidSale, NotFound, NotReady],
+            Operation::Events => vec![NotReady, TooManyConnections],
+            Operation::Live | Operation::Ready | Operation::Health | Operation::Api | Operation::Options => vec![],
+            Operation::Unknown => vec![
                 NotFound,
                 OnlyGet,
                 OnlyPost,
@@ -135,7 +136,7 @@ impl Operation {
             Operation::Unknown => &[],
             _ => &[Answer::Ok],
         };
-        granted.iter().copied().chain(refused.iter().copied().map(Answer::Refused)).collect()
+        granted.iter().copied().chain(refused.into_iter().map(Answer::Refused)).collect()
     }
 }
 

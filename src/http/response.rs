@@ -12,8 +12,6 @@ use strum::VariantArray;
 /// Form of a response, which depends on the request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Style {
-    /// The request has version HTTP/1.0, so `connection: keep-alive` must be stated.
-    pub is_http10: bool,
     /// The connection stays open after the response.
     pub keep_alive: bool,
     /// The response has no body, because the method is HEAD.
@@ -22,6 +20,17 @@ pub struct Style {
     pub json: bool,
 }
 
+/// How long an answer can be cached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// For this number of seconds.
+    Seconds(u64),
+    /// Without end, because the answer never changes.
+    Always,
+}
+
+/// Seconds of a year, which caches treat as without end.
+const YEAR_S: u64 = 365 * 86400;
 /// Header lines between the content type and the length of an answer that must not be cached.
 const UNCACHED: &str = "\r\ncache-control: no-store\r\ncontent-length: ";
 
@@ -46,7 +55,11 @@ pub struct Responder {
     api: &'static str,
     problems: Vec<Rendered>,
     second: u64,
-    date: String,
+    /// Value of the header `date` and what follows it in an answer that keeps the connection open, and in one that
+    /// closes it: together, so that the header lines about the connection cost no second copy in each answer.
+    date_if_kept: String,
+    date_if_closed: String,
+    idle_timeout: Duration,
     origins: Origins,
     /// Index of the next value of `retry-after`.
     next_retry: Cell<usize>,
@@ -57,24 +70,29 @@ pub struct Responder {
 
 impl Default for Responder {
     fn default() -> Self {
-        Responder::new(Origins::None)
+        Responder::new(Origins::None, Duration::from_secs(75))
     }
 }
 
 impl Responder {
-    /// Creates a responder. Web pages of these `origins` may read its answers.
-    pub fn new(origins: Origins) -> Self {
+    /// Creates a responder. Web pages of these `origins` may read its answers. Connections without a request are closed
+    /// after `idle_timeout`, which answers state in whole seconds.
+    pub fn new(origins: Origins, idle_timeout: Duration) -> Self {
         let problems = Problem::VARIANTS.iter().map(|problem| render(*problem)).collect();
-        Responder {
+        let mut responder = Responder {
             api: openapi::text(),
             problems,
             second: 0,
-            date: httpdate::fmt_http_date(UNIX_EPOCH),
+            date_if_kept: String::new(),
+            date_if_closed: String::new(),
+            idle_timeout,
             origins,
             next_retry: Cell::new(0),
             extra: Vec::new(),
             body: Vec::new(),
-        }
+        };
+        responder.render_date();
+        responder
     }
 }
 
@@ -95,8 +113,16 @@ impl Responder {
         let second = unix_ms / 1000;
         if second != self.second {
             self.second = second;
-            self.date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(second));
+            self.render_date();
         }
+    }
+
+    fn render_date(&mut self) {
+        let date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(self.second));
+        let idle_s = self.idle_timeout.as_secs();
+        // RFC 9110 §7.6.1: `connection` names the field `keep-alive`. HTTP/1.0 needs it to keep the connection at all.
+        self.date_if_kept = format!("{date}\r\nconnection: keep-alive\r\nkeep-alive: timeout={idle_s}");
+        self.date_if_closed = format!("{date}\r\nconnection: close");
     }
 
     /// Returns the origins whose web pages may use the API.
@@ -179,10 +205,14 @@ impl Responder {
         answer
     }
 
-    /// Writes an image that can be cached for `max_age_s` seconds under the entity tag `tag`. Without `svg`, the client
+    /// Writes an image that can be cached under the entity tag `tag`, as `freshness` says. Without `svg`, the client
     /// already has the image, and the response is 304 without a body.
-    pub fn image(&self, svg: Option<&str>, tag: &str, max_age_s: u64, style: Style, out: &mut Vec<u8>) -> Answer {
-        let caching = format!("\r\ncache-control: public, max-age={max_age_s}\r\netag: {tag}\r\n");
+    pub fn image(&self, svg: Option<&str>, tag: &str, freshness: Freshness, style: Style, out: &mut Vec<u8>) -> Answer {
+        let (max_age_s, immutable) = match freshness {
+            Freshness::Seconds(seconds) => (seconds, ""),
+            Freshness::Always => (YEAR_S, ", immutable"),
+        };
+        let caching = format!("\r\ncache-control: public, max-age={max_age_s}{immutable}\r\netag: {tag}\r\n");
         let Some(svg) = svg else {
             for part in ["HTTP/1.1 ", Answer::Unchanged.status(), &caching, "date: "] {
                 out.extend_from_slice(part.as_bytes());
@@ -228,13 +258,10 @@ impl Responder {
     }
 
     fn finish_head(&self, style: Style, out: &mut Vec<u8>) {
-        out.extend_from_slice(self.date.as_bytes());
+        let date = if style.keep_alive { &self.date_if_kept } else { &self.date_if_closed };
+        out.extend_from_slice(date.as_bytes());
         out.extend_from_slice(&self.extra);
-        out.extend_from_slice(match (style.keep_alive, style.is_http10) {
-            (true, false) => b"\r\n\r\n",
-            (true, true) => b"\r\nconnection: keep-alive\r\n\r\n",
-            (false, _) => b"\r\nconnection: close\r\n\r\n",
-        });
+        out.extend_from_slice(b"\r\n\r\n");
     }
 }
 
@@ -280,11 +307,28 @@ mod tests {
     fn a_head_is_all_that_head_gets() {
         let mut responder = Responder::default();
         responder.set_time(784_111_777_000);
-        let style = Style { is_http10: true, keep_alive: true, head_only: true, json: false };
+        let style = Style { keep_alive: true, head_only: true, json: false };
         let mut out = Vec::new();
         responder.text(Answer::Ok, "hello", style, &mut out);
         let expected = "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncache-control: no-store\r\ncontent-length: 5\r\n\
-                        date: Sun, 06 Nov 1994 08:49:37 GMT\r\nconnection: keep-alive\r\n\r\n";
+                        date: Sun, 06 Nov 1994 08:49:37 GMT\r\nconnection: keep-alive\r\n\
+                        keep-alive: timeout=75\r\n\r\n";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+
+    #[test]
+    fn only_an_answer_that_keeps_the_connection_states_the_idle_timeout() {
+        let mut responder = Responder::new(Origins::None, Duration::from_millis(2900));
+        let mut end = |keep_alive| {
+            let mut out = Vec::new();
+            responder.set_time(784_111_777_000);
+            responder.set_request(Some(b"7"), None);
+            responder.empty(Answer::NoContent, Style { keep_alive, ..Style::default() }, &mut out);
+            let text = String::from_utf8(out).unwrap();
+            text.split_once(" GMT\r\n").unwrap().1.to_owned()
+        };
+        // Rounded down, so that a client never relies on a connection for longer than the server keeps it.
+        assert_eq!(end(true), "connection: keep-alive\r\nkeep-alive: timeout=2\r\nx-request-id: 7\r\n\r\n");
+        assert_eq!(end(false), "connection: close\r\nx-request-id: 7\r\n\r\n");
     }
 }

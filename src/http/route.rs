@@ -1,6 +1,6 @@
 //! Turns requests into commands, and outcomes into responses.
 
-use crate::http::bodies::{Receipt, Reservation};
+use crate::http::bodies::{ItemImageInSale, Receipt, Reservation};
 use crate::http::head::{Head, Method};
 use crate::http::operation::{Answer, Operation, PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX};
 use crate::http::origin::Origins;
@@ -8,8 +8,8 @@ use crate::http::problem::Problem;
 use crate::http::response::{Responder, Style};
 use crate::sale::code::Code;
 use crate::sale::command::{Command, Outcome};
-use crate::sale::ids::{ItemId, UserId};
-use crate::sale::item_name::{ItemImage, ItemName};
+use crate::sale::ids::{ItemId, SaleId, UserId};
+use crate::sale::item_name::ItemName;
 use uuid::Uuid;
 
 /// Destination of a request.
@@ -32,6 +32,8 @@ pub enum Route {
 pub enum Page {
     /// The current sale and its counts.
     Sale,
+    /// A sale that is still known, and its counts.
+    OneSale(SaleId),
     /// Items of the sale.
     Items(ItemPage),
     /// A sign that the process answers.
@@ -57,7 +59,12 @@ pub enum ItemPage {
     /// One item with its state.
     Item(ItemId),
     /// The image of an item.
-    Image(ItemId),
+    Image {
+        /// The item.
+        item: ItemId,
+        /// The sale, or `None` for the current one.
+        sale: Option<SaleId>,
+    },
 }
 
 /// Returns the operation that a request selects, and its destination.
@@ -94,39 +101,43 @@ fn options(path: &str, (operation, route): (Operation, Route)) -> (Operation, Ro
 #[inline(always)]
 fn select(head: &Head<'_>, query: &str) -> (Operation, Route) {
     let refused = |problem| (Operation::Unknown, Route::Refused(problem));
-    let page = |operation, page| match head.method {
-        Method::Get | Method::Head => (operation, Route::Page(page)),
+    let get = |operation, route| match head.method {
+        Method::Get | Method::Head => (operation, route),
         _ => refused(Problem::OnlyGet),
     };
+    let page = |operation, page| get(operation, Route::Page(page));
     match (head.path, head.method) {
         ("/checkout", Method::Post) => (Operation::Checkout, checkout(head, query).unwrap_or_else(Route::Refused)),
         ("/checkout", Method::Delete) => (Operation::Cancel, cancel(query).unwrap_or_else(Route::Refused)),
         ("/checkout", _) => refused(Problem::OnlyPostOrDelete),
+        ("/checkout/extend", Method::Post) => (Operation::Extend, extend(query).unwrap_or_else(Route::Refused)),
+        ("/checkout/extend", _) => refused(Problem::OnlyPost),
         ("/purchase", Method::Post) => (Operation::Purchase, purchase(head, query).unwrap_or_else(Route::Refused)),
         ("/purchase", _) => refused(Problem::OnlyPost),
         ("/sale", _) => page(Operation::Sale, Page::Sale),
-        ("/events", Method::Get | Method::Head) => (Operation::Events, Route::Events),
-        ("/events", _) => refused(Problem::OnlyGet),
+        ("/events", _) => get(Operation::Events, Route::Events),
         ("/livez", _) => page(Operation::Live, Page::Live),
         ("/readyz", _) => page(Operation::Ready, Page::Ready),
         ("/health", _) => page(Operation::Health, Page::Health),
         ("/openapi.json", _) => page(Operation::Api, Page::Api),
-        ("/items", Method::Get | Method::Head) => (Operation::Items, items(query).unwrap_or_else(Route::Refused)),
-        ("/items", _) => refused(Problem::OnlyGet),
-        (path, _) => match item(path) {
-            Some((item, None)) => page(Operation::Item, Page::Items(ItemPage::Item(item))),
-            Some((item, Some("image.svg"))) => page(Operation::Image, Page::Items(ItemPage::Image(item))),
+        ("/items", _) => get(Operation::Items, items(query).unwrap_or_else(Route::Refused)),
+        (path, _) => match (numbered(path, "/items/"), numbered(path, "/sales/")) {
+            (Some((item, None)), _) => page(Operation::Item, Page::Items(ItemPage::Item(ItemId(item)))),
+            (Some((item, Some("image.svg"))), _) => {
+                get(Operation::Image, image(ItemId(item), query).unwrap_or_else(Route::Refused))
+            }
+            (_, Some((sale, None))) => page(Operation::OneSale, Page::OneSale(SaleId(sale))),
             _ => refused(Problem::NotFound),
         },
     }
 }
 
-/// Returns the item that a path names, and the part of the path after the item.
-fn item(path: &str) -> Option<(ItemId, Option<&str>)> {
-    let path = path.strip_prefix("/items/")?;
-    let (item, what) = path.split_once('/').map_or((path, None), |(item, what)| (item, Some(what)));
-    let item = number(item.as_bytes()).and_then(|id| u32::try_from(id).ok())?;
-    Some((ItemId(item), what))
+/// Returns the number after `prefix` in a path, and the part of the path after the number.
+fn numbered<'a>(path: &'a str, prefix: &str) -> Option<(u32, Option<&'a str>)> {
+    let path = path.strip_prefix(prefix)?;
+    let (id, what) = path.split_once('/').map_or((path, None), |(id, what)| (id, Some(what)));
+    let id = number(id.as_bytes()).and_then(|id| u32::try_from(id).ok())?;
+    Some((id, what))
 }
 
 fn items(query: &str) -> Result<Route, Problem> {
@@ -146,6 +157,19 @@ fn items(query: &str) -> Result<Route, Problem> {
     }
     let (offset, limit) = (offset.unwrap_or(0), limit.unwrap_or(PAGE_ITEMS_DEFAULT));
     Ok(Route::Page(Page::Items(ItemPage::List { offset, limit })))
+}
+
+fn image(item: ItemId, query: &str) -> Result<Route, Problem> {
+    let mut values = parameters(query).filter(|(name, _)| *name == b"sale").map(|(_, value)| value);
+    let sale = match (values.next(), values.next()) {
+        (None, _) => None,
+        (Some(value), None) => {
+            let id = number(value).and_then(|id| u32::try_from(id).ok());
+            Some(SaleId(id.ok_or(Problem::InvalidSale)?))
+        }
+        _ => return Err(Problem::InvalidSale),
+    };
+    Ok(Route::Page(Page::Items(ItemPage::Image { item, sale })))
 }
 
 #[inline(always)]
@@ -193,6 +217,10 @@ fn cancel(query: &str) -> Result<Route, Problem> {
     Ok(Route::Command(Command::Cancel { code: code(query)? }, true))
 }
 
+fn extend(query: &str) -> Result<Route, Problem> {
+    Ok(Route::Command(Command::Extend { code: code(query)? }, true))
+}
+
 fn code(query: &str) -> Result<Code, Problem> {
     let mut values = parameters(query).filter(|(name, _)| *name == b"code").map(|(_, value)| value);
     match (values.next(), values.next()) {
@@ -235,7 +263,8 @@ fn number(text: &[u8]) -> Option<u64> {
 /// Writes the response to a command.
 pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &mut Vec<u8>) -> Answer {
     let problem = match outcome {
-        Outcome::Reserved { code, sale, item, expires_unix_ms } => {
+        Outcome::Reserved { code, sale, item, expires_unix_ms }
+        | Outcome::Extended { code, sale, item, expires_unix_ms } => {
             let mut buffer = [0; Code::TEXT_BYTES];
             let code = code.write(&mut buffer);
             if !style.json {
@@ -256,7 +285,7 @@ pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &
                 sale_id: sale.0,
                 item_id: item.0,
                 item_name: ItemName(sale, item),
-                item_image: ItemImage(item),
+                item_image: ItemImageInSale(sale, item),
             };
             return responder.json(Answer::Ok, &receipt, style, out);
         }
@@ -269,6 +298,7 @@ pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &
         Outcome::CodeExpired => Problem::CodeExpired,
         Outcome::CodeUsed => Problem::CodeUsed,
         Outcome::SaleEnded => Problem::SaleEnded,
+        Outcome::NotExtendable => Problem::NotExtendable,
         Outcome::LogFull => Problem::LogFull,
     };
     responder.problem(problem, style, out)
@@ -307,7 +337,10 @@ mod tests {
         let purchase = Command::Purchase { code, key: Uuid::nil() };
         assert_eq!(way(&format!("POST /purchase?code={text}")), Route::Command(purchase, true));
         assert_eq!(way(&format!("DELETE /checkout?code={text}")), Route::Command(Command::Cancel { code }, true));
+        let extend = Route::Command(Command::Extend { code }, true);
+        assert_eq!(way(&format!("POST /checkout/extend?code={text}")), extend);
         assert_eq!(way("HEAD /sale"), Route::Page(Page::Sale));
+        assert_eq!(way("GET /sales/498692"), Route::Page(Page::OneSale(SaleId(498_692))));
     }
 
     #[test]
@@ -364,7 +397,19 @@ mod tests {
         assert_eq!(way("GET /items"), list(0, 50));
         assert_eq!(way("HEAD /items?limit=200&x=y&offset=4294967295"), list(u32::MAX, 200));
         assert_eq!(way("GET /items/0"), Route::Page(Page::Items(ItemPage::Item(ItemId(0)))));
-        assert_eq!(way("GET /items/42/image.svg?x"), Route::Page(Page::Items(ItemPage::Image(ItemId(42)))));
+        let image = |sale| Route::Page(Page::Items(ItemPage::Image { item: ItemId(42), sale }));
+        assert_eq!(way("GET /items/42/image.svg?x"), image(None));
+        assert_eq!(way("HEAD /items/42/image.svg?sale=0"), image(Some(SaleId(0))));
+        assert_eq!(way("GET /items/42/image.svg?x=y&%73ale=4294967295"), image(Some(SaleId(u32::MAX))));
+        for query in
+            ["sale", "sale=", "sale=x", "sale=-1", "sale=07", "sale=4294967296", "sale=1&sale=1", "sale=1&sale"]
+        {
+            assert_eq!(
+                way(&format!("GET /items/42/image.svg?{query}")),
+                Route::Refused(Problem::InvalidSale),
+                "{query}"
+            );
+        }
         for query in
             ["offset=", "offset=-1", "offset=00", "offset=4294967296", "offset=1&offset=1", "offset=0&limit=9&offset"]
         {
@@ -378,7 +423,7 @@ mod tests {
         {
             assert_eq!(way(&format!("GET {path}")), Route::Refused(Problem::NotFound), "{path}");
         }
-        for path in ["/items?limit=0", "/items/1", "/items/1/image.svg"] {
+        for path in ["/items?limit=0", "/items/1", "/items/1/image.svg", "/items/1/image.svg?sale=x", "/events"] {
             assert_eq!(way(&format!("POST {path}")), Route::Refused(Problem::OnlyGet), "{path}");
         }
     }
@@ -389,6 +434,11 @@ mod tests {
         assert_eq!(way("GET /checkout/"), Route::Refused(Problem::NotFound));
         assert_eq!(way("GET /checkout"), Route::Refused(Problem::OnlyPostOrDelete));
         assert_eq!(way("DELETE /purchase"), Route::Refused(Problem::OnlyPost));
+        assert_eq!(way("GET /checkout/extend"), Route::Refused(Problem::OnlyPost));
+        for path in ["/sales/", "/sales/x", "/sales/07", "/sales/4294967296", "/sales/1/", "/sales"] {
+            assert_eq!(way(&format!("GET {path}")), Route::Refused(Problem::NotFound), "{path}");
+        }
+        assert_eq!(way("POST /sales/1"), Route::Refused(Problem::OnlyGet));
         assert_eq!(way("POST /sale"), Route::Refused(Problem::OnlyGet));
         assert_eq!(way("BREW /readyz"), Route::Refused(Problem::OnlyGet));
     }

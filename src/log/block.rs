@@ -39,7 +39,7 @@ const _: () = assert!(HEADER_BYTES + BLOCK_RECORDS * RECORD_BYTES == BLOCK_BYTES
 pub const COUNT_MAX: u64 = 1 << 62;
 
 /// Format version that this version of Stampede writes, and the only one that it reads.
-pub const FORMAT_VERSION: u8 = 1;
+pub const FORMAT_VERSION: u8 = 2;
 const MAGIC: u32 = u32::from_le_bytes(*b"STMP");
 
 /// One of the two logs of a shard.

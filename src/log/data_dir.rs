@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use uuid::Uuid;
 
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const CONTROL: &str = "control.json";
 const NEXT_CONTROL: &str = "control.json.new";
 const LOCK: &str = "lock";
@@ -53,6 +53,9 @@ pub struct Control {
     pub epoch: u32,
     /// Length of a sale in seconds. It cannot change, because sale ids count periods.
     pub sale_period_s: u32,
+    /// The longest time for which any run may have held an item, in milliseconds. Recovery looks that far back for the
+    /// holds of ended sales.
+    pub longest_hold_ms: u64,
     /// What is known about the database.
     #[serde(default)]
     pub database: Memory,
@@ -61,7 +64,7 @@ pub struct Control {
 impl Control {
     /// Creates the content for an installation whose latest run is `epoch`.
     pub fn new(cluster: Uuid, epoch: u32, sale_period_s: u32, database: Memory) -> Control {
-        Control { format: FORMAT, cluster, epoch, sale_period_s, database }
+        Control { format: FORMAT, cluster, epoch, sale_period_s, longest_hold_ms: 0, database }
     }
 }
 
@@ -82,6 +85,8 @@ pub struct OpenDataDir {
     pub epoch: u32,
     /// Whether the file system supports direct I/O.
     pub direct_io: bool,
+    /// The longest time for which an earlier run may have held an item, in milliseconds.
+    pub longest_hold_ms: u64,
 }
 
 /// Open control file. The main thread and the persistence thread share it, and both write rarely.
@@ -114,6 +119,19 @@ impl ControlFile {
         if content.database != database {
             content.database = database;
             self.write(&content)?;
+        }
+        Ok(())
+    }
+
+    /// Raises the longest hold to `ms`, durably, if it is shorter. A run calls it before it sells.
+    ///
+    /// # Errors
+    /// [`Fatal::DataDir`] if the file cannot be written.
+    pub fn raise_longest_hold(&self, ms: u64) -> Result<(), Fatal> {
+        let mut content = self.content();
+        if content.longest_hold_ms < ms {
+            content.longest_hold_ms = ms;
+            self.write(&content).map_err(|error| unwritable(&self.dir, error))?;
         }
         Ok(())
     }
@@ -345,7 +363,8 @@ fn without_control(path: &Path) -> Fatal {
 
 fn opened(path: &Path, control: &ControlFile, epoch: u32) -> OpenDataDir {
     let direct_io = open(path.join(LOCK), OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty()).is_ok();
-    OpenDataDir { logs: path.join(LOGS), cluster: control.content().cluster, epoch, direct_io }
+    let Control { cluster, longest_hold_ms, .. } = *control.content();
+    OpenDataDir { logs: path.join(LOGS), cluster, epoch, direct_io, longest_hold_ms }
 }
 
 fn read_control(path: &Path, sale_period_s: u32) -> Result<Option<Control>, Fatal> {
@@ -373,7 +392,10 @@ fn read_any_control(path: &Path) -> Result<Option<Control>, Fatal> {
         .map_err(|error| Fatal::DataDir(format!("{file}: {error}; restore it, or set another --data-dir")))?;
     if control.format != FORMAT {
         let format = control.format;
-        return Err(Fatal::DataDir(format!("{file} has format {format}; this version of stampede reads {FORMAT}")));
+        return Err(Fatal::DataDir(format!(
+            "{file} has format {format}, but this version of stampede reads format {FORMAT}; continue with the version \
+             that wrote it, or follow \"Another format\" in docs/upgrades.md"
+        )));
     }
     Ok(Some(control))
 }

@@ -17,7 +17,9 @@ use crate::log::segment::{SegmentName, seal};
 use crate::log::stream::{self, End, Ending, SegmentBytes};
 use crate::sale::ids::{Moment, SaleId, Seq};
 use crate::sale::partition::Partition;
-use crate::sale::shard::{Inventory, Rules};
+use crate::sale::record::{LogEvent, Record};
+use crate::sale::rules::Rules;
+use crate::sale::shard::Inventory;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -46,8 +48,16 @@ pub struct Recovered {
 /// End of each stream, as read or as reported by its writer, in the order of replay: by log, epoch, shard.
 pub type Ends = BTreeMap<StreamKey, End>;
 
-/// Segments and end of each stream of earlier runs.
-pub struct Streams(Vec<(Vec<SegmentName>, End)>);
+/// Streams of earlier runs.
+pub struct Streams {
+    /// Segments and end of each stream.
+    streams: Vec<(Vec<SegmentName>, End)>,
+    openings: Openings,
+}
+
+/// The records that open a sale in each purchase stream, with their numbers. Records of a sale follow its opening, but
+/// they can also follow the opening of the next sale.
+type Openings = BTreeMap<StreamKey, Vec<(Seq, SaleId)>>;
 
 /// Recovery that is in progress.
 pub struct Recovery {
@@ -55,6 +65,7 @@ pub struct Recovery {
     now: Box<dyn Fn() -> Moment + Send>,
     replay: Replay,
     ends: Ends,
+    openings: Openings,
     records: u64,
     /// Whether the log was read ahead. Then this run may have created segments of its own already.
     reads_ahead: bool,
@@ -62,9 +73,15 @@ pub struct Recovery {
 
 impl Recovery {
     /// Creates a recovery of the logs in `data`, which has read nothing yet. `now` reads the clocks.
-    pub fn new(data: OpenDataDir, partition: Partition, now: impl Fn() -> Moment + Send + 'static) -> Self {
-        let (replay, now) = (Replay::new(partition, now()), Box::new(now));
-        Recovery { data, now, replay, ends: Ends::new(), records: 0, reads_ahead: false }
+    pub fn new(
+        data: OpenDataDir,
+        partition: Partition,
+        rules: Rules,
+        now: impl Fn() -> Moment + Send + 'static,
+    ) -> Self {
+        let (replay, now) = (Replay::new(partition, rules, data.longest_hold_ms, now()), Box::new(now));
+        let (ends, openings) = (Ends::new(), Openings::new());
+        Recovery { data, now, replay, ends, openings, records: 0, reads_ahead: false }
     }
 
     /// Reads the records that exist now, while another process may write more. Returns the number of records that were
@@ -100,7 +117,7 @@ impl Recovery {
     /// # Errors
     /// [`Fatal::Damaged`] if a durable record is missing or a record contradicts the rules, [`Fatal::DataDir`] if files
     /// cannot be read.
-    pub fn finish(mut self, rules: &Rules, reported: &Ends) -> Result<Recovered, Fatal> {
+    pub fn finish(mut self, reported: &Ends) -> Result<Recovered, Fatal> {
         self.replay.at((self.now)());
         remove_unfinished(&self.data).map_err(|error| self.unreadable(error))?;
         let streams = self.list().map_err(|error| self.unreadable(error))?;
@@ -118,11 +135,12 @@ impl Recovery {
                  but the stream in the data directory ends differently, after {found} records"
             )));
         }
-        let (inventories, found) = self.replay.finish(rules).map_err(Fatal::Damaged)?;
+        let (inventories, found) = self.replay.finish().map_err(Fatal::Damaged)?;
         let streams: Vec<_> = streams.into_iter().map(|(key, names)| (names, self.ends[&key])).collect();
         let earlier = streams.iter().map(|(names, end)| (names[0].stream, end.records)).collect();
         let torn = streams.iter().filter(|(_, end)| end.ending == Ending::Torn).count();
-        Ok(Recovered { inventories, streams: Streams(streams), earlier, found, records: self.records, torn })
+        let (streams, records) = (Streams { streams, openings: self.openings }, self.records);
+        Ok(Recovered { inventories, streams, earlier, found, records, torn })
     }
 
     fn list(&self) -> io::Result<BTreeMap<StreamKey, Vec<SegmentName>>> {
@@ -191,6 +209,7 @@ impl Recovery {
                 true if reads_ahead => new.push((seq, *record)),
                 true => {
                     self.records += 1;
+                    note_opening(&mut self.openings, key, seq, record);
                     self.replay.add(stream, seq, record);
                 }
                 false => {}
@@ -198,7 +217,10 @@ impl Recovery {
             Ok(())
         })?;
         self.records += new.len() as u64;
-        new.iter().for_each(|(seq, record)| self.replay.add(stream, *seq, record));
+        for (seq, record) in &new {
+            note_opening(&mut self.openings, key, *seq, record);
+            self.replay.add(stream, *seq, record);
+        }
         self.ends.insert(key, end);
         Ok(())
     }
@@ -223,7 +245,8 @@ impl Streams {
     pub fn seal(self, data: &OpenDataDir) -> Result<Vec<OldSegment>, Fatal> {
         let unreadable = |error| unreadable(&data.logs, error);
         let mut old = Vec::new();
-        for (names, end) in self.0 {
+        for (names, end) in self.streams {
+            let openings = names.first().and_then(|name| self.openings.get(&name.stream.key()));
             let left = if end.ending == Ending::Sealed {
                 names
             } else {
@@ -233,13 +256,20 @@ impl Streams {
             let mut newest_sale = SaleId(0);
             for name in left {
                 let bytes = fs::metadata(name.path(&data.logs)).map_err(unreadable)?.len();
-                let (sale, last) = name.newest(&data.logs).map_err(unreadable)?;
-                newest_sale = sale.unwrap_or(newest_sale);
+                let (sale, last) = name.last_record(&data.logs).map_err(unreadable)?;
+                let opened = openings.into_iter().flatten().take_while(|(seq, _)| *seq <= last).map(|(_, sale)| *sale);
+                newest_sale = opened.chain(sale).fold(newest_sale, SaleId::max);
                 old.push(OldSegment { name, bytes, newest_sale, last });
             }
         }
         old.sort_by_key(|segment| (segment.name.stream.epoch, segment.name.first_block));
         Ok(old)
+    }
+}
+
+fn note_opening(openings: &mut Openings, key: StreamKey, seq: Seq, record: &Record) {
+    if let LogEvent::SaleOpened { .. } = record.event {
+        openings.entry(key).or_default().push((seq, record.sale));
     }
 }
 

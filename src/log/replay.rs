@@ -1,28 +1,45 @@
-//! Replay: turns records back into the state of a sale, by the same rules in `sale` that the live server applies.
+//! Replay: turns records back into the state of the sales, by the same rules in `sale` that the live server applies.
 //!
 //! - Streams must be replayed in the order of epochs. Within an epoch, any order is correct, because all records of one
 //!   item in one epoch are in one stream.
-//! - Only the newest sale is kept. Records of earlier sales are ignored.
+//! - A sale is kept as long as the live server remembers it, or as long as one of its holds may last. Records of earlier
+//!   sales are ignored.
 //! - A record that contradicts the rules shows that a record before it is missing.
 
-use crate::log::block::StreamId;
+use crate::log::block::{StreamId, StreamKey};
 use crate::sale::code::ITEMS_MAX;
 use crate::sale::ids::{ItemId, Moment, SaleId, Seq, ShardId, Terms, UserId};
+use crate::sale::item_state::{Cancellation, Confirmation, Extension, Hold};
+use crate::sale::part::Part;
 use crate::sale::partition::Partition;
 use crate::sale::quotas::Quotas;
 use crate::sale::record::{LogEvent, Record};
-use crate::sale::shard::{Inventory, Rules};
-use crate::sale::stock::{Cancellation, Confirmation, Hold, Stock};
+use crate::sale::rules::Rules;
+use crate::sale::shard::Inventory;
+use crate::sale::stock::{Counts, Stock};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Milliseconds for which a shard may still grant checkouts in flight after the end of their sale, while an upgrade
+/// pauses it: more than the longest pause.
+const LATE_GRANTS_MS: u64 = 60_000;
 
 /// Replay that is in progress.
 pub struct Replay {
     partition: Partition,
+    rules: Rules,
+    /// Milliseconds after its end for which a sale may be needed.
+    needed_ms: u64,
     now: Moment,
-    sale: Option<(Terms, Vec<(Stock, Quotas)>)>,
-    /// Sale that was taken over from Postgres, if any. A release may be missing there, so a user may exceed the limit.
-    taken_over: Option<SaleId>,
-    /// First contradiction in the newest sale that has one.
-    contradiction: Option<(SaleId, String)>,
+    /// The sales replayed, each with its part of every shard.
+    sales: BTreeMap<SaleId, Vec<Part>>,
+    /// Sales that were taken over from Postgres. A release may be missing there, so a user may exceed the limit.
+    taken_over: BTreeSet<SaleId>,
+    /// The first contradiction in each sale.
+    contradictions: BTreeMap<SaleId, String>,
+    /// Retention may have removed records of the sales before this one.
+    complete_from: SaleId,
+    /// The stream that is read, and whether its beginning was removed, up to the record that opens a sale.
+    reading: Option<(StreamKey, bool)>,
 }
 
 /// Sold and held items of the sale that continues after a replay.
@@ -32,13 +49,26 @@ pub struct ReplayedItems {
     pub sold: u32,
     /// Number of items held.
     pub held: u32,
+    /// Number of items held in ended sales.
+    pub held_in_ended: u32,
 }
 
 impl Replay {
-    /// Creates a replay without records. `partition` is that of the new run; earlier runs may have had another one.
-    pub fn new(partition: Partition, now: Moment) -> Self {
+    /// Creates a replay without records. `partition` and `rules` are those of the new run; earlier runs may have had
+    /// others. No earlier run has granted holds of more than `longest_hold_ms`, with their extension.
+    pub fn new(partition: Partition, rules: Rules, longest_hold_ms: u64, now: Moment) -> Self {
         assert!(now.monotonic_ms > 0, "replay confirms at time zero, which must be before the end of every hold");
-        Replay { partition, now, sale: None, taken_over: None, contradiction: None }
+        Replay {
+            partition,
+            rules,
+            needed_ms: rules.receipts_ms.max(longest_hold_ms + LATE_GRANTS_MS),
+            now,
+            sales: BTreeMap::new(),
+            taken_over: BTreeSet::new(),
+            contradictions: BTreeMap::new(),
+            complete_from: SaleId(0),
+            reading: None,
+        }
     }
 
     /// Sets the current time, up to which the records that follow may have been recorded.
@@ -46,22 +76,34 @@ impl Replay {
         self.now = now;
     }
 
-    /// Returns the number of held items of each shard.
+    /// Returns the number of held items of each shard, in all sales.
     pub fn held(&self) -> Vec<u32> {
-        let shards = self.sale.iter().flat_map(|(_, shards)| shards);
-        shards.map(|(stock, _)| stock.counts().held).collect()
+        let of = |shard: u16| self.sales.values().map(|parts| parts[usize::from(shard)].stock.counts().held).sum();
+        (0..self.partition.shards()).map(of).collect()
     }
 
     /// Replays one record of a stream. If the record contradicts those before it, the contradiction is noted and replay
     /// continues: retention may have removed the beginning of an ended sale, and only [`Replay::finish`] knows which
-    /// sale continues.
+    /// sales continue.
     pub fn add(&mut self, stream: &StreamId, seq: Seq, record: &Record) {
-        if let Err(flaw) = self.record(record)
-            && self.contradiction.as_ref().is_none_or(|(sale, _)| *sale < record.sale)
-        {
+        self.note_beginning(stream.key(), seq, record);
+        if let Err(flaw) = self.record(record) {
             let place = format!("record {seq} of {stream}, sale {}", record.sale.0);
-            self.contradiction = Some((record.sale, format!("{place}: {flaw}")));
+            self.contradictions.entry(record.sale).or_insert(format!("{place}: {flaw}"));
         }
+    }
+
+    /// Notes which sales may lack records, if retention has removed the beginning of this stream: all sales before the
+    /// first one that the rest of the stream opens.
+    fn note_beginning(&mut self, key: StreamKey, seq: Seq, record: &Record) {
+        let is_same = self.reading.is_some_and(|(reading, _)| reading == key);
+        let lacks_beginning = if is_same { self.reading.is_some_and(|(_, lacks)| lacks) } else { seq > 1 };
+        let opens = matches!(record.event, LogEvent::SaleOpened { .. });
+        if lacks_beginning {
+            let complete = if opens { record.sale } else { SaleId(record.sale.0.saturating_add(1)) };
+            self.complete_from = self.complete_from.max(complete);
+        }
+        self.reading = Some((key, lacks_beginning && !opens));
     }
 
     /// Replays one record.
@@ -72,53 +114,69 @@ impl Replay {
         if let LogEvent::SaleOpened { items, user_limit } = record.event {
             return self.open(Terms { sale: record.sale, items, user_limit });
         }
-        match self.sale.as_ref().map(|(terms, _)| terms.sale) {
-            Some(sale) if record.sale < sale => Ok(()),
-            Some(sale) if record.sale == sale => self.apply(record),
-            _ => Err(format!("it belongs to sale {}, which no record opens", record.sale.0)),
+        if self.sales.contains_key(&record.sale) {
+            return self.apply(record);
         }
+        let is_old = self.is_over(record.sale) || self.sale().is_some_and(|newest| record.sale < newest);
+        if is_old { Ok(()) } else { Err(format!("it belongs to sale {}, which no record opens", record.sale.0)) }
+    }
+
+    /// Returns whether no hold of the sale can be live any more, and its receipts are not needed.
+    fn is_over(&self, sale: SaleId) -> bool {
+        self.rules.ends_ms(sale) + self.needed_ms <= self.now.unix_ms
     }
 
     fn open(&mut self, terms: Terms) -> Result<(), String> {
-        match &self.sale {
-            Some((current, _)) if terms.sale < current.sale => Ok(()),
-            Some((current, _)) if terms.sale == current.sale => {
-                let same = terms == *current;
-                if same { Ok(()) } else { Err(format!("it opens {terms:?}, but the sale is open as {current:?}")) }
-            }
-            _ if !(1..=ITEMS_MAX).contains(&terms.items) => Err(format!("it opens a sale of {} items", terms.items)),
-            _ => {
-                self.sale = Some((terms, Self::fresh(self.partition, &terms)));
-                Ok(())
-            }
+        if let Some(current) = self.sales.get(&terms.sale).map(|parts| parts[0].terms) {
+            let same = terms == current;
+            return if same { Ok(()) } else { Err(format!("it opens {terms:?}, but the sale is open as {current:?}")) };
         }
+        if self.is_over(terms.sale) {
+            return Ok(());
+        }
+        if !(1..=ITEMS_MAX).contains(&terms.items) {
+            return Err(format!("it opens a sale of {} items", terms.items));
+        }
+        self.sales.insert(terms.sale, self.fresh(terms));
+        Ok(())
     }
 
-    fn fresh(partition: Partition, terms: &Terms) -> Vec<(Stock, Quotas)> {
-        (0..partition.shards())
-            .map(|shard| {
-                let items = partition.owned_items(ShardId(shard), terms.items);
-                (Stock::new(items), Quotas::new(terms.user_limit, items))
-            })
-            .collect()
+    fn fresh(&self, terms: Terms) -> Vec<Part> {
+        (0..self.partition.shards()).map(|shard| Part::new(terms, self.partition, ShardId(shard))).collect()
     }
 
     fn apply(&mut self, record: &Record) -> Result<(), String> {
+        let (sale, now) = (record.sale, self.now);
         match record.event {
             LogEvent::Checkout { item, user, code, ttl_ms, key } => {
+                if code.place().is_none_or(|place| !place.is_in(sale) || place.item != item) {
+                    return Err(format!("the code of item {} is not one of this item and sale", item.0));
+                }
                 // Use wall-clock time, because the monotonic clock starts again with the machine. Limit the rest to the
                 // TTL, because the wall clock may have been set back.
                 let ends_unix_ms = record.unix_ms.saturating_add(u64::from(ttl_ms));
-                let left_ms = ends_unix_ms.saturating_sub(self.now.unix_ms).min(u64::from(ttl_ms));
-                let expires_ms = self.now.monotonic_ms + left_ms;
-                let (stock, slot) = self.place(item)?;
+                let left_ms = ends_unix_ms.saturating_sub(now.unix_ms).min(u64::from(ttl_ms));
+                let expires_ms = now.monotonic_ms + left_ms;
+                let (stock, slot) = self.place(sale, item)?;
                 stock.reserve(slot, user, key).map_err(|_| format!("item {} is checked out twice", item.0))?;
                 stock.grant(slot, Hold { user, code, expires_ms, expires_unix_ms: ends_unix_ms });
-                self.quotas(user).restore(user);
+                self.quotas(sale, user).restore(user);
                 Ok(())
             }
+            LogEvent::Extended { item, code, by_ms, .. } => {
+                let (stock, slot) = self.place(sale, item)?;
+                match stock.extend(slot, code, by_ms, 0) {
+                    Extension::Extended(hold) => {
+                        // The rest of the hold was computed without the extension, and may have been limited to 0.
+                        let left_ms = hold.expires_unix_ms.saturating_sub(now.unix_ms);
+                        stock.set_expiry(slot, hold.expires_ms.min(now.monotonic_ms + left_ms));
+                        Ok(())
+                    }
+                    other => Err(format!("item {} is extended, but the state of its code is {other:?}", item.0)),
+                }
+            }
             LogEvent::Purchase { item, code, key, .. } => {
-                let (stock, slot) = self.place(item)?;
+                let (stock, slot) = self.place(sale, item)?;
                 match stock.confirm(slot, code, key, 0) {
                     Confirmation::Bought(_) => {
                         stock.sell(slot);
@@ -127,73 +185,90 @@ impl Replay {
                     other => Err(format!("item {} is bought, but the state of its code is {other:?}", item.0)),
                 }
             }
-            LogEvent::Released { item, code, .. } => {
-                let (stock, slot) = self.place(item)?;
-                match stock.cancel(slot, code, 0) {
+            LogEvent::Released { item, code, reason, .. } => {
+                let (stock, slot) = self.place(sale, item)?;
+                match stock.release(slot, code, reason, 0) {
                     Cancellation::Released(hold) => {
-                        self.quotas(hold.user).release(hold.user);
+                        self.quotas(sale, hold.user).release(hold.user);
                         Ok(())
                     }
                     other => Err(format!("item {} is released, but the state of its code is {other:?}", item.0)),
                 }
             }
             LogEvent::RestoredFromPostgres => {
-                self.taken_over = Some(record.sale);
+                self.taken_over.insert(sale);
                 Ok(())
             }
             LogEvent::SaleOpened { .. } | LogEvent::Refused { .. } => Ok(()),
         }
     }
 
-    fn place(&mut self, item: ItemId) -> Result<(&mut Stock, usize), String> {
-        let (terms, shards) = self.sale.as_mut().expect("records are applied to an open sale");
-        if item.0 >= terms.items {
-            return Err(format!("item {} is not in the stock of {} items", item.0, terms.items));
-        }
-        let (stock, _) = &mut shards[usize::from(self.partition.owner_of_item(item).0)];
-        Ok((stock, self.partition.slot_of(item)))
+    fn part(&mut self, sale: SaleId, owner: ShardId) -> &mut Part {
+        &mut self.sales.get_mut(&sale).expect("records are applied to an open sale")[usize::from(owner.0)]
     }
 
-    fn quotas(&mut self, user: UserId) -> &mut Quotas {
-        let (_, shards) = self.sale.as_mut().expect("records are applied to an open sale");
-        &mut shards[usize::from(self.partition.owner_of_user(user).0)].1
+    fn place(&mut self, sale: SaleId, item: ItemId) -> Result<(&mut Stock, usize), String> {
+        let slot = self.partition.slot_of(item);
+        let part = self.part(sale, self.partition.owner_of_item(item));
+        if item.0 >= part.terms.items {
+            return Err(format!("item {} is not in the stock of {} items", item.0, part.terms.items));
+        }
+        Ok((&mut part.stock, slot))
+    }
+
+    fn quotas(&mut self, sale: SaleId, user: UserId) -> &mut Quotas {
+        &mut self.part(sale, self.partition.owner_of_user(user)).quotas
     }
 
     /// Returns the newest sale replayed, if any.
     pub fn sale(&self) -> Option<SaleId> {
-        self.sale.as_ref().map(|(terms, _)| terms.sale)
+        self.sales.last_key_value().map(|(sale, _)| *sale)
     }
 
-    /// Returns the initial state of each shard: the replayed sale, or a new sale if the replayed one has ended by the
-    /// clock.
+    /// Returns the initial state of each shard: the replayed sales, and a new sale if all of them have ended by the
+    /// clock. An ended sale is forgotten if its receipts are not needed and no item is held in it, or if retention has
+    /// removed records of it.
     ///
     /// # Errors
-    /// A description, if a user of the sale that continues exceeds the limit, or if a record of that sale or a newer
+    /// A description, if a user of a sale that is not forgotten exceeds the limit, or if a record of that sale or a newer
     /// one contradicts those before it.
-    pub fn finish(self, rules: &Rules) -> Result<(Vec<Inventory>, ReplayedItems), String> {
-        let current = SaleId::at(self.now.unix_ms, rules.period_s);
-        let (terms, shards) = match self.sale {
-            Some((terms, shards)) if terms.sale >= current => (terms, shards),
-            _ => {
-                let terms = rules.terms(current);
-                (terms, Self::fresh(self.partition, &terms))
-            }
-        };
+    pub fn finish(mut self) -> Result<(Vec<Inventory>, ReplayedItems), String> {
+        let current = SaleId::at(self.now.unix_ms, self.rules.period_s);
+        let open = self.sale().map_or(current, |newest| newest.max(current));
+        if !self.sales.contains_key(&open) {
+            self.sales.insert(open, self.fresh(self.rules.terms(open)));
+        }
+        let (rules, now, complete_from) = (self.rules, self.now, self.complete_from);
+        self.sales.retain(|&sale, parts| {
+            let is_live = parts.iter().any(Part::is_live);
+            // The result of a sale that has closed was reported by an earlier run.
+            parts.iter_mut().for_each(|part| part.is_reported = !is_live);
+            // Retention removes no record of a sale in which an item is held on any shard.
+            sale == open || sale >= complete_from && (is_live || now.unix_ms < rules.forgotten_at_ms(sale))
+        });
+        let is_known = |sale: SaleId| sale > open || self.sales.contains_key(&sale);
+        if let Some((_, text)) = self.contradictions.iter().find(|(sale, _)| is_known(**sale)) {
+            return Err(text.clone());
+        }
         let mut found = ReplayedItems::default();
-        for (stock, quotas) in &shards {
-            if let Some(user) = quotas.over_limit().filter(|_| self.taken_over != Some(terms.sale)) {
-                return Err(format!(
-                    "user {} has more than {} items of sale {}",
-                    user.0, terms.user_limit, terms.sale.0
-                ));
+        for (sale, part) in self.sales.iter().flat_map(|(sale, parts)| parts.iter().map(move |part| (*sale, part))) {
+            if let Some(user) = part.quotas.over_limit().filter(|_| !self.taken_over.contains(&sale)) {
+                let limit = part.terms.user_limit;
+                return Err(format!("user {} has more than {limit} items of sale {}", user.0, sale.0));
             }
-            found.sold += stock.counts().sold;
-            found.held += stock.counts().held;
+            let Counts { sold, held, .. } = part.stock.counts();
+            if sale == open {
+                found.sold += sold;
+                found.held += held;
+            } else {
+                found.held_in_ended += held;
+            }
         }
-        if let Some((_, text)) = self.contradiction.filter(|(sale, _)| *sale >= terms.sale) {
-            return Err(text);
+        let mut inventories: Vec<_> =
+            (0..self.partition.shards()).map(|_| Inventory { parts: Vec::with_capacity(self.sales.len()) }).collect();
+        for parts in self.sales.into_values() {
+            inventories.iter_mut().zip(parts).for_each(|(inventory, part)| inventory.parts.push(part));
         }
-        let inventories = shards.into_iter().map(|(stock, quotas)| Inventory { terms, stock, quotas }).collect();
         Ok((inventories, found))
     }
 }
@@ -201,14 +276,21 @@ impl Replay {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sale::code::Code;
+    use crate::sale::code::{Code, CodeGenerator};
     use crate::sale::deferred::Watermark;
     use crate::sale::record::ReleaseReason;
     use uuid::Uuid;
 
     const NOW: Moment = Moment { monotonic_ms: 1_000, unix_ms: 3_600_000 * 500 };
-    const RULES: Rules =
-        Rules { period_s: 3600, items: 4, user_limit: 1, ttl_ms: 100, purchase_ack: Watermark::Flushed };
+    const RULES: Rules = Rules {
+        period_s: 3600,
+        items: 4,
+        user_limit: 1,
+        ttl_ms: 100,
+        extension_ms: 0,
+        receipts_ms: 3_600_000,
+        purchase_ack: Watermark::Flushed,
+    };
 
     fn record(event: LogEvent) -> Record {
         Record { sale: SaleId(500), unix_ms: NOW.unix_ms - 40, event }
@@ -229,48 +311,50 @@ mod tests {
     }
 
     fn code(item: u32) -> Code {
-        Code::from_bytes([item as u8 + 1; 16])
+        CodeGenerator::new([item as u8; 32]).mint(SaleId(500), ItemId(item))
     }
 
     fn replay(records: &[Record]) -> Result<Replay, String> {
-        let mut replay = Replay::new(Partition::new(2), NOW);
+        let mut replay = Replay::new(Partition::new(2), RULES, 0, NOW);
         records.iter().try_for_each(|record| replay.record(record))?;
         Ok(replay)
     }
 
     #[test]
     fn holds_keep_their_end() {
-        let (inventories, found) = replay(&[opened(), checkout(1, 7)]).unwrap().finish(&RULES).unwrap();
-        assert_eq!(found, ReplayedItems { sold: 0, held: 1 });
-        assert_eq!(inventories[1].stock.next_expiry_ms(), Some(1_060));
+        let (inventories, found) = replay(&[opened(), checkout(1, 7)]).unwrap().finish().unwrap();
+        assert_eq!(found, ReplayedItems { sold: 0, held: 1, held_in_ended: 0 });
+        assert_eq!(inventories[1].open().stock.next_expiry_ms(), Some(1_060));
     }
 
     /// A hold that is granted while the log is being read keeps its whole time.
     #[test]
     fn holds_that_are_younger_than_the_replay_keep_their_end() {
-        let mut replay = Replay::new(Partition::new(2), Moment { monotonic_ms: 400, unix_ms: NOW.unix_ms - 600 });
+        let mut replay =
+            Replay::new(Partition::new(2), RULES, 0, Moment { monotonic_ms: 400, unix_ms: NOW.unix_ms - 600 });
         replay.record(&opened()).unwrap();
         replay.at(NOW);
         replay.record(&checkout(1, 7)).unwrap();
         assert_eq!(replay.held(), [0, 1]);
-        let (inventories, _) = replay.finish(&RULES).unwrap();
-        assert_eq!(inventories[1].stock.next_expiry_ms(), Some(1_060));
+        let (inventories, _) = replay.finish().unwrap();
+        assert_eq!(inventories[1].open().stock.next_expiry_ms(), Some(1_060));
     }
 
     #[test]
     fn a_sale_that_is_over_is_not_taken_over() {
         let mut old = opened();
-        old.sale = SaleId(499);
-        let (inventories, found) = replay(&[old]).unwrap().finish(&RULES).unwrap();
-        assert_eq!((inventories[0].terms, found), (RULES.terms(SaleId(500)), ReplayedItems::default()));
+        old.sale = SaleId(498);
+        let (inventories, found) = replay(&[old]).unwrap().finish().unwrap();
+        assert_eq!((inventories[0].open().terms, found), (RULES.terms(SaleId(500)), ReplayedItems::default()));
+        assert_eq!(inventories[0].parts.len(), 1);
     }
 
     #[test]
     fn the_sale_never_goes_backwards() {
         let mut future = opened();
         future.sale = SaleId(600);
-        let (inventories, _) = replay(&[future, opened()]).unwrap().finish(&RULES).unwrap();
-        assert_eq!(inventories[0].terms.sale, SaleId(600));
+        let (inventories, _) = replay(&[future, opened()]).unwrap().finish().unwrap();
+        assert_eq!(inventories[0].open().terms.sale, SaleId(600));
     }
 
     #[test]
@@ -297,12 +381,12 @@ mod tests {
             let error = replay(&records).err().unwrap();
             assert!(error.contains(message), "{error}");
         }
-        let error = replay(&[opened(), checkout(0, 1), checkout(1, 1)]).unwrap().finish(&RULES).err().unwrap();
+        let error = replay(&[opened(), checkout(0, 1), checkout(1, 1)]).unwrap().finish().err().unwrap();
         assert!(error.contains("user 1 has more than 1"), "{error}");
         let taken_over = record(LogEvent::RestoredFromPostgres);
         let lagging = [opened(), taken_over, checkout(0, 1), checkout(1, 1)];
         assert_eq!(
-            replay(&lagging).unwrap().finish(&RULES).unwrap().1.held,
+            replay(&lagging).unwrap().finish().unwrap().1.held,
             2,
             "a release is missing, so the limit is not checked"
         );

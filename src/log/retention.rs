@@ -5,15 +5,18 @@
 //! 1. Attempt segments of ended sales, oldest first.
 //! 2. New attempts: they are no longer recorded. Attempt segments use at most half the budget, and no purchase segment
 //!    is removed for them.
-//! 3. Purchase segments of ended sales, oldest first.
+//! 3. Purchase segments of ended sales in which nothing is held any more, oldest first. The running server still
+//!    answers for these sales, but not after a restart.
 //! 4. New checkouts: there is no new segment, and the shard grants only holds whose purchase still fits into the log.
 //!
-//! Three rules hold. A segment with a record of the current sale is never removed. With a database, a segment is
+//! Three rules hold. A purchase segment with a record of the open sale, or of a sale in which an item is held, is never
+//! removed. With a database, a segment is
 //! removed only after all its records are in the database. A segment that live holds need may exceed the budget.
 
 use crate::log::block::{BLOCK_BYTES, LogKind, StreamId};
 use crate::log::segment::SegmentName;
 use crate::sale::ids::{SaleId, Seq};
+use crate::sale::parts::NeededSales;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -24,7 +27,7 @@ pub struct OldSegment {
     pub name: SegmentName,
     /// Size of the file in bytes.
     pub bytes: u64,
-    /// Newest sale that has a record in the segment. After this sale has ended, the segment is not needed.
+    /// Newest sale that was open when the segment was written. Records of ended sales may follow its opening.
     pub newest_sale: SaleId,
     /// Number of records in the stream up to the end of the segment.
     pub last: Seq,
@@ -76,16 +79,16 @@ impl Retention {
     }
 
     /// Permits one more segment of `bytes` bytes and returns the files that the caller must remove first. Returns
-    /// `None` if the budget has no room; then nothing is removed. Sales before `ended_before` are not needed.
+    /// `None` if the budget has no room; then nothing is removed. `needed` has the sales that may not be removed.
     /// `ignore_budget` permits the segment even over the budget, because live holds need it.
     pub fn allow(
         &mut self,
         log: LogKind,
         bytes: u64,
-        ended_before: SaleId,
+        needed: NeededSales,
         ignore_budget: bool,
     ) -> Option<Vec<PathBuf>> {
-        let removable = self.removable(log, ended_before);
+        let removable = self.removable(log, needed);
         let (all, attempts) = removable.fold((0, 0), |(all, attempts), segment| {
             let is_attempt = segment.name.stream.log == LogKind::Attempts;
             (all + segment.bytes, attempts + if is_attempt { segment.bytes } else { 0 })
@@ -94,7 +97,7 @@ impl Retention {
             return None;
         }
         while self.lacks_room(log, bytes, 0, 0) {
-            let Some(first_to_remove) = self.first_to_remove(log, ended_before) else { break };
+            let Some(first_to_remove) = self.first_to_remove(log, needed) else { break };
             self.remove(first_to_remove);
         }
         self.used += bytes;
@@ -104,10 +107,10 @@ impl Retention {
 
     /// Subtracts a segment that was permitted but not created because the disk is full. Selects one old segment, if
     /// there is one, to be removed before the next creation.
-    pub fn refused(&mut self, log: LogKind, bytes: u64, ended_before: SaleId) {
+    pub fn refused(&mut self, log: LogKind, bytes: u64, needed: NeededSales) {
         self.used -= bytes;
         self.used_by_attempts -= if log == LogKind::Attempts { bytes } else { 0 };
-        if let Some(first_to_remove) = self.first_to_remove(log, ended_before) {
+        if let Some(first_to_remove) = self.first_to_remove(log, needed) {
             self.remove(first_to_remove);
         }
     }
@@ -137,10 +140,11 @@ impl Retention {
     }
 
     /// Returns the segments that may be removed for a segment of `log`. Purchases are never removed for attempts.
-    fn removable(&self, log: LogKind, ended_before: SaleId) -> impl Iterator<Item = &OldSegment> {
+    fn removable(&self, log: LogKind, needed: NeededSales) -> impl Iterator<Item = &OldSegment> {
         let is_removable = move |segment: &&OldSegment| {
             let kind = segment.name.stream.log;
-            segment.newest_sale < ended_before
+            let first_needed = if kind == LogKind::Attempts { needed.open } else { needed.oldest_live };
+            segment.newest_sale < first_needed
                 && self.is_shipped(segment)
                 && (kind == LogKind::Attempts || log == LogKind::Purchases)
         };
@@ -148,9 +152,9 @@ impl Retention {
     }
 
     /// Returns the index in `old` of the segment to remove first: attempts before purchases, oldest first.
-    fn first_to_remove(&self, log: LogKind, ended_before: SaleId) -> Option<usize> {
-        let attempts = self.removable(log, ended_before).find(|segment| segment.name.stream.log == LogKind::Attempts);
-        let first_to_remove = attempts.or_else(|| self.removable(log, ended_before).next())?;
+    fn first_to_remove(&self, log: LogKind, needed: NeededSales) -> Option<usize> {
+        let attempts = self.removable(log, needed).find(|segment| segment.name.stream.log == LogKind::Attempts);
+        let first_to_remove = attempts.or_else(|| self.removable(log, needed).next())?;
         self.old.iter().position(|segment| segment == first_to_remove)
     }
 
@@ -168,7 +172,11 @@ mod tests {
     use proptest::prelude::*;
     use uuid::Uuid;
 
-    const NOW: SaleId = SaleId(10);
+    const NOW: NeededSales = NeededSales { open: SaleId(10), oldest_live: SaleId(10) };
+
+    fn from(sale: u32) -> NeededSales {
+        NeededSales { open: SaleId(sale), oldest_live: SaleId(sale) }
+    }
 
     fn name(log: LogKind, first_block: u64) -> SegmentName {
         SegmentName { stream: StreamId { cluster: Uuid::nil(), epoch: 1, shard: 0, log }, first_block, blocks: 1 }
@@ -209,9 +217,18 @@ mod tests {
         assert_eq!(kept.allow(LogKind::Purchases, 4096, NOW, false), None);
         assert_eq!(kept.allow(LogKind::Purchases, 4096, NOW, true), Some(vec![]));
         assert_eq!(
-            kept.allow(LogKind::Purchases, 4096, SaleId(11), true).map(|files_to_remove| files_to_remove.len()),
+            kept.allow(LogKind::Purchases, 4096, from(11), true).map(|files_to_remove| files_to_remove.len()),
             Some(1)
         );
+    }
+
+    #[test]
+    fn purchases_of_a_sale_with_a_hold_are_kept_and_attempts_are_not() {
+        let mut kept = retention(2, &[old(LogKind::Purchases, 0, 9), old(LogKind::Attempts, 0, 9)]);
+        let needed = NeededSales { open: SaleId(10), oldest_live: SaleId(9) };
+        assert!(kept.allow(LogKind::Purchases, 4096, needed, false).is_some(), "the attempts are removed");
+        assert_eq!(kept.allow(LogKind::Purchases, 4096, needed, false), None);
+        assert!(kept.allow(LogKind::Purchases, 4096, NOW, false).is_some(), "nothing is held any more");
     }
 
     #[test]
@@ -255,7 +272,7 @@ mod tests {
             for (is_attempt, advance) in asks {
                 sale += u32::from(advance == 0);
                 let log = if is_attempt { LogKind::Attempts } else { LogKind::Purchases };
-                if let Some(files_to_remove) = kept.allow(log, 4096, SaleId(sale), false) {
+                if let Some(files_to_remove) = kept.allow(log, 4096, from(sale), false) {
                     files_to_remove.iter().for_each(|file| assert!(files.remove(file)));
                     let name = name(log, next[usize::from(is_attempt)]);
                     next[usize::from(is_attempt)] += 1;

@@ -120,12 +120,12 @@ impl SegmentName {
         Ok(SegmentBytes { first_block: self.first_block, made_blocks: self.blocks.into(), bytes, name })
     }
 
-    /// Returns the sale of the newest record in a segment of a sealed stream, and the number of records in the stream
-    /// up to the segment's end. The last two blocks of the segment are sufficient, because only the seal has no record.
+    /// Returns the sale of the last record in a segment of a sealed stream, and the number of records in the stream up
+    /// to the segment's end. The last two blocks of the segment are sufficient, because only the seal has no record.
     ///
     /// # Errors
     /// An I/O error if the file cannot be read.
-    pub fn newest(&self, dir: &Path) -> io::Result<(Option<SaleId>, Seq)> {
+    pub fn last_record(&self, dir: &Path) -> io::Result<(Option<SaleId>, Seq)> {
         let file = File::open(self.path(dir))?;
         let blocks = file.metadata()?.len() / BLOCK_BYTES as u64;
         let mut last = 0;

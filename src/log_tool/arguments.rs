@@ -47,6 +47,7 @@ impl Filter {
             LogEvent::SaleOpened { .. } | LogEvent::RestoredFromPostgres => (None, None, None),
             LogEvent::Refused { item, user, .. } => (Some(item), Some(user), None),
             LogEvent::Checkout { item, user, code, .. }
+            | LogEvent::Extended { item, user, code, .. }
             | LogEvent::Released { item, user, code, .. }
             | LogEvent::Purchase { item, user, code, .. } => (Some(item), Some(user), Some(code)),
         };

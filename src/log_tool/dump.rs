@@ -39,6 +39,8 @@ struct DumpSubject {
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    by_ms: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     idempotency_key: Option<Uuid>,
     #[serde(skip_serializing_if = "Option::is_none")]
     items: Option<u32>,
@@ -69,6 +71,9 @@ fn about(record: &Record) -> (&'static str, DumpSubject) {
             let expires_at = Some(rfc3339(record.unix_ms.saturating_add(ttl_ms.into())));
             let (code, idempotency_key) = (Some(code.to_string()), Some(key).filter(|key| !key.is_nil()));
             ("checkout", DumpSubject { code, expires_at, idempotency_key, ..of(item, user) })
+        }
+        LogEvent::Extended { item, user, code, by_ms } => {
+            ("extended", DumpSubject { code: Some(code.to_string()), by_ms: Some(by_ms), ..of(item, user) })
         }
         LogEvent::Released { item, user, code, reason } => {
             ("released", DumpSubject { code: Some(code.to_string()), reason: Some(reason.name()), ..of(item, user) })

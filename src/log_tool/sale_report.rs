@@ -84,6 +84,9 @@ impl Tally {
             LogEvent::Checkout { code, ttl_ms, .. } => {
                 _ = self.open.insert(code, record.unix_ms.saturating_add(ttl_ms.into()))
             }
+            LogEvent::Extended { code, by_ms, .. } => {
+                self.open.entry(code).and_modify(|ends_ms| *ends_ms = ends_ms.saturating_add(by_ms.into()));
+            }
             LogEvent::Released { code, .. } => _ = self.open.remove(&code),
             LogEvent::Purchase { item, user, code, .. } => {
                 self.open.remove(&code);
@@ -104,7 +107,10 @@ impl EventCounts {
             LogEvent::Checkout { .. } => self.checkouts[0] += 1,
             LogEvent::Refused { reason, .. } => self.checkouts[1 + *reason as usize] += 1,
             LogEvent::Released { reason, .. } => self.releases[*reason as usize] += 1,
-            LogEvent::SaleOpened { .. } | LogEvent::RestoredFromPostgres | LogEvent::Purchase { .. } => {}
+            LogEvent::SaleOpened { .. }
+            | LogEvent::RestoredFromPostgres
+            | LogEvent::Extended { .. }
+            | LogEvent::Purchase { .. } => {}
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::postgres::owner_row::known_position;
 use crate::sale::ids::Seq;
 use crate::sale::partition::Partition;
 use crate::sale::record::LogEvent;
-use crate::sale::shard::Rules;
+use crate::sale::rules::Rules;
 use crate::system::clock::Clock;
 
 /// Reads the whole log, and appends one line for each stream and a conclusion to `report`.
@@ -20,7 +20,9 @@ use crate::system::clock::Clock;
 /// The error with which a start of the server would refuse.
 pub fn verify(config: &Config, report: &mut String) -> Result<(), Fatal> {
     let mut scan = LogScan::new(&config.data_dir)?;
-    let mut replay = Replay::new(Partition::new(1), Clock::start().now());
+    let rules = Rules { period_s: scan.control.sale_period_s, ..config.rules };
+    let now = Clock::start().now();
+    let mut replay = Replay::new(Partition::new(1), rules, scan.control.longest_hold_ms, now);
     for stream in &mut scan.streams {
         stream.read(|id, seq, record| {
             if id.log == LogKind::Purchases {
@@ -46,8 +48,7 @@ pub fn verify(config: &Config, report: &mut String) -> Result<(), Fatal> {
     let fits = view.map_or(Ok(()), |view| view.fit(config, &scan));
     let view = view.filter(|_| fits.is_ok());
     scan.streams.iter().for_each(|stream| *report += &line(stream, view));
-    let rules = Rules { period_s: scan.control.sale_period_s, ..config.rules };
-    let sound = scan.judge().and_then(|()| replay.finish(&rules).map(drop).map_err(Fatal::Damaged));
+    let sound = scan.judge().and_then(|()| replay.finish().map(drop).map_err(Fatal::Damaged));
     let (streams, records) = (many(scan.streams.len() as u64, "stream"), many(scan.records(), "record"));
     *report += &match &sound {
         Ok(()) => format!("Sound: {records} in {streams}, and nothing durable is missing.\n"),

@@ -21,7 +21,7 @@ use strum::VariantArray;
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// The tables of [`crate::operate::status::PersistenceCounters::rows`].
-const TABLES: [&str; 3] = ["checkouts", "purchases", "releases"];
+const TABLES: [&str; 4] = ["checkouts", "purchases", "releases", "extensions"];
 
 /// Returns the text of `/metrics` for the current values of `status`.
 pub fn text(status: &Arc<Status>) -> String {

@@ -34,8 +34,8 @@ impl AnswerClass {
         match (operation, answer) {
             (Operation::Checkout, Answer::Ok) => AnswerClass::Reserved,
             (Operation::Purchase, Answer::Ok) => AnswerClass::Bought,
-            (_, Answer::NoContent) => AnswerClass::Released,
-            (_, Answer::Ok | Answer::Unchanged) => AnswerClass::LookedUp,
+            (Operation::Cancel, Answer::NoContent) => AnswerClass::Released,
+            (_, Answer::Ok | Answer::NoContent | Answer::Unchanged) => AnswerClass::LookedUp,
             (_, Answer::Refused(Problem::ItemSold)) => AnswerClass::ItemSold,
             (_, Answer::Refused(Problem::ItemReserved)) => AnswerClass::ItemReserved,
             (_, Answer::Refused(Problem::UserLimit)) => AnswerClass::UserLimit,

@@ -3,10 +3,12 @@
 
 use crate::log::block::LogKind;
 use crate::operate::counters::{Batches, Counter, Requests};
+use crate::sale::code::ITEMS_MAX;
 use crate::sale::ids::SaleId;
+use crate::sale::parts::ENDED_MAX;
 use crate::sale::record::{RefusalReason, ReleaseReason};
 use crate::sale::stock::Counts;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use strum::EnumCount;
 
 /// Sold and reserved items of one shard or of all shards.
@@ -22,9 +24,12 @@ pub struct Sales {
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct ShardStatus {
-    /// Low 16 bits of the sale's id, then 24 bits sold, then 24 bits reserved. They share one word so that a reader
-    /// gets values of the same moment.
-    sales: AtomicU64,
+    /// Counts of the latest sales, by the low bits of the sale's id: 14 more bits of the id, then 25 bits sold, then 25
+    /// bits reserved. They share one word so that a reader gets values of the same moment.
+    sales: SalesWords,
+    /// The oldest sale in which an item is held on this shard, or the open one, as of the last durable record. 0 before
+    /// the first one.
+    pub oldest_live: AtomicU32,
     /// Items of the sale that this shard owns.
     pub items: AtomicU64,
     /// Open connections.
@@ -73,16 +78,43 @@ impl ShardStatus {
     /// Publishes the shard's sold and reserved items of `sale`.
     pub fn publish_sales(&self, sale: SaleId, counts: Counts) {
         let reserved = u64::from(counts.claiming + counts.held + counts.buying);
-        let word = u64::from(sale.0 & 0xffff) << 48 | u64::from(counts.sold) << 24 | reserved;
-        self.sales.store(word, Ordering::Release);
+        let (word, tag) = self.sales.word(sale);
+        word.store(tag << (2 * COUNT_BITS) | u64::from(counts.sold) << COUNT_BITS | reserved, Ordering::Release);
     }
 
-    /// Returns the shard's sold and reserved items of `sale`: zero if the shard is in another sale.
+    /// Returns the shard's sold and reserved items of `sale`: zero if the shard has not published them.
     pub fn sales(&self, sale: SaleId) -> Sales {
-        let word = self.sales.load(Ordering::Acquire);
-        if word >> 48 != u64::from(sale.0 & 0xffff) {
+        let (word, tag) = self.sales.word(sale);
+        let word = word.load(Ordering::Acquire);
+        if word >> (2 * COUNT_BITS) != tag {
             return Sales::default();
         }
-        Sales { sold: (word >> 24 & 0xff_ffff) as u32, reserved: (word & 0xff_ffff) as u32 }
+        let count = |word: u64| (word & ((1 << COUNT_BITS) - 1)) as u32;
+        Sales { sold: count(word >> COUNT_BITS), reserved: count(word) }
+    }
+}
+
+/// Bits of a count of items, which can be as large as the largest stock.
+const COUNT_BITS: u32 = 25;
+const _: () = assert!(ITEMS_MAX < 1 << COUNT_BITS);
+/// Number of sales whose counts are published: a power of two above the number of sales that a shard knows.
+const SALES_PUBLISHED: usize = 512;
+const _: () = assert!(SALES_PUBLISHED > ENDED_MAX as usize);
+
+/// The published counts of the latest sales.
+#[derive(Debug)]
+struct SalesWords(Box<[AtomicU64]>);
+
+impl Default for SalesWords {
+    fn default() -> Self {
+        SalesWords((0..SALES_PUBLISHED).map(|_| AtomicU64::new(0)).collect())
+    }
+}
+
+impl SalesWords {
+    /// Returns the word of `sale`, and the bits of the sale's id that the word contains.
+    fn word(&self, sale: SaleId) -> (&AtomicU64, u64) {
+        let tag = u64::from(sale.0 / SALES_PUBLISHED as u32) & ((1 << (64 - 2 * COUNT_BITS)) - 1);
+        (&self.0[sale.0 as usize % SALES_PUBLISHED], tag)
     }
 }

@@ -50,8 +50,8 @@ impl From<Phase> for Doing {
 /// Work done by the persistence thread.
 #[derive(Debug)]
 pub struct PersistenceCounters {
-    /// Rows copied into each table: checkouts, purchases, releases.
-    pub rows: [Counter; 3],
+    /// Rows copied into each table: checkouts, purchases, releases, extensions.
+    pub rows: [Counter; 4],
     /// Durations of the transactions, in microseconds.
     pub times: Histogram,
     /// Number of lost or failed connections to the database.
@@ -61,7 +61,7 @@ pub struct PersistenceCounters {
 impl PersistenceCounters {
     /// Counts a transaction that is known to have committed. A transaction whose answer was lost is not counted; if it
     /// committed, its rows are not sent again.
-    pub fn committed(&self, time: Duration, rows: [u64; 3]) {
+    pub fn committed(&self, time: Duration, rows: [u64; 4]) {
         self.times.record(time.as_micros() as u64);
         self.rows.iter().zip(rows).for_each(|(counter, rows)| counter.add(rows));
     }
@@ -136,6 +136,12 @@ impl Status {
     /// Sets the phase. The caller must wake the shards afterwards.
     pub fn set_phase(&self, phase: Phase) {
         self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    /// Returns the oldest sale in which an item is held on any shard, or the oldest open one.
+    pub fn oldest_live_sale(&self) -> SaleId {
+        let oldest = self.shards.iter().map(|shard| shard.oldest_live.load(Ordering::Acquire)).min();
+        SaleId(oldest.expect("there is at least one shard"))
     }
 
     /// Returns the newest sale that any shard has begun. A client may have seen that sale in a response, so every shard

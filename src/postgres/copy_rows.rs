@@ -106,6 +106,8 @@ pub struct Rows {
     pub purchases: CopyRows,
     /// Rows of `releases`.
     pub releases: CopyRows,
+    /// Rows of `extensions`.
+    pub extensions: CopyRows,
     /// Sales that begin, each with its time in milliseconds since the Unix epoch.
     pub opened: Vec<(Terms, u64)>,
     /// Ids of all sales that have a record in this transaction.
@@ -153,6 +155,16 @@ impl Rows {
                 row.int8(user.0);
                 row.uuid(code.as_bytes());
                 row.int2(reason as i16 + 1);
+                row.time(at);
+            }
+            LogEvent::Extended { item, user, code, by_ms } => {
+                let row = &mut self.extensions;
+                row.begin(6);
+                row.int8(sale);
+                row.int4(item.0);
+                row.int8(user.0);
+                row.uuid(code.as_bytes());
+                row.int4(by_ms);
                 row.time(at);
             }
             LogEvent::RestoredFromPostgres => {}

@@ -1,13 +1,15 @@
-//! Fills a new data directory with the latest sale in Postgres, after the machine that sold it is gone.
+//! Fills a new data directory with the latest sale in Postgres, and the ended sales that are still needed, after the
+//! machine that sold them is gone.
 //!
 //! 1. Read the owner's row. If its run has not stopped in order, read the row again at each attempt, until it has not
 //!    changed for 15 s. If it changes, that run is alive, and the takeover is refused.
-//! 2. In one transaction: lock the row, read the latest sale, and write a new run as the owner, with the position of
+//! 2. In one transaction: lock the row, read these sales, and write a new run as the owner, with the position of
 //!    its only stream at the end of that stream. So its records are not sent to the database again.
 //! 3. Write the records to the log of the new data directory, durably. Recovery then reads it like every other log.
 
 use crate::config::database_url::DatabaseUrl;
 use crate::config::fatal::Fatal;
+use crate::config::settings::HOLD_MAX;
 use crate::log::block::{BLOCK_BYTES, Chain, LogKind, StreamId};
 use crate::log::data_dir::{Control, DataDir};
 use crate::log::ownership::{Memory, Owner, Run};
@@ -17,7 +19,9 @@ use crate::postgres::owner_row::{OwnerRow, lock_clusters, other_period, set_posi
 use crate::postgres::session::Database;
 use crate::sale::code::Code;
 use crate::sale::ids::{ItemId, SaleId, Seq, Terms, UserId};
-use crate::sale::record::{BLOCK_RECORDS, LogEvent, Record};
+use crate::sale::parts::ENDED_MAX;
+use crate::sale::record::{BLOCK_RECORDS, LogEvent, Record, ReleaseReason};
+use crate::sale::rules::Rules;
 use crate::system::host;
 use std::fs::File;
 use std::io::{self, Write};
@@ -40,11 +44,12 @@ pub struct TakeoverWait {
     first_seen: Option<(OwnerRow, Instant)>,
 }
 
-/// The latest sale of the database, for a new data directory.
+/// The sales of the database that a new data directory needs.
 pub struct TakenOver {
-    /// Installation, and the run that takes the sale over.
+    /// Installation, and the run that takes the sales over.
     pub owner: Owner,
-    /// Records of the sale: its opening, its holds without a release, and its purchases. The database has all of them.
+    /// Records of each sale, oldest sale first: its opening, the latest hold of each item, and its purchases. The
+    /// database has all of them.
     pub records: Vec<Record>,
 }
 
@@ -72,13 +77,14 @@ impl TakeoverWait {
         &mut self,
         url: &DatabaseUrl,
         dir: &DataDir,
-        sale_period_s: u32,
+        rules: &Rules,
+        now_ms: u64,
         make_new: impl FnOnce() -> Result<(), Fatal>,
     ) -> Result<Attempt, Failure> {
         let first_seen = self.first_seen.take();
         let mut database = Database::connect(url).await?;
         let Some(found) = database.found().await? else { return Ok(Attempt::NeverUsed) };
-        if found.sale_period_s != sale_period_s {
+        if found.sale_period_s != rules.period_s {
             return Err(other_period(found.sale_period_s));
         }
         if found.seen_us.is_some() {
@@ -97,11 +103,12 @@ impl TakeoverWait {
             }
         }
         make_new()?;
-        let taken_over = database.take_over(found, host::new_id()?).await?;
+        let taken_over = database.take_over(found, host::new_id()?, rules, now_ms).await?;
         let Owner { cluster, run } = taken_over.owner;
         let stream = StreamId { cluster, epoch: run.epoch, shard: 0, log: LogKind::Purchases };
         let memory = Memory { seen: Some(run), claiming: None, filled: Some(run) };
-        let control = Control::new(cluster, run.epoch, sale_period_s, memory);
+        let mut control = Control::new(cluster, run.epoch, rules.period_s, memory);
+        control.longest_hold_ms = longest_hold_ms(&taken_over.records);
         dir.fill(control, |logs| write_stream(logs, stream, &taken_over.records))?;
         Ok(Attempt::TakenOver(taken_over))
     }
@@ -109,11 +116,17 @@ impl TakeoverWait {
 
 impl Database {
     /// Takes the installation over from the run in `found`, as the next run with the random `id`. The only stream of
-    /// this run has the records of the latest sale.
+    /// this run has the records of the latest sale, and of the ended sales that are needed at `now_ms` (Unix time).
     ///
     /// # Errors
     /// [`Failure::Transient`]: the owner's row has changed since `found` was read, or a statement failed.
-    pub async fn take_over(&mut self, found: OwnerRow, id: Uuid) -> Result<TakenOver, Failure> {
+    pub async fn take_over(
+        &mut self,
+        found: OwnerRow,
+        id: Uuid,
+        rules: &Rules,
+        now_ms: u64,
+    ) -> Result<TakenOver, Failure> {
         let transaction = self.client.transaction().await?;
         let known = lock_clusters(&transaction).await?;
         if known != Some(found) {
@@ -122,7 +135,7 @@ impl Database {
         let cluster = found.owner.cluster;
         let owner = Owner { cluster, run: Run { epoch: found.owner.run.epoch + 1, id } };
         // The lock keeps all other runs from writing, so these are all records that earlier runs will ever have here.
-        let records = latest_sale(&transaction).await?;
+        let records = needed_sales(&transaction, rules, now_ms).await?;
         let stream = StreamId { cluster, epoch: owner.run.epoch, shard: 0, log: LogKind::Purchases };
         set_position(&transaction, &stream, records.len() as Seq).await?;
         write_owner(&transaction, owner, found.sale_period_s).await?;
@@ -131,38 +144,102 @@ impl Database {
     }
 }
 
-/// Returns the records from which recovery builds the latest sale: its opening, its holds without a release,
-/// and its purchases.
-async fn latest_sale(client: &impl GenericClient) -> Result<Vec<Record>, Failure> {
-    let sale = "select sale_id, items, user_limit, opened_at from sales order by sale_id desc limit 1";
-    let Some(row) = client.query_opt(sale, &[]).await? else { return Ok(Vec::new()) };
-    let (sale_id, items, user_limit): (i64, i32, i32) = (row.get(0), row.get(1), row.get(2));
-    let (sale, opened_ms) = (SaleId(sale_id as u32), unix_ms(row.get(3)));
-    let terms = Terms { sale, items: items as u32, user_limit: user_limit as u32 };
+/// Returns the records from which recovery builds the latest sale, and the ended sales that it needs: those whose
+/// receipts are due, and those in which an item is held.
+async fn needed_sales(client: &impl GenericClient, rules: &Rules, now_ms: u64) -> Result<Vec<Record>, Failure> {
+    let sales = "select sale_id, items, user_limit, opened_at from sales order by sale_id desc limit $1";
+    let mut sales = client.query(sales, &[&(i64::from(ENDED_MAX) + 1)]).await?;
+    sales.reverse();
+    let (mut records, newest) = (Vec::new(), sales.last().map(|row| row.get::<_, i64>(0)));
+    for row in sales {
+        let (sale_id, items, user_limit): (i64, i32, i32) = (row.get(0), row.get(1), row.get(2));
+        let (sale, opened_ms) = (SaleId(sale_id as u32), unix_ms(row.get(3)));
+        let may_hold = rules.ends_ms(sale) + HOLD_MAX.as_millis() as u64 > now_ms;
+        let is_needed = Some(sale_id) == newest || now_ms < rules.forgotten_at_ms(sale);
+        if is_needed || may_hold && has_hold(client, sale_id, now_ms).await? {
+            let terms = Terms { sale, items: items as u32, user_limit: user_limit as u32 };
+            let restored = sale_records(client, terms, opened_ms).await?;
+            if restored.iter().all(has_current_code) {
+                records.extend(restored);
+            } else if now_ms < rules.ends_ms(sale) {
+                return Err(Failure::Final(Fatal::Database(format!(
+                    "sale {sale_id} was sold by version 0.1, whose codes this version cannot read; continue with that \
+                     version until the sale has ended, as \"Another format\" in docs/upgrades.md describes"
+                ))));
+            }
+        }
+    }
+    Ok(records)
+}
+
+/// Returns whether the code of a record belongs to the item and the sale of the record. Version 0.1 minted other codes.
+fn has_current_code(record: &Record) -> bool {
+    match record.event {
+        LogEvent::Checkout { item, code, .. } => {
+            code.place().is_some_and(|at| at.is_in(record.sale) && at.item == item)
+        }
+        _ => true,
+    }
+}
+
+/// Returns whether an item of the sale is held at `now_ms`.
+async fn has_hold(client: &impl GenericClient, sale_id: i64, now_ms: u64) -> Result<bool, Failure> {
+    let has_hold = "select exists (select 1 from checkouts c left join extensions e using (sale_id, code) \
+        where c.sale_id = $1 and c.outcome = 0 and c.expires_at + coalesce(e.by_ms, 0) * interval '1 ms' > $2 \
+        and not exists (select 1 from releases r where r.sale_id = c.sale_id and r.code = c.code) \
+        and not exists (select 1 from purchases p where p.sale_id = c.sale_id and p.code = c.code))";
+    let now = UNIX_EPOCH + Duration::from_millis(now_ms);
+    Ok(client.query_one(has_hold, &[&sale_id, &now]).await?.get(0))
+}
+
+/// Returns the records of one sale: its opening, the latest hold of each item, and the purchases.
+async fn sale_records(client: &impl GenericClient, terms: Terms, opened_ms: u64) -> Result<Vec<Record>, Failure> {
+    let sale = terms.sale;
     let mut records = vec![
         Record::sale_opened(&terms, opened_ms),
         Record { sale, unix_ms: opened_ms, event: LogEvent::RestoredFromPostgres },
     ];
-    // The full join keeps purchases whose checkouts an operator has deleted.
-    let live = "select item_id, coalesce(p.user_id, c.user_id), code, coalesce(c.at, p.at), \
-        coalesce(c.expires_at, p.at), p.at, p.idempotency_key, c.idempotency_key from \
-        (select * from checkouts c where sale_id = $1 and outcome = 0 and not exists \
-        (select 1 from releases r where r.sale_id = c.sale_id and r.item_id = c.item_id and r.code = c.code)) c \
-        full join (select * from purchases where sale_id = $1) p using (item_id, code) order by item_id";
-    for row in client.query(live, &[&sale_id]).await? {
+    // A hold that was not released is later than all that were. The full join keeps purchases whose checkouts an operator
+    // has deleted.
+    let holds = "select item_id, coalesce(p.user_id, c.user_id), code, coalesce(c.at, p.at), \
+        coalesce(c.expires_at, p.at), p.at, p.idempotency_key, c.idempotency_key, c.reason, c.released_at, e.by_ms, e.at \
+        from (select distinct on (c.item_id) c.*, r.reason, r.at as released_at from checkouts c \
+        left join releases r on (r.sale_id, r.item_id, r.code) = (c.sale_id, c.item_id, c.code) \
+        where c.sale_id = $1 and c.outcome = 0 order by c.item_id, r.code is not null, c.at desc) c \
+        full join (select * from purchases where sale_id = $1) p using (item_id, code) \
+        left join (select code, by_ms, at from extensions where sale_id = $1) e using (code) \
+        order by item_id, p.code is not null";
+    for row in client.query(holds, &[&i64::from(sale.0)]).await? {
         let (item, user, code): (i32, i64, Uuid) = (row.get(0), row.get(1), row.get(2));
         let (item, user, code) = (ItemId(item as u32), UserId(user), Code::from_bytes(code.into_bytes()));
         let (at, expires) = (unix_ms(row.get(3)), unix_ms(row.get(4)));
         let key = |column| row.get::<_, Option<Uuid>>(column).unwrap_or_default();
+        let time = |column| row.get::<_, Option<SystemTime>>(column).map(unix_ms);
         let ttl_ms = expires.saturating_sub(at) as u32;
-        let event = LogEvent::Checkout { item, user, code, ttl_ms, key: key(7) };
-        records.push(Record { sale, unix_ms: at, event });
-        if let Some(bought) = row.get::<_, Option<SystemTime>>(5) {
-            let event = LogEvent::Purchase { item, user, code, key: key(6) };
-            records.push(Record { sale, unix_ms: unix_ms(bought), event });
+        let mut add = |unix_ms, event| records.push(Record { sale, unix_ms, event });
+        add(at, LogEvent::Checkout { item, user, code, ttl_ms, key: key(7) });
+        if let (Some(by_ms), Some(extended)) = (row.get::<_, Option<i32>>(10), time(11)) {
+            add(extended, LogEvent::Extended { item, user, code, by_ms: by_ms as u32 });
+        }
+        let reason = row.get::<_, Option<i16>>(8).and_then(|reason| ReleaseReason::from_repr(reason as u8 - 1));
+        if let (Some(reason), Some(released)) = (reason, time(9)) {
+            add(released, LogEvent::Released { item, user, code, reason });
+        }
+        if let Some(bought) = time(5) {
+            add(bought, LogEvent::Purchase { item, user, code, key: key(6) });
         }
     }
     Ok(records)
+}
+
+/// Returns the longest time for which one of the records holds an item, in milliseconds.
+fn longest_hold_ms(records: &[Record]) -> u64 {
+    let length = |record: &Record| match record.event {
+        LogEvent::Checkout { ttl_ms, .. } | LogEvent::Extended { by_ms: ttl_ms, .. } => u64::from(ttl_ms),
+        _ => 0,
+    };
+    // A hold has at most one extension, so no hold is longer than twice the longest of both.
+    2 * records.iter().map(length).max().unwrap_or(0)
 }
 
 fn unix_ms(time: SystemTime) -> u64 {

@@ -5,8 +5,11 @@ use crate::postgres::failure::Failure;
 use tokio_postgres::Client;
 
 /// The files of `sql/`, one per version of the schema, in order. A released file never changes.
-const MIGRATIONS: &[&str] =
-    &[include_str!("../../sql/0001_schema.sql"), include_str!("../../sql/0002_checkout_key.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../../sql/0001_schema.sql"),
+    include_str!("../../sql/0002_checkout_key.sql"),
+    include_str!("../../sql/0003_parts.sql"),
+];
 /// Key of the advisory lock under which the schema is changed, so that two servers can start at the same time.
 const MIGRATION_LOCK: i64 = 0x5354_414d_5045_4445;
 

@@ -21,6 +21,7 @@ pub struct Database {
     pub(crate) copy_checkouts: Statement,
     pub(crate) copy_purchases: Statement,
     pub(crate) copy_releases: Statement,
+    pub(crate) copy_extensions: Statement,
     pub(crate) copy_items: Statement,
     pub(crate) move_positions: Statement,
     pub(crate) set_seen: Statement,
@@ -40,11 +41,13 @@ impl Database {
         let checkouts = "checkouts (sale_id, item_id, user_id, code, outcome, at, expires_at, idempotency_key)";
         let purchases = "purchases (sale_id, item_id, user_id, code, at, idempotency_key)";
         let releases = "releases (sale_id, item_id, user_id, code, reason, at)";
+        let extensions = "extensions (sale_id, item_id, user_id, code, by_ms, at)";
         Ok(Database {
             prepared: BTreeSet::new(),
             copy_checkouts: client.prepare(&copy(checkouts)).await?,
             copy_purchases: client.prepare(&copy(purchases)).await?,
             copy_releases: client.prepare(&copy(releases)).await?,
+            copy_extensions: client.prepare(&copy(extensions)).await?,
             copy_items: client.prepare(&copy("sale_items (sale_id, item_id, name, image_url)")).await?,
             move_positions: client
                 .prepare(

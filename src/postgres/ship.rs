@@ -14,7 +14,7 @@
 //!    an earlier transaction of this run was committed after all: the batch fails and nothing of it is written.
 //! 4. Wait for the answers to steps 1 to 3, which were sent together.
 //! 5. Create the partitions of sales that are new on this connection, and insert the rows of `sales`.
-//! 6. Copy the rows into `checkouts`, `purchases` and `releases`.
+//! 6. Copy the rows into `checkouts`, `purchases`, `releases` and `extensions`.
 //! 7. `commit`. The database has the rows and the positions, or neither.
 //!
 //! If the connection breaks, a statement fails or an answer is late, the transaction may be committed, rolled back or
@@ -116,6 +116,7 @@ impl Database {
             copy(client, &self.copy_checkouts, rows.checkouts),
             copy(client, &self.copy_purchases, rows.purchases),
             copy(client, &self.copy_releases, rows.releases),
+            copy(client, &self.copy_extensions, rows.extensions),
         )?;
         client.batch_execute("commit").await?;
         prepared.extend(&rows.sales);

@@ -200,7 +200,8 @@ impl Shipper {
                 let opens = !rows.opened.is_empty();
                 let status = self.plan.status.clone();
                 let shipping = async {
-                    let copied = [&rows.checkouts, &rows.purchases, &rows.releases].map(CopyRows::rows);
+                    let tables = [&rows.checkouts, &rows.purchases, &rows.releases, &rows.extensions];
+                    let copied = tables.map(CopyRows::rows);
                     let began = Instant::now();
                     in_time(database.ship(owner, rows, &moves)).await?;
                     status.shipped.committed(began.elapsed(), copied);

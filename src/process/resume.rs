@@ -58,7 +58,7 @@ pub fn resume(
     is_stopped: impl Fn(Duration) -> bool,
 ) -> Result<Option<Resumed>, Fatal> {
     let runtime = event_loop()?;
-    let fill_from_database = |conflict| runtime.block_on(fill_from_database(config, dir, conflict, &is_stopped));
+    let fill_from_database = |conflict| runtime.block_on(fill_from_database(config, dir, clock, conflict, &is_stopped));
     if dir.is_new() && config.recover_from != RecoverFrom::Log && !fill_from_database(None)? {
         return Ok(None);
     }
@@ -82,6 +82,7 @@ pub fn resume(
 async fn fill_from_database(
     config: &Config,
     dir: &DataDir,
+    clock: &Clock,
     conflict: Option<Fatal>,
     is_stopped: impl Fn(Duration) -> bool,
 ) -> Result<bool, Fatal> {
@@ -96,7 +97,7 @@ async fn fill_from_database(
             }
             Ok(())
         };
-        let attempt = takeover_wait.attempt(url, dir, config.rules.period_s, make_new);
+        let attempt = takeover_wait.attempt(url, dir, &config.rules, clock.now().unix_ms, make_new);
         let attempt = tokio::time::timeout(ATTEMPT_TIME, attempt).await;
         let reason = match attempt.unwrap_or_else(|_| Err(Failure::Transient("the database did not answer".into()))) {
             Ok(Attempt::NeverUsed) => return conflict.map_or(Ok(true), Err),
@@ -131,7 +132,8 @@ async fn fill_from_database(
 async fn recover(config: &Config, dir: &DataDir, partition: Partition, clock: &Clock) -> Result<Resumed, Fatal> {
     let (data, control) = dir.open(config.rules.period_s)?;
     let clock = clock.clone();
-    let recovered = Recovery::new(data.clone(), partition, move || clock.now()).finish(&config.rules, &Ends::new())?;
+    let recovered = Recovery::new(data.clone(), partition, config.rules, move || clock.now()).finish(&Ends::new())?;
+    control.raise_longest_hold(config.rules.longest_hold_ms())?;
     let mut claim = claim(config, &data, control.clone(), &recovered, partition)?;
     if let Some(claim) = &mut claim {
         // The persistence thread makes the claim again. This claim finds a conflict before the first item is sold.
@@ -160,7 +162,7 @@ impl UpgradeRecovery {
     pub fn read(config: &Config, epoch: u32, partition: Partition, clock: &Clock) -> Result<UpgradeRecovery, Fatal> {
         let (data, control) = DataDir::open_reserved(&config.data_dir, config.rules.period_s, epoch)?;
         let clock = clock.clone();
-        let mut recovery = Recovery::new(data.clone(), partition, move || clock.now());
+        let mut recovery = Recovery::new(data.clone(), partition, config.rules, move || clock.now());
         recovery.read_ahead()?;
         if let Some(url) = &config.database {
             let owner = Owner { cluster: data.cluster, run: Run { epoch, id: host::new_id()? } };
@@ -209,7 +211,8 @@ impl UpgradeRecovery {
     /// [`Fatal::Damaged`]: a durable record is lost. [`Fatal::DataDir`]: the log cannot be read.
     pub fn finish(self, config: &Config, ends: &Ends) -> Result<Resumed, Fatal> {
         let UpgradeRecovery { data, control, recovery, partition } = self;
-        let recovered = recovery.finish(&config.rules, ends)?;
+        let recovered = recovery.finish(ends)?;
+        control.raise_longest_hold(config.rules.longest_hold_ms())?;
         let claim = claim(config, &data, control.clone(), &recovered, partition)?;
         Ok(Resumed { data, control, recovered, claim })
     }

@@ -14,6 +14,7 @@ use crate::http::origin::Origins;
 use crate::log::block::BLOCK_BYTES;
 use crate::log::data_dir::DataDir;
 use crate::log::recovery::Recovered;
+use crate::log::replay::ReplayedItems;
 use crate::operate::admin;
 use crate::operate::item_states::ItemStates;
 use crate::operate::status::{Phase, Status};
@@ -164,9 +165,10 @@ fn log_start(
 fn log_recovered(resumed: &Resumed, started: Instant) {
     let Resumed { data, recovered, .. } = resumed;
     let Recovered { inventories, found, records, torn, .. } = recovered;
-    let sale = inventories.first().map(|inventory| inventory.terms.sale.0);
+    let sale = inventories.first().map(|inventory| inventory.open().terms.sale.0);
     let (epoch, ms) = (data.epoch, started.elapsed().as_millis() as u64);
-    tracing::info!(epoch, records, sold = found.sold, held = found.held, torn_tails = torn, sale, ms, "recovered");
+    let ReplayedItems { sold, held, held_in_ended } = *found;
+    tracing::info!(epoch, records, sold, held, held_in_ended, torn_tails = torn, sale, ms, "recovered");
     if !data.direct_io {
         tracing::warn!(
             "the data directory's file system does not support direct I/O: the log is written through the page cache"
@@ -195,8 +197,9 @@ fn spawn_shards(
         starts.push(start);
         senders.push(sender);
         let (status, notices, clock) = (status.clone(), notices.clone(), clock.clone());
-        let origins = Origins::new(&config.cors_origins);
-        let thread = ShardThread { id, sockets, mesh, clients_max, origins, clock, status, notices, orders };
+        let (origins, idle_timeout) = (Origins::new(&config.cors_origins), config.idle_timeout);
+        let thread =
+            ShardThread { id, sockets, mesh, clients_max, origins, idle_timeout, clock, status, notices, orders };
         threads.push(thread.spawn(placement, begun)?);
     }
     Ok((ShardHandles { doorbells, notice_receiver, notices, orders: senders, threads }, starts))

@@ -213,7 +213,7 @@ impl Supervisor {
             Notice::Ended(part) => {
                 if let Some(sale) = add_ended_share(&mut state.ended, part, self.shards.threads.len()) {
                     let EndedSale { sale_id, sold, items } = sale;
-                    tracing::info!(sale = sale_id, sold, items, "the sale has ended, and the next one has begun");
+                    tracing::info!(sale = sale_id, sold, items, "the sale has ended");
                     self.status.add_ended_sale(sale);
                 }
             }

@@ -8,7 +8,8 @@ use crate::log::block::{BLOCK_BYTES, LogKind, StreamId};
 use crate::log::retention::Retention;
 use crate::log::writer::LogWriter;
 use crate::postgres::feed::Feed;
-use crate::sale::ids::{SaleId, Seq};
+use crate::sale::ids::Seq;
+use crate::sale::parts::NeededSales;
 use crate::upgrade::protocol::FromOld;
 use crossbeam_channel::Receiver;
 
@@ -79,8 +80,8 @@ pub struct Needs {
     pub holds: u64,
     /// Items that a rush can reserve at once.
     pub items: u64,
-    /// The newest sale whose opening record is durable. Segments with nothing but earlier sales may be removed.
-    pub durable_sale: SaleId,
+    /// The sales whose records the log must keep.
+    pub needed: NeededSales,
 }
 
 impl Needs {
@@ -117,7 +118,7 @@ impl LogRoom {
 
     /// Starts to make the segments that are missing, as far as the budget allows.
     pub fn extend(&mut self, logs: &mut LogPair, needs: Needs, now_ms: u64) {
-        let (durable_sale, reserve) = (needs.durable_sale, needs.reserve());
+        let (needed, reserve) = (needs.needed, needs.reserve());
         let LogPair { purchases, attempts, retention, persistence } = logs;
         let arrived = persistence.iter().flat_map(|shipping| shipping.shipped.try_iter());
         arrived.for_each(|(stream, position)| retention.shipped(stream, position));
@@ -130,9 +131,7 @@ impl LogRoom {
             self.purchases_retry_ms = now_ms + RETRY_MS;
             let fitting = if lacks_reserve { self.fitting_blocks } else { full };
             let blocks = purchases.existing_blocks().unwrap_or(fitting);
-            if let Some(files_to_remove) =
-                retention.allow(LogKind::Purchases, bytes(blocks), durable_sale, lacks_reserve)
-            {
+            if let Some(files_to_remove) = retention.allow(LogKind::Purchases, bytes(blocks), needed, lacks_reserve) {
                 purchases.make_segment(blocks, files_to_remove);
             }
         }
@@ -140,7 +139,7 @@ impl LogRoom {
         let wants_attempts = attempts.room() < half && !attempts.is_making() && !lacks_reserve;
         if wants_attempts && now_ms >= self.attempts_retry_ms {
             self.attempts_retry_ms = now_ms + RETRY_MS;
-            if let Some(files_to_remove) = retention.allow(LogKind::Attempts, bytes(full), durable_sale, false) {
+            if let Some(files_to_remove) = retention.allow(LogKind::Attempts, bytes(full), needed, false) {
                 attempts.make_segment(full, files_to_remove);
             }
         }
@@ -160,7 +159,7 @@ impl LogRoom {
     /// Notes that the disk had no room for a segment of `blocks` blocks. If live holds need a segment, the next attempt
     /// follows at once with half the size, down to one block.
     pub fn refused(&mut self, logs: &mut LogPair, needs: Needs, kind: LogKind, blocks: u32) {
-        logs.retention.refused(kind, bytes(blocks), needs.durable_sale);
+        logs.retention.refused(kind, bytes(blocks), needs.needed);
         if kind == LogKind::Purchases {
             self.fitting_blocks = if blocks > 1 { blocks / 2 } else { logs.purchases.segment_blocks() };
             if blocks > 1 && logs.purchases.room() < needs.reserve() {

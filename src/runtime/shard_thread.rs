@@ -33,6 +33,7 @@ use rustix::fd::OwnedFd;
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// The sockets of one shard.
 #[derive(Default)]
@@ -55,6 +56,8 @@ pub struct ShardThread {
     pub clients_max: usize,
     /// Origins of web pages that may use the API.
     pub origins: Origins,
+    /// Time after which a connection without a request is closed.
+    pub idle_timeout: Duration,
     /// The clock of its turns.
     pub clock: Clock,
     /// The published numbers.
@@ -111,10 +114,11 @@ impl ShardThread {
     }
 
     async fn sell(self, start: Receiver<ShardStart>) -> Result<(), Fatal> {
-        let ShardThread { id, sockets, mesh, clients_max, origins, clock, status, notices, orders } = self;
+        let ShardThread { id, sockets, mesh, clients_max, origins, idle_timeout, clock, status, notices, orders } =
+            self;
         let request_timer = RequestTimer::new(status.clone(), id, clock.clone());
-        let mut server =
-            Server::new(mesh.doorbell(), clients_max, request_timer, origins).map_err(host::no_descriptors)?;
+        let mut server = Server::new(mesh.doorbell(), clients_max, request_timer, origins, idle_timeout)
+            .map_err(host::no_descriptors)?;
         adopt(&mut server, sockets, &clock)?;
         let always_ready = eventfd(1, EventfdFlags::CLOEXEC).map_err(io::Error::from);
         let always_ready = always_ready.and_then(|event| Ok(PollableFd::new(event)?)).map_err(host::no_descriptors)?;

@@ -7,6 +7,7 @@
 //! 4. Append the records that the state machine has produced.
 //! 5. Start a flush, if none is in progress.
 //! 6. Publish the counters, send one batch on each lane, and write the answers.
+//! 7. Build a slice of the next sale, shortly before it begins.
 //!
 //! Log before reply: the state machine produces a reply that depends on a record only when it applies `Flushed` or
 //! `Persisted` for this record. So the reply leaves in step 6 of a turn that begins after the flush has ended.
@@ -29,7 +30,8 @@ use crate::runtime::log_pair::{ATTEMPTS_MAX, LOG_SLACK_BLOCKS, LogPair, LogRoom,
 use crate::runtime::mesh::Delivery;
 use crate::runtime::shard_io::ShardIo;
 use crate::sale::effects::Effects;
-use crate::sale::ids::{Moment, SaleId, Seq, Ticket};
+use crate::sale::ids::{Moment, Seq, Ticket};
+use crate::sale::parts::NeededSales;
 use crate::sale::record::LogEvent;
 use crate::sale::shard::{Shard, ShardEvent};
 use crate::server::client::LostClients;
@@ -53,6 +55,8 @@ const LANE_RETRY_MS: u64 = 1;
 /// Milliseconds between sweeps. A sweep closes overdue connections, takes orders, and lets the executor run once. As
 /// the longest sleep, it also bounds how late a shard notices that the server's time has changed.
 const SWEEP_MS: u64 = 1_000;
+/// Milliseconds that a shard sleeps at most while the next sale is being built.
+const SLICE_MS: u64 = 1;
 /// Milliseconds that a shard sleeps at most while an upgrade pauses it.
 const PAUSE_MS: u64 = 50;
 
@@ -89,8 +93,8 @@ pub struct TurnLoop {
     persisted: Seq,
     attempts_due_ms: u64,
     room: LogRoom,
-    /// The newest sale whose opening record is durable. Segments with nothing but earlier sales may be removed.
-    durable_sale: SaleId,
+    /// The sales whose records the log must keep, as of the last record that is durable.
+    needed: NeededSales,
     is_ready: bool,
     is_draining: bool,
     has_drained: bool,
@@ -113,6 +117,8 @@ impl TurnLoop {
         period_s: u32,
     ) -> Self {
         let room = LogRoom::new(&logs);
+        let numbers = shard_io.status.shard(shard_io.id);
+        shard.parts().iter().for_each(|part| numbers.publish_sales(part.terms.sale, part.stock.counts()));
         TurnLoop {
             shard_io,
             shard,
@@ -125,7 +131,7 @@ impl TurnLoop {
             persisted: 0,
             attempts_due_ms: 0,
             room,
-            durable_sale: SaleId(0),
+            needed: NeededSales::ALL,
             is_ready: false,
             is_draining: false,
             has_drained: false,
@@ -168,8 +174,8 @@ impl TurnLoop {
         self.shard_io.dispatch();
         if !is_paused {
             let ShardIo { server, status, .. } = &mut self.shard_io;
-            let terms = *self.shard.terms();
-            let sale = OnSale { terms, period_s: self.period_s, item_states: &self.item_states, unix_ms: now.unix_ms };
+            let (parts, period_s, item_states) = (self.shard.parts(), self.period_s, &*self.item_states);
+            let sale = OnSale { parts, period_s, item_states, unix_ms: now.unix_ms };
             let facts = Facts { status, sale: Some(sale), known: None };
             server.send_events(now, |sent, out| sent.update(&facts, now.monotonic_ms, out));
         }
@@ -185,6 +191,7 @@ impl TurnLoop {
         }
         self.make_segments(now);
         self.note_ready();
+        let is_preparing = !is_paused && self.shard.prepare(now);
         self.wait_ms = match is_busy {
             _ if is_paused => {
                 if self.shard_io.mesh.has_unsent() {
@@ -194,6 +201,7 @@ impl TurnLoop {
                 }
             }
             true => 0,
+            false if is_preparing => self.time_to_next(now).min(SLICE_MS),
             false => self.time_to_next(now),
         };
         Ok(false)
@@ -220,7 +228,11 @@ impl TurnLoop {
         if has_moved {
             self.applied = flushed;
             if self.logs.purchases.is_flushed() {
-                self.durable_sale = self.shard.terms().sale;
+                let NeededSales { open, oldest_live } = self.shard.needed_sales();
+                self.numbers().oldest_live.store(oldest_live.0, Ordering::Release);
+                // An item may have been owned by another shard when its records were written, so the oldest sale of all
+                // shards counts.
+                self.needed = NeededSales { open, oldest_live: self.shard_io.status.oldest_live_sale() };
             }
             self.shard.apply(ShardEvent::Flushed(flushed), now, &mut self.effects);
         }
@@ -284,7 +296,7 @@ impl TurnLoop {
                     }
                 }
                 Route::Page(page) => {
-                    let sale = OnSale { terms: *shard.terms(), period_s, item_states, unix_ms: now.unix_ms };
+                    let sale = OnSale { parts: shard.parts(), period_s, item_states, unix_ms: now.unix_ms };
                     let facts = Facts { status, sale: Some(sale), known: head.if_none_match };
                     status_pages::write(page, &facts, style, responder, out)
                 }
@@ -373,7 +385,7 @@ impl TurnLoop {
     /// Returns the log space that this shard needs.
     fn needs(&self) -> Needs {
         let items = self.shard.stock().items() as u64;
-        Needs { holds: self.shard.log_reserve(), items, durable_sale: self.durable_sale }
+        Needs { holds: self.shard.log_reserve(), items, needed: self.needed }
     }
 
     /// Reports once that the shard is ready: the log has room for the end of every recovered hold and, unless the log
@@ -390,10 +402,16 @@ impl TurnLoop {
     /// Publishes the counters of the sale and the items that have changed.
     fn publish_sale(&mut self) {
         self.shard_io.status.note_sale(self.shard.terms().sale);
+        let (numbers, open) = (self.shard_io.status.shard(self.shard_io.id), self.shard.parts().open());
         for change in self.effects.changes.drain(..) {
             self.item_states.show(self.shard_io.id, change);
+            if change.sale != open.terms.sale
+                && let Some(part) = self.shard.parts().get(change.sale)
+            {
+                numbers.publish_sales(change.sale, part.stock.counts());
+            }
         }
-        self.numbers().publish_sales(self.shard.terms().sale, self.shard.counts());
+        numbers.publish_sales(open.terms.sale, open.stock.counts());
     }
 
     fn publish(&mut self) {

@@ -1,16 +1,15 @@
-//! Reservation codes: UUIDs from which the item is computed.
+//! Reservation codes: UUIDs from which the sale and the item are computed.
 //!
-//! A code is a version 8 UUID (RFC 9562 §5.8). Of its 122 free bits, the first 26 are the *tag*,
-//! `(sale mod laps) × items + item` with `laps = ⌊2^26 / items⌋`. The other 96 are random. Therefore:
+//! A code is a version 8 UUID (RFC 9562 §5.8). Its 122 free bits are, from the most significant one on: the item (24),
+//! the low bits of the sale (16), and random bits (82). They do not depend on the stock or on any setting. Therefore:
 //!
-//! - The item and its owner are computed from the code, without a lookup.
-//! - While the stock keeps its size, a code of one of the `laps / 2` sales before the current one is recognised without
-//!   a lookup: 139 days of hourly sales of 10,000 items.
-//! - Guessing the code of a given hold takes 2^95 attempts on average.
+//! - The sale, the item and its owner are computed from the code, without a lookup.
+//! - A code of one of the 2^15 sales before the newest one is recognised as such: 3.7 years of hourly sales.
+//! - Guessing the code of a given hold takes 2^81 attempts on average.
 //!
-//! A code is valid only if it equals the code stored in its slot. The tag says only which slot that is.
+//! A code is valid only if it equals the code stored in its slot. The other bits say only which slot that is.
 
-use crate::sale::ids::{ItemId, Terms};
+use crate::sale::ids::{ItemId, SaleId};
 use rand_chacha::{
     ChaCha12Rng,
     rand_core::{Rng, SeedableRng},
@@ -18,43 +17,39 @@ use rand_chacha::{
 use std::fmt;
 use uuid::Uuid;
 
-const TAG_BITS: u32 = 26;
-const RANDOM_BITS: u32 = 96;
-const _: () = assert!(TAG_BITS + RANDOM_BITS == 122);
+const ITEM_BITS: u32 = 24;
+const SALE_BITS: u32 = 16;
+const RANDOM_BITS: u32 = 82;
+const _: () = assert!(ITEM_BITS + SALE_BITS + RANDOM_BITS == 122);
 
-/// The largest stock, in items. With it, a tag still contains the sale modulo 4.
-pub const ITEMS_MAX: u32 = 1 << 24;
+/// The largest stock, in items: as many as a code can tell apart.
+pub const ITEMS_MAX: u32 = 1 << ITEM_BITS;
+
+/// Number of sales before the newest one that a code tells from later ones: half of those that its bits tell apart.
+pub const SALES_BACK_MAX: u16 = 1 << (SALE_BITS - 1);
 
 /// A reservation code.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Code([u8; 16]);
 
-/// What a code refers to, seen from the current sale.
+/// The sale and the item that a code names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Destination {
-    /// An item of the current sale.
-    Item(ItemId),
-    /// A sale that is over.
-    EndedSale,
-    /// Nothing: it is not a version 8 UUID, or its tag belongs neither to the current sale nor to the `laps / 2`
-    /// sales before it.
-    Unknown,
+pub struct CodePlace {
+    /// The low bits of the sale's id.
+    pub sale_low: u16,
+    /// The item, which the sale may not have.
+    pub item: ItemId,
 }
 
-/// The parameters that the tags of all codes of one sale have in common.
-#[derive(Clone, Copy, Debug)]
-pub struct CodeSpace {
-    items: u32,
-    laps: u32,
-    /// `sale mod laps`.
-    lap: u32,
-}
+impl CodePlace {
+    /// Returns whether `sale` is the sale that the code names, or one that differs from it by a multiple of 2^16.
+    pub fn is_in(&self, sale: SaleId) -> bool {
+        sale.0 as u16 == self.sale_low
+    }
 
-impl CodeSpace {
-    /// Returns the parameters of the sale with these `terms`, whose stock has 1 to [`ITEMS_MAX`] items.
-    pub fn new(terms: &Terms) -> Self {
-        let laps = (1 << TAG_BITS) / terms.items;
-        CodeSpace { items: terms.items, laps, lap: terms.sale.0 % laps }
+    /// Returns how many sales before `newest` the sale of the code is, modulo 2^16.
+    pub fn sales_before(&self, newest: SaleId) -> u16 {
+        (newest.0 as u16).wrapping_sub(self.sale_low)
     }
 }
 
@@ -66,9 +61,10 @@ impl Code {
     /// Length of a code's canonical spelling, in bytes.
     pub const TEXT_BYTES: usize = 36;
 
-    fn new(space: &CodeSpace, item: ItemId, random: u128) -> Code {
-        let tag = space.lap * space.items + item.0;
-        let bits = u128::from(tag) << RANDOM_BITS | random & ((1 << RANDOM_BITS) - 1);
+    fn new(sale: SaleId, item: ItemId, random: u128) -> Code {
+        debug_assert!(item.0 < ITEMS_MAX, "an item number has 24 bits");
+        let place = u128::from(item.0) << SALE_BITS | u128::from(sale.0 as u16);
+        let bits = place << RANDOM_BITS | random & ((1 << RANDOM_BITS) - 1);
         // RFC 9562 §5.8: custom_a (48) | version (4) | custom_b (12) | variant (2) | custom_c (62).
         let custom_a = bits >> 74;
         let custom_b = bits >> 62 & 0xfff;
@@ -87,22 +83,13 @@ impl Code {
         Uuid::from_bytes(self.0).hyphenated().encode_lower(buffer)
     }
 
-    /// Returns what this code refers to, seen from the sale of `space`.
-    pub fn destination(&self, space: &CodeSpace) -> Destination {
+    /// Returns the sale and the item that this code names. Returns `None` for a UUID of another version or variant,
+    /// which is no code.
+    pub fn place(&self) -> Option<CodePlace> {
         let word = u128::from_be_bytes(self.0);
-        if word >> 76 & 0xf != 8 || word >> 62 & 0b11 != 0b10 {
-            return Destination::Unknown;
-        }
-        let CodeSpace { items, laps, lap } = *space;
-        let tag = (word >> 102) as u32;
-        let of = tag / items;
-        match if of <= lap { lap - of } else { lap + laps - of } {
-            // Tags from `laps × items` on: no sale uses them. They exist if the stock does not divide 2^26.
-            _ if of >= laps => Destination::Unknown,
-            0 => Destination::Item(ItemId(tag % items)),
-            behind if behind <= laps / 2 => Destination::EndedSale,
-            _ => Destination::Unknown,
-        }
+        let is_code = word >> 76 & 0xf == 8 && word >> 62 & 0b11 == 0b10;
+        // Both are in custom_a, which the version and the variant do not interrupt.
+        is_code.then_some(CodePlace { sale_low: (word >> 88) as u16, item: ItemId((word >> 104) as u32) })
     }
 
     /// Returns the 16 bytes that a record contains.
@@ -137,30 +124,25 @@ impl CodeGenerator {
         CodeGenerator(ChaCha12Rng::from_seed(seed))
     }
 
-    /// Mints a new code for `item` in the sale of `space`.
-    pub fn mint(&mut self, space: &CodeSpace, item: ItemId) -> Code {
+    /// Mints a new code for `item` of `sale`.
+    pub fn mint(&mut self, sale: SaleId, item: ItemId) -> Code {
         let random = u128::from(self.0.next_u64()) << 32 | u128::from(self.0.next_u32());
-        Code::new(space, item, random)
+        Code::new(sale, item, random)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sale::ids::SaleId;
     use proptest::prelude::*;
-
-    fn space(sale: u32, items: u32) -> CodeSpace {
-        CodeSpace::new(&Terms { sale: SaleId(sale), items, user_limit: 10 })
-    }
 
     proptest! {
         #[test]
-        fn a_code_leads_back_to_its_item(sale: u32, items in 1..=ITEMS_MAX, pick: u32, seed: [u8; 32]) {
-            let space = space(sale, items);
-            let item = ItemId(pick % items);
-            let code = CodeGenerator::new(seed).mint(&space, item);
-            prop_assert_eq!(code.destination(&space), Destination::Item(item));
+        fn a_code_leads_back_to_its_sale_and_item(sale: u32, item in 0..ITEMS_MAX, seed: [u8; 32]) {
+            let (sale, item) = (SaleId(sale), ItemId(item));
+            let code = CodeGenerator::new(seed).mint(sale, item);
+            let place = code.place().unwrap();
+            prop_assert!(place.is_in(sale) && place.item == item);
             let text = code.to_string();
             prop_assert_eq!(Code::parse(text.as_bytes()), Some(code));
             let uuid = Uuid::parse_str(&text).unwrap();
@@ -169,27 +151,24 @@ mod tests {
         }
 
         #[test]
-        fn a_code_of_an_earlier_sale_is_recognised(sale in 10_000u32.., back in 1u32..3355, seed: [u8; 32]) {
-            let old = space(sale - back, 10_000);
-            let code = CodeGenerator::new(seed).mint(&old, ItemId(9_999));
-            prop_assert_eq!(code.destination(&space(sale, 10_000)), Destination::EndedSale);
+        fn the_age_of_a_code_is_known(sale: u32, back: u16, seed: [u8; 32]) {
+            let old = SaleId(sale.wrapping_sub(u32::from(back)));
+            let place = CodeGenerator::new(seed).mint(old, ItemId(9_999)).place().unwrap();
+            prop_assert_eq!(place.sales_before(SaleId(sale)), back);
+            prop_assert_eq!(place.is_in(SaleId(sale)), back == 0);
         }
     }
 
     #[test]
-    fn tickets_beyond_the_last_lap_lead_nowhere() {
-        // 2^26 = 6,710 × 10,000 + 8,864.
-        for sale in [0, 6709, 6710, 500_000] {
-            let beyond = Code::new(&CodeSpace { items: 10_000, laps: 6711, lap: 6710 }, ItemId(8_863), 0);
-            assert_eq!(beyond.destination(&space(sale, 10_000)), Destination::Unknown, "in sale {sale}");
-        }
+    fn the_fields_are_pinned() {
+        let code = Code::new(SaleId(0xabcd_4455), ItemId(0x11_2233), (1 << RANDOM_BITS) - 1);
+        assert_eq!(code.to_string(), "11223344-55ff-8fff-bfff-ffffffffffff");
     }
 
     #[test]
     fn other_uuids_lead_nowhere() {
         for text in ["00000000-0000-0000-0000-000000000000", "6ba7b810-9dad-41d1-80b4-00c04fd430c8"] {
-            let code = Code::parse(text.as_bytes()).unwrap();
-            assert_eq!(code.destination(&space(7, 10_000)), Destination::Unknown);
+            assert_eq!(Code::parse(text.as_bytes()).unwrap().place(), None);
         }
     }
 

@@ -28,6 +28,11 @@ pub enum Command {
         /// The code that the checkout returned.
         code: Code,
     },
+    /// Extend the hold of the reserved item.
+    Extend {
+        /// The code that the checkout returned.
+        code: Code,
+    },
 }
 
 /// Reason why no client waits for the answer to a command any more.
@@ -63,6 +68,17 @@ pub enum Outcome {
     },
     /// The hold is released, and the release is durable.
     Released,
+    /// The hold is extended, and the extension is durable.
+    Extended {
+        /// Code that buys or releases the item.
+        code: Code,
+        /// Sale of the item.
+        sale: SaleId,
+        /// The item held.
+        item: ItemId,
+        /// New end of the hold, in milliseconds since the Unix epoch.
+        expires_unix_ms: u64,
+    },
     /// Refused: the item is sold. Final within the sale.
     ItemSold {
         /// Sale of the item.
@@ -83,8 +99,10 @@ pub enum Outcome {
     CodeExpired,
     /// Refused: another request has bought the item with this code.
     CodeUsed,
-    /// Refused: the code belongs to a sale that is over.
+    /// Refused: the code belongs to a sale that is over and forgotten.
     SaleEnded,
+    /// Refused: holds are not extended on this server.
+    NotExtendable,
     /// Not decided: the log has no room for another hold. The client may try again later.
     LogFull,
 }

@@ -2,9 +2,9 @@
 
 use crate::sale::command::Outcome;
 use crate::sale::ids::{SaleId, ShardId, Ticket};
+use crate::sale::item_state::Availability;
 use crate::sale::message::{Reply, Request};
 use crate::sale::record::Record;
-use crate::sale::stock::Availability;
 
 /// The effects of events. `apply` adds them, the turn carries them out, and the buffers are reused.
 #[derive(Debug, Default)]
@@ -19,7 +19,7 @@ pub struct Effects {
     pub replies: Vec<(ShardId, Reply)>,
     /// Outcomes for clients of this shard.
     pub answers: Vec<(Ticket, Outcome)>,
-    /// This shard's parts of sales that are over.
+    /// Results of this shard's parts of sales that are over, in which nothing is held any more.
     pub ended: Vec<EndedShare>,
     /// Changes to publish to readers, in order.
     pub changes: Vec<ItemChange>,
@@ -41,7 +41,7 @@ pub struct ItemChange {
 pub struct EndedShare {
     /// The sale.
     pub sale: SaleId,
-    /// Items of this shard that were bought, including purchases that are not durable yet.
+    /// Items of this shard that were bought.
     pub sold: u32,
     /// Number of items of this shard.
     pub items: u32,

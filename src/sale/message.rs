@@ -1,7 +1,7 @@
 //! Messages between shards: one variant for each step of the two-owner protocol, which `shard` describes.
 //!
-//! Messages of a checkout name their sale, and a code contains the low part of its sale, so that the receiver
-//! recognises a message of an ended sale. Each request carries everything that its reply needs, so no shard keeps a
+//! Messages of a checkout name their sale, and a code contains the low bits of its sale, so that the receiver finds the
+//! part of that sale. Each request carries everything that its reply needs, so no shard keeps a
 //! table of requests in flight.
 
 use crate::sale::code::Code;
@@ -70,6 +70,13 @@ pub enum Request {
         /// Code of the granted checkout.
         code: Code,
     },
+    /// Origin → item owner: extend the hold of this code.
+    Extend {
+        /// Ticket of the client's request at the origin.
+        ticket: Ticket,
+        /// The presented code.
+        code: Code,
+    },
     /// Origin → item owner: free the item of this code.
     Cancel {
         /// Ticket of the client's request at the origin.
@@ -90,7 +97,7 @@ pub enum Reply {
         ticket: Ticket,
         /// The checkout. Its item waits in `Claiming`.
         checkout: Checkout,
-        /// Whether the item was counted. False if the limit is reached, or if the user's owner is in another sale.
+        /// Whether the item was counted. False if the limit is reached, or if the sale has ended.
         granted: bool,
     },
     /// Item owner → origin: the outcome for the client.

@@ -2,14 +2,16 @@
 //! live, in recovery and in the simulator.
 //!
 //! Data passes through like this: a [`command`] of a client becomes [`message`]s between the shard that has the client
-//! (the origin) and the shards that own the item and the user; [`shard`] applies each of them to [`stock`] and
-//! [`quotas`], and returns records and answers as effects.
+//! (the origin) and the shards that own the item and the user; [`shard`] applies each of them to the [`part`] of its
+//! sale, and returns records and answers as effects.
 //!
-//! In reading order: [`ids`] (ids, times, terms of a sale), [`partition`] (the owner of each item and user), [`code`]
-//! (reservation codes), [`command`] (commands and outcomes), [`message`] (messages between shards), [`record`] (records
-//! of the log), [`stock`] (states of items, holds), [`quotas`] (items per user), [`deferred`] (effects that wait for
-//! the log), [`repetitions`] (repeated checkouts that wait for a claim), [`effects`] (what a shard's events cause),
-//! [`shard`] (the state machine), [`item_name`] (generated names of items).
+//! In reading order: [`ids`] (ids, times, terms of a sale), [`rules`] (settings of the rules), [`partition`] (the owner
+//! of each item and user), [`code`] (reservation codes), [`command`] (commands and outcomes), [`message`] (messages
+//! between shards), [`record`] (records of the log), [`item_state`] (states of an item, and results), [`stock`] (items
+//! and holds of one sale), [`quotas`] (items per user), [`part`] (both together, for one sale), [`parts`] (the sales
+//! that a shard knows), [`deferred`] (effects that wait for the log), [`repetitions`] (repeated checkouts that wait for
+//! a claim), [`effects`] (what a shard's events cause), [`shard`] (the state machine), [`origin_steps`] and
+//! [`owner_steps`] (its steps in these roles), [`item_name`] (generated names of items).
 
 pub mod code;
 pub mod command;
@@ -17,10 +19,16 @@ pub mod deferred;
 pub mod effects;
 pub mod ids;
 pub mod item_name;
+pub mod item_state;
 pub mod message;
+pub mod origin_steps;
+pub mod owner_steps;
+pub mod part;
 pub mod partition;
+pub mod parts;
 pub mod quotas;
 pub mod record;
 pub mod repetitions;
+pub mod rules;
 pub mod shard;
 pub mod stock;

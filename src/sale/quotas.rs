@@ -20,8 +20,20 @@ pub struct Quotas {
 impl Quotas {
     /// Creates quotas of `limit` items per user. Allocates memory for `users` users in advance, up to a maximum.
     pub fn new(limit: u32, users: usize) -> Self {
-        let room = users.min(PREALLOCATED_USERS_MAX);
-        Quotas { limit, taken: HashMap::with_capacity_and_hasher(room, FixedState::default()) }
+        let mut quotas = Quotas { limit, taken: HashMap::with_hasher(FixedState::default()) };
+        quotas.allocate(users);
+        quotas
+    }
+
+    /// Allocates memory for `users` users in advance, up to a maximum, if there is less.
+    pub fn allocate(&mut self, users: usize) {
+        self.taken.reserve(users.min(PREALLOCATED_USERS_MAX).saturating_sub(self.taken.len()));
+    }
+
+    /// Removes all users, keeps their memory, and sets another limit.
+    pub fn clear(&mut self, limit: u32) {
+        self.limit = limit;
+        self.taken.clear();
     }
 
     /// Counts one more item for the user, unless the limit is reached. Returns whether the item was counted.

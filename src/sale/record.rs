@@ -6,7 +6,7 @@
 //!         2  u16  0
 //!         4  u32  item            (SaleOpened: the stock)
 //!         8  u32  sale
-//!        12  u32  time to live, ms (Checkout; SaleOpened: the limit per user), else 0
+//!        12  u32  time to live, ms (Checkout; Extended: the time added; SaleOpened: the limit per user), else 0
 //!        16  i64  user
 //!        24  u64  time, ms since the Unix epoch
 //!        32  [16] code, else 0
@@ -69,6 +69,7 @@ impl RefusalReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogEvent {
     /// A sale began on this shard, or a new run of the server continues it. The terms are those of the whole sale.
+    /// Records of the sales before it may follow, until the last of their holds has ended.
     SaleOpened {
         /// Number of items in the stock.
         items: u32,
@@ -90,6 +91,17 @@ pub enum LogEvent {
         ttl_ms: u32,
         /// Fingerprint of the idempotency key; nil if there is none, or if version 0.1 wrote the record.
         key: Uuid,
+    },
+    /// A hold was extended.
+    Extended {
+        /// The item.
+        item: ItemId,
+        /// User who holds the item.
+        user: UserId,
+        /// Code of the hold.
+        code: Code,
+        /// Time by which the hold lasts longer, in milliseconds.
+        by_ms: u32,
     },
     /// A hold ended.
     Released {
@@ -163,6 +175,10 @@ impl Record {
                 (raw.kind, raw.item, raw.user, raw.ttl_ms) = (2, item.0.into(), user.0.into(), ttl_ms.into());
                 (raw.code, raw.key) = (*code.as_bytes(), *key.as_bytes());
             }
+            LogEvent::Extended { item, user, code, by_ms } => {
+                (raw.kind, raw.item, raw.user, raw.ttl_ms) = (7, item.0.into(), user.0.into(), by_ms.into());
+                raw.code = *code.as_bytes();
+            }
             LogEvent::Released { item, user, code, reason } => {
                 (raw.kind, raw.item, raw.user) = (3, item.0.into(), user.0.into());
                 raw.code = *code.as_bytes();
@@ -197,6 +213,7 @@ impl Record {
             (4, 0, ..) => LogEvent::Purchase { item, user, code, key },
             (5, .., Some(reason)) => LogEvent::Refused { item, user, reason },
             (6, 0, ..) => LogEvent::RestoredFromPostgres,
+            (7, 0, ..) => LogEvent::Extended { item, user, code, by_ms: raw.ttl_ms.get() },
             (kind, reason, ..) => return Err(UnknownRecord { kind, reason }),
         };
         Ok(Record { sale: SaleId(raw.sale.get()), unix_ms: raw.unix_ms.get(), event })
@@ -231,6 +248,12 @@ mod tests {
             (any::<u32>(), any::<u32>()).prop_map(|(items, user_limit)| LogEvent::SaleOpened { items, user_limit }),
             (of.clone(), any::<u32>(), any::<u128>()).prop_map(|((item, user, code), ttl_ms, key)| {
                 LogEvent::Checkout { item, user, code, ttl_ms, key: Uuid::from_u128(key) }
+            }),
+            (of.clone(), any::<u32>()).prop_map(|((item, user, code), by_ms)| LogEvent::Extended {
+                item,
+                user,
+                code,
+                by_ms
             }),
             (of.clone(), prop::sample::select(ReleaseReason::VARIANTS))
                 .prop_map(|((item, user, code), reason)| LogEvent::Released { item, user, code, reason }),

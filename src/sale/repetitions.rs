@@ -28,7 +28,7 @@ impl Repetitions {
         self.waiters.remove(&slot).unwrap_or_default()
     }
 
-    /// Removes and returns all requests, because their sale is over.
+    /// Removes and returns all requests, because their sale has ended.
     pub fn take_all(&mut self) -> impl Iterator<Item = (Waiter, Checkout)> + use<> {
         std::mem::take(&mut self.waiters).into_values().flatten()
     }

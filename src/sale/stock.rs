@@ -3,12 +3,15 @@
 //! An item goes `Free → Claiming → Held → Buying → Sold`:
 //!
 //! - `Claiming` lasts until the user's owner replies. If the claim is denied, the item becomes `Free` again.
-//! - `Held` returns to `Free` when the hold expires or is cancelled.
+//! - `Held` returns to `Free` when the hold expires or is cancelled. A hold can be extended once.
 //! - `Buying` lasts until the purchase record is flushed, or persisted if [`purchase_ack`] says so.
 //! - `Claiming` and `Buying` do not expire. Within a sale, `Sold` is final.
 //!
 //! From `Claiming` on, the slot remembers the user and the idempotency key of the checkout, so that a repetition gets
-//! the same code and the same end of the hold.
+//! the same code and the same end of the hold. It also remembers that the hold was extended or cancelled, so that a
+//! repetition of either gets the same answer.
+//!
+//! A stock is built in slices: memory for millions of slots takes longer to fill than a turn may last.
 //!
 //! Invariant: nothing here awaits, reads a clock, draws randomness or depends on the order of a map.
 //! Recovery replays the log through the same functions.
@@ -17,114 +20,29 @@
 
 use crate::sale::code::Code;
 use crate::sale::ids::UserId;
-use schemars::JsonSchema;
-use serde::Serialize;
+use crate::sale::item_state::{Cancellation, Confirmation, Extension, Hold, ItemState, Unavailable};
+use crate::sale::record::ReleaseReason;
+use std::collections::BTreeSet;
 use uuid::Uuid;
 
 /// Index of no slot. It marks the ends of the queue of holds.
 const NIL: u32 = u32::MAX;
 
-/// The state of an item.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ItemState {
-    /// The item can be reserved.
-    Free,
-    /// A checkout is being decided: the user's owner has not replied to the claim.
-    Claiming,
-    /// Reserved until the hold ends.
-    Held,
-    /// Bought, but the purchase still waits for the log.
-    Buying,
-    /// Bought. Final within the sale.
-    Sold,
-}
+/// Milliseconds in 48 bits, which last for 8,900 years. Two of them fit into a slot beside its flags.
+#[derive(Clone, Copy)]
+struct Milliseconds([u16; 3]);
 
-/// The availability of an item, as readers see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Availability {
-    /// The item can be reserved, or a checkout of it is being decided.
-    Available,
-    /// The item is held, or its purchase is not acknowledged yet.
-    Reserved,
-    /// The item is bought.
-    Sold,
-}
-
-impl From<ItemState> for Availability {
-    fn from(state: ItemState) -> Self {
-        match state {
-            // A claim takes at most one exchange with the user's owner, so readers see only its result.
-            ItemState::Free | ItemState::Claiming => Availability::Available,
-            ItemState::Held | ItemState::Buying => Availability::Reserved,
-            ItemState::Sold => Availability::Sold,
-        }
+impl From<u64> for Milliseconds {
+    fn from(ms: u64) -> Self {
+        debug_assert!(ms < 1 << 48, "{ms} ms do not fit into 48 bits");
+        Milliseconds([ms as u16, (ms >> 16) as u16, (ms >> 32) as u16])
     }
 }
 
-/// A reservation of an item.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hold {
-    /// User who holds the item.
-    pub user: UserId,
-    /// Code that buys or releases the item.
-    pub code: Code,
-    /// End of the hold, in monotonic milliseconds.
-    pub expires_ms: u64,
-    /// End of the hold as its client knows it, in milliseconds since the Unix epoch: time of the record plus duration.
-    /// It is kept and not computed from `expires_ms`, because the difference of the two clocks is not constant.
-    pub expires_unix_ms: u64,
-}
-
-/// Reason why an item cannot be reserved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unavailable {
-    /// The item is sold. Final within the sale.
-    Sold,
-    /// The item is claimed, held, or being bought. It may become free again.
-    Reserved,
-    /// The item is claimed by a checkout with the same user and key.
-    SameCheckoutPending,
-    /// A checkout with the same user and key has been granted, and its hold or its purchase is remembered. This is the
-    /// hold.
-    SameCheckout(Hold),
-}
-
-/// The result of an attempt to buy an item.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Confirmation {
-    /// The hold was live, and the item is now `Buying`.
-    Bought(Hold),
-    /// A purchase with the same code and key waits for the log. This request gets the same answer.
-    SamePurchasePending,
-    /// The item was bought before with the same code and key.
-    AlreadyBought,
-    /// A purchase with the same code waits for the log, and neither request has a key. They may come from the same
-    /// client or from two.
-    KeylessPurchasePending,
-    /// A purchase with the same code, but not the same key, waits for the log.
-    PurchasePending,
-    /// The item was bought with this code, and this request has another key or none.
-    Used,
-    /// The hold of this code expired or was cancelled.
-    Expired,
-    /// The slot stores another code.
-    Unknown,
-}
-
-/// The result of an attempt to release an item.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cancellation {
-    /// The item is free again. This was its hold.
-    Released(Hold),
-    /// A purchase with this code waits for the log.
-    PurchasePending,
-    /// The item was bought with this code.
-    Used,
-    /// The hold of this code expired or was cancelled.
-    Expired,
-    /// The slot stores another code.
-    Unknown,
+impl From<Milliseconds> for u64 {
+    fn from(Milliseconds([low, middle, high]): Milliseconds) -> u64 {
+        u64::from(high) << 32 | u64::from(middle) << 16 | u64::from(low)
+    }
 }
 
 #[derive(Clone)]
@@ -133,9 +51,12 @@ struct Slot {
     /// Number of answers that may have brought the code to a client. `u8::MAX` means that many or more; then the number
     /// stays. It has a meaning only in `Held`.
     answers: u8,
-    /// The lower 48 bits of `Hold::expires_unix_ms`, which reach beyond the year 9999, in two parts.
-    expires_unix_high: u16,
-    expires_unix_low: u32,
+    /// The hold was extended. It has a meaning only in `Held`.
+    is_extended: bool,
+    /// The latest hold was cancelled. It has a meaning only in `Free` and `Claiming`.
+    is_cancelled: bool,
+    expires: Milliseconds,
+    expires_unix: Milliseconds,
     /// Neighbours in the queue of holds. They have a meaning only in `Held`.
     previous: u32,
     next: u32,
@@ -145,7 +66,6 @@ struct Slot {
     /// Short fingerprints of the idempotency keys of the checkout and the purchase; 0 if there is none.
     checkout_key: u64,
     purchase_key: u64,
-    expires_ms: u64,
 }
 
 const _: () = assert!(size_of::<Slot>() == 64, "a slot is one cache line, and a stock of a million items is 64 MB");
@@ -153,21 +73,35 @@ const _: () = assert!(size_of::<Slot>() == 64, "a slot is one cache line, and a 
 const FREE_SLOT: Slot = Slot {
     state: ItemState::Free,
     answers: 0,
-    expires_unix_high: 0,
-    expires_unix_low: 0,
+    is_extended: false,
+    is_cancelled: false,
+    expires: Milliseconds([0; 3]),
+    expires_unix: Milliseconds([0; 3]),
     previous: NIL,
     next: NIL,
     user: UserId(0),
     code: Code::NONE,
     checkout_key: 0,
     purchase_key: 0,
-    expires_ms: 0,
 };
 
 impl Slot {
     fn hold(&self) -> Hold {
-        let expires_unix_ms = u64::from(self.expires_unix_high) << 32 | u64::from(self.expires_unix_low);
-        Hold { user: self.user, code: self.code, expires_ms: self.expires_ms, expires_unix_ms }
+        let (expires_ms, expires_unix_ms) = (self.expires_ms(), self.expires_unix.into());
+        Hold { user: self.user, code: self.code, expires_ms, expires_unix_ms }
+    }
+
+    fn expires_ms(&self) -> u64 {
+        self.expires.into()
+    }
+
+    /// Returns whether the latest checkout has this user and this key.
+    fn is_of(&self, user: UserId, key: Uuid) -> bool {
+        !key.is_nil() && self.checkout_key == short(key) && self.user == user
+    }
+
+    fn is_bought_or_held(&self) -> bool {
+        matches!(self.state, ItemState::Held | ItemState::Buying | ItemState::Sold)
     }
 }
 
@@ -202,12 +136,32 @@ pub struct Stock {
     /// Ends of the queue of holds: a doubly linked list through the slots, soonest end first.
     soonest: u32,
     latest: u32,
+    /// Holds that are not in the queue, by end and slot: each ended before the last hold of the queue when it was
+    /// granted or extended. All holds of a run have the same duration, so these are the holds that were extended, and
+    /// those of a run that follows one with longer holds.
+    out_of_order: BTreeSet<(u64, u32)>,
 }
 
 impl Stock {
     /// Creates a stock of `items` free items.
     pub fn new(items: usize) -> Self {
-        Stock { slots: vec![FREE_SLOT; items], counts: Counts::default(), soonest: NIL, latest: NIL }
+        let out_of_order = BTreeSet::new();
+        Stock { slots: vec![FREE_SLOT; items], counts: Counts::default(), soonest: NIL, latest: NIL, out_of_order }
+    }
+
+    /// Removes all items, and keeps their memory.
+    pub fn clear(&mut self) {
+        self.slots.clear();
+        (self.counts, self.soonest, self.latest) = (Counts::default(), NIL, NIL);
+        self.out_of_order.clear();
+    }
+
+    /// Adds free items up to a stock of `items`, at most `most` of them. Returns whether the stock has all of them.
+    pub fn grow(&mut self, items: usize, most: usize) -> bool {
+        // This reserves address space. The kernel provides the memory when a slice is filled.
+        self.slots.reserve_exact(items - self.slots.len());
+        self.slots.resize(items.min(self.slots.len().saturating_add(most)), FREE_SLOT);
+        self.slots.len() == items
     }
 
     /// Returns how many items are in each state.
@@ -234,7 +188,7 @@ impl Stock {
     /// is `Sold`, or else [`Unavailable::Reserved`].
     pub fn reserve(&mut self, slot: usize, user: UserId, key: Uuid) -> Result<(), Unavailable> {
         let item = &mut self.slots[slot];
-        let same_checkout = !key.is_nil() && item.checkout_key == short(key) && item.user == user;
+        let same_checkout = item.is_of(user, key);
         match item.state {
             ItemState::Free => {
                 item.state = ItemState::Claiming;
@@ -253,14 +207,24 @@ impl Stock {
         }
     }
 
+    /// Returns the hold of the checkout with this user and key, if the item at `slot` is held or bought by it, and
+    /// counts one more answer for it.
+    pub fn same_checkout(&mut self, slot: usize, user: UserId, key: Uuid) -> Option<Hold> {
+        let item = &mut self.slots[slot];
+        (item.is_of(user, key) && item.is_bought_or_held()).then(|| {
+            item.answers = item.answers.saturating_add(1);
+            item.hold()
+        })
+    }
+
     /// Moves the item at `slot` from `Claiming` to `Held`.
     pub fn grant(&mut self, slot: usize, hold: Hold) {
         let item = &mut self.slots[slot];
         assert_eq!(item.state, ItemState::Claiming, "only a claimed item can be granted");
         let Hold { user, code, expires_ms, expires_unix_ms } = hold;
         (item.state, item.answers, item.user, item.code) = (ItemState::Held, 1, user, code);
-        (item.purchase_key, item.expires_ms) = (0, expires_ms);
-        (item.expires_unix_high, item.expires_unix_low) = ((expires_unix_ms >> 32) as u16, expires_unix_ms as u32);
+        (item.purchase_key, item.is_extended, item.is_cancelled) = (0, false, false);
+        (item.expires, item.expires_unix) = (expires_ms.into(), expires_unix_ms.into());
         self.counts.claiming -= 1;
         self.counts.held += 1;
         self.enqueue(slot as u32);
@@ -284,7 +248,7 @@ impl Stock {
         let same_request = !key.is_nil() && item.purchase_key == short(key);
         match item.state {
             ItemState::Free | ItemState::Claiming => Confirmation::Expired,
-            ItemState::Held if item.expires_ms <= now_ms => Confirmation::Expired,
+            ItemState::Held if item.expires_ms() <= now_ms => Confirmation::Expired,
             ItemState::Held => {
                 let hold = self.dequeue(slot as u32);
                 let item = &mut self.slots[slot];
@@ -311,20 +275,52 @@ impl Stock {
         self.counts.sold += 1;
     }
 
-    /// Moves the item at `slot` from `Held` to `Free` for its holder, if `code` belongs to its hold and the hold is
-    /// live at `now_ms` (monotonic).
-    pub fn cancel(&mut self, slot: usize, code: Code, now_ms: u64) -> Cancellation {
+    /// Moves the item at `slot` from `Held` to `Free`, if `code` belongs to its hold and the hold is live at `now_ms`
+    /// (monotonic).
+    pub fn release(&mut self, slot: usize, code: Code, reason: ReleaseReason, now_ms: u64) -> Cancellation {
         let item = &self.slots[slot];
         if item.code != code {
             return Cancellation::Unknown;
         }
         match item.state {
+            ItemState::Free | ItemState::Claiming if item.is_cancelled => Cancellation::AlreadyReleased,
             ItemState::Free | ItemState::Claiming => Cancellation::Expired,
-            ItemState::Held if item.expires_ms <= now_ms => Cancellation::Expired,
-            ItemState::Held => Cancellation::Released(self.free(slot)),
+            ItemState::Held if item.expires_ms() <= now_ms => Cancellation::Expired,
+            ItemState::Held => Cancellation::Released(self.free(slot, reason)),
             ItemState::Buying => Cancellation::PurchasePending,
             ItemState::Sold => Cancellation::Used,
         }
+    }
+
+    /// Extends the hold of the item at `slot` by `by_ms`, once, if `code` belongs to it and it is live at `now_ms`
+    /// (monotonic). With 0, no hold is extended any more.
+    pub fn extend(&mut self, slot: usize, code: Code, by_ms: u32, now_ms: u64) -> Extension {
+        let item = &self.slots[slot];
+        if item.code != code {
+            return Extension::Unknown;
+        }
+        match item.state {
+            ItemState::Free | ItemState::Claiming => Extension::Expired,
+            ItemState::Held if item.expires_ms() <= now_ms => Extension::Expired,
+            ItemState::Held if item.is_extended => Extension::AlreadyExtended(item.hold()),
+            ItemState::Held if by_ms == 0 => Extension::NotExtendable,
+            ItemState::Held => {
+                let Hold { expires_ms, expires_unix_ms, .. } = item.hold();
+                let item = &mut self.slots[slot];
+                (item.is_extended, item.expires_unix) = (true, (expires_unix_ms + u64::from(by_ms)).into());
+                self.set_expiry(slot, expires_ms + u64::from(by_ms));
+                Extension::Extended(self.slots[slot].hold())
+            }
+            ItemState::Buying => Extension::PurchasePending,
+            ItemState::Sold => Extension::Used,
+        }
+    }
+
+    /// Sets the end of the hold of the item at `slot`, in monotonic milliseconds. The item must be `Held`.
+    pub fn set_expiry(&mut self, slot: usize, expires_ms: u64) {
+        self.dequeue(slot as u32);
+        self.slots[slot].expires = expires_ms.into();
+        self.enqueue(slot as u32);
     }
 
     /// Counts an answer that reached no client, for the hold that `code` belongs to. If it was the last answer that may
@@ -339,7 +335,7 @@ impl Stock {
         if item.answers > 0 {
             return None;
         }
-        match self.cancel(slot, code, now_ms) {
+        match self.release(slot, code, ReleaseReason::Cancelled, now_ms) {
             Cancellation::Released(hold) => Some(hold),
             _ => None,
         }
@@ -353,41 +349,47 @@ impl Stock {
 
     /// Returns when the next hold ends, in monotonic milliseconds, if there is a hold.
     pub fn next_expiry_ms(&self) -> Option<u64> {
-        (self.soonest != NIL).then(|| self.slots[self.soonest as usize].expires_ms)
+        self.next_expiry().map(|(expires_ms, _)| expires_ms)
+    }
+
+    fn next_expiry(&self) -> Option<(u64, u32)> {
+        let queued = (self.soonest != NIL).then(|| (self.slots[self.soonest as usize].expires_ms(), self.soonest));
+        queued.into_iter().chain(self.out_of_order.first().copied()).min()
     }
 
     /// Moves the item whose hold ends first from `Held` to `Free`, if that hold has ended by `now_ms` (monotonic).
     /// Returns its slot and the hold.
     pub fn expire(&mut self, now_ms: u64) -> Option<(usize, Hold)> {
-        let slot = self.soonest as usize;
-        (self.next_expiry_ms()? <= now_ms).then(|| (slot, self.free(slot)))
+        let (expires_ms, slot) = self.next_expiry()?;
+        (expires_ms <= now_ms).then(|| (slot as usize, self.free(slot as usize, ReleaseReason::Expired)))
     }
 
-    fn free(&mut self, slot: usize) -> Hold {
+    fn free(&mut self, slot: usize, reason: ReleaseReason) -> Hold {
         let hold = self.dequeue(slot as u32);
-        self.slots[slot].state = ItemState::Free;
+        let item = &mut self.slots[slot];
+        (item.state, item.is_cancelled) = (ItemState::Free, reason == ReleaseReason::Cancelled);
         self.counts.held -= 1;
         hold
     }
 
-    /// All holds of a run have the same duration, so a new hold nearly always belongs at the end. After a restart with
-    /// a shorter duration, the search passes the holds of the earlier run.
     fn enqueue(&mut self, slot: u32) {
-        let expires_ms = self.slots[slot as usize].expires_ms;
-        let mut after = self.latest;
-        while after != NIL && self.slots[after as usize].expires_ms > expires_ms {
-            after = self.slots[after as usize].previous;
+        let (expires_ms, latest) = (self.slots[slot as usize].expires_ms(), self.latest);
+        if latest != NIL && self.slots[latest as usize].expires_ms() > expires_ms {
+            self.out_of_order.insert((expires_ms, slot));
+            return;
         }
-        let before = if after == NIL { self.soonest } else { self.slots[after as usize].next };
-        self.slots[slot as usize].previous = after;
-        self.slots[slot as usize].next = before;
-        *self.link_after(after) = slot;
-        *self.link_before(before) = slot;
+        let item = &mut self.slots[slot as usize];
+        (item.previous, item.next) = (latest, NIL);
+        *self.link_after(latest) = slot;
+        self.latest = slot;
     }
 
     fn dequeue(&mut self, slot: u32) -> Hold {
         let item = &self.slots[slot as usize];
         let hold = item.hold();
+        if !self.out_of_order.is_empty() && self.out_of_order.remove(&(hold.expires_ms, slot)) {
+            return hold;
+        }
         let (previous, next) = (item.previous, item.next);
         *self.link_after(previous) = next;
         *self.link_before(next) = previous;
@@ -482,7 +484,7 @@ mod tests {
         held(&mut stock, 0, hold(1, 7, 100));
         assert_eq!(reserve(&mut stock, 0), Err(Unavailable::Reserved));
         assert!(!stock.is_repeatable(0));
-        stock.cancel(0, code(7), 0);
+        stock.release(0, code(7), ReleaseReason::Cancelled, 0);
         stock.reserve(0, UserId(1), Uuid::max()).unwrap();
         stock.grant(0, hold(1, 8, 100));
         assert!(stock.is_repeatable(0));
@@ -520,7 +522,7 @@ mod tests {
         held(&mut stock, 0, hold(1, 7, 100));
         assert_eq!(stock.expire(99), None);
         assert_eq!(stock.confirm(0, code(7), Uuid::nil(), 100), Confirmation::Expired);
-        assert_eq!(stock.cancel(0, code(7), 100), Cancellation::Expired);
+        assert_eq!(stock.release(0, code(7), ReleaseReason::Cancelled, 100), Cancellation::Expired);
         assert_eq!(stock.expire(100), Some((0, hold(1, 7, 100))));
         assert_eq!(stock.confirm(0, code(7), Uuid::nil(), 0), Confirmation::Expired);
         assert_eq!(reserve(&mut stock, 0), Ok(()));
@@ -533,7 +535,7 @@ mod tests {
         held(&mut stock, 1, hold(1, 7, 100));
         stock.confirm(1, code(7), Uuid::nil(), 99);
         assert_eq!(stock.expire(u64::MAX), None);
-        assert_eq!(stock.cancel(1, code(7), 99), Cancellation::PurchasePending);
+        assert_eq!(stock.release(1, code(7), ReleaseReason::Cancelled, 99), Cancellation::PurchasePending);
         stock.deny(0);
         assert_eq!(stock.counts(), Counts { buying: 1, ..Counts::default() });
     }
@@ -549,7 +551,7 @@ mod tests {
             let mut expected = Vec::new();
             for (slot, &expires_ms) in expiries.iter().enumerate() {
                 if cancelled[slot] && expires_ms > 0 {
-                    prop_assert!(matches!(stock.cancel(slot, code(slot as u8 + 1), 0), Cancellation::Released(_)));
+                    prop_assert!(matches!(stock.release(slot, code(slot as u8 + 1), ReleaseReason::Cancelled, 0), Cancellation::Released(_)));
                 } else {
                     expected.push((expires_ms, slot));
                 }

@@ -4,18 +4,20 @@
 use crate::http::bodies::{Item, Items, OneItem};
 use crate::http::operation::Answer;
 use crate::http::problem::Problem;
-use crate::http::response::{Responder, Style};
+use crate::http::response::{Freshness, Responder, Style};
 use crate::http::route::ItemPage;
 use crate::operate::item_states::ItemStates;
-use crate::sale::ids::{ItemId, Terms};
+use crate::sale::code::ITEMS_MAX;
+use crate::sale::ids::{ItemId, SaleId, Terms};
 use crate::sale::item_name::{ItemImage, ItemName};
+use crate::sale::parts::Parts;
 use crate::server::art::ItemArt;
 
-/// The sale of the shard that writes a page.
-#[derive(Clone, Copy, Debug)]
+/// The sales of the shard that writes a page.
+#[derive(Clone, Copy)]
 pub struct OnSale<'a> {
-    /// Terms of the sale.
-    pub terms: Terms,
+    /// The sales that the shard knows.
+    pub parts: &'a Parts,
     /// Length of the sale, in seconds.
     pub period_s: u32,
     /// Published states of the items.
@@ -25,13 +27,26 @@ pub struct OnSale<'a> {
 }
 
 impl OnSale<'_> {
+    /// Returns the terms of the open sale.
+    pub fn terms(&self) -> Terms {
+        self.parts.open().terms
+    }
+
     fn item(&self, item: ItemId) -> Item {
-        let state = self.item_states.read(self.terms.sale, item);
-        Item { item_id: item.0, name: ItemName(self.terms.sale, item), image: ItemImage(item), state }
+        let sale = self.terms().sale;
+        let state = self.item_states.read(sale, item);
+        Item { item_id: item.0, name: ItemName(sale, item), image: ItemImage(item), state }
+    }
+
+    /// Reports whether a sale has this item. The stock of a forgotten sale had at most [`ITEMS_MAX`] items, and later
+    /// sales have none yet.
+    fn has(&self, sale: SaleId, item: ItemId) -> bool {
+        let items = self.parts.get(sale).map_or(ITEMS_MAX, |part| part.terms.items);
+        sale <= self.terms().sale && item.0 < items
     }
 
     fn seconds_left(&self) -> u64 {
-        let ends_s = (u64::from(self.terms.sale.0) + 1) * u64::from(self.period_s);
+        let ends_s = (u64::from(self.terms().sale.0) + 1) * u64::from(self.period_s);
         ends_s.saturating_sub(self.unix_ms / 1000)
     }
 }
@@ -45,26 +60,27 @@ pub fn write(
     responder: &mut Responder,
     out: &mut Vec<u8>,
 ) -> Answer {
-    let Terms { sale, items: items_total, .. } = on_sale.terms;
+    let Terms { sale, items: items_total, .. } = on_sale.terms();
     match page {
         ItemPage::List { offset, limit } => {
             let shown = offset..items_total.min(offset.saturating_add(limit));
             let items = shown.map(|item| on_sale.item(ItemId(item))).collect();
             responder.json(Answer::Ok, &Items { sale_id: sale.0, items_total, offset, limit, items }, style, out)
         }
-        ItemPage::Item(item) | ItemPage::Image(item) if item.0 >= items_total => {
-            responder.problem(Problem::NotFound, style, out)
-        }
-        ItemPage::Item(item) => {
+        ItemPage::Item(item) if on_sale.has(sale, item) => {
             responder.json(Answer::Ok, &OneItem { sale_id: sale.0, item: on_sale.item(item) }, style, out)
         }
-        ItemPage::Image(item) => {
+        ItemPage::Image { item, sale: given } if on_sale.has(given.unwrap_or(sale), item) => {
+            let sale = given.unwrap_or(sale);
             let image = ItemArt(sale, item).to_string();
             // The tag includes a checksum of the image, because another version of Stampede may draw it differently.
             let tag = format!("\"{}-{}-{:08x}\"", sale.0, item.0, crc32c::crc32c(image.as_bytes()));
             let image = if known.is_some_and(|known| names(known, &tag)) { None } else { Some(&*image) };
-            responder.image(image, &tag, on_sale.seconds_left(), style, out)
+            // Without a sale in the path, the next sale shows another image there.
+            let freshness = given.map_or(Freshness::Seconds(on_sale.seconds_left()), |_| Freshness::Always);
+            responder.image(image, &tag, freshness, style, out)
         }
+        ItemPage::Item(_) | ItemPage::Image { .. } => responder.problem(Problem::NotFound, style, out),
     }
 }
 

@@ -164,7 +164,6 @@ impl RequestParts<'_> {
         out: &mut Vec<u8>,
     ) -> HandledRequest {
         let style = Style {
-            is_http10: head.is_http10,
             keep_alive: head.keep_alive && !self.is_draining,
             head_only: head.method == Method::Head,
             json: false,

@@ -27,6 +27,7 @@ use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use slab::Slab;
 use std::io;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 /// Bytes that one read takes at most.
 pub const READ_BYTES: usize = 16 * 1024;
@@ -62,6 +63,8 @@ pub struct Server {
     pub(crate) acceptor: Acceptor,
     pub(crate) clients: Slab<Client>,
     pub(crate) clients_max: usize,
+    /// Time after which a connection without a request is closed.
+    pub(crate) idle_ms: u64,
     pub(crate) generation: u32,
     pub(crate) responder: Responder,
     pub(crate) request_timer: RequestTimer,
@@ -79,8 +82,9 @@ pub struct Server {
 }
 
 impl Server {
-    /// Creates a server for `clients_max` clients, which records requests in `request_timer`. `doorbell` wakes it from a wait.
-    /// Call it on the executor that will run the server.
+    /// Creates a server for `clients_max` clients, which records requests in `request_timer`. `doorbell` wakes it from
+    /// a wait. Web pages of these `origins` may use the API. A connection without a request is closed after
+    /// `idle_timeout`. Call it on the executor that will run the server.
     ///
     /// # Errors
     /// The process has no file descriptors left.
@@ -89,14 +93,16 @@ impl Server {
         clients_max: usize,
         request_timer: RequestTimer,
         origins: Origins,
+        idle_timeout: Duration,
     ) -> io::Result<Self> {
         Ok(Server {
             poller: Poller::new(doorbell)?,
             acceptor: Acceptor::default(),
             clients: Slab::new(),
             clients_max,
+            idle_ms: idle_timeout.as_millis() as u64,
             generation: 0,
-            responder: Responder::new(origins),
+            responder: Responder::new(origins, idle_timeout),
             request_timer,
             ready: Vec::new(),
             dirty: Vec::new(),
@@ -190,7 +196,7 @@ impl Server {
     fn accept_client(&mut self, socket: OwnedFd, now: Moment) {
         if self.clients.len() < self.clients_max {
             // If the kernel has no memory left for the epoll set, the connection is closed.
-            let _ = self.insert(socket, Connection::new(now.monotonic_ms));
+            let _ = self.insert(socket, Connection::new(now.monotonic_ms, self.idle_ms));
             return;
         }
         let mut refusal = Vec::new();
@@ -359,8 +365,8 @@ impl Server {
     /// The kernel has no memory left for the epoll set.
     pub fn adopt(&mut self, socket: OwnedFd, midway: Option<ConnectionSnapshot>, now: Moment) -> io::Result<()> {
         let connection = match midway {
-            None => Connection::new(now.monotonic_ms),
-            Some(midway) => Connection::resume(midway, now.monotonic_ms),
+            None => Connection::new(now.monotonic_ms, self.idle_ms),
+            Some(midway) => Connection::resume(midway, now.monotonic_ms, self.idle_ms),
         };
         let key = self.insert(socket, connection)?;
         let client = &mut self.clients[key];

@@ -1,7 +1,7 @@
 //! The pages that can be read, except `/events`: the sale, liveness, readiness and health. Pages of items are in
 //! `item_pages`.
 
-use crate::http::bodies::{Health, Live, Ready, Sale, ShardHealth};
+use crate::http::bodies::{Health, Live, OneSale, Ready, Sale, SalePhase, ShardHealth};
 use crate::http::operation::Answer;
 use crate::http::problem::Problem;
 use crate::http::response::{Responder, Style};
@@ -9,6 +9,7 @@ use crate::http::route::{Page, rfc3339};
 use crate::log::block::LogKind;
 use crate::operate::counters::Counter;
 use crate::operate::status::{Phase, Status};
+use crate::sale::ids::Terms;
 use crate::server::item_pages::{self, OnSale};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -35,8 +36,15 @@ pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Respon
             let ready = Ready { ready: is_ready, status: phase.into(), postgres: facts.status.postgres() };
             responder.json(answer, &ready, style, out)
         }
-        Page::Sale => match sale(facts) {
+        Page::Sale => match open_sale(facts) {
             Some(sale) => responder.json(Answer::Ok, &sale, style, out),
+            None => responder.problem(Problem::NotReady, style, out),
+        },
+        Page::OneSale(id) => match facts.sale.map(|on_sale| (on_sale, on_sale.parts.get(id))) {
+            Some((on_sale, Some(part))) => {
+                responder.json(Answer::Ok, &one_sale(facts.status, on_sale, part.terms), style, out)
+            }
+            Some((_, None)) => responder.problem(Problem::NotFound, style, out),
             None => responder.problem(Problem::NotReady, style, out),
         },
         Page::Items(page) => match &facts.sale {
@@ -48,14 +56,28 @@ pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Respon
     }
 }
 
-/// Returns the state of the sale, or `None` before recovery has ended.
-pub fn sale(facts: &Facts<'_>) -> Option<Sale> {
-    let OnSale { terms, period_s, .. } = facts.sale?;
-    let sales = facts.status.sales(terms.sale);
+/// Returns the state of the open sale, or `None` before recovery has ended.
+pub fn open_sale(facts: &Facts<'_>) -> Option<Sale> {
+    let on_sale = facts.sale?;
+    Some(sale(facts.status, on_sale.period_s, on_sale.terms()))
+}
+
+fn one_sale(status: &Status, on_sale: OnSale<'_>, terms: Terms) -> OneSale {
+    let sale = sale(status, on_sale.period_s, terms);
+    let phase = match sale.reserved {
+        _ if terms.sale == on_sale.terms().sale => SalePhase::Open,
+        0 => SalePhase::Closed,
+        _ => SalePhase::Closing,
+    };
+    OneSale { phase, sale }
+}
+
+fn sale(status: &Status, period_s: u32, terms: Terms) -> Sale {
+    let sales = status.sales(terms.sale);
     let starts_s = u64::from(terms.sale.0) * u64::from(period_s);
     // Shards publish one after the other, so the sums are not a snapshot of one moment and must not underflow here.
     let available = terms.items.saturating_sub(sales.sold + sales.reserved);
-    Some(Sale {
+    Sale {
         sale_id: terms.sale.0,
         starts_at: rfc3339(starts_s * 1000),
         ends_at: rfc3339((starts_s + u64::from(period_s)) * 1000),
@@ -64,7 +86,7 @@ pub fn sale(facts: &Facts<'_>) -> Option<Sale> {
         reserved: sales.reserved,
         available,
         user_limit: terms.user_limit,
-    })
+    }
 }
 
 fn health(facts: &Facts<'_>, phase: Phase) -> Health {
@@ -83,7 +105,7 @@ fn health(facts: &Facts<'_>, phase: Phase) -> Health {
         version: VERSION,
         live: true,
         ready: phase == Phase::Serving,
-        sale: sale(facts),
+        sale: open_sale(facts),
         postgres: facts.status.postgres(),
         shards: shards.collect(),
     }

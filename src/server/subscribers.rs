@@ -9,7 +9,7 @@ use crate::http::bodies::{Sale, StockEvent};
 use crate::operate::shard_status::Sales;
 use crate::sale::ids::SaleId;
 use crate::server::item_pages::OnSale;
-use crate::server::status_pages::{Facts, sale};
+use crate::server::status_pages::{Facts, open_sale};
 use serde::Serialize;
 use std::collections::VecDeque;
 
@@ -37,7 +37,7 @@ impl SentState {
 
     /// Writes the next event, if the state has changed, or a comment after [`KEEPALIVE_MS`] without a change.
     pub fn update(&mut self, facts: &Facts<'_>, now_ms: u64, out: &mut Vec<u8>) {
-        let Some(OnSale { terms, .. }) = facts.sale else { return };
+        let Some(terms) = facts.sale.as_ref().map(OnSale::terms) else { return };
         let sales = Some((terms.sale, facts.status.sales(terms.sale)));
         if sales == self.sales {
             if now_ms >= self.at_ms + KEEPALIVE_MS {
@@ -46,7 +46,7 @@ impl SentState {
             }
             return;
         }
-        let Some(now) = sale(facts) else { return };
+        let Some(now) = open_sale(facts) else { return };
         match self.sales {
             Some((before, _)) if before == terms.sale => {
                 let Sale { sale_id, sold, reserved, available, .. } = now;
@@ -139,8 +139,10 @@ mod tests {
     use super::*;
     use crate::operate::item_states::ItemStates;
     use crate::operate::status::{Phase, Status};
-    use crate::sale::ids::Terms;
+    use crate::sale::ids::{ShardId, Terms};
+    use crate::sale::part::Part;
     use crate::sale::partition::Partition;
+    use crate::sale::parts::Parts;
     use crate::sale::stock::Counts;
 
     #[test]
@@ -153,7 +155,8 @@ mod tests {
             status.shards[0].publish_sales(SaleId(sale), counts);
             let terms = Terms { sale: SaleId(sale), items: 10, user_limit: 2 };
             let mut out = Vec::new();
-            let sale = Some(OnSale { terms, period_s: 3600, item_states: &item_states, unix_ms: now_ms });
+            let parts = Parts::new(ShardId(0), Partition::new(1), vec![Part::empty(terms)]);
+            let sale = Some(OnSale { parts: &parts, period_s: 3600, item_states: &item_states, unix_ms: now_ms });
             sent.update(&Facts { status: &status, sale, known: None }, now_ms, &mut out);
             String::from_utf8(out).unwrap()
         };

@@ -1,26 +1,34 @@
 //! A single shard: the effects of each event.
 
-use crate::sale::code::{Code, CodeGenerator, CodeSpace};
+use crate::sale::code::{Code, CodeGenerator};
 use crate::sale::command::{Command, Outcome, Withdrawal};
 use crate::sale::deferred::Watermark;
 use crate::sale::effects::{Effects, EndedShare};
 use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
 use crate::sale::message::{Checkout, Reply, Request};
+use crate::sale::part::Part;
 use crate::sale::partition::Partition;
-use crate::sale::quotas::Quotas;
+use crate::sale::parts::Parts;
 use crate::sale::record::{LogEvent, Record, RefusalReason, ReleaseReason};
-use crate::sale::shard::{Inventory, Rules, Shard, ShardEvent};
-use crate::sale::stock::Stock;
+use crate::sale::rules::Rules;
+use crate::sale::shard::{Inventory, Shard, ShardEvent};
 use uuid::Uuid;
 
 const NOW: Moment = Moment { monotonic_ms: 1, unix_ms: 1_000 };
-const RULES: Rules = Rules { period_s: 10, items: 200, user_limit: 10, ttl_ms: 100, purchase_ack: Watermark::Flushed };
+const RULES: Rules = Rules {
+    period_s: 10,
+    items: 200,
+    user_limit: 10,
+    ttl_ms: 100,
+    extension_ms: 50,
+    receipts_ms: 10_000,
+    purchase_ack: Watermark::Flushed,
+};
 
 /// Returns the first of `shards` shards, with nothing sold and unlimited room in the log.
 fn shard(shards: u16) -> Shard {
-    let (partition, terms, id) = (Partition::new(shards), RULES.terms(SaleId(0)), ShardId(0));
-    let stock = Stock::new(partition.owned_items(id, terms.items));
-    let inventory = Inventory { terms, stock, quotas: Quotas::new(terms.user_limit, 0) };
+    let (partition, id) = (Partition::new(shards), ShardId(0));
+    let inventory = Inventory { parts: vec![Part::new(RULES.terms(SaleId(0)), partition, id)] };
     let (codes, mut effects) = (CodeGenerator::new([0; 32]), Effects::default());
     let mut shard = Shard::new(id, partition, RULES, inventory, codes, NOW, &mut effects);
     shard.apply(ShardEvent::LogRoom(u64::MAX), NOW, &mut effects);
@@ -94,16 +102,106 @@ fn what_is_flushed_needs_no_more_room() {
 }
 
 #[test]
-fn a_sale_that_is_over_counts_what_is_still_being_written() {
+fn the_result_of_a_sale_is_final() {
     let mut shard = shard(1);
     checkout(&mut shard, 0);
     let [(_, Outcome::Reserved { code, .. })] = apply(&mut shard, ShardEvent::Flushed(2)).answers[..] else { panic!() };
-    apply(&mut shard, ShardEvent::Command(Ticket(8), Command::Purchase { code, key: Uuid::nil() }));
-    checkout(&mut shard, 1);
+    assert_eq!(apply(&mut shard, ShardEvent::Sale(SaleId(1))).ended, []);
+    purchase(&mut shard, 8, code, Uuid::nil());
+    assert_eq!(apply(&mut shard, ShardEvent::Tick).ended, [], "the purchase is not durable");
+    let bought = Outcome::Purchased { sale: SaleId(0), item: ItemId(0) };
+    assert_eq!(apply(&mut shard, ShardEvent::Flushed(4)).answers, [(Ticket(8), bought)]);
+    assert_eq!(apply(&mut shard, ShardEvent::Tick).ended, [EndedShare { sale: SaleId(0), sold: 1, items: 200 }]);
+    assert_eq!(apply(&mut shard, ShardEvent::Tick).ended, []);
     assert_eq!(
-        apply(&mut shard, ShardEvent::Sale(SaleId(1))).ended,
-        [EndedShare { sale: SaleId(0), sold: 1, items: 200 }]
+        apply(&mut shard, ShardEvent::Sale(SaleId(2))).ended,
+        [EndedShare { sale: SaleId(1), sold: 0, items: 200 }]
     );
+}
+
+/// The next sale is ready when it begins, and is built in the memory of a forgotten one.
+#[test]
+fn the_next_sale_is_built_in_slices_and_memory_is_used_again() {
+    let rules = Rules { items: 20_000, receipts_ms: 0, ..RULES };
+    let (partition, id) = (Partition::new(1), ShardId(0));
+    let mut parts = Parts::new(id, partition, vec![Part::new(rules.terms(SaleId(0)), partition, id)]);
+    for sale in 1..5 {
+        let at = |before_ms| Moment { monotonic_ms: 1, unix_ms: u64::from(sale) * 10_000 - before_ms };
+        assert!(!parts.prepare(&rules, at(5_001)), "it is too early");
+        let slices = (0..).take_while(|_| parts.prepare(&rules, at(5_000))).count();
+        assert_eq!((slices, parts.prepare(&rules, at(0))), (4, false), "20,000 items are five slices");
+        parts.begin(rules.terms(SaleId(sale)));
+        assert_eq!(parts.close().count(), 1);
+        parts.forget(&rules, at(0));
+        assert_eq!((parts.open().stock.items(), parts.iter().count()), (20_000, 1));
+    }
+}
+
+/// Everything about a hold works after the end of its sale, until the hold ends.
+#[test]
+fn a_hold_outlives_its_sale() {
+    let mut shard = shard(1);
+    let [first, second, third] = [0, 1, 2].map(|item| {
+        let command = Command::Checkout { item: ItemId(item), user: UserId(1), key: Uuid::max() };
+        apply(&mut shard, ShardEvent::Command(Ticket(1), command));
+        let answers = apply(&mut shard, ShardEvent::Flushed(2 + u64::from(item))).answers;
+        let [(_, Outcome::Reserved { code, .. })] = answers[..] else { panic!("{answers:?}") };
+        code
+    });
+    apply(&mut shard, ShardEvent::Sale(SaleId(1)));
+    assert_eq!(shard.needed_sales().oldest_live, SaleId(0));
+    let mut ask = |command| apply(&mut shard, ShardEvent::Command(Ticket(9), command));
+    let records = |effects: Effects| effects.records.iter().map(|record| record.sale).collect::<Vec<_>>();
+    assert_eq!(records(ask(Command::Purchase { code: first, key: Uuid::nil() })), [SaleId(0)]);
+    assert_eq!(records(ask(Command::Extend { code: second })), [SaleId(0)]);
+    assert_eq!(records(ask(Command::Cancel { code: third })), [SaleId(0)]);
+    // The same key gets the hold of the ended sale, another key an item of the open one.
+    assert_eq!(records(ask(Command::Checkout { item: ItemId(1), user: UserId(1), key: Uuid::max() })), []);
+    let other = Command::Checkout { item: ItemId(1), user: UserId(1), key: Uuid::from_u128(1) };
+    assert_eq!(records(ask(other)), [SaleId(1)]);
+    let answers = apply(&mut shard, ShardEvent::Flushed(9)).answers;
+    let sales = answers.iter().map(|(_, outcome)| match outcome {
+        Outcome::Reserved { sale, .. } | Outcome::Extended { sale, .. } | Outcome::Purchased { sale, .. } => sale.0,
+        Outcome::Released => 0,
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(sales.collect::<Vec<_>>(), [0, 0, 0, 0, 1]);
+    let later = Moment { monotonic_ms: 151, unix_ms: 10_150 };
+    let mut effects = Effects::default();
+    shard.apply(ShardEvent::Tick, later, &mut effects);
+    assert_eq!((effects.records.len(), shard.counts().held), (2, 0), "the holds of both sales end");
+    assert_eq!(shard.needed_sales().oldest_live, SaleId(1));
+}
+
+#[test]
+fn a_hold_is_extended_once() {
+    let mut shard = shard(1);
+    let code = reserve(&mut shard, 0);
+    let extend = |shard: &mut Shard| apply(shard, ShardEvent::Command(Ticket(2), Command::Extend { code }));
+    let effects = extend(&mut shard);
+    assert_eq!((effects.records.len(), effects.answers), (1, vec![]), "the answer waits for the log");
+    let outcome = Outcome::Extended { code, sale: SaleId(0), item: ItemId(0), expires_unix_ms: 1_150 };
+    assert_eq!(extend(&mut shard).records, []);
+    assert_eq!(apply(&mut shard, ShardEvent::Flushed(3)).answers, [(Ticket(2), outcome), (Ticket(2), outcome)]);
+    assert_eq!((extend(&mut shard).answers, shard.next_expiry_ms()), (vec![(Ticket(2), outcome)], Some(151)));
+    // A full log keeps the block for the end of the hold.
+    let mut full = self::shard(1);
+    let code = reserve(&mut full, 0);
+    apply(&mut full, ShardEvent::LogRoom(3));
+    let refused = apply(&mut full, ShardEvent::Command(Ticket(2), Command::Extend { code }));
+    assert_eq!((refused.records, refused.answers), (vec![], vec![(Ticket(2), Outcome::LogFull)]));
+}
+
+#[test]
+fn a_repeated_release_gets_the_same_answer() {
+    let mut shard = shard(1);
+    let code = reserve(&mut shard, 0);
+    let release = |shard: &mut Shard| apply(shard, ShardEvent::Command(Ticket(2), Command::Cancel { code }));
+    assert_eq!((release(&mut shard).records.len(), release(&mut shard).records.len()), (1, 0));
+    let released = (Ticket(2), Outcome::Released);
+    assert_eq!(apply(&mut shard, ShardEvent::Flushed(3)).answers, [released, released]);
+    assert_eq!(release(&mut shard).answers, [released]);
+    assert_eq!(purchase(&mut shard, 3, code, Uuid::nil()), [(Ticket(3), Outcome::CodeExpired)]);
 }
 
 /// Reserves an item. Returns its code.
@@ -139,19 +237,23 @@ fn who_repeats_a_purchase_of_a_client_that_is_gone_is_told_in_its_place() {
     assert_eq!(apply(&mut shard, ShardEvent::Flushed(3)).answers, [(Ticket(2), bought)]);
 }
 
-/// If the stock has another size in the next sale, a code read by the terms of one sale leads to another item by the
-/// terms of the other.
+/// A code leads to its sale whatever the stock of the sales since then, and after the receipts to no sale.
 #[test]
-fn a_code_that_was_read_under_other_terms_is_of_a_sale_that_is_over() {
-    let mut shard = shard(2);
-    let code = CodeGenerator::new([1; 32]).mint(&CodeSpace::new(shard.terms()), ItemId(1));
-    for request in
-        [Request::Confirm { ticket: Ticket(1), code, key: Uuid::nil() }, Request::Cancel { ticket: Ticket(1), code }]
-    {
-        let replies = apply(&mut shard, ShardEvent::Request(ShardId(1), request)).replies;
-        let ended = Reply::Answer { ticket: Ticket(1), outcome: Outcome::SaleEnded };
-        assert_eq!(replies, [(ShardId(1), ended)]);
-    }
+fn the_age_of_a_code_decides_what_is_said_about_it() {
+    let mut shard = shard(1);
+    apply(&mut shard, ShardEvent::Sale(SaleId(40_000)));
+    let mut ask = |sale, item| {
+        let code = CodeGenerator::new([1; 32]).mint(SaleId(sale), ItemId(item));
+        let [(_, outcome)] = purchase(&mut shard, 1, code, Uuid::nil())[..] else { panic!() };
+        outcome
+    };
+    assert_eq!(ask(40_000, 199), Outcome::CodeUnknown, "never issued");
+    assert_eq!(ask(40_000, 200), Outcome::CodeUnknown, "the sale has no such item");
+    assert_eq!(ask(39_999, 200), Outcome::SaleEnded);
+    assert_eq!(ask(40_000 - 32_768, 5), Outcome::SaleEnded);
+    assert_eq!(ask(40_000 - 32_769, 5), Outcome::CodeUnknown);
+    assert_eq!(ask(40_001, 5), Outcome::CodeUnknown, "a sale to come");
+    assert_eq!(ask(0, 5), Outcome::CodeUnknown, "known, and never issued");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use crate::sale::code::Code;
 use crate::sale::command::{Command, Outcome};
 use crate::sale::ids::{ItemId, Moment, SaleId, UserId};
 use crate::sale::record::{LogEvent, Record, ReleaseReason};
+use crate::sale::rules::Rules;
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
@@ -39,7 +40,9 @@ pub struct Now<'a> {
     pub clock_epoch: u32,
     /// Number of events that shards have applied.
     pub event: u64,
-    pub ttl_ms: u64,
+    pub rules: &'a Rules,
+    /// The latest time that the wall clock has shown.
+    pub latest_unix_ms: u64,
     /// Time of the grant that is answered, if the answer is a reservation.
     pub granted: Option<GrantTime>,
     /// Durable records, by stream.
@@ -65,6 +68,17 @@ impl Now<'_> {
         self.durable.values().flatten().find(|record| record.sale == sale && is_it(record.event))
     }
 
+    /// Returns by how many milliseconds the hold of this code was extended, durably.
+    fn extended_ms(&self, sale: SaleId, code: Code) -> u64 {
+        let is_it = |event| matches!(event, LogEvent::Extended { code: of, .. } if of == code);
+        if self.is_durable(sale, is_it) { self.rules.extension_ms.into() } else { 0 }
+    }
+
+    /// Returns whether the answers of a sale must still be remembered. The wall clock may have been set back since then.
+    fn remembers(&self, sale: SaleId) -> bool {
+        sale >= self.sale || self.latest_unix_ms < self.rules.forgotten_at_ms(sale)
+    }
+
     fn is_sold(&self, sale: SaleId, item: ItemId) -> bool {
         self.is_durable(sale, |event| matches!(event, LogEvent::Purchase { item: of, .. } if of == item))
     }
@@ -86,6 +100,13 @@ impl Now<'_> {
         let is_cancelled = is_cancelled || self.is_released(promise.sale, code);
         has_time && !(promise.is_cancel_requested && is_cancelled)
     }
+
+    /// Returns whether the server must remember the purchase with this code or, if there is none, the hold.
+    fn must_remember(&self, promise: &Promise, code: Code) -> bool {
+        let is_it = |event| matches!(event, LogEvent::Purchase { code: by, .. } if by == code);
+        let is_bought = self.is_durable(promise.sale, is_it) || self.appended.iter().any(|record| is_it(record.event));
+        if is_bought { self.remembers(promise.sale) } else { self.must_hold(promise, code) }
+    }
 }
 
 fn is_cancellation(event: LogEvent, code: Code) -> bool {
@@ -98,7 +119,8 @@ pub fn audit(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, now: &
     match (command, outcome) {
         (Command::Checkout { item, user, key }, Outcome::Reserved { code, sale, item: got, expires_unix_ms }) => {
             assert_eq!(item, got, "the answer names another item than the request");
-            let ends = at.unix_ms + now.ttl_ms..=now.at.unix_ms + now.ttl_ms;
+            let ttl_ms = u64::from(now.rules.ttl_ms);
+            let ends = at.unix_ms + ttl_ms..=now.at.unix_ms + ttl_ms;
             assert!(
                 !key.is_nil() || clock_epoch != now.clock_epoch || ends.contains(&expires_unix_ms),
                 "the answer names a wrong end of the hold"
@@ -108,7 +130,7 @@ pub fn audit(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, now: &
         (
             Command::Checkout { item, user, key },
             Outcome::ItemSold { .. } | Outcome::ItemReserved | Outcome::UserLimit,
-        ) if must_be_repeated(shadow, (now.sale, item, user, key), event, now) => {
+        ) if must_be_repeated(shadow, (item, user, key), event, now) => {
             panic!("a repeated checkout of {item:?} by {user:?} is answered with {outcome:?}");
         }
         (Command::Checkout { item, .. }, Outcome::ItemSold { sale, item: of }) => {
@@ -120,9 +142,10 @@ pub fn audit(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, now: &
                 "{item:?} is refused as reserved, but was free"
             );
         }
-        (Command::Checkout { user, .. }, Outcome::UserLimit) => {
+        (Command::Checkout { user, key, .. }, Outcome::UserLimit) => {
             assert!(
-                now.user_free_since.is_none_or(|since| since > event),
+                // A repetition gets the answer of the first request, which was sent before it.
+                !key.is_nil() || now.user_free_since.is_none_or(|since| since > event),
                 "{user:?} is refused, but was below the limit"
             );
         }
@@ -133,6 +156,7 @@ pub fn audit(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, now: &
             assert_eq!((sale, item), (of, promised), "the purchase is of another item than the reservation");
             assert!(!shadow.released.contains(code.as_bytes()), "an item is bought with the code of a released hold");
             assert!(now.is_sold(sale, item), "a purchase is answered before it is durable");
+            check_in_time(&shadow.codes[code.as_bytes()], code, now);
             if let Some(before) = shadow.bought.insert((sale, item), (code, key)) {
                 assert!(before == (code, key) && !key.is_nil(), "{item:?} is sold twice, once to {user:?}");
             }
@@ -142,10 +166,29 @@ pub fn audit(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, now: &
                 shadow.codes.get(code.as_bytes()).expect("a cancellation with an invented code succeeds");
             assert!(shadow.bought.get(&(sale, item)).is_none_or(|(by, _)| *by != code), "a bought item is released");
             assert!(now.is_released(sale, code), "a cancellation is answered before it is durable");
-            assert!(shadow.released.insert(*code.as_bytes()), "a hold is released twice");
+            shadow.released.insert(*code.as_bytes());
         }
-        (Command::Purchase { code, .. } | Command::Cancel { code }, refusal) => refused(shadow, code, refusal, now),
+        (Command::Extend { code }, Outcome::Extended { code: of, sale, item, expires_unix_ms }) => {
+            assert_eq!(of, code, "the extension is of another hold");
+            extended(shadow, code, (sale, item), expires_unix_ms, now);
+        }
+        (Command::Purchase { code, .. } | Command::Cancel { code } | Command::Extend { code }, refusal) => {
+            refused(shadow, code, refusal, now);
+        }
         (_, other) => panic!("{command:?} is answered with {other:?}"),
+    }
+}
+
+/// Checks an extension, and adds it to its promise.
+fn extended(shadow: &mut Shadow, code: Code, place: (SaleId, ItemId), expires_unix_ms: u64, now: &Now<'_>) {
+    let promise = shadow.codes.get_mut(code.as_bytes()).expect("an invented code is extended");
+    let by_ms = now.extended_ms(promise.sale, code);
+    assert!(by_ms > 0, "an extension is answered before it is durable");
+    assert_eq!(place, (promise.sale, promise.item), "the extension is of another hold");
+    assert_eq!(expires_unix_ms, promise.expires_unix_ms + by_ms, "the answer names a wrong end of the hold");
+    if !std::mem::replace(&mut promise.is_extended, true) {
+        promise.good_until.monotonic_ms += by_ms;
+        promise.good_until.unix_ms += by_ms;
     }
 }
 
@@ -153,11 +196,15 @@ fn refused(shadow: &Shadow, code: Code, refusal: Outcome, now: &Now<'_>) {
     let promise = shadow.codes.get(code.as_bytes());
     match refusal {
         Outcome::SaleEnded => assert!(
-            promise.is_none_or(|promise| promise.sale < now.sale),
-            "a code of the current sale is refused with `SaleEnded`"
+            // A takeover may have lost the whole sale.
+            promise.is_none_or(|promise| {
+                let is_same_era = promise.clock_epoch == now.clock_epoch;
+                !(now.must_remember(promise, code) || is_same_era && now.remembers(promise.sale))
+            }),
+            "a code of a sale that is not forgotten is refused with `SaleEnded`"
         ),
         Outcome::CodeExpired | Outcome::CodeUnknown => {
-            assert!(!promise.is_some_and(|promise| now.must_hold(promise, code)), "a hold ended too early");
+            assert!(!promise.is_some_and(|promise| now.must_remember(promise, code)), "a hold ended too early");
         }
         Outcome::CodeUsed => {
             let is_sold = promise.is_none_or(|promise| now.is_sold(promise.sale, promise.item));
@@ -168,34 +215,52 @@ fn refused(shadow: &Shadow, code: Code, refusal: Outcome, now: &Now<'_>) {
 }
 
 /// The values that are the same in a checkout and its repetitions.
-type CheckoutId = (SaleId, ItemId, UserId, Uuid);
+type CheckoutId = (ItemId, UserId, Uuid);
 
 fn id_of(promise: &Promise) -> CheckoutId {
-    (promise.sale, promise.item, promise.user, promise.key)
+    (promise.item, promise.user, promise.key)
+}
+
+/// Checks that the item was not bought after the end of its hold, to the millisecond. In a later run, and after the wall
+/// clock was set, the end is another one.
+fn check_in_time(promise: &Promise, code: Code, now: &Now<'_>) {
+    let is_it = |event| matches!(event, LogEvent::Purchase { code: by, .. } if by == code);
+    let mut of_sale = now.durable.values().flatten().filter(|record| record.sale == promise.sale);
+    let bought = of_sale.find(|record| is_it(record.event)).expect("the purchase is durable");
+    let end = promise.expires_unix_ms + now.extended_ms(promise.sale, code);
+    let is_same = (promise.run, promise.clock_epoch) == (now.run, now.clock_epoch);
+    assert!(!is_same || bought.unix_ms < end, "an item is bought after the end of its hold");
 }
 
 /// Checks a reservation, which may be a repetition, and adds its promise to `shadow`.
-fn reserved(shadow: &mut Shadow, code: Code, id: CheckoutId, expires_unix_ms: u64, now: &Now<'_>) {
-    let (sale, item, user, key) = id;
+fn reserved(
+    shadow: &mut Shadow,
+    code: Code,
+    (sale, item, user, key): (SaleId, ItemId, UserId, Uuid),
+    expires_unix_ms: u64,
+    now: &Now<'_>,
+) {
     let record = now.grant_of(sale, code).expect("a checkout is answered before it is durable");
     let LogEvent::Checkout { item: of, user: holder, key: with, ttl_ms, .. } = record.event else { unreachable!() };
     assert_eq!((of, holder, with), (item, user, key), "the answer is the hold of another checkout");
-    assert_eq!(expires_unix_ms, record.unix_ms + u64::from(ttl_ms), "the answer names a wrong end of the hold");
+    let (end, extended) = (record.unix_ms + u64::from(ttl_ms), now.extended_ms(sale, code));
+    assert!([end, end + extended].contains(&expires_unix_ms), "the answer names a wrong end of the hold");
     if let Some(promise) = shadow.codes.get_mut(code.as_bytes()) {
         assert!(!key.is_nil(), "a code is issued twice");
-        assert_eq!(promise.expires_unix_ms, expires_unix_ms, "a repeated checkout has another end of the hold");
+        assert_eq!(promise.expires_unix_ms, end, "a repeated checkout has another end of the hold");
         promise.answers += 1;
         return;
     }
     let GrantTime { number, at, run, clock_epoch } = now.granted.expect("a reservation has the time of its grant");
-    let is_earlier = |promise: &Promise| id_of(promise) == id && promise.number < number;
+    let is_earlier = |promise: &Promise| id_of(promise) == (item, user, key) && promise.number < number;
     for (bytes, promise) in shadow.codes.iter().filter(|(_, promise)| !key.is_nil() && is_earlier(promise)) {
         let earlier = Code::from_bytes(*bytes);
-        assert!(!is_remembered(shadow, promise, earlier, now), "a repeated checkout gets another code");
+        assert!(!now.must_remember(promise, earlier), "a repeated checkout gets another code");
     }
     // The hold may be over when the answer arrives.
-    let good_until = Moment { monotonic_ms: at.monotonic_ms + now.ttl_ms, unix_ms: at.unix_ms + now.ttl_ms };
-    let (answers, is_cancel_requested, event) = (1, false, now.event);
+    let good_until =
+        Moment { monotonic_ms: at.monotonic_ms + u64::from(ttl_ms), unix_ms: at.unix_ms + u64::from(ttl_ms) };
+    let (answers, is_extended, is_cancel_requested, event) = (1, false, false, now.event);
     shadow.codes.insert(
         *code.as_bytes(),
         Promise {
@@ -203,10 +268,11 @@ fn reserved(shadow: &mut Shadow, code: Code, id: CheckoutId, expires_unix_ms: u6
             item,
             user,
             key,
-            expires_unix_ms,
+            expires_unix_ms: end,
             number,
             event,
             answers,
+            is_extended,
             is_cancel_requested,
             good_until,
             run,
@@ -215,18 +281,12 @@ fn reserved(shadow: &mut Shadow, code: Code, id: CheckoutId, expires_unix_ms: u6
     );
 }
 
-/// Returns whether the server must remember the hold of this code, or its purchase.
-fn is_remembered(shadow: &Shadow, promise: &Promise, code: Code, now: &Now<'_>) -> bool {
-    let is_bought = shadow.bought.get(&(promise.sale, promise.item)).is_some_and(|(by, _)| *by == code);
-    is_bought || now.must_hold(promise, code)
-}
-
 /// Returns whether a checkout that was sent after `event` repeats one whose hold or purchase must be remembered. The
 /// first answer had arrived before.
 fn must_be_repeated(shadow: &Shadow, id: CheckoutId, event: u64, now: &Now<'_>) -> bool {
     let (.., key) = id;
     let mut same = shadow.codes.iter().filter(|(_, promise)| id_of(promise) == id && promise.event <= event);
-    !key.is_nil() && same.any(|(bytes, promise)| is_remembered(shadow, promise, Code::from_bytes(*bytes), now))
+    !key.is_nil() && same.any(|(bytes, promise)| now.must_remember(promise, Code::from_bytes(*bytes)))
 }
 
 /// Returns the user of a checkout; `None` for other commands.

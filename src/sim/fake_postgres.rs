@@ -5,6 +5,7 @@ use crate::log::block::StreamKey;
 use crate::log::ownership::Owner;
 use crate::sale::ids::{ItemId, SaleId};
 use crate::sale::record::{LogEvent, Record};
+use crate::sale::rules::Rules;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The result of a transaction.
@@ -68,17 +69,28 @@ impl FakePostgres {
         true
     }
 
-    /// Returns the records of the latest sale that a takeover copies: its opening, and what is held and sold.
-    pub fn latest_sale(&self) -> Vec<Record> {
+    /// Returns the records that a takeover copies: of the latest sale, and of each ended sale whose receipts are due or
+    /// in which an item is held.
+    pub fn needed_sales(&self, rules: &Rules, now_ms: u64) -> Vec<Record> {
         let rows = self.tables.rows.iter().map(|(_, _, record)| record);
-        let Some(sale) = rows.clone().map(|record| record.sale).max() else { return Vec::new() };
+        let sales: BTreeSet<SaleId> = rows.map(|record| record.sale).collect();
+        let is_needed = |sale: SaleId, records: &[Record]| {
+            Some(&sale) == sales.last() || now_ms < rules.forgotten_at_ms(sale) || has_hold(records, now_ms)
+        };
+        let restored = sales.iter().map(|sale| (*sale, self.sale_records(*sale)));
+        restored.filter(|(sale, records)| is_needed(*sale, records)).flat_map(|(_, records)| records).collect()
+    }
+
+    /// Returns the records of one sale: its opening, the latest hold of each item, and the purchases.
+    fn sale_records(&self, sale: SaleId) -> Vec<Record> {
         let (mut opened, mut items) = (None, BTreeMap::<ItemId, Vec<Record>>::new());
-        for record in rows.filter(|record| record.sale == sale) {
+        for (_, _, record) in self.tables.rows.iter().filter(|(_, _, record)| record.sale == sale) {
             match record.event {
                 LogEvent::SaleOpened { .. } => opened = Some(*record),
                 LogEvent::Checkout { item, .. } => _ = items.insert(item, vec![*record]),
-                LogEvent::Purchase { item, .. } => items.get_mut(&item).expect("a checkout precedes").push(*record),
-                LogEvent::Released { item, .. } => _ = items.remove(&item),
+                LogEvent::Purchase { item, .. } | LogEvent::Extended { item, .. } | LogEvent::Released { item, .. } => {
+                    items.get_mut(&item).expect("a checkout precedes").push(*record);
+                }
                 LogEvent::RestoredFromPostgres | LogEvent::Refused { .. } => {}
             }
         }
@@ -86,4 +98,18 @@ impl FakePostgres {
         let mark = Record { event: LogEvent::RestoredFromPostgres, ..opened };
         [opened, mark].into_iter().chain(items.into_values().flatten()).collect()
     }
+}
+
+/// Returns whether an item is held at `now_ms`, according to the records of the latest hold of each item.
+fn has_hold(records: &[Record], now_ms: u64) -> bool {
+    let mut ends = BTreeMap::new();
+    for record in records {
+        match record.event {
+            LogEvent::Checkout { item, ttl_ms, .. } => _ = ends.insert(item, record.unix_ms + u64::from(ttl_ms)),
+            LogEvent::Extended { item, by_ms, .. } => *ends.entry(item).or_default() += u64::from(by_ms),
+            LogEvent::Purchase { item, .. } | LogEvent::Released { item, .. } => _ = ends.remove(&item),
+            LogEvent::SaleOpened { .. } | LogEvent::RestoredFromPostgres | LogEvent::Refused { .. } => {}
+        }
+    }
+    ends.into_values().any(|end| end > now_ms)
 }

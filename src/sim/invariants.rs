@@ -4,9 +4,9 @@ use super::is_purchase;
 use super::workload::USERS;
 use super::world::{USER_LIMIT, World};
 use crate::sale::ids::{ItemId, SaleId, ShardId, UserId};
-use crate::sale::record::{LogEvent, Record};
-use crate::sale::shard::Shard;
-use crate::sale::stock::ItemState;
+use crate::sale::item_state::ItemState;
+use crate::sale::part::Part;
+use crate::sale::record::LogEvent;
 use std::collections::BTreeSet;
 
 impl World {
@@ -38,7 +38,7 @@ impl World {
             assert!(counts.claiming + counts.held + counts.buying + counts.sold <= shard.stock().items() as u32);
         }
         assert!(!is_everywhere || live <= taken, "{live} items are held or bought, but quotas count only {taken}");
-        let is_exact = self.taken_over != Some(sale);
+        let is_exact = !self.taken_over.contains(&sale);
         for user in (0..USERS).map(UserId) {
             let owner = &self.shards[usize::from(self.partition.owner_of_user(user).0)];
             assert!(!is_exact || owner.quotas().taken(user) <= USER_LIMIT, "the quota of {user:?} exceeds the limit");
@@ -85,23 +85,26 @@ impl World {
         assert!(self.pending.is_empty(), "requests without an answer: {:?}", self.pending);
         let sale = SaleId::at(self.now.unix_ms, self.rules.period_s);
         assert!(self.shards.iter().all(|shard| shard.terms().sale >= sale), "a shard has not begun the current sale");
-        let taken: u64 = self.shards.iter().map(|shard| shard.quotas().total()).sum();
-        let counts = self.shards.iter().map(Shard::counts);
-        assert!(
-            counts.clone().all(|counts| counts.claiming + counts.buying == 0),
-            "an item is still in `Claiming` or `Buying`"
-        );
-        let live: u32 = counts.map(|counts| counts.held + counts.sold).sum();
-        assert_eq!(u64::from(live), taken, "the quotas do not equal the held and sold items");
+        for sale in self.shards[0].parts().iter().map(|part| part.terms.sale) {
+            let parts: Option<Vec<&Part>> = self.shards.iter().map(|shard| shard.parts().get(sale)).collect();
+            // A shard that holds no item forgets a sale before the others.
+            let Some(parts) = parts else { continue };
+            let counts = parts.iter().map(|part| part.stock.counts());
+            assert!(
+                counts.clone().all(|counts| counts.claiming + counts.buying == 0),
+                "an item is still in `Claiming` or `Buying`"
+            );
+            let live: u32 = counts.map(|counts| counts.held + counts.sold).sum();
+            let taken: u64 = parts.iter().map(|part| part.quotas.total()).sum();
+            assert_eq!(u64::from(live), taken, "the quotas do not equal the held and sold items of {sale:?}");
+        }
     }
 
     /// Checks that every grant of this run was delivered, was released, or was overdue and has a key with which the
     /// client repeats it.
     fn check_undelivered(&self) {
-        let newest = self.newest_sale();
-        let is_current = |record: &&Record| record.sale == newest;
         let of_run = self.archive.iter().filter(|(key, _)| key.epoch == self.owner.run.epoch);
-        let of_run = || of_run.clone().flat_map(|(_, records)| records).filter(is_current).map(|record| record.event);
+        let of_run = || of_run.clone().flat_map(|(_, records)| records).map(|record| record.event);
         let released = |event| if let LogEvent::Released { code, .. } = event { Some(*code.as_bytes()) } else { None };
         let released: BTreeSet<[u8; 16]> = of_run().filter_map(released).collect();
         for event in of_run() {

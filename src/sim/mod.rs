@@ -4,7 +4,7 @@
 //! In reading order: [`world`] (the machine, its steps and its faults), [`workload`] (commands of buyers), [`shipping`]
 //! (the machine and its database), [`disk`] and [`fake_postgres`] (the simulated disk and database), [`shadow`]
 //! (promises made to buyers), [`auditor`] (checks each answer against them), [`invariants`] (checks of the whole
-//! machine after every step), [`trace`] (the hash of a run), [`small`] (small worlds, tried exhaustively), [`alone`] (a
+//! machine after every step), [`ending`] (the end of a world), [`trace`] (the hash of a run), [`small`] (small worlds, tried exhaustively), [`alone`] (a
 //! single shard).
 //!
 //! Buyers draw from one random stream, the order of events and the faults from another, and the sockets from a third, so
@@ -13,6 +13,7 @@
 mod alone;
 mod auditor;
 mod disk;
+mod ending;
 mod fake_postgres;
 mod invariants;
 mod shadow;

@@ -13,7 +13,7 @@ pub struct Promise {
     pub user: UserId,
     /// Fingerprint of the checkout's key; nil if there is none.
     pub key: Uuid,
-    /// End of the hold, as the answer says.
+    /// End of the hold, as the first answer says.
     pub expires_unix_ms: u64,
     /// Number of the grant in its world.
     pub number: usize,
@@ -21,6 +21,8 @@ pub struct Promise {
     pub event: u64,
     /// Number of answers that have arrived.
     pub answers: u32,
+    /// An extension of the hold was acknowledged.
+    pub is_extended: bool,
     /// A client has asked to cancel the hold.
     pub is_cancel_requested: bool,
     /// The hold cannot expire before this: by the monotonic clock in the same run, by the wall clock in later runs of

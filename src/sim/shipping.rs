@@ -100,11 +100,11 @@ impl World {
         }
     }
 
-    /// Loses the machine, if the database has an owner. Another machine continues the latest sale in the database.
+    /// Loses the machine, if the database has an owner. Another machine continues the sales in the database.
     pub fn take_over(&mut self) {
         let Some(owner) = self.database.tables.owner else { return };
         self.trace.note(format_args!("{} takeover", self.steps));
-        let records = self.database.latest_sale();
+        let records = self.database.needed_sales(&self.rules, self.now.unix_ms);
         let run =
             Run { epoch: self.owner.run.epoch.max(owner.run.epoch) + 1, id: Uuid::from_u128(self.faults.u128(..)) };
         let key = purchases_of(run.epoch, 0);
@@ -119,18 +119,18 @@ impl World {
             self.disk.finish_flush(key);
         }
         self.restored_stream = Some(key);
-        self.taken_over = records.first().map(|record| record.sale);
+        self.taken_over = records.iter().map(|record| record.sale).collect();
         let rows = &self.database.tables.rows;
         let is_kept = |sale, item, code| rows.iter().any(|(_, _, record)| is_purchase(record, sale, item, code));
         let before = self.shadow.bought.len();
-        let latest = records.first().map(|record| record.sale);
         self.shadow.forget(is_kept);
         assert!(
             !self.promises_postgres() || self.shadow.bought.len() == before,
             "Postgres lacks an acknowledged purchase"
         );
-        // The new log has no records of earlier sales, so their promises are removed.
-        self.shadow.forget(|sale, _, _| Some(sale) == latest);
+        // The new log has no records of forgotten sales, so their promises are removed.
+        let taken_over = &self.taken_over;
+        self.shadow.forget(|sale, _, _| taken_over.contains(&sale));
         (self.is_restored, self.clock_epoch) = (false, self.clock_epoch + 1);
         let shards = self.faults.u16(1..5);
         self.now.monotonic_ms = 1 + self.faults.u64(0..1000);

@@ -16,8 +16,8 @@ struct Buyers {
 }
 
 impl Buyers {
-    fn new(buyers: u32, items: u32, repeats: bool) -> Buyers {
-        let mut world = World::small(items, 2, Watermark::Flushed);
+    fn new(buyers: u32, items: u32, repeats: bool, sales_to_begin: u32) -> Buyers {
+        let mut world = World::small(items, 2, Watermark::Flushed, sales_to_begin);
         for buyer in 0..buyers {
             let (item, user) = (ItemId(buyer % items), UserId(buyer.into()));
             let key = if repeats && buyer == 0 { Uuid::from_u128(1) } else { Uuid::nil() };
@@ -57,18 +57,26 @@ impl Buyers {
 
 #[test]
 fn every_order_of_messages_and_flushes() {
-    let orders = [(2, 1), (3, 1), (3, 2)].map(|(buyers, items)| try_every_order(buyers, items, false));
-    let repeated = [(1, 1), (2, 1), (2, 2)].map(|(buyers, items)| try_every_order(buyers, items, true));
+    let orders = [(2, 1), (3, 1), (3, 2)].map(|(buyers, items)| try_every_order(buyers, items, false, 0));
+    let repeated = [(1, 1), (2, 1), (2, 2)].map(|(buyers, items)| try_every_order(buyers, items, true, 0));
     assert!(repeated.iter().sum::<u64>() > 10_000, "{repeated:?}");
     assert!(orders.iter().sum::<u64>() > 200_000, "{orders:?}");
 }
 
+/// The next sale begins at every point of every order.
+#[test]
+fn every_order_of_messages_and_flushes_over_the_turn_of_the_hour() {
+    let orders = [(2, 1), (3, 1), (2, 2)].map(|(buyers, items)| try_every_order(buyers, items, false, 1));
+    let repeated = try_every_order(1, 1, true, 1);
+    assert!(orders.iter().sum::<u64>() > 1_000 && repeated > 1_000, "{orders:?}, {repeated}");
+}
+
 /// Tries every order of actions. Returns the number of orders.
-fn try_every_order(buyers: u32, items: u32, repeats: bool) -> u64 {
+fn try_every_order(buyers: u32, items: u32, repeats: bool, sales_to_begin: u32) -> u64 {
     let mut path: Vec<(usize, usize)> = Vec::new();
     let mut orders = 0u64;
     loop {
-        let mut crowd = Buyers::new(buyers, items, repeats);
+        let mut crowd = Buyers::new(buyers, items, repeats, sales_to_begin);
         let mut depth = 0;
         while crowd.step(|options| {
             if depth == path.len() {
@@ -79,9 +87,13 @@ fn try_every_order(buyers: u32, items: u32, repeats: bool) -> u64 {
         }) {
             depth += 1;
         }
+        crowd.world.begin_everywhere();
         crowd.world.check_rest();
         crowd.check_repetition();
-        assert_eq!(crowd.world.shadow.bought.len(), items as usize, "not every item is sold once");
+        // Every hold is live to the end, so every buyer that got one has bought, also after the end of the sale.
+        let (bought, codes) = (crowd.world.shadow.bought.len(), crowd.world.shadow.codes.len());
+        assert_eq!(bought, codes, "a hold was not bought");
+        assert!(sales_to_begin > 0 || bought == items as usize, "not every item is sold once");
         orders += 1;
         while path.pop_if(|(choice, options)| *choice + 1 == *options).is_some() {}
         match path.last_mut() {
@@ -98,7 +110,7 @@ fn a_crash_at_every_point_and_in_recovery() {
         for point in 0.. {
             let choose = |options: usize| [0, options - 1, options / 2, schedule * 7 % options][schedule];
             let is_over = {
-                let mut buyers = Buyers::new(2, 1, repeats);
+                let mut buyers = Buyers::new(2, 1, repeats, 0);
                 !(0..point).all(|_| buyers.step(choose))
             };
             if is_over {
@@ -109,7 +121,7 @@ fn a_crash_at_every_point_and_in_recovery() {
             for kept in [u64::MAX, 0, 0x5555_5555_5555_5555, 1, !1] {
                 for seals in [None, Some(0), Some(1), Some(2)] {
                     for shards in 1..4 {
-                        let mut buyers = Buyers::new(2, 1, repeats);
+                        let mut buyers = Buyers::new(2, 1, repeats, 0);
                         (0..point).for_each(|_| assert!(buyers.step(choose)));
                         let mut sector = 0;
                         buyers.world.crash_with(shards, seals, || {

@@ -1,4 +1,4 @@
-//! The commands of simulated buyers: reserve, buy, repeat with the same key, cancel, guess codes.
+//! The commands of simulated buyers: reserve, buy, repeat with the same key, extend, cancel, guess codes.
 
 use super::shadow::{Promise, Shadow};
 use crate::sale::code::Code;
@@ -11,7 +11,7 @@ pub const USERS: i64 = 4;
 
 /// Draws the command of the next buyer.
 pub fn next(chance: &mut fastrand::Rng, items: u32, shadow: &Shadow) -> Command {
-    match chance.u32(0..18) {
+    match chance.u32(0..20) {
         // Item `items` does not exist. A third of the checkouts has no key.
         0..8 => Command::Checkout {
             item: ItemId(chance.u32(0..=items)),
@@ -24,6 +24,7 @@ pub fn next(chance: &mut fastrand::Rng, items: u32, shadow: &Shadow) -> Command 
         }
         13..15 => repeated_checkout(chance, shadow),
         15..17 => Command::Cancel { code: some_code(chance, shadow) },
+        17..19 => Command::Extend { code: some_code(chance, shadow) },
         _ => Command::Purchase { code: Code::from_bytes([0x88; 16]), key: Uuid::nil() },
     }
 }

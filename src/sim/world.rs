@@ -10,7 +10,7 @@ use crate::log::block::StreamKey;
 use crate::log::ownership::{Memory, Owner, Run};
 use crate::log::replay::Replay;
 use crate::operate::item_states::ItemStates;
-use crate::sale::code::{Code, CodeGenerator};
+use crate::sale::code::CodeGenerator;
 use crate::sale::command::{Command, Outcome, Withdrawal};
 use crate::sale::deferred::Watermark;
 use crate::sale::effects::Effects;
@@ -18,18 +18,20 @@ use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
 use crate::sale::message::{Reply, Request};
 use crate::sale::partition::Partition;
 use crate::sale::record::{LogEvent, Record};
-use crate::sale::shard::{Rules, Shard, ShardEvent};
-use crate::sale::stock::ItemState;
+use crate::sale::rules::Rules;
+use crate::sale::shard::{Shard, ShardEvent};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use uuid::Uuid;
 
 /// Largest number of items per user.
 pub const USER_LIMIT: u32 = 2;
 const TTL_MS: u32 = 100;
+const EXTENSION_MS: u32 = 60;
 const PERIOD_MS: u64 = 2_000;
 
+/// A message on its way.
 #[derive(Debug)]
-enum Message {
+pub enum Message {
     Request(Request),
     Reply(Reply),
 }
@@ -43,15 +45,17 @@ pub enum Action {
     StartFlush(u16),
     /// The flush in progress of a log ends, and its records are durable.
     FinishFlush(u16),
+    /// The next sale begins on the first shard.
+    NextSale,
 }
 
 /// One shard's purchase log in this run.
 #[derive(Default)]
-struct WorldLog {
-    records: Vec<Record>,
+pub struct WorldLog {
+    pub records: Vec<Record>,
     /// Number of records in the flush in progress.
-    flushing: Option<usize>,
-    flushed: usize,
+    pub flushing: Option<usize>,
+    pub flushed: usize,
 }
 
 /// The simulated machine, its clients and its database.
@@ -66,8 +70,8 @@ pub struct World {
     pub archive: BTreeMap<StreamKey, Vec<Record>>,
     /// The stream that the latest takeover copied from the database. It is not shipped back.
     pub restored_stream: Option<StreamKey>,
-    /// The sale that the latest takeover copied from the database. Users may exceed the limit in it.
-    pub taken_over: Option<SaleId>,
+    /// The sales that the latest takeover copied from the database. Users may exceed the limit in them.
+    pub taken_over: BTreeSet<SaleId>,
     /// Requests without an answer, by ticket.
     pub pending: BTreeMap<u64, OpenRequest>,
     /// Event since which each free item has been free without interruption.
@@ -78,18 +82,22 @@ pub struct World {
     /// Number of events that shards have applied. A step may apply several.
     pub events: u64,
     pub now: Moment,
+    /// The latest time that the wall clock has shown.
+    pub latest_unix_ms: u64,
+    /// Number of sales that may still begin by [`Action::NextSale`].
+    pub sales_to_begin: u32,
     /// Incremented when the wall clock jumps and when the machine is lost. Holds of an earlier era may end at any time.
     pub clock_epoch: u32,
-    logs: Vec<WorldLog>,
+    pub logs: Vec<WorldLog>,
     pub disk: Disk,
     /// Messages in each lane, by sender, receiver, and whether it is the lane for replies.
-    lanes: BTreeMap<(u16, u16, bool), VecDeque<Message>>,
+    pub lanes: BTreeMap<(u16, u16, bool), VecDeque<Message>>,
     /// Tickets for which no client waits any more. Their answers may still arrive.
     abandoned: BTreeSet<u64>,
     /// The failures of sockets before an answer is written, and the reasons of withdrawals.
     sockets: fastrand::Rng,
     /// Whether sockets fail before the answers to granted checkouts are written.
-    loses_answers: bool,
+    pub loses_answers: bool,
     /// The time of every grant, by code.
     granted: BTreeMap<[u8; 16], GrantTime>,
     tickets: u64,
@@ -118,9 +126,14 @@ impl World {
     }
 
     /// Creates a world of the given size, for exhaustive tests.
-    pub fn small(items: u32, shards: u16, purchase_ack: Watermark) -> Self {
+    ///
+    /// The first sale ends in 10 ms, and `sales_to_begin` sales may begin after it.
+    pub fn small(items: u32, shards: u16, purchase_ack: Watermark, sales_to_begin: u32) -> Self {
         let [traffic, faults] = [0, 1].map(fastrand::Rng::with_seed);
-        Self::with(items, shards, purchase_ack, traffic, faults, false)
+        let mut world = Self::with(items, shards, purchase_ack, traffic, faults, false);
+        world.now.unix_ms += PERIOD_MS - 10;
+        world.sales_to_begin = sales_to_begin;
+        world
     }
 
     fn with(
@@ -133,7 +146,15 @@ impl World {
     ) -> Self {
         let period_s = (PERIOD_MS / 1000) as u32;
         let mut world = World {
-            rules: Rules { period_s, items, user_limit: USER_LIMIT, ttl_ms: TTL_MS, purchase_ack },
+            rules: Rules {
+                period_s,
+                items,
+                user_limit: USER_LIMIT,
+                ttl_ms: TTL_MS,
+                extension_ms: EXTENSION_MS,
+                receipts_ms: PERIOD_MS,
+                purchase_ack,
+            },
             partition: Partition::new(1),
             shards: Vec::new(),
             item_states: ItemStates::new(Partition::new(1), 0, &[]),
@@ -141,7 +162,7 @@ impl World {
             database: FakePostgres::default(),
             archive: BTreeMap::new(),
             restored_stream: None,
-            taken_over: None,
+            taken_over: BTreeSet::new(),
             pending: BTreeMap::new(),
             items_free: BTreeMap::new(),
             users_free: BTreeMap::new(),
@@ -149,6 +170,8 @@ impl World {
             events: 0,
             clock_epoch: 0,
             now: Moment { monotonic_ms: 1, unix_ms: 1_000_000 },
+            latest_unix_ms: 0,
+            sales_to_begin: 0,
             logs: Vec::new(),
             disk: Disk::default(),
             lanes: BTreeMap::new(),
@@ -178,7 +201,7 @@ impl World {
             None => Action::StartFlush(shard),
             Some(_) => Action::FinishFlush(shard),
         });
-        lanes.chain(logs).collect()
+        lanes.chain(logs).chain((self.sales_to_begin > 0).then_some(Action::NextSale)).collect()
     }
 
     /// Makes one of the possible actions happen.
@@ -191,6 +214,12 @@ impl World {
                 self.start_flush(shard, log.records.len() - log.flushed, 1);
             }
             Action::FinishFlush(shard) => self.finish_flush(shard),
+            Action::NextSale => {
+                self.sales_to_begin -= 1;
+                let left = PERIOD_MS - self.now.unix_ms % PERIOD_MS;
+                self.now = Moment { monotonic_ms: self.now.monotonic_ms + left, unix_ms: self.now.unix_ms + left };
+                self.apply(0, ShardEvent::Tick);
+            }
         }
     }
 
@@ -322,6 +351,8 @@ impl World {
         let mut sectors = self.faults.clone();
         self.faults.u64(..);
         self.now.monotonic_ms = 1 + self.faults.u64(0..1000);
+        // The next run may have another stock, from its next sale on.
+        self.rules.items = if self.faults.u32(0..4) == 0 { self.faults.u32(1..6) } else { self.rules.items };
         // Keep all sectors, none, or each at random.
         self.crash_with(shards, seals, || kind == 0 || (kind > 1 && sectors.bool()));
     }
@@ -359,11 +390,11 @@ impl World {
         self.archive = self.disk.read().expect("a disk without damage can be read");
         self.archive.retain(|_, records| !records.is_empty());
         self.disk.seal(usize::MAX);
-        let mut replay = Replay::new(self.partition, self.now);
+        let mut replay = Replay::new(self.partition, self.rules, self.rules.longest_hold_ms(), self.now);
         for record in self.archive.values().flatten() {
             replay.record(record).unwrap_or_else(|error| panic!("{record:?} cannot be replayed: {error}"));
         }
-        let (inventories, found) = replay.finish(&self.rules).expect("the log is consistent");
+        let (inventories, found) = replay.finish().expect("the log is consistent");
         self.owner.run = Run { epoch: self.owner.run.epoch + 1, id: Uuid::from_u128(self.faults.u128(..)) };
         self.trace.note(format_args!("{} run {} with {shards} shards: {found:?}", self.steps, self.owner.run.epoch));
         self.lanes.clear();
@@ -402,14 +433,17 @@ impl World {
             promise.is_cancel_requested = true;
         }
         self.apply(shard, ShardEvent::Tick);
+        self.shards[usize::from(shard)].prepare(self.now);
         self.apply(shard, ShardEvent::Sale(self.newest_sale()));
         self.apply(shard, ShardEvent::Command(Ticket(self.tickets), command));
     }
 
-    fn deliver(&mut self, lane: (u16, u16, bool)) {
+    /// Delivers the oldest message of a lane, in a turn of the receiver.
+    pub fn deliver(&mut self, lane: (u16, u16, bool)) {
         let (from, to, _) = lane;
         let message = self.lanes.get_mut(&lane).and_then(VecDeque::pop_front).expect("the lane has a message");
         self.trace.note(format_args!("{} {from} to {to}: {message:?}", self.steps));
+        self.apply(to, ShardEvent::Tick);
         self.apply(to, ShardEvent::Sale(self.newest_sale()));
         match message {
             Message::Request(request) => self.apply(to, ShardEvent::Request(ShardId(from), request)),
@@ -417,7 +451,8 @@ impl World {
         }
     }
 
-    fn start_flush(&mut self, shard: u16, count: usize, per_block: usize) {
+    /// Starts to flush `count` records of a log, with at most `per_block` in each block.
+    pub fn start_flush(&mut self, shard: u16, count: usize, per_block: usize) {
         let (key, log) = (purchases_of(self.owner.run.epoch, shard), &mut self.logs[usize::from(shard)]);
         if count > 0 && self.disk.has_room(key, count) {
             let records = &log.records[log.flushed..log.flushed + count];
@@ -426,7 +461,8 @@ impl World {
         }
     }
 
-    fn finish_flush(&mut self, shard: u16) {
+    /// Ends the flush in progress of a log.
+    pub fn finish_flush(&mut self, shard: u16) {
         let (key, log) = (purchases_of(self.owner.run.epoch, shard), &mut self.logs[usize::from(shard)]);
         self.disk.finish_flush(key);
         log.flushed += log.flushing.take().expect("a flush is in progress");
@@ -442,6 +478,7 @@ impl World {
     /// Applies an event to a shard, carries out its effects, and checks what readers see.
     pub fn apply(&mut self, shard: u16, event: ShardEvent) {
         let mut effects = Effects::default();
+        self.latest_unix_ms = self.latest_unix_ms.max(self.now.unix_ms);
         self.shards[usize::from(shard)].apply(event, self.now, &mut effects);
         self.events += 1;
         effects.changes.drain(..).for_each(|change| self.item_states.show(ShardId(shard), change));
@@ -488,7 +525,7 @@ impl World {
         assert_eq!(pending.shard, shard, "the answer comes from a shard that is not the origin");
         let item = match pending.command {
             Command::Checkout { item, .. } => Some(item),
-            Command::Purchase { code, .. } | Command::Cancel { code } => {
+            Command::Purchase { code, .. } | Command::Cancel { code } | Command::Extend { code } => {
                 self.shadow.codes.get(code.as_bytes()).map(|promise| promise.item)
             }
         };
@@ -498,7 +535,8 @@ impl World {
             run: self.owner.run.epoch,
             clock_epoch: self.clock_epoch,
             event: self.events,
-            ttl_ms: TTL_MS.into(),
+            rules: &self.rules,
+            latest_unix_ms: self.latest_unix_ms,
             granted: granted.map(|code| self.granted[code.as_bytes()]),
             durable: &self.archive,
             appended: &self.logs.iter().flat_map(|log| log.records.iter().copied()).collect::<Vec<_>>(),
@@ -506,67 +544,5 @@ impl World {
             user_free_since: user_of(&pending.command).and_then(|user| self.users_free.get(&user).copied()),
         };
         audit(&mut self.shadow, pending, outcome, &now);
-    }
-
-    // --- the end ---
-
-    /// Delivers all messages, flushes and ships all records, then checks the machine at rest and the database.
-    pub fn settle(&mut self) {
-        // After the wall clock was set back, a tick alone does not bring every shard to the newest sale.
-        let sale = self.newest_sale();
-        (0..self.partition.shards()).for_each(|shard| self.apply(shard, ShardEvent::Sale(sale)));
-        for _ in 0..10_000 {
-            while let Some(lane) = self.lanes.iter().find(|(_, lane)| !lane.is_empty()).map(|(key, _)| *key) {
-                self.deliver(lane);
-            }
-            for shard in 0..self.partition.shards() {
-                if self.logs[usize::from(shard)].flushing.is_none() {
-                    let log = &self.logs[usize::from(shard)];
-                    self.start_flush(shard, log.records.len() - log.flushed, 63);
-                }
-                if self.logs[usize::from(shard)].flushing.is_some() {
-                    self.finish_flush(shard);
-                }
-                self.apply(shard, ShardEvent::Tick);
-            }
-            self.ship();
-            if self.refused {
-                return;
-            }
-            let is_shipped = self.positions.as_ref().is_some_and(|positions| {
-                self.archive.iter().all(|(key, records)| positions.get(key) == Some(&(records.len() as u64)))
-            });
-            let is_flushed = self.logs.iter().all(|log| log.flushed == log.records.len());
-            if is_shipped && is_flushed && self.lanes.values().all(VecDeque::is_empty) {
-                self.check_rest();
-                return self.check_database();
-            }
-        }
-        panic!("messages, flushes or shipping do not come to an end");
-    }
-
-    /// Lets all holds expire, then checks that new buyers can buy every item that is not sold yet.
-    pub fn sell_out(&mut self) {
-        self.now.monotonic_ms += u64::from(TTL_MS);
-        self.loses_answers = false;
-        self.settle();
-        if self.refused {
-            return;
-        }
-        let terms = *self.shards[0].terms();
-        for item in (0..terms.items).map(ItemId) {
-            let user = UserId(1_000 + i64::from(item.0));
-            let shard = item.0 as u16 % self.partition.shards();
-            self.command(shard, Command::Checkout { item, user, key: Uuid::nil() });
-            self.settle();
-            let code = self.shadow.codes.iter().find(|(_, promise)| (promise.sale, promise.user) == (terms.sale, user));
-            if let Some(code) = code.map(|(bytes, _)| Code::from_bytes(*bytes)) {
-                self.command(shard, Command::Purchase { code, key: Uuid::nil() });
-                self.settle();
-            }
-        }
-        let slots =
-            self.shards.iter().flat_map(|shard| (0..shard.stock().items()).map(|slot| shard.stock().state(slot)));
-        assert!(slots.into_iter().all(|state| state == ItemState::Sold), "an item cannot be sold");
     }
 }

@@ -44,7 +44,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 /// Version of this protocol. It increases when the meaning of a message changes.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// Environment variable that marks a process as the new one of an upgrade. The value is the process id of the old
 /// process, and standard input is the socket.
 pub const VARIABLE: &str = "STAMPEDE_TAKES_OVER_FROM";
@@ -53,7 +53,7 @@ pub const DESCRIPTORS_MAX: usize = 250;
 /// Bytes of connection state in one message, approximately: requests in progress and unsent answers. A client with more
 /// state gets a message of its own.
 pub const SNAPSHOT_BYTES_MAX: usize = 64 * 1024;
-/// Bytes of the longest message. JSON writes each byte as a decimal number; the kernel accepts 416 KiB by default.
+/// Bytes of the longest message. JSON writes a byte as one to six bytes; the kernel accepts 416 KiB by default.
 const MESSAGE_BYTES_MAX: usize = 400 * 1024;
 /// Time after which sending fails because the other process does not receive.
 const SEND_TIME: Duration = Duration::from_secs(5);

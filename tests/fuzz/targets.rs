@@ -10,13 +10,13 @@ use stampede::http::route::{Route, route as find_route};
 use stampede::log::block::{self, BLOCK_BYTES, Header, LogKind, StreamId};
 use stampede::log::replay::Replay;
 use stampede::log::stream::{self as streams, Ending, SegmentBytes};
-use stampede::sale::code::{Code, CodeSpace, ITEMS_MAX};
+use stampede::sale::code::{Code, ITEMS_MAX};
 use stampede::sale::command::Command;
 use stampede::sale::deferred::Watermark;
 use stampede::sale::ids::{ItemId, Moment, SaleId, UserId};
 use stampede::sale::partition::Partition;
 use stampede::sale::record::{BLOCK_RECORDS, LogEvent, RECORD_BYTES, Record, RefusalReason};
-use stampede::sale::shard::Rules;
+use stampede::sale::rules::Rules;
 use uuid::Uuid;
 
 /// A fuzz target, which panics on bytes that reveal a defect.
@@ -74,11 +74,13 @@ pub fn route(bytes: &[u8]) {
         let text = format!("{line} HTTP/1.1\r\nHost: x\r\n\r\n");
         parse_head(text.as_bytes()).ok().flatten().map(|head| find_route(&head, &Origins::None).1)
     };
-    for line in ["POST /checkout", "POST /purchase", "DELETE /checkout"] {
+    for line in ["POST /checkout", "POST /purchase", "DELETE /checkout", "POST /checkout/extend"] {
         let Some(Route::Command(command, _)) = ask(&format!("{line}?{query}")) else { continue };
         let canonical = match command {
             Command::Checkout { item, user, .. } => format!("item_id={}&user_id={}", item.0, user.0),
-            Command::Purchase { code, .. } | Command::Cancel { code } => format!("code={code}"),
+            Command::Purchase { code, .. } | Command::Cancel { code } | Command::Extend { code } => {
+                format!("code={code}")
+            }
         };
         let given = percent_encoding::percent_decode_str(&query).decode_utf8_lossy().to_lowercase();
         for pair in canonical.split('&') {
@@ -221,9 +223,17 @@ const ITEMS: u32 = 64;
 /// Checks that any records in any order are replayed or refused one by one, and that the result is a consistent sale.
 pub fn replay(bytes: &[u8]) {
     let now = Moment { monotonic_ms: 1_000, unix_ms: 3_600_000 * 500 };
-    let rules = Rules { period_s: 3600, items: ITEMS, user_limit: 10, ttl_ms: 100, purchase_ack: Watermark::Flushed };
+    let rules = Rules {
+        period_s: 3600,
+        items: ITEMS,
+        user_limit: 10,
+        ttl_ms: 100,
+        extension_ms: 0,
+        receipts_ms: 3_600_000,
+        purchase_ack: Watermark::Flushed,
+    };
     let Some((&shards, bytes)) = bytes.split_first() else { return };
-    let mut replay = Replay::new(Partition::new(u16::from(shards % 8) + 1), now);
+    let mut replay = Replay::new(Partition::new(u16::from(shards % 8) + 1), rules, 100, now);
     for bytes in bytes.as_chunks::<RECORD_BYTES>().0 {
         let Ok(mut record) = Record::decode(bytes) else { continue };
         if let LogEvent::SaleOpened { items, .. } = &mut record.event
@@ -234,11 +244,12 @@ pub fn replay(bytes: &[u8]) {
         // Recovery continues after a contradiction, which may concern a sale that is no longer relevant.
         let _ = replay.record(&record);
     }
-    let Ok((inventories, found)) = replay.finish(&rules) else { return };
-    let terms = inventories[0].terms;
+    let Ok((inventories, found)) = replay.finish() else { return };
+    let terms = inventories[0].open().terms;
     assert!(found.sold + found.held <= terms.items && terms.items <= ITEMS);
-    assert!(inventories.iter().all(|inventory| inventory.terms == terms));
-    let _ = Code::from_bytes([0x8f; 16]).destination(&CodeSpace::new(&terms));
+    assert!(inventories.iter().all(|inventory| inventory.open().terms == terms));
+    assert!(inventories.iter().all(|inventory| inventory.parts.len() == inventories[0].parts.len()));
+    let _ = Code::from_bytes([0x8f; 16]).place();
 }
 
 /// Checks that any text is a database URL or an error, and that the place of a URL has the documented form.

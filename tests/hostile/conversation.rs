@@ -43,7 +43,7 @@ pub struct Conversation {
 
 impl Conversation {
     pub fn new() -> Conversation {
-        Conversation { connection: Connection::new(0), heard: 0, requests: Vec::new(), answers: Vec::new() }
+        Conversation { connection: Connection::new(0, 75_000), heard: 0, requests: Vec::new(), answers: Vec::new() }
     }
 
     /// Receives `bytes` in pieces of these lengths, and then the rest.

@@ -19,7 +19,7 @@ fn outcome(answer: &Answer) -> &'static str {
         Answer::Refused(problem) => problem.about().slug,
         Answer::Shown => "200",
         Answer::Listed => "204",
-        Answer::Asked(Command::Purchase { .. } | Command::Cancel { .. }) => "code-unknown",
+        Answer::Asked(Command::Purchase { .. } | Command::Cancel { .. } | Command::Extend { .. }) => "code-unknown",
         Answer::Asked(Command::Checkout { item, .. }) if item.0 == COVETED => "the item",
         Answer::Asked(Command::Checkout { .. }) => "invalid-parameter",
     }

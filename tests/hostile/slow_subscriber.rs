@@ -8,7 +8,9 @@ use stampede::operate::item_states::ItemStates;
 use stampede::operate::request_timer::RequestTimer;
 use stampede::operate::status::{Phase, Status};
 use stampede::sale::ids::{Moment, SaleId, ShardId, Terms};
+use stampede::sale::part::Part;
 use stampede::sale::partition::Partition;
+use stampede::sale::parts::Parts;
 use stampede::sale::stock::Counts;
 use stampede::server::item_pages::OnSale;
 use stampede::server::sockets::Server;
@@ -17,6 +19,7 @@ use stampede::system::clock::Clock;
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 const SALE: Terms = Terms { sale: SaleId(7), items: 100, user_limit: 1 };
 /// Bytes of pending output, more than the kernel buffers for a client that does not read.
@@ -32,9 +35,10 @@ fn told_by_then(until_ms: u64) -> (String, bool) {
     let run = async move {
         let status = Arc::new(Status::new(Phase::Serving, 1, false));
         let item_states = ItemStates::new(Partition::new(1), SALE.items, &[]);
+        let parts = Parts::new(ShardId(0), Partition::new(1), vec![Part::empty(SALE)]);
         let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let request_timer = RequestTimer::new(status.clone(), ShardId(0), Clock::start());
-        let mut server = Server::new(&bell, 4, request_timer, Origins::None).unwrap();
+        let mut server = Server::new(&bell, 4, request_timer, Origins::None, Duration::from_secs(75)).unwrap();
         let (mut client, socket) = UnixStream::pair().unwrap();
         socket.set_nonblocking(true).unwrap();
         client.set_nonblocking(true).unwrap();
@@ -45,7 +49,7 @@ fn told_by_then(until_ms: u64) -> (String, bool) {
             status.shards[0].publish_sales(SALE.sale, Counts { claiming: 0, held: 0, buying: 0, sold });
             server.poll(0);
             server.serve(now, &mut |_, _, _, _, _| panic!("the subscriber sends no request"));
-            let sale = OnSale { terms: SALE, period_s: 3600, item_states: &item_states, unix_ms: now.unix_ms };
+            let sale = OnSale { parts: &parts, period_s: 3600, item_states: &item_states, unix_ms: now.unix_ms };
             let facts = Facts { status: &status, sale: Some(sale), known: None };
             server.send_events(now, |told, out| told.update(&facts, now.monotonic_ms, out));
             server.write_replies(now);

@@ -226,6 +226,62 @@ fn an_image_is_kept_until_the_sale_ends() {
     assert!(server.terminate().success());
 }
 
+/// A receipt names the image of its own sale, which the next sale does not change.
+#[test]
+fn the_image_of_a_receipt_outlives_its_sale() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["--sale-period", "2s", "--items", "20", "--shards", "2"]);
+    let mut client = server.connect();
+    let receipt = loop {
+        let reserved = client.checkout(1, 7);
+        // The sale may end between the two requests: try again in the next one.
+        let bought = client.purchase(&reserved.body);
+        if bought.status == 200 {
+            break bought.json();
+        }
+    };
+    let (sale, path) = (&receipt["sale_id"], receipt["item_image"].as_str().unwrap());
+    assert_eq!(path, format!("/items/7/image.svg?sale={sale}"));
+    let first = client.request(&format!("GET {path}"));
+    assert_eq!((first.status, first.header("content-type")), (200, Some("image/svg+xml")));
+    assert_eq!(first.header("cache-control"), Some("public, max-age=31536000, immutable"));
+    assert!(first.body.contains(receipt["item_name"].as_str().unwrap()), "{first:?}");
+    wait_until("the sale has ended", || client.sale()["sale_id"] != *sale);
+    let later = client.request(&format!("GET {path}"));
+    assert_eq!((&later.body, later.header("etag")), (&first.body, first.header("etag")));
+    let known = format!("If-None-Match: {}\r\n", first.header("etag").unwrap());
+    let same = client.try_request(&format!("GET {path}"), &known).unwrap();
+    assert_eq!((same.status, same.header("cache-control")), (304, first.header("cache-control")));
+    assert_ne!(image(&mut client, 7).1, first.body, "without a sale, the path shows the current one");
+    assert!(server.terminate().success());
+}
+
+/// Images of sales that have not begun, and of items that the sale cannot have, do not exist.
+#[test]
+fn images_of_earlier_sales_are_drawn_and_of_later_ones_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--items", "20"]].concat());
+    let mut client = server.connect();
+    let sale = client.sale()["sale_id"].as_u64().unwrap();
+    let mut get = |item: u32, sale: u64| client.request(&format!("GET /items/{item}/image.svg?sale={sale}"));
+    for (item, sale) in [(0, sale), (19, sale), (20, sale - 1), (16_777_215, sale - 1), (7, 0)] {
+        let drawn = get(item, sale);
+        assert_eq!(drawn.status, 200, "{item} in {sale}: {drawn:?}");
+        let name = ItemName(SaleId(sale as u32), ItemId(item)).to_string();
+        assert!(drawn.body.contains(&name), "{name}: {drawn:?}");
+    }
+    for (item, sale) in [(20, sale), (0, sale + 1), (0, u32::MAX.into()), (16_777_216, sale - 1), (u32::MAX, 0)] {
+        let refused = get(item, sale);
+        assert_eq!((refused.status, refused.problem().as_str()), (404, "not-found"), "{item} in {sale}");
+        assert_eq!(refused.header("cache-control"), Some("no-store"), "a later sale may have it");
+    }
+    // The current sale has the same image with and without its id, but only with it the image stays.
+    let (tag, body) = image(&mut client, 7);
+    let named = client.request(&format!("GET /items/7/image.svg?sale={sale}"));
+    assert_eq!((named.header("etag"), &named.body), (Some(tag.as_str()), &body));
+    assert!(server.terminate().success());
+}
+
 #[test]
 fn what_is_asked_wrongly_is_explained() {
     let dir = tempfile::tempdir().unwrap();
@@ -240,6 +296,11 @@ fn what_is_asked_wrongly_is_explained() {
             refused.json()["detail"].as_str().unwrap().contains(&format!("give {name} at most once")),
             "{refused:?}"
         );
+    }
+    for query in ["sale=", "sale=x", "sale=01", "sale=4294967296", "sale=1&sale=1"] {
+        let refused = client.request(&format!("GET /items/1/image.svg?{query}"));
+        assert_eq!((refused.status, refused.problem().as_str()), (400, "invalid-parameter"), "{query}");
+        assert!(refused.json()["detail"].as_str().unwrap().contains("give sale at most once"), "{refused:?}");
     }
     for path in ["/items/20", "/items/20/image.svg", "/items/x", "/items/01", "/items/", "/items/1/image.png"] {
         let refused = client.request(&format!("GET {path}"));
@@ -264,7 +325,9 @@ fn postgres_has_the_names_that_readers_are_told() {
     drop(server);
     let server = start();
     let items = items(&mut server.connect(), 200);
-    wait_until("the catalogue is complete", || cluster.count("select sum(catalogued) from sales") == 45_000);
+    // The table has no row until the first batch is persisted, and the sum of no rows is null.
+    let catalogued = "select coalesce(sum(catalogued), 0) from sales";
+    wait_until("the catalogue is complete", || cluster.count(catalogued) == 45_000);
     assert!(server.terminate().success());
     let rows = cluster.ask("select item_id || '|' || name || '|' || image_url from sale_items order by item_id");
     let text = |value: &Value| value.as_str().unwrap().to_owned();

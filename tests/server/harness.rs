@@ -20,6 +20,8 @@ pub const LONG_SALE: [&str; 2] = ["--sale-period", "365days"];
 
 /// Time limit for every wait of a test.
 const PATIENCE: Duration = Duration::from_secs(40);
+/// Time limit for the return of a place in the quota, which takes a few turns of two shards on an idle machine.
+const QUOTA_RETURN_TIME: Duration = Duration::from_secs(5);
 
 /// A running server, killed when dropped.
 pub struct Server {
@@ -478,6 +480,22 @@ impl Client {
         let response = self.checkout(user, item);
         assert_eq!(response.status, 200, "{response:?}");
         response.body
+    }
+
+    /// Reserves an item, which must be available, for a user whose place in the quota has just become free. The message
+    /// that returns the place may reach the user's owner after the client has the answer to its release, so
+    /// `user-limit` is asked again for a limited time. Every other refusal fails at once. Returns the code.
+    pub fn reserve_after_release(&mut self, user: i64, item: u32) -> String {
+        let end = Instant::now() + QUOTA_RETURN_TIME;
+        loop {
+            let response = self.checkout(user, item);
+            if response.status == 200 {
+                return response.body;
+            }
+            assert_eq!(response.problem(), "user-limit", "{response:?}");
+            assert!(Instant::now() < end, "the quota was not returned");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     pub fn try_purchase(&mut self, code: &str) -> std::io::Result<Response> {

@@ -26,6 +26,8 @@ pub struct Log {
     pub checkouts: HashMap<String, Hold>,
     pub purchases: HashMap<String, Hold>,
     pub releases: HashMap<String, (u64, ReleaseReason)>,
+    /// Milliseconds by which holds were extended, by code.
+    pub extensions: HashMap<String, u64>,
     pub holds_of_item: HashMap<u32, Vec<Hold>>,
     pub holds_of_user: HashMap<i64, Vec<Hold>>,
     /// Sale and Unix time in milliseconds of each purchase, by item.
@@ -101,6 +103,10 @@ impl Log {
                 self.purchases.insert(code.to_string(), hold);
             }
             LogEvent::Released { code, reason, .. } => _ = self.releases.insert(code.to_string(), (unix_ms, reason)),
+            LogEvent::Extended { code, by_ms, .. } => {
+                let other = self.extensions.insert(code.to_string(), u64::from(by_ms));
+                assert!(other.is_none(), "a hold was extended twice");
+            }
             LogEvent::Refused { .. } => panic!("a refusal in the purchase log"),
         }
     }

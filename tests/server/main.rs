@@ -28,6 +28,7 @@ mod harness;
 mod history;
 mod hostile;
 mod isolate;
+mod keep_alive;
 mod load;
 mod log;
 mod log_in_use;

@@ -149,7 +149,7 @@ fn lines() -> impl Iterator<Item = (Operation, String)> {
     known.map(|operation| {
         let query = match operation {
             Operation::Checkout => "?user_id=9&item_id=9",
-            Operation::Purchase | Operation::Cancel => "?code=5217a1a2-e116-86c4-ae9f-b285fb710516",
+            Operation::Purchase | Operation::Cancel | Operation::Extend => "?code=00002a9c-04e1-86c4-ae9f-b285fb710516",
             _ => "",
         };
         (operation, format!("{}{query}", name(operation).replace("{id}", "1")))
@@ -247,6 +247,8 @@ fn meet_in_peace(api: &Api, server: &Server) {
     for query in ["?limit=200&offset=4294967295", "?limit=201", "?offset=-1"] {
         ask(Operation::Items, query, "");
     }
+    ask(Operation::Image, "?sale=x", "");
+    assert_eq!(ask(Operation::Image, "?sale=1", "").status, 200);
     let tag = ask(Operation::Image, "", "").header("etag").unwrap().to_owned();
     assert_eq!(ask(Operation::Image, "", &format!("If-None-Match: {tag}\r\n")).status, 304);
     for operation in [Operation::Item, Operation::Image] {

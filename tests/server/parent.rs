@@ -318,6 +318,7 @@ fn descriptors_that_the_parent_has_left_open_are_counted() {
         serde_json::from_str::<serde_json::Value>(&line).unwrap()["max_connections"].as_u64().unwrap()
     };
     let left_open = "for n in {10..209}; do eval \"exec $n</dev/null\"; done";
-    // The shell itself uses one of them.
-    assert!((199..=200).contains(&(connections("") - connections(left_open))));
+    // The shell and the server open and close some themselves meanwhile.
+    let fewer = connections("") - connections(left_open);
+    assert!((190..=210).contains(&fewer), "{fewer}");
 }

@@ -89,7 +89,8 @@ fn the_catalogue_has_the_names_that_buyers_were_told() {
         })
         .collect();
     assert!(server.terminate().success());
-    let names = cluster.ask("select name || ' ' || image_url from sale_items order by item_id");
+    let query = "select name || ' ' || image_url || '?sale=' || sale_id from sale_items order by item_id";
+    let names = cluster.ask(query);
     assert_eq!(names.lines().count(), 300);
     for (row, receipt) in names.lines().zip(&receipts) {
         let told = [&receipt["item_name"], &receipt["item_image"]].map(|text| text.as_str().unwrap().to_owned());

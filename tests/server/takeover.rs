@@ -52,7 +52,7 @@ fn an_empty_data_directory_takes_over_mid_sale() {
         assert_eq!(client.purchase(&sold).problem(), "code-used");
         assert_eq!(client.purchase(&held).status, 200, "the hold is still valid");
         assert_eq!(client.request(&format!("DELETE /checkout?code={}", full[0])).status, 204);
-        client.reserve(2, 30);
+        client.reserve_after_release(2, 30);
         client.reserve(9, 12);
         // From now on, the server's own log has the complete state.
         server.kill();

@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_stampede_global_optspecs
-    string join \n check-config listen= admin-listen= admin-host= shards= data-dir= items= user-limit= sale-period= reservation-ttl= log-budget= database-url= ack= recover-from= max-connections= steering= cors-origin= drain-delay= drain-timeout= env-file= log-format= h/help V/version
+    string join \n check-config listen= admin-listen= admin-host= shards= data-dir= items= user-limit= sale-period= reservation-ttl= extension= receipts= log-budget= database-url= ack= recover-from= max-connections= idle-timeout= steering= cors-origin= drain-delay= drain-timeout= env-file= log-format= h/help V/version
 end
 
 function __fish_stampede_needs_command
@@ -33,6 +33,8 @@ complete -c stampede -n "__fish_stampede_needs_command" -l items -d 'Number of i
 complete -c stampede -n "__fish_stampede_needs_command" -l user-limit -d 'Number of items that one user may hold and have bought together in a sale. A change applies from the next sale on [env: USER_LIMIT, APP_USER_LIMIT] [default: 10]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l sale-period -d 'Length of a sale, in whole seconds. Sales begin at multiples of it since 1970-01-01 UTC: with 1h, on every full hour. It cannot change for an existing data directory [env: SALE_PERIOD] [default: 1h]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l reservation-ttl -d 'Time for which a checkout holds its item. Then the item is available again [env: RESERVATION_TTL] [default: 30s]' -r -f
+complete -c stampede -n "__fish_stampede_needs_command" -l extension -d 'Time by which a client can extend its hold once, by POST /checkout/extend; 0s: never [env: EXTENSION] [default: 0s]' -r -f
+complete -c stampede -n "__fish_stampede_needs_command" -l receipts -d 'Time after the end of a sale for which repeated requests with its codes and keys still get their answers, and GET /sales/{id} shows it. Each sale that is remembered needs memory for its items [env: RECEIPTS] [default: 1h, or four sale periods if that is shorter]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l log-budget -d 'Disk space for the logs of all shards, at least 1MiB for each shard. When it is used up, the server removes records of ended sales, refused attempts first; if that is not enough, it refuses checkouts [env: LOG_BUDGET] [default: 1GiB]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l database-url -d 'PostgreSQL database to which every record is persisted, such as postgres://user@host/name. It can also be set in parts: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT [env: DATABASE_URL] [default: none: only the log is written]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l ack -d 'What the 200 of a purchase waits for. local: the flush to the local disk. postgres: also the commit in Postgres [env: ACK] [default: local]' -r -f -a "local\t''
@@ -41,6 +43,7 @@ complete -c stampede -n "__fish_stampede_needs_command" -l recover-from -d 'Whic
 log\t''
 postgres\t''"
 complete -c stampede -n "__fish_stampede_needs_command" -l max-connections -d 'Number of client connections at once. Further connections are answered 503 and closed [env: MAX_CONNECTIONS] [default: 16384, or fewer if the descriptor limit is lower]' -r -f
+complete -c stampede -n "__fish_stampede_needs_command" -l idle-timeout -d 'Time after which a connection without a request is closed. Answers state it in the header Keep-Alive. A proxy in front must close its idle connections earlier [env: IDLE_TIMEOUT] [default: 75s]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l steering -d 'Which shard gets a new connection. hash: any shard, by address and port. cpu: the shard on the CPU where the connection arrived, for network cards that distribute connections over the CPUs [env: STEERING] [default: hash]' -r -f -a "hash\t''
 cpu\t''"
 complete -c stampede -n "__fish_stampede_needs_command" -l cors-origin -d 'Origins of web pages that may use the API from a browser, separated by commas, such as https://shop.example; * for every origin [env: CORS_ORIGIN] [default: none: web pages of other origins cannot use the API]' -r -f

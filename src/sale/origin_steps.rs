@@ -1,0 +1,58 @@
+//! The steps of a shard as origin, which has the client: it sends the client's command to the item's owner, and the
+//! outcome to the client.
+
+use crate::sale::command::{Command, Outcome};
+use crate::sale::effects::Effects;
+use crate::sale::ids::{ItemId, Moment, Ticket};
+use crate::sale::message::{Checkout, Request};
+use crate::sale::record::RefusalReason;
+use crate::sale::shard::Shard;
+use uuid::Uuid;
+
+impl Shard {
+    pub(crate) fn command(&mut self, ticket: Ticket, command: Command, now: Moment, effects: &mut Effects) {
+        let (code, request) = match command {
+            Command::Checkout { item, user, key } => {
+                let checkout = Checkout { sale: self.terms().sale, item, user, key };
+                return self.checkout(ticket, checkout, now, effects);
+            }
+            Command::Purchase { code, key } => (code, Request::Confirm { ticket, code, key }),
+            Command::Cancel { code } => (code, Request::Cancel { ticket, code }),
+            Command::Extend { code } => (code, Request::Extend { ticket, code }),
+        };
+        // The owner decides what a code is worth. This shard may not know the sale of the code: it may have slept through
+        // a sale when the clock was set forward.
+        match code.place() {
+            Some(place) => self.ask(self.partition.owner_of_item(place.item), request, now, effects),
+            None => effects.answers.push((ticket, Outcome::CodeUnknown)),
+        }
+    }
+
+    pub(crate) fn checkout(&mut self, ticket: Ticket, checkout: Checkout, now: Moment, effects: &mut Effects) {
+        let Checkout { sale, item, key, .. } = checkout;
+        let open = self.parts.open();
+        if item.0 >= open.terms.items && !self.may_repeat(item, key) {
+            return effects.answers.push((ticket, Outcome::NoSuchItem));
+        }
+        // With a key, the owner of the item decides: the checkout may repeat that of the buyer.
+        if key.is_nil() && open.knows_sold(item) {
+            self.log_refusal(&checkout, RefusalReason::ItemSold, now, effects);
+            return effects.answers.push((ticket, Outcome::ItemSold { sale, item }));
+        }
+        self.ask(self.partition.owner_of_item(item), Request::Reserve { ticket, checkout }, now, effects);
+    }
+
+    /// Returns whether a checkout with this key may repeat one of an ended sale, which may have had more items.
+    fn may_repeat(&self, item: ItemId, key: Uuid) -> bool {
+        !key.is_nil() && self.parts.iter().any(|part| item.0 < part.terms.items)
+    }
+
+    pub(crate) fn answer_client(&mut self, ticket: Ticket, outcome: Outcome, effects: &mut Effects) {
+        if let Outcome::ItemSold { sale, item } | Outcome::Purchased { sale, item } = outcome
+            && let Some(part) = self.parts.get_mut(sale)
+        {
+            part.note_sold(item);
+        }
+        effects.answers.push((ticket, outcome));
+    }
+}

@@ -1,0 +1,72 @@
+//! A shard's part of one sale: its items, the quotas of its users, and what it knows of the items of other shards.
+
+use crate::sale::ids::{ItemId, ShardId, Terms};
+use crate::sale::partition::Partition;
+use crate::sale::quotas::Quotas;
+use crate::sale::stock::{Counts, Stock};
+
+/// A shard's part of one sale.
+pub struct Part {
+    /// Terms of the sale.
+    pub terms: Terms,
+    /// The shard's items.
+    pub stock: Stock,
+    /// Quotas of the shard's users.
+    pub quotas: Quotas,
+    /// Bitmap of the items that this shard, as origin, knows to be sold. `Sold` is final.
+    known_sold: Vec<u64>,
+    /// The result of the sale has been reported.
+    pub is_reported: bool,
+}
+
+impl Part {
+    /// Creates the part that `shard` has of a sale in which nothing is reserved.
+    pub fn new(terms: Terms, partition: Partition, shard: ShardId) -> Self {
+        let mut part = Part::empty(terms);
+        part.reuse(terms);
+        part.build(partition.owned_items(shard, terms.items), usize::MAX);
+        part
+    }
+
+    /// Creates a part without items, for a sale with `terms`.
+    pub fn empty(terms: Terms) -> Self {
+        let (stock, quotas) = (Stock::new(0), Quotas::new(terms.user_limit, 0));
+        Part { terms, stock, quotas, known_sold: Vec::new(), is_reported: false }
+    }
+
+    /// Makes this part one without items, for a sale with `terms`. It keeps its memory.
+    pub fn reuse(&mut self, terms: Terms) {
+        let Part { stock, quotas, known_sold, .. } = self;
+        (self.terms, self.is_reported) = (terms, false);
+        stock.clear();
+        quotas.clear(terms.user_limit);
+        known_sold.clear();
+    }
+
+    /// Builds up to `most` items, and memory for the same number of words of the bitmap. Returns whether the part has
+    /// all `items` items that the shard owns.
+    pub fn build(&mut self, items: usize, most: usize) -> bool {
+        self.quotas.allocate(items);
+        let words = (self.terms.items as usize).div_ceil(64);
+        self.known_sold.reserve_exact(words - self.known_sold.len());
+        self.known_sold.resize(words.min(self.known_sold.len().saturating_add(most)), 0);
+        self.stock.grow(items, most) && self.known_sold.len() == words
+    }
+
+    /// Returns whether this shard, as origin, knows that the item is sold.
+    pub fn knows_sold(&self, item: ItemId) -> bool {
+        self.known_sold[item.0 as usize / 64] >> (item.0 % 64) & 1 == 1
+    }
+
+    /// Notes, as origin, that the item is sold.
+    pub fn note_sold(&mut self, item: ItemId) {
+        self.known_sold[item.0 as usize / 64] |= 1 << (item.0 % 64);
+    }
+
+    /// Returns whether an item is claimed, held or being bought, so that the number of sold items can still rise after
+    /// the end of the sale.
+    pub fn is_live(&self) -> bool {
+        let Counts { claiming, held, buying, .. } = self.stock.counts();
+        claiming + held + buying > 0
+    }
+}

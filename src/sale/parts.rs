@@ -1,0 +1,188 @@
+//! The sales that a shard knows, side by side. Each has a [`Part`]:
+//!
+//! 1. *Prepared*: the part of the next sale, built ahead in slices, because memory for millions of items takes longer
+//!    to fill than a turn may last.
+//! 2. *Open*: the newest sale. Only this one grants checkouts.
+//! 3. *Closing*: the sale has ended, and items are still held. A hold can be bought, released and extended until it
+//!    ends, as its checkout promised.
+//! 4. *Closed*: nothing is held any more. Repeated requests still get their answers.
+//! 5. *Forgotten*, after [`Rules::receipts_ms`]. The memory of the part is used again for the next sale.
+//!
+//! Usually there are two or three parts, and at most [`ENDED_MAX`] ended ones, so a linear scan from the newest one is
+//! the fastest lookup.
+
+use crate::sale::code::{Code, SALES_BACK_MAX};
+use crate::sale::command::Outcome;
+use crate::sale::effects::EndedShare;
+use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Terms};
+use crate::sale::item_state::Hold;
+use crate::sale::part::Part;
+use crate::sale::partition::Partition;
+use crate::sale::rules::Rules;
+use crate::sale::stock::Counts;
+use std::collections::VecDeque;
+
+/// Number of ended sales that a shard may know at most: the settings allow no longer holds and receipts.
+pub const ENDED_MAX: u16 = 256;
+
+/// Items that one turn builds of the next sale: 256 KiB, which take less than 0.1 ms.
+const SLICE_ITEMS: usize = 4096;
+/// Milliseconds before a sale at which its part begins to be built, or half the length of a sale, if that is shorter.
+const PREPARATION_MS: u64 = 60_000;
+
+/// The sales whose records the log must keep. Records of other sales are needed only for receipts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeededSales {
+    /// The open sale.
+    pub open: SaleId,
+    /// The oldest sale in which an item is held, or the open one.
+    pub oldest_live: SaleId,
+}
+
+impl NeededSales {
+    /// Every sale.
+    pub const ALL: NeededSales = NeededSales { open: SaleId(0), oldest_live: SaleId(0) };
+}
+
+/// The parts of all sales that a shard knows.
+pub struct Parts {
+    id: ShardId,
+    partition: Partition,
+    open: Part,
+    /// Parts of ended sales, newest first.
+    ended: VecDeque<Part>,
+    /// The part of the next sale, while it is built and when it is ready.
+    prepared: Option<Part>,
+    is_ready: bool,
+    /// Parts of forgotten sales, whose memory is used again. Their number never exceeds that of the parts known before.
+    spare: Vec<Part>,
+}
+
+impl Parts {
+    /// Creates the parts of shard `id` from those that it knows, oldest first. The last one is open.
+    pub fn new(id: ShardId, partition: Partition, mut known: Vec<Part>) -> Self {
+        let open = known.pop().expect("a shard knows at least one sale");
+        let ended = known.into_iter().rev().collect();
+        Parts { id, partition, open, ended, prepared: None, is_ready: false, spare: Vec::new() }
+    }
+
+    /// Returns the part of the open sale.
+    pub fn open(&self) -> &Part {
+        &self.open
+    }
+
+    /// Returns the part of the open sale.
+    pub fn open_mut(&mut self) -> &mut Part {
+        &mut self.open
+    }
+
+    /// Returns all parts but the prepared one, newest first.
+    pub fn iter(&self) -> impl Iterator<Item = &Part> {
+        std::iter::once(&self.open).chain(&self.ended)
+    }
+
+    /// Returns the parts of ended sales, newest first.
+    pub fn ended_mut(&mut self) -> impl Iterator<Item = &mut Part> {
+        self.ended.iter_mut()
+    }
+
+    /// Returns the part of `sale`, if the shard knows it.
+    pub fn get(&self, sale: SaleId) -> Option<&Part> {
+        self.iter().find(|part| part.terms.sale == sale)
+    }
+
+    /// Returns the part of `sale`, if the shard knows it.
+    pub fn get_mut(&mut self, sale: SaleId) -> Option<&mut Part> {
+        if self.open.terms.sale == sale {
+            return Some(&mut self.open);
+        }
+        self.ended.iter_mut().find(|part| part.terms.sale == sale)
+    }
+
+    /// Returns the sale and the item to which a code leads.
+    ///
+    /// # Errors
+    /// The outcome with which the code is refused, if it leads to no item of a known sale.
+    pub fn locate(&self, code: Code) -> Result<(SaleId, ItemId), Outcome> {
+        let place = code.place().ok_or(Outcome::CodeUnknown)?;
+        match self.iter().find(|part| place.is_in(part.terms.sale)) {
+            Some(Part { terms, .. }) if place.item.0 < terms.items => Ok((terms.sale, place.item)),
+            Some(_) => Err(Outcome::CodeUnknown),
+            None if place.sales_before(self.open.terms.sale) <= SALES_BACK_MAX => Err(Outcome::SaleEnded),
+            None => Err(Outcome::CodeUnknown),
+        }
+    }
+
+    /// Begins the sale with `terms`, which is newer than all others.
+    pub fn begin(&mut self, terms: Terms) {
+        let mut next = self.prepared.take().unwrap_or_else(|| Part::empty(terms));
+        // The prepared part may have been meant for an earlier sale, if the clock was set forward.
+        next.terms = terms;
+        // Nothing is left to do if the sale was prepared in time.
+        next.build(self.partition.owned_items(self.id, terms.items), usize::MAX);
+        self.is_ready = false;
+        self.ended.push_front(std::mem::replace(&mut self.open, next));
+    }
+
+    /// Builds a slice of the next sale, if it is due. Returns whether another slice is due.
+    pub fn prepare(&mut self, rules: &Rules, now: Moment) -> bool {
+        let next = rules.terms(SaleId(self.open.terms.sale.0.saturating_add(1)));
+        let opens_ms = rules.starts_ms(next.sale);
+        if self.is_ready || now.unix_ms + PREPARATION_MS.min(u64::from(rules.period_s) * 500) < opens_ms {
+            return false;
+        }
+        let spare = &mut self.spare;
+        let part = self.prepared.get_or_insert_with(|| {
+            let mut part = spare.pop().unwrap_or_else(|| Part::empty(next));
+            part.reuse(next);
+            part
+        });
+        self.is_ready = part.build(self.partition.owned_items(self.id, next.items), SLICE_ITEMS);
+        !self.is_ready
+    }
+
+    /// Returns the results of the ended sales in which nothing is held any more, each once.
+    pub fn close(&mut self) -> impl Iterator<Item = EndedShare> {
+        let closed = self.ended.iter_mut().filter(|part| !part.is_reported && !part.is_live());
+        closed.map(|part| {
+            part.is_reported = true;
+            let (sold, items) = (part.stock.counts().sold, part.stock.items() as u32);
+            EndedShare { sale: part.terms.sale, sold, items }
+        })
+    }
+
+    /// Forgets the closed sales whose receipts are not needed any more.
+    pub fn forget(&mut self, rules: &Rules, now: Moment) {
+        let is_over = |part: &mut Part| !part.is_live() && now.unix_ms >= rules.forgotten_at_ms(part.terms.sale);
+        while let Some(oldest) = self.ended.pop_back_if(is_over) {
+            self.spare.push(oldest);
+        }
+    }
+
+    /// Returns the sales whose records the log must keep.
+    pub fn needed(&self) -> NeededSales {
+        let oldest_live = self.ended.iter().rev().find(|part| part.is_live()).unwrap_or(&self.open);
+        NeededSales { open: self.open.terms.sale, oldest_live: oldest_live.terms.sale }
+    }
+
+    /// Frees an item whose hold has ended by `now_ms` (monotonic). Returns its sale, its slot and the hold.
+    pub fn expire(&mut self, now_ms: u64) -> Option<(SaleId, usize, Hold)> {
+        std::iter::once(&mut self.open).chain(&mut self.ended).find_map(|part| {
+            let (slot, hold) = part.stock.expire(now_ms)?;
+            Some((part.terms.sale, slot, hold))
+        })
+    }
+
+    /// Returns when the next hold ends, in monotonic milliseconds.
+    pub fn next_expiry_ms(&self) -> Option<u64> {
+        self.iter().filter_map(|part| part.stock.next_expiry_ms()).min()
+    }
+
+    /// Returns how many items of all sales are claimed, and how many are held.
+    pub fn claiming_and_held(&self) -> (u64, u64) {
+        let counts = self.iter().map(|part| part.stock.counts());
+        counts.fold((0, 0), |(claims, holds), Counts { claiming, held, .. }| {
+            (claims + u64::from(claiming), holds + u64::from(held))
+        })
+    }
+}

@@ -1,0 +1,77 @@
+//! The end of a world: everything in progress is finished, and what is left is sold.
+
+use super::world::World;
+use crate::sale::code::Code;
+use crate::sale::command::Command;
+use crate::sale::ids::{ItemId, UserId};
+use crate::sale::item_state::ItemState;
+use crate::sale::shard::ShardEvent;
+use std::collections::VecDeque;
+use uuid::Uuid;
+
+impl World {
+    /// Begins the newest sale on every shard.
+    pub fn begin_everywhere(&mut self) {
+        let sale = self.newest_sale();
+        (0..self.partition.shards()).for_each(|shard| self.apply(shard, ShardEvent::Sale(sale)));
+    }
+
+    /// Delivers all messages, flushes and ships all records, then checks the machine at rest and the database.
+    pub fn settle(&mut self) {
+        // After the wall clock was set back, a tick alone does not bring every shard to the newest sale.
+        self.begin_everywhere();
+        for _ in 0..10_000 {
+            while let Some(lane) = self.lanes.iter().find(|(_, lane)| !lane.is_empty()).map(|(key, _)| *key) {
+                self.deliver(lane);
+            }
+            for shard in 0..self.partition.shards() {
+                if self.logs[usize::from(shard)].flushing.is_none() {
+                    let log = &self.logs[usize::from(shard)];
+                    self.start_flush(shard, log.records.len() - log.flushed, 63);
+                }
+                if self.logs[usize::from(shard)].flushing.is_some() {
+                    self.finish_flush(shard);
+                }
+                self.apply(shard, ShardEvent::Tick);
+            }
+            self.ship();
+            if self.refused {
+                return;
+            }
+            let is_shipped = self.positions.as_ref().is_some_and(|positions| {
+                self.archive.iter().all(|(key, records)| positions.get(key) == Some(&(records.len() as u64)))
+            });
+            let is_flushed = self.logs.iter().all(|log| log.flushed == log.records.len());
+            if is_shipped && is_flushed && self.lanes.values().all(VecDeque::is_empty) {
+                self.check_rest();
+                return self.check_database();
+            }
+        }
+        panic!("messages, flushes or shipping do not come to an end");
+    }
+
+    /// Lets all holds expire, then checks that new buyers can buy every item that is not sold yet.
+    pub fn sell_out(&mut self) {
+        self.now.monotonic_ms += self.rules.longest_hold_ms();
+        self.loses_answers = false;
+        self.settle();
+        if self.refused {
+            return;
+        }
+        let terms = *self.shards[0].terms();
+        for item in (0..terms.items).map(ItemId) {
+            let user = UserId(1_000 + i64::from(item.0));
+            let shard = item.0 as u16 % self.partition.shards();
+            self.command(shard, Command::Checkout { item, user, key: Uuid::nil() });
+            self.settle();
+            let code = self.shadow.codes.iter().find(|(_, promise)| (promise.sale, promise.user) == (terms.sale, user));
+            if let Some(code) = code.map(|(bytes, _)| Code::from_bytes(*bytes)) {
+                self.command(shard, Command::Purchase { code, key: Uuid::nil() });
+                self.settle();
+            }
+        }
+        let slots =
+            self.shards.iter().flat_map(|shard| (0..shard.stock().items()).map(|slot| shard.stock().state(slot)));
+        assert!(slots.into_iter().all(|state| state == ItemState::Sold), "an item cannot be sold");
+    }
+}
