@@ -2,19 +2,27 @@
 
 use stampede::config::fatal::{self, Fatal};
 use stampede::config::flags::SETTINGS;
-use stampede::config::logging;
 use stampede::config::settings::{Config, Sources};
+use stampede::config::{env_file, logging, output};
 use stampede::log_tool::arguments::{self, LogCommand};
 use stampede::log_tool::{dump, sale_report, scan, verify};
 use stampede::process::supervisor::Supervisor;
-use stampede::process::{manual, start};
+use stampede::process::{manual, signals, start};
 use std::collections::BTreeMap;
-use std::io::{BufWriter, Write, stdout};
+use std::fs;
+use std::io::{BufWriter, ErrorKind, IsTerminal, stdout};
 
 fn main() {
-    let arguments = manual::command().get_matches();
+    let arguments = manual::command().try_get_matches().unwrap_or_else(|error| {
+        // Help and version are output. A terminal gets them with colors, as it gets errors.
+        if error.use_stderr() || stdout().is_terminal() {
+            error.exit()
+        }
+        end_command(print(&error.render().to_string()));
+        std::process::exit(error.exit_code())
+    });
     if let Some(text) = manual::asked_for(&arguments) {
-        return print!("{text}");
+        return end_command(print(&text));
     }
     let (log_command, given) = arguments::asked_for(&arguments).unzip();
     let given = given.unwrap_or(&arguments);
@@ -22,65 +30,74 @@ fn main() {
     // A command accepts only some of the flags.
     let value = |flag: &str| given.try_get_one::<String>(flag).ok().flatten().cloned();
     let flags = flags.filter_map(|flag| Some((flag, value(flag)?))).collect();
-    let environment = &|name: &str| std::env::var(name).ok();
-    let mut sources = Sources { flags, environment, env_file: String::new(), in_file: BTreeMap::new() };
-    sources.env_file = sources.env_file_path();
-    let config = read(&sources.env_file).and_then(|in_file| {
-        sources.in_file = in_file;
-        Config::new(&sources).map_err(|bad| Fatal::Settings(bad.to_string()))
-    });
-    let config = config.unwrap_or_else(|reason| exit_with_error(&reason));
+    let config = read_settings(flags).unwrap_or_else(|reason| exit_with_error(&reason));
     if let Some(command) = log_command {
-        return run_log_command(&command, &config).unwrap_or_else(|reason| exit_with_error(&reason));
+        return end_command(run_log_command(&command, &config));
     }
     if arguments.get_flag("check-config") {
-        return println!("{config}");
+        return end_command(print(&format!("{config}\n")));
     }
-    logging::start(config.log_format);
+    // Before the first thread starts, because threads inherit the signal mask.
+    let signals = signals::catch().unwrap_or_else(|reason| exit_with_error(&reason));
+    logging::start(config.log_format).unwrap_or_else(|error| exit_with_error(&error.into()));
     fatal::exit_on_panic();
-    let ended = start::start(config).and_then(|supervisor| supervisor.map_or(Ok(()), Supervisor::run));
+    let ended = start::start(config, signals).and_then(|supervisor| supervisor.map_or(Ok(()), Supervisor::run));
     match ended {
         Ok(()) => tracing::info!(exit_code = 0, "stopped"),
         Err(reason) => reason.exit(),
     }
+    logging::flush();
+}
+
+/// Prints the output of a command.
+fn print(text: &str) -> Result<(), Fatal> {
+    output::print(text).map_err(unwritable)
+}
+
+fn unwritable(error: std::io::Error) -> Fatal {
+    Fatal::Host(format!("standard output cannot be written: {error}"))
+}
+
+/// Ends a command.
+fn end_command(result: Result<(), Fatal>) {
+    result.unwrap_or_else(|reason| exit_with_error(&reason));
 }
 
 /// Exits before the server has started, with a line on standard error.
 fn exit_with_error(reason: &Fatal) -> ! {
-    // Write the line at once: in an upgrade, two processes write to the same standard error.
-    let line = format!("stampede: {reason}\n");
-    eprint!("{line}");
+    output::complain(&format!("stampede: {reason}"));
     std::process::exit(reason.exit_code());
 }
 
 /// Runs a `stampede log` command, and prints its result on standard output.
 fn run_log_command(command: &LogCommand, config: &Config) -> Result<(), Fatal> {
     let (report, verdict) = match command {
-        LogCommand::Dump(filter) => return dump::dump(config, filter, &mut BufWriter::new(stdout().lock())),
+        LogCommand::Dump(filter) => {
+            return dump::dump(config, filter, &mut BufWriter::new(output::standard_output().map_err(unwritable)?));
+        }
         LogCommand::Verify => scan::look(|report| verify::verify(config, report)),
         LogCommand::Sale(sale) => scan::look(|report| sale_report::add_up(config, *sale, report)),
     };
-    // If standard output is closed, the exit code still has the result.
-    let _ = stdout().write_all(report.as_bytes());
-    verdict
+    // The verdict on the log matters more than a report that cannot be written.
+    let printed = print(&report);
+    verdict.and(printed)
+}
+
+/// Reads the settings from the flags, the environment and the env file.
+fn read_settings(flags: BTreeMap<&'static str, String>) -> Result<Config, Fatal> {
+    let environment = &|name: &str| std::env::var_os(name);
+    let mut sources = Sources { flags, environment, env_file: String::new(), in_file: BTreeMap::new() };
+    let invalid = |bad: stampede::config::settings::BadSetting| Fatal::Settings(bad.to_string());
+    sources.env_file = sources.env_file_path().map_err(invalid)?;
+    sources.in_file = read(&sources.env_file)?;
+    Config::new(&sources).map_err(invalid)
 }
 
 /// Reads the variables of an env file. Only the default file `.env` may be missing.
 fn read(file: &str) -> Result<BTreeMap<String, String>, Fatal> {
-    let lines = match dotenvy::from_path_iter(file) {
-        Ok(lines) => lines,
-        Err(error) if error.not_found() && file == ".env" => return Ok(BTreeMap::new()),
-        Err(error) => return Err(Fatal::Settings(format!("--env-file {file} cannot be read: {error}"))),
-    };
-    let mut variables = BTreeMap::new();
-    let mut place = "at the beginning".to_owned();
-    for line in lines {
-        // Do not repeat the line: it may contain a password.
-        let (name, value) = line.map_err(|_| {
-            Fatal::Settings(format!("{file} has an invalid line {place}; put values with spaces in quotes"))
-        })?;
-        place = format!("after {name}");
-        variables.insert(name, value);
+    match fs::read_to_string(file) {
+        Ok(text) => env_file::parse(&text).map_err(|bad| Fatal::Settings(format!("--env-file {file}: {bad}"))),
+        Err(error) if error.kind() == ErrorKind::NotFound && file == ".env" => Ok(BTreeMap::new()),
+        Err(error) => Err(Fatal::Settings(format!("--env-file {file} cannot be read: {error}"))),
     }
-    Ok(variables)
 }

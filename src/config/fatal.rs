@@ -3,6 +3,7 @@
 //! An error on one shard ends the whole process, if the running process cannot repair it. The next start then recovers
 //! from the log.
 
+use crate::config::logging::{self, LoggingError};
 use thiserror::Error;
 
 /// Reason for which the process ends, with a message for the operator.
@@ -54,10 +55,19 @@ impl Fatal {
 
     /// Exits the process at once, with one log line.
     pub fn exit(&self) -> ! {
-        // Hold the lock until the exit, so that no other thread writes after this line.
-        let _stderr = std::io::stderr().lock();
+        logging::begin_end();
         tracing::error!(exit_code = self.exit_code(), "{self}");
+        logging::flush();
         std::process::exit(self.exit_code())
+    }
+}
+
+impl From<LoggingError> for Fatal {
+    fn from(error: LoggingError) -> Fatal {
+        match error {
+            LoggingError::Filter => Fatal::Settings(error.to_string()),
+            LoggingError::Thread(_) => Fatal::Host(error.to_string()),
+        }
     }
 }
 
@@ -66,7 +76,7 @@ pub const INTERNAL_ERROR: i32 = 70;
 
 /// Every exit code with its meaning, for the manual page. `docs/operations.md` has the same table.
 pub const EXIT_CODES: &[(i32, &str)] = &[
-    (0, "stopped by SIGTERM or SIGINT, replaced by an upgrade in place, or a command succeeded"),
+    (0, "stopped by SIGTERM, SIGINT or SIGQUIT, replaced by an upgrade in place, or a command succeeded"),
     (2, "a setting or an argument is invalid"),
     (3, "cannot listen on the address of --listen or --admin-listen"),
     (4, "the data directory is locked, cannot be read or written, or does not match the settings"),
@@ -84,8 +94,9 @@ pub const EXIT_CODES: &[(i32, &str)] = &[
 /// Installs a hook that makes a panic on any thread end the process, with one log line.
 pub fn exit_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
-        let _stderr = std::io::stderr().lock();
+        logging::begin_end();
         tracing::error!(exit_code = INTERNAL_ERROR, "internal error: {panic}");
+        logging::flush();
         std::process::exit(INTERNAL_ERROR);
     }));
 }

@@ -26,6 +26,10 @@ pub const SETTINGS: &[Setting] = &[
     Setting { flag: "admin-listen", variables: &["ADMIN_LISTEN"], value: "ADDRESS:PORT", default: "127.0.0.1:8081",
         help: "Address and port of the dashboard and of /metrics for Prometheus; port 0 takes a free port. \
             APP_METRICS_PORT sets only the port. This port has no authentication" },
+    Setting { flag: "admin-host", variables: &["ADMIN_HOST"], value: "NAMES",
+        default: "(none: only IP addresses and localhost)",
+        help: "Host names under which clients may address the admin port, separated by commas, besides IP addresses \
+            and localhost. Requests with another name in Host are answered 421" },
     Setting { flag: "shards", variables: &["SHARDS"], value: "NUMBER",
         default: "(the number of CPUs that this process may use)",
         help: "Number of threads that serve clients. Each thread is pinned to its own CPU if there are enough CPUs" },
@@ -75,7 +79,7 @@ pub const SETTINGS: &[Setting] = &[
         help: "Origins of web pages that may use the API from a browser, separated by commas, such as \
             https://shop.example; * for every origin" },
     Setting { flag: "drain-delay", variables: &["DRAIN_DELAY"], value: "DURATION", default: "0s",
-        help: "After SIGTERM or SIGINT: time for which the server still sells while /readyz already answers 503, so \
+        help: "After a signal to stop: time for which the server still sells while /readyz already answers 503, so \
             that load balancers stop sending clients" },
     Setting { flag: "drain-timeout", variables: &["DRAIN_TIMEOUT"], value: "DURATION", default: "10s",
         help: "After the drain delay: maximum time to finish requests in flight, flush the log and persist it in \

@@ -6,7 +6,8 @@
 //! 2. its variables in the order of the table. Each variable is looked up in the environment, and then in the env file;
 //! 3. its default.
 //!
-//! A variable with an empty value counts as not set. In the environment, it also hides the same variable in the file.
+//! A variable with an empty value counts as not set. In the environment, it also hides the same variable in the file. A
+//! value that is not UTF-8 is an error, and not a reason to use another source.
 
 use crate::config::database_url::DatabaseUrl;
 use crate::config::flags::SETTINGS;
@@ -15,6 +16,7 @@ use crate::sale::deferred::Watermark;
 use crate::sale::parts::ENDED_MAX;
 use crate::sale::rules::Rules;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -64,6 +66,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Address of the admin port.
     pub admin_listen: SocketAddr,
+    /// Host names under which the admin port answers, in addition to IP addresses and `localhost`.
+    pub admin_hosts: Vec<String>,
     /// Number of shards. `None`: derived from the CPUs.
     pub shards: Option<u16>,
     /// Directory of the log.
@@ -90,6 +94,10 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Path of the env file.
     pub env_file: String,
+    /// Whether the env file exists and sets a variable.
+    pub has_env_file: bool,
+    /// Whether `--ack` is set, and not its default.
+    pub is_ack_given: bool,
     /// Format of log lines. `None`: derived from standard error.
     pub log_format: Option<LogFormat>,
 }
@@ -104,7 +112,7 @@ pub struct Sources<'a> {
     /// Values of flags, by the name of the flag.
     pub flags: BTreeMap<&'static str, String>,
     /// Lookup of a variable in the environment.
-    pub environment: &'a dyn Fn(&str) -> Option<String>,
+    pub environment: &'a dyn Fn(&str) -> Option<OsString>,
     /// Path of the env file.
     pub env_file: String,
     /// Variables in the env file.
@@ -159,33 +167,52 @@ impl RawSetting {
 
 impl Sources<'_> {
     /// Returns the path of the env file, which has more variables.
-    pub fn env_file_path(&self) -> String {
-        self.get("env-file").expect("the setting has a default").text
+    ///
+    /// # Errors
+    /// The variable `ENV_FILE` is not UTF-8.
+    pub fn env_file_path(&self) -> Result<String, BadSetting> {
+        Ok(self.get("env-file")?.text)
     }
 
-    fn variable(&self, name: &str) -> Option<RawSetting> {
-        let given = (self.environment)(name).map(|text| (text, String::new()));
-        let given =
-            given.or_else(|| self.in_file.get(name).map(|text| (text.clone(), format!(" in {}", self.env_file))));
+    fn variable(&self, name: &str) -> Result<Option<RawSetting>, BadSetting> {
+        let given = match (self.environment)(name).map(OsString::into_string) {
+            Some(Ok(text)) => Some((text, String::new())),
+            Some(Err(_)) => {
+                return Err(BadSetting(format!("{name} is not UTF-8; set it to text in UTF-8, or unset it")));
+            }
+            None => self.in_file.get(name).map(|text| (text.clone(), format!(" in {}", self.env_file))),
+        };
         // An empty value counts as not set: compose files and unit files pass variables without a value as empty ones.
-        given
-            .filter(|(text, _)| !text.is_empty())
-            .map(|(text, place)| RawSetting { text, origin: format!("{name}{place}") })
+        let given = given.filter(|(text, _)| !text.is_empty());
+        Ok(given.map(|(text, place)| RawSetting { text, origin: format!("{name}{place}") }))
     }
 
-    /// Returns the value of a setting. A default in parentheses is no value.
-    fn get(&self, flag: &str) -> Option<RawSetting> {
+    /// Returns the first of these variables that is set.
+    fn first_of(&self, names: &[&str]) -> Result<Option<RawSetting>, BadSetting> {
+        // Errors count as found.
+        let found = names.iter().map(|name| self.variable(name)).find(|found| !matches!(found, Ok(None)));
+        found.unwrap_or(Ok(None))
+    }
+
+    /// Returns the value of a setting, unless it is not set.
+    fn given(&self, flag: &str) -> Result<Option<RawSetting>, BadSetting> {
         let setting = SETTINGS.iter().find(|setting| setting.flag == flag).expect("the setting is in the table");
-        let flag = self.flags.get(flag).map(|text| RawSetting { text: text.clone(), origin: format!("--{flag}") });
-        let given = flag.or_else(|| setting.variables.iter().find_map(|name| self.variable(name)));
-        given.or_else(|| {
-            let default = Some(setting.default).filter(|default| !default.starts_with('('))?;
-            Some(RawSetting { text: default.into(), origin: format!("the default of --{}", setting.flag) })
-        })
+        match self.flags.get(flag) {
+            Some(text) => Ok(Some(RawSetting { text: text.clone(), origin: format!("--{flag}") })),
+            None => self.first_of(setting.variables),
+        }
+    }
+
+    /// Returns the value of a setting that has a default.
+    fn get(&self, flag: &str) -> Result<RawSetting, BadSetting> {
+        let setting = SETTINGS.iter().find(|setting| setting.flag == flag).expect("the setting is in the table");
+        assert!(!setting.default.starts_with('('), "a default in parentheses is no value");
+        let default = || RawSetting { text: setting.default.into(), origin: format!("the default of --{flag}") };
+        Ok(self.given(flag)?.unwrap_or_else(default))
     }
 
     fn database(&self) -> Result<Option<DatabaseUrl>, BadSetting> {
-        let mut database = match (self.get("database-url"), self.variable("DB_HOST")) {
+        let mut database = match (self.given("database-url")?, self.variable("DB_HOST")?) {
             // Do not repeat the value: it may contain a password.
             (Some(url), _) => DatabaseUrl::parse(&url.text).map_err(|why| {
                 BadSetting(format!(
@@ -196,7 +223,7 @@ impl Sources<'_> {
             (None, Some(host)) => self.database_from_parts(&host.text)?,
             (None, None) => return Ok(None),
         };
-        if let Some(password) = self.variable("DB_PASSWORD").filter(|_| database.config.get_password().is_none()) {
+        if let Some(password) = self.variable("DB_PASSWORD")?.filter(|_| database.config.get_password().is_none()) {
             database.config.password(password.text);
         }
         Ok(Some(database))
@@ -205,16 +232,16 @@ impl Sources<'_> {
     fn database_from_parts(&self, host: &str) -> Result<DatabaseUrl, BadSetting> {
         let mut config = tokio_postgres::Config::new();
         config.host(host);
-        if let Some(port) = self.variable("DB_PORT") {
+        if let Some(port) = self.variable("DB_PORT")? {
             config.port(port.number(1..=65535)? as u16);
         }
-        config.user(self.variable("DB_USER").map_or("stampede".into(), |user| user.text));
-        config.dbname(self.variable("DB_NAME").map_or("stampede".into(), |name| name.text));
+        config.user(self.variable("DB_USER")?.map_or("stampede".into(), |user| user.text));
+        config.dbname(self.variable("DB_NAME")?.map_or("stampede".into(), |name| name.text));
         let mut database = DatabaseUrl::new(config);
-        if let Some(mode) = self.variable("DB_SSL_MODE") {
+        if let Some(mode) = self.variable("DB_SSL_MODE")? {
             database.tls = mode.choice("disable, prefer, require or verify-full")?;
         }
-        database.root_certificates = self.variable("DB_SSL_ROOT_CERT").map(|path| path.text.into());
+        database.root_certificates = self.variable("DB_SSL_ROOT_CERT")?.map(|path| path.text.into());
         database.settle().map_err(BadSetting)?;
         Ok(database)
     }
@@ -222,14 +249,14 @@ impl Sources<'_> {
     /// Returns the time for which ended sales are remembered.
     fn receipts(&self, period: Duration) -> Result<Duration, BadSetting> {
         let most = period * u32::from(ENDED_MAX);
-        let given = self.get("receipts").map(|raw| raw.duration(Duration::ZERO..=most, "milliseconds"));
+        let given = self.given("receipts")?.map(|raw| raw.duration(Duration::ZERO..=most, "milliseconds"));
         given.unwrap_or_else(|| Ok(RECEIPTS.min(period * 4)))
     }
 
     /// Returns the origins of `--cors-origin`. A browser compares them letter by letter, so each must have the form that
     /// browsers send.
     fn origins(&self) -> Result<Vec<String>, BadSetting> {
-        let Some(raw) = self.get("cors-origin") else { return Ok(Vec::new()) };
+        let Some(raw) = self.given("cors-origin")? else { return Ok(Vec::new()) };
         let is_origin = |origin: &str| {
             let authority = origin.strip_prefix("https://").or(origin.strip_prefix("http://"));
             let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._:[]".contains(c);
@@ -241,14 +268,24 @@ impl Sources<'_> {
         if are_valid { Ok(origins) } else { Err(raw.bad(expected)) }
     }
 
+    /// Returns the names of `--admin-host`.
+    fn admin_hosts(&self) -> Result<Vec<String>, BadSetting> {
+        let Some(raw) = self.given("admin-host")? else { return Ok(Vec::new()) };
+        let is_name =
+            |name: &String| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
+        let names: Vec<String> = raw.text.split(',').map(|name| name.trim().to_owned()).collect();
+        let expected = "host names without a port, separated by commas, like shop-1.internal";
+        if names.iter().all(is_name) { Ok(names) } else { Err(raw.bad(expected)) }
+    }
+
     /// Returns an address. If neither its flag nor its variable is set, the first of the variables in `ports` sets the
     /// port.
     fn address(&self, flag: &str, variable: &str, ports: &[&str]) -> Result<SocketAddr, BadSetting> {
-        let is_whole = self.flags.contains_key(flag) || self.variable(variable).is_some();
-        let raw = self.get(flag).expect("the setting has a default");
+        let is_whole = self.flags.contains_key(flag) || self.variable(variable)?.is_some();
+        let raw = self.get(flag)?;
         let mut address: SocketAddr =
             raw.text.parse().map_err(|_| raw.bad("an IP address and a port, like 0.0.0.0:8080 or [::]:8080"))?;
-        if let Some(port) = ports.iter().find_map(|name| self.variable(name)).filter(|_| !is_whole) {
+        if let Some(port) = self.first_of(ports)?.filter(|_| !is_whole) {
             address.set_port(port.number(0..=65535)? as u16);
         }
         Ok(address)
@@ -261,31 +298,31 @@ impl Config {
     /// # Errors
     /// The first invalid setting.
     pub fn new(sources: &Sources<'_>) -> Result<Config, BadSetting> {
-        let get = |flag| sources.get(flag).expect("the setting has a default");
+        let get = |flag| sources.get(flag);
         let second = Duration::from_secs(1);
-        let period = get("sale-period");
+        let period = get("sale-period")?;
         let period_s = period.duration(second..=Duration::from_secs(366 * 86400), "whole seconds")?;
         if period_s.subsec_nanos() != 0 {
             return Err(period.bad("a duration in whole seconds, like 30s or 1h"));
         }
-        let ttl = get("reservation-ttl").duration(Duration::from_millis(1)..=HOLD_MAX / 2, "milliseconds")?;
-        let extension = get("extension").duration(Duration::ZERO..=HOLD_MAX / 2, "milliseconds")?;
-        let (database, ack) = (sources.database()?, get("ack"));
+        let ttl = get("reservation-ttl")?.duration(Duration::from_millis(1)..=HOLD_MAX / 2, "milliseconds")?;
+        let extension = get("extension")?.duration(Duration::ZERO..=HOLD_MAX / 2, "milliseconds")?;
+        let (database, ack) = (sources.database()?, get("ack")?);
         let purchase_ack = match ack.text.as_str() {
             "local" => Watermark::Flushed,
             "postgres" if database.is_some() => Watermark::Persisted,
             "postgres" => return Err(ack.bad("--database-url as well, or use local")),
             _ => return Err(ack.bad("local or postgres")),
         };
-        let given = get("recover-from");
+        let given = get("recover-from")?;
         let recover_from = given.choice("auto, log or postgres")?;
         if recover_from == RecoverFrom::Postgres && database.is_none() {
             return Err(given.bad("--database-url as well, or use auto"));
         }
         let rules = Rules {
             period_s: period_s.as_secs() as u32,
-            items: get("items").number(1..=ITEMS_MAX.into())? as u32,
-            user_limit: get("user-limit").number(1..=ITEMS_MAX.into())? as u32,
+            items: get("items")?.number(1..=ITEMS_MAX.into())? as u32,
+            user_limit: get("user-limit")?.number(1..=ITEMS_MAX.into())? as u32,
             ttl_ms: ttl.as_millis() as u32,
             extension_ms: extension.as_millis() as u32,
             receipts_ms: sources.receipts(period_s)?.as_millis() as u64,
@@ -296,33 +333,36 @@ impl Config {
             let holds = humantime::format_duration(holds);
             let expected =
                 format!("a time that ends within {ENDED_MAX} sale periods, with --extension at most {holds}");
-            return Err(get("reservation-ttl").bad(&expected));
+            return Err(get("reservation-ttl")?.bad(&expected));
         }
-        let steering = get("steering");
+        let steering = get("steering")?;
         let steers_by_cpu = match steering.text.as_str() {
             "hash" => false,
             "cpu" => true,
             _ => return Err(steering.bad("hash or cpu")),
         };
-        let log_format = sources.get("log-format").map(|raw| raw.choice("text or json"));
-        let shards = sources.get("shards").map(|raw| raw.number(1..=SHARDS_MAX.into()));
-        let max_connections = sources.get("max-connections").map(|raw| raw.number(1..=10_000_000));
+        let log_format = sources.given("log-format")?.map(|raw| raw.choice("text or json"));
+        let shards = sources.given("shards")?.map(|raw| raw.number(1..=SHARDS_MAX.into()));
+        let max_connections = sources.given("max-connections")?.map(|raw| raw.number(1..=10_000_000));
         Ok(Config {
             listen: sources.address("listen", "LISTEN", &["PORT", "APP_PORT"])?,
             admin_listen: sources.address("admin-listen", "ADMIN_LISTEN", &["APP_METRICS_PORT"])?,
+            admin_hosts: sources.admin_hosts()?,
             shards: shards.transpose()?.map(|shards| shards as u16),
-            data_dir: get("data-dir").text.into(),
+            data_dir: get("data-dir")?.text.into(),
             rules,
-            log_budget: get("log-budget").bytes(1 << 20..=1 << 50)?,
+            log_budget: get("log-budget")?.bytes(1 << 20..=1 << 50)?,
             database,
             recover_from,
             max_connections: max_connections.transpose()?.map(|connections| connections as u32),
-            idle_timeout: get("idle-timeout").duration(IDLE_TIMEOUTS, "milliseconds")?,
+            idle_timeout: get("idle-timeout")?.duration(IDLE_TIMEOUTS, "milliseconds")?,
             steers_by_cpu,
             cors_origins: sources.origins()?,
-            drain_delay: get("drain-delay").duration(Duration::ZERO..=DRAIN_MAX, "milliseconds")?,
-            drain_timeout: get("drain-timeout").duration(Duration::ZERO..=DRAIN_MAX, "milliseconds")?,
+            drain_delay: get("drain-delay")?.duration(Duration::ZERO..=DRAIN_MAX, "milliseconds")?,
+            drain_timeout: get("drain-timeout")?.duration(Duration::ZERO..=DRAIN_MAX, "milliseconds")?,
             env_file: sources.env_file.clone(),
+            has_env_file: !sources.in_file.is_empty(),
+            is_ack_given: sources.given("ack")?.is_some(),
             log_format: log_format.transpose()?,
         })
     }
@@ -343,6 +383,7 @@ impl fmt::Display for Config {
         let Config {
             listen,
             admin_listen,
+            admin_hosts,
             shards,
             data_dir,
             rules,
@@ -356,11 +397,15 @@ impl fmt::Display for Config {
             drain_delay,
             drain_timeout,
             env_file,
+            has_env_file: _,
+            is_ack_given: _,
             log_format,
         } = self;
         let open = |value: Option<String>| value.unwrap_or_else(|| "auto".into());
         writeln!(f, "listen = {listen}")?;
         writeln!(f, "admin-listen = {admin_listen}")?;
+        let listed = |names: &[String]| if names.is_empty() { "none".into() } else { names.join(",") };
+        writeln!(f, "admin-host = {}", listed(admin_hosts))?;
         writeln!(f, "shards = {}", open(shards.map(|shards| shards.to_string())))?;
         writeln!(f, "data-dir = {}", data_dir.display())?;
         writeln!(f, "items = {}", rules.items)?;
@@ -376,8 +421,7 @@ impl fmt::Display for Config {
         writeln!(f, "max-connections = {}", open(max_connections.map(|connections| connections.to_string())))?;
         writeln!(f, "idle-timeout = {}", in_one_unit(idle_timeout.as_millis() as u64))?;
         writeln!(f, "steering = {}", if *steers_by_cpu { "cpu" } else { "hash" })?;
-        let origins = if cors_origins.is_empty() { "none".into() } else { cors_origins.join(",") };
-        writeln!(f, "cors-origin = {origins}")?;
+        writeln!(f, "cors-origin = {}", listed(cors_origins))?;
         writeln!(f, "drain-delay = {}", in_one_unit(drain_delay.as_millis() as u64))?;
         writeln!(f, "drain-timeout = {}", in_one_unit(drain_timeout.as_millis() as u64))?;
         writeln!(f, "env-file = {env_file}")?;
@@ -395,7 +439,7 @@ mod tests {
         environment: &[(&str, &str)],
         dotenv: &[(&str, &str)],
     ) -> Result<Config, String> {
-        let look_up = |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, text)| text.to_string());
+        let look_up = |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, text)| text.into());
         let sources = Sources {
             flags: flags.iter().map(|(flag, text)| (*flag, text.to_string())).collect(),
             environment: &look_up,
@@ -459,6 +503,8 @@ mod tests {
             ("ack", "twice", ["--ack", "\"twice\"", "local or postgres"]),
             ("recover-from", "postgres", ["--recover-from", "\"postgres\"", "--database-url"]),
             ("recover-from", "luck", ["--recover-from", "\"luck\"", "auto, log or postgres"]),
+            ("admin-host", "shop-1:8081", ["--admin-host", "\"shop-1:8081\"", "without a port"]),
+            ("admin-host", "a,,b", ["--admin-host", "\"a,,b\"", "like shop-1.internal"]),
             ("log-format", "xml", ["--log-format", "\"xml\"", "text or json"]),
             ("max-connections", "0", ["--max-connections", "\"0\"", "from 1"]),
             ("idle-timeout", "75", ["--idle-timeout", "\"75\"", "from 1s to 1h"]),
@@ -475,6 +521,26 @@ mod tests {
         assert!(error.starts_with("PORT in .env is \"99999\""), "{error}");
         let error = config(&[], &[("DATABASE_URL", "postgres://x:secret@y:z/w")], &[]).unwrap_err();
         assert!(error.starts_with("DATABASE_URL cannot be read") && !error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn a_value_that_is_not_text_is_refused() {
+        use std::os::unix::ffi::OsStringExt;
+        let refusal = |flags: &[(&'static str, &str)], bad: &str| {
+            let environment = |name: &str| (name == bad).then(|| OsString::from_vec(b"/srv/\xff".to_vec()));
+            let flags = flags.iter().map(|(flag, text)| (*flag, text.to_string())).collect();
+            let sources =
+                Sources { flags, environment: &environment, env_file: ".env".into(), in_file: BTreeMap::new() };
+            sources.env_file_path().and_then(|_| Config::new(&sources)).err().map(|bad| bad.to_string())
+        };
+        let variables = SETTINGS.iter().flat_map(|setting| setting.variables.iter().copied());
+        let of_address = ["PORT", "APP_PORT", "APP_METRICS_PORT", "DB_HOST"];
+        for name in variables.chain(of_address) {
+            let refusal = refusal(&[], name).unwrap_or_else(|| panic!("{name} is ignored"));
+            assert!(refusal.starts_with(&format!("{name} is not UTF-8")), "{refusal}");
+        }
+        assert!(refusal(&[("database-url", "postgres://h/n")], "DB_PASSWORD").unwrap().starts_with("DB_PASSWORD"));
+        assert_eq!(refusal(&[("items", "5")], "ITEMS"), None, "the flag is used");
     }
 
     #[test]

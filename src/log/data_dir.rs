@@ -10,6 +10,9 @@
 //! | `filling` | mark: `log/` is an unfinished copy of the database, unless a control file exists |
 //! | `set-aside-N/` | control file and log that `--recover-from postgres` has replaced |
 //!
+//! The log contains live codes, so only the user of the process may enter the directory. The process creates it with
+//! mode 0700 (its umask is 077), and tightens an existing directory.
+//!
 //! Two rules hold. A run raises the epoch, durably, before it creates a segment. A log that a run has used is never
 //! overwritten.
 
@@ -22,9 +25,11 @@ use crate::system::host;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, open, renameat_with};
 use rustix::io::Errno;
+use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use uuid::Uuid;
@@ -191,13 +196,15 @@ impl ControlFile {
 }
 
 impl DataDir {
-    /// Creates the directory if it does not exist, and locks it.
+    /// Creates the directory if it does not exist, withdraws access from other users, and locks it.
     ///
     /// # Errors
-    /// [`Fatal::DataDir`] if another process has locked the directory, or if the directory cannot be written.
+    /// [`Fatal::DataDir`] if another process has locked the directory, if the directory cannot be written, or if other
+    /// users keep access to the log.
     pub fn lock(path: &Path) -> Result<DataDir, Fatal> {
         let unwritable = |error| unwritable(path, error);
         create_durably(&path.join(LOGS)).map_err(unwritable)?;
+        protect(path)?;
         let lock =
             File::options().create(true).truncate(false).write(true).open(path.join(LOCK)).map_err(unwritable)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
@@ -213,6 +220,9 @@ impl DataDir {
 
     /// Returns the directory at `path`, which another process has locked, with the lock received from that process.
     pub fn adopt(path: &Path, lock: OwnedFd) -> DataDir {
+        if let Err(error) = protect(path) {
+            tracing::warn!(%error, "the data directory is open to other users");
+        }
         DataDir { path: path.to_owned(), lock }
     }
 
@@ -407,6 +417,45 @@ fn unwritable(path: &Path, error: io::Error) -> Fatal {
     let shown = path.display();
     let remedy = if is_full(&error) { "free disk space" } else { "make the directory writable for this user" };
     Fatal::DataDir(format!("{shown}: {error}; {remedy}, or set --data-dir to another directory"))
+}
+
+/// Withdraws access to the log from other users. If the data directory itself cannot be tightened, for example because
+/// it belongs to another user, its directories with segments are.
+fn protect(path: &Path) -> Result<(), Fatal> {
+    let Err(error) = tighten(path) else { return Ok(()) };
+    tracing::debug!(dir = %path.display(), %error, "the mode of the data directory cannot be changed");
+    let asides = fs::read_dir(path).map_err(|error| unwritable(path, error))?.filter_map(Result::ok);
+    let asides = asides.filter(|entry| entry.file_name().to_string_lossy().starts_with("set-aside-"));
+    asides.map(|entry| entry.path()).chain([path.join(LOGS)]).try_for_each(|dir| {
+        let shown = dir.display();
+        tighten(&dir).map_err(|error| {
+            Fatal::DataDir(format!(
+                "other users can read the codes in {shown}, and its mode cannot be changed: {error}; run chmod go= \
+                 {shown} as its owner, or set --data-dir to another directory"
+            ))
+        })
+    })
+}
+
+/// Withdraws the rights of the group and of others on a directory, with one log line if they had any.
+fn tighten(dir: &Path) -> io::Result<()> {
+    let metadata = fs::metadata(dir)?;
+    let mode = metadata.permissions().mode() & 0o7777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    // A directory such as /tmp is meant for all users.
+    if metadata.uid() != geteuid().as_raw() || mode & 0o1000 != 0 {
+        return Err(io::Error::from(io::ErrorKind::PermissionDenied));
+    }
+    fs::set_permissions(dir, Permissions::from_mode(mode & !0o077))?;
+    if fs::metadata(dir)?.permissions().mode() & 0o077 != 0 {
+        return Err(io::Error::from(io::ErrorKind::Unsupported));
+    }
+    let (was, now) = (format!("{mode:04o}"), format!("{:04o}", mode & !0o077));
+    let dir = dir.display();
+    tracing::warn!(%dir, was, now, "other users had access to the codes in this directory: it is tightened");
+    Ok(())
 }
 
 /// Creates a directory and its missing parents, and makes them durable.

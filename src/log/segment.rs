@@ -9,8 +9,10 @@ use crate::log::block::{self, BLOCK_BYTES, LogKind, StreamId};
 use crate::log::stream::{End, SegmentBytes};
 use crate::sale::ids::{SaleId, Seq};
 use crate::sale::record::Record;
+use glommio::GlommioError;
 use glommio::io::{BufferedFile, DmaBuffer, DmaFile, OpenOptions};
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -75,8 +77,9 @@ impl SegmentName {
 
     /// Creates the file, in this order:
     ///
-    /// 1. Write zeros to a file that ends in `.new`, and sync it.
-    /// 2. Rename the file, and sync the directory. So a file under the final name is always complete.
+    /// 1. Open the directory, so that step 3 needs no file descriptor.
+    /// 2. Write zeros to a file that ends in `.new`, and sync it.
+    /// 3. Rename the file, and sync the directory. So a file under the final name is always complete.
     ///
     /// # Errors
     /// An I/O error if the file cannot be created, for example on a full disk. The unfinished file is removed.
@@ -84,6 +87,7 @@ impl SegmentName {
         let path = self.path(dir);
         let unfinished = path.with_extension("new");
         let made = (|| {
+            let entries = File::open(dir)?;
             let mut file = create(&unfinished)?;
             let mut left = self.blocks as usize * BLOCK_BYTES;
             while left > 0 {
@@ -96,7 +100,7 @@ impl SegmentName {
                 return Err(io::Error::new(ErrorKind::AlreadyExists, format!("{} exists already", path.display())));
             }
             fs::rename(&unfinished, &path)?;
-            sync_dir(dir)
+            entries.sync_all()
         })();
         if made.is_err() {
             // If the removal fails too, the next start removes the file.
@@ -249,9 +253,9 @@ impl SegmentFile {
         options.write(true);
         Ok(if direct {
             options.custom_flags(OFlags::DSYNC.bits() as i32);
-            SegmentFile::Direct(options.dma_open(path).await?)
+            SegmentFile::Direct(options.dma_open(path).await.map_err(with_number)?)
         } else {
-            SegmentFile::Plain(options.buffered_open(path).await?)
+            SegmentFile::Plain(options.buffered_open(path).await.map_err(with_number)?)
         })
     }
 
@@ -303,6 +307,19 @@ impl SegmentFile {
             SegmentFile::Plain(file) => file.close().await,
         };
     }
+}
+
+/// Converts an error of glommio. If it says that no file descriptor is left, keeps the number of the error.
+fn with_number(error: GlommioError<()>) -> io::Error {
+    match error {
+        GlommioError::EnhancedIoError { source, .. } if lacks_descriptors(&source) => source,
+        error => error.into(),
+    }
+}
+
+/// Returns whether an error means that the process or the system has no file descriptors left.
+pub fn lacks_descriptors(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|number| [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error).contains(&number))
 }
 
 impl Blocks {

@@ -6,10 +6,12 @@
 //! retried.
 
 use crate::log::block::{BLOCK_BYTES, Chain, StreamId};
-use crate::log::segment::{SegmentFile, SegmentName};
+use crate::log::segment::{SegmentFile, SegmentName, lacks_descriptors};
 use crate::log::stream::{End, Ending};
 use crate::sale::ids::Seq;
 use crate::sale::record::{BLOCK_RECORDS, RECORD_BYTES, Record};
+use glommio::timer::sleep;
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
@@ -21,6 +23,11 @@ use std::time::{Duration, Instant};
 
 /// Maximum number of blocks that one flush writes.
 const FLUSH_BLOCKS_MAX: usize = 64;
+
+/// Pause before a segment is tried again, after no file descriptor was left.
+const DESCRIPTOR_RETRY_TIME: Duration = Duration::from_millis(100);
+/// Time between two log lines about a lack of file descriptors.
+const WAIT_LINE_TIME: Duration = Duration::from_secs(60);
 
 type IoFuture<T> = Pin<Box<dyn Future<Output = io::Result<T>>>>;
 
@@ -76,6 +83,8 @@ pub struct LogWriter {
     making: Option<(u32, IoFuture<Segment>)>,
     /// Number of blocks of the first segment, if that exists already and is not open yet.
     existing_blocks: Option<u32>,
+    /// Time of the last log line about a lack of file descriptors.
+    last_wait_line: Rc<Cell<Option<Instant>>>,
 }
 
 impl LogWriter {
@@ -99,6 +108,7 @@ impl LogWriter {
             wants_chunks: false,
             making: None,
             existing_blocks: None,
+            last_wait_line: Rc::default(),
         }
     }
 
@@ -222,22 +232,32 @@ impl LogWriter {
         self.flush = Some(Box::pin(async move { file.flush(bytes, offset).await }));
     }
 
-    /// Starts to create a segment of `blocks` blocks, after removing the `files_to_remove` files. Only one segment is created at
-    /// a time.
+    /// Starts to create a segment of `blocks` blocks, after removing the `files_to_remove` files. Only one segment is
+    /// created at a time. If no file descriptor is left, the creation waits for one.
     pub fn make_segment(&mut self, blocks: u32, files_to_remove: Vec<PathBuf>) {
         assert!(self.making.is_none(), "segments are created one at a time");
         let name = SegmentName { stream: self.stream, first_block: self.next_segment, blocks };
-        let (dir, direct) = (self.dir.clone(), self.direct);
-        let is_made = self.existing_blocks.take() == Some(blocks);
+        let (dir, direct, last_wait_line) = (self.dir.clone(), self.direct, self.last_wait_line.clone());
+        let mut is_made = self.existing_blocks.take() == Some(blocks);
         let making: IoFuture<Segment> = Box::pin(async move {
-            let path = name.path(&dir);
-            let made = glommio::executor().spawn_blocking(move || {
-                files_to_remove.iter().try_for_each(|path| remove(path))?;
-                if is_made { Ok(()) } else { name.make(&dir) }
-            });
-            made.await?;
-            let file = Rc::new(SegmentFile::open(&path, direct).await?);
-            Ok(Segment { file, name, used: 0 })
+            let removed = move || files_to_remove.iter().try_for_each(|path| remove(path));
+            glommio::executor().spawn_blocking(removed).await?;
+            loop {
+                match make_and_open(name, &dir, direct, &mut is_made).await {
+                    // Nothing is wrong with the log: other parts of the process, or other processes, use all
+                    // descriptors. Holds are granted as long as the existing segments have room.
+                    Err(error) if lacks_descriptors(&error) => {
+                        if last_wait_line.get().is_none_or(|last| last.elapsed() > WAIT_LINE_TIME) {
+                            last_wait_line.set(Some(Instant::now()));
+                            let (log, shard) = (name.stream.log.name(), name.stream.shard);
+                            let text = "the log waits for a file descriptor: raise LimitNOFILE or ulimit -n";
+                            tracing::warn!(log, shard, %error, "{text}");
+                        }
+                        sleep(DESCRIPTOR_RETRY_TIME).await;
+                    }
+                    made => return made,
+                }
+            }
         });
         self.making = Some((blocks, making));
     }
@@ -275,6 +295,17 @@ impl LogWriter {
         }
         Poll::Pending
     }
+}
+
+/// Creates the segment unless `is_made` is set, sets it, and opens the segment.
+async fn make_and_open(name: SegmentName, dir: &Path, direct: bool, is_made: &mut bool) -> io::Result<Segment> {
+    if !*is_made {
+        let dir = dir.to_owned();
+        glommio::executor().spawn_blocking(move || name.make(&dir)).await?;
+        *is_made = true;
+    }
+    let file = Rc::new(SegmentFile::open(&name.path(dir), direct).await?);
+    Ok(Segment { file, name, used: 0 })
 }
 
 /// Work of a [`LogWriter`] that has finished.

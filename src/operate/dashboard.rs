@@ -27,7 +27,7 @@ const SAMPLE_TIME: Duration = Duration::from_secs(1);
 /// Number of samples kept: five minutes.
 const SAMPLES_KEPT: usize = 300;
 /// Maximum number of connected viewers; another one gets 503.
-const VIEWERS_MAX: usize = 64;
+pub const VIEWERS_MAX: usize = 64;
 
 /// Content security policy: no content from other sites, no inline scripts or styles, and no embedding in other pages.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \

@@ -3,11 +3,13 @@
 //! Shards publish numbers that have one writer each: [`counters`], [`shard_status`] (one shard), [`status`] (the
 //! process), [`item_states`] (one word per item). [`request_timer`] counts requests and measures their latency. [`lag`]
 //! measures how long Postgres has been behind the log. The thread of the admin port reads these numbers: [`prometheus`]
-//! (`/metrics`), [`sampler`] (one sample per second), [`dashboard`] (the page), [`admin`] (the port itself).
+//! (`/metrics`), [`sampler`] (one sample per second), [`dashboard`] (the page), [`host_names`]
+//! (which names the port has), [`admin`] (the port itself).
 
 pub mod admin;
 pub mod counters;
 pub mod dashboard;
+pub mod host_names;
 pub mod item_states;
 pub mod lag;
 pub mod prometheus;

@@ -16,16 +16,22 @@ const NAME: &str = "stampede";
 
 const SIGNALS: &[(&str, &str)] = &[
     (
-        "SIGTERM, SIGINT",
+        "SIGTERM, SIGINT, SIGQUIT",
         "Stop in order. The server continues to sell for --drain-delay while /readyz answers 503. Then it accepts no \
          new connections, finishes requests in flight, flushes the log and persists it in Postgres, for at most \
          --drain-timeout. After a second signal, the server waits neither for requests in flight nor for Postgres.",
     ),
     (
-        "SIGUSR2",
+        "SIGHUP, SIGUSR2",
         "Upgrade in place. The server starts the binary that is now at the same path, with the same arguments. The new \
          process reads the file of --env-file again, and takes over the sale, the ports and all connections. If it \
-         cannot, the old process continues to serve.",
+         cannot, or if it would lose the database or --ack postgres because the file is gone, the old process continues \
+         to serve.",
+    ),
+    (
+        "SIGUSR1, SIGALRM, SIGIO and others",
+        "Ignored, with a log line that names the signal. The signals that report an internal error, such as SIGABRT and \
+         SIGSEGV, end the process.",
     ),
 ];
 

@@ -1,10 +1,15 @@
-//! Notifications to the service manager, if there is one: ready, watchdog, reloading, main process id, stopping. The
-//! protocol is sd_notify(3), for `Type=notify` of systemd.
+//! Notifications to the service manager, if there is one: ready, watchdog, reloading, main process id, stopping, more
+//! time to stop. The protocol is sd_notify(3), for `Type=notify` of systemd.
 
 use crate::operate::status::Status;
 use sd_notify::NotifyState;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+
+/// Time for which one notification extends the stop timeout of the service manager.
+const EXTENSION: Duration = Duration::from_secs(30);
+/// Time between two such notifications.
+const EXTENSION_PERIOD: Duration = Duration::from_secs(10);
 
 /// The service manager that the environment names, if it names one.
 pub struct ServiceManager {
@@ -13,6 +18,8 @@ pub struct ServiceManager {
     period: Option<Duration>,
     /// Time of the next watchdog notification.
     next_notification: Option<Instant>,
+    /// Time of the next extension of the stop timeout, or `None` before the stop.
+    next_extension: Option<Instant>,
     /// Turns of each shard at the last watchdog notification.
     turns: Vec<u64>,
 }
@@ -23,7 +30,7 @@ impl ServiceManager {
     pub fn new() -> Self {
         // Half of the watchdog's time, as sd_watchdog_enabled(3) recommends.
         let period = sd_notify::watchdog_enabled().map(|patience| patience / 2);
-        ServiceManager { period, next_notification: None, turns: Vec::new() }
+        ServiceManager { period, next_notification: None, next_extension: None, turns: Vec::new() }
     }
 
     /// Reports that the process serves. Watchdog notifications begin now.
@@ -44,9 +51,27 @@ impl ServiceManager {
         notify(&[NotifyState::MainPid(pid)]);
     }
 
-    /// Reports that the process stops.
-    pub fn stopping(&self) {
-        notify(&[NotifyState::Stopping, NotifyState::Status("draining")]);
+    /// Reports that the process stops. From now on, [`ServiceManager::extend_stop`] asks for the time that the settings
+    /// allow, which may be more than the service manager's own stop timeout.
+    pub fn stopping(&mut self, now: Instant) {
+        notify(&[NotifyState::Stopping, NotifyState::Status("draining"), extension(EXTENSION)]);
+        self.next_extension = Some(now + EXTENSION_PERIOD);
+    }
+
+    /// Extends the stop timeout if that is due. Returns the time of the next extension.
+    pub fn extend_stop(&mut self, now: Instant) -> Option<Instant> {
+        if self.next_extension? <= now {
+            notify(&[extension(EXTENSION)]);
+            self.next_extension = Some(now + EXTENSION_PERIOD);
+        }
+        self.next_extension
+    }
+
+    /// Extends the stop timeout for the last time, for the work that ends in `left`.
+    pub fn extend_end(&self, left: Duration) {
+        if self.next_extension.is_some() {
+            notify(&[extension(left + EXTENSION)]);
+        }
     }
 
     /// Notifies the watchdog if a notification is due and every shard has taken a turn since the last one. A healthy
@@ -67,6 +92,10 @@ impl ServiceManager {
         }
         self.next_notification
     }
+}
+
+fn extension(time: Duration) -> NotifyState<'static> {
+    NotifyState::ExtendTimeoutUsec(u32::try_from(time.as_micros()).unwrap_or(u32::MAX))
 }
 
 /// Sends a notification. A failure is logged and does not stop the server.

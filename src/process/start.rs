@@ -21,10 +21,10 @@ use crate::operate::status::{Phase, Status};
 use crate::postgres::shipper::{Plan, Shipper};
 use crate::process::resume::{Resumed, resume};
 use crate::process::service_manager::ServiceManager;
-use crate::process::signals;
+use crate::process::signals::CaughtSignals;
 use crate::process::supervisor::{DeferredWork, OwnedDataDir, PendingTakeover, ShardHandles, Supervisor};
 use crate::process::take_over::{StartState, distribute_listeners, take_over};
-use crate::process::timekeeping;
+use crate::process::{timekeeping, upgrading};
 use crate::runtime::control::Notice;
 use crate::runtime::log_pair::PersistenceChannels;
 use crate::runtime::mesh;
@@ -38,7 +38,8 @@ use crate::system::{host, listener};
 use crate::upgrade::predecessor::Predecessor;
 use crossbeam_channel::{Sender, bounded, unbounded};
 use rustix::fd::OwnedFd;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use rustix::fs::Mode;
+use rustix::process::umask;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Instant;
@@ -70,8 +71,10 @@ struct OpenedPorts {
 ///
 /// # Errors
 /// Every reason to refuse the start that an operator can remove.
-pub fn start(config: Config) -> Result<Option<Supervisor>, Fatal> {
+pub fn start(config: Config, signals: CaughtSignals) -> Result<Option<Supervisor>, Fatal> {
     let started = Instant::now();
+    // The files of the data directory contain live codes.
+    umask(Mode::RWXG | Mode::RWXO);
     let sizes = Sizes::of(&config)?;
     host::check_io_uring()?;
     let predecessor = Predecessor::find()?;
@@ -83,16 +86,19 @@ pub fn start(config: Config) -> Result<Option<Supervisor>, Fatal> {
     let phase = if predecessor.is_some() { Phase::Paused } else { Phase::Recovering };
     let status = Arc::new(Status::new(phase, sizes.shards, config.database.is_some()));
     let (shards, starts) = spawn_shards(&config, &sizes, listeners, &status, &clock)?;
-    signals::forward(shards.notices.clone())?;
+    signals.forward(shards.notices.clone())?;
 
     let partition = Partition::new(sizes.shards);
     let foundation = match (opening, &predecessor) {
         (Some(OpenedPorts { dir, admin }), _) => {
             let duplicate = admin.try_clone().map_err(host::no_descriptors)?;
-            admin::start(duplicate, status.clone(), clock.clone(), config.rules.period_s)?;
+            admin::start(duplicate, status.clone(), clock.clone(), &config)?;
             let is_stopped = |wait| {
                 let notice = shards.notice_receiver.recv_timeout(wait);
-                matches!(notice, Ok(Notice::Signal(signal)) if [SIGTERM, SIGINT].contains(&signal))
+                if let Ok(Notice::Upgrade(signal)) = &notice {
+                    upgrading::refuse(signal, "this process is not serving");
+                }
+                matches!(notice, Ok(Notice::Stop(_)))
             };
             let Some(resumed) = resume(&config, &dir, partition, &clock, is_stopped)? else { return Ok(None) };
             let (sockets, existing_blocks) =
@@ -117,6 +123,7 @@ impl Sizes {
             )));
         }
         let segment_bytes = (budget / 16).clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
+        host::check_limits(shards, segment_bytes)?;
         Ok(Sizes { shards, connections, budget, segment_blocks: (segment_bytes / BLOCK_BYTES as u64) as u32 })
     }
 }

@@ -21,7 +21,6 @@ use crate::upgrade::predecessor::Predecessor;
 use crate::upgrade::successor::Successor;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use rustix::fd::OwnedFd;
-use signal_hook::consts::SIGUSR2;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::sync::{Arc, atomic::Ordering};
@@ -158,13 +157,15 @@ impl Supervisor {
                 Next::Continue | Next::Stop => break,
             }
         }
+        let ends = state.stop.map_or_else(Instant::now, |stop| stop.ends);
+        self.manager.extend_end(ends.saturating_duration_since(Instant::now()));
         self.enter(Phase::Stopping);
         for thread in self.shards.threads {
             // A thread that panics ends the process, so the result is never an error.
             let _ = thread.join();
         }
         if let Some(persistence) = self.persistence {
-            persistence.finish(state.stop.map_or_else(Instant::now, |stop| stop.ends));
+            persistence.finish(ends);
         }
         Ok(())
     }
@@ -180,8 +181,9 @@ impl Supervisor {
         let next_step = state.stop.map(|stop| if stop.drains > now { stop.drains } else { stop.ends });
         let next_look = self.persistence.is_some().then(|| now + LAG_CHECK_TIME);
         let next_notification = self.manager.notify_watchdog(&self.status, now);
+        let next_extension = self.manager.extend_stop(now);
         let upgrade_ends = self.successor.as_ref().map(Successor::deadline);
-        let next = [next_step, next_look, next_notification, upgrade_ends].into_iter().flatten().min();
+        let next = [next_step, next_look, next_notification, next_extension, upgrade_ends].into_iter().flatten().min();
         let notice = match next {
             None => self.shards.notice_receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(end) => self.shards.notice_receiver.recv_deadline(end),
@@ -219,13 +221,13 @@ impl Supervisor {
             Notice::AttemptsLost(shard, are_lost) => log_attempts(shard, are_lost),
             Notice::Overdue(shard, overdue) => log_overdue(shard, overdue),
             Notice::Drained(_) => state.drained += 1,
-            Notice::Signal(SIGUSR2) => self.upgrade(),
-            Notice::Signal(_) if self.pending_takeover.is_some() => {
+            Notice::Upgrade(signal) => self.upgrade(&signal),
+            Notice::Stop(_) if self.pending_takeover.is_some() => {
                 tracing::info!("received a signal to stop: the old process continues to serve");
                 return Ok(Next::HandedOver);
             }
-            Notice::Signal(signal) if state.stop.is_none() => state.stop = Some(self.begin_stop(signal)),
-            Notice::Signal(signal) => {
+            Notice::Stop(signal) if state.stop.is_none() => state.stop = Some(self.begin_stop(&signal)),
+            Notice::Stop(signal) => {
                 tracing::warn!(signal, "received another signal to stop: not waiting for requests in flight");
                 state.stop = Some(Stop { drains: Instant::now(), ends: Instant::now() });
                 return Ok(Next::Stop);
@@ -246,7 +248,7 @@ impl Supervisor {
             let notices = self.shards.notices.clone();
             predecessor.watch_exit(move || _ = notices.send(Notice::PredecessorExited))?;
             let admin = self.admin.try_clone().map_err(host::no_descriptors)?;
-            admin::start(admin, self.status.clone(), self.clock.clone(), self.config.rules.period_s)?;
+            admin::start(admin, self.status.clone(), self.clock.clone(), &self.config)?;
             self.deferred_work = Some(deferred_work);
         }
         self.enter(Phase::Serving);
@@ -274,9 +276,9 @@ impl Supervisor {
         Ok(())
     }
 
-    fn begin_stop(&mut self, signal: i32) -> Stop {
+    fn begin_stop(&mut self, signal: &str) -> Stop {
         self.abort_upgrade("this process received a signal to stop");
-        self.manager.stopping();
+        self.manager.stopping(Instant::now());
         let is_selling = self.status.phase() == Phase::Serving;
         let delay = if is_selling { self.config.drain_delay } else { Duration::ZERO };
         // Enter the phase before the log line, so that a reader of the line sees it in `/readyz`.

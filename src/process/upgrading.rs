@@ -14,15 +14,20 @@ use crate::operate::status::Phase;
 use crate::process::supervisor::Supervisor;
 use crate::runtime::control::{Notice, Order};
 use crate::sale::deferred::Watermark;
-use crate::upgrade::protocol::{FromNew, Offer, PROTOCOL};
+use crate::upgrade::protocol::{FromNew, KeptSettings, Offer, PROTOCOL};
 use crate::upgrade::successor::{Stage, Successor};
 use rustix::fd::AsFd;
 use std::sync::atomic::Ordering;
 
+/// Logs that the upgrade for which `signal` has asked does not begin.
+pub fn refuse(signal: &str, why: &str) {
+    tracing::warn!(signal, why, "the upgrade was refused");
+}
+
 impl Supervisor {
-    /// Starts a new process, which prepares itself while this one serves. Logs the reason if an upgrade is not
-    /// possible.
-    pub fn upgrade(&mut self) {
+    /// Starts a new process after `signal`, which prepares itself while this one serves. Logs the reason if an upgrade
+    /// is not possible.
+    pub fn upgrade(&mut self, signal: &str) {
         let is_connected = self.status.is_database_connected.load(Ordering::Relaxed);
         let objection = match self.status.phase() {
             _ if self.successor.is_some() || self.deferred_work.is_some() => Some("an upgrade is in progress"),
@@ -35,7 +40,7 @@ impl Supervisor {
             _ => Some("this process is not serving"),
         };
         if let Some(why) = objection {
-            return tracing::warn!(why, "the upgrade was refused");
+            return refuse(signal, why);
         }
         let offer = self.site.control.raise_epoch().map(|epoch| Offer {
             protocol: PROTOCOL,
@@ -45,17 +50,18 @@ impl Supervisor {
             admin_listen: self.config.admin_listen,
             data_dir: self.config.data_dir.clone(),
             epoch,
+            settings: Some(KeptSettings::of(&self.config)),
             clock: Some(self.clock.discipline()),
         });
         let notices = self.shards.notices.clone();
         let report = move |pid, message| _ = notices.send(Notice::Successor(pid, message));
         match offer.and_then(|offer| Successor::start(offer, report)) {
             Ok(successor) => {
-                tracing::info!(pid = successor.pid(), "upgrading: the new process is preparing");
+                tracing::info!(signal, pid = successor.pid(), "upgrading: the new process is preparing");
                 self.manager.reloading();
                 self.successor = Some(successor);
             }
-            Err(error) => tracing::warn!(why = %error, "the upgrade was refused"),
+            Err(error) => refuse(signal, &error.to_string()),
         }
     }
 

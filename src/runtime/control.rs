@@ -31,8 +31,10 @@ pub enum Notice {
     Successor(u32, Option<FromNew>),
     /// Upgrade, new process: the old process has ended.
     PredecessorExited,
-    /// The process has received a signal.
-    Signal(i32),
+    /// The process has received this signal to stop.
+    Stop(String),
+    /// The process has received this signal to upgrade.
+    Upgrade(String),
 }
 
 /// An order from the main thread to a shard.

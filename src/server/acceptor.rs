@@ -11,6 +11,8 @@ use rustix::net::{SocketFlags, accept_with};
 const ACCEPTS_PER_TURN: usize = 128;
 /// Milliseconds without accepting after no file descriptor or memory was left.
 const ACCEPT_RETRY_MS: u64 = 50;
+/// Milliseconds between two log lines about that.
+const LINE_MS: u64 = 60_000;
 
 /// The listeners of one shard.
 #[derive(Default)]
@@ -20,7 +22,26 @@ pub struct Acceptor {
     listeners: Vec<OwnedFd>,
     /// A connection may be waiting: the accept queues are not known to be empty.
     is_ready: bool,
+    pause: AcceptPause,
+}
+
+/// The pause after no file descriptor or memory was left.
+#[derive(Default)]
+struct AcceptPause {
+    /// Monotonic time of its end.
     again_ms: u64,
+    /// Monotonic time from which on a pause is logged again.
+    next_line_ms: u64,
+}
+
+impl AcceptPause {
+    fn begin(&mut self, now: Moment, error: Errno) {
+        self.again_ms = now.monotonic_ms + ACCEPT_RETRY_MS;
+        if now.monotonic_ms >= self.next_line_ms {
+            self.next_line_ms = now.monotonic_ms + LINE_MS;
+            tracing::warn!(%error, "new connections wait: raise LimitNOFILE or ulimit -n, or lower --max-connections");
+        }
+    }
 }
 
 impl Acceptor {
@@ -42,23 +63,23 @@ impl Acceptor {
 
     /// Accepts waiting connections, up to the limit of one turn, and passes each socket to `accept_client`.
     pub fn accept(&mut self, now: Moment, mut accept_client: impl FnMut(OwnedFd)) {
-        if !self.is_ready || now.monotonic_ms < self.again_ms {
+        if !self.is_ready || now.monotonic_ms < self.pause.again_ms {
             return;
         }
-        let Acceptor { listeners, again_ms, .. } = self;
-        let from = |more, listener| accept_from(listener, now, again_ms, &mut accept_client) | more;
+        let Acceptor { listeners, pause, .. } = self;
+        let from = |more, listener| accept_from(listener, now, pause, &mut accept_client) | more;
         self.is_ready = listeners.iter().fold(false, from);
     }
 
     /// Returns the monotonic time in ms at which to accept again, if connections may be waiting.
     pub fn again_ms(&self) -> Option<u64> {
-        (!self.listeners.is_empty() && self.is_ready).then_some(self.again_ms)
+        (!self.listeners.is_empty() && self.is_ready).then_some(self.pause.again_ms)
     }
 
     /// Accepts the connections that are waiting, then closes the listeners.
     pub fn close(&mut self, now: Moment, mut accept_client: impl FnMut(OwnedFd)) {
         self.is_ready = true;
-        while self.is_ready && now.monotonic_ms >= self.again_ms {
+        while self.is_ready && now.monotonic_ms >= self.pause.again_ms {
             self.accept(now, &mut accept_client);
         }
         self.listeners.clear();
@@ -66,13 +87,18 @@ impl Acceptor {
 }
 
 /// Accepts connections from one listener. Returns whether more may be waiting.
-fn accept_from(listener: &OwnedFd, now: Moment, again_ms: &mut u64, accept_client: &mut impl FnMut(OwnedFd)) -> bool {
+fn accept_from(
+    listener: &OwnedFd,
+    now: Moment,
+    pause: &mut AcceptPause,
+    accept_client: &mut impl FnMut(OwnedFd),
+) -> bool {
     for _ in 0..ACCEPTS_PER_TURN {
         match accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
             Ok(socket) => accept_client(socket),
             Err(Errno::AGAIN) => return false,
-            Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
-                *again_ms = now.monotonic_ms + ACCEPT_RETRY_MS;
+            Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
+                pause.begin(now, error);
                 return true;
             }
             // The error concerns only this connection, for example because the client has reset it.

@@ -12,8 +12,16 @@ use uuid::Uuid;
 pub const IO_MEMORY: usize = 512 * 1024;
 /// File descriptors that a shard needs besides its connections: rings, segments, epoll set, doorbell.
 const DESCRIPTORS_PER_SHARD: u64 = 64;
-/// File descriptors that the process needs besides its shards.
+/// File descriptors that the process needs besides its shards and the connections of the admin port.
 const DESCRIPTORS_BESIDES: u64 = 64;
+/// Maximum number of connections of the admin port. Their descriptors are set aside.
+pub const ADMIN_CONNECTIONS_MAX: usize = 96;
+/// Bytes of address space that a process needs, without and for each shard: threads, rings, and room for a small sale.
+const ADDRESS_SPACE_MIN: u64 = 256 << 20;
+const SHARD_ADDRESS_SPACE: u64 = 32 << 20;
+/// Bytes of writable memory that a process needs, without and for each shard.
+const DATA_MIN: u64 = 64 << 20;
+const SHARD_DATA: u64 = 16 << 20;
 /// Connections served at once, unless a setting or the descriptor limit gives another number.
 const CONNECTIONS_DEFAULT: u32 = 16 * 1024;
 
@@ -48,7 +56,9 @@ pub fn connections_max(wanted: Option<u32>, shards: u16) -> Result<u32, Fatal> {
     // If the limit cannot be raised, the check below uses the present one.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     let limit = getrlimit(Resource::Nofile).current.or(current).unwrap_or(u64::MAX);
-    let besides = DESCRIPTORS_BESIDES + DESCRIPTORS_PER_SHARD * u64::from(shards);
+    let besides = DESCRIPTORS_BESIDES + ADMIN_CONNECTIONS_MAX as u64 + DESCRIPTORS_PER_SHARD * u64::from(shards);
+    // A parent process may have left descriptors open. Those of sockets that are meant for this process count twice.
+    let besides = besides + std::fs::read_dir("/proc/self/fd").map_or(0, |open| open.count() as u64);
     let available = limit.saturating_sub(besides).min(u64::from(u32::MAX)) as u32;
     let wanted_at_least = wanted.unwrap_or(1);
     if available < wanted_at_least {
@@ -59,6 +69,28 @@ pub fn connections_max(wanted: Option<u32>, shards: u16) -> Result<u32, Fatal> {
         )));
     }
     Ok(wanted.unwrap_or(CONNECTIONS_DEFAULT.min(available)))
+}
+
+/// Checks the limits that would end the process while it serves: on its memory, and on the size of a file, which must
+/// have room for a segment of `segment_bytes`.
+///
+/// # Errors
+/// [`Fatal::Host`]: a limit is too low.
+pub fn check_limits(shards: u16, segment_bytes: u64) -> Result<(), Fatal> {
+    let shards = u64::from(shards);
+    let checks = [
+        (Resource::Fsize, segment_bytes, "the size of a file", "LimitFSIZE or ulimit -f"),
+        (Resource::As, ADDRESS_SPACE_MIN + shards * SHARD_ADDRESS_SPACE, "address space", "LimitAS or ulimit -v"),
+        (Resource::Data, DATA_MIN + shards * SHARD_DATA, "memory for data", "LimitDATA or ulimit -d"),
+    ];
+    for (resource, needed, what, remedy) in checks {
+        if let Some(limit) = getrlimit(resource).current.filter(|limit| *limit < needed) {
+            return Err(Fatal::Host(format!(
+                "the limit of {limit} bytes on {what} is below the {needed} that are needed; raise {remedy}"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Returns random bytes from the operating system.

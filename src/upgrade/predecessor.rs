@@ -3,6 +3,7 @@
 //! `protocol`.
 
 use crate::config::fatal::Fatal;
+use crate::config::logging;
 use crate::config::settings::Config;
 use crate::http::connection::ConnectionSnapshot;
 use crate::log::block::{FORMAT_VERSION, LogKind, StreamKey};
@@ -70,7 +71,7 @@ impl Predecessor {
     /// # Errors
     /// [`Fatal::Settings`]: this change needs a restart instead of an upgrade.
     pub fn check(&self, config: &Config) -> Result<(), Fatal> {
-        let Offer { protocol, version, log_format, listen, data_dir, .. } = &self.offer;
+        let Offer { protocol, version, log_format, listen, data_dir, settings, .. } = &self.offer;
         let refused = |why: String| Err(Fatal::Settings(format!("{why}; restart the server instead")));
         if (*protocol, *log_format) != (PROTOCOL, FORMAT_VERSION) {
             let remedy = if *log_format == FORMAT_VERSION {
@@ -91,7 +92,10 @@ impl Predecessor {
             let shown = data_dir.display();
             return refused(format!("--data-dir is {shown} in the running server and an upgrade cannot change it"));
         }
-        Ok(())
+        match settings.and_then(|settings| settings.objection(config)) {
+            Some(why) => Err(Fatal::Settings(format!("{why}, or restart the server"))),
+            None => Ok(()),
+        }
     }
 
     /// Sends `Prepared` with the longest time for which this process will hold an item, and receives everything. If the old process ends before `Everything`, this process executes
@@ -166,6 +170,7 @@ fn restart_alone() -> ! {
     while getppid().map(Pid::as_raw_nonzero) == old {
         sleep(Duration::from_millis(1));
     }
+    logging::flush();
     let mut arguments = std::env::args_os();
     let mut command = Command::new("/proc/self/exe");
     command.arg0(arguments.next().unwrap_or_default()).args(arguments).env_remove(VARIABLE).stdin(Stdio::null());

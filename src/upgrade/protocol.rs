@@ -18,12 +18,14 @@
 //!
 //! - Until it sends `Yours`, the old process can abort the upgrade: it kills the new process, removes the log that the
 //!   new process has begun, and continues. It does so when the new process ends, when a step takes too long, and on
-//!   SIGTERM or SIGINT.
+//!   a signal to stop.
 //! - If the old process ends before `Everything`, the new process executes itself again and recovers, as after a crash.
 //! - If the old process ends after `Everything`, the new process serves, as after `Yours`.
 
+use crate::config::settings::Config;
 use crate::http::connection::ConnectionSnapshot;
 use crate::log::stream::End;
+use crate::sale::deferred::Watermark;
 use crate::system::discipline::ClockDiscipline;
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::io::Errno;
@@ -111,9 +113,52 @@ pub struct Offer {
     pub data_dir: PathBuf,
     /// Number of the run that the new process will be.
     pub epoch: u32,
+    /// Settings that the new process must not lose in silence. `None` if the version of the old process does not report
+    /// them.
+    #[serde(default)]
+    pub settings: Option<KeptSettings>,
     /// How the old process follows the system clock. `None` if its version follows every step at once.
     #[serde(default)]
     pub clock: Option<ClockDiscipline>,
+}
+
+/// Settings of the old process that an upgrade must not lose in silence, for example because the env file is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptSettings {
+    /// Whether its env file set a variable.
+    pub env_file: bool,
+    /// Whether it has a database.
+    pub database: bool,
+    /// Whether its answer to a purchase waits for the database.
+    pub waits_for_database: bool,
+}
+
+impl KeptSettings {
+    /// Returns these settings of `config`.
+    pub fn of(config: &Config) -> KeptSettings {
+        KeptSettings {
+            env_file: config.has_env_file,
+            database: config.database.is_some(),
+            waits_for_database: config.rules.purchase_ack == Watermark::Persisted,
+        }
+    }
+
+    /// Returns the reason why a process with the settings `new` must not take over from a process with these.
+    pub fn objection(&self, new: &Config) -> Option<String> {
+        let now = KeptSettings::of(new);
+        if self.env_file && !now.env_file {
+            let file = &new.env_file;
+            Some(format!("--env-file {file} is missing or empty, and the running server has read it; restore the file"))
+        } else if self.database && !now.database {
+            let what = "the running server has a database and the new settings have none";
+            Some(format!("{what}; set DATABASE_URL or DB_HOST, as before"))
+        } else if self.waits_for_database && !now.waits_for_database && !new.is_ack_given {
+            let what = "the running server has --ack postgres and the new settings do not set --ack";
+            Some(format!("{what}; set ACK=postgres, or set ACK=local to answer purchases without waiting for Postgres"))
+        } else {
+            None
+        }
+    }
 }
 
 /// A message from the new process to the old process.

@@ -312,7 +312,7 @@ fn viewers_cost_little_whatever_they_do() {
     let server = Server::start(dir.path(), &LONG_SALE);
     let view = || {
         let mut viewer = Client::connect(server.admin).unwrap();
-        viewer.send(b"GET /events HTTP/1.1\r\nHost: here\r\n\r\n").unwrap();
+        viewer.send(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
         let status = viewer.read_head().unwrap().status;
         (viewer, status)
     };
@@ -323,7 +323,7 @@ fn viewers_cost_little_whatever_they_do() {
     wait_until("another viewer is accepted", || view().1 == 200);
     // A client that reads no responses is disconnected.
     let mut stuck = Client::connect(server.admin).unwrap();
-    stuck.send_until_stuck(b"GET /dashboard.js HTTP/1.1\r\nHost: here\r\n\r\n");
+    stuck.send_until_stuck(b"GET /dashboard.js HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let is_cut_off = |error: std::io::Error| ![ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind());
     wait_until("the client is disconnected", || stuck.send(b"GET / HTTP/1.1\r\n").is_err_and(is_cut_off));
     assert_eq!(Client::connect(server.admin).unwrap().request("GET /metrics").status, 200);

@@ -1,8 +1,8 @@
 //! Tests without free descriptors, and with too many connections: the server serves accepted clients and does not spin;
-//! new clients wait in the backlog or are refused.
+//! new clients wait in the backlog or are refused, and the log waits.
 
-use crate::harness::{Client, LONG_SALE, Server};
-use rustix::process::{Resource, Rlimit, prlimit};
+use crate::harness::{Client, LONG_SALE, Server, wait_until};
+use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 use std::collections::BTreeSet;
 use std::fs;
 use std::thread;
@@ -58,6 +58,7 @@ fn newcomers_wait_until_somebody_leaves() {
         let code = client.reserve(1 + i64::from(item), item);
         assert_eq!(client.purchase(&code).status, 200);
     }
+    assert_eq!(server.times_said("new connections wait"), 1);
     let sold = inside.len();
     // Each client that disconnects makes room for a waiting one, until all have been served.
     while !waiting.is_empty() {
@@ -69,6 +70,40 @@ fn newcomers_wait_until_somebody_leaves() {
         }
     }
     assert_eq!(inside[0].sale()["sold"], sold);
+    assert!(server.terminate().success());
+}
+
+/// The log cannot make a segment without a descriptor. It waits, and the server refuses only the checkouts for which
+/// the log has no room.
+#[test]
+fn a_log_without_descriptors_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let arguments = ["--shards", "1", "--items", "100000", "--user-limit", "100000", "--log-budget", "16MiB"];
+    let server = Server::start(dir.path(), &[&LONG_SALE[..], &arguments].concat());
+    let mut client = server.connect();
+    let usual = getrlimit(Resource::Nofile);
+    for round in 0..2 {
+        let held = client.reserve(1, 80_000 + round);
+        let none_left = Some(limit_that_leaves(&server, 0));
+        prlimit(Some(server.pid()), Resource::Nofile, Rlimit { current: none_left, ..usual }).unwrap();
+        let mut item = round * 40_000;
+        let refusal = loop {
+            let answer = client.checkout(1, item);
+            if answer.status != 200 {
+                break answer.problem();
+            }
+            assert_eq!(client.purchase(&answer.body).status, 200);
+            item += 1;
+        };
+        assert_eq!(refusal, "log-full", "after {item} items");
+        assert_eq!(client.purchase(&held).status, 200, "a held item can be bought");
+        thread::sleep(Duration::from_millis(500));
+        // Each log announces it once a minute: the purchase log, and perhaps the attempt log.
+        let times = server.times_said("the log waits for a file descriptor");
+        assert!((1..=2).contains(&times), "{times}");
+        prlimit(Some(server.pid()), Resource::Nofile, usual).unwrap();
+        wait_until("the server sells again", || client.checkout(1, item).status == 200);
+    }
     assert!(server.terminate().success());
 }
 

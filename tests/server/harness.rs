@@ -450,7 +450,7 @@ impl Client {
 
     pub fn try_request(&mut self, line: &str, fields: &str) -> std::io::Result<Response> {
         let number = self.history.begin(line, fields);
-        self.stream.write_all(format!("{line} HTTP/1.1\r\nHost: shop\r\n{fields}\r\n").as_bytes())?;
+        self.stream.write_all(format!("{line} HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n").as_bytes())?;
         let response = self.read()?;
         self.history.end(number, &response);
         Ok(response)

@@ -5,6 +5,7 @@
 //! `browser` controls Chromium; `power`, `faulty_disk` and `mountpoint` provide disks.
 
 mod abuse;
+mod admin_port;
 mod browser;
 mod budget;
 mod catalogue;
@@ -36,6 +37,7 @@ mod metrics;
 mod mountpoint;
 mod openapi;
 mod package;
+mod parent;
 mod pauses;
 mod persistence;
 mod power;
@@ -44,6 +46,8 @@ mod repeats;
 mod rollover;
 mod sell_out;
 mod service;
+mod settings;
+mod signals;
 mod start_up;
 mod takeover;
 mod upgrade;

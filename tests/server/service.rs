@@ -128,6 +128,42 @@ fn it_goes_on_selling_until_balancers_have_noticed() {
     assert!(server.end_by_itself().success());
 }
 
+/// A service manager kills a service that stops for longer than its stop timeout, unless the service asks for more time
+/// again and again.
+#[test]
+fn a_drain_longer_than_the_patience_of_the_service_manager_is_announced() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("notify");
+    let manager = Manager(UnixDatagram::bind(&socket).unwrap());
+    let arguments = [&LONG_SALE[..], &["--drain-delay", "12s", "--drain-timeout", "2s"]].concat();
+    let server = Server::run(stampede(dir.path(), &arguments).env("NOTIFY_SOCKET", &socket));
+    server.wait_for_line("serving");
+    assert!(manager.hears().starts_with("READY=1\n"));
+    // A request that never ends uses up the drain timeout.
+    server.connect().send(b"POST /purchase?code=x HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n.").unwrap();
+    let began = Instant::now();
+    server.signal(Signal::TERM);
+    let ending = std::thread::spawn(move || server.end_by_itself().success());
+    // The manager is patient for a second, and then as long as it is asked to be.
+    let mut deadline = began + Duration::from_secs(1);
+    let mut extensions = 0;
+    while !ending.is_finished() {
+        assert!(Instant::now() < deadline, "the service manager kills the server after {:?}", began.elapsed());
+        manager.0.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let mut message = [0; 512];
+        let Ok(bytes) = manager.0.recv(&mut message) else { continue };
+        let message = std::str::from_utf8(&message[..bytes]).unwrap();
+        if let Some(micros) = message.lines().find_map(|line| line.strip_prefix("EXTEND_TIMEOUT_USEC=")) {
+            let asked = Duration::from_micros(micros.parse().unwrap());
+            assert!(asked < Duration::from_secs(60), "a stuck server is killed in the end: {asked:?}");
+            deadline = deadline.max(Instant::now() + asked);
+            extensions += 1;
+        }
+    }
+    assert!(ending.join().unwrap() && began.elapsed() > Duration::from_secs(12));
+    assert!(extensions >= 3, "at the stop, during the drain, at its end: {extensions}");
+}
+
 /// Clients that connect to the service manager's socket before the server starts are served once it runs.
 #[test]
 fn an_inherited_socket_is_served() {

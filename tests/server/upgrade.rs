@@ -400,6 +400,7 @@ fn play(dir: &Path, offer: impl FnOnce(Offer) -> Offer) -> Played {
         admin_listen: ([127, 0, 0, 1], 0).into(),
         data_dir: dir.to_owned(),
         epoch: 2,
+        settings: None,
         clock: None,
     });
     line.send(&FromOld::Offer(offer), &[]).unwrap();

@@ -41,7 +41,7 @@ _stampede() {
 
     case "${cmd}" in
         stampede)
-            opts="-h -V --check-config --listen --admin-listen --shards --data-dir --items --user-limit --sale-period --reservation-ttl --log-budget --database-url --ack --recover-from --max-connections --idle-timeout --steering --cors-origin --drain-delay --drain-timeout --env-file --log-format --help --version completions man log"
+            opts="-h -V --check-config --listen --admin-listen --admin-host --shards --data-dir --items --user-limit --sale-period --reservation-ttl --extension --receipts --log-budget --database-url --ack --recover-from --max-connections --idle-timeout --steering --cors-origin --drain-delay --drain-timeout --env-file --log-format --help --version completions man log"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -55,6 +55,13 @@ _stampede() {
                     return 0
                     ;;
                 --admin-listen)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --admin-host)
                     COMPREPLY=("${cur}")
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o nospace
@@ -97,6 +104,20 @@ _stampede() {
                     return 0
                     ;;
                 --reservation-ttl)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --extension)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --receipts)
                     COMPREPLY=("${cur}")
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o nospace

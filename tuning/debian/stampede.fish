@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_stampede_global_optspecs
-    string join \n check-config listen= admin-listen= shards= data-dir= items= user-limit= sale-period= reservation-ttl= log-budget= database-url= ack= recover-from= max-connections= idle-timeout= steering= cors-origin= drain-delay= drain-timeout= env-file= log-format= h/help V/version
+    string join \n check-config listen= admin-listen= admin-host= shards= data-dir= items= user-limit= sale-period= reservation-ttl= extension= receipts= log-budget= database-url= ack= recover-from= max-connections= idle-timeout= steering= cors-origin= drain-delay= drain-timeout= env-file= log-format= h/help V/version
 end
 
 function __fish_stampede_needs_command
@@ -26,12 +26,15 @@ end
 
 complete -c stampede -n "__fish_stampede_needs_command" -l listen -d 'Address and port of the public API; port 0 takes a free port. PORT or APP_PORT sets only the port. Not used if systemd passes sockets [env: LISTEN] [default: 0.0.0.0:8080]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l admin-listen -d 'Address and port of the dashboard and of /metrics for Prometheus; port 0 takes a free port. APP_METRICS_PORT sets only the port. This port has no authentication [env: ADMIN_LISTEN] [default: 127.0.0.1:8081]' -r -f
+complete -c stampede -n "__fish_stampede_needs_command" -l admin-host -d 'Host names under which clients may address the admin port, separated by commas, besides IP addresses and localhost. Requests with another name in Host are answered 421 [env: ADMIN_HOST] [default: none: only IP addresses and localhost]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l shards -d 'Number of threads that serve clients. Each thread is pinned to its own CPU if there are enough CPUs [env: SHARDS] [default: the number of CPUs that this process may use]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l data-dir -d 'Directory of the log. It is created if it does not exist, and locked: one server at a time can use it [env: DATA_DIR] [default: ./data]' -r -f -a "(__fish_complete_directories)"
 complete -c stampede -n "__fish_stampede_needs_command" -l items -d 'Number of items in each sale. A change applies from the next sale on [env: ITEMS, APP_ITEM_NUMBER] [default: 10000]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l user-limit -d 'Number of items that one user may hold and have bought together in a sale. A change applies from the next sale on [env: USER_LIMIT, APP_USER_LIMIT] [default: 10]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l sale-period -d 'Length of a sale, in whole seconds. Sales begin at multiples of it since 1970-01-01 UTC: with 1h, on every full hour. It cannot change for an existing data directory [env: SALE_PERIOD] [default: 1h]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l reservation-ttl -d 'Time for which a checkout holds its item. Then the item is available again [env: RESERVATION_TTL] [default: 30s]' -r -f
+complete -c stampede -n "__fish_stampede_needs_command" -l extension -d 'Time by which a client can extend its hold once, by POST /checkout/extend; 0s: never [env: EXTENSION] [default: 0s]' -r -f
+complete -c stampede -n "__fish_stampede_needs_command" -l receipts -d 'Time after the end of a sale for which repeated requests with its codes and keys still get their answers, and GET /sales/{id} shows it. Each sale that is remembered needs memory for its items [env: RECEIPTS] [default: 1h, or four sale periods if that is shorter]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l log-budget -d 'Disk space for the logs of all shards, at least 1MiB for each shard. When it is used up, the server removes records of ended sales, refused attempts first; if that is not enough, it refuses checkouts [env: LOG_BUDGET] [default: 1GiB]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l database-url -d 'PostgreSQL database to which every record is persisted, such as postgres://user@host/name. It can also be set in parts: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT [env: DATABASE_URL] [default: none: only the log is written]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l ack -d 'What the 200 of a purchase waits for. local: the flush to the local disk. postgres: also the commit in Postgres [env: ACK] [default: local]' -r -f -a "local\t''
@@ -44,7 +47,7 @@ complete -c stampede -n "__fish_stampede_needs_command" -l idle-timeout -d 'Time
 complete -c stampede -n "__fish_stampede_needs_command" -l steering -d 'Which shard gets a new connection. hash: any shard, by address and port. cpu: the shard on the CPU where the connection arrived, for network cards that distribute connections over the CPUs [env: STEERING] [default: hash]' -r -f -a "hash\t''
 cpu\t''"
 complete -c stampede -n "__fish_stampede_needs_command" -l cors-origin -d 'Origins of web pages that may use the API from a browser, separated by commas, such as https://shop.example; * for every origin [env: CORS_ORIGIN] [default: none: web pages of other origins cannot use the API]' -r -f
-complete -c stampede -n "__fish_stampede_needs_command" -l drain-delay -d 'After SIGTERM or SIGINT: time for which the server still sells while /readyz already answers 503, so that load balancers stop sending clients [env: DRAIN_DELAY] [default: 0s]' -r -f
+complete -c stampede -n "__fish_stampede_needs_command" -l drain-delay -d 'After a signal to stop: time for which the server still sells while /readyz already answers 503, so that load balancers stop sending clients [env: DRAIN_DELAY] [default: 0s]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l drain-timeout -d 'After the drain delay: maximum time to finish requests in flight, flush the log and persist it in Postgres. Then the process exits, and the log keeps the records that are not persisted [env: DRAIN_TIMEOUT] [default: 10s]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l env-file -d 'File with variables, one VARIABLE=value per line. An upgrade in place reads it again. Only .env may be missing. ENV_FILE is read from the environment only [env: ENV_FILE] [default: .env]' -r -f -a "(__fish_complete_directories)"
 complete -c stampede -n "__fish_stampede_needs_command" -l log-format -d 'Format of the log lines on standard error [env: LOG_FORMAT] [default: text on a terminal, otherwise json]' -r -f -a "text\t''

@@ -17,12 +17,15 @@ _stampede() {
     _arguments "${_arguments_options[@]}" : \
 '--listen=[Address and port of the public API; port 0 takes a free port. PORT or APP_PORT sets only the port. Not used if systemd passes sockets \[env\: LISTEN\] \[default\: 0.0.0.0\:8080\]]:ADDRESS:PORT:' \
 '--admin-listen=[Address and port of the dashboard and of /metrics for Prometheus; port 0 takes a free port. APP_METRICS_PORT sets only the port. This port has no authentication \[env\: ADMIN_LISTEN\] \[default\: 127.0.0.1\:8081\]]:ADDRESS:PORT:' \
+'--admin-host=[Host names under which clients may address the admin port, separated by commas, besides IP addresses and localhost. Requests with another name in Host are answered 421 \[env\: ADMIN_HOST\] \[default\: none\: only IP addresses and localhost\]]:NAMES:' \
 '--shards=[Number of threads that serve clients. Each thread is pinned to its own CPU if there are enough CPUs \[env\: SHARDS\] \[default\: the number of CPUs that this process may use\]]:NUMBER:' \
 '--data-dir=[Directory of the log. It is created if it does not exist, and locked\: one server at a time can use it \[env\: DATA_DIR\] \[default\: ./data\]]:PATH:_files -/' \
 '--items=[Number of items in each sale. A change applies from the next sale on \[env\: ITEMS, APP_ITEM_NUMBER\] \[default\: 10000\]]:NUMBER:' \
 '--user-limit=[Number of items that one user may hold and have bought together in a sale. A change applies from the next sale on \[env\: USER_LIMIT, APP_USER_LIMIT\] \[default\: 10\]]:NUMBER:' \
 '--sale-period=[Length of a sale, in whole seconds. Sales begin at multiples of it since 1970-01-01 UTC\: with 1h, on every full hour. It cannot change for an existing data directory \[env\: SALE_PERIOD\] \[default\: 1h\]]:DURATION:' \
 '--reservation-ttl=[Time for which a checkout holds its item. Then the item is available again \[env\: RESERVATION_TTL\] \[default\: 30s\]]:DURATION:' \
+'--extension=[Time by which a client can extend its hold once, by POST /checkout/extend; 0s\: never \[env\: EXTENSION\] \[default\: 0s\]]:DURATION:' \
+'--receipts=[Time after the end of a sale for which repeated requests with its codes and keys still get their answers, and GET /sales/{id} shows it. Each sale that is remembered needs memory for its items \[env\: RECEIPTS\] \[default\: 1h, or four sale periods if that is shorter\]]:DURATION:' \
 '--log-budget=[Disk space for the logs of all shards, at least 1MiB for each shard. When it is used up, the server removes records of ended sales, refused attempts first; if that is not enough, it refuses checkouts \[env\: LOG_BUDGET\] \[default\: 1GiB\]]:BYTES:' \
 '--database-url=[PostgreSQL database to which every record is persisted, such as postgres\://user@host/name. It can also be set in parts\: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT \[env\: DATABASE_URL\] \[default\: none\: only the log is written\]]:URL:' \
 '--ack=[What the 200 of a purchase waits for. local\: the flush to the local disk. postgres\: also the commit in Postgres \[env\: ACK\] \[default\: local\]]:local|postgres:(local postgres)' \
@@ -31,7 +34,7 @@ _stampede() {
 '--idle-timeout=[Time after which a connection without a request is closed. Answers state it in the header Keep-Alive. A proxy in front must close its idle connections earlier \[env\: IDLE_TIMEOUT\] \[default\: 75s\]]:DURATION:' \
 '--steering=[Which shard gets a new connection. hash\: any shard, by address and port. cpu\: the shard on the CPU where the connection arrived, for network cards that distribute connections over the CPUs \[env\: STEERING\] \[default\: hash\]]:hash|cpu:(hash cpu)' \
 '--cors-origin=[Origins of web pages that may use the API from a browser, separated by commas, such as https\://shop.example; * for every origin \[env\: CORS_ORIGIN\] \[default\: none\: web pages of other origins cannot use the API\]]:ORIGINS:' \
-'--drain-delay=[After SIGTERM or SIGINT\: time for which the server still sells while /readyz already answers 503, so that load balancers stop sending clients \[env\: DRAIN_DELAY\] \[default\: 0s\]]:DURATION:' \
+'--drain-delay=[After a signal to stop\: time for which the server still sells while /readyz already answers 503, so that load balancers stop sending clients \[env\: DRAIN_DELAY\] \[default\: 0s\]]:DURATION:' \
 '--drain-timeout=[After the drain delay\: maximum time to finish requests in flight, flush the log and persist it in Postgres. Then the process exits, and the log keeps the records that are not persisted \[env\: DRAIN_TIMEOUT\] \[default\: 10s\]]:DURATION:' \
 '--env-file=[File with variables, one VARIABLE=value per line. An upgrade in place reads it again. Only .env may be missing. ENV_FILE is read from the environment only \[env\: ENV_FILE\] \[default\: .env\]]:PATH:_files -/' \
 '--log-format=[Format of the log lines on standard error \[env\: LOG_FORMAT\] \[default\: text on a terminal, otherwise json\]]:text|json:(text json)' \
