@@ -20,7 +20,6 @@ use crate::sale::part::Part;
 use crate::sale::partition::Partition;
 use crate::sale::rules::Rules;
 use crate::sale::stock::Counts;
-use std::collections::VecDeque;
 
 /// Number of ended sales that a shard may know at most: the settings allow no longer holds and receipts.
 pub const ENDED_MAX: u16 = 256;
@@ -52,7 +51,7 @@ pub struct Parts {
     partition: Partition,
     open: Part,
     /// Parts of ended sales, newest first.
-    ended: VecDeque<Part>,
+    ended: Vec<Part>,
     /// The part of the next sale, while it is built and when it is ready.
     prepared: Option<Part>,
     is_ready: bool,
@@ -123,7 +122,7 @@ impl Parts {
         // Nothing is left to do if the sale was prepared in time.
         next.build(self.partition.owned_items(self.id, terms.items), usize::MAX);
         self.is_ready = false;
-        self.ended.push_front(std::mem::replace(&mut self.open, next));
+        self.ended.insert(0, std::mem::replace(&mut self.open, next));
     }
 
     /// Builds a slice of the next sale, if it is due. Returns whether another slice is due.
@@ -175,7 +174,7 @@ impl Parts {
     /// Forgets the closed sales whose receipts are not needed any more.
     pub fn forget(&mut self, rules: &Rules, now: Moment) {
         let is_over = |part: &mut Part| !part.is_live() && now.unix_ms >= rules.forgotten_at_ms(part.terms.sale);
-        while let Some(oldest) = self.ended.pop_back_if(is_over) {
+        while let Some(oldest) = self.ended.pop_if(is_over) {
             self.spare.push(oldest);
         }
     }
@@ -203,9 +202,13 @@ impl Parts {
 
     /// Returns how many items of all sales are claimed, and how many are held.
     pub fn claiming_and_held(&self) -> (u64, u64) {
-        let counts = self.iter().map(|part| part.stock.counts());
-        counts.fold((0, 0), |(claims, holds), Counts { claiming, held, .. }| {
-            (claims + u64::from(claiming), holds + u64::from(held))
-        })
+        let Counts { claiming, held, .. } = self.open.stock.counts();
+        let (mut claims, mut holds) = (u64::from(claiming), u64::from(held));
+        for part in &self.ended {
+            let Counts { claiming, held, .. } = part.stock.counts();
+            claims += u64::from(claiming);
+            holds += u64::from(held);
+        }
+        (claims, holds)
     }
 }

@@ -30,18 +30,22 @@ const NIL: u32 = u32::MAX;
 
 /// Milliseconds in 48 bits, which last for 8,900 years. Two of them fit into a slot beside its flags.
 #[derive(Clone, Copy)]
-struct Milliseconds([u16; 3]);
+#[repr(C, packed(2))]
+struct Milliseconds {
+    low: u32,
+    high: u16,
+}
 
 impl From<u64> for Milliseconds {
     fn from(ms: u64) -> Self {
         debug_assert!(ms < 1 << 48, "{ms} ms do not fit into 48 bits");
-        Milliseconds([ms as u16, (ms >> 16) as u16, (ms >> 32) as u16])
+        Milliseconds { low: ms as u32, high: (ms >> 32) as u16 }
     }
 }
 
 impl From<Milliseconds> for u64 {
-    fn from(Milliseconds([low, middle, high]): Milliseconds) -> u64 {
-        u64::from(high) << 32 | u64::from(middle) << 16 | u64::from(low)
+    fn from(Milliseconds { low, high }: Milliseconds) -> u64 {
+        u64::from(high) << 32 | u64::from(low)
     }
 }
 
@@ -75,8 +79,8 @@ const FREE_SLOT: Slot = Slot {
     answers: 0,
     is_extended: false,
     is_cancelled: false,
-    expires: Milliseconds([0; 3]),
-    expires_unix: Milliseconds([0; 3]),
+    expires: Milliseconds { low: 0, high: 0 },
+    expires_unix: Milliseconds { low: 0, high: 0 },
     previous: NIL,
     next: NIL,
     user: UserId(0),
