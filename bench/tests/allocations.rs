@@ -23,10 +23,10 @@ use stampede::runtime::shard_io::ShardIo;
 use stampede::runtime::turn::TurnLoop;
 use stampede::sale::code::CodeGenerator;
 use stampede::sale::effects::Effects;
-use stampede::sale::ids::ShardId;
+use stampede::sale::ids::{Moment, SaleId, ShardId};
 use stampede::sale::partition::Partition;
 use stampede::sale::rules::Rules;
-use stampede::sale::shard::Shard;
+use stampede::sale::shard::{Shard, ShardEvent};
 use stampede::server::sockets::Server;
 use stampede::system::clock::Clock;
 use stampede::system::doorbell::Doorbell;
@@ -39,13 +39,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 const REQUESTS: usize = 10_000;
 const CONNECTIONS: usize = 64;
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+static ALLOCATED_BYTES: AtomicU64 = AtomicU64::new(0);
 thread_local! {
     static IS_COUNTED: Cell<bool> = const { Cell::new(false) };
 }
@@ -56,16 +57,17 @@ struct CountingAllocator;
 #[global_allocator]
 static COUNTING_ALLOCATOR: CountingAllocator = CountingAllocator;
 
-fn note() {
+fn note(bytes: usize) {
     if IS_COUNTED.try_with(Cell::get).unwrap_or(false) {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        ALLOCATED_BYTES.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
 
 // SAFETY: every call is forwarded unchanged to the system allocator.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        note();
+        note(layout.size());
         unsafe { System.alloc(layout) }
     }
 
@@ -74,12 +76,12 @@ unsafe impl GlobalAlloc for CountingAllocator {
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        note();
+        note(layout.size());
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
-        note();
+        note(bytes);
         unsafe { System.realloc(pointer, layout, bytes) }
     }
 }
@@ -101,6 +103,55 @@ fn say(line: &str) {
 fn requests_stay_within_their_allocations() {
     a_path();
     a_whole_server();
+    [10_000, 1_000_000].into_iter().chain(items_from_environment()).for_each(an_hour);
+}
+
+/// Returns a larger stock to try, from `STAMPEDE_HOUR_ITEMS`.
+fn items_from_environment() -> Option<u32> {
+    std::env::var("STAMPEDE_HOUR_ITEMS").ok().map(|items| items.parse().expect("STAMPEDE_HOUR_ITEMS is a number"))
+}
+
+/// The turn in which a sale begins allocates nothing in proportion to the stock. From the third sale on, neither do the
+/// turns in which the next sale is built: it takes the memory of a forgotten one.
+fn an_hour(items: u32) {
+    let rules = Rules { receipts_ms: 0, ..rules(items) };
+    let mut now = Moment { monotonic_ms: 1, unix_ms: rules.starts_ms(SaleId(0)) };
+    let (mut inventories, _) = Replay::new(Partition::new(1), rules, 0, now).finish().expect("a new sale");
+    let (inventory, mut effects) = (inventories.pop().expect("one was requested"), Effects::default());
+    let codes = CodeGenerator::new([1; 32]);
+    let mut shard = Shard::new(ShardId(0), Partition::new(1), rules, inventory, codes, now, &mut effects);
+    IS_COUNTED.set(true);
+    for sale in 1..5 {
+        now.unix_ms = rules.starts_ms(SaleId(sale)) - 1;
+        let (mut slices, mut longest) = (0, Duration::ZERO);
+        let building = allocated_bytes(|| {
+            let mut is_building = true;
+            while is_building {
+                let begun = Instant::now();
+                is_building = shard.prepare(now);
+                (slices, longest) = (slices + 1, longest.max(begun.elapsed()));
+            }
+        });
+        now.unix_ms += 1;
+        let begun = Instant::now();
+        let opening = allocated_bytes(|| shard.apply(ShardEvent::Tick, now, &mut effects));
+        let opened = begun.elapsed();
+        assert_eq!((shard.terms().sale, shard.stock().items()), (SaleId(sale), items as usize));
+        say(&format!(
+            "sale {sale} of {items} items: {opening} bytes and {opened:?} to open, {building} bytes in {slices} slices to \
+             build, the longest {longest:?}"
+        ));
+        assert!(opening < 4096, "{opening} bytes are allocated when a sale of {items} items begins");
+        assert!(sale < 3 || building < 4096, "{building} bytes are allocated to build a sale of {items} items");
+    }
+    IS_COUNTED.set(false);
+}
+
+/// Returns the number of bytes that the counted threads allocate while `work` runs.
+fn allocated_bytes(work: impl FnOnce()) -> u64 {
+    let before = ALLOCATED_BYTES.load(Ordering::SeqCst);
+    work();
+    ALLOCATED_BYTES.load(Ordering::SeqCst) - before
 }
 
 fn a_path() {
