@@ -433,13 +433,6 @@ pub const BUGS: &[Bug] = &[
         wrong: "{ let _ = left_ms; now.monotonic_ms }",
         caught_by: SIM,
     },
-    Bug {
-        what: "recovery opens an earlier sale than the latest one in the log",
-        file: "log/replay.rs",
-        place: "let open = «self.sale().map_or(current, |newest| newest.max(current))»;",
-        wrong: "current",
-        caught_by: SIM,
-    },
     // --- the log ---
     Bug {
         what: "the idempotency key is not logged",
