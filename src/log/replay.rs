@@ -242,7 +242,7 @@ impl Replay {
         self.sales.retain(|&sale, parts| {
             let is_live = parts.iter().any(Part::is_live);
             // The result of a sale that has closed was reported by an earlier run.
-            parts.iter_mut().for_each(|part| part.is_reported = !is_live);
+            parts.iter_mut().for_each(|part| part.is_reported = sale < open && !is_live);
             // Retention removes no record of a sale in which an item is held on any shard.
             sale == open || sale >= complete_from && (is_live || now.unix_ms < rules.forgotten_at_ms(sale))
         });
@@ -347,6 +347,17 @@ mod tests {
         let (inventories, found) = replay(&[old]).unwrap().finish().unwrap();
         assert_eq!((inventories[0].open().terms, found), (RULES.terms(SaleId(500)), ReplayedItems::default()));
         assert_eq!(inventories[0].parts.len(), 1);
+    }
+
+    /// An earlier run has reported the results of closed sales, and no run that of the open one.
+    #[test]
+    fn the_result_of_the_open_sale_is_still_to_be_reported() {
+        let old = Record { sale: SaleId(499), ..opened() };
+        for records in [vec![], vec![opened()], vec![old, opened()]] {
+            let (inventories, _) = replay(&records).unwrap().finish().unwrap();
+            let reported: Vec<_> = inventories[0].parts.iter().map(|part| part.is_reported).collect();
+            assert_eq!(reported, [&[true][..], &[false]].concat()[2 - reported.len()..], "{records:?}");
+        }
     }
 
     #[test]
