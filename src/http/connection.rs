@@ -18,7 +18,7 @@ const HEAD_MS: u64 = 10_000;
 const BODY_MS: u64 = 30_000;
 /// Time limit for a decision, from the request.
 const DECISION_MS: u64 = 10_000;
-/// A client that does not read its answers is disconnected after this time.
+/// A client that does not read its answers is disconnected after this time, from the last byte that it has taken.
 const WRITE_MS: u64 = 30_000;
 /// No time limit: longer than the life of any process.
 const NO_LIMIT_MS: u64 = u64::MAX / 2;
@@ -278,9 +278,17 @@ impl Connection {
         }
     }
 
-    /// Clears the deadline of the request that has just been parsed, so that the next request gets its own.
+    /// Clears the deadline of the request that has just been parsed, so that the next request gets its own. The
+    /// deadline for writing stays: a client that sends requests without reading answers does not extend it.
     pub fn clear_request_deadline(&mut self) {
-        self.awaits = WaitingFor::Request;
+        if self.awaits != WaitingFor::Write {
+            self.awaits = WaitingFor::Request;
+        }
+    }
+
+    /// Sets the deadline for writing the rest of the output again, because the client has taken a part of it.
+    pub fn renew_write_deadline(&mut self, now_ms: u64) {
+        (self.awaits, self.deadline_ms) = (WaitingFor::Write, now_ms + WRITE_MS);
     }
 
     /// Returns the event whose deadline has passed, if any.
@@ -323,7 +331,7 @@ mod tests {
     /// A handover at any byte of a request does not change how the rest is parsed.
     #[test]
     fn it_goes_on_where_another_process_has_left_it() {
-        let request = format!("{HEAD}Transfer-Encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n0\r\n\r\nPOST");
+        let request = format!("{HEAD}Transfer-Encoding: chunked\r\n\r\n5 ;x=\"y\"\r\nhello\r\n0\r\nA: b\r\n\r\nPOST");
         // Parses like the server: bytes that are not parsed yet are kept and parsed again with the bytes that follow.
         let read = |mut connection: Connection, bytes: &[u8]| {
             let mut input = std::mem::take(&mut connection.input);

@@ -2,13 +2,17 @@
 //! proxy and the server allows request smuggling.
 //!
 //! In addition to the rules of httparse: no bare line feeds, at most one of `Content-Length` and `Transfer-Encoding`,
-//! exactly one `Host` in HTTP/1.1, and one spelling of each number.
+//! exactly one `Host` in HTTP/1.1 with a valid value, and one spelling of each number and expectation. Unlike httparse,
+//! later minor versions are accepted.
 
+use crate::http::authority::is_authority;
 use crate::http::problem::Problem;
 use std::mem::MaybeUninit;
 
-/// Maximum length of a request head, in bytes.
-pub const HEAD_BYTES_MAX: usize = 8 * 1024;
+/// Maximum length of a request line with its line end, in bytes. RFC 9112 §3 recommends at least 8,000.
+const REQUEST_LINE_BYTES_MAX: usize = 8 * 1024;
+/// Maximum length of a request head, in bytes: the request line, the header fields, and an empty line before them.
+pub const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// Maximum number of header fields of a request.
 pub const HEADERS_MAX: usize = 64;
 /// Maximum length of an `X-Request-Id`, in bytes.
@@ -31,7 +35,7 @@ pub enum Method {
     Delete,
     /// OPTIONS.
     Options,
-    /// Any other token.
+    /// PUT, PATCH or TRACE, which no path allows.
     Other,
 }
 
@@ -100,26 +104,70 @@ impl<'a> Head<'a> {
 pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Problem> {
     // RFC 9112 §2.2: an empty line before the request is tolerated, once.
     let skipped = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
-    let bytes = &bytes[skipped..];
-    let allowed = &bytes[..bytes.len().min(HEAD_BYTES_MAX)];
-    let end = match find_end(allowed) {
-        Ok(Some(end)) => end,
+    let is_full = bytes.len() >= HEAD_BYTES_MAX;
+    let bytes = &bytes[skipped..bytes.len().min(HEAD_BYTES_MAX)];
+    let end = match find_end(bytes) {
+        // A longer head can have a request line that is too long.
+        Ok(Some(end)) if end <= REQUEST_LINE_BYTES_MAX || check_beginning(bytes).is_ok() => end,
         unfinished => {
-            check_beginning(allowed)?;
+            check_beginning(bytes)?;
             unfinished?;
-            return if bytes.len() < HEAD_BYTES_MAX { Ok(None) } else { Err(Problem::HeadTooLarge) };
+            return if is_full { Err(Problem::HeadTooLarge) } else { Ok(None) };
         }
     };
     let mut fields = [const { MaybeUninit::uninit() }; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut []);
-    match request.parse_with_uninit_headers(&bytes[..end], &mut fields) {
-        Ok(httparse::Status::Complete(length)) if length == end => {}
-        Ok(_) => return Err(Problem::MalformedField),
-        Err(error) => return Err(reject(error, bytes)),
+    let parsed = request.parse_with_uninit_headers(&bytes[..end], &mut fields);
+    let line = (request.method.unwrap_or_default(), request.path.unwrap_or_default());
+    match parsed {
+        Ok(httparse::Status::Complete(length)) if length == end => {
+            read(line, request.version == Some(0), request.headers, skipped + end).map(Some)
+        }
+        Ok(_) => Err(Problem::MalformedField),
+        Err(error) => read_later_minor(error, line, &bytes[..end], skipped + end).map(Some),
     }
-    let is_http10 = request.version == Some(0);
-    let target = request.path.unwrap_or_default();
-    let method = match request.method.unwrap_or_default() {
+}
+
+/// Returns the head, of `length` bytes, of an HTTP/1.2 to HTTP/1.9 request, which httparse refuses with `error` after
+/// it has parsed the method and the target. RFC 9110 §2.5: a later minor version is read as the latest known one.
+#[cold]
+fn read_later_minor<'a>(
+    error: httparse::Error,
+    line: (&'a str, &'a str),
+    bytes: &'a [u8],
+    length: usize,
+) -> Result<Head<'a>, Problem> {
+    let fields_begin = later_minor_line(error, bytes).ok_or_else(|| reject(error, bytes))?;
+    let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    match httparse::parse_headers(&bytes[fields_begin..], &mut fields) {
+        Ok(httparse::Status::Complete((used, fields))) if fields_begin + used == bytes.len() => {
+            read(line, false, fields, length)
+        }
+        Ok(_) => Err(Problem::MalformedField),
+        Err(error) => Err(reject(error, bytes)),
+    }
+}
+
+/// Returns the length of the request line with its line end, if its version, in which httparse found this error, is
+/// HTTP/1.2 to HTTP/1.9.
+fn later_minor_line(error: httparse::Error, bytes: &[u8]) -> Option<usize> {
+    let line = &bytes[..memchr::memchr(b'\r', bytes)?];
+    let mut words = line.split(|&byte| byte == b' ').skip(2);
+    let is_later = matches!(words.next()?, [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'2'..=b'9']);
+    let is_whole = words.next().is_none() && bytes[line.len()..].starts_with(b"\r\n");
+    (error == httparse::Error::Version && is_later && is_whole).then_some(line.len() + 2)
+}
+
+/// Returns a head of `length` bytes. `line` has the method and the target.
+// Inlined, because it is on the path of every request, and returns a large struct.
+#[inline(always)]
+fn read<'a>(
+    (method, target): (&'a str, &'a str),
+    is_http10: bool,
+    fields: &[httparse::Header<'a>],
+    length: usize,
+) -> Result<Head<'a>, Problem> {
+    let method = match method {
         "GET" => Method::Get,
         "HEAD" => Method::Head,
         "POST" => Method::Post,
@@ -127,7 +175,9 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Problem> {
         "OPTIONS" => Method::Options,
         // After a CONNECT, the bytes on the connection would not be HTTP.
         "CONNECT" => return Err(Problem::MalformedTarget),
-        _ => Method::Other,
+        "PUT" | "PATCH" | "TRACE" => Method::Other,
+        // Method names are case-sensitive (RFC 9110 §9.1).
+        _ => return Err(Problem::UnknownMethod),
     };
     // RFC 9112 §3.2.4: only OPTIONS can have the asterisk form.
     if target == "*" && method != Method::Options {
@@ -135,11 +185,11 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Problem> {
     }
     let (path, query) = split_target(target)?;
     let mut seen = Fields::default();
-    for field in request.headers.iter() {
+    for field in fields {
         seen.add(field.name, field.value)?;
     }
     seen.check(is_http10)?;
-    Ok(Some(Head {
+    Ok(Head {
         method,
         path,
         query,
@@ -156,8 +206,8 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Problem> {
         is_preflight: seen.is_preflight,
         request_id: seen.request_id,
         traceparent: seen.traceparent,
-        bytes: skipped + end,
-    }))
+        bytes: length,
+    })
 }
 
 /// Returns the length of the head including the empty line, or `None` if the empty line is missing. Refuses a line feed
@@ -177,12 +227,24 @@ fn find_end(bytes: &[u8]) -> Result<Option<usize>, Problem> {
     Ok(None)
 }
 
-/// Checks the beginning of an incomplete head: the first line if it is complete, otherwise the first byte. A client
-/// with another protocol may never send an empty line, so it is refused at once.
+/// Checks the beginning of an incomplete or long head: the first line if it is complete, otherwise its first byte and
+/// its length. A client with another protocol may never send an empty line, so it is refused at once.
 fn check_beginning(bytes: &[u8]) -> Result<(), Problem> {
-    let beginning = memchr::memchr(b'\n', bytes).map_or(bytes.len().min(1), |feed| feed + 1);
-    let parsed = httparse::Request::new(&mut []).parse(&bytes[..beginning]);
-    parsed.map(|_| ()).map_err(|error| reject(error, bytes))
+    let line = &bytes[..bytes.len().min(REQUEST_LINE_BYTES_MAX)];
+    let feed = memchr::memchr(b'\n', line);
+    let beginning = feed.map_or(line.len().min(1), |feed| feed + 1);
+    if let Err(error) = httparse::Request::new(&mut []).parse(&line[..beginning])
+        && later_minor_line(error, line).is_none()
+    {
+        return Err(reject(error, line));
+    }
+    match feed {
+        None if line.len() == REQUEST_LINE_BYTES_MAX && memchr::memchr(b' ', line).is_none() => {
+            Err(Problem::UnknownMethod)
+        }
+        None if line.len() == REQUEST_LINE_BYTES_MAX => Err(Problem::TargetTooLong),
+        _ => Ok(()),
+    }
 }
 
 /// Returns the reason to refuse a head in which httparse found this error.
@@ -191,9 +253,11 @@ fn reject(error: httparse::Error, bytes: &[u8]) -> Problem {
     let mut words = line.split(|&byte| byte == b' ').skip(2);
     match (error, words.next(), words.next()) {
         (httparse::Error::TooManyHeaders, ..) => Problem::HeadTooLarge,
-        (httparse::Error::Version, Some([b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']), None) => {
-            Problem::UnknownVersion
-        }
+        (
+            httparse::Error::Version,
+            Some([b'H', b'T', b'T', b'P', b'/', b'0' | b'2'..=b'9', b'.', b'0'..=b'9']),
+            None,
+        ) => Problem::UnknownVersion,
         (httparse::Error::HeaderName | httparse::Error::HeaderValue, ..) => Problem::MalformedField,
         _ => Problem::MalformedLine,
     }
@@ -217,10 +281,12 @@ fn split_target(target: &str) -> Result<(&str, &str), Problem> {
 }
 
 fn strip_authority(target: &str) -> Result<&str, Problem> {
-    let rest =
-        target.strip_prefix("http://").or_else(|| target.strip_prefix("https://")).ok_or(Problem::MalformedTarget)?;
+    let (scheme, rest) = target.split_once("://").ok_or(Problem::MalformedTarget)?;
     let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    if authority.is_empty() || authority.contains(['@', ',']) { Err(Problem::MalformedTarget) } else { Ok(path) }
+    // RFC 3986 §3.1: a scheme is case-insensitive.
+    let is_http = ["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
+    let is_valid = is_http && !authority.is_empty() && is_authority(authority.as_bytes());
+    if is_valid { Ok(path) } else { Err(Problem::MalformedTarget) }
 }
 
 /// Checks a `traceparent`: version, trace id, parent id and flags in lower-case hexadecimal (W3C Trace Context §3.2).
@@ -274,9 +340,7 @@ impl<'a> Fields<'a> {
         match name.len() {
             4 if name.eq_ignore_ascii_case("host") => {
                 (self.hosts, self.host) = (self.hosts + 1, value);
-                let odd =
-                    |byte: &u8| !byte.is_ascii_graphic() || matches!(byte, b',' | b'/' | b'@' | b'?' | b'#' | b'\\');
-                if value.iter().any(odd) {
+                if !is_authority(value) {
                     return Err(Problem::MalformedHost);
                 }
             }
@@ -317,7 +381,9 @@ impl<'a> Fields<'a> {
                 self.accepts_json |= value.split(|&byte| byte == b',').any(accepts_json);
             }
             6 if name.eq_ignore_ascii_case("expect") => {
-                if !value.eq_ignore_ascii_case(b"100-continue") {
+                // RFC 9110 §10.1.1: 417 tells the client to repeat the request without the field. An empty or doubled
+                // expectation gets it too, because a proxy may have read another expectation than this server.
+                if self.expects_continue || !value.eq_ignore_ascii_case(b"100-continue") {
                     return Err(Problem::UnknownExpectation);
                 }
                 self.expects_continue = true;
@@ -432,6 +498,8 @@ mod tests {
         for (target, path, query) in [
             ("http://shop/sale?x", "/sale", "x"),
             ("https://shop", "/", ""),
+            ("HTTP://shop/sale", "/sale", ""),
+            ("hTTps://[::1]:443?x", "/", "x"),
             ("http://shop?x=/purchase", "/", "x=/purchase"),
             ("/a?b?c", "/a", "b?c"),
         ] {

@@ -50,11 +50,11 @@ fn document() -> Value {
         "purchase": link("purchase", post), "cancel": link("cancel", delete), "extend": link("extend", extend)
     });
     document["paths"]["/checkout"]["post"]["responses"]["200"]["links"] = links;
-    let shared: Map<String, Value> = by_status(unmatched.iter().chain(&common))
-        .into_values()
-        .map(|answers| {
-            (answers[0].reason().to_owned(), response(&answers, json!({}), !matches_no_operation(&answers[0])))
-        })
+    // Two groups, because 501 has an answer in each.
+    let shared: Map<String, Value> = [by_status(&unmatched), by_status(&common)]
+        .into_iter()
+        .flat_map(BTreeMap::into_values)
+        .map(|answers| (answers[0].reason().to_owned(), response(&answers, json!({}), !follows_parsing(&answers[0]))))
         .collect();
     let unmatched: Map<String, Value> =
         by_status(&unmatched).into_iter().map(|(code, answers)| (code.to_owned(), reference(&answers[0]))).collect();
@@ -69,7 +69,12 @@ fn document() -> Value {
 /// Returns whether this answer belongs to requests that match no operation.
 fn matches_no_operation(answer: &Answer) -> bool {
     use Problem::*;
-    matches!(answer, Answer::Refused(NotFound | OnlyGet | OnlyPost | OnlyPostOrDelete))
+    matches!(answer, Answer::Refused(NotFound | OnlyGet | OnlyPost | OnlyPostOrDelete | UnknownMethod))
+}
+
+/// Returns whether the request has been parsed before this answer, which can then return the id of the request.
+fn follows_parsing(answer: &Answer) -> bool {
+    matches_no_operation(answer) && *answer != Answer::Refused(Problem::UnknownMethod)
 }
 
 /// Groups answers by their status code, each answer once.

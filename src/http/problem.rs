@@ -30,6 +30,7 @@ pub enum Problem {
     OnlyGet,
     OnlyPost,
     OnlyPostOrDelete,
+    UnknownMethod,
     MalformedLine,
     MalformedField,
     MalformedTarget,
@@ -37,6 +38,7 @@ pub enum Problem {
     MalformedLength,
     MalformedCoding,
     MalformedChunk,
+    TargetTooLong,
     HeadTooLarge,
     BodyTooLarge,
     UnknownCoding,
@@ -111,6 +113,8 @@ impl Problem {
             Problem::OnlyGet => not_allowed("allow: GET, HEAD\r\n"),
             Problem::OnlyPost => not_allowed("allow: POST\r\n"),
             Problem::OnlyPostOrDelete => not_allowed("allow: POST, DELETE\r\n"),
+            Problem::UnknownMethod =>
+                with("501 Not Implemented", "not-implemented", "The method is not implemented", "", ""),
             Problem::MalformedLine => malformed("the request line is invalid, or a line does not end with CR LF"),
             Problem::MalformedField => malformed("a header field is invalid"),
             Problem::MalformedTarget => malformed("the request target is invalid"),
@@ -119,8 +123,10 @@ impl Problem {
             Problem::MalformedCoding =>
                 malformed("send Transfer-Encoding at most once, without Content-Length, and not in HTTP/1.0"),
             Problem::MalformedChunk => malformed("the chunked body is invalid"),
+            Problem::TargetTooLong => with("414 URI Too Long", "uri-too-long",
+                "The request line is too long", "send a request line of at most 8 KiB", ""),
             Problem::HeadTooLarge => with("431 Request Header Fields Too Large", "header-too-large",
-                "The header of the request is too large", "send at most 8 KiB and at most 64 header fields", ""),
+                "The header of the request is too large", "send at most 16 KiB and at most 64 header fields", ""),
             Problem::BodyTooLarge => with("413 Content Too Large", "body-too-large",
                 "The body of the request is too large", "no request needs a body; a body can have at most 64 KiB", ""),
             Problem::UnknownCoding =>

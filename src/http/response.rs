@@ -6,6 +6,7 @@ use crate::http::operation::Answer;
 use crate::http::origin::Origins;
 use crate::http::problem::Problem;
 use std::cell::Cell;
+use std::fmt;
 use std::time::{Duration, UNIX_EPOCH};
 use strum::VariantArray;
 
@@ -33,6 +34,8 @@ pub enum Freshness {
 const YEAR_S: u64 = 365 * 86400;
 /// Header lines between the content type and the length of an answer that must not be cached.
 const UNCACHED: &str = "\r\ncache-control: no-store\r\ncontent-length: ";
+/// The same for an answer without a length.
+const UNCACHED_HEAD: &str = "\r\ncache-control: no-store";
 
 /// Header lines for a preflight. The browser may reuse the answer for 10 minutes.
 const PREFLIGHT: &str = "access-control-allow-methods: GET, POST, DELETE\r\n\
@@ -170,19 +173,29 @@ impl Responder {
 
     /// Writes a response with a text body.
     pub fn text(&self, answer: Answer, body: &str, style: Style, out: &mut Vec<u8>) -> Answer {
-        self.with_body(answer, "text/plain", UNCACHED, body.as_bytes(), style, out)
+        self.with_body(answer, "text/plain", UNCACHED, Some(body.as_bytes()), style, out)
     }
 
-    /// Writes a response with a JSON body.
-    pub fn json(&mut self, answer: Answer, body: &impl serde::Serialize, style: Style, out: &mut Vec<u8>) -> Answer {
+    /// Writes a response with a JSON body. `body` is not called for HEAD: it can cost much more than the request, and a
+    /// client can send many requests at once. So this answer to HEAD has no `content-length` (RFC 9110 §8.6).
+    pub fn json<B: serde::Serialize>(
+        &mut self,
+        answer: Answer,
+        body: impl FnOnce() -> B,
+        style: Style,
+        out: &mut Vec<u8>,
+    ) -> Answer {
+        if style.head_only {
+            return self.with_body(answer, "application/json", UNCACHED_HEAD, None, style, out);
+        }
         self.body.clear();
-        serde_json::to_writer(&mut self.body, body).expect("the body serializes to JSON");
-        self.with_body(answer, "application/json", UNCACHED, &self.body, style, out)
+        serde_json::to_writer(&mut self.body, &body()).expect("the body serializes to JSON");
+        self.with_body(answer, "application/json", UNCACHED, Some(&self.body), style, out)
     }
 
     /// Writes the OpenAPI document.
     pub fn api(&self, style: Style, out: &mut Vec<u8>) -> Answer {
-        self.with_body(Answer::Ok, "application/json", UNCACHED, self.api.as_bytes(), style, out)
+        self.with_body(Answer::Ok, "application/json", UNCACHED, Some(self.api.as_bytes()), style, out)
     }
 
     /// Writes the head of an event stream, which ends when the connection is closed. `x-accel-buffering: no` keeps
@@ -206,30 +219,42 @@ impl Responder {
     }
 
     /// Writes an image that can be cached under the entity tag `tag`, as `freshness` says. Without `svg`, the client
-    /// already has the image, and the response is 304 without a body.
-    pub fn image(&self, svg: Option<&str>, tag: &str, freshness: Freshness, style: Style, out: &mut Vec<u8>) -> Answer {
+    /// already has the image, and the response is 304 without a body. For HEAD, the image is not drawn.
+    pub fn image(
+        &self,
+        svg: Option<impl fmt::Display>,
+        tag: &str,
+        freshness: Freshness,
+        style: Style,
+        out: &mut Vec<u8>,
+    ) -> Answer {
         let (max_age_s, immutable) = match freshness {
             Freshness::Seconds(seconds) => (seconds, ""),
             Freshness::Always => (YEAR_S, ", immutable"),
         };
-        let caching = format!("\r\ncache-control: public, max-age={max_age_s}{immutable}\r\netag: {tag}\r\n");
+        let caching = format!("\r\ncache-control: public, max-age={max_age_s}{immutable}\r\netag: {tag}");
         let Some(svg) = svg else {
-            for part in ["HTTP/1.1 ", Answer::Unchanged.status(), &caching, "date: "] {
+            for part in ["HTTP/1.1 ", Answer::Unchanged.status(), &caching, "\r\ndate: "] {
                 out.extend_from_slice(part.as_bytes());
             }
             self.finish_head(style, out);
             return Answer::Unchanged;
         };
-        self.with_body(Answer::Ok, "image/svg+xml", &format!("{caching}content-length: "), svg.as_bytes(), style, out)
+        if style.head_only {
+            return self.with_body(Answer::Ok, "image/svg+xml", &caching, None, style, out);
+        }
+        let (caching, svg) = (format!("{caching}\r\ncontent-length: "), svg.to_string());
+        self.with_body(Answer::Ok, "image/svg+xml", &caching, Some(svg.as_bytes()), style, out)
     }
 
-    /// Writes a response with a body. `caching` is the part of the head between the content type and the length.
+    /// Writes a response with a body, or the head of one whose body is not made. `caching` is the part of the head
+    /// between the content type and the length.
     fn with_body(
         &self,
         answer: Answer,
         kind: &str,
         caching: &str,
-        body: &[u8],
+        body: Option<&[u8]>,
         style: Style,
         out: &mut Vec<u8>,
     ) -> Answer {
@@ -238,13 +263,14 @@ impl Responder {
         let status = answer.status();
         let (later, seconds) =
             if answer == Answer::Unready { (RETRY_AFTER_NAME, self.retry_after()) } else { ("", "") };
-        for part in
-            ["HTTP/1.1 ", status, later, seconds, kind_is, kind, caching, digits.format(body.len()), "\r\ndate: "]
-        {
+        let length = body.map_or("", |body| digits.format(body.len()));
+        for part in ["HTTP/1.1 ", status, later, seconds, kind_is, kind, caching, length, "\r\ndate: "] {
             out.extend_from_slice(part.as_bytes());
         }
         self.finish_head(style, out);
-        if !style.head_only {
+        if let Some(body) = body
+            && !style.head_only
+        {
             out.extend_from_slice(body);
         }
         answer
@@ -298,7 +324,7 @@ mod tests {
             refused.map(|problem| seconds(&|responder, out| _ = responder.problem(problem, Style::default(), out)));
         assert_eq!(values, [1, 2, 3, 1]);
         let unready: [u32; 3] = std::array::from_fn(|_| {
-            seconds(&|responder, out| _ = responder.json(Answer::Unready, &"no", Style::default(), out))
+            seconds(&|responder, out| _ = responder.json(Answer::Unready, || "no", Style::default(), out))
         });
         assert_eq!(unready, [2, 3, 1]);
     }
@@ -313,6 +339,12 @@ mod tests {
         let expected = "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncache-control: no-store\r\ncontent-length: 5\r\n\
                         date: Sun, 06 Nov 1994 08:49:37 GMT\r\nconnection: keep-alive\r\n\
                         keep-alive: timeout=75\r\n\r\n";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+        let mut out = Vec::new();
+        let body = || -> u8 { panic!("the body is not needed") };
+        responder.json(Answer::Ok, body, Style { head_only: true, ..Style::default() }, &mut out);
+        let expected = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncache-control: no-store\r\n\
+                        date: Sun, 06 Nov 1994 08:49:37 GMT\r\nconnection: close\r\n\r\n";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 

@@ -271,12 +271,8 @@ pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &
                 return responder.text(Answer::Ok, code, style, out);
             }
             let expires_at = rfc3339(expires_unix_ms);
-            return responder.json(
-                Answer::Ok,
-                &Reservation { code, sale_id: sale.0, item_id: item.0, expires_at },
-                style,
-                out,
-            );
+            let reservation = Reservation { code, sale_id: sale.0, item_id: item.0, expires_at };
+            return responder.json(Answer::Ok, || reservation, style, out);
         }
         Outcome::Purchased { sale, item } => {
             let receipt = Receipt {
@@ -287,7 +283,7 @@ pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &
                 item_name: ItemName(sale, item),
                 item_image: ItemImageInSale(sale, item),
             };
-            return responder.json(Answer::Ok, &receipt, style, out);
+            return responder.json(Answer::Ok, || receipt, style, out);
         }
         Outcome::Released => return responder.empty(Answer::NoContent, style, out),
         Outcome::ItemSold { .. } => Problem::ItemSold,
@@ -440,6 +436,6 @@ mod tests {
         }
         assert_eq!(way("POST /sales/1"), Route::Refused(Problem::OnlyGet));
         assert_eq!(way("POST /sale"), Route::Refused(Problem::OnlyGet));
-        assert_eq!(way("BREW /readyz"), Route::Refused(Problem::OnlyGet));
+        assert_eq!(way("PATCH /readyz"), Route::Refused(Problem::OnlyGet));
     }
 }

@@ -12,6 +12,17 @@ use crate::sale::ids::{ItemId, SaleId, Terms};
 use crate::sale::item_name::{ItemImage, ItemName};
 use crate::sale::parts::Parts;
 use crate::server::art::ItemArt;
+use std::sync::LazyLock;
+
+/// Number of items whose images determine the checksum. They have all drawings, palettes and backgrounds.
+const DRAWINGS: u32 = 256;
+
+/// Checksum of the first images of sale 0. It stands for the version of the drawings in the tag of each image, so that
+/// a client that has an image, or sends HEAD, does not make the server draw it.
+pub static DRAWINGS_CHECKSUM: LazyLock<u32> = LazyLock::new(|| {
+    let image = |item| ItemArt(SaleId(0), ItemId(item)).to_string();
+    (0..DRAWINGS).fold(0, |checksum, item| crc32c::crc32c_append(checksum, image(item).as_bytes()))
+});
 
 /// The sales of the shard that writes a page.
 #[derive(Clone, Copy)]
@@ -63,19 +74,22 @@ pub fn write(
     let Terms { sale, items: items_total, .. } = on_sale.terms();
     match page {
         ItemPage::List { offset, limit } => {
-            let shown = offset..items_total.min(offset.saturating_add(limit));
-            let items = shown.map(|item| on_sale.item(ItemId(item))).collect();
-            responder.json(Answer::Ok, &Items { sale_id: sale.0, items_total, offset, limit, items }, style, out)
+            let items = || {
+                let shown = offset..items_total.min(offset.saturating_add(limit));
+                let items = shown.map(|item| on_sale.item(ItemId(item))).collect();
+                Items { sale_id: sale.0, items_total, offset, limit, items }
+            };
+            responder.json(Answer::Ok, items, style, out)
         }
         ItemPage::Item(item) if on_sale.has(sale, item) => {
-            responder.json(Answer::Ok, &OneItem { sale_id: sale.0, item: on_sale.item(item) }, style, out)
+            responder.json(Answer::Ok, || OneItem { sale_id: sale.0, item: on_sale.item(item) }, style, out)
         }
         ItemPage::Image { item, sale: given } if on_sale.has(given.unwrap_or(sale), item) => {
             let sale = given.unwrap_or(sale);
-            let image = ItemArt(sale, item).to_string();
-            // The tag includes a checksum of the image, because another version of Stampede may draw it differently.
-            let tag = format!("\"{}-{}-{:08x}\"", sale.0, item.0, crc32c::crc32c(image.as_bytes()));
-            let image = if known.is_some_and(|known| names(known, &tag)) { None } else { Some(&*image) };
+            // The tag includes a checksum of the drawings, because another version of Stampede may draw differently.
+            let tag = format!("\"{}-{}-{:08x}\"", sale.0, item.0, *DRAWINGS_CHECKSUM);
+            let is_known = known.is_some_and(|known| names(known, &tag));
+            let image = (!is_known).then_some(ItemArt(sale, item));
             // Without a sale in the path, the next sale shows another image there.
             let freshness = given.map_or(Freshness::Seconds(on_sale.seconds_left()), |_| Freshness::Always);
             responder.image(image, &tag, freshness, style, out)
@@ -94,6 +108,16 @@ fn names(known: &[u8], tag: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_checksum_covers_every_drawing_and_palette() {
+        let names = (0..DRAWINGS).map(|item| ItemName(SaleId(0), ItemId(item)));
+        let pairs: BTreeSet<_> = names.map(|name| (name.quality(), name.thing())).collect();
+        let qualities: BTreeSet<_> = pairs.iter().map(|pair| pair.0).collect();
+        let things: BTreeSet<_> = pairs.iter().map(|pair| pair.1).collect();
+        assert_eq!((qualities.len(), things.len()), (16, 16));
+    }
 
     #[test]
     fn tags_are_compared_one_by_one() {

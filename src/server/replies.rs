@@ -45,10 +45,14 @@ impl Server {
         let Some(client) = self.clients.get_mut(key) else { return };
         client.is_dirty = false;
         let connection = &mut client.connection;
+        let before = connection.written;
         while connection.written < connection.output.len() {
             match send(&client.socket, &connection.output[connection.written..], SendFlags::NOSIGNAL) {
                 Ok(bytes) => connection.written += bytes,
                 Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) if connection.written > before => {
+                    return connection.renew_write_deadline(now.monotonic_ms);
+                }
                 Err(Errno::AGAIN) => return connection.set_deadline(now.monotonic_ms),
                 Err(_) => {
                     remove(&mut self.clients, &mut self.lost, key);

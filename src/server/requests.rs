@@ -16,7 +16,10 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
 /// Bytes of one connection that are kept at most until a request is complete.
-const AHEAD_BYTES_MAX: usize = 2 * HEAD_BYTES_MAX;
+const AHEAD_BYTES_MAX: usize = HEAD_BYTES_MAX;
+/// Requests of one connection that one turn processes at most, so that a client that pipelines many small requests does
+/// not delay the others.
+pub const REQUESTS_PER_TURN: usize = 64;
 
 impl Server {
     /// Reads one socket once, and passes every complete request to the handler.
@@ -42,9 +45,10 @@ impl Server {
                 }
             }
         }
+        let mut is_cut = false;
         match connection.state {
             ConnectionState::Reading if received > 0 || !connection.input.is_empty() => {
-                self.parse_requests(key, received, handler)
+                is_cut = self.parse_requests(key, received, handler);
             }
             ConnectionState::Deciding => connection.input.extend_from_slice(&self.scratch[..received]),
             _ => {}
@@ -52,7 +56,7 @@ impl Server {
         let client = &mut self.clients[key];
         let connection = &mut client.connection;
         let has_output_room = has_output_room(connection, &connection.output);
-        if (connection.state == ConnectionState::Reading && has_output_room
+        if (connection.state == ConnectionState::Reading && has_output_room && !is_cut
             || connection.state == ConnectionState::Listening)
             && connection.ended
         {
@@ -65,14 +69,15 @@ impl Server {
             ConnectionState::Listening => true,
             ConnectionState::Closing => false,
         };
-        if connection.readable && !connection.ended && may_read_more {
+        if is_cut || connection.readable && !connection.ended && may_read_more {
             client.queue(key, &mut self.ready);
         }
         self.schedule_write(key, now);
     }
 
-    /// Passes every complete request in the kept and the new bytes of a connection to the handler.
-    fn parse_requests(&mut self, key: usize, received: usize, handler: &mut impl Handler) {
+    /// Passes the complete requests in the kept and the new bytes of a connection to the handler. Returns whether bytes
+    /// are left for the next turn, because this turn has processed as many requests as it may.
+    fn parse_requests(&mut self, key: usize, received: usize, handler: &mut impl Handler) -> bool {
         let Server { clients, responder, request_timer, subscribers, spare_buffers, scratch, is_draining, .. } = self;
         let mut requests = RequestParts { responder, request_timer, subscribers, is_draining: *is_draining };
         let client = &mut clients[key];
@@ -88,8 +93,11 @@ impl Server {
             &kept[..]
         };
         let ticket = client.ticket(key);
-        let mut at = 0;
-        while client.connection.state == ConnectionState::Reading && has_output_room(&client.connection, &out) {
+        let (mut at, mut count) = (0, 0);
+        while client.connection.state == ConnectionState::Reading
+            && has_output_room(&client.connection, &out)
+            && count < REQUESTS_PER_TURN
+        {
             let step = match client.connection.next(&bytes[at..]) {
                 Ok((used, step)) => {
                     at += used;
@@ -115,8 +123,10 @@ impl Server {
                 client.connection.unsent_grant = Some(UnsentGrant { code, begins });
             }
             requests.apply_result(key, client, handled, &mut out);
+            count += 1;
         }
         let connection = &mut client.connection;
+        let is_cut = count == REQUESTS_PER_TURN && at < bytes.len() && connection.state == ConnectionState::Reading;
         if at < bytes.len() && matches!(connection.state, ConnectionState::Reading | ConnectionState::Deciding) {
             if kept.is_empty() {
                 kept.extend_from_slice(&scratch[at..received]);
@@ -126,6 +136,7 @@ impl Server {
             connection.input = kept;
         }
         connection.output = out;
+        is_cut
     }
 }
 

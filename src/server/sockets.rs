@@ -19,6 +19,7 @@ use crate::sale::command::Withdrawal;
 use crate::sale::ids::{Moment, Ticket};
 use crate::server::acceptor::Acceptor;
 use crate::server::client::{Client, LostClients, configure_event_stream, remove};
+use crate::server::item_pages::DRAWINGS_CHECKSUM;
 use crate::server::poller::{LISTENER, Poller};
 use crate::server::subscribers::{SentState, Subscribers};
 use rustix::event::epoll::EventFlags;
@@ -26,6 +27,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use slab::Slab;
 use std::io;
+use std::sync::LazyLock;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -95,6 +97,8 @@ impl Server {
         origins: Origins,
         idle_timeout: Duration,
     ) -> io::Result<Self> {
+        // Now, so that no request waits for the drawings.
+        LazyLock::force(&DRAWINGS_CHECKSUM);
         Ok(Server {
             poller: Poller::new(doorbell)?,
             acceptor: Acceptor::default(),

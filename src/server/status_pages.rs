@@ -31,18 +31,18 @@ pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Respon
     let is_ready = phase == Phase::Serving;
     let answer = if is_ready { Answer::Ok } else { Answer::Unready };
     match page {
-        Page::Live => responder.json(Answer::Ok, &Live { live: true, version: VERSION }, style, out),
+        Page::Live => responder.json(Answer::Ok, || Live { live: true, version: VERSION }, style, out),
         Page::Ready => {
-            let ready = Ready { ready: is_ready, status: phase.into(), postgres: facts.status.postgres() };
-            responder.json(answer, &ready, style, out)
+            let ready = || Ready { ready: is_ready, status: phase.into(), postgres: facts.status.postgres() };
+            responder.json(answer, ready, style, out)
         }
-        Page::Sale => match open_sale(facts) {
-            Some(sale) => responder.json(Answer::Ok, &sale, style, out),
+        Page::Sale => match facts.sale {
+            Some(_) => responder.json(Answer::Ok, || open_sale(facts), style, out),
             None => responder.problem(Problem::NotReady, style, out),
         },
         Page::OneSale(id) => match facts.sale.map(|on_sale| (on_sale, on_sale.parts.get(id))) {
             Some((on_sale, Some(part))) => {
-                responder.json(Answer::Ok, &one_sale(facts.status, on_sale, part.terms), style, out)
+                responder.json(Answer::Ok, || one_sale(facts.status, on_sale, part.terms), style, out)
             }
             Some((_, None)) => responder.problem(Problem::NotFound, style, out),
             None => responder.problem(Problem::NotReady, style, out),
@@ -52,7 +52,7 @@ pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Respon
             None => responder.problem(Problem::NotReady, style, out),
         },
         Page::Api => responder.api(style, out),
-        Page::Health => responder.json(answer, &health(facts, phase), style, out),
+        Page::Health => responder.json(answer, || health(facts, phase), style, out),
     }
 }
 

@@ -240,7 +240,7 @@ mod tests {
         let (old, new) = UpgradeSocket::pair().unwrap();
         // The largest state of a connection: both buffers full, a head kept, and then the longest page.
         let output = [&b"~".repeat(16 << 10), crate::http::openapi::text().as_bytes()].concat();
-        let (head, input) = (b"~".repeat(8 << 10), b"~".repeat(16 << 10));
+        let (head, input) = (b"~".repeat(16 << 10), b"~".repeat(16 << 10));
         let bytes = output.len();
         let midway = ConnectionSnapshot { head, input, output, ..ConnectionSnapshot::default() };
         old.send(&FromOld::Clients { shard: 0, midway: vec![Some(midway)] }, &[]).unwrap();

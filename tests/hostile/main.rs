@@ -3,10 +3,13 @@
 mod cases;
 mod conversation;
 mod fuzzed;
+mod pipelining;
 mod second_parser;
+mod single_shard;
 mod slow_subscriber;
 #[path = "../fuzz/targets.rs"]
 mod targets;
+mod unread_answers;
 
 use cases::{COVETED, Case, Then, cases};
 use conversation::{Answer, Conversation, Request};
@@ -50,6 +53,9 @@ fn every_case_has_its_answer_however_it_is_cut() {
     assert_eq!(names.len(), cases.len(), "two cases have one name");
 }
 
+/// Words in the names of cases that kawa refuses: it knows no chunk extensions and no later minor versions.
+const UNKNOWN_TO_KAWA: &[&str] = &["extension", "HTTP/1.2", "HTTP/1.9"];
+
 /// kawa parses every request that Stampede accepts, with the same result. If Stampede refuses a request that kawa
 /// accepts, their difference does no harm, because Stampede reads nothing after a refusal.
 #[test]
@@ -59,8 +65,8 @@ fn a_second_parser_reads_the_same_requests() {
         for request in Conversation::with(&case.bytes, []).requests {
             let theirs = second_parser::read(&case.bytes[from..]);
             let ours = Request { end: request.end - from, ..request.clone() };
-            // kawa refuses all chunk extensions.
-            if case.name != "chunks with extensions" {
+            let is_unknown = UNKNOWN_TO_KAWA.iter().any(|word| case.name.contains(word));
+            if theirs.is_some() || !is_unknown {
                 assert_eq!(theirs, Some(ours), "{}", case.name);
             }
             from = request.end;

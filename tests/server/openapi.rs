@@ -264,15 +264,17 @@ fn meet_in_peace(api: &Api, server: &Server) {
     let one_sale = client.request(&format!("GET {}", Operation::OneSale.route().1.replace("{id}", &sale)));
     assert_eq!(one_sale.status, 200);
     api.meets(&name(Operation::OneSale), &one_sale);
-    ask_for_what_is_not_there(api, &mut client);
+    ask_for_what_is_not_there(api, &mut client, server.address);
     listen(api, server);
 }
 
-/// Requests an unknown path, and an unknown method on every path. Checks `Allow`, and that HEAD has the headers of GET.
-fn ask_for_what_is_not_there(api: &Api, client: &mut Client) {
+/// Requests an unknown path, an unknown method, and a method that no path allows on every path. Checks `Allow`, and
+/// that HEAD has the headers of GET.
+fn ask_for_what_is_not_there(api: &Api, client: &mut Client, address: SocketAddr) {
     api.meets(OTHERWISE, &client.request("GET /nothing"));
+    api.meets(OTHERWISE, &connect(address).request("BREW /livez"));
     for (path, item) in api.document["paths"].as_object().unwrap().iter().filter(|(path, _)| path.starts_with('/')) {
-        let refused = client.request(&format!("BREW {}", path.replace("{id}", "1")));
+        let refused = client.request(&format!("PATCH {}", path.replace("{id}", "1")));
         api.meets(OTHERWISE, &refused);
         let allowed: BTreeSet<&str> = refused.header("allow").expect("the response has Allow").split(", ").collect();
         let mut described: BTreeSet<String> = item.as_object().unwrap().keys().map(|key| key.to_uppercase()).collect();
@@ -310,7 +312,8 @@ fn meet_at_the_door(api: &Api, address: SocketAddr) {
             (operation, client)
         })
         .collect();
-    let large = format!("X-Large: {}", "x".repeat(9000));
+    let large = format!("X-Large: {}", "x".repeat(17_000));
+    let long = format!("{} HTTP/1.1", "x".repeat(9_000));
     for (operation, line) in lines() {
         for (version, field) in [
             ("HTTP/1.1", "Host: two words"),
@@ -318,6 +321,7 @@ fn meet_at_the_door(api: &Api, address: SocketAddr) {
             ("HTTP/1.1", "Host: shop\r\nTransfer-Encoding: gzip"),
             ("HTTP/1.1", "Host: shop\r\nContent-Length: 70000"),
             ("HTTP/1.1", &large),
+            (&long, "Host: shop"),
             ("HTTP/2.0", "Host: shop"),
         ] {
             let mut client = connect(address);
