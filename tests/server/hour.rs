@@ -5,6 +5,7 @@ use crate::cluster::Cluster;
 use crate::harness::{Client, LONG_SALE, Response, Server, wait_until};
 use crate::load::{connect, crowd};
 use crate::log::Log;
+use crate::upgrade::Over;
 use serde_json::Value;
 use stampede::sale::code::CodeGenerator;
 use stampede::sale::ids::{ItemId, SaleId};
@@ -201,15 +202,30 @@ fn holds_and_receipts_survive_kill_9_after_the_hour() {
 #[test]
 fn holds_and_receipts_survive_an_upgrade_after_the_hour() {
     let dir = tempfile::tempdir().unwrap();
-    let mut server = start(dir.path(), &["--shards", "2"]);
+    let mut server = start(dir.path(), &["--shards", "2", "--items", "1000000"]);
     let mut client = server.connect();
     let basket = Basket::fill(&mut client);
     wait_for_hour(&mut client);
-    for _ in 0..2 {
-        server.upgrade();
-        // The connection is the one from before the upgrade.
-        basket.check(&mut client, "after an upgrade");
-    }
+    // Others buy all the time, so that the new process reads the log in parts.
+    let (is_over, address) = (AtomicBool::new(false), server.address);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            crowd(2, |number| {
+                let mut other = connect(address);
+                for item in (5..).take_while(|_| !is_over.load(Ordering::Relaxed)) {
+                    let answer = hold(&mut other, i64::from(item), 2 * item + number);
+                    assert_eq!(other.purchase(code(&answer)).status, 200);
+                    thread::sleep(Duration::from_millis(1));
+                }
+            });
+        });
+        let _over = Over(&is_over);
+        for _ in 0..3 {
+            server.upgrade();
+            // The connection is the one from before the upgrade.
+            basket.check(&mut client, "after an upgrade");
+        }
+    });
     basket.buy_the_rest(&mut client);
     assert!(server.terminate().success());
 }
