@@ -40,6 +40,8 @@ pub struct Replay {
     complete_from: SaleId,
     /// The stream that is read, and whether its beginning was removed, up to the record that opens a sale.
     reading: Option<(StreamKey, bool)>,
+    /// The same for the streams that were read before. An upgrade reads each stream in several parts.
+    read_before: BTreeMap<StreamKey, bool>,
 }
 
 /// Sold and held items of the sale that continues after a replay.
@@ -68,6 +70,7 @@ impl Replay {
             contradictions: BTreeMap::new(),
             complete_from: SaleId(0),
             reading: None,
+            read_before: BTreeMap::new(),
         }
     }
 
@@ -96,8 +99,13 @@ impl Replay {
     /// Notes which sales may lack records, if retention has removed the beginning of this stream: all sales before the
     /// first one that the rest of the stream opens.
     fn note_beginning(&mut self, key: StreamKey, seq: Seq, record: &Record) {
-        let is_same = self.reading.is_some_and(|(reading, _)| reading == key);
-        let lacks_beginning = if is_same { self.reading.is_some_and(|(_, lacks)| lacks) } else { seq > 1 };
+        let lacks_beginning = match self.reading {
+            Some((reading, lacks)) if reading == key => lacks,
+            other => {
+                self.read_before.extend(other);
+                self.read_before.get(&key).copied().unwrap_or(seq > 1)
+            }
+        };
         let opens = matches!(record.event, LogEvent::SaleOpened { .. });
         if lacks_beginning {
             let complete = if opens { record.sale } else { SaleId(record.sale.0.saturating_add(1)) };
@@ -242,7 +250,7 @@ impl Replay {
         self.sales.retain(|&sale, parts| {
             let is_live = parts.iter().any(Part::is_live);
             // The result of a sale that has closed was reported by an earlier run.
-            parts.iter_mut().for_each(|part| part.is_reported = !is_live);
+            parts.iter_mut().for_each(|part| part.is_reported = sale < open && !is_live);
             let has_receipts = now.unix_ms < rules.forgotten_at_ms(sale) && !flaws.contains_key(&sale);
             // Retention removes no record of a sale in which an item is held on any shard.
             sale == open || sale >= complete_from && (is_live || has_receipts)
@@ -277,6 +285,7 @@ impl Replay {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::block::LogKind;
     use crate::sale::code::{Code, CodeGenerator};
     use crate::sale::deferred::Watermark;
     use crate::sale::record::ReleaseReason;
@@ -348,6 +357,46 @@ mod tests {
         let (inventories, found) = replay(&[old]).unwrap().finish().unwrap();
         assert_eq!((inventories[0].open().terms, found), (RULES.terms(SaleId(500)), ReplayedItems::default()));
         assert_eq!(inventories[0].parts.len(), 1);
+    }
+
+    /// Retention has removed the stream of the run that granted a hold, and not that of the run that sold the item.
+    #[test]
+    fn a_closed_sale_that_lost_a_stream_is_forgotten() {
+        let of = |sale, record: Record| Record { sale: SaleId(sale), ..record };
+        let code = CodeGenerator::new([1; 32]).mint(SaleId(499), ItemId(1));
+        let bought = record(LogEvent::Purchase { item: ItemId(1), user: UserId(7), code, key: Uuid::nil() });
+        let stream = StreamId { cluster: Uuid::nil(), epoch: 2, shard: 0, log: LogKind::Purchases };
+        let mut replay = Replay::new(Partition::new(2), RULES, 0, NOW);
+        (1..).zip([of(499, opened()), of(499, bought), opened()]).for_each(|(seq, record)| {
+            replay.add(&stream, seq, &record);
+        });
+        let (inventories, _) = replay.finish().unwrap();
+        assert_eq!(inventories[0].parts.len(), 1, "only the open sale is known");
+    }
+
+    /// An upgrade reads the rest of a stream after the beginning of others.
+    #[test]
+    fn a_stream_that_is_read_in_parts_has_its_beginning() {
+        let stream = |shard| StreamId { cluster: Uuid::nil(), epoch: 1, shard, log: LogKind::Purchases };
+        let old = Record { sale: SaleId(499), ..opened() };
+        let mut replay = Replay::new(Partition::new(2), RULES, 0, NOW);
+        for (shard, seq, record) in
+            [(0, 1, old), (1, 1, old), (0, 2, opened()), (1, 2, opened()), (0, 3, checkout(0, 1))]
+        {
+            replay.add(&stream(shard), seq, &record);
+        }
+        assert_eq!(replay.finish().unwrap().0[0].parts.len(), 2, "the ended sale is still known");
+    }
+
+    /// An earlier run has reported the results of closed sales, and no run that of the open one.
+    #[test]
+    fn the_result_of_the_open_sale_is_still_to_be_reported() {
+        let old = Record { sale: SaleId(499), ..opened() };
+        for records in [vec![], vec![opened()], vec![old, opened()]] {
+            let (inventories, _) = replay(&records).unwrap().finish().unwrap();
+            let reported: Vec<_> = inventories[0].parts.iter().map(|part| part.is_reported).collect();
+            assert_eq!(reported, [&[true][..], &[false]].concat()[2 - reported.len()..], "{records:?}");
+        }
     }
 
     #[test]

@@ -128,9 +128,10 @@ async fn rows(snapshot: &Snapshot, sale: SaleId, now_ms: u64) -> Result<SaleRows
         let (code, item): (Uuid, i32) = (row.get(0), row.get(1));
         rows.purchases.insert(code.into_bytes(), (item as u32, row.get(2)));
     }
-    let held = "select count(*) from checkouts c where sale_id = $1 and outcome = 0 and expires_at > $2 \
-        - coalesce((select by_ms from extensions e where e.sale_id = c.sale_id and e.code = c.code), 0) \
-        * interval '1 ms' \
+    // `$2` stands alone on its side of the comparison: Postgres takes `$2 - interval` for an interval.
+    let held = "select count(*) from checkouts c where sale_id = $1 and outcome = 0 and expires_at \
+        + coalesce((select by_ms from extensions e where e.sale_id = c.sale_id and e.code = c.code), 0) \
+        * interval '1 ms' > $2 \
         and not exists (select 1 from releases r where r.sale_id = c.sale_id and r.code = c.code) \
         and not exists (select 1 from purchases p where p.sale_id = c.sale_id and p.code = c.code)";
     let now = UNIX_EPOCH + Duration::from_millis(now_ms);

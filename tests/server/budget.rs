@@ -1,7 +1,7 @@
 //! Tests of a small log budget: the server removes old sales, refuses checkouts when the log is full, and keeps every
 //! hold.
 
-use crate::harness::Server;
+use crate::harness::{Server, wait_until};
 use crate::load::buy_until;
 use std::path::Path;
 
@@ -81,5 +81,38 @@ fn a_full_log_still_buys_what_is_held() {
     let mut client = server.connect();
     later.iter().for_each(|code| assert_eq!(client.purchase(code).status, 200));
     now.iter().for_each(|code| assert_eq!(client.purchase(code).problem(), "code-used"));
+    assert!(server.terminate().success());
+}
+
+/// A hold of the first run is bought in the second one. In the next sale, the budget is used up, and the whole stream of
+/// the first run is removed. The next start can read what is left, and does not invent an answer.
+#[test]
+fn a_sale_whose_first_run_was_removed_is_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let terms = ["--sale-period", "4s", "--receipts", "10m", "--shards", "1", "--log-budget", "1MiB"];
+    let start = || Server::start(dir.path(), &[&terms[..], &["--user-limit", "100000"]].concat());
+    let server = start();
+    let code = server.connect().reserve(1, 1);
+    server.kill();
+    let server = start();
+    let mut client = server.connect();
+    assert_eq!(client.purchase(&code).status, 200);
+    let sale = client.sale()["sale_id"].clone();
+    wait_until("the next sale begins", || client.sale()["sale_id"] != sale);
+    let first_run_is_left = || {
+        let mut files = std::fs::read_dir(dir.path().join("log")).unwrap();
+        files.any(|file| file.unwrap().file_name().to_str().unwrap().starts_with("purchases-0000000001-"))
+    };
+    for item in (0..10_000).take_while(|_| first_run_is_left()) {
+        let reserved = client.checkout(1, item);
+        if reserved.status == 200 {
+            assert_eq!(client.purchase(&reserved.body).status, 200);
+        }
+    }
+    assert!(!first_run_is_left(), "the budget is not used up");
+    assert_eq!(client.purchase(&code).problem(), "code-used", "the running server remembers the sale");
+    server.kill();
+    let server = start();
+    assert_eq!(server.connect().purchase(&code).problem(), "sale-ended");
     assert!(server.terminate().success());
 }

@@ -62,7 +62,7 @@ fn quotas_count_held_and_bought_and_come_back() {
 
         let released = client.request(&format!("DELETE /checkout?code={second}"));
         assert_eq!((released.status, released.body.as_str()), (204, ""));
-        assert_eq!(client.request(&format!("DELETE /checkout?code={second}")).problem(), "code-expired");
+        assert_eq!(client.request(&format!("DELETE /checkout?code={second}")).status, 204, "a repeated release");
         assert_eq!(client.purchase(&second).problem(), "code-expired");
         assert_eq!(client.request(&format!("DELETE /checkout?code={first}")).problem(), "code-used");
         client.reserve_after_release(1, 2);

@@ -2,6 +2,8 @@
 
 use crate::browser::{Browser, Screen};
 use crate::harness::{LONG_SALE, Server, skipped};
+use crate::history::History;
+use crate::log_tool::dump;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::thread;
@@ -86,35 +88,75 @@ fn serve_page() -> SocketAddr {
     address
 }
 
-/// Script that buys an item from the page, and returns the receipt or the error.
-fn buys(api: SocketAddr, item: u32) -> String {
+/// Script that uses every operation of a buyer from the page: it reserves an item twice with the same key, extends the
+/// hold and buys the item, and reserves and releases another one. It returns what it has seen, or the error.
+fn shops(api: SocketAddr) -> String {
     format!(
         "(async () => {{
-            const api = 'http://{api}', key = {{ 'Idempotency-Key': 'cart-1' }};
-            const checkout = await fetch(`${{api}}/checkout?user_id=7&id={item}`, {{ method: 'POST' }});
-            const {{ code }} = await checkout.json();
-            const receipt = await fetch(`${{api}}/purchase?code=${{code}}`, {{ method: 'POST', headers: key }});
-            return (await receipt.json()).message;
+            const ask = async (method, target, headers) => {{
+                const answer = await fetch(`http://{api}${{target}}`, {{ method, headers }});
+                return answer.status === 204 ? 'released' : answer.json();
+            }};
+            const key = {{ 'Idempotency-Key': 'cart-1' }};
+            const first = await ask('POST', '/checkout?user_id=7&id=42', key);
+            const again = await ask('POST', '/checkout?user_id=7&id=42', key);
+            const extended = await ask('POST', `/checkout/extend?code=${{first.code}}`);
+            const receipt = await ask('POST', `/purchase?code=${{first.code}}`, key);
+            const other = await ask('POST', '/checkout?user_id=7&id=43', key);
+            const release = await ask('DELETE', `/checkout?code=${{other.code}}`);
+            const later = Date.parse(extended.expires_at) - Date.parse(first.expires_at);
+            return [first.code === again.code, later, receipt.message, release].join();
         }})().catch((error) => error.name)"
     )
+}
+
+/// Script that sends requests about the hold with `code` and a checkout, and cannot read the answers. It returns the
+/// results in order.
+fn attacks(api: SocketAddr, code: &str) -> String {
+    let requests = [
+        "POST /checkout?user_id=7&item_id=50".to_owned(),
+        format!("POST /purchase?code={code}"),
+        format!("POST /checkout/extend?code={code}"),
+        format!("DELETE /checkout?code={code}"),
+    ];
+    let sent = requests.map(|request| {
+        let (method, target) = request.split_once(' ').expect("a method and a target");
+        format!(
+            "await fetch('http://{api}{target}', {{ method: '{method}', mode: 'no-cors' }})
+                .then(({{ type }}) => type, (error) => error.name)"
+        )
+    });
+    format!("(async () => [{}].join())()", sent.join(", "))
 }
 
 #[test]
 fn a_browser_buys_from_another_origin_only_if_it_is_listed() {
     let Some(browser) = Browser::start() else { return skipped("a shop on another origin", "no chromium") };
-    let page = serve_page();
-    let origin = format!("http://localhost:{}", page.port());
+    let [shop, stranger] = [(); 2].map(|()| format!("http://localhost:{}", serve_page().port()));
     let (dir, closed_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let open = server(&dir, &["--cors-origin", &origin]);
-    let closed = server(&closed_dir, &[]);
-    browser.open(&origin, Screen { width: 800, height: 600, is_dark: false });
-    assert_eq!(browser.evaluate(&buys(open.address, 42)), "Purchase successful");
-    assert_eq!(browser.evaluate(&buys(closed.address, 42)), "TypeError", "the browser hides the answer");
-    let blind = format!(
-        "fetch('http://{}/checkout?user_id=7&item_id=43', {{ method: 'POST', mode: 'no-cors' }})",
-        closed.address
-    );
-    assert_eq!(browser.evaluate(&format!("{blind}.then(({{ type }}) => type)")), "opaque");
-    let sale = closed.connect().sale();
-    assert_eq!((&sale["reserved"], &sale["sold"]), (&0.into(), &0.into()), "{sale}");
+    let long = ["--reservation-ttl", "1h", "--extension", "5s"];
+    let open = server(&dir, &[&long[..], &["--cors-origin", &shop]].concat());
+    let closed = server(&closed_dir, &long);
+    let screen = Screen { width: 800, height: 600, is_dark: false };
+    browser.open(&shop, screen);
+    // The requests of the browser are not in the history of the test's clients.
+    [&open, &closed].iter().for_each(|server| History::at(server.address).leave_gap());
+    assert_eq!(browser.evaluate(&shops(open.address)), "true,5000,Purchase successful,released");
+    for (server, origin, sold) in [(&open, &stranger, 1), (&closed, &shop, 0), (&closed, &stranger, 0)] {
+        browser.open(origin, screen);
+        let held = server.connect().request("POST /checkout?user_id=1&id=1").json();
+        let code = held["code"].as_str().unwrap();
+        assert_eq!(browser.evaluate(&shops(server.address)), "TypeError", "the browser hides the answer");
+        // The browser sends the first three, and asks before the fourth, which is refused.
+        assert_eq!(browser.evaluate(&attacks(server.address, code)), "opaque,opaque,opaque,TypeError");
+        let mut client = server.connect();
+        let sale = client.sale();
+        assert_eq!((&sale["reserved"], &sale["sold"]), (&1.into(), &sold.into()), "{sale}");
+        let extended = client.request(&format!("POST /checkout/extend?code={code}"));
+        assert_eq!(extended.status, 200, "{extended:?}");
+        assert_eq!(client.request(&format!("DELETE /checkout?code={code}")).status, 204);
+    }
+    let history = dump(dir.path(), &["--item", "1"]);
+    let events: Vec<_> = history.iter().map(|line| line["event"].as_str().unwrap()).collect();
+    assert_eq!(events, ["checkout", "extended", "released"], "the hold was extended once, by its client");
 }

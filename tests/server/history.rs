@@ -7,8 +7,10 @@
 //! must not have any other record in its place.
 
 use crate::cluster::psql;
-use crate::harness::Response;
+use crate::harness::{Client, Response, Server};
+use crate::load::{connect, crowd};
 use crate::log::Log;
+use stampede::sale::code::Code;
 use stampede::sale::ids::SaleId;
 use stampede::sale::record::ReleaseReason;
 use std::collections::{HashMap, HashSet};
@@ -16,10 +18,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Tolerance for times, in ms. A record has the time at which its turn began, and on a busy machine a turn may be long.
 const SLACK_MS: u64 = 3_000;
+/// Tolerance for the end of a hold, in ms. The server measures holds by its monotonic clock. It counts from the time in
+/// the record, so that a long turn makes no difference.
+const DRIFT_MS: u64 = 100;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Asked {
@@ -31,13 +36,15 @@ pub enum Asked {
     },
     Purchase(String),
     Cancel(String),
+    Extend(String),
     Other,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Told {
-    /// Success, with the code of a reservation, or else with the body.
-    Done(String),
+    /// Success, with the code of a reservation, or else with the body; and with the `expires_at` in the body, as a Unix
+    /// time in milliseconds.
+    Done(String, Option<u64>),
     /// Refusal, with the problem's name.
     Refused(String),
     /// No response, or one that leaves the outcome open.
@@ -53,6 +60,15 @@ struct Entry {
 }
 
 impl Entry {
+    /// Returns the code of the hold that the request or its response names.
+    fn code(&self) -> Option<&String> {
+        match (&self.asked, &self.told) {
+            (Asked::Purchase(code) | Asked::Cancel(code) | Asked::Extend(code), _) => Some(code),
+            (Asked::Checkout { .. }, Told::Done(code, _)) => Some(code),
+            _ => None,
+        }
+    }
+
     fn overlaps(&self, from_ms: u64, to_ms: u64) -> bool {
         self.from_ms <= to_ms.saturating_add(SLACK_MS) && from_ms <= self.to_ms.saturating_add(SLACK_MS)
     }
@@ -134,6 +150,7 @@ impl History {
         };
         let expected = log.checkouts.keys().map(|code| row("reserved", code));
         let expected = expected.chain(log.purchases.keys().map(|code| row("bought", code)));
+        let expected = expected.chain(log.extensions.keys().map(|code| row("extended", code)));
         let expected: HashSet<String> = expected.chain(log.releases.keys().map(|code| row("released", code))).collect();
         let missing: Vec<_> = expected.iter().filter(|row| !found.contains(row.as_str())).collect();
         assert!(missing.is_empty(), "not in Postgres: {missing:?}");
@@ -155,6 +172,7 @@ impl History {
         }
         if log.is_timed_within(entries[0].from_ms - SLACK_MS, now_ms() + SLACK_MS) {
             checked.refusals();
+            checked.ends_of_holds();
         }
     }
 }
@@ -162,7 +180,8 @@ impl History {
 /// Query for the rows in Postgres that correspond to the records of the purchase log.
 const ROWS: &str = "select 'reserved', code, item_id, user_id from checkouts where outcome = 0 \
     union all select 'bought', code, item_id, user_id from purchases \
-    union all select 'released', code, item_id, user_id from releases";
+    union all select 'released', code, item_id, user_id from releases \
+    union all select 'extended', code, item_id, user_id from extensions";
 
 fn asked(line: &str, fields: &str) -> Asked {
     let key = || fields.lines().find_map(|field| field.strip_prefix("Idempotency-Key: ")).map(str::to_owned);
@@ -179,6 +198,7 @@ fn asked(line: &str, fields: &str) -> Asked {
                 key: key(),
             },
             ("POST", "/purchase") => Asked::Purchase((*pairs.get("code")?).to_owned()),
+            ("POST", "/checkout/extend") => Asked::Extend((*pairs.get("code")?).to_owned()),
             ("DELETE", "/checkout") => Asked::Cancel((*pairs.get("code")?).to_owned()),
             _ => return None,
         })
@@ -194,10 +214,14 @@ fn told(asked: &Asked, response: &Response) -> Told {
             problem if problem == "overdue" => Told::Unknown,
             problem => Told::Refused(problem),
         }
-    } else if matches!(asked, Asked::Checkout { .. }) && response.body.starts_with('{') {
-        Told::Done(response.json()["code"].as_str().expect("the response has a code").to_owned())
+    } else if matches!(asked, Asked::Checkout { .. } | Asked::Extend(_)) && response.body.starts_with('{') {
+        let hold = response.json();
+        let ends_at = hold["expires_at"].as_str().expect("the response has an end");
+        let ends_at = humantime::parse_rfc3339(ends_at).expect("an RFC 3339 time").duration_since(UNIX_EPOCH);
+        let ends_ms = ends_at.expect("the time is after 1970").as_millis() as u64;
+        Told::Done(hold["code"].as_str().expect("the response has a code").to_owned(), Some(ends_ms))
     } else {
-        Told::Done(response.body.clone())
+        Told::Done(response.body.clone(), None)
     }
 }
 
@@ -209,15 +233,19 @@ struct Checked<'a> {
 impl Checked<'_> {
     /// Returns the requests that the log can still explain. Retention removes sales that have ended.
     fn explained(&self) -> impl Iterator<Item = &Entry> {
-        let newest_since_ms = self.log.newest_sale_since_ms();
-        self.entries.iter().filter(move |entry| self.log.is_whole || entry.from_ms > newest_since_ms + SLACK_MS)
+        let (newest, since_ms) = self.log.newest_sale();
+        let is_of_newest = move |entry: &&Entry| {
+            let place = entry.code().and_then(|code| Code::parse(code.as_bytes())).and_then(|code| code.place());
+            entry.from_ms > since_ms + SLACK_MS && place.is_none_or(|place| place.is_in(newest))
+        };
+        self.entries.iter().filter(move |entry| self.log.is_whole || is_of_newest(entry))
     }
 
     /// Checks that every acknowledged request is in the log, with the same user and item.
     fn acknowledged(&self) {
         let mut codes = HashMap::new();
         for entry in self.explained() {
-            let Told::Done(body) = &entry.told else { continue };
+            let Told::Done(body, ends_ms) = &entry.told else { continue };
             match &entry.asked {
                 Asked::Checkout { user, item, key } => {
                     let earlier = codes.insert(body, &entry.asked);
@@ -225,12 +253,22 @@ impl Checked<'_> {
                     assert!(earlier.is_none() || is_repetition, "a code was given out twice: {entry:?}");
                     let record = self.log.checkouts.get(body).unwrap_or_else(|| panic!("not in the log: {entry:?}"));
                     assert_eq!((record.user.0, record.item.0), (*user, *item), "another user or item: {entry:?}");
+                    // A repetition may come before or after an extension.
+                    let extension = self.log.extensions.get(body).copied().unwrap_or(0);
+                    let ends = [record.expires_ms, record.expires_ms - extension];
+                    assert!(ends_ms.is_none_or(|end| ends.contains(&end)), "not one of {ends:?}: {entry:?}");
                 }
                 Asked::Purchase(code) => assert!(self.log.purchases.contains_key(code), "not in the log: {entry:?}"),
                 Asked::Cancel(code) => {
                     let end = self.log.releases.get(code);
                     let is_there = end.is_some_and(|(_, reason)| *reason == ReleaseReason::Cancelled);
                     assert!(is_there, "not in the log: {entry:?}");
+                }
+                // A server that was restored from Postgres has no record of the checkout.
+                Asked::Extend(code) => {
+                    assert!(self.log.extensions.contains_key(code), "not in the log: {entry:?}");
+                    let end = self.log.checkouts.get(code).map(|hold| hold.expires_ms);
+                    assert!(end.is_none() || end == *ends_ms, "not {end:?}: {entry:?}");
                 }
                 Asked::Other => {}
             }
@@ -243,10 +281,11 @@ impl Checked<'_> {
         for entry in self.entries {
             match (&entry.asked, &entry.told) {
                 (_, Told::Refused(_)) => {}
-                (Asked::Checkout { .. }, Told::Done(code)) => _ = done.insert(("reserved", code.clone())),
+                (Asked::Checkout { .. }, Told::Done(code, _)) => _ = done.insert(("reserved", code.clone())),
                 (Asked::Checkout { user, item, .. }, _) => _ = open.insert((*user, *item)),
                 (Asked::Purchase(code), _) => _ = done.insert(("bought", code.clone())),
                 (Asked::Cancel(code), _) => _ = done.insert(("released", code.clone())),
+                (Asked::Extend(code), _) => _ = done.insert(("extended", code.clone())),
                 (Asked::Other, _) => {}
             }
         }
@@ -256,6 +295,9 @@ impl Checked<'_> {
         }
         for (code, hold) in &self.log.purchases {
             assert!(done.contains(&("bought", code.clone())), "a purchase not requested, or refused: {hold:?}");
+        }
+        for code in self.log.extensions.keys() {
+            assert!(done.contains(&("extended", code.clone())), "an extension not requested, or refused: {code}");
         }
         for (code, (_, reason)) in &self.log.releases {
             // The server releases a hold whose answer reached no client.
@@ -298,7 +340,7 @@ impl Checked<'_> {
                 }
                 "item-reserved" => {
                     let mut holds = self.log.holds_of_item.get(item).into_iter().flatten();
-                    let is_held = holds.any(|hold| entry.overlaps(hold.from_ms, hold.to_ms));
+                    let is_held = holds.any(|hold| is_current(hold.sale) && entry.overlaps(hold.from_ms, hold.to_ms));
                     assert!(is_held || others(&by_item[item]) > 0, "nobody held it: {entry:?}");
                 }
                 "user-limit" => {
@@ -311,12 +353,40 @@ impl Checked<'_> {
             }
         }
     }
+
+    /// Checks that every hold is live from its checkout to its release, its purchase or its promised end, also beyond
+    /// the end of its sale: no record and no refusal of its code contradicts this.
+    fn ends_of_holds(&self) {
+        for (code, hold) in &self.log.checkouts {
+            let bought_ms = self.log.purchases.get(code).map(|purchase| purchase.from_ms);
+            let is_live = bought_ms.is_none_or(|at_ms| at_ms < hold.expires_ms + DRIFT_MS);
+            assert!(is_live, "{code} was bought after its end: {hold:?}");
+            if let Some((at_ms, ReleaseReason::Expired)) = self.log.releases.get(code) {
+                assert!(*at_ms + DRIFT_MS >= hold.expires_ms, "{code} expired before its end: {hold:?}");
+            }
+        }
+        for entry in self.explained() {
+            let (Some(code), Told::Refused(problem)) = (entry.code(), &entry.told) else { continue };
+            // An invented code, or a hold that was restored from Postgres.
+            let Some(hold) = self.log.checkouts.get(code) else { continue };
+            let purchase = self.log.purchases.get(code);
+            let is_before = |at_ms: u64, slack_ms: u64| at_ms <= entry.to_ms.saturating_add(slack_ms);
+            let is_over = is_before(hold.to_ms, SLACK_MS) || is_before(hold.expires_ms, DRIFT_MS);
+            let fits = match problem.as_str() {
+                "code-used" => purchase.is_some_and(|purchase| is_before(purchase.from_ms, SLACK_MS)),
+                "code-expired" | "code-unknown" => purchase.is_none() && is_over,
+                "sale-ended" => is_before(self.log.span_of(hold.sale).1, SLACK_MS) && (purchase.is_some() || is_over),
+                _ => true,
+            };
+            assert!(fits, "the hold is {hold:?}, bought {purchase:?}: {entry:?}");
+        }
+    }
 }
 
 /// The check fails if the log does not fit a request and its response.
 #[test]
 fn a_history_notices_what_does_not_fit() {
-    use crate::harness::{LONG_SALE, Server};
+    use crate::harness::LONG_SALE;
     let complaint = |line: &str, status: u16, body: &str| {
         let dir = tempfile::tempdir().unwrap();
         let server = Server::start(dir.path(), &LONG_SALE);
@@ -333,11 +403,16 @@ fn a_history_notices_what_does_not_fit() {
     };
     let problem = |name: &str| format!(r#"{{"status":409,"type":"/problems/{name}"}}"#);
     let other = "00002a9c-04e1-86c4-ae9f-b285fb710516";
+    let extended = r#"{"code":"CODE","expires_at":"2100-01-01T00:00:00.000Z"}"#;
     for (line, status, body, what) in [
         ("POST /checkout?user_id=2&item_id=2", 200, other.to_owned(), "not in the log"),
         ("POST /checkout?user_id=1&item_id=1", 200, "CODE".into(), "given out twice"),
         (&format!("POST /purchase?code={other}"), 200, "{}".into(), "not in the log"),
         ("DELETE /checkout?code=CODE", 204, String::new(), "not in the log"),
+        ("POST /checkout/extend?code=CODE", 200, extended.into(), "not in the log"),
+        ("POST /purchase?code=CODE", 409, problem("code-expired"), "the hold is"),
+        ("DELETE /checkout?code=CODE", 409, problem("sale-ended"), "the hold is"),
+        ("POST /purchase?code=CODE", 409, problem("code-used"), ""),
         ("POST /checkout?user_id=2&item_id=2", 409, problem("item-sold"), "it was not sold"),
         ("POST /checkout?user_id=2&item_id=2", 409, problem("item-reserved"), "nobody held it"),
         ("POST /checkout?user_id=1&item_id=2", 409, problem("user-limit"), "is not the limit"),
@@ -352,7 +427,7 @@ fn a_history_notices_what_does_not_fit() {
 /// The check fails if the log has a record that no client requested.
 #[test]
 fn a_history_notices_what_nobody_asked_for() {
-    use crate::harness::{LONG_SALE, Server};
+    use crate::harness::LONG_SALE;
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &LONG_SALE);
     let code = server.connect().reserve(1, 1);
@@ -363,4 +438,136 @@ fn a_history_notices_what_nobody_asked_for() {
     let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| stranger.check(dir.path())));
     let found = found.unwrap_err().downcast_ref::<String>().cloned().unwrap_or_default();
     assert!(found.contains("nobody asked for"), "{found}");
+}
+
+/// A hold as its buyer knows it. No one else knows its code.
+struct Known {
+    sale: u64,
+    item: u32,
+    code: String,
+    key: String,
+    ends_ms: u64,
+    end: End,
+}
+
+#[derive(PartialEq, Eq)]
+enum End {
+    Open,
+    /// Bought, with the receipt.
+    Bought(String),
+    Released,
+}
+
+const PERIOD_MS: u64 = 2_000;
+const RECEIPTS_MS: u64 = 3_000;
+
+impl Known {
+    fn of(response: &Response, item: u32, key: String) -> Known {
+        let Told::Done(code, Some(ends_ms)) = told(&Asked::Checkout { user: 0, item, key: None }, response) else {
+            panic!("no hold: {response:?}");
+        };
+        let sale = response.json()["sale_id"].as_u64().expect("a number");
+        Known { sale, item, code, key, ends_ms, end: End::Open }
+    }
+
+    /// Returns whether the hold must be live, and whether it may be, during a request between these times.
+    fn life(&self, from_ms: u64, to_ms: u64) -> (bool, bool) {
+        let is_open = self.end == End::Open;
+        (is_open && to_ms + DRIFT_MS < self.ends_ms, is_open && from_ms <= self.ends_ms + DRIFT_MS)
+    }
+
+    /// Checks a refusal between these times.
+    fn check_refusal(&self, problem: &str, from_ms: u64, to_ms: u64) {
+        let (is_live, _) = self.life(from_ms, to_ms);
+        let is_bought = matches!(self.end, End::Bought(_));
+        let fits = match problem {
+            "code-used" => is_bought,
+            "code-expired" | "code-unknown" => !is_bought && !is_live,
+            "sale-ended" => !is_live && to_ms + DRIFT_MS >= (self.sale + 1) * PERIOD_MS + RECEIPTS_MS,
+            _ => false,
+        };
+        assert!(fits, "{problem} for {} of sale {}, which ends at {}", self.code, self.sale, self.ends_ms);
+    }
+
+    /// Buys the item, releases the hold or extends it, and checks the answer.
+    fn use_code(&mut self, client: &mut Client, choice: u32) {
+        let line = ["POST /purchase", "DELETE /checkout", "POST /checkout/extend"][choice as usize];
+        let from_ms = now_ms();
+        let response = client.try_request(&format!("{line}?code={}", self.code), "Idempotency-Key: k\r\n");
+        let (response, to_ms) = (response.expect("the server runs"), now_ms());
+        if response.status >= 300 {
+            return self.check_refusal(&response.problem(), from_ms, to_ms);
+        }
+        let may_be_live = self.life(from_ms, to_ms).1;
+        let is_allowed = match (choice, &self.end) {
+            (0, End::Bought(receipt)) => *receipt == response.body,
+            (1, End::Released) => true,
+            _ => may_be_live,
+        };
+        assert!(is_allowed, "{line} of {} of sale {}: {response:?}", self.code, self.sale);
+        match choice {
+            0 => self.end = End::Bought(response.body),
+            1 => self.end = End::Released,
+            _ => self.ends_ms = Known::of(&response, self.item, String::new()).ends_ms,
+        }
+    }
+}
+
+/// Holds live longer than what is left of their sales. Buyers use and repeat every request about them at any time, also
+/// across kill -9, and compare each answer with what they know. When a server ends, its log must explain the answers.
+#[test]
+fn holds_live_to_their_end_whatever_their_sale_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let terms = ["--sale-period", "2s", "--receipts", "3s", "--items", "60", "--user-limit", "60"];
+    let times = ["--reservation-ttl", "1500ms", "--extension", "1s", "--shards"];
+    let known: [Mutex<Vec<Known>>; 4] = Default::default();
+    for (round, shards) in ["3", "2"].into_iter().enumerate() {
+        let server = Server::start(dir.path(), &[&terms[..], &times, &[shards]].concat());
+        let (address, end) = (server.address, Instant::now() + Duration::from_secs(5));
+        crowd(4, |user| {
+            let mut random = fastrand::Rng::with_seed(u64::from(user) << 8 | round as u64);
+            let (mut client, mut known) = (connect(address), known[user as usize].lock().unwrap());
+            while Instant::now() < end {
+                // Leave time between the requests, so that they are spread over the lives of the holds.
+                std::thread::sleep(Duration::from_millis(random.u64(..8)));
+                let choice = random.u32(..10);
+                let latest = known.len().saturating_sub(40);
+                if choice < 3 || known.is_empty() {
+                    let (item, key) = (random.u32(..60), format!("{round}-{}", known.len()));
+                    let response = client.checkout_with_key(user.into(), item, &key);
+                    match response.outcome().as_str() {
+                        "200" => known.push(Known::of(&response, item, key)),
+                        other => assert!(["item-sold", "item-reserved"].contains(&other), "{response:?}"),
+                    }
+                    continue;
+                }
+                let place = random.usize(latest..known.len());
+                if choice < 9 {
+                    known[place].use_code(&mut client, choice % 3);
+                    continue;
+                }
+                let (hold, from_ms) = (&known[place], now_ms());
+                let response = client.checkout_with_key(user.into(), hold.item, &hold.key);
+                let must_be_same = hold.life(from_ms, now_ms()).0;
+                if response.status == 200 {
+                    let again = Known::of(&response, hold.item, hold.key.clone());
+                    assert!(
+                        !must_be_same || (&again.code, again.ends_ms) == (&hold.code, hold.ends_ms),
+                        "{response:?}"
+                    );
+                    if known.iter().all(|other| other.code != again.code) {
+                        known.push(again);
+                    }
+                } else {
+                    assert!(!must_be_same, "{response:?}");
+                }
+            }
+        });
+        server.kill();
+    }
+    let known = known.into_iter().flat_map(|known| known.into_inner().unwrap());
+    let log = Log::read(dir.path()).expect("there is a log");
+    let ended_ms = |hold: &Known| log.purchases.get(&hold.code).map_or(0, |purchase| purchase.from_ms);
+    let late = known.filter(|hold| ended_ms(hold) > (hold.sale + 1) * PERIOD_MS).count();
+    assert!(late > 5 && log.extensions.len() > 20, "{late} late purchases, {} extensions", log.extensions.len());
 }

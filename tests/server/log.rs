@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 /// A reservation, from its checkout record to its release record. A purchased reservation has no end: `to_ms` is
-/// `u64::MAX`.
+/// `u64::MAX`. `expires_ms` is the end that the checkout promised, with the extension if there is one.
 #[derive(Clone, Copy, Debug)]
 pub struct Hold {
     pub sale: SaleId,
@@ -17,6 +17,7 @@ pub struct Hold {
     pub user: UserId,
     pub from_ms: u64,
     pub to_ms: u64,
+    pub expires_ms: u64,
 }
 
 /// Contents of the purchase logs of all runs.
@@ -90,8 +91,9 @@ impl Log {
                 self.user_limit = user_limit;
             }
             LogEvent::RestoredFromPostgres => self.is_taken_over = true,
-            LogEvent::Checkout { item, user, code, .. } => {
-                let hold = Hold { sale, item, user, from_ms: unix_ms, to_ms: u64::MAX };
+            LogEvent::Checkout { item, user, code, ttl_ms, .. } => {
+                let expires_ms = unix_ms + u64::from(ttl_ms);
+                let hold = Hold { sale, item, user, from_ms: unix_ms, to_ms: u64::MAX, expires_ms };
                 let other = self.checkouts.insert(code.to_string(), hold);
                 assert!(other.is_none(), "a code was issued twice: {hold:?}");
             }
@@ -99,7 +101,7 @@ impl Log {
                 let sold = self.sold.entry(item.0).or_default();
                 assert!(sold.iter().all(|(other, _)| *other != sale), "item {item:?} was sold twice in {sale:?}");
                 sold.push((sale, unix_ms));
-                let hold = Hold { sale, item, user, from_ms: unix_ms, to_ms: u64::MAX };
+                let hold = Hold { sale, item, user, from_ms: unix_ms, to_ms: u64::MAX, expires_ms: u64::MAX };
                 self.purchases.insert(code.to_string(), hold);
             }
             LogEvent::Released { code, reason, .. } => _ = self.releases.insert(code.to_string(), (unix_ms, reason)),
@@ -116,6 +118,7 @@ impl Log {
             if let Some((unix_ms, _)) = self.releases.get(code) {
                 hold.to_ms = *unix_ms;
             }
+            hold.expires_ms += self.extensions.get(code).copied().unwrap_or(0);
             self.holds_of_item.entry(hold.item.0).or_default().push(*hold);
             self.holds_of_user.entry(hold.user.0).or_default().push(*hold);
         }
@@ -127,8 +130,9 @@ impl Log {
         (self.sales.get(&sale).copied().unwrap_or(0), next.map_or(u64::MAX, |(_, since_ms)| *since_ms))
     }
 
-    pub fn newest_sale_since_ms(&self) -> u64 {
-        self.sales.last_key_value().map_or(0, |(_, since_ms)| *since_ms)
+    /// Returns the newest sale and its start, as a Unix time in milliseconds.
+    pub fn newest_sale(&self) -> (SaleId, u64) {
+        self.sales.last_key_value().map_or((SaleId(0), 0), |(sale, since_ms)| (*sale, *since_ms))
     }
 
     /// Returns whether all records have timestamps in this range. If not, the server's clock was not the test's clock.

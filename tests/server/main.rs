@@ -27,6 +27,7 @@ mod full_disk;
 mod harness;
 mod history;
 mod hostile;
+mod hour;
 mod isolate;
 mod keep_alive;
 mod load;

@@ -193,7 +193,8 @@ fn the_description_is_good_openapi_and_its_examples_are_good() {
 #[test]
 fn every_answer_that_is_described_can_be_met_and_no_other() {
     let dir = tempfile::tempdir().unwrap();
-    let server = start(&dir, &["--shards", "2", "--items", "100", "--user-limit", "2", "--reservation-ttl", "1h"]);
+    let terms = ["--items", "100", "--user-limit", "2", "--reservation-ttl", "1h", "--extension", "1h"];
+    let server = start(&dir, &[&terms[..], &["--shards", "2"]].concat());
     let (api, address) = (&Api::of(&server), server.address);
     let is_stuck = thread::scope(|scope| {
         let slow = scope.spawn(|| meet_a_stuck_shard(api));
@@ -220,7 +221,9 @@ fn meet_in_peace(api: &Api, server: &Server) {
     let mut ask = |operation, query: &str, fields: &str| api.ask(&mut client, operation, query, fields);
     let code = ask(Operation::Checkout, "?user_id=1&item_id=1", "X-Request-Id: a\r\n").body;
     let held = ask(Operation::Checkout, "?user_id=1&id=2", "").json();
-    ask(Operation::Checkout, "?user_id=2&item_id=3", "Accept: application/json\r\n");
+    let extended = ask(Operation::Checkout, "?user_id=2&item_id=3", "Accept: application/json\r\n").json();
+    let extended = format!("?code={}", extended["code"].as_str().unwrap());
+    assert_eq!(ask(Operation::Extend, &extended, "").status, 200);
     ask(Operation::Checkout, "?user_id=1&item_id=4", ""); // Exceeds the user limit.
     ask(Operation::Checkout, "?user_id=2&item_id=1", "");
     for query in ["?item_id=1", "?user_id=1&item_id=x", "?user_id=1&item_id=100"] {
@@ -231,16 +234,18 @@ fn meet_in_peace(api: &Api, server: &Server) {
     ask(Operation::Checkout, "?user_id=2&item_id=1", "");
     let cancelled = format!("?code={}", held["code"].as_str().unwrap());
     assert_eq!(ask(Operation::Cancel, &cancelled, "").status, 204);
-    for operation in [Operation::Checkout, Operation::Purchase, Operation::Cancel] {
+    for operation in [Operation::Checkout, Operation::Purchase, Operation::Cancel, Operation::Extend] {
         ask(operation, "?user_id=1&item_id=1", "Origin: https://other.example\r\n");
     }
-    for operation in [Operation::Purchase, Operation::Cancel] {
+    for operation in [Operation::Purchase, Operation::Cancel, Operation::Extend] {
         ask(operation, "", "");
         ask(operation, "?code=00027232-4538-47b2-840d-b281356ddb74", "");
         ask(operation, &cancelled, "");
         ask(operation, &format!("?code={code}"), "");
     }
-    for operation in [Operation::Sale, Operation::Item, Operation::Live, Operation::Ready, Operation::Health] {
+    for operation in
+        [Operation::Sale, Operation::OneSale, Operation::Item, Operation::Live, Operation::Ready, Operation::Health]
+    {
         ask(operation, "", "");
     }
     ask(Operation::Api, "", "");
@@ -255,6 +260,10 @@ fn meet_in_peace(api: &Api, server: &Server) {
         let line = name(operation).replace("{id}", "100");
         api.meets(&name(operation), &client.request(&line));
     }
+    let sale = client.sale()["sale_id"].to_string();
+    let one_sale = client.request(&format!("GET {}", Operation::OneSale.route().1.replace("{id}", &sale)));
+    assert_eq!(one_sale.status, 200);
+    api.meets(&name(Operation::OneSale), &one_sale);
     ask_for_what_is_not_there(api, &mut client, server.address);
     listen(api, server);
 }
@@ -347,24 +356,36 @@ fn meet_a_crowd(api: &Api) {
 
 fn meet_the_end_of_a_sale(api: &Api) {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path(), &["--sale-period", "2s"]);
+    let short = ["--sale-period", "2s", "--receipts", "3s", "--reservation-ttl", "1s"];
+    let server = Server::start(dir.path(), &short);
     let mut client = server.connect();
     let code = client.reserve(1, 1);
-    let sale = client.sale()["sale_id"].clone();
-    wait_until("the next sale begins", || client.sale()["sale_id"] != sale);
-    for operation in [Operation::Purchase, Operation::Cancel] {
-        api.ask(&mut client, operation, &format!("?code={code}"), "");
+    let ask_all = |client: &mut Client, outcome: &str| {
+        for operation in [Operation::Purchase, Operation::Cancel, Operation::Extend] {
+            assert_eq!(api.ask(client, operation, &format!("?code={code}"), "").problem(), outcome);
+        }
+    };
+    let mut extend = || client.request(&format!("POST /checkout/extend?code={code}"));
+    let refused = extend();
+    if refused.problem() == "not-extendable" {
+        api.meets(&name(Operation::Extend), &refused);
     }
+    wait_until("the hold expires", || extend().problem() == "code-expired");
+    ask_all(&mut client, "code-expired");
+    wait_until("the sale is forgotten", || client.purchase(&code).problem() == "sale-ended");
+    ask_all(&mut client, "sale-ended");
 }
 
 fn meet_a_full_log(api: &Api) {
     let dir = tempfile::tempdir().unwrap();
     let small = ["--shards", "1", "--log-budget", "1MiB", "--user-limit", "100000", "--reservation-ttl", "1h"];
-    let server = start(&dir, &small);
+    let server = start(&dir, &[&small[..], &["--extension", "1h"]].concat());
     let mut client = server.connect();
+    let code = client.reserve(2, 9_999);
     let mut held =
         |item| api.ask(&mut client, Operation::Checkout, &format!("?user_id=1&item_id={item}"), "").status == 200;
-    assert!((0..10_000).any(|item| !held(item)), "the log never fills up");
+    assert!((0..9_999).any(|item| !held(item)), "the log never fills up");
+    api.ask(&mut client, Operation::Extend, &format!("?code={code}"), "");
 }
 
 /// Provokes the responses of a server that waits for a database to restore its sale from. It has nothing to sell yet.
@@ -388,7 +409,7 @@ fn meet_a_stuck_shard(api: &Api) -> nix::Result<()> {
     let (first, second) = (ShardId(0), ShardId(1));
     // Collect clients of the first shard: a client is on that shard if its connection increases the shard's count.
     let (mut clients, mut others, mut count) = (Vec::new(), Vec::new(), 0);
-    while clients.len() < 3 {
+    while clients.len() < 4 {
         let mut client = server.connect();
         let now = client.request("GET /health").json()["shards"][usize::from(first.0)]["connections"].as_u64().unwrap();
         if now > count {
@@ -400,11 +421,12 @@ fn meet_a_stuck_shard(api: &Api) -> nix::Result<()> {
     }
     let mut theirs = (0..100).filter(|item| Partition::new(2).owner_of_item(ItemId(*item)) == second);
     let mut next = || theirs.next().expect("the second shard owns enough items");
-    let codes = [0, 0].map(|_| clients[0].reserve(1, next()));
+    let codes = [1, 2, 3].map(|user| clients[0].reserve(user, next()));
     let stuck = Stuck::shard(&server, second.0)?;
     let asked = [
         (Operation::Purchase, format!("?code={}", codes[0])),
         (Operation::Cancel, format!("?code={}", codes[1])),
+        (Operation::Extend, format!("?code={}", codes[2])),
         (Operation::Checkout, format!("?user_id=1&item_id={}", next())),
     ];
     thread::scope(|scope| {

@@ -41,7 +41,7 @@ impl Shopped {
 }
 
 /// Stops the crowd when dropped, even if the test panics.
-struct Over<'a>(&'a AtomicBool);
+pub struct Over<'a>(pub &'a AtomicBool);
 
 impl Drop for Over<'_> {
     fn drop(&mut self) {
