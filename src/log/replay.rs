@@ -63,7 +63,7 @@ impl Replay {
         Replay {
             partition,
             rules,
-            needed_ms: rules.receipts_ms.max(longest_hold_ms + LATE_GRANTS_MS),
+            needed_ms: rules.receipts_ms + longest_hold_ms + LATE_GRANTS_MS,
             now,
             sales: BTreeMap::new(),
             taken_over: BTreeSet::new(),
@@ -188,6 +188,8 @@ impl Replay {
                 match stock.confirm(slot, code, key, 0) {
                     Confirmation::Bought(_) => {
                         stock.sell(slot);
+                        let part = self.part(sale, self.partition.owner_of_item(item));
+                        part.last_purchase_ms = part.last_purchase_ms.max(record.unix_ms);
                         Ok(())
                     }
                     other => Err(format!("item {} is bought, but the state of its code is {other:?}", item.0)),
@@ -251,7 +253,8 @@ impl Replay {
             let is_live = parts.iter().any(Part::is_live);
             // The result of a sale that has closed was reported by an earlier run.
             parts.iter_mut().for_each(|part| part.is_reported = sale < open && !is_live);
-            let has_receipts = now.unix_ms < rules.forgotten_at_ms(sale) && !flaws.contains_key(&sale);
+            let is_due = |part: &Part| now.unix_ms < part.forgotten_at_ms(&rules);
+            let has_receipts = parts.iter().any(is_due) && !flaws.contains_key(&sale);
             // Retention removes no record of a sale in which an item is held on any shard.
             sale == open || sale >= complete_from && (is_live || has_receipts)
         });

@@ -98,8 +98,8 @@ impl ShardStatus {
 const COUNT_BITS: u32 = 25;
 const _: () = assert!(ITEMS_MAX < 1 << COUNT_BITS);
 /// Number of sales whose counts are published: a power of two above the number of sales that a shard knows.
-const SALES_PUBLISHED: usize = 512;
-const _: () = assert!(SALES_PUBLISHED > ENDED_MAX as usize);
+const SALES_PUBLISHED: usize = 1024;
+const _: () = assert!(SALES_PUBLISHED > 2 * ENDED_MAX as usize);
 
 /// The published counts of the latest sales.
 #[derive(Debug)]

@@ -178,9 +178,9 @@ async fn needed_sales(client: &impl GenericClient, rules: &Rules, now_ms: u64) -
     for row in sales {
         let (sale_id, items, user_limit): (i64, i32, i32) = (row.get(0), row.get(1), row.get(2));
         let (sale, opened_ms) = (SaleId(sale_id as u32), unix_ms(row.get(3)));
-        let may_hold = rules.ends_ms(sale) + HOLD_MAX.as_millis() as u64 > now_ms;
+        let may_hold = rules.forgotten_at_ms(sale) + HOLD_MAX.as_millis() as u64 > now_ms;
         let is_needed = Some(sale_id) == newest || now_ms < rules.forgotten_at_ms(sale);
-        if is_needed || may_hold && has_hold(client, sale_id, now_ms).await? {
+        if is_needed || may_hold && has_promises(client, sale_id, rules, now_ms).await? {
             let terms = Terms { sale, items: items as u32, user_limit: user_limit as u32 };
             let restored = sale_records(client, terms, opened_ms).await?;
             // Holds of version 0.1 have ended with their sale.
@@ -202,14 +202,14 @@ fn has_current_code(record: &Record) -> bool {
     }
 }
 
-/// Returns whether an item of the sale is held at `now_ms`.
-async fn has_hold(client: &impl GenericClient, sale_id: i64, now_ms: u64) -> Result<bool, Failure> {
-    let has_hold = "select exists (select 1 from checkouts c left join extensions e using (sale_id, code) \
+/// Returns whether an item of the sale is held at `now_ms`, or was bought so late that its receipt is still due.
+async fn has_promises(client: &impl GenericClient, sale_id: i64, rules: &Rules, now_ms: u64) -> Result<bool, Failure> {
+    let has_promises = "select exists (select 1 from purchases where sale_id = $1 and at > $3) or exists (select 1 from checkouts c left join extensions e using (sale_id, code) \
         where c.sale_id = $1 and c.outcome = 0 and c.expires_at + coalesce(e.by_ms, 0) * interval '1 ms' > $2 \
         and not exists (select 1 from releases r where r.sale_id = c.sale_id and r.code = c.code) \
         and not exists (select 1 from purchases p where p.sale_id = c.sale_id and p.code = c.code))";
-    let now = UNIX_EPOCH + Duration::from_millis(now_ms);
-    Ok(client.query_one(has_hold, &[&sale_id, &now]).await?.get(0))
+    let (now, receipts) = (UNIX_EPOCH + Duration::from_millis(now_ms), Duration::from_millis(rules.receipts_ms));
+    Ok(client.query_one(has_promises, &[&sale_id, &now, &(now - receipts)]).await?.get(0))
 }
 
 /// Returns the records of one sale: its opening, the latest hold of each item, and the purchases.

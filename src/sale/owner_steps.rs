@@ -7,9 +7,10 @@ use crate::sale::effects::Effects;
 use crate::sale::ids::{ItemId, Moment, SaleId};
 use crate::sale::item_state::{Availability, Cancellation, Confirmation, Extension, Hold, ItemState, Unavailable};
 use crate::sale::message::{Checkout, Reply, Request};
+use crate::sale::part::Part;
 use crate::sale::record::{LogEvent, Record, RefusalReason, ReleaseReason};
 use crate::sale::shard::Shard;
-use crate::sale::stock::Stock;
+
 use uuid::Uuid;
 
 impl Shard {
@@ -151,41 +152,42 @@ impl Shard {
     pub(crate) fn withdraw(&mut self, gone: Waiter, reason: Withdrawal, now: Moment, effects: &mut Effects) {
         self.repetitions.withdraw(gone);
         let Some(code) = self.waiting.withdraw(gone) else { return };
-        let Ok((stock, _, slot)) = self.find(code) else { return };
+        let Ok((part, _, slot)) = self.find(code) else { return };
         // The client of an overdue request with a key repeats it, and must get this hold.
-        if reason == Withdrawal::Disconnected || !stock.is_repeatable(slot) {
+        if reason == Withdrawal::Disconnected || !part.stock.is_repeatable(slot) {
             self.undelivered(code, now, effects);
         }
     }
 
     pub(crate) fn undelivered(&mut self, code: Code, now: Moment, effects: &mut Effects) {
-        let Ok((stock, place, slot)) = self.find(code) else { return };
-        if let Some(hold) = stock.undelivered(slot, code, now.monotonic_ms) {
+        let Ok((part, place, slot)) = self.find(code) else { return };
+        if let Some(hold) = part.stock.undelivered(slot, code, now.monotonic_ms) {
             self.cancelled(place, slot, hold, now, effects);
         }
     }
 
     // --- commands with a code ---
 
-    /// Returns the stock of the sale to which a code leads, the sale and the item, and the item's slot.
+    /// Returns the part of the sale to which a code leads, the sale and the item, and the item's slot.
     ///
     /// # Errors
     /// The outcome with which the code is refused, if it leads to none.
-    fn find(&mut self, code: Code) -> Result<(&mut Stock, (SaleId, ItemId), usize), Outcome> {
+    fn find(&mut self, code: Code) -> Result<(&mut Part, (SaleId, ItemId), usize), Outcome> {
         let (sale, item) = self.parts.locate(code)?;
         debug_assert_eq!(self.partition.owner_of_item(item), self.id, "the origin reads the same item from the code");
         let part = self.parts.get_mut(sale).expect("`locate` names known sales");
-        Ok((&mut part.stock, (sale, item), self.partition.slot_of(item)))
+        Ok((part, (sale, item), self.partition.slot_of(item)))
     }
 
     pub(crate) fn confirm(&mut self, waiter: Waiter, code: Code, key: Uuid, now: Moment, effects: &mut Effects) {
-        let (stock, (sale, item), slot) = match self.find(code) {
+        let (part, (sale, item), slot) = match self.find(code) {
             Ok(found) => found,
             Err(outcome) => return self.answer_request(waiter, outcome, now, effects),
         };
         let purchased = Outcome::Purchased { sale, item };
-        let outcome = match stock.confirm(slot, code, key, now.monotonic_ms) {
+        let outcome = match part.stock.confirm(slot, code, key, now.monotonic_ms) {
             Confirmation::Bought(Hold { user, .. }) => {
+                part.last_purchase_ms = now.unix_ms;
                 let event = LogEvent::Purchase { item, user, code, key };
                 self.append(Record { sale, unix_ms: now.unix_ms, event }, effects);
                 return self.defer_purchase(Deferred::FinishPurchase { sale, item, waiter: Some(waiter) });
@@ -210,11 +212,11 @@ impl Shard {
     }
 
     pub(crate) fn cancel(&mut self, waiter: Waiter, code: Code, now: Moment, effects: &mut Effects) {
-        let (stock, place, slot) = match self.find(code) {
+        let (part, place, slot) = match self.find(code) {
             Ok(found) => found,
             Err(outcome) => return self.answer_request(waiter, outcome, now, effects),
         };
-        let outcome = match stock.release(slot, code, ReleaseReason::Cancelled, now.monotonic_ms) {
+        let outcome = match part.stock.release(slot, code, ReleaseReason::Cancelled, now.monotonic_ms) {
             Cancellation::Released(hold) => {
                 self.cancelled(place, slot, hold, now, effects);
                 return self.defer(Deferred::Answer(waiter, Outcome::Released));
@@ -238,12 +240,12 @@ impl Shard {
     pub(crate) fn extend(&mut self, waiter: Waiter, code: Code, now: Moment, effects: &mut Effects) {
         // The log keeps a block for the end of each hold, and none for its extension.
         let (by_ms, is_full) = (self.rules.extension_ms, self.has_no_room());
-        let (stock, (sale, item), slot) = match self.find(code) {
+        let (part, (sale, item), slot) = match self.find(code) {
             Ok(found) => found,
             Err(outcome) => return self.answer_request(waiter, outcome, now, effects),
         };
         let extended = |hold: Hold| Outcome::Extended { code, sale, item, expires_unix_ms: hold.expires_unix_ms };
-        let outcome = match stock.extend(slot, code, if is_full { 0 } else { by_ms }, now.monotonic_ms) {
+        let outcome = match part.stock.extend(slot, code, if is_full { 0 } else { by_ms }, now.monotonic_ms) {
             Extension::Extended(hold) => {
                 let event = LogEvent::Extended { item, user: hold.user, code, by_ms };
                 self.append(Record { sale, unix_ms: now.unix_ms, event }, effects);

@@ -3,6 +3,7 @@
 use crate::sale::ids::{ItemId, ShardId, Terms};
 use crate::sale::partition::Partition;
 use crate::sale::quotas::Quotas;
+use crate::sale::rules::Rules;
 use crate::sale::stock::{Counts, Stock};
 
 /// A shard's part of one sale.
@@ -15,6 +16,8 @@ pub struct Part {
     pub quotas: Quotas,
     /// Bitmap of the items that this shard, as origin, knows to be sold. `Sold` is final.
     known_sold: Vec<u64>,
+    /// Time of the last purchase of one of the shard's items, in milliseconds since the Unix epoch; 0 if there is none.
+    pub last_purchase_ms: u64,
     /// The result of the sale has been reported.
     pub is_reported: bool,
 }
@@ -31,13 +34,13 @@ impl Part {
     /// Creates a part without items, for a sale with `terms`.
     pub fn empty(terms: Terms) -> Self {
         let (stock, quotas) = (Stock::new(0), Quotas::new(terms.user_limit, 0));
-        Part { terms, stock, quotas, known_sold: Vec::new(), is_reported: false }
+        Part { terms, stock, quotas, known_sold: Vec::new(), last_purchase_ms: 0, is_reported: false }
     }
 
     /// Makes this part one without items, for a sale with `terms`. It keeps its memory.
     pub fn reuse(&mut self, terms: Terms) {
         let Part { stock, quotas, known_sold, .. } = self;
-        (self.terms, self.is_reported) = (terms, false);
+        (self.terms, self.last_purchase_ms, self.is_reported) = (terms, 0, false);
         stock.clear();
         quotas.clear(terms.user_limit);
         known_sold.clear();
@@ -61,6 +64,12 @@ impl Part {
     /// Notes, as origin, that the item is sold.
     pub fn note_sold(&mut self, item: ItemId) {
         self.known_sold[item.0 as usize / 64] |= 1 << (item.0 % 64);
+    }
+
+    /// Returns when the part is forgotten if nothing is held any more, in milliseconds since the Unix epoch. A hold can be
+    /// bought after the end of its sale, and its receipt is remembered for as long as any other.
+    pub fn forgotten_at_ms(&self, rules: &Rules) -> u64 {
+        rules.forgotten_at_ms(self.terms.sale).max(self.last_purchase_ms.saturating_add(rules.receipts_ms))
     }
 
     /// Returns whether an item is claimed, held or being bought, so that the number of sold items can still rise after

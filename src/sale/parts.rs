@@ -8,8 +8,7 @@
 //! 4. *Closed*: nothing is held any more. Repeated requests still get their answers.
 //! 5. *Forgotten*, after [`Rules::receipts_ms`]. The memory of the part is used again for the next sale.
 //!
-//! Usually there are two or three parts, and at most [`ENDED_MAX`] ended ones, so a linear scan from the newest one is
-//! the fastest lookup.
+//! Usually there are two or three parts, so a linear scan from the newest one is the fastest lookup.
 
 use crate::sale::code::{Code, SALES_BACK_MAX};
 use crate::sale::command::Outcome;
@@ -21,7 +20,8 @@ use crate::sale::partition::Partition;
 use crate::sale::rules::Rules;
 use crate::sale::stock::Counts;
 
-/// Number of ended sales that a shard may know at most: the settings allow no longer holds and receipts.
+/// Number of sale periods that holds may last at most, and receipts as well. So a shard knows at most twice as many ended
+/// sales.
 pub const ENDED_MAX: u16 = 256;
 
 /// Items that one turn builds of the next sale: 256 KiB, which take less than 0.1 ms.
@@ -173,7 +173,7 @@ impl Parts {
 
     /// Forgets the closed sales whose receipts are not needed any more.
     pub fn forget(&mut self, rules: &Rules, now: Moment) {
-        let is_over = |part: &mut Part| !part.is_live() && now.unix_ms >= rules.forgotten_at_ms(part.terms.sale);
+        let is_over = |part: &mut Part| !part.is_live() && now.unix_ms >= part.forgotten_at_ms(rules);
         while let Some(oldest) = self.ended.pop_if(is_over) {
             self.spare.push(oldest);
         }

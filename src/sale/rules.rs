@@ -38,7 +38,8 @@ impl Rules {
         self.starts_ms(sale) + u64::from(self.period_s) * 1000
     }
 
-    /// Returns when a sale in which nothing is held any more is forgotten, in milliseconds since the Unix epoch.
+    /// Returns when a sale is forgotten, in milliseconds since the Unix epoch, if nothing is held any more and nothing was
+    /// bought after its end.
     pub fn forgotten_at_ms(&self, sale: SaleId) -> u64 {
         self.ends_ms(sale).saturating_add(self.receipts_ms)
     }

@@ -104,8 +104,13 @@ impl Now<'_> {
     /// Returns whether the server must remember the purchase with this code or, if there is none, the hold.
     fn must_remember(&self, promise: &Promise, code: Code) -> bool {
         let is_it = |event| matches!(event, LogEvent::Purchase { code: by, .. } if by == code);
-        let is_bought = self.is_durable(promise.sale, is_it) || self.appended.iter().any(|record| is_it(record.event));
-        if is_bought { self.remembers(promise.sale) } else { self.must_hold(promise, code) }
+        let mut records = self.durable.values().flatten().chain(self.appended);
+        match records.find(|record| record.sale == promise.sale && is_it(record.event)) {
+            Some(Record { unix_ms, .. }) => {
+                self.remembers(promise.sale) || self.latest_unix_ms < unix_ms + self.rules.receipts_ms
+            }
+            None => self.must_hold(promise, code),
+        }
     }
 }
 

@@ -75,7 +75,7 @@ impl FakePostgres {
         let rows = self.tables.rows.iter().map(|(_, _, record)| record);
         let sales: BTreeSet<SaleId> = rows.map(|record| record.sale).collect();
         let is_needed = |sale: SaleId, records: &[Record]| {
-            Some(&sale) == sales.last() || now_ms < rules.forgotten_at_ms(sale) || has_hold(records, now_ms)
+            Some(&sale) == sales.last() || now_ms < rules.forgotten_at_ms(sale) || has_promises(records, rules, now_ms)
         };
         let restored = sales.iter().map(|sale| (*sale, self.sale_records(*sale)));
         restored.filter(|(sale, records)| is_needed(*sale, records)).flat_map(|(_, records)| records).collect()
@@ -100,14 +100,16 @@ impl FakePostgres {
     }
 }
 
-/// Returns whether an item is held at `now_ms`, according to the records of the latest hold of each item.
-fn has_hold(records: &[Record], now_ms: u64) -> bool {
+/// Returns whether an item is held at `now_ms`, or was bought so late that its receipt is still due, according to the
+/// records of the latest hold of each item.
+fn has_promises(records: &[Record], rules: &Rules, now_ms: u64) -> bool {
     let mut ends = BTreeMap::new();
     for record in records {
         match record.event {
             LogEvent::Checkout { item, ttl_ms, .. } => _ = ends.insert(item, record.unix_ms + u64::from(ttl_ms)),
             LogEvent::Extended { item, by_ms, .. } => *ends.entry(item).or_default() += u64::from(by_ms),
-            LogEvent::Purchase { item, .. } | LogEvent::Released { item, .. } => _ = ends.remove(&item),
+            LogEvent::Purchase { item, .. } => _ = ends.insert(item, record.unix_ms + rules.receipts_ms),
+            LogEvent::Released { item, .. } => _ = ends.remove(&item),
             LogEvent::SaleOpened { .. } | LogEvent::RestoredFromPostgres | LogEvent::Refused { .. } => {}
         }
     }

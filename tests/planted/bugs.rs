@@ -102,7 +102,7 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "a sale is forgotten before its receipts end",
         file: "sale/parts.rs",
-        place: "&& now.unix_ms >= «rules.forgotten_at_ms(part.terms.sale)»;",
+        place: "&& now.unix_ms >= «part.forgotten_at_ms(rules)»;",
         wrong: "rules.ends_ms(part.terms.sale)",
         caught_by: SIM,
     },
@@ -393,8 +393,8 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "a grant whose client disconnects before the answer keeps its item",
         file: "sale/owner_steps.rs",
-        place: "if «reason == Withdrawal::Disconnected || !stock.is_repeatable(slot)» {",
-        wrong: "{ let _ = reason; slot == usize::MAX && !stock.is_repeatable(slot) }",
+        place: "if «reason == Withdrawal::Disconnected || !part.stock.is_repeatable(slot)» {",
+        wrong: "{ let _ = reason; slot == usize::MAX && !part.stock.is_repeatable(slot) }",
         caught_by: SIM,
     },
     Bug {
