@@ -8,6 +8,7 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use measured::briefly;
 use stampede::log::data_dir::OpenDataDir;
+use stampede::log::manifest::Manifest;
 use stampede::log::recovery::{Ends, Recovery};
 use stampede::log::replay::Replay;
 use stampede::log::stream;
@@ -50,6 +51,7 @@ fn recovery(criterion: &mut Criterion) {
                 epoch: STREAM.epoch + 1,
                 direct_io: true,
                 longest_hold_ms: 0,
+                manifest: Manifest::default(),
             };
             bencher.iter(|| {
                 let recovered = Recovery::new(opened.clone(), partition, rules(items), || NOW).finish(&Ends::new());

@@ -18,6 +18,7 @@
 
 use crate::config::fatal::Fatal;
 use crate::config::settings::in_one_unit;
+use crate::log::manifest::Manifest;
 use crate::log::ownership::Memory;
 use crate::log::segment::sync_dir;
 use crate::log::writer::is_full;
@@ -56,6 +57,9 @@ pub struct Control {
     /// The longest time for which any run may have held an item, in milliseconds. Recovery looks that far back for the
     /// holds of ended sales.
     pub longest_hold_ms: u64,
+    /// The purchase streams that recovery must find.
+    #[serde(default)]
+    pub manifest: Manifest,
     /// What is known about the database.
     #[serde(default)]
     pub database: Memory,
@@ -70,7 +74,15 @@ struct Format {
 impl Control {
     /// Creates the content for an installation whose latest run is `epoch`.
     pub fn new(cluster: Uuid, epoch: u32, sale_period_s: u32, database: Memory) -> Control {
-        Control { format: FORMAT, cluster, epoch, sale_period_s, longest_hold_ms: 0, database }
+        Control {
+            format: FORMAT,
+            cluster,
+            epoch,
+            sale_period_s,
+            longest_hold_ms: 0,
+            manifest: Manifest::default(),
+            database,
+        }
     }
 }
 
@@ -93,6 +105,8 @@ pub struct OpenDataDir {
     pub direct_io: bool,
     /// The longest time for which an earlier run may have held an item, in milliseconds.
     pub longest_hold_ms: u64,
+    /// The purchase streams that recovery must find.
+    pub manifest: Manifest,
 }
 
 /// Open control file. The main thread and the persistence thread share it, and both write rarely.
@@ -127,6 +141,16 @@ impl ControlFile {
             self.write(&content)?;
         }
         Ok(())
+    }
+
+    /// Stores the manifest, durably.
+    ///
+    /// # Errors
+    /// [`Fatal::DataDir`] if the file cannot be written.
+    pub fn store_manifest(&self, manifest: Manifest) -> Result<(), Fatal> {
+        let mut content = self.content();
+        content.manifest = manifest;
+        self.write(&content).map_err(|error| unwritable(&self.dir, error))
     }
 
     /// Takes `ms` as the longest hold that the old process of an upgrade has written to the file.
@@ -376,8 +400,8 @@ fn without_control(path: &Path) -> Fatal {
 
 fn opened(path: &Path, control: &ControlFile, epoch: u32) -> OpenDataDir {
     let direct_io = open(path.join(LOCK), OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty()).is_ok();
-    let Control { cluster, longest_hold_ms, .. } = *control.content();
-    OpenDataDir { logs: path.join(LOGS), cluster, epoch, direct_io, longest_hold_ms }
+    let Control { cluster, longest_hold_ms, manifest, .. } = control.content().clone();
+    OpenDataDir { logs: path.join(LOGS), cluster, epoch, direct_io, longest_hold_ms, manifest }
 }
 
 fn read_control(path: &Path, sale_period_s: u32) -> Result<Option<Control>, Fatal> {

@@ -11,6 +11,7 @@
 use crate::config::fatal::Fatal;
 use crate::log::block::{LogKind, StreamId, StreamKey};
 use crate::log::data_dir::OpenDataDir;
+use crate::log::manifest::Manifest;
 use crate::log::replay::{Replay, ReplayedItems};
 use crate::log::retention::OldSegment;
 use crate::log::segment::{SegmentName, seal};
@@ -62,6 +63,7 @@ type Openings = BTreeMap<StreamKey, Vec<(Seq, SaleId)>>;
 /// Recovery that is in progress.
 pub struct Recovery {
     data: OpenDataDir,
+    rules: Rules,
     now: Box<dyn Fn() -> Moment + Send>,
     replay: Replay,
     ends: Ends,
@@ -81,7 +83,7 @@ impl Recovery {
     ) -> Self {
         let (replay, now) = (Replay::new(partition, rules, data.longest_hold_ms, now()), Box::new(now));
         let (ends, openings) = (Ends::new(), Openings::new());
-        Recovery { data, now, replay, ends, openings, records: 0, reads_ahead: false }
+        Recovery { data, rules, now, replay, ends, openings, records: 0, reads_ahead: false }
     }
 
     /// Reads the records that exist now, while another process may write more. Returns the number of records that were
@@ -123,6 +125,11 @@ impl Recovery {
         let streams = self.list().map_err(|error| self.unreadable(error))?;
         for (key, names) in &streams {
             self.read(*key, names, reported.get(key)).map_err(|unread| self.fatal(unread))?;
+        }
+        let current = SaleId::at((self.now)().unix_ms, self.rules.period_s);
+        let records = |key| streams.contains_key(&key).then(|| self.ends.get(&key).map_or(0, |end| end.records));
+        if let Some(lost) = self.data.manifest.missing(current, records) {
+            return Err(Fatal::Damaged(lost));
         }
         // Retention may have removed every segment of an attempt stream, so only purchase streams are checked.
         let mut promised = reported.iter().filter(|(key, end)| key.log == LogKind::Purchases && end.blocks > 0);
@@ -238,6 +245,15 @@ impl Recovery {
 }
 
 impl Streams {
+    /// Returns the streams that the next recovery must find, if the sale `open` is open.
+    pub fn manifest(&self, open: SaleId) -> Manifest {
+        let opens =
+            |key: &StreamKey| self.openings.get(key).is_some_and(|sales| sales.iter().any(|(_, sale)| *sale >= open));
+        let ends = self.streams.iter().filter_map(|(names, end)| Some((names.first()?.stream.key(), end.records)));
+        let needed = ends.filter(|(key, _)| key.log == LogKind::Purchases && opens(key));
+        Manifest::new(open, needed.map(|(StreamKey { epoch, shard, .. }, records)| (epoch, shard, records)).collect())
+    }
+
     /// Seals every stream that has no seal yet. Returns the segments that remain, oldest first, for retention.
     ///
     /// # Errors

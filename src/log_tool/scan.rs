@@ -7,11 +7,13 @@
 use crate::config::fatal::Fatal;
 use crate::log::block::StreamId;
 use crate::log::data_dir::{Control, DataDir};
+use crate::log::manifest::Manifest;
 use crate::log::recovery::{newer_than_control, unreadable};
 use crate::log::segment::SegmentName;
 use crate::log::stream::{Damage, End, Ending, StreamReading};
-use crate::sale::ids::Seq;
+use crate::sale::ids::{SaleId, Seq};
 use crate::sale::record::Record;
+use crate::system::clock::Clock;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -42,6 +44,8 @@ pub fn many(count: u64, what: &str) -> String {
 pub struct LogScan {
     /// Content of `control.json`.
     pub control: Control,
+    /// The purchase streams that must exist, as of the time before the streams were listed.
+    manifest: Manifest,
     /// Streams, each with the state of its reading.
     pub streams: Vec<ScannedStream>,
 }
@@ -52,8 +56,8 @@ impl LogScan {
     /// # Errors
     /// [`Fatal::DataDir`]: there is no log, or it cannot be read.
     pub fn new(data_dir: &Path) -> Result<LogScan, Fatal> {
-        let (logs, control) = DataDir::open_read_only(data_dir)?;
-        let names = SegmentName::list(&logs, control.cluster).map_err(|error| unreadable(&logs, error))?;
+        let (logs, Control { cluster, manifest, .. }) = DataDir::open_read_only(data_dir)?;
+        let names = SegmentName::list(&logs, cluster).map_err(|error| unreadable(&logs, error))?;
         // Read the control file again: a run that has begun meanwhile raises the epoch before it creates files.
         let (_, control) = DataDir::open_read_only(data_dir)?;
         if let Some(name) = names.iter().find(|name| name.stream.epoch > control.epoch) {
@@ -65,7 +69,7 @@ impl LogScan {
                 streams.push(ScannedStream::new(&logs, name.stream));
             }
         }
-        Ok(LogScan { control, streams })
+        Ok(LogScan { control, manifest, streams })
     }
 
     /// Returns the number of records that the log has.
@@ -73,13 +77,16 @@ impl LogScan {
         self.streams.iter().map(|stream| stream.end.records - stream.first()).sum()
     }
 
-    /// Returns the error with which a server would refuse to start, if a stream is damaged.
+    /// Returns the error with which a server would refuse to start, if a stream is damaged or missing.
     ///
     /// # Errors
     /// [`Fatal::Damaged`]: something durable is lost.
     pub fn judge(&self) -> Result<(), Fatal> {
-        let damage = self.streams.iter().find_map(|stream| stream.damage.as_ref());
-        damage.map_or(Ok(()), |damage| Err(Fatal::Damaged(damage.to_string())))
+        let current = SaleId::at(Clock::start().now().unix_ms, self.control.sale_period_s);
+        let records = |key| self.streams.iter().find(|stream| stream.id.key() == key).map(|stream| stream.end.records);
+        let damage = self.streams.iter().find_map(|stream| stream.damage.as_ref()).map(Damage::to_string);
+        let lost = damage.or_else(|| self.manifest.missing(current, records));
+        lost.map_or(Ok(()), |lost| Err(Fatal::Damaged(lost)))
     }
 }
 

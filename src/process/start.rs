@@ -13,6 +13,7 @@ use crate::config::settings::Config;
 use crate::http::origin::Origins;
 use crate::log::block::BLOCK_BYTES;
 use crate::log::data_dir::DataDir;
+use crate::log::manifest::Manifest;
 use crate::log::recovery::Recovered;
 use crate::log::replay::ReplayedItems;
 use crate::operate::admin;
@@ -30,8 +31,9 @@ use crate::runtime::log_pair::PersistenceChannels;
 use crate::runtime::mesh;
 use crate::runtime::shard_thread::{ShardSetup, ShardStart, ShardThread};
 use crate::sale::deferred::Watermark;
-use crate::sale::ids::ShardId;
+use crate::sale::ids::{SaleId, ShardId};
 use crate::sale::partition::Partition;
+use crate::sale::shard::Inventory;
 use crate::system::clock::Clock;
 use crate::system::doorbell::Doorbell;
 use crate::system::{host, listener};
@@ -166,7 +168,7 @@ fn log_start(
 fn log_recovered(resumed: &Resumed, started: Instant) {
     let Resumed { data, recovered, .. } = resumed;
     let Recovered { inventories, found, records, torn, .. } = recovered;
-    let sale = inventories.first().map(|inventory| inventory.open().terms.sale.0);
+    let sale = open_sale(inventories).0;
     let (epoch, ms) = (data.epoch, started.elapsed().as_millis() as u64);
     let ReplayedItems { sold, held, held_in_ended } = *found;
     tracing::info!(epoch, records, sold, held, held_in_ended, torn_tails = torn, sale, ms, "recovered");
@@ -175,6 +177,10 @@ fn log_recovered(resumed: &Resumed, started: Instant) {
             "the data directory's file system does not support direct I/O: the log is written through the page cache"
         );
     }
+}
+
+fn open_sale(inventories: &[Inventory]) -> SaleId {
+    inventories.first().expect("there is at least one shard").open().terms.sale
 }
 
 /// Starts the threads of the shards. They answer that the server is not ready until they receive a [`ShardStart`].
@@ -226,7 +232,7 @@ fn begin(
             Shipper::new(Plan { claim, status, doorbells, shipped: senders, is_awaited })
         })
         .unzip();
-    let (deferred_work, config) = (DeferredWork { streams, shipper }, Arc::new(config));
+    let (deferred_work, config) = (DeferredWork { streams, open: open_sale(&inventories), shipper }, Arc::new(config));
     // Create this before any shard sells: each shard answers with the states of all items, also those of other shards.
     let partition = Partition::new(sizes.shards);
     let item_states = Arc::new(ItemStates::new(partition, config.rules.items, &inventories));
@@ -247,6 +253,7 @@ fn begin(
         site,
         pending_takeover: None,
         deferred_work: None,
+        manifest: Manifest::default(),
         successor: None,
     };
     match predecessor {

@@ -5,6 +5,7 @@ use crate::config::fatal::Fatal;
 use crate::config::settings::Config;
 use crate::http::connection::Overdue;
 use crate::log::data_dir::{ControlFile, DataDir, OpenDataDir};
+use crate::log::manifest::Manifest;
 use crate::log::recovery::Streams;
 use crate::operate::admin;
 use crate::operate::lag::{Lag, LagChange};
@@ -54,6 +55,8 @@ pub struct PendingTakeover {
 pub struct DeferredWork {
     /// Streams of earlier runs, to be sealed.
     pub streams: Streams,
+    /// The sale that was open at the start of this run.
+    pub open: SaleId,
     /// Persistence thread, to be started, or `None` without a database.
     pub shipper: Option<Shipper>,
 }
@@ -96,6 +99,8 @@ pub struct Supervisor {
     pub pending_takeover: Option<PendingTakeover>,
     /// Set in the new process of an upgrade, from the time it serves until the old process has ended.
     pub deferred_work: Option<DeferredWork>,
+    /// The streams of earlier runs that the next recovery must find.
+    pub manifest: Manifest,
     /// New process of an upgrade, seen from the old one.
     pub successor: Option<Successor>,
 }
@@ -251,6 +256,9 @@ impl Supervisor {
             admin::start(admin, self.status.clone(), self.clock.clone(), &self.config)?;
             self.deferred_work = Some(deferred_work);
         }
+        if self.deferred_work.is_none() {
+            self.site.control.store_manifest(self.manifest_of_run())?;
+        }
         self.enter(Phase::Serving);
         self.manager.ready();
         tracing::info!(ms = self.started.elapsed().as_millis() as u64, "serving");
@@ -263,10 +271,15 @@ impl Supervisor {
     /// # Errors
     /// [`Fatal::DataDir`]: the data directory cannot be written. [`Fatal::Host`]: the host provides no thread.
     pub fn finish_earlier_runs(&mut self, deferred_work: DeferredWork) -> Result<(), Fatal> {
-        let DeferredWork { streams, shipper } = deferred_work;
+        let DeferredWork { streams, open, shipper } = deferred_work;
         let shards = self.shards.orders.len();
         let mut old_of = vec![Vec::new(); shards];
         // All segments of a stream go to one shard, so that retention removes them from the oldest on.
+        self.manifest = streams.manifest(open);
+        // In an upgrade, the shards of this run sell already.
+        let manifest =
+            if self.status.phase() >= Phase::Serving { self.manifest_of_run() } else { self.manifest.clone() };
+        self.site.control.store_manifest(manifest)?;
         let old = streams.seal(&self.site.data)?.into_iter();
         old.for_each(|segment| old_of[usize::from(segment.name.stream.shard) % shards].push(segment));
         for (orders, old) in self.shards.orders.iter().zip(old_of) {
@@ -274,6 +287,11 @@ impl Supervisor {
         }
         self.persistence = shipper.map(Shipper::start).transpose()?;
         Ok(())
+    }
+
+    /// Returns the manifest with the streams of this run, whose shards are ready.
+    fn manifest_of_run(&self) -> Manifest {
+        self.manifest.clone().with_run(self.site.data.epoch, self.shards.orders.len() as u16)
     }
 
     fn begin_stop(&mut self, signal: &str) -> Stop {

@@ -19,6 +19,7 @@ mod crash;
 mod crowds;
 mod dashboard;
 mod database_faults;
+mod deletions;
 mod descriptors;
 mod events;
 mod faulty_disk;
