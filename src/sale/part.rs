@@ -37,6 +37,15 @@ impl Part {
         Part { terms, stock, quotas, known_sold: Vec::new(), last_purchase_ms: 0, is_reported: false }
     }
 
+    /// Allocates the memory of a part with `items` items, for a sale with the present terms. The kernel provides large
+    /// memory only when it is filled.
+    pub fn allocate(&mut self, items: usize) {
+        let words = (self.terms.items as usize).div_ceil(64);
+        self.stock.allocate(items);
+        self.known_sold.reserve_exact(words - self.known_sold.len());
+        self.quotas.allocate(items);
+    }
+
     /// Makes this part one without items, for a sale with `terms`. It keeps its memory.
     pub fn reuse(&mut self, terms: Terms) {
         let Part { stock, quotas, known_sold, .. } = self;
@@ -49,9 +58,8 @@ impl Part {
     /// Builds up to `most` items, and memory for the same number of words of the bitmap. Returns whether the part has
     /// all `items` items that the shard owns.
     pub fn build(&mut self, items: usize, most: usize) -> bool {
-        self.quotas.allocate(items);
+        self.allocate(items);
         let words = (self.terms.items as usize).div_ceil(64);
-        self.known_sold.reserve_exact(words - self.known_sold.len());
         self.known_sold.resize(words.min(self.known_sold.len().saturating_add(most)), 0);
         self.stock.grow(items, most) && self.known_sold.len() == words
     }

@@ -26,6 +26,9 @@ pub const ENDED_MAX: u16 = 256;
 
 /// Items that one turn builds of the next sale: 256 KiB, which take less than 0.1 ms.
 const SLICE_ITEMS: usize = 4096;
+/// Parts whose memory is allocated at the start. With sales of one hour and receipts for one hour, three parts are in use
+/// at once: the open one, a closed one, and the next one.
+const SPARE_PARTS: usize = 2;
 /// Milliseconds before a sale at which its part begins to be built, or half the length of a sale, if that is shorter.
 const PREPARATION_MS: u64 = 60_000;
 
@@ -55,7 +58,8 @@ pub struct Parts {
     /// The part of the next sale, while it is built and when it is ready.
     prepared: Option<Part>,
     is_ready: bool,
-    /// Parts of forgotten sales, whose memory is used again. Their number never exceeds that of the parts known before.
+    /// Parts without a sale, and those of forgotten sales, whose memory is used again. Their number never exceeds that of
+    /// the parts known before, or [`SPARE_PARTS`].
     spare: Vec<Part>,
 }
 
@@ -65,6 +69,16 @@ impl Parts {
         let open = known.pop().expect("a shard knows at least one sale");
         let ended = known.into_iter().rev().collect();
         Parts { id, partition, open, ended, prepared: None, is_ready: false, spare: Vec::new() }
+    }
+
+    /// Allocates the memory of the next sales, so that no turn does. Call it once, before the first turn.
+    pub fn allocate(&mut self, rules: &Rules) {
+        let next = rules.terms(self.next_sale());
+        self.spare.extend((0..SPARE_PARTS).map(|_| {
+            let mut part = Part::empty(next);
+            part.allocate(self.partition.owned_items(self.id, next.items));
+            part
+        }));
     }
 
     /// Returns the part of the open sale.

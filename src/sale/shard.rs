@@ -121,7 +121,8 @@ impl Shard {
         now: Moment,
         effects: &mut Effects,
     ) -> Self {
-        let parts = Parts::new(id, partition, inventory.parts);
+        let mut parts = Parts::new(id, partition, inventory.parts);
+        parts.allocate(&rules);
         let (waiting, repetitions) = (Waiting::default(), Repetitions::default());
         let (appended, flushed, persisted, log_room) = (0, 0, 0, 0);
         let mut shard =

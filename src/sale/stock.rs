@@ -160,10 +160,13 @@ impl Stock {
         self.out_of_order.clear();
     }
 
+    /// Allocates memory for a stock of `items` items, if there is less.
+    pub fn allocate(&mut self, items: usize) {
+        self.slots.reserve_exact(items - self.slots.len());
+    }
+
     /// Adds free items up to a stock of `items`, at most `most` of them. Returns whether the stock has all of them.
     pub fn grow(&mut self, items: usize, most: usize) -> bool {
-        // This reserves address space. The kernel provides the memory when a slice is filled.
-        self.slots.reserve_exact(items - self.slots.len());
         self.slots.resize(items.min(self.slots.len().saturating_add(most)), FREE_SLOT);
         self.slots.len() == items
     }

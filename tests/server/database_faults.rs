@@ -227,6 +227,25 @@ fn a_newer_schema_is_refused() {
     assert_refused(dir.path(), &arguments, 8, &["version 99", "newer version"]);
 }
 
+/// A takeover of a sale that version 0.1 sells changes nothing, so that version 0.1 can continue.
+#[test]
+fn a_sale_of_another_format_is_not_taken_over() {
+    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let server = start(dir.path(), &cluster.url(), &[]);
+    buy(&mut server.connect(), 1);
+    assert!(server.terminate().success());
+    // The schema of version 0.1.
+    cluster.ask("drop table extensions");
+    cluster.ask("delete from schema_migrations where version > 2");
+    let (empty, url) = (tempfile::tempdir().unwrap(), cluster.url());
+    let arguments = [&LONG_SALE[..], &["--database-url", &url]].concat();
+    assert_refused(empty.path(), &arguments, 8, &["was sold by version 0.1", "Another format"]);
+    assert_eq!(cluster.ask("select max(version), to_regclass('extensions') is null from schema_migrations"), "2|t");
+    // The data directory is of this version, so it brings the schema up to date.
+    assert!(start(dir.path(), &cluster.url(), &[]).terminate().success());
+    assert_eq!(cluster.ask("select max(version) from schema_migrations"), "3");
+}
+
 #[test]
 fn a_row_that_must_not_be_there_is_an_alarm() {
     let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
