@@ -167,7 +167,8 @@ fn an_older_data_directory_is_refused_or_set_aside() {
 
     // The log is lost, but the control file is not.
     std::fs::remove_dir_all(old.join("log")).unwrap();
-    assert_refused(&old, &cluster, &[], &["log of this data directory is empty", "--recover-from postgres"]);
+    let (url, parts) = (cluster.url(), ["segments were deleted", "--recover-from postgres"]);
+    harness::assert_refused(&old, &[&LONG_SALE[..], &["--database-url", &url]].concat(), 6, &parts);
     // The server restores the sale from Postgres.
     let server = start(&old, &cluster, &["--recover-from", "postgres"]);
     assert_eq!(server.connect().sale()["sold"], 2);
