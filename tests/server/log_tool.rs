@@ -355,7 +355,10 @@ fn damage_is_found_and_told_as_the_server_would() {
         fs::rename(entry.path(), saved.path().join(entry.file_name())).unwrap();
     }
     let (code, said, complained) = ask(dir.path(), &["verify"]);
-    assert!(code == 6 && said.contains("Not sound") && complained.contains("segments were deleted"), "{said}{complained}");
+    assert!(
+        code == 6 && said.contains("Not sound") && complained.contains("segments were deleted"),
+        "{said}{complained}"
+    );
     assert_refused(dir.path(), &LONG_SALE, 6, &[complained.trim().strip_prefix("stampede: ").unwrap()]);
 }
 
