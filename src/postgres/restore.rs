@@ -172,7 +172,7 @@ async fn check_format(snapshot: &Snapshot, rules: &Rules, now_ms: u64) -> Result
 /// receipts are due, and those in which an item is held.
 async fn needed_sales(client: &impl GenericClient, rules: &Rules, now_ms: u64) -> Result<Vec<Record>, Failure> {
     let sales = "select sale_id, items, user_limit, opened_at from sales order by sale_id desc limit $1";
-    let mut sales = client.query(sales, &[&(i64::from(ENDED_MAX) + 1)]).await?;
+    let mut sales = client.query(sales, &[&(2 * i64::from(ENDED_MAX) + 1)]).await?;
     sales.reverse();
     let (mut records, newest) = (Vec::new(), sales.last().map(|row| row.get::<_, i64>(0)));
     for row in sales {
@@ -204,7 +204,8 @@ fn has_current_code(record: &Record) -> bool {
 
 /// Returns whether an item of the sale is held at `now_ms`, or was bought so late that its receipt is still due.
 async fn has_promises(client: &impl GenericClient, sale_id: i64, rules: &Rules, now_ms: u64) -> Result<bool, Failure> {
-    let has_promises = "select exists (select 1 from purchases where sale_id = $1 and at > $3) or exists (select 1 from checkouts c left join extensions e using (sale_id, code) \
+    let has_promises = "select exists (select 1 from purchases where sale_id = $1 and at > $3) or exists \
+        (select 1 from checkouts c left join extensions e using (sale_id, code) \
         where c.sale_id = $1 and c.outcome = 0 and c.expires_at + coalesce(e.by_ms, 0) * interval '1 ms' > $2 \
         and not exists (select 1 from releases r where r.sale_id = c.sale_id and r.code = c.code) \
         and not exists (select 1 from purchases p where p.sale_id = c.sale_id and p.code = c.code))";

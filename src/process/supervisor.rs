@@ -265,8 +265,8 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Settles the work of earlier runs, when none of them writes any more: seals their streams, gives the segments to
-    /// the shards, and starts the persistence thread.
+    /// Settles the work of earlier runs, when none of them writes any more: stores the manifest of their streams, seals
+    /// these streams, gives the segments to the shards, and starts the persistence thread.
     ///
     /// # Errors
     /// [`Fatal::DataDir`]: the data directory cannot be written. [`Fatal::Host`]: the host provides no thread.
@@ -274,13 +274,13 @@ impl Supervisor {
         let DeferredWork { streams, open, shipper } = deferred_work;
         let shards = self.shards.orders.len();
         let mut old_of = vec![Vec::new(); shards];
-        // All segments of a stream go to one shard, so that retention removes them from the oldest on.
         self.manifest = streams.manifest(open);
         // In an upgrade, the shards of this run sell already.
         let manifest =
             if self.status.phase() >= Phase::Serving { self.manifest_of_run() } else { self.manifest.clone() };
         self.site.control.store_manifest(manifest)?;
         let old = streams.seal(&self.site.data)?.into_iter();
+        // All segments of a stream go to one shard, so that retention removes them from the oldest on.
         old.for_each(|segment| old_of[usize::from(segment.name.stream.shard) % shards].push(segment));
         for (orders, old) in self.shards.orders.iter().zip(old_of) {
             let _ = orders.send(Order::Keep(old));

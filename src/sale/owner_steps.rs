@@ -10,7 +10,6 @@ use crate::sale::message::{Checkout, Reply, Request};
 use crate::sale::part::Part;
 use crate::sale::record::{LogEvent, Record, RefusalReason, ReleaseReason};
 use crate::sale::shard::Shard;
-
 use uuid::Uuid;
 
 impl Shard {

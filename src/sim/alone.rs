@@ -173,6 +173,24 @@ fn a_hold_outlives_its_sale() {
     assert_eq!(shard.needed_sales(NOW).oldest_live, SaleId(1));
 }
 
+/// A hold that outlives the receipts of its sale is bought, and its own receipt is remembered for as long as any other.
+#[test]
+fn the_receipts_of_a_late_purchase_count_from_the_purchase() {
+    let mut shard = shard(1);
+    let (code, key) = (reserve(&mut shard, 0), Uuid::max());
+    let mut ask = |unix_ms, flushed| {
+        let (now, mut effects) = (Moment { monotonic_ms: 50, unix_ms }, Effects::default());
+        shard.apply(ShardEvent::Tick, now, &mut effects);
+        shard.apply(ShardEvent::Command(Ticket(3), Command::Purchase { code, key }), now, &mut effects);
+        shard.apply(ShardEvent::Flushed(flushed), now, &mut effects);
+        effects.answers
+    };
+    let bought = vec![(Ticket(3), Outcome::Purchased { sale: SaleId(0), item: ItemId(0) })];
+    // The sale ends at 10 s, and its receipts at 20 s.
+    assert_eq!((ask(25_000, 4), ask(34_999, 5)), (bought.clone(), bought));
+    assert_eq!(ask(35_000, 5), [(Ticket(3), Outcome::SaleEnded)]);
+}
+
 #[test]
 fn a_hold_is_extended_once() {
     let mut shard = shard(1);
