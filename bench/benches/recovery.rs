@@ -7,6 +7,7 @@ use bench::turns::{NOW, rules};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use measured::briefly;
+use stampede::log::budget::Budget;
 use stampede::log::data_dir::OpenDataDir;
 use stampede::log::manifest::Manifest;
 use stampede::log::recovery::{Ends, Recovery};
@@ -57,7 +58,7 @@ fn recovery(criterion: &mut Criterion) {
                 let recovered = Recovery::new(opened.clone(), partition, rules(items), || NOW).finish(&Ends::new());
                 let recovered = recovered.unwrap_or_else(|reason| panic!("{reason}"));
                 assert_eq!(recovered.found.sold, items);
-                recovered.streams.seal(&opened).unwrap_or_else(|reason| panic!("{reason}"));
+                recovered.streams.seal(&opened, &Budget::new(1 << 30, 1)).unwrap_or_else(|reason| panic!("{reason}"));
             });
         });
     }

@@ -10,6 +10,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 use stampede::http::origin::Origins;
 use stampede::log::block::{LogKind, StreamId};
+use stampede::log::budget::Budget;
 use stampede::log::replay::Replay;
 use stampede::log::retention::Retention;
 use stampede::log::writer::LogWriter;
@@ -178,7 +179,7 @@ fn a_whole_server() {
     let dir = tempfile::tempdir().expect("a directory");
     let (address, mut listeners) = listener::listen(([127, 0, 0, 1], 0).into(), 1).expect("a port");
     let listener = listeners.pop().expect("one was requested");
-    let status = Arc::new(Status::new(Phase::Recovering, 1, false));
+    let status = Arc::new(Status::new(Phase::Recovering, 1, 1 << 30, false));
     let doorbells: Arc<[Doorbell]> = [Doorbell::new().expect("a descriptor")].into();
     let (notices, noticed) = crossbeam_channel::unbounded();
     let served = {
@@ -239,12 +240,8 @@ fn serve(listener: OwnedFd, logs: &Path, status: Arc<Status>, doorbells: &Arc<[D
             let stream = StreamId { cluster: Uuid::from_u128(1), epoch: 1, shard: 0, log };
             LogWriter::new(stream, logs, true, 1024)
         };
-        let logs = LogPair {
-            purchases: log(LogKind::Purchases),
-            attempts: log(LogKind::Attempts),
-            retention: Retention::new(logs, 1 << 30, false),
-            persistence: None,
-        };
+        let retention = Retention::new(logs, Arc::new(Budget::new(1 << 30, 1)), false);
+        let logs = LogPair::new(log(LogKind::Purchases), log(LogKind::Attempts), retention, None);
         let mut effects = Effects::default();
         let codes = CodeGenerator::new([1; 32]);
         let shard = Shard::new(id, partition, rules, inventory, codes, clock.now(), &mut effects);

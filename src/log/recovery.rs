@@ -10,6 +10,7 @@
 
 use crate::config::fatal::Fatal;
 use crate::log::block::{LogKind, StreamId, StreamKey};
+use crate::log::budget::Budget;
 use crate::log::data_dir::OpenDataDir;
 use crate::log::manifest::Manifest;
 use crate::log::replay::{Replay, ReplayedItems};
@@ -254,12 +255,27 @@ impl Streams {
         Manifest::new(open, needed.map(|(StreamKey { epoch, shard, .. }, records)| (epoch, shard, records)).collect())
     }
 
-    /// Seals every stream that has no seal yet. Returns the segments that remain, oldest first, for retention.
+    /// Adds the sizes of all segments to `budget`.
+    ///
+    /// # Errors
+    /// [`Fatal::DataDir`] if the size of a segment cannot be read.
+    pub fn count(&self, data: &OpenDataDir, budget: &Budget) -> Result<(), Fatal> {
+        for name in self.streams.iter().flat_map(|(names, _)| names) {
+            let file = fs::metadata(name.path(&data.logs)).map_err(|error| unreadable(&data.logs, error))?;
+            budget.add(name.stream.log, file.len());
+        }
+        Ok(())
+    }
+
+    /// Seals every stream that has no seal yet, which frees space of `budget`. Returns the segments that remain, oldest
+    /// first, for retention.
     ///
     /// # Errors
     /// [`Fatal::DataDir`] if a segment cannot be read or written.
-    pub fn seal(self, data: &OpenDataDir) -> Result<Vec<OldSegment>, Fatal> {
+    pub fn seal(self, data: &OpenDataDir, budget: &Budget) -> Result<Vec<OldSegment>, Fatal> {
         let unreadable = |error| unreadable(&data.logs, error);
+        let before = Budget::new(0, 1);
+        self.count(data, &before)?;
         let mut old = Vec::new();
         for (names, end) in self.streams {
             let openings = names.first().and_then(|name| self.openings.get(&name.stream.key()));
@@ -281,6 +297,8 @@ impl Streams {
             let last = old[of_stream..].last().map_or(0, |segment: &OldSegment| segment.last);
             old[of_stream..].iter_mut().for_each(|segment| segment.ends_stream = segment.last == last);
         }
+        let after: u64 = old.iter().map(|segment| segment.bytes).sum();
+        budget.removed(before.used().saturating_sub(after));
         old.sort_by_key(|segment| (segment.name.stream.epoch, segment.name.first_block));
         Ok(old)
     }

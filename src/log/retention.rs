@@ -1,8 +1,8 @@
-//! Retention: the disk budget of a shard's two logs, in bytes. This file decides which segments are removed and whether
-//! a new one may be created; the writer removes and creates them. When the budget is used up, Stampede drops, in this
-//! order:
+//! Retention: the segments of a shard's two logs that may be removed. This file decides which segments are removed and
+//! whether a new one may be created; the writer removes and creates them. When the log budget is used up, Stampede drops,
+//! in this order:
 //!
-//! 1. Attempt segments of ended sales, oldest first.
+//! 1. Attempt segments that the database has, or of ended sales without a database, oldest first.
 //! 2. New attempts: they are no longer recorded. Attempt segments use at most half the budget, and no purchase segment
 //!    is removed for them.
 //! 3. Purchase segments of ended sales in which nothing is held any more, oldest first. The running server still
@@ -10,15 +10,19 @@
 //! 4. New checkouts: there is no new segment, and the shard grants only holds whose purchase still fits into the log.
 //!
 //! These rules hold. A purchase segment with a record of the open sale, or of a sale in which an item is held, is never
-//! removed. The last records of a stream stay as long as their sale is remembered. With a database, a segment is
-//! removed only after all its records are in the database. A segment that live holds need may exceed the budget.
+//! removed. The last records of a purchase stream stay as long as their sale is remembered. With a database, a segment
+//! is removed only after all its records are in the database. The budget is a limit of all shards together: a shard
+//! removes what it does not need also when another shard lacks space.
 
 use crate::log::block::{BLOCK_BYTES, LogKind, StreamId};
+use crate::log::budget::Budget;
 use crate::log::segment::SegmentName;
 use crate::sale::ids::{SaleId, Seq};
 use crate::sale::parts::NeededSales;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use strum::VariantArray;
 
 /// Segment that is no longer written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,86 +40,122 @@ pub struct OldSegment {
     pub ends_stream: bool,
 }
 
-/// Disk use of one shard's logs, and the segments that may be removed.
+/// The old segments of one shard's logs, and its part of the log budget.
 pub struct Retention {
     dir: PathBuf,
-    budget: u64,
-    /// Bytes of all segments: those being created or written, those ready, and the old ones.
-    used: u64,
-    /// Part of `used` that belongs to the attempt log.
-    used_by_attempts: u64,
+    budget: Arc<Budget>,
     /// Segments that are no longer written, oldest first. All segments of a stream are here in order, so a stream loses
     /// only its beginning.
     old: Vec<OldSegment>,
-    /// Files that no longer count and are removed when the next segment is created.
-    files_to_remove: Vec<PathBuf>,
+    to_remove: Removal,
+    /// Bytes by which the files being removed exceed the segment being created.
+    surplus: u64,
     /// Number of records of each stream in the database, by epoch, shard and log. `None` without a database.
     shipped: Option<BTreeMap<(u32, u16, LogKind), Seq>>,
 }
 
+/// Files that are to be removed. They count as used until they are removed.
+#[derive(Default, Debug, PartialEq, Eq)]
+pub struct Removal {
+    /// Paths of the files.
+    pub files: Vec<PathBuf>,
+    /// Size of the files in bytes.
+    pub bytes: u64,
+}
+
 impl Retention {
-    /// Creates the accounts of one shard, with `budget` bytes of which none is used.
-    pub fn new(dir: &Path, budget: u64, has_database: bool) -> Self {
+    /// Creates the accounts of one shard, which has no segment.
+    pub fn new(dir: &Path, budget: Arc<Budget>, has_database: bool) -> Self {
         Retention {
             dir: dir.to_owned(),
             budget,
-            used: 0,
-            used_by_attempts: 0,
             old: Vec::new(),
-            files_to_remove: Vec::new(),
+            to_remove: Removal::default(),
+            surplus: 0,
             shipped: has_database.then(BTreeMap::new),
         }
     }
 
-    /// Adds segments of earlier runs, which must be ordered oldest first.
+    /// Adds segments of earlier runs, which must be ordered oldest first. The budget counts them already.
     pub fn keep(&mut self, old: Vec<OldSegment>) {
-        self.used += old.iter().map(|segment| segment.bytes).sum::<u64>();
-        let attempts = old.iter().filter(|segment| segment.name.stream.log == LogKind::Attempts);
-        self.used_by_attempts += attempts.map(|segment| segment.bytes).sum::<u64>();
         // Segments that this run has finished meanwhile are newer, so they stay at the end.
         self.old.splice(0..0, old);
     }
 
-    /// Returns the number of bytes that this shard's logs may use.
-    pub fn budget(&self) -> u64 {
-        self.budget
+    /// Returns the log budget.
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.budget
     }
 
-    /// Permits one more segment of `bytes` bytes and returns the files that the caller must remove first. Returns
-    /// `None` if the budget has no room; then nothing is removed. `needed` has the sales that may not be removed.
-    /// `ignore_budget` permits the segment even over the budget, because live holds need it.
-    pub fn allow(
-        &mut self,
-        log: LogKind,
-        bytes: u64,
-        needed: NeededSales,
-        ignore_budget: bool,
-    ) -> Option<Vec<PathBuf>> {
-        let removable = self.removable(log, needed);
-        let (all, attempts) = removable.fold((0, 0), |(all, attempts), segment| {
-            let is_attempt = segment.name.stream.log == LogKind::Attempts;
-            (all + segment.bytes, attempts + if is_attempt { segment.bytes } else { 0 })
-        });
-        if self.lacks_room(log, bytes, all, attempts) && !ignore_budget {
+    /// Permits one more segment of `bytes` bytes and returns the files that the caller must remove first. The caller
+    /// then calls [`Retention::created`] or [`Retention::refused`]. Returns `None` if the budget has no room. `needed`
+    /// has the sales that may not be removed.
+    pub fn allow(&mut self, log: LogKind, bytes: u64, needed: NeededSales) -> Option<Vec<PathBuf>> {
+        let of_attempts = |segment: &&OldSegment| segment.name.stream.log == LogKind::Attempts;
+        let size = |segment: &OldSegment| segment.bytes;
+        let removable = self.to_remove.bytes + self.removable(log, needed).map(size).sum::<u64>();
+        let attempts = self.removable(log, needed).filter(of_attempts).map(size).sum();
+        // What would not be enough is not removed.
+        if !self.budget.has_room(log, bytes, removable, attempts) {
+            self.budget.want(log, bytes);
             return None;
         }
-        while self.lacks_room(log, bytes, 0, 0) {
-            let Some(first_to_remove) = self.first_to_remove(log, needed) else { break };
+        while !self.budget.take(log, bytes, self.to_remove.bytes) {
+            // Another shard can have taken the space meanwhile. What is removed then stays selected.
+            let first_to_remove = self.first_to_remove(log, needed)?;
             self.remove(first_to_remove);
         }
-        self.used += bytes;
-        self.used_by_attempts += if log == LogKind::Attempts { bytes } else { 0 };
-        Some(std::mem::take(&mut self.files_to_remove))
+        self.budget.want(log, 0);
+        Some(self.begin(bytes))
     }
 
-    /// Subtracts a segment that was permitted but not created because the disk is full. Selects one old segment, if
-    /// there is one, to be removed before the next creation.
+    /// Permits one more segment of `bytes` bytes, even over the budget: it exists already, or recovered holds need it.
+    pub fn force(&mut self, log: LogKind, bytes: u64) -> Vec<PathBuf> {
+        self.budget.add(log, bytes);
+        self.begin(bytes)
+    }
+
+    /// Hands out the files to remove. Their bytes are counted for the new segment, and `surplus` has the rest.
+    fn begin(&mut self, bytes: u64) -> Vec<PathBuf> {
+        let Removal { files, bytes: removed } = std::mem::take(&mut self.to_remove);
+        // With the new segment, the budget now counts both. The files are gone before the segment is there.
+        self.surplus = removed.saturating_sub(bytes);
+        self.budget.removed(removed - self.surplus);
+        files
+    }
+
+    /// Notes that a permitted segment is created, and that the files before it are removed.
+    pub fn created(&mut self) {
+        self.budget.removed(std::mem::take(&mut self.surplus));
+    }
+
+    /// Notes that a segment was permitted but not created because the disk is full. Selects one old segment, if there
+    /// is one, to be removed before the next creation.
     pub fn refused(&mut self, log: LogKind, bytes: u64, needed: NeededSales) {
-        self.used -= bytes;
-        self.used_by_attempts -= if log == LogKind::Attempts { bytes } else { 0 };
+        self.created();
+        self.budget.select(log, bytes);
+        self.budget.removed(bytes);
         if let Some(first_to_remove) = self.first_to_remove(log, needed) {
             self.remove(first_to_remove);
         }
+    }
+
+    /// Selects the segments to be removed because another shard lacks space. The caller removes the files, and then
+    /// subtracts their bytes from the budget.
+    pub fn relieve(&mut self, needed: NeededSales) -> Removal {
+        for &log in LogKind::VARIANTS {
+            let wanted = self.budget.wanted(log);
+            while self.to_remove.bytes < wanted
+                && let Some(first_to_remove) = self.first_to_remove(log, needed)
+            {
+                self.remove(first_to_remove);
+            }
+            if wanted > 0 && self.to_remove.bytes >= wanted {
+                // If this is not enough, the other shard wants more within half a second.
+                self.budget.want(log, 0);
+            }
+        }
+        std::mem::take(&mut self.to_remove)
     }
 
     /// Notes that the database has the first `position` records of `stream`.
@@ -136,18 +176,13 @@ impl Retention {
         self.old.push(OldSegment { name, bytes, newest_sale, last, ends_stream });
     }
 
-    /// Returns whether `bytes` more for `log` exceed the budget after the removal of `removed` bytes,
-    /// `removed_attempts` of them in the attempt log.
-    fn lacks_room(&self, log: LogKind, bytes: u64, removed: u64, removed_attempts: u64) -> bool {
-        let attempts = self.used_by_attempts - removed_attempts + bytes;
-        (log == LogKind::Attempts && attempts > self.budget / 2) || self.used - removed + bytes > self.budget
-    }
-
     /// Returns the segments that may be removed for a segment of `log`. Purchases are never removed for attempts.
     fn removable(&self, log: LogKind, needed: NeededSales) -> impl Iterator<Item = &OldSegment> {
         let is_removable = move |segment: &&OldSegment| {
             let kind = segment.name.stream.log;
             let first_needed = match kind {
+                // Recovery does not need attempts.
+                LogKind::Attempts if self.shipped.is_some() => SaleId(u32::MAX),
                 LogKind::Attempts => needed.open,
                 LogKind::Purchases if segment.ends_stream => needed.oldest_remembered,
                 LogKind::Purchases => needed.oldest_live,
@@ -168,9 +203,9 @@ impl Retention {
 
     fn remove(&mut self, place: usize) {
         let segment = self.old.remove(place);
-        self.used -= segment.bytes;
-        self.used_by_attempts -= if segment.name.stream.log == LogKind::Attempts { segment.bytes } else { 0 };
-        self.files_to_remove.push(segment.name.path(&self.dir));
+        self.budget.select(segment.name.stream.log, segment.bytes);
+        self.to_remove.bytes += segment.bytes;
+        self.to_remove.files.push(segment.name.path(&self.dir));
     }
 }
 
@@ -196,7 +231,12 @@ mod tests {
     }
 
     fn retention(blocks: u64, old: &[OldSegment]) -> Retention {
-        let mut retention = Retention::new(Path::new(""), blocks * 4096, false);
+        kept(Arc::new(Budget::new(blocks * 4096, 1)), old, false)
+    }
+
+    fn kept(budget: Arc<Budget>, old: &[OldSegment], has_database: bool) -> Retention {
+        old.iter().for_each(|segment| budget.add(segment.name.stream.log, segment.bytes));
+        let mut retention = Retention::new(Path::new(""), budget, has_database);
         retention.keep(old.to_vec());
         retention
     }
@@ -205,7 +245,7 @@ mod tests {
     fn attempts_of_ended_sales_go_first_and_purchases_oldest_first() {
         use LogKind::{Attempts, Purchases};
         let mut kept = retention(3, &[old(Purchases, 0, 8), old(Purchases, 1, 9), old(Attempts, 0, 9)]);
-        let allowed: Vec<_> = (0..4).map(|_| kept.allow(Purchases, 4096, NOW, false)).collect();
+        let allowed: Vec<_> = (0..4).map(|_| kept.allow(Purchases, 4096, NOW)).collect();
         let files = |log, block| Some(vec![name(log, block).path(Path::new(""))]);
         assert_eq!(allowed, [files(Attempts, 0), files(Purchases, 0), files(Purchases, 1), None]);
     }
@@ -214,30 +254,29 @@ mod tests {
     fn attempts_use_half_and_never_push_purchases_out() {
         use LogKind::{Attempts, Purchases};
         let mut kept = retention(4, &[]);
-        let allowed = [Attempts, Attempts, Attempts, Purchases].map(|log| kept.allow(log, 4096, NOW, false).is_some());
+        let allowed = [Attempts, Attempts, Attempts, Purchases].map(|log| kept.allow(log, 4096, NOW).is_some());
         assert_eq!(allowed, [true, true, false, true]);
         let mut kept = retention(2, &[old(Purchases, 0, 8), old(Purchases, 1, 8)]);
-        assert!(kept.allow(Attempts, 4096, NOW, false).is_none());
+        assert!(kept.allow(Attempts, 4096, NOW).is_none());
     }
 
     #[test]
-    fn the_current_sale_is_never_removed_and_live_holds_get_their_room() {
+    fn the_current_sale_is_never_removed_and_recovered_holds_get_their_room() {
         let mut kept = retention(1, &[old(LogKind::Purchases, 0, 10)]);
-        assert_eq!(kept.allow(LogKind::Purchases, 4096, NOW, false), None);
-        assert_eq!(kept.allow(LogKind::Purchases, 4096, NOW, true), Some(vec![]));
-        assert_eq!(
-            kept.allow(LogKind::Purchases, 4096, from(11), true).map(|files_to_remove| files_to_remove.len()),
-            Some(1)
-        );
+        assert_eq!(kept.allow(LogKind::Purchases, 4096, NOW), None);
+        assert_eq!(kept.force(LogKind::Purchases, 4096), [] as [PathBuf; 0]);
+        let files = kept.allow(LogKind::Purchases, 4096, from(11));
+        assert_eq!(files, None, "the budget is exceeded already, and one segment is not enough");
+        assert_eq!(kept.budget.used(), 2 * 4096);
     }
 
     #[test]
     fn purchases_of_a_sale_with_a_hold_are_kept_and_attempts_are_not() {
         let mut kept = retention(2, &[old(LogKind::Purchases, 0, 9), old(LogKind::Attempts, 0, 9)]);
         let needed = NeededSales { oldest_live: SaleId(9), oldest_remembered: SaleId(9), ..NOW };
-        assert!(kept.allow(LogKind::Purchases, 4096, needed, false).is_some(), "the attempts are removed");
-        assert_eq!(kept.allow(LogKind::Purchases, 4096, needed, false), None);
-        assert!(kept.allow(LogKind::Purchases, 4096, NOW, false).is_some(), "nothing is held any more");
+        assert!(kept.allow(LogKind::Purchases, 4096, needed).is_some(), "the attempts are removed");
+        assert_eq!(kept.allow(LogKind::Purchases, 4096, needed), None);
+        assert!(kept.allow(LogKind::Purchases, 4096, NOW).is_some(), "nothing is held any more");
     }
 
     /// If all segments of a stream were removed, recovery could not see that it lacks records of a sale.
@@ -246,39 +285,64 @@ mod tests {
         let last = OldSegment { ends_stream: true, ..old(LogKind::Purchases, 1, 9) };
         let mut kept = retention(2, &[old(LogKind::Purchases, 0, 9), last]);
         let needed = NeededSales { oldest_remembered: SaleId(9), ..NOW };
-        assert!(kept.allow(LogKind::Purchases, 4096, needed, false).is_some());
-        assert_eq!(kept.allow(LogKind::Purchases, 4096, needed, false), None);
-        assert!(kept.allow(LogKind::Purchases, 4096, NOW, false).is_some());
+        assert!(kept.allow(LogKind::Purchases, 4096, needed).is_some());
+        assert_eq!(kept.allow(LogKind::Purchases, 4096, needed), None);
+        assert!(kept.allow(LogKind::Purchases, 4096, NOW).is_some());
     }
 
     #[test]
     fn what_the_database_lacks_is_kept() {
         let segment = old(LogKind::Purchases, 0, 8);
-        let mut kept = Retention::new(Path::new(""), 4096, true);
-        kept.keep(vec![segment.clone()]);
-        assert_eq!(kept.allow(LogKind::Purchases, 4096, NOW, false), None);
+        let mut kept = kept(Arc::new(Budget::new(4096, 1)), std::slice::from_ref(&segment), true);
+        assert_eq!(kept.allow(LogKind::Purchases, 4096, NOW), None);
         kept.shipped(segment.name.stream, segment.last);
-        assert!(kept.allow(LogKind::Purchases, 4096, NOW, false).is_some());
+        assert!(kept.allow(LogKind::Purchases, 4096, NOW).is_some());
+    }
+
+    #[test]
+    fn attempts_in_the_database_go_at_once() {
+        let of_open_sale = old(LogKind::Attempts, 0, 10);
+        let mut kept = kept(Arc::new(Budget::new(2 * 4096, 1)), std::slice::from_ref(&of_open_sale), true);
+        assert_eq!(kept.allow(LogKind::Attempts, 4096, NOW), None);
+        kept.shipped(of_open_sale.name.stream, of_open_sale.last);
+        assert_eq!(kept.allow(LogKind::Attempts, 4096, NOW).map(|files| files.len()), Some(1));
+    }
+
+    /// After a restart with another number of shards, one shard can have all segments that nobody needs.
+    #[test]
+    fn a_shard_removes_its_segments_for_another_one() {
+        use LogKind::{Attempts, Purchases};
+        let budget = Arc::new(Budget::new(3 * 4096, 2));
+        let old = [old(Purchases, 0, 8), old(Purchases, 1, 10), old(Attempts, 0, 9)];
+        let (mut owner, mut other) = (kept(budget.clone(), &old, false), kept(budget.clone(), &[], false));
+        assert_eq!(owner.relieve(NOW), Removal::default(), "no shard lacks space");
+        for (log, place) in [(Attempts, 2), (Purchases, 0)] {
+            assert_eq!(other.allow(log, 4096, NOW), None);
+            let removal = owner.relieve(NOW);
+            assert_eq!(removal, Removal { files: vec![old[place].name.path(Path::new(""))], bytes: 4096 });
+            assert_eq!(other.allow(log, 4096, NOW), None, "the file is still there");
+            budget.removed(removal.bytes);
+            assert_eq!(other.allow(log, 4096, NOW), Some(vec![]));
+        }
+        assert_eq!((other.allow(Purchases, 4096, NOW), owner.relieve(NOW)), (None, Removal::default()));
+        assert_eq!(budget.used(), budget.total());
     }
 
     #[test]
     fn what_would_not_be_enough_is_not_removed() {
         let mut kept = retention(4, &[old(LogKind::Purchases, 0, 8), old(LogKind::Purchases, 1, 10)]);
-        assert_eq!(kept.allow(LogKind::Purchases, 4 * 4096, NOW, false), None);
-        assert_eq!((kept.old.len(), kept.files_to_remove.len()), (2, 0));
+        assert_eq!(kept.allow(LogKind::Purchases, 4 * 4096, NOW), None);
+        assert_eq!((kept.old.len(), kept.to_remove), (2, Removal::default()));
     }
 
     #[test]
     fn a_full_disk_takes_old_segments_too() {
         let mut kept = retention(9, &[old(LogKind::Purchases, 0, 8)]);
-        assert_eq!(kept.allow(LogKind::Purchases, 4096, NOW, false), Some(vec![]));
+        assert_eq!(kept.allow(LogKind::Purchases, 4096, NOW), Some(vec![]));
         kept.refused(LogKind::Purchases, 4096, NOW);
-        assert_eq!(
-            kept.allow(LogKind::Purchases, 4096, NOW, false).map(|files_to_remove| files_to_remove.len()),
-            Some(1)
-        );
+        assert_eq!(kept.allow(LogKind::Purchases, 4096, NOW).map(|files_to_remove| files_to_remove.len()), Some(1));
         kept.refused(LogKind::Purchases, 4096, NOW);
-        assert_eq!((kept.used, kept.files_to_remove.len()), (0, 0));
+        assert_eq!((kept.budget.used(), kept.to_remove), (0, Removal::default()));
     }
 
     proptest! {
@@ -292,14 +356,15 @@ mod tests {
             for (is_attempt, advance) in asks {
                 sale += u32::from(advance == 0);
                 let log = if is_attempt { LogKind::Attempts } else { LogKind::Purchases };
-                if let Some(files_to_remove) = kept.allow(log, 4096, from(sale), false) {
+                if let Some(files_to_remove) = kept.allow(log, 4096, from(sale)) {
                     files_to_remove.iter().for_each(|file| assert!(files.remove(file)));
                     let name = name(log, next[usize::from(is_attempt)]);
                     next[usize::from(is_attempt)] += 1;
                     files.insert(name.path(Path::new("")));
+                    kept.created();
                     kept.finished(name, SaleId(sale), 0);
                 }
-                prop_assert!(kept.used <= kept.budget && kept.used == files.len() as u64 * 4096);
+                prop_assert!(kept.budget.used() <= blocks * 4096 && kept.budget.used() == files.len() as u64 * 4096);
                 for log in [LogKind::Purchases, LogKind::Attempts] {
                     let numbers = kept.old.iter().filter(|segment| segment.name.stream.log == log);
                     let numbers: Vec<u64> = numbers.map(|segment| segment.name.first_block).collect();

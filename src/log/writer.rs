@@ -207,7 +207,16 @@ impl LogWriter {
     /// Starts a flush of buffered records: as many as fit into the current segment and into one flush. Does nothing if
     /// a flush is under way, if nothing is buffered, or if no segment has room.
     pub fn start_flush(&mut self) {
-        if self.flush.is_some() || self.buffer.is_empty() {
+        self.flush_records(self.buffered());
+    }
+
+    /// Starts a flush like [`LogWriter::start_flush`], but leaves the records that do not fill a block.
+    pub fn start_flush_of_full_blocks(&mut self) {
+        self.flush_records(self.buffered() / BLOCK_RECORDS * BLOCK_RECORDS);
+    }
+
+    fn flush_records(&mut self, records: usize) {
+        if self.flush.is_some() || records == 0 {
             return;
         }
         while self.segments.front().is_some_and(|segment| segment.free() == 0) {
@@ -218,7 +227,6 @@ impl LogWriter {
             }
         }
         let Some(segment) = self.segments.front_mut() else { return };
-        let records = self.buffer.len() / RECORD_BYTES;
         let blocks = records.div_ceil(BLOCK_RECORDS).min(segment.free() as usize).min(FLUSH_BLOCKS_MAX);
         let records = records.min(blocks * BLOCK_RECORDS);
         let (file, offset) = (segment.file.clone(), u64::from(segment.used) * BLOCK_BYTES as u64);
@@ -240,7 +248,7 @@ impl LogWriter {
         let (dir, direct, last_wait_line) = (self.dir.clone(), self.direct, self.last_wait_line.clone());
         let mut is_made = self.existing_blocks.take() == Some(blocks);
         let making: IoFuture<Segment> = Box::pin(async move {
-            let removed = move || files_to_remove.iter().try_for_each(|path| remove(path));
+            let removed = move || remove_files(&files_to_remove);
             glommio::executor().spawn_blocking(removed).await?;
             loop {
                 match make_and_open(name, &dir, direct, &mut is_made).await {
@@ -324,12 +332,15 @@ pub enum Progress {
     NoSegment(u32),
 }
 
-/// Removes a file. It is no error if the file does not exist.
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
+/// Removes files. It is no error if a file does not exist.
+///
+/// # Errors
+/// An I/O error if a file cannot be removed.
+pub fn remove_files(files: &[PathBuf]) -> io::Result<()> {
+    files.iter().try_for_each(|path| match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
-    }
+    })
 }
 
 /// Returns whether an error means that the disk is full or the disk quota of the user is used up.

@@ -226,8 +226,11 @@ impl Scrape {
     }
 
     #[rustfmt::skip]
-    fn log(&self) -> [Family; 4] {
+    fn log(&self) -> [Family; 6] {
+        let budget = &self.status.log_budget;
         [
+            Family::one("stampede_log_bytes", "Disk space of all segments", Value::Gauge(budget.used() as f64)),
+            Family::one("stampede_log_budget_bytes", "Disk space that all segments may use", Value::Gauge(budget.total() as f64)),
             Family::new("stampede_log_records_appended", "Records appended to the purchase log",
                 self.by_shard(|shard| Value::Counter(read(&shard.appended)))),
             Family::new("stampede_log_records_durable", "Records flushed to disk", self.by_log(|log| &log.flushed)),

@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_sample_is_of_the_time_since_the_one_before() {
-        let status = Arc::new(Status::new(Phase::Serving, 2, false));
+        let status = Arc::new(Status::new(Phase::Serving, 2, 0, false));
         let at = |monotonic_ms| Moment { monotonic_ms, unix_ms: 1_000_000 + monotonic_ms };
         let count = |shard: usize, operation, answer, requests| {
             status.shards[shard].requests.answers(operation, answer).add(requests);

@@ -7,13 +7,14 @@
 use crate::http::bodies::{Doing, Postgres};
 use crate::http::operation::Operation;
 use crate::log::block::LogKind;
+use crate::log::budget::Budget;
 use crate::operate::counters::{Bounds, Counter, Distribution, Histogram, TIMES_US};
 use crate::operate::shard_status::{LogStatus, Sales, ShardStatus};
 use crate::sale::ids::{SaleId, ShardId};
 use serde::Serialize;
 use std::collections::VecDeque;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use strum::VariantArray;
 
@@ -88,6 +89,8 @@ pub struct Status {
     newest_sale: AtomicU32,
     /// Numbers of each shard, by shard id.
     pub shards: Box<[ShardStatus]>,
+    /// The disk space of the logs.
+    pub log_budget: Arc<Budget>,
     /// Whether a database is configured.
     pub has_database: bool,
     /// Whether the database is connected.
@@ -103,13 +106,15 @@ pub struct Status {
 }
 
 impl Status {
-    /// Creates the status of a process with `shards` shards.
-    pub fn new(phase: Phase, shards: u16, has_database: bool) -> Self {
+    /// Creates the status of a process with `shards` shards, whose logs may use `log_budget` bytes.
+    pub fn new(phase: Phase, shards: u16, log_budget: u64, has_database: bool) -> Self {
+        let log_budget = Arc::new(Budget::new(log_budget, shards));
         let shards = (0..shards).map(|_| ShardStatus::default()).collect();
         Status {
             phase: AtomicU8::new(phase as u8),
             newest_sale: AtomicU32::new(0),
             shards,
+            log_budget,
             has_database,
             is_database_connected: AtomicBool::new(false),
             earlier_behind: AtomicU64::new(u64::MAX),
@@ -244,7 +249,7 @@ mod tests {
 
     #[test]
     fn only_shards_in_the_sale_count() {
-        let status = Status::new(Phase::Serving, 2, false);
+        let status = Status::new(Phase::Serving, 2, 0, false);
         let counts = Counts { claiming: 1, held: 2, buying: 3, sold: 4 };
         status.shards[0].publish_sales(SaleId(70_000), counts);
         status.shards[1].publish_sales(SaleId(69_999), counts);

@@ -58,8 +58,6 @@ const SHARD_BUDGET_MIN: u64 = 1 << 20;
 struct Sizes {
     shards: u16,
     connections: u32,
-    /// Log budget of one shard, in bytes.
-    budget: u64,
     segment_blocks: u32,
 }
 
@@ -86,7 +84,7 @@ pub fn start(config: Config, signals: CaughtSignals) -> Result<Option<Supervisor
     let (address, listeners, opening) = open(&config, sizes.shards, predecessor.as_ref())?;
     log_start(&config, &sizes, address, opening.as_ref(), predecessor.as_ref());
     let phase = if predecessor.is_some() { Phase::Paused } else { Phase::Recovering };
-    let status = Arc::new(Status::new(phase, sizes.shards, config.database.is_some()));
+    let status = Arc::new(Status::new(phase, sizes.shards, config.log_budget, config.database.is_some()));
     let (shards, starts) = spawn_shards(&config, &sizes, listeners, &status, &clock)?;
     signals.forward(shards.notices.clone())?;
 
@@ -126,7 +124,7 @@ impl Sizes {
         }
         let segment_bytes = (budget / 16).clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
         host::check_limits(shards, segment_bytes)?;
-        Ok(Sizes { shards, connections, budget, segment_blocks: (segment_bytes / BLOCK_BYTES as u64) as u32 })
+        Ok(Sizes { shards, connections, segment_blocks: (segment_bytes / BLOCK_BYTES as u64) as u32 })
     }
 }
 
@@ -232,13 +230,14 @@ fn begin(
             Shipper::new(Plan { claim, status, doorbells, shipped: senders, is_awaited })
         })
         .unzip();
+    // Count the segments of earlier runs before a shard creates one.
+    streams.count(&data, &status.log_budget)?;
     let (deferred_work, config) = (DeferredWork { streams, open: open_sale(&inventories), shipper }, Arc::new(config));
     // Create this before any shard sells: each shard answers with the states of all items, also those of other shards.
     let partition = Partition::new(sizes.shards);
     let item_states = Arc::new(ItemStates::new(partition, config.rules.items, &inventories));
-    let Sizes { budget, segment_blocks, .. } = sizes;
-    let setup =
-        ShardSetup { config: config.clone(), partition, item_states, data: data.clone(), budget, segment_blocks };
+    let Sizes { segment_blocks, .. } = sizes;
+    let setup = ShardSetup { config: config.clone(), partition, item_states, data: data.clone(), segment_blocks };
     let (setup, site) = (Arc::new(setup), OwnedDataDir { dir, data, control });
     let manager = ServiceManager::new();
     let mut supervisor = Supervisor {

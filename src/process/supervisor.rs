@@ -279,7 +279,7 @@ impl Supervisor {
         let manifest =
             if self.status.phase() >= Phase::Serving { self.manifest_of_run() } else { self.manifest.clone() };
         self.site.control.store_manifest(manifest)?;
-        let old = streams.seal(&self.site.data)?.into_iter();
+        let old = streams.seal(&self.site.data, &self.status.log_budget)?.into_iter();
         // All segments of a stream go to one shard, so that retention removes them from the oldest on.
         old.for_each(|segment| old_of[usize::from(segment.name.stream.shard) % shards].push(segment));
         for (orders, old) in self.shards.orders.iter().zip(old_of) {

@@ -6,6 +6,7 @@ use crate::config::settings::Config;
 use crate::http::connection::ConnectionSnapshot;
 use crate::http::origin::Origins;
 use crate::log::block::{LogKind, StreamId};
+use crate::log::budget::Budget;
 use crate::log::data_dir::OpenDataDir;
 use crate::log::retention::Retention;
 use crate::log::writer::LogWriter;
@@ -94,8 +95,6 @@ pub struct ShardSetup {
     pub item_states: Arc<ItemStates>,
     /// The opened data directory.
     pub data: OpenDataDir,
-    /// Bytes that one shard's logs may use.
-    pub budget: u64,
     /// Blocks of one segment.
     pub segment_blocks: u32,
 }
@@ -132,7 +131,8 @@ impl ShardThread {
             received.expect("recovery has ended, so the start has arrived");
         adopt(&mut shard_io.server, sockets, &shard_io.clock)?;
         let ShardSetup { config, partition, item_states, .. } = &*setup;
-        let logs = open_logs(id, &setup, existing_blocks, persistence);
+        let budget = shard_io.status.log_budget.clone();
+        let logs = open_logs(id, &setup, budget, existing_blocks, persistence);
         let mut effects = Effects::default();
         let codes = CodeGenerator::new(seed);
         let shard = Shard::new(id, *partition, config.rules, inventory, codes, shard_io.clock.now(), &mut effects);
@@ -143,15 +143,16 @@ impl ShardThread {
 fn open_logs(
     id: ShardId,
     setup: &ShardSetup,
+    budget: Arc<Budget>,
     existing_blocks: Option<u32>,
     persistence: Option<PersistenceChannels>,
 ) -> LogPair {
-    let ShardSetup { data, budget, segment_blocks, .. } = setup;
+    let ShardSetup { data, segment_blocks, .. } = setup;
     let log = |log| {
         let stream = StreamId { cluster: data.cluster, epoch: data.epoch, shard: id.0, log };
         LogWriter::new(stream, &data.logs, data.direct_io, *segment_blocks)
     };
-    let retention = Retention::new(&data.logs, *budget, persistence.is_some());
+    let retention = Retention::new(&data.logs, budget, persistence.is_some());
     let (mut purchases, mut attempts) = (log(LogKind::Purchases), log(LogKind::Attempts));
     if let Some(blocks) = existing_blocks {
         purchases.use_existing_segment(blocks);
@@ -160,7 +161,7 @@ fn open_logs(
         purchases.keep_chunks();
         attempts.keep_chunks();
     }
-    LogPair { purchases, attempts, retention, persistence }
+    LogPair::new(purchases, attempts, retention, persistence)
 }
 
 fn adopt(server: &mut Server, sockets: ShardSockets, clock: &Clock) -> Result<(), Fatal> {

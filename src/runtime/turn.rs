@@ -26,7 +26,7 @@ use crate::operate::item_states::ItemStates;
 use crate::operate::shard_status::{LogStatus, ShardStatus};
 use crate::operate::status::Phase;
 use crate::runtime::control::{Notice, Order};
-use crate::runtime::log_pair::{ATTEMPTS_MAX, LOG_SLACK_BLOCKS, LogPair, LogRoom, Needs, PersistenceChannels};
+use crate::runtime::log_pair::{LogPair, LogRoom, Needs, PersistenceChannels};
 use crate::runtime::mesh::Delivery;
 use crate::runtime::shard_io::ShardIo;
 use crate::sale::effects::Effects;
@@ -44,12 +44,6 @@ use std::sync::{Arc, atomic::Ordering};
 use std::task::Poll;
 use strum::VariantArray;
 
-/// Blocks that a shard needs besides those for holds, to be ready on a full disk: for the records that open sales.
-const READY_BLOCKS: u64 = 2;
-/// Number of buffered attempts that starts a flush at once.
-const ATTEMPTS_FLUSH: usize = 1024;
-/// Milliseconds after which buffered attempts are flushed in any case.
-const ATTEMPTS_FLUSH_MS: u64 = 50;
 /// Milliseconds between attempts to send on a lane that has no spare buffer.
 const LANE_RETRY_MS: u64 = 1;
 /// Milliseconds between sweeps. A sweep closes overdue connections, takes orders, and lets the executor run once. As
@@ -91,10 +85,10 @@ pub struct TurnLoop {
     applied: Seq,
     /// Position up to which the purchase log is in Postgres, as the persistence thread has published it.
     persisted: Seq,
-    attempts_due_ms: u64,
     room: LogRoom,
-    /// The sales whose records the log must keep, as of the last record that is durable.
+    /// The sales whose records the log must keep, as of the durable record `needed_at`.
     needed: NeededSales,
+    needed_at: Seq,
     /// The open sale when the counts were published last.
     published: SaleId,
     is_ready: bool,
@@ -129,9 +123,9 @@ impl TurnLoop {
             effects,
             applied: 0,
             persisted: 0,
-            attempts_due_ms: 0,
             room,
             needed: NeededSales::ALL,
+            needed_at: 0,
             published: SaleId(0),
             is_ready: false,
             is_draining: false,
@@ -168,6 +162,7 @@ impl TurnLoop {
         is_busy |= !is_paused && self.serve(now);
 
         self.append(now);
+        self.note_needed(now);
         self.start_flushes(now);
         // Publish the counters before any reply leaves, from here or through another shard, so that a client that reads
         // the sale after a 200 sees its own purchase.
@@ -219,6 +214,7 @@ impl TurnLoop {
                 self.shard_io.notify(Notice::Overdue(self.shard_io.id, overdue));
             }
             self.take_orders();
+            self.logs.relieve(self.needed);
             self.must_run_executor = true;
         }
     }
@@ -228,13 +224,6 @@ impl TurnLoop {
         let has_moved = flushed > self.applied;
         if has_moved {
             self.applied = flushed;
-            if self.logs.purchases.is_flushed() {
-                self.needed = self.shard.needed_sales(now);
-                self.numbers().oldest_live.store(self.needed.oldest_live.0, Ordering::Release);
-                // An item may have been owned by another shard when its records were written, so the oldest sale of all
-                // shards counts.
-                self.needed.oldest_live = self.shard_io.status.oldest_live_sale();
-            }
             self.shard.apply(ShardEvent::Flushed(flushed), now, &mut self.effects);
         }
         let persisted = self.numbers().log(LogKind::Purchases).persisted.load(Ordering::Acquire);
@@ -249,7 +238,7 @@ impl TurnLoop {
         for code in undelivered.drain(..) {
             self.shard.apply(ShardEvent::Undelivered(code), now, &mut self.effects);
         }
-        let room = self.logs.purchases.room().saturating_sub(LOG_SLACK_BLOCKS);
+        let room = self.logs.room_for_holds();
         self.shard.apply(ShardEvent::LogRoom(room), now, &mut self.effects);
         has_moved
     }
@@ -328,15 +317,12 @@ impl TurnLoop {
             if let LogEvent::Released { reason, .. } = record.event {
                 numbers.released[reason as usize].add(1);
             }
-            self.logs.purchases.append(&record);
-        }
-        if !self.effects.attempts.is_empty() && self.logs.attempts.buffered() == 0 {
-            self.attempts_due_ms = now.monotonic_ms + ATTEMPTS_FLUSH_MS;
+            self.logs.append_purchase(&record);
         }
         for record in self.effects.attempts.drain(..) {
-            if self.logs.attempts.buffered() < ATTEMPTS_MAX {
-                self.logs.attempts.append(&record);
-            } else if let LogEvent::Refused { reason, .. } = record.event {
+            if !self.logs.append_attempt(&record, now.monotonic_ms)
+                && let LogEvent::Refused { reason, .. } = record.event
+            {
                 numbers.unrecorded[reason as usize].add(1);
             }
         }
@@ -351,16 +337,27 @@ impl TurnLoop {
         }
     }
 
+    /// Determines the sales whose records the log must keep, when everything that the shard has decided is durable.
+    fn note_needed(&mut self, now: Moment) {
+        let (flushed, open) = (self.logs.purchases.flushed(), self.shard.terms().sale);
+        if !self.logs.is_awaited_flushed() || (flushed, open) == (self.needed_at, self.needed.open) {
+            return;
+        }
+        self.needed_at = flushed;
+        self.needed = self.shard.needed_sales(now);
+        self.numbers().oldest_live.store(self.needed.oldest_live.0, Ordering::Release);
+        // An item may have been owned by another shard when its records were written, so the oldest sale of all shards
+        // counts.
+        self.needed.oldest_live = self.shard_io.status.oldest_live_sale();
+    }
+
     fn start_flushes(&mut self, now: Moment) {
         if matches!(self.pause, Pause::HandedOver) {
             return;
         }
+        let is_ending = self.is_draining || self.phase == Phase::Paused;
+        self.logs.start_flushes(now.monotonic_ms, is_ending, self.room.is_full);
         let LogPair { purchases, attempts, retention, .. } = &mut self.logs;
-        purchases.start_flush();
-        let is_due = now.monotonic_ms >= self.attempts_due_ms || self.is_draining || self.phase == Phase::Paused;
-        if is_due || attempts.buffered() >= ATTEMPTS_FLUSH {
-            attempts.start_flush();
-        }
         for (name, last) in purchases.take_finished().into_iter().chain(attempts.take_finished()) {
             retention.finished(name, self.shard.terms().sale, last);
         }
@@ -386,15 +383,13 @@ impl TurnLoop {
     /// Returns the log space that this shard needs.
     fn needs(&self) -> Needs {
         let items = self.shard.stock().items() as u64;
-        Needs { holds: self.shard.log_reserve(), items, needed: self.needed }
+        Needs { holds: self.shard.log_reserve(), items, needed: self.needed, is_starting: !self.is_ready }
     }
 
     /// Reports once that the shard is ready: the log has room for the end of every recovered hold and, unless the log
     /// is full, for new holds.
     fn note_ready(&mut self) {
-        let needs = self.needs();
-        let needed = if self.room.is_full { needs.holds + READY_BLOCKS } else { needs.reserve() };
-        if !self.is_ready && self.logs.purchases.room() > needed {
+        if !self.is_ready && self.room.is_enough(&self.logs, self.needs()) {
             self.is_ready = true;
             self.shard_io.notify(Notice::Ready(self.shard_io.id));
         }
@@ -554,7 +549,7 @@ impl TurnLoop {
                     let needs = self.needs();
                     self.room.refused(&mut self.logs, needs, kind, blocks);
                 }
-                Some(Progress::SegmentMade(blocks)) => self.room.made(blocks),
+                Some(Progress::SegmentMade(blocks)) => self.room.made(&mut self.logs, blocks),
                 Some(Progress::Flushed { time, records }) => {
                     let published = self.shard_io.status.shard(self.shard_io.id);
                     let LogStatus { flushed, flushes, .. } = published.log(kind);
@@ -581,13 +576,10 @@ impl TurnLoop {
         if server.has_work() {
             return 0;
         }
-        let attempts = &self.logs.attempts;
-        let attempts_due =
-            (attempts.buffered() > 0 && !attempts.is_flushing() && attempts.room() > 0).then_some(self.attempts_due_ms);
         let lane_retry = self.shard_io.mesh.has_unsent().then_some(now.monotonic_ms + LANE_RETRY_MS);
         let (expiry, accepts, event_due) =
             (self.shard.next_expiry_ms(), server.accepts_again_ms(), server.subscribers().next_ms());
-        let due = [lane_retry, Some(self.next_sweep_ms), expiry, accepts, event_due, attempts_due];
+        let due = [lane_retry, Some(self.next_sweep_ms), expiry, accepts, event_due, self.logs.attempts_due_ms()];
         let due_ms = due.into_iter().flatten().min().expect("the next sweep is always scheduled");
         due_ms.saturating_sub(now.monotonic_ms).min(self.shard.time_to_next_sale_ms(now))
     }

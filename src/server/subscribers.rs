@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn each_hears_what_is_new_to_it_and_signs_of_life() {
         let (status, item_states) =
-            (Status::new(Phase::Serving, 1, false), ItemStates::new(Partition::new(1), 10, &[]));
+            (Status::new(Phase::Serving, 1, 0, false), ItemStates::new(Partition::new(1), 10, &[]));
         let mut sent = SentState::default();
         let mut hear = |sale, sold, now_ms| {
             let counts = Counts { claiming: 0, held: 1, buying: 0, sold };

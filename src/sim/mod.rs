@@ -4,8 +4,8 @@
 //! In reading order: [`world`] (the machine, its steps and its faults), [`workload`] (commands of buyers), [`shipping`]
 //! (the machine and its database), [`disk`] and [`fake_postgres`] (the simulated disk and database), [`shadow`]
 //! (promises made to buyers), [`auditor`] (checks each answer against them), [`invariants`] (checks of the whole
-//! machine after every step), [`ending`] (the end of a world), [`trace`] (the hash of a run), [`small`] (small worlds, tried exhaustively), [`alone`] (a
-//! single shard).
+//! machine after every step), [`ending`] (the end of a world), [`trace`] (the hash of a run), [`small`] (small worlds, tried exhaustively),
+//! [`full_log`] (worlds with little space in the logs), [`alone`] (a single shard).
 //!
 //! Buyers draw from one random stream, the order of events and the faults from another, and the sockets from a third, so
 //! that other faults do not change the numbers that buyers draw. A failed test prints the seed and the command that replays it with its trace.
@@ -15,6 +15,7 @@ mod auditor;
 mod disk;
 mod ending;
 mod fake_postgres;
+mod full_log;
 mod invariants;
 mod shadow;
 mod shipping;

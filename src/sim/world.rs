@@ -17,7 +17,7 @@ use crate::sale::effects::Effects;
 use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
 use crate::sale::message::{Reply, Request};
 use crate::sale::partition::Partition;
-use crate::sale::record::{LogEvent, Record};
+use crate::sale::record::{BLOCK_RECORDS, LogEvent, Record};
 use crate::sale::rules::Rules;
 use crate::sale::shard::{Shard, ShardEvent};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -53,6 +53,8 @@ pub enum Action {
 #[derive(Default)]
 pub struct WorldLog {
     pub records: Vec<Record>,
+    /// Blocks that flushes may still take, in a world with small logs.
+    pub room: u64,
     /// Number of records in the flush in progress.
     pub flushing: Option<usize>,
     pub flushed: usize,
@@ -108,6 +110,10 @@ pub struct World {
     /// The database was restored from its backup and does not have all records again yet.
     pub is_restored: bool,
     pub refused: bool,
+    /// Each log has only a few blocks.
+    has_small_logs: bool,
+    /// Number of requests refused because a log was full.
+    pub refused_as_full: u64,
     traffic: fastrand::Rng,
     pub faults: fastrand::Rng,
     pub trace: Trace,
@@ -122,6 +128,14 @@ impl World {
         let (items, shards) = (faults.u32(1..6), faults.u16(1..5));
         let mut world = Self::with(items, shards, purchase_ack, traffic, faults, prints_trace);
         (world.sockets, world.loses_answers) = (fastrand::Rng::with_seed(!seed), true);
+        world
+    }
+
+    /// Creates the world of `seed` with little space in the logs.
+    pub fn with_small_logs(seed: u64) -> Self {
+        let mut world = Self::new(seed, false);
+        world.has_small_logs = true;
+        world.start(world.partition.shards());
         world
     }
 
@@ -185,6 +199,8 @@ impl World {
             positions: None,
             is_restored: false,
             refused: false,
+            has_small_logs: false,
+            refused_as_full: 0,
             traffic,
             faults,
             trace: Trace::new(prints_trace),
@@ -418,7 +434,13 @@ impl World {
             self.shards.push(shard);
             self.carry_out(id, effects);
         }
-        (0..shards).for_each(|id| self.apply(id, ShardEvent::LogRoom(u64::MAX)));
+        for id in 0..shards {
+            // As at a real start, the log has space for what was recovered.
+            let held = self.shards[usize::from(id)].log_reserve() + blocks_of(&self.logs[usize::from(id)]);
+            let room = if self.has_small_logs { held + self.faults.u64(0..12) } else { u64::MAX };
+            self.logs[usize::from(id)].room = room;
+            self.apply(id, ShardEvent::LogRoom(room));
+        }
     }
 
     /// Sends a command to a shard, in a turn of that shard.
@@ -453,6 +475,13 @@ impl World {
 
     /// Starts to flush `count` records of a log, with at most `per_block` in each block.
     pub fn start_flush(&mut self, shard: u16, count: usize, per_block: usize) {
+        let log = &self.logs[usize::from(shard)];
+        let waiting = log.records.len() - log.flushed;
+        // The writer fills its blocks.
+        let (count, per_block) = if self.has_small_logs { (waiting, BLOCK_RECORDS) } else { (count, per_block) };
+        if self.has_small_logs {
+            self.take_room(shard, count);
+        }
         let (key, log) = (purchases_of(self.owner.run.epoch, shard), &mut self.logs[usize::from(shard)]);
         if count > 0 && self.disk.has_room(key, count) {
             let records = &log.records[log.flushed..log.flushed + count];
@@ -479,6 +508,10 @@ impl World {
     pub fn apply(&mut self, shard: u16, event: ShardEvent) {
         let mut effects = Effects::default();
         self.latest_unix_ms = self.latest_unix_ms.max(self.now.unix_ms);
+        if self.has_small_logs {
+            let room = ShardEvent::LogRoom(self.logs[usize::from(shard)].room);
+            self.shards[usize::from(shard)].apply(room, self.now, &mut effects);
+        }
         self.shards[usize::from(shard)].apply(event, self.now, &mut effects);
         self.events += 1;
         effects.changes.drain(..).for_each(|change| self.item_states.show(ShardId(shard), change));
@@ -522,6 +555,11 @@ impl World {
             return;
         }
         let pending = self.pending.remove(&ticket.0).expect("each request is answered once");
+        if self.has_small_logs && outcome == Outcome::LogFull {
+            assert!(matches!(pending.command, Command::Checkout { .. } | Command::Extend { .. }), "{pending:?}");
+            self.refused_as_full += 1;
+            return;
+        }
         assert_eq!(pending.shard, shard, "the answer comes from a shard that is not the origin");
         let item = match pending.command {
             Command::Checkout { item, .. } => Some(item),
@@ -545,4 +583,9 @@ impl World {
         };
         audit(&mut self.shadow, pending, outcome, &now);
     }
+}
+
+/// Returns the blocks that the records of a new run take.
+fn blocks_of(log: &WorldLog) -> u64 {
+    log.records.len().div_ceil(BLOCK_RECORDS) as u64
 }

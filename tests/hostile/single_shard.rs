@@ -24,7 +24,7 @@ impl SingleShard {
     /// Runs `test` on an executor, which the sockets of a shard need.
     pub fn run<T: Send + 'static>(test: impl FnOnce(SingleShard) -> T + Send + 'static) -> T {
         let run = async move {
-            let status = Arc::new(Status::new(Phase::Serving, 1, false));
+            let status = Arc::new(Status::new(Phase::Serving, 1, 0, false));
             let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
             let request_timer = RequestTimer::new(status, ShardId(0), Clock::start());
             test(SingleShard {

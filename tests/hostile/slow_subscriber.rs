@@ -33,7 +33,7 @@ fn after(ms: u64) -> Moment {
 /// whether the server has disconnected it.
 fn told_by_then(until_ms: u64) -> (String, bool) {
     let run = async move {
-        let status = Arc::new(Status::new(Phase::Serving, 1, false));
+        let status = Arc::new(Status::new(Phase::Serving, 1, 0, false));
         let item_states = ItemStates::new(Partition::new(1), SALE.items, &[]);
         let parts = Parts::new(ShardId(0), Partition::new(1), vec![Part::empty(SALE)]);
         let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();

@@ -433,6 +433,35 @@ pub const BUGS: &[Bug] = &[
         wrong: "{ let _ = left_ms; now.monotonic_ms }",
         caught_by: SIM,
     },
+    // --- the log budget ---
+    Bug {
+        what: "a hold is granted although the log has no block for its end",
+        file: "sale/shard.rs",
+        place: "pending + «self.log_reserve()» + 2 > self.log_room",
+        wrong: "0",
+        caught_by: "sim::full_log",
+    },
+    Bug {
+        what: "a full log extends holds in the blocks for their ends",
+        file: "sale/owner_steps.rs",
+        place: "let (by_ms, is_full) = (self.rules.extension_ms, «self.has_no_room()»);",
+        wrong: "false",
+        caught_by: "sim::full_log",
+    },
+    Bug {
+        what: "the log budget may be exceeded by one segment",
+        file: "log/budget.rs",
+        place: "«(used + bytes <= self.total + removed)».then_some(used + bytes);",
+        wrong: "(used <= self.total + removed)",
+        caught_by: "log::budget",
+    },
+    Bug {
+        what: "files count as removed before they are removed",
+        file: "log/retention.rs",
+        place: "self.budget.select(segment.name.stream.log, segment.bytes);\n«        self.to_remove.bytes»",
+        wrong: "        self.budget.removed(segment.bytes);\n        self.to_remove.bytes",
+        caught_by: "log::retention",
+    },
     // --- the log ---
     Bug {
         what: "the idempotency key is not logged",
