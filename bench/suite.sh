@@ -4,7 +4,7 @@
 # The server's CPU time is the time of all its threads on a CPU, user and system, as the kernel's scheduler counts it in
 # nanoseconds. It is divided by the number of requests that the client counted.
 
-parts() { echo rules recovery refusals counting pairs latency_of_refusals many_connections upgrades sell_outs latency_of_purchases drain; }
+parts() { echo rules recovery refusals counting pairs latency_of_refusals many_connections hostile_mix upgrades sell_outs latency_of_purchases drain; }
 
 # of_size SHORT FULL: the duration or the number for this size of run.
 of_size() { if [ "$size" = short ]; then echo "$1"; else echo "$2"; fi; }
@@ -215,6 +215,36 @@ many_connections() {
   stop
 }
 connections() { curl -s localhost:8089/health | grep -o '"connections":[0-9]*' | cut -d: -f2 | paste -sd+ | bc; }
+
+# Hostile clients of every kind beside a good buyer, which has priority on the CPU that they share. The server has the
+# other CPU. Latencies count from the time at which a request was due.
+hostile_mix() {
+  local crowd run_s buyer=(--rate 200 --connections 16)
+  run_s=$(of_size 5 20)
+  cpus=0 serve hostile-mix --shards 1 --items 500000 --user-limit 1000000 --log-budget 4GiB
+  on=1 storm hostile-alone "${buyer[@]}" --duration "$run_s" >/dev/null
+  nice -n 19 taskset -c 1 "$bin/hostile" 127.0.0.1:8089 --duration $((run_s + 20)) >"$raw/hostile.txt" & crowd=$!
+  until [ "$(connections)" -ge 16300 ]; do kill -0 $crowd; sleep 0.1; done
+  on=1 storm hostile-mix "${buyer[@]}" --others-buy --duration "$run_s" >/dev/null
+  curl -s localhost:8081/metrics >"$raw/hostile-metrics.txt"
+  wait $crowd
+  stop
+  local kind of
+  for kind in checkout purchase; do
+    for of in alone mix; do
+      figure "a good buyer's $kind, $([ $of = alone ] && echo alone || echo 'beside hostile clients'): p99" \
+        "$(calc "$(within $kind p99_us <"$raw/hostile-$of.json") / 1000")" ms "$([ $of = alone ] || echo '≤ 5')"
+    done
+  done
+  figure "turns over 5 ms beside hostile clients" "$(over_5_ms <"$raw/hostile-metrics.txt")" "" '≤ 0'
+  figure "longest turn beside hostile clients" \
+    "$(calc "1000 * $(awk '/^stampede_longest_turn_seconds/ { print $2 }' "$raw/hostile-metrics.txt")")" ms
+  figure "turns beside hostile clients" "$(awk '/^stampede_turn_seconds_count/ { print $2 }' "$raw/hostile-metrics.txt")" ""
+}
+# over_5_ms: the number of turns of all shards that took longer than 5 ms, from the text of /metrics.
+over_5_ms() {
+  awk '/^stampede_turn_seconds_bucket/ && /le="0.005"/ { within += $2 } /^stampede_turn_seconds_count/ { all += $2 } END { print all - within }'
+}
 
 # Twenty upgrades in a row under load. First storm sends requests at half the rate of the closed loop and verifies all
 # answers; then wrk mixes purchases and reads. The latencies of storm count from the time at which a request was due,
