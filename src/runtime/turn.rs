@@ -194,14 +194,9 @@ impl TurnLoop {
         self.note_ready();
         let is_preparing = !is_paused && self.shard.prepare(now);
         self.wait_ms = match is_busy {
-            _ if is_paused => {
-                if self.shard_io.mesh.has_unsent() {
-                    LANE_RETRY_MS
-                } else {
-                    PAUSE_MS
-                }
-            }
             true => 0,
+            false if is_paused && self.shard_io.mesh.has_unsent() => LANE_RETRY_MS,
+            false if is_paused => PAUSE_MS,
             false if is_preparing => self.time_to_next(now).min(SLICE_MS),
             false => self.time_to_next(now),
         };
@@ -236,23 +231,26 @@ impl TurnLoop {
                 // shards counts.
                 self.needed.oldest_live = self.shard_io.status.oldest_live_sale();
             }
+        }
+        let has_due = self.shard.has_due_effects();
+        if has_moved || has_due {
             self.shard.apply(ShardEvent::Flushed(flushed), now, &mut self.effects);
         }
         let persisted = self.numbers().log(LogKind::Purchases).persisted.load(Ordering::Acquire);
-        if persisted > self.persisted {
+        if persisted > self.persisted || has_due {
             self.persisted = persisted;
             self.shard.apply(ShardEvent::Persisted(persisted), now, &mut self.effects);
         }
         let LostClients { withdrawn, undelivered } = self.shard_io.server.lost();
-        for (ticket, reason) in withdrawn.drain(..) {
-            self.shard.apply(ShardEvent::Withdrawn(ticket, reason), now, &mut self.effects);
+        for (ticket, item, reason) in withdrawn.drain(..) {
+            self.shard.apply(ShardEvent::Withdrawn(ticket, item, reason), now, &mut self.effects);
         }
         for code in undelivered.drain(..) {
             self.shard.apply(ShardEvent::Undelivered(code), now, &mut self.effects);
         }
         let room = self.logs.purchases.room().saturating_sub(LOG_SLACK_BLOCKS);
         self.shard.apply(ShardEvent::LogRoom(room), now, &mut self.effects);
-        has_moved
+        has_moved || self.shard.has_due_effects()
     }
 
     fn receive(&mut self, now: Moment) -> bool {
@@ -294,7 +292,10 @@ impl TurnLoop {
                             }
                             answer
                         }
-                        None => return Handled::Deciding { operation, json },
+                        None => {
+                            let item = command.item().expect("a code that leads to no item is refused at once");
+                            return Handled::Deciding { operation, json, item };
+                        }
                     }
                 }
                 Route::Page(page) => {

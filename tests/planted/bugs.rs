@@ -88,8 +88,8 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "a hold cannot be bought after the end of its sale",
         file: "sale/parts.rs",
-        place: "match «self.iter().find(|part| place.is_in(part.terms.sale))» {",
-        wrong: "self.iter().take(1).find(|part| place.is_in(part.terms.sale))",
+        place: "match «self.iter_mut().find(|part| place.is_in(part.terms.sale))» {",
+        wrong: "self.iter_mut().take(1).find(|part| place.is_in(part.terms.sale))",
         caught_by: SIM,
     },
     Bug {
@@ -307,16 +307,51 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "every deferred response waits for one record too few",
         file: "sale/deferred.rs",
-        place: "|(needs, _)| «*needs <= reached»",
+        place: "queue.first().filter(|(needs, _)| «*needs <= reached»)?;",
         wrong: "*needs <= reached + 1",
         caught_by: SIM,
     },
     Bug {
         what: "a purchase is dropped when its client disconnects",
         file: "sale/deferred.rs",
-        place: "waiter.take_if(|waiter| *waiter == gone);\n                    «true»",
-        wrong: "waiter.is_some()",
+        place: "«*waiter = None;»",
+        wrong: "queue.remove(place.key);",
         caught_by: SIM,
+    },
+    Bug {
+        what: "a purchase is answered after its client has disconnected",
+        file: "sale/deferred.rs",
+        place: "Deferred::FinishPurchase { sale, item, waiter } if «*waiter == Some(gone)» => {",
+        wrong: "waiter.is_none()",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a repetition cannot take over the answer of a client that has disconnected",
+        file: "sale/deferred.rs",
+        place: "«self.abandoned.insert((*sale, *item), place);»",
+        wrong: "",
+        caught_by: "sale::deferred",
+    },
+    Bug {
+        what: "a withdrawal removes the answer to another client whose effect has the same place",
+        file: "sale/deferred.rs",
+        place: "Deferred::Answer(waiter, outcome) if «*waiter == gone» => {",
+        wrong: "waiter.ticket.client() < usize::MAX",
+        caught_by: "sale::deferred",
+    },
+    Bug {
+        what: "a withdrawal is sent to a shard that does not have the request",
+        file: "sale/shard.rs",
+        place: "let owner = «self.partition.owner_of_item(item)»;\n                self.ask(owner, Request::Withdraw",
+        wrong: "ShardId((self.partition.owner_of_item(item).0 + 1) % self.partition.shards())",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "all answers that are due leave in one turn",
+        file: "sale/shard.rs",
+        place: "for _ in 0..«DEFERRED_PER_EVENT» {",
+        wrong: "usize::MAX",
+        caught_by: "sim::alone",
     },
     // --- the clock ---
     Bug {
