@@ -75,7 +75,7 @@ impl Parts {
     pub fn allocate(&mut self, rules: &Rules) {
         let next = rules.terms(self.next_sale());
         self.spare.extend((0..SPARE_PARTS).map(|_| {
-            let mut part = Part::empty(next);
+            let mut part = Part::empty(next, self.partition);
             part.allocate(self.partition.owned_items(self.id, next.items));
             part
         }));
@@ -158,7 +158,7 @@ impl Parts {
 
     /// Returns a part without items for the sale with `terms`, in the memory of a forgotten sale if there is one.
     fn start_to_build(&mut self, terms: Terms) -> Part {
-        let mut part = self.spare.pop().unwrap_or_else(|| Part::empty(terms));
+        let mut part = self.spare.pop().unwrap_or_else(|| Part::empty(terms, self.partition));
         part.reuse(terms);
         part
     }

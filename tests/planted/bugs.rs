@@ -30,8 +30,8 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "a user can hold one item more than the limit",
         file: "sale/quotas.rs",
-        place: "let granted = «*taken < self.limit»;",
-        wrong: "*taken <= self.limit",
+        place: "let granted = «*taken < limit»;",
+        wrong: "*taken <= limit",
         caught_by: SIM,
     },
     Bug {
@@ -40,6 +40,27 @@ pub const BUGS: &[Bug] = &[
         place: "«*taken += u32::from(granted);»",
         wrong: "",
         caught_by: SIM,
+    },
+    Bug {
+        what: "the table of users does not grow",
+        file: "sale/quotas.rs",
+        place: "«self.split();»",
+        wrong: "",
+        caught_by: "sale::quotas",
+    },
+    Bug {
+        what: "a new bucket takes the users of the wrong bucket",
+        file: "sale/quotas.rs",
+        place: "let split = «added - (1 << added.ilog2())»;",
+        wrong: "added - 1",
+        caught_by: "sale::quotas",
+    },
+    Bug {
+        what: "clients that know the program can choose users that collide",
+        file: "sale/partition.rs",
+        place: "UserHash { multiplier: «half(0)», addend: half(16) }",
+        wrong: "1 << 100",
+        caught_by: "sale::",
     },
     Bug {
         what: "a hold can be cancelled while its purchase is being written",
