@@ -24,8 +24,9 @@ use stampede::runtime::shard_io::ShardIo;
 use stampede::runtime::turn::TurnLoop;
 use stampede::sale::code::CodeGenerator;
 use stampede::sale::effects::Effects;
-use stampede::sale::ids::{Moment, SaleId, ShardId};
+use stampede::sale::ids::{Moment, SaleId, ShardId, UserId};
 use stampede::sale::partition::Partition;
+use stampede::sale::quotas::Quotas;
 use stampede::sale::rules::Rules;
 use stampede::sale::shard::{Shard, ShardEvent};
 use stampede::server::sockets::Server;
@@ -105,6 +106,24 @@ fn requests_stay_within_their_allocations() {
     a_path();
     a_whole_server();
     [10_000, 1_000_000].into_iter().chain(items_from_environment()).for_each(an_hour);
+    a_million_users();
+}
+
+/// No claim allocates in proportion to the number of users: at most a chunk of buckets, a chunk of entries, and the
+/// pointers to the chunks.
+fn a_million_users() {
+    const USERS: i64 = 1_000_000;
+    const CLAIM_BYTES_MAX: u64 = 64 * 1024;
+    let mut quotas = Quotas::new(1, Partition::new(1).user_hash(), 0);
+    IS_COUNTED.set(true);
+    let bytes = (0..USERS).map(|user| allocated_bytes(|| assert!(quotas.claim(UserId(user)))));
+    let (most, total) = bytes.fold((0, 0), |(most, total), bytes| (bytes.max(most), bytes + total));
+    quotas.clear(1);
+    let again = allocated_bytes(|| (0..USERS).for_each(|user| assert!(quotas.claim(UserId(-user)))));
+    IS_COUNTED.set(false);
+    say(&format!("quotas: {total} bytes for {USERS} users, at most {most} for one claim, {again} in the next sale"));
+    assert!(most < CLAIM_BYTES_MAX, "one claim allocates {most} bytes");
+    assert_eq!(again, 0, "the next sale uses the memory of the last one");
 }
 
 /// Returns a larger stock to try, from `STAMPEDE_HOUR_ITEMS`.

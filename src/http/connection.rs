@@ -10,6 +10,7 @@ use crate::http::operation::Operation;
 use crate::http::problem::Problem;
 use crate::http::response::Style;
 use crate::sale::code::Code;
+use crate::sale::ids::ItemId;
 use serde::{Deserialize, Serialize};
 
 /// Time limit for a head, from its first byte.
@@ -161,6 +162,8 @@ pub struct Connection {
     pub unsent_grant: Option<UnsentGrant>,
     /// Operation of the request that waits for its decision.
     pub operation: Operation,
+    /// Item of that request, whose owner decides it.
+    pub item: ItemId,
     /// Time at which that request was read, in microseconds.
     pub began_us: u64,
     /// Identifiers of that request.
@@ -192,6 +195,7 @@ impl Connection {
             written: 0,
             unsent_grant: None,
             operation: Operation::Unknown,
+            item: ItemId(0),
             began_us: 0,
             trace: None,
             style: Style::default(),

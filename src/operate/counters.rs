@@ -38,6 +38,8 @@ pub const TIMES_US: Bounds = [
     50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000,
     5_000_000, 10_000_000,
 ];
+/// 5 ms is a bound, because a turn that takes longer delays every client of its shard too much.
+const _: () = assert!(TIMES_US[6] == 5_000);
 /// Bounds in records per batch.
 pub const SIZES: Bounds = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536];
 

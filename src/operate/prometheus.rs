@@ -202,7 +202,7 @@ impl Scrape {
     }
 
     #[rustfmt::skip]
-    fn shards(&self) -> [Family; 8] {
+    fn shards(&self) -> [Family; 10] {
         let counters = |name, help, of: fn(&ShardStatus) -> &AtomicU64| {
             Family::new(name, help, self.by_shard(|shard| Value::Counter(read(of(shard)))))
         };
@@ -214,6 +214,10 @@ impl Scrape {
         [
             Family::new("stampede_shard_cpu_seconds", "CPU time of the shard's thread", cpu),
             counters("stampede_turns", "Turns taken by the shard", |shard| &shard.turns),
+            Family::new("stampede_turn_seconds", "Duration of a turn, without the wait for work",
+                self.by_shard(|shard| seconds(shard.turn_times.all.read()))),
+            Family::new("stampede_longest_turn_seconds", "Duration of the longest turn since the process started",
+                self.by_shard(|shard| Value::Gauge(read(&shard.turn_times.longest_us) / 1e6))),
             gauges("stampede_connections", "Open connections", |shard| &shard.connections),
             gauges("stampede_subscribers", "Connections that follow /events", |shard| &shard.subscribers),
             counters("stampede_lane_batches", "Batches of messages sent to other shards", |shard| &shard.lane_batches),

@@ -2,7 +2,7 @@
 //! records.
 
 use crate::log::block::LogKind;
-use crate::operate::counters::{Batches, Counter, Requests};
+use crate::operate::counters::{Batches, Counter, Histogram, Requests, TIMES_US};
 use crate::sale::code::ITEMS_MAX;
 use crate::sale::ids::SaleId;
 use crate::sale::parts::ENDED_MAX;
@@ -48,6 +48,8 @@ pub struct ShardStatus {
     pub released: [Counter; ReleaseReason::COUNT],
     /// Turns taken.
     pub turns: AtomicU64,
+    /// Durations of the turns.
+    pub turn_times: TurnTimes,
     /// Batches sent to other shards.
     pub lane_batches: AtomicU64,
     /// Messages in those batches.
@@ -56,6 +58,31 @@ pub struct ShardStatus {
     pub lane_waiting: AtomicU64,
     /// Requests of the shard's clients.
     pub requests: Requests,
+}
+
+/// The durations of a shard's turns: from the end of the wait for work until the shard waits again.
+#[derive(Debug)]
+pub struct TurnTimes {
+    /// All turns, in microseconds.
+    pub all: Histogram,
+    /// The longest turn since the process started, in microseconds.
+    pub longest_us: AtomicU64,
+}
+
+impl Default for TurnTimes {
+    fn default() -> Self {
+        TurnTimes { all: Histogram::new(&TIMES_US), longest_us: AtomicU64::new(0) }
+    }
+}
+
+impl TurnTimes {
+    /// Counts a turn of `micros` microseconds. Only the shard may call it.
+    pub fn record(&self, micros: u64) {
+        self.all.record(micros);
+        if micros > self.longest_us.load(Ordering::Relaxed) {
+            self.longest_us.store(micros, Ordering::Relaxed);
+        }
+    }
 }
 
 /// The numbers of one log of a shard, in this run.

@@ -88,7 +88,7 @@ pub fn start(config: Config, signals: CaughtSignals) -> Result<Option<Supervisor
     let (shards, starts) = spawn_shards(&config, &sizes, listeners, &status, &clock)?;
     signals.forward(shards.notices.clone())?;
 
-    let partition = Partition::new(sizes.shards);
+    let partition = Partition::with_key(sizes.shards, host::random()?);
     let foundation = match (opening, &predecessor) {
         (Some(OpenedPorts { dir, admin }), _) => {
             let duplicate = admin.try_clone().map_err(host::no_descriptors)?;
@@ -109,7 +109,7 @@ pub fn start(config: Config, signals: CaughtSignals) -> Result<Option<Supervisor
         (None, None) => unreachable!("a process without a predecessor opens the data directory"),
     };
     log_recovered(&foundation.resumed, started);
-    begin((started, clock), config, sizes, status, (shards, starts), foundation, predecessor).map(Some)
+    begin((started, clock), config, (sizes, partition), status, (shards, starts), foundation, predecessor).map(Some)
 }
 
 impl Sizes {
@@ -214,7 +214,7 @@ fn spawn_shards(
 fn begin(
     (started, clock): (Instant, Clock),
     config: Config,
-    sizes: Sizes,
+    (sizes, partition): (Sizes, Partition),
     status: Arc<Status>,
     (shards, starts): (ShardHandles, Vec<Sender<ShardStart>>),
     foundation: StartState,
@@ -234,7 +234,6 @@ fn begin(
     streams.count(&data, &status.log_budget)?;
     let (deferred_work, config) = (DeferredWork { streams, open: open_sale(&inventories), shipper }, Arc::new(config));
     // Create this before any shard sells: each shard answers with the states of all items, also those of other shards.
-    let partition = Partition::new(sizes.shards);
     let item_states = Arc::new(ItemStates::new(partition, config.rules.items, &inventories));
     let Sizes { segment_blocks, .. } = sizes;
     let setup = ShardSetup { config: config.clone(), partition, item_states, data: data.clone(), segment_blocks };

@@ -23,7 +23,7 @@ use crate::http::route::{Route, respond, route};
 use crate::log::block::LogKind;
 use crate::log::writer::Progress;
 use crate::operate::item_states::ItemStates;
-use crate::operate::shard_status::{LogStatus, ShardStatus};
+use crate::operate::shard_status::LogStatus;
 use crate::operate::status::Phase;
 use crate::runtime::control::{Notice, Order};
 use crate::runtime::log_pair::{LogPair, LogRoom, Needs, PersistenceChannels};
@@ -74,14 +74,14 @@ enum Pause {
 
 /// The loop of a shard, with everything that a turn needs.
 pub struct TurnLoop {
-    shard_io: ShardIo,
-    shard: Shard,
-    logs: LogPair,
-    item_states: Arc<ItemStates>,
+    pub(crate) shard_io: ShardIo,
+    pub(crate) shard: Shard,
+    pub(crate) logs: LogPair,
+    pub(crate) item_states: Arc<ItemStates>,
     period_s: u32,
     /// The phase of the process at the start of the turn.
     phase: Phase,
-    effects: Effects,
+    pub(crate) effects: Effects,
     applied: Seq,
     /// Position up to which the purchase log is in Postgres, as the persistence thread has published it.
     persisted: Seq,
@@ -90,7 +90,7 @@ pub struct TurnLoop {
     needed: NeededSales,
     needed_at: Seq,
     /// The open sale when the counts were published last.
-    published: SaleId,
+    pub(crate) published: SaleId,
     is_ready: bool,
     is_draining: bool,
     has_drained: bool,
@@ -150,7 +150,7 @@ impl TurnLoop {
     /// Runs one turn. Returns whether it was the last.
     async fn turn(&mut self) -> Result<bool, Fatal> {
         self.wait().await?;
-        let now = self.shard_io.clock.now();
+        let (now, began_us) = self.shard_io.clock.read();
         self.phase = self.shard_io.status.phase();
         let is_paused = self.phase == Phase::Paused;
         if !is_paused {
@@ -189,17 +189,13 @@ impl TurnLoop {
         self.note_ready();
         let is_preparing = !is_paused && self.shard.prepare(now);
         self.wait_ms = match is_busy {
-            _ if is_paused => {
-                if self.shard_io.mesh.has_unsent() {
-                    LANE_RETRY_MS
-                } else {
-                    PAUSE_MS
-                }
-            }
             true => 0,
+            false if is_paused && self.shard_io.mesh.has_unsent() => LANE_RETRY_MS,
+            false if is_paused => PAUSE_MS,
             false if is_preparing => self.time_to_next(now).min(SLICE_MS),
             false => self.time_to_next(now),
         };
+        self.record_duration(began_us);
         Ok(false)
     }
 
@@ -224,23 +220,26 @@ impl TurnLoop {
         let has_moved = flushed > self.applied;
         if has_moved {
             self.applied = flushed;
+        }
+        let has_due = self.shard.has_due_effects();
+        if has_moved || has_due {
             self.shard.apply(ShardEvent::Flushed(flushed), now, &mut self.effects);
         }
         let persisted = self.numbers().log(LogKind::Purchases).persisted.load(Ordering::Acquire);
-        if persisted > self.persisted {
+        if persisted > self.persisted || has_due {
             self.persisted = persisted;
             self.shard.apply(ShardEvent::Persisted(persisted), now, &mut self.effects);
         }
         let LostClients { withdrawn, undelivered } = self.shard_io.server.lost();
-        for (ticket, reason) in withdrawn.drain(..) {
-            self.shard.apply(ShardEvent::Withdrawn(ticket, reason), now, &mut self.effects);
+        for (ticket, item, reason) in withdrawn.drain(..) {
+            self.shard.apply(ShardEvent::Withdrawn(ticket, item, reason), now, &mut self.effects);
         }
         for code in undelivered.drain(..) {
             self.shard.apply(ShardEvent::Undelivered(code), now, &mut self.effects);
         }
         let room = self.logs.room_for_holds();
         self.shard.apply(ShardEvent::LogRoom(room), now, &mut self.effects);
-        has_moved
+        has_moved || self.shard.has_due_effects()
     }
 
     fn receive(&mut self, now: Moment) -> bool {
@@ -282,7 +281,10 @@ impl TurnLoop {
                             }
                             answer
                         }
-                        None => return Handled::Deciding { operation, json },
+                        None => {
+                            let item = command.item().expect("a code that leads to no item is refused at once");
+                            return Handled::Deciding { operation, json, item };
+                        }
                     }
                 }
                 Route::Page(page) => {
@@ -393,46 +395,6 @@ impl TurnLoop {
             self.is_ready = true;
             self.shard_io.notify(Notice::Ready(self.shard_io.id));
         }
-    }
-
-    /// Publishes the counters of the sale and the items that have changed.
-    fn publish_sale(&mut self) {
-        self.shard_io.status.note_sale(self.shard.terms().sale);
-        let (numbers, open) = (self.shard_io.status.shard(self.shard_io.id), self.shard.parts().open());
-        for change in self.effects.changes.drain(..) {
-            self.item_states.show(self.shard_io.id, change);
-            if change.sale != open.terms.sale
-                && let Some(part) = self.shard.parts().get(change.sale)
-            {
-                numbers.publish_sales(change.sale, part.stock.counts());
-            }
-        }
-        if open.terms.sale != self.published {
-            // The counts of the sale that has ended may have changed since they were published last.
-            self.published = open.terms.sale;
-            let parts = self.shard.parts().iter();
-            parts.for_each(|part| numbers.publish_sales(part.terms.sale, part.stock.counts()));
-        }
-        numbers.publish_sales(open.terms.sale, open.stock.counts());
-    }
-
-    fn publish(&mut self) {
-        self.publish_sale();
-        let numbers = self.numbers();
-        let ShardStatus { items, connections, subscribers, appended, log_room, turns, .. } = numbers;
-        items.store(self.shard.stock().items() as u64, Ordering::Relaxed);
-        connections.store(self.shard_io.server.connections() as u64, Ordering::Relaxed);
-        subscribers.store(self.shard_io.server.subscribers().count() as u64, Ordering::Relaxed);
-        appended.store(self.logs.purchases.appended(), Ordering::Relaxed);
-        for (kind, log) in self.logs.both() {
-            numbers.log(kind).flushed.store(log.flushed(), Ordering::Release);
-        }
-        log_room.store(self.logs.purchases.room(), Ordering::Relaxed);
-        turns.store(turns.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-    }
-
-    fn numbers(&self) -> &ShardStatus {
-        self.shard_io.status.shard(self.shard_io.id)
     }
 
     // --- stopping ---

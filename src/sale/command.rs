@@ -35,6 +35,19 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Returns the item whose owner decides the command: that of the checkout or of the code. Returns `None` if the code
+    /// leads to no item.
+    pub fn item(&self) -> Option<ItemId> {
+        match self {
+            Command::Checkout { item, .. } => Some(*item),
+            Command::Purchase { code, .. } | Command::Cancel { code } | Command::Extend { code } => {
+                code.place().map(|place| place.item)
+            }
+        }
+    }
+}
+
 /// Reason why no client waits for the answer to a command any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Withdrawal {

@@ -26,9 +26,19 @@ impl SaleId {
 /// Number of a record in its stream (one log of one shard in one run), from 1. 0 means that there is no record yet.
 pub type Seq = u64;
 
-/// Id of a client's request at the shard that accepted it. Other shards only compare it and pass it back.
+/// Id of a client's request at the shard that accepted it: the client's place there in the low 32 bits, and above them a
+/// number that distinguishes the client from earlier ones in the same place. A shard assigns the lowest places that are
+/// free, and a client waits for one request at a time, so other shards can index what they know of a request by its shard
+/// and place. Apart from that, they only compare a ticket and pass it back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket(pub u64);
+
+impl Ticket {
+    /// Returns the place of the client at its shard.
+    pub fn client(self) -> usize {
+        (self.0 & u64::from(u32::MAX)) as usize
+    }
+}
 
 /// The time of one turn. The turn reads the clocks once and passes the time down as an argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -57,11 +57,13 @@ pub enum Request {
         /// Fingerprint of the idempotency key; nil if there is none.
         key: Uuid,
     },
-    /// Origin → every shard: no client waits for this ticket any more. A repetition of its purchase may take over the
+    /// Origin → item owner: no client waits for this ticket any more. A repetition of its purchase may take over the
     /// answer. If its checkout was granted, the answer is undelivered.
     Withdraw {
         /// The ticket.
         ticket: Ticket,
+        /// Item of the request.
+        item: ItemId,
         /// Reason of the withdrawal.
         reason: Withdrawal,
     },

@@ -9,10 +9,12 @@
 //! of each item and user), [`code`] (reservation codes), [`command`] (commands and outcomes), [`message`] (messages
 //! between shards), [`record`] (records of the log), [`item_state`] (states of an item, and results), [`stock`] (items
 //! and holds of one sale), [`quotas`] (items per user), [`part`] (both together, for one sale), [`parts`] (the sales
-//! that a shard knows), [`deferred`] (effects that wait for the log), [`repetitions`] (repeated checkouts that wait for
+//! that a shard knows), [`chunked_vec`] and [`linked_queue`] (containers that never stall a
+//! turn), [`deferred`] (effects that wait for the log), [`repetitions`] (repeated checkouts that wait for
 //! a claim), [`effects`] (what a shard's events cause), [`shard`] (the state machine), [`origin_steps`] and
 //! [`owner_steps`] (its steps in these roles), [`item_name`] (generated names of items).
 
+pub mod chunked_vec;
 pub mod code;
 pub mod command;
 pub mod deferred;
@@ -20,6 +22,7 @@ pub mod effects;
 pub mod ids;
 pub mod item_name;
 pub mod item_state;
+pub mod linked_queue;
 pub mod message;
 pub mod origin_steps;
 pub mod owner_steps;

@@ -148,8 +148,15 @@ impl Shard {
 
     // --- answers that reach no client ---
 
-    pub(crate) fn withdraw(&mut self, gone: Waiter, reason: Withdrawal, now: Moment, effects: &mut Effects) {
-        self.repetitions.withdraw(gone);
+    pub(crate) fn withdraw(
+        &mut self,
+        gone: Waiter,
+        item: ItemId,
+        reason: Withdrawal,
+        now: Moment,
+        effects: &mut Effects,
+    ) {
+        self.repetitions.withdraw(self.partition.slot_of(item), gone);
         let Some(code) = self.waiting.withdraw(gone) else { return };
         let Ok((part, _, slot)) = self.find(code) else { return };
         // The client of an overdue request with a key repeats it, and must get this hold.
@@ -172,9 +179,9 @@ impl Shard {
     /// # Errors
     /// The outcome with which the code is refused, if it leads to none.
     fn find(&mut self, code: Code) -> Result<(&mut Part, (SaleId, ItemId), usize), Outcome> {
-        let (sale, item) = self.parts.locate(code)?;
+        let (part, item) = self.parts.locate(code)?;
         debug_assert_eq!(self.partition.owner_of_item(item), self.id, "the origin reads the same item from the code");
-        let part = self.parts.get_mut(sale).expect("`locate` names known sales");
+        let sale = part.terms.sale;
         Ok((part, (sale, item), self.partition.slot_of(item)))
     }
 

@@ -25,15 +25,15 @@ pub struct Part {
 impl Part {
     /// Creates the part that `shard` has of a sale in which nothing is reserved.
     pub fn new(terms: Terms, partition: Partition, shard: ShardId) -> Self {
-        let mut part = Part::empty(terms);
+        let mut part = Part::empty(terms, partition);
         part.reuse(terms);
         part.build(partition.owned_items(shard, terms.items), usize::MAX);
         part
     }
 
     /// Creates a part without items, for a sale with `terms`.
-    pub fn empty(terms: Terms) -> Self {
-        let (stock, quotas) = (Stock::new(0), Quotas::new(terms.user_limit, 0));
+    pub fn empty(terms: Terms, partition: Partition) -> Self {
+        let (stock, quotas) = (Stock::new(0), Quotas::new(terms.user_limit, partition.user_hash(), 0));
         Part { terms, stock, quotas, known_sold: Vec::new(), last_purchase_ms: 0, is_reported: false }
     }
 

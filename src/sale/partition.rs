@@ -1,18 +1,73 @@
-//! The partition: which shard owns each item and each user.
+//! The partition: which shard owns each item and each user, and the hash of users.
 
 use crate::sale::ids::{ItemId, ShardId, UserId};
+use std::fmt;
+
+/// A hash of users with a secret key. Clients choose user ids: with a key that is known, they could choose many users of
+/// one shard, or of one bucket of a hash table.
+///
+/// Multiply-shift hashing is strongly universal (Dietzfelbinger, "Universal hashing and k-wise independent random
+/// variables via integer arithmetic without primes", STACS 1996): whichever two users are chosen, the keys under which
+/// they agree in n bits of the hash are one in 2^n.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct UserHash {
+    multiplier: u128,
+    addend: u128,
+}
+
+impl UserHash {
+    /// Creates the hash of a key. The key must come from the operating system, except in tests and where only the log is
+    /// read.
+    pub fn new(key: [u8; 32]) -> Self {
+        let half = |at: usize| u128::from_le_bytes(std::array::from_fn(|byte| key[at + byte]));
+        UserHash { multiplier: half(0), addend: half(16) }
+    }
+
+    /// Returns the hash of a user, of which all bits are equally good.
+    pub fn of(&self, user: UserId) -> u64 {
+        // The finalizer of MurmurHash3, a permutation, so that ids with a pattern, such as consecutive ones, are not
+        // multiples of the same number.
+        let mut hash = user.0 as u64;
+        hash = (hash ^ hash >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        hash = (hash ^ hash >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        hash ^= hash >> 33;
+        (self.multiplier.wrapping_mul(u128::from(hash)).wrapping_add(self.addend) >> 64) as u64
+    }
+}
+
+impl fmt::Debug for UserHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("UserHash")
+    }
+}
+
+/// The key of a partition that is not secret.
+const KNOWN_KEY: [u8; 32] = *b"the key of tests and of log tool";
 
 /// The distribution of items and users over the shards. It is the same on every shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Partition {
     shards: u16,
+    users: UserHash,
 }
 
 impl Partition {
-    /// Creates a partition over `shards` shards, at least one.
+    /// Creates a partition over `shards` shards, at least one, with a key that everyone knows: for tests, and for
+    /// reading a log without a server.
     pub fn new(shards: u16) -> Self {
+        Self::with_key(shards, KNOWN_KEY)
+    }
+
+    /// Creates a partition over `shards` shards, at least one, with a secret key. Nothing that outlives the process
+    /// depends on the key: replay computes the owners of users again.
+    pub fn with_key(shards: u16, key: [u8; 32]) -> Self {
         assert!(shards > 0, "a partition needs at least one shard");
-        Partition { shards }
+        Partition { shards, users: UserHash::new(key) }
+    }
+
+    /// Returns the hash of users.
+    pub fn user_hash(&self) -> UserHash {
+        self.users
     }
 
     /// Returns the number of shards.
@@ -25,14 +80,9 @@ impl Partition {
         ShardId((item.0 % u32::from(self.shards)) as u16)
     }
 
-    /// Returns the owner of a user. User ids may have any pattern, so they are hashed first, with the finalizer of
-    /// MurmurHash3.
+    /// Returns the owner of a user: the range of the hash is divided evenly among the shards.
     pub fn owner_of_user(&self, user: UserId) -> ShardId {
-        let mut hash = user.0 as u64;
-        hash = (hash ^ hash >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
-        hash = (hash ^ hash >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-        hash ^= hash >> 33;
-        ShardId(((u128::from(hash) * u128::from(self.shards)) >> 64) as u16)
+        ShardId(((u128::from(self.users.of(user)) * u128::from(self.shards)) >> 64) as u16)
     }
 
     /// Returns the slot of an item in its owner's stock.
@@ -74,9 +124,20 @@ mod tests {
         }
 
         #[test]
-        fn users_have_an_owner_that_exists(shards in 1u16..=256, user: i64) {
-            prop_assert!(Partition::new(shards).owner_of_user(UserId(user)).0 < shards);
+        fn users_have_an_owner_that_exists(shards in 1u16..=256, user: i64, key: [u8; 32]) {
+            prop_assert!(Partition::with_key(shards, key).owner_of_user(UserId(user)).0 < shards);
         }
+    }
+
+    /// Users that are all on one shard under one key are on all shards under another.
+    #[test]
+    fn the_owners_of_users_cannot_be_chosen_without_the_key() {
+        let [known, secret] = [1, 2].map(|byte| Partition::with_key(8, [byte; 32]));
+        let mut owned = [0u32; 8];
+        for user in (0..).map(UserId).filter(|user| known.owner_of_user(*user) == ShardId(3)).take(8_000) {
+            owned[usize::from(secret.owner_of_user(user).0)] += 1;
+        }
+        assert!(owned.iter().all(|&users| (800..1_200).contains(&users)), "{owned:?}");
     }
 
     #[test]

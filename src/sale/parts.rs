@@ -75,7 +75,7 @@ impl Parts {
     pub fn allocate(&mut self, rules: &Rules) {
         let next = rules.terms(self.next_sale());
         self.spare.extend((0..SPARE_PARTS).map(|_| {
-            let mut part = Part::empty(next);
+            let mut part = Part::empty(next, self.partition);
             part.allocate(self.partition.owned_items(self.id, next.items));
             part
         }));
@@ -96,6 +96,10 @@ impl Parts {
         std::iter::once(&self.open).chain(&self.ended)
     }
 
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut Part> {
+        std::iter::once(&mut self.open).chain(&mut self.ended)
+    }
+
     /// Returns the parts of ended sales, newest first.
     pub fn ended_mut(&mut self) -> impl Iterator<Item = &mut Part> {
         self.ended.iter_mut()
@@ -114,16 +118,17 @@ impl Parts {
         self.ended.iter_mut().find(|part| part.terms.sale == sale)
     }
 
-    /// Returns the sale and the item to which a code leads.
+    /// Returns the part of the sale to which a code leads, and the item.
     ///
     /// # Errors
     /// The outcome with which the code is refused, if it leads to no item of a known sale.
-    pub fn locate(&self, code: Code) -> Result<(SaleId, ItemId), Outcome> {
+    pub fn locate(&mut self, code: Code) -> Result<(&mut Part, ItemId), Outcome> {
         let place = code.place().ok_or(Outcome::CodeUnknown)?;
-        match self.iter().find(|part| place.is_in(part.terms.sale)) {
-            Some(Part { terms, .. }) if place.item.0 < terms.items => Ok((terms.sale, place.item)),
+        let open = self.open.terms.sale;
+        match self.iter_mut().find(|part| place.is_in(part.terms.sale)) {
+            Some(part) if place.item.0 < part.terms.items => Ok((part, place.item)),
             Some(_) => Err(Outcome::CodeUnknown),
-            None if place.sales_before(self.open.terms.sale) <= SALES_BACK_MAX => Err(Outcome::SaleEnded),
+            None if place.sales_before(open) <= SALES_BACK_MAX => Err(Outcome::SaleEnded),
             None => Err(Outcome::CodeUnknown),
         }
     }
@@ -153,7 +158,7 @@ impl Parts {
 
     /// Returns a part without items for the sale with `terms`, in the memory of a forgotten sale if there is one.
     fn start_to_build(&mut self, terms: Terms) -> Part {
-        let mut part = self.spare.pop().unwrap_or_else(|| Part::empty(terms));
+        let mut part = self.spare.pop().unwrap_or_else(|| Part::empty(terms, self.partition));
         part.reuse(terms);
         part
     }
@@ -203,7 +208,7 @@ impl Parts {
 
     /// Frees an item whose hold has ended by `now_ms` (monotonic). Returns its sale, its slot and the hold.
     pub fn expire(&mut self, now_ms: u64) -> Option<(SaleId, usize, Hold)> {
-        std::iter::once(&mut self.open).chain(&mut self.ended).find_map(|part| {
+        self.iter_mut().find_map(|part| {
             let (slot, hold) = part.stock.expire(now_ms)?;
             Some((part.terms.sale, slot, hold))
         })

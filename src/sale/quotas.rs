@@ -2,44 +2,76 @@
 //!
 //! An item counts against its user's quota from the claim on. It counts until the sale ends if it is bought, and else
 //! until the quota is returned, after the record that ends the hold is flushed.
+//!
+//! The users are in a hash table that grows by linear hashing (Litwin, "Linear hashing: a new tool for file and table
+//! addressing", VLDB 1980): each new user adds one bucket, which takes the entries that belong there from one other. So
+//! no claim rehashes the table, and the longest one takes a few steps more than the shortest. A table that doubles stalls
+//! its shard for 100 ms at some millions of users. The hash has a secret key: see [`UserHash`].
 
+use crate::sale::chunked_vec::ChunkedVec;
 use crate::sale::ids::UserId;
-use foldhash::fast::FixedState;
-use std::collections::HashMap;
+use crate::sale::partition::UserHash;
 
-/// Largest number of users that a shard allocates memory for in advance. A table that grows during a rush would stall
-/// the shard for milliseconds.
+/// Largest number of users that a shard allocates memory for in advance: 1.3 MB.
 const PREALLOCATED_USERS_MAX: usize = 1 << 16;
+
+/// Index of no entry. It marks the end of a chain.
+const NIL: u32 = u32::MAX;
+
+/// A user with an item, or an entry that no user has.
+#[derive(Clone, Copy)]
+struct QuotaEntry {
+    user: UserId,
+    /// Number of items that count; 0 if no user has the entry.
+    taken: u32,
+    /// The next entry of the bucket, or the next entry that no user has.
+    next: u32,
+}
+
+const FREE_ENTRY: QuotaEntry = QuotaEntry { user: UserId(0), taken: 0, next: NIL };
 
 /// The quotas of one shard's users. The entry of a user is removed when the last item is returned.
 pub struct Quotas {
     limit: u32,
-    taken: HashMap<UserId, u32, FixedState>,
+    hash: UserHash,
+    /// The first entry of each bucket. There are as many buckets as there were users at most, and at least one.
+    buckets: ChunkedVec<u32>,
+    entries: ChunkedVec<QuotaEntry>,
+    /// The first entry that no user has.
+    free: u32,
+    users: usize,
 }
 
 impl Quotas {
     /// Creates quotas of `limit` items per user. Allocates memory for `users` users in advance, up to a maximum.
-    pub fn new(limit: u32, users: usize) -> Self {
-        let mut quotas = Quotas { limit, taken: HashMap::with_hasher(FixedState::default()) };
+    pub fn new(limit: u32, hash: UserHash, users: usize) -> Self {
+        let (buckets, entries) = (ChunkedVec::default(), ChunkedVec::default());
+        let mut quotas = Quotas { limit, hash, buckets, entries, free: NIL, users: 0 };
         quotas.allocate(users);
+        quotas.clear(limit);
         quotas
     }
 
     /// Allocates memory for `users` users in advance, up to a maximum, if there is less.
     pub fn allocate(&mut self, users: usize) {
-        self.taken.reserve(users.min(PREALLOCATED_USERS_MAX).saturating_sub(self.taken.len()));
+        let users = users.min(PREALLOCATED_USERS_MAX);
+        self.buckets.allocate(users, NIL);
+        self.entries.allocate(users, FREE_ENTRY);
     }
 
-    /// Removes all users, keeps their memory, and sets another limit.
+    /// Removes all users, keeps their memory, and sets another limit. It takes the same time for any number of users.
     pub fn clear(&mut self, limit: u32) {
-        self.limit = limit;
-        self.taken.clear();
+        (self.limit, self.free, self.users) = (limit, NIL, 0);
+        self.entries.clear();
+        self.buckets.clear();
+        self.buckets.push(NIL);
     }
 
     /// Counts one more item for the user, unless the limit is reached. Returns whether the item was counted.
     pub fn claim(&mut self, user: UserId) -> bool {
-        let taken = self.taken.entry(user).or_insert(0);
-        let granted = *taken < self.limit;
+        let limit = self.limit;
+        let taken = self.taken_mut(user);
+        let granted = *taken < limit;
         *taken += u32::from(granted);
         granted
     }
@@ -48,48 +80,204 @@ impl Quotas {
     /// replayed one after the other, so a checkout can come before the release that made room for it.
     /// [`over_limit`](Self::over_limit) checks the limit at the end.
     pub fn restore(&mut self, user: UserId) {
-        *self.taken.entry(user).or_insert(0) += 1;
+        *self.taken_mut(user) += 1;
     }
 
     /// Returns the user above the limit with the lowest id. After the replay of a complete log there is none.
     pub fn over_limit(&self) -> Option<UserId> {
-        self.taken.iter().filter(|(_, taken)| **taken > self.limit).map(|(user, _)| *user).min()
+        self.entries().filter(|entry| entry.taken > self.limit).map(|entry| entry.user).min()
     }
 
     /// Counts one item less for the user.
     pub fn release(&mut self, user: UserId) {
-        let taken = self.taken.get_mut(&user).expect("a quota is released only after it was claimed");
-        *taken -= 1;
-        if *taken == 0 {
-            self.taken.remove(&user);
+        let bucket = self.bucket(user);
+        let (mut previous, mut at) = (NIL, self.buckets[bucket]);
+        while at != NIL && self.entries[at as usize].user != user {
+            (previous, at) = (at, self.entries[at as usize].next);
+        }
+        assert_ne!(at, NIL, "a quota is released only after it was claimed");
+        let entry = &mut self.entries[at as usize];
+        entry.taken -= 1;
+        if entry.taken == 0 {
+            let next = std::mem::replace(&mut entry.next, self.free);
+            (self.free, self.users) = (at, self.users - 1);
+            match previous {
+                NIL => self.buckets[bucket] = next,
+                previous => self.entries[previous as usize].next = next,
+            }
         }
     }
 
     /// Returns how many items count against the user's quota.
     pub fn taken(&self, user: UserId) -> u32 {
-        self.taken.get(&user).copied().unwrap_or(0)
+        self.find(user, self.bucket(user)).map_or(0, |at| self.entries[at].taken)
     }
 
     /// Returns how many items count against the quotas of all users together.
     pub fn total(&self) -> u64 {
-        self.taken.values().map(|&taken| u64::from(taken)).sum()
+        self.entries().map(|entry| u64::from(entry.taken)).sum()
+    }
+
+    fn entries(&self) -> impl Iterator<Item = &QuotaEntry> {
+        (0..self.entries.len()).map(|at| &self.entries[at])
+    }
+
+    /// Returns the number of items that count against the user's quota. Adds an entry if there is none.
+    fn taken_mut(&mut self, user: UserId) -> &mut u32 {
+        let bucket = self.bucket(user);
+        let at = self.find(user, bucket).unwrap_or_else(|| self.add(user, bucket));
+        &mut self.entries[at].taken
+    }
+
+    fn find(&self, user: UserId, bucket: usize) -> Option<usize> {
+        let mut at = self.buckets[bucket];
+        while at != NIL {
+            let entry = &self.entries[at as usize];
+            if entry.user == user {
+                return Some(at as usize);
+            }
+            at = entry.next;
+        }
+        None
+    }
+
+    /// Returns the bucket of a user: the low bits of the hash, as many as number the buckets. A bucket that is not there
+    /// yet is still part of the one without its highest bit.
+    fn bucket(&self, user: UserId) -> usize {
+        let buckets = self.buckets.len();
+        let mask = buckets.next_power_of_two() - 1;
+        let bucket = self.hash.of(user) as usize & mask;
+        if bucket < buckets { bucket } else { bucket & mask >> 1 }
+    }
+
+    fn add(&mut self, user: UserId, bucket: usize) -> usize {
+        let entry = QuotaEntry { user, taken: 0, next: self.buckets[bucket] };
+        let at = match self.free {
+            NIL => {
+                self.entries.push(entry);
+                self.entries.len() - 1
+            }
+            free => {
+                let at = free as usize;
+                self.free = self.entries[at].next;
+                self.entries[at] = entry;
+                at
+            }
+        };
+        self.buckets[bucket] = at as u32;
+        self.users += 1;
+        if self.users > self.buckets.len() {
+            self.split();
+        }
+        at
+    }
+
+    /// Adds a bucket, and moves the entries there that belong to it. All of them are in one other bucket.
+    fn split(&mut self) {
+        let added = self.buckets.len();
+        let split = added - (1 << added.ilog2());
+        self.buckets.push(NIL);
+        let mut at = std::mem::replace(&mut self.buckets[split], NIL);
+        while at != NIL {
+            let QuotaEntry { user, next, .. } = self.entries[at as usize];
+            let bucket = self.bucket(user);
+            self.entries[at as usize].next = std::mem::replace(&mut self.buckets[bucket], at);
+            at = next;
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sale::chunked_vec::accesses;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn quotas(limit: u32) -> Quotas {
+        Quotas::new(limit, UserHash::new([7; 32]), 0)
+    }
 
     #[test]
     fn quotas_count_up_to_the_limit_and_forget_the_idle() {
-        let mut quotas = Quotas::new(2, 0);
+        let mut quotas = quotas(2);
         assert!(quotas.claim(UserId(1)) && quotas.claim(UserId(1)));
         assert!(!quotas.claim(UserId(1)));
         assert!(quotas.claim(UserId(2)));
         quotas.release(UserId(1));
         assert!(quotas.claim(UserId(1)));
         quotas.release(UserId(2));
-        assert_eq!((quotas.total(), quotas.taken.len()), (2, 1));
-        assert!(!Quotas::new(0, 0).claim(UserId(1)));
+        assert_eq!((quotas.total(), quotas.users, quotas.taken(UserId(2))), (2, 1, 0));
+        assert!(!self::quotas(0).claim(UserId(1)));
+    }
+
+    proptest! {
+        /// The table behaves like a map, also when it is cleared and used again.
+        #[test]
+        fn quotas_are_a_map(steps in prop::collection::vec((0u8..16, 0i64..60), 1..400), key: [u8; 32]) {
+            let (limit, mut quotas) = (3, Quotas::new(3, UserHash::new(key), 0));
+            let mut map: BTreeMap<i64, u32> = BTreeMap::new();
+            for (kind, id) in steps {
+                match kind {
+                    0 => {
+                        quotas.clear(limit);
+                        map.clear();
+                    }
+                    1..8 if map.contains_key(&id) => {
+                        quotas.release(UserId(id));
+                        map.entry(id).and_modify(|taken| *taken -= 1);
+                        map.retain(|_, taken| *taken > 0);
+                    }
+                    8 => {
+                        quotas.restore(UserId(id));
+                        *map.entry(id).or_default() += 1;
+                    }
+                    _ => {
+                        let granted = map.get(&id).is_none_or(|taken| *taken < limit);
+                        prop_assert_eq!(quotas.claim(UserId(id)), granted);
+                        *map.entry(id).or_default() += u32::from(granted);
+                    }
+                }
+                prop_assert_eq!((quotas.users, quotas.total()), (map.len(), map.values().map(|&taken| u64::from(taken)).sum()));
+                let over = map.iter().find(|(_, taken)| **taken > limit).map(|(id, _)| UserId(*id));
+                prop_assert_eq!(quotas.over_limit(), over);
+            }
+            for id in 0..60 {
+                prop_assert_eq!(quotas.taken(UserId(id)), map.get(&id).copied().unwrap_or(0));
+            }
+        }
+    }
+
+    /// Returns the largest number of steps of a claim by each of these users, as their first.
+    fn most_steps(quotas: &mut Quotas, users: impl Iterator<Item = i64>) -> u64 {
+        users.map(|user| accesses(|| assert!(quotas.claim(UserId(user))))).max().unwrap()
+    }
+
+    /// The longest claim moves a few entries, whether the table has ten users or a million, and the table is cleared in a
+    /// few steps.
+    #[test]
+    fn a_table_of_a_million_users_grows_in_small_steps() {
+        let mut quotas = quotas(1);
+        for _ in 0..2 {
+            let steps = most_steps(&mut quotas, 0..1_000_000);
+            assert!(steps < 100, "{steps} steps of one claim");
+            assert_eq!((quotas.users, quotas.buckets.len()), (1_000_000, 1_000_000));
+            assert!(accesses(|| quotas.clear(1)) < 10);
+        }
+        // The largest ids, and ids that differ only in their high bits.
+        let steps = most_steps(&mut quotas, (0..100_000).map(|user| i64::MAX - user))
+            .max(most_steps(&mut quotas, (1..100_000).map(|user| user << 40)));
+        assert!(steps < 100, "{steps} steps of one claim");
+    }
+
+    /// A client that knew the key could choose users that are all in one bucket. Under another key, they are not.
+    #[test]
+    fn users_that_collide_under_one_key_do_not_under_another() {
+        const CHOSEN: usize = 2_000;
+        let [known, secret] = [1, 2].map(|byte| UserHash::new([byte; 32]));
+        let chosen: Vec<i64> = (0..).filter(|user| known.of(UserId(*user)) & 0x7ff == 0).take(CHOSEN).collect();
+        let steps = |hash| most_steps(&mut Quotas::new(1, hash, 0), chosen.iter().copied());
+        let (attacked, safe) = (steps(known), steps(secret));
+        assert!(attacked > CHOSEN as u64 && safe < 100, "{attacked} steps with the known key, {safe} with the other");
     }
 }

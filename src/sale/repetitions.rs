@@ -33,11 +33,14 @@ impl Repetitions {
         std::mem::take(&mut self.waiters).into_values().flatten()
     }
 
-    /// Removes a request whose client no longer waits.
-    pub fn withdraw(&mut self, gone: Waiter) {
-        self.waiters.retain(|_, waiters| {
+    /// Removes a request for the item at `slot` whose client no longer waits. It looks at the repetitions of one claim:
+    /// those that have arrived in the time of a message to the user's owner and back.
+    pub fn withdraw(&mut self, slot: usize, gone: Waiter) {
+        if let Some(waiters) = self.waiters.get_mut(&slot) {
             waiters.retain(|(waiter, _)| *waiter != gone);
-            !waiters.is_empty()
-        });
+            if waiters.is_empty() {
+                self.waiters.remove(&slot);
+            }
+        }
     }
 }

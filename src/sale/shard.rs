@@ -56,6 +56,10 @@ use crate::sale::stock::{Counts, Stock};
 /// Largest number of holds that expire in one turn, so that a whole stock of holds that end together does not stall it.
 const EXPIRIES_PER_TURN: usize = 1024;
 
+/// Largest number of effects that one event releases, so that it does not stall the turn when the database has persisted
+/// all purchases of a rush at once.
+const DEFERRED_PER_EVENT: usize = 1024;
+
 /// An event that a shard applies.
 #[derive(Debug)]
 pub enum ShardEvent {
@@ -69,12 +73,13 @@ pub enum ShardEvent {
     Reply(Reply),
     /// A shard has begun this sale.
     Sale(SaleId),
-    /// This run's stream of the purchase log is flushed up to this record.
+    /// This run's stream of the purchase log is flushed up to this record. Apply it again, in the next turn, as long as
+    /// [`Shard::has_due_effects`].
     Flushed(Seq),
-    /// This run's stream of the purchase log is persisted in Postgres up to this record.
+    /// This run's stream of the purchase log is persisted in Postgres up to this record. As `Flushed`.
     Persisted(Seq),
-    /// No client waits for this ticket any more.
-    Withdrawn(Ticket, Withdrawal),
+    /// No client waits for this ticket any more. Its command has this item.
+    Withdrawn(Ticket, ItemId, Withdrawal),
     /// An answer with this code could not be sent to its client.
     Undelivered(Code),
     /// Free blocks of the purchase log that records of holds may use.
@@ -148,11 +153,9 @@ impl Shard {
                 self.persisted = seq;
                 self.apply_deferred(Watermark::Persisted, seq, now, effects);
             }
-            ShardEvent::Withdrawn(ticket, reason) => {
-                // The origin does not record which owner has the request, so all are asked. Withdrawals are rare.
-                for owner in (0..self.partition.shards()).map(ShardId) {
-                    self.ask(owner, Request::Withdraw { ticket, reason }, now, effects);
-                }
+            ShardEvent::Withdrawn(ticket, item, reason) => {
+                let owner = self.partition.owner_of_item(item);
+                self.ask(owner, Request::Withdraw { ticket, item, reason }, now, effects);
             }
             ShardEvent::Undelivered(code) => {
                 let place = code.place().expect("the code was minted here");
@@ -160,6 +163,13 @@ impl Shard {
             }
             ShardEvent::LogRoom(blocks) => self.log_room = blocks,
         }
+    }
+
+    /// Returns whether effects still wait whose records are flushed or persisted already, because one event releases a
+    /// limited number of them.
+    pub fn has_due_effects(&self) -> bool {
+        self.waiting.is_due(Watermark::Flushed, self.flushed)
+            || self.waiting.is_due(Watermark::Persisted, self.persisted)
     }
 
     /// Builds a slice of the next sale, if it is due. Call it once per turn. Returns whether another slice is due.
@@ -302,8 +312,8 @@ impl Shard {
             Request::Confirm { ticket, code, key } => {
                 self.confirm(Waiter { origin: from, ticket }, code, key, now, effects);
             }
-            Request::Withdraw { ticket, reason } => {
-                self.withdraw(Waiter { origin: from, ticket }, reason, now, effects);
+            Request::Withdraw { ticket, item, reason } => {
+                self.withdraw(Waiter { origin: from, ticket }, item, reason, now, effects);
             }
             Request::Undelivered { code } => self.undelivered(code, now, effects),
             Request::Cancel { ticket, code } => self.cancel(Waiter { origin: from, ticket }, code, now, effects),
@@ -329,7 +339,8 @@ impl Shard {
     // --- the log ---
 
     fn apply_deferred(&mut self, watermark: Watermark, seq: Seq, now: Moment, effects: &mut Effects) {
-        while let Some(deferred) = self.waiting.pop(watermark, seq) {
+        for _ in 0..DEFERRED_PER_EVENT {
+            let Some(deferred) = self.waiting.pop(watermark, seq) else { return };
             match deferred {
                 Deferred::Answer(waiter, outcome) => self.answer_request(waiter, outcome, now, effects),
                 Deferred::FinishPurchase { sale, item, waiter } => {

@@ -4,7 +4,7 @@
 use crate::http::connection::{Connection, ConnectionState, UnsentGrant};
 use crate::sale::code::Code;
 use crate::sale::command::Withdrawal;
-use crate::sale::ids::Ticket;
+use crate::sale::ids::{ItemId, Ticket};
 use rustix::fd::OwnedFd;
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use slab::Slab;
@@ -55,8 +55,8 @@ pub fn configure_event_stream(socket: &OwnedFd) {
 /// The requests and answers that have lost their clients.
 #[derive(Debug, Default)]
 pub struct LostClients {
-    /// Tickets of requests whose clients do not wait any more.
-    pub withdrawn: Vec<(Ticket, Withdrawal)>,
+    /// Tickets and items of requests whose clients do not wait any more.
+    pub withdrawn: Vec<(Ticket, ItemId, Withdrawal)>,
     /// Codes of granted checkouts of whose answer no byte was sent.
     pub undelivered: Vec<Code>,
 }
@@ -72,9 +72,9 @@ impl LostClients {
 /// sent yet, adds it to `lost`.
 pub fn remove(clients: &mut Slab<Client>, lost: &mut LostClients, key: usize) {
     let client = clients.remove(key);
-    let Connection { state, written, unsent_grant, .. } = client.connection;
+    let Connection { state, written, unsent_grant, item, .. } = client.connection;
     if state == ConnectionState::Deciding {
-        lost.withdrawn.push((client.ticket(key), Withdrawal::Disconnected));
+        lost.withdrawn.push((client.ticket(key), item, Withdrawal::Disconnected));
     }
     if let Some(UnsentGrant { code, begins }) = unsent_grant
         && written <= begins

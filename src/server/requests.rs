@@ -212,8 +212,8 @@ impl RequestParts<'_> {
                     ConnectionState::Closing
                 }
             }
-            Handled::Deciding { operation, json } => {
-                (connection.operation, connection.began_us) = (operation, began_us);
+            Handled::Deciding { operation, json, item } => {
+                (connection.operation, connection.item, connection.began_us) = (operation, item, began_us);
                 connection.trace = trace;
                 connection.style = Style { json, ..style };
                 ConnectionState::Deciding

@@ -16,7 +16,7 @@ use crate::http::response::{Responder, Style};
 use crate::operate::request_timer::RequestTimer;
 use crate::sale::code::Code;
 use crate::sale::command::Withdrawal;
-use crate::sale::ids::{Moment, Ticket};
+use crate::sale::ids::{ItemId, Moment, Ticket};
 use crate::server::acceptor::Acceptor;
 use crate::server::client::{Client, LostClients, configure_event_stream, remove};
 use crate::server::item_pages::DRAWINGS_CHECKSUM;
@@ -49,6 +49,8 @@ pub enum Handled {
         operation: Operation,
         /// The answer must be JSON.
         json: bool,
+        /// Item of the request, whose owner decides it.
+        item: ItemId,
     },
     /// The client subscribes to `/events`, unless there are too many subscribers.
     Listening(Operation),
@@ -304,7 +306,8 @@ impl Server {
                 WaitingFor::Decision => Problem::Overdue,
             };
             if awaits == WaitingFor::Decision {
-                self.lost.withdrawn.push((self.clients[key].ticket(key), Withdrawal::Overdue));
+                let client = &self.clients[key];
+                self.lost.withdrawn.push((client.ticket(key), client.connection.item, Withdrawal::Overdue));
             }
             let connection = &mut self.clients[key].connection;
             let trace = connection.trace.take();

@@ -155,7 +155,7 @@ mod tests {
             status.shards[0].publish_sales(SaleId(sale), counts);
             let terms = Terms { sale: SaleId(sale), items: 10, user_limit: 2 };
             let mut out = Vec::new();
-            let parts = Parts::new(ShardId(0), Partition::new(1), vec![Part::empty(terms)]);
+            let parts = Parts::new(ShardId(0), Partition::new(1), vec![Part::empty(terms, Partition::new(1))]);
             let sale = Some(OnSale { parts: &parts, period_s: 3600, item_states: &item_states, unix_ms: now_ms });
             sent.update(&Facts { status: &status, sale, known: None }, now_ms, &mut out);
             String::from_utf8(out).unwrap()

@@ -27,10 +27,14 @@ const RULES: Rules = Rules {
 
 /// Returns the first of `shards` shards, with nothing sold and unlimited room in the log.
 fn shard(shards: u16) -> Shard {
+    shard_with(shards, RULES)
+}
+
+fn shard_with(shards: u16, rules: Rules) -> Shard {
     let (partition, id) = (Partition::new(shards), ShardId(0));
-    let inventory = Inventory { parts: vec![Part::new(RULES.terms(SaleId(0)), partition, id)] };
+    let inventory = Inventory { parts: vec![Part::new(rules.terms(SaleId(0)), partition, id)] };
     let (codes, mut effects) = (CodeGenerator::new([0; 32]), Effects::default());
-    let mut shard = Shard::new(id, partition, RULES, inventory, codes, NOW, &mut effects);
+    let mut shard = Shard::new(id, partition, rules, inventory, codes, NOW, &mut effects);
     shard.apply(ShardEvent::LogRoom(u64::MAX), NOW, &mut effects);
     shard
 }
@@ -249,10 +253,52 @@ fn who_repeats_a_purchase_of_a_client_that_is_gone_is_told_in_its_place() {
     let mut shard = shard(1);
     let code = reserve(&mut shard, 0);
     purchase(&mut shard, 1, code, Uuid::nil());
-    apply(&mut shard, ShardEvent::Withdrawn(Ticket(1), Withdrawal::Disconnected));
+    apply(&mut shard, ShardEvent::Withdrawn(Ticket(1), ItemId(0), Withdrawal::Disconnected));
     assert_eq!(purchase(&mut shard, 2, code, Uuid::nil()), []);
     let bought = Outcome::Purchased { sale: SaleId(0), item: ItemId(0) };
     assert_eq!(apply(&mut shard, ShardEvent::Flushed(3)).answers, [(Ticket(2), bought)]);
+}
+
+/// A withdrawal concerns one shard, whatever the command.
+#[test]
+fn a_withdrawal_is_sent_to_the_owner_of_the_request() {
+    let (mut shard, partition) = (shard(16), Partition::new(16));
+    for item in (0..200).map(ItemId) {
+        let gone = ShardEvent::Withdrawn(Ticket(item.0.into()), item, Withdrawal::Disconnected);
+        let sent = apply(&mut shard, gone).requests;
+        let to: Vec<_> = sent.iter().map(|(to, _)| *to).collect();
+        let owner = partition.owner_of_item(item);
+        assert_eq!(to, if owner == ShardId(0) { vec![] } else { vec![owner] }, "{item:?}");
+    }
+}
+
+/// When the database has persisted all purchases of a rush at once, each turn answers a part of them, in their order.
+#[test]
+fn answers_that_become_due_together_leave_in_several_turns() {
+    const PURCHASES: u32 = 2_500;
+    let rules = Rules { items: PURCHASES, user_limit: PURCHASES, purchase_ack: Watermark::Persisted, ..RULES };
+    let mut shard = shard_with(1, rules);
+    let mut codes = Vec::new();
+    for item in 0..PURCHASES {
+        checkout(&mut shard, item);
+        let answers = apply(&mut shard, ShardEvent::Flushed(2 + u64::from(item))).answers;
+        let [(_, Outcome::Reserved { code, .. })] = answers[..] else { panic!("{answers:?}") };
+        codes.push(code);
+    }
+    (0..).zip(codes).for_each(|(ticket, code)| assert_eq!(purchase(&mut shard, ticket, code, Uuid::nil()), []));
+    let persisted = u64::from(1 + 2 * PURCHASES);
+    let mut answers = Vec::new();
+    apply(&mut shard, ShardEvent::Flushed(persisted));
+    assert!(!shard.has_due_effects());
+    let first = apply(&mut shard, ShardEvent::Persisted(persisted)).answers;
+    assert!(first.len() <= 1024 && shard.has_due_effects(), "{} answers in one turn", first.len());
+    answers.extend(first);
+    while shard.has_due_effects() {
+        answers.extend(apply(&mut shard, ShardEvent::Persisted(persisted)).answers);
+    }
+    let tickets: Vec<_> = answers.iter().map(|(ticket, _)| ticket.0).collect();
+    assert_eq!(tickets, (0..u64::from(PURCHASES)).collect::<Vec<_>>());
+    assert_eq!(shard.counts().sold, PURCHASES);
 }
 
 /// A code leads to its sale whatever the stock of the sales since then, and after the receipts to no sale.
@@ -332,7 +378,7 @@ fn repetitions_of_a_claim_move_to_the_next_sale() {
     for ticket in [1, 2, 3].map(Ticket) {
         apply(&mut shard, ShardEvent::Request(ShardId(1), Request::Reserve { ticket, checkout }));
     }
-    let gone = Request::Withdraw { ticket: Ticket(2), reason: Withdrawal::Disconnected };
+    let gone = Request::Withdraw { ticket: Ticket(2), item: ItemId(0), reason: Withdrawal::Disconnected };
     apply(&mut shard, ShardEvent::Request(ShardId(1), gone));
     let moved = Reply::SaleChanged { ticket: Ticket(3), item: ItemId(0), user, key: Uuid::max() };
     assert_eq!(apply(&mut shard, ShardEvent::Sale(SaleId(1))).replies, [(ShardId(1), moved)]);
@@ -345,7 +391,7 @@ fn a_grant_that_no_client_receives_is_cancelled() {
         apply(shard, ShardEvent::Command(Ticket(ticket), Command::Checkout { item: ItemId(0), user: UserId(1), key }))
     };
     let withdraw = |shard: &mut Shard, ticket, reason| {
-        let records = apply(shard, ShardEvent::Withdrawn(Ticket(ticket), reason)).records;
+        let records = apply(shard, ShardEvent::Withdrawn(Ticket(ticket), ItemId(0), reason)).records;
         let is_release =
             |record: &Record| matches!(record.event, LogEvent::Released { reason: ReleaseReason::Cancelled, .. });
         assert!(records.iter().all(is_release));

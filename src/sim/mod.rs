@@ -2,7 +2,7 @@
 //! and clocks. A seed determines a world and its trace. Real time and real files are never used here.
 //!
 //! In reading order: [`world`] (the machine, its steps and its faults), [`workload`] (commands of buyers), [`shipping`]
-//! (the machine and its database), [`disk`] and [`fake_postgres`] (the simulated disk and database), [`shadow`]
+//! (the machine and its database), [`disk`] and [`fake_postgres`] (the simulated disk and database), [`withdrawals`] (requests whose clients are gone), [`shadow`]
 //! (promises made to buyers), [`auditor`] (checks each answer against them), [`invariants`] (checks of the whole
 //! machine after every step), [`ending`] (the end of a world), [`trace`] (the hash of a run), [`small`] (small worlds, tried exhaustively),
 //! [`full_log`] (worlds with little space in the logs), [`alone`] (a single shard).
@@ -21,6 +21,7 @@ mod shadow;
 mod shipping;
 mod small;
 mod trace;
+mod withdrawals;
 mod workload;
 mod world;
 

@@ -5,6 +5,7 @@ use super::disk::{CLUSTER, Disk, purchases_of};
 use super::fake_postgres::FakePostgres;
 use super::shadow::Shadow;
 use super::trace::Trace;
+use super::withdrawals::Withdrawals;
 use super::workload;
 use crate::log::block::StreamKey;
 use crate::log::ownership::{Memory, Owner, Run};
@@ -94,8 +95,8 @@ pub struct World {
     pub disk: Disk,
     /// Messages in each lane, by sender, receiver, and whether it is the lane for replies.
     pub lanes: BTreeMap<(u16, u16, bool), VecDeque<Message>>,
-    /// Tickets for which no client waits any more. Their answers may still arrive.
-    abandoned: BTreeSet<u64>,
+    /// Requests for which no client waits any more. Their answers may still arrive.
+    withdrawals: Withdrawals,
     /// The failures of sockets before an answer is written, and the reasons of withdrawals.
     sockets: fastrand::Rng,
     /// Whether sockets fail before the answers to granted checkouts are written.
@@ -189,7 +190,7 @@ impl World {
             logs: Vec::new(),
             disk: Disk::default(),
             lanes: BTreeMap::new(),
-            abandoned: BTreeSet::new(),
+            withdrawals: Withdrawals::default(),
             sockets: fastrand::Rng::with_seed(0),
             loses_answers: false,
             granted: BTreeMap::new(),
@@ -328,8 +329,9 @@ impl World {
                 self.shadow.overdue.insert((item, user, key));
             }
             self.trace.note(format_args!("{} #{ticket} is withdrawn: {reason:?}", self.steps));
-            self.abandoned.insert(ticket);
-            self.apply(pending.shard, ShardEvent::Withdrawn(Ticket(ticket), reason));
+            let item = pending.command.item().expect("a code that leads to no item is refused at once");
+            self.withdrawals.gone(pending.shard, Ticket(ticket), pending.command, self.partition.owner_of_item(item));
+            self.apply(pending.shard, ShardEvent::Withdrawn(Ticket(ticket), item, reason));
         }
     }
 
@@ -415,7 +417,7 @@ impl World {
         self.trace.note(format_args!("{} run {} with {shards} shards: {found:?}", self.steps, self.owner.run.epoch));
         self.lanes.clear();
         self.pending.clear();
-        self.abandoned.clear();
+        self.withdrawals = Withdrawals::default();
         self.shards.clear();
         self.items_free.clear();
         self.users_free.clear();
@@ -467,6 +469,9 @@ impl World {
         self.trace.note(format_args!("{} {from} to {to}: {message:?}", self.steps));
         self.apply(to, ShardEvent::Tick);
         self.apply(to, ShardEvent::Sale(self.newest_sale()));
+        if let Message::Request(Request::Withdraw { ticket, .. }) = message {
+            self.withdrawals.arrives(ticket, ShardId(to));
+        }
         match message {
             Message::Request(request) => self.apply(to, ShardEvent::Request(ShardId(from), request)),
             Message::Reply(reply) => self.apply(to, ShardEvent::Reply(reply)),
@@ -521,6 +526,7 @@ impl World {
     }
 
     fn carry_out(&mut self, shard: u16, effects: Effects) {
+        self.withdrawals.check(shard, &effects);
         for record in &effects.records {
             if let LogEvent::Checkout { code, .. } = record.event {
                 let (number, run) = (self.granted.len(), self.owner.run.epoch);
@@ -544,7 +550,7 @@ impl World {
     fn answered(&mut self, shard: u16, ticket: Ticket, outcome: Outcome) {
         self.trace.note(format_args!("{} #{}: {outcome:?}", self.steps, ticket.0));
         let granted = outcome.granted();
-        let is_abandoned = self.abandoned.remove(&ticket.0);
+        let is_abandoned = self.withdrawals.answered(ticket);
         let is_lost = !is_abandoned && granted.is_some() && self.loses_answers && self.sockets.u32(0..16) == 0;
         if is_abandoned || is_lost {
             self.pending.remove(&ticket.0);

@@ -63,12 +63,16 @@ impl Clock {
 
     /// Returns the current time.
     pub fn now(&self) -> Moment {
+        self.read().0
+    }
+
+    /// Returns the current time, and the same time as [`Clock::micros`], from one reading.
+    pub fn read(&self) -> (Moment, u64) {
         let boot_us = since_boot_us();
         let offset_us = self.followed.offset_us.load(Ordering::Relaxed);
-        Moment {
-            monotonic_ms: boot_us.saturating_sub(self.start_us) / 1000 + 1,
-            unix_ms: boot_us.saturating_add_signed(offset_us) / 1000,
-        }
+        let micros = boot_us.saturating_sub(self.start_us);
+        let unix_ms = boot_us.saturating_add_signed(offset_us) / 1000;
+        (Moment { monotonic_ms: micros / 1000 + 1, unix_ms }, micros)
     }
 
     /// Compares the server's time with the system clock, and follows the system clock if the rule says so. Returns what

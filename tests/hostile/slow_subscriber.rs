@@ -35,7 +35,7 @@ fn told_by_then(until_ms: u64) -> (String, bool) {
     let run = async move {
         let status = Arc::new(Status::new(Phase::Serving, 1, 0, false));
         let item_states = ItemStates::new(Partition::new(1), SALE.items, &[]);
-        let parts = Parts::new(ShardId(0), Partition::new(1), vec![Part::empty(SALE)]);
+        let parts = Parts::new(ShardId(0), Partition::new(1), vec![Part::empty(SALE, Partition::new(1))]);
         let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let request_timer = RequestTimer::new(status.clone(), ShardId(0), Clock::start());
         let mut server = Server::new(&bell, 4, request_timer, Origins::None, Duration::from_secs(75)).unwrap();

@@ -30,8 +30,8 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "a user can hold one item more than the limit",
         file: "sale/quotas.rs",
-        place: "let granted = «*taken < self.limit»;",
-        wrong: "*taken <= self.limit",
+        place: "let granted = «*taken < limit»;",
+        wrong: "*taken <= limit",
         caught_by: SIM,
     },
     Bug {
@@ -40,6 +40,27 @@ pub const BUGS: &[Bug] = &[
         place: "«*taken += u32::from(granted);»",
         wrong: "",
         caught_by: SIM,
+    },
+    Bug {
+        what: "the table of users does not grow",
+        file: "sale/quotas.rs",
+        place: "«self.split();»",
+        wrong: "",
+        caught_by: "sale::quotas",
+    },
+    Bug {
+        what: "a new bucket takes the users of the wrong bucket",
+        file: "sale/quotas.rs",
+        place: "let split = «added - (1 << added.ilog2())»;",
+        wrong: "added - 1",
+        caught_by: "sale::quotas",
+    },
+    Bug {
+        what: "clients that know the program can choose users that collide",
+        file: "sale/partition.rs",
+        place: "UserHash { multiplier: «half(0)», addend: half(16) }",
+        wrong: "1 << 100",
+        caught_by: "sale::",
     },
     Bug {
         what: "a hold can be cancelled while its purchase is being written",
@@ -88,8 +109,8 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "a hold cannot be bought after the end of its sale",
         file: "sale/parts.rs",
-        place: "match «self.iter().find(|part| place.is_in(part.terms.sale))» {",
-        wrong: "self.iter().take(1).find(|part| place.is_in(part.terms.sale))",
+        place: "match «self.iter_mut().find(|part| place.is_in(part.terms.sale))» {",
+        wrong: "self.iter_mut().take(1).find(|part| place.is_in(part.terms.sale))",
         caught_by: SIM,
     },
     Bug {
@@ -179,7 +200,7 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "a code of a forgotten sale is refused as if it had never been issued",
         file: "sale/parts.rs",
-        place: "None if «place.sales_before(self.open.terms.sale) <= SALES_BACK_MAX» =>",
+        place: "None if «place.sales_before(open) <= SALES_BACK_MAX» =>",
         wrong: "place.sales_before(self.open.terms.sale) == 0",
         caught_by: "sim::alone",
     },
@@ -307,16 +328,51 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "every deferred response waits for one record too few",
         file: "sale/deferred.rs",
-        place: "|(needs, _)| «*needs <= reached»",
+        place: "queue.first().filter(|(needs, _)| «*needs <= reached»)?;",
         wrong: "*needs <= reached + 1",
         caught_by: SIM,
     },
     Bug {
         what: "a purchase is dropped when its client disconnects",
         file: "sale/deferred.rs",
-        place: "waiter.take_if(|waiter| *waiter == gone);\n                    «true»",
-        wrong: "waiter.is_some()",
+        place: "«*waiter = None;»",
+        wrong: "queue.remove(place.key);",
         caught_by: SIM,
+    },
+    Bug {
+        what: "a purchase is answered after its client has disconnected",
+        file: "sale/deferred.rs",
+        place: "Deferred::FinishPurchase { sale, item, waiter } if «*waiter == Some(gone)» => {",
+        wrong: "waiter.is_none()",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a repetition cannot take over the answer of a client that has disconnected",
+        file: "sale/deferred.rs",
+        place: "«self.abandoned.insert((*sale, *item), place);»",
+        wrong: "",
+        caught_by: "sale::deferred",
+    },
+    Bug {
+        what: "a withdrawal removes the answer to another client whose effect has the same place",
+        file: "sale/deferred.rs",
+        place: "Deferred::Answer(waiter, outcome) if «*waiter == gone» => {",
+        wrong: "waiter.ticket.client() < usize::MAX",
+        caught_by: "sale::deferred",
+    },
+    Bug {
+        what: "a withdrawal is sent to a shard that does not have the request",
+        file: "sale/shard.rs",
+        place: "let owner = «self.partition.owner_of_item(item)»;\n                self.ask(owner, Request::Withdraw",
+        wrong: "ShardId((self.partition.owner_of_item(item).0 + 1) % self.partition.shards())",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "all answers that are due leave in one turn",
+        file: "sale/shard.rs",
+        place: "for _ in 0..«DEFERRED_PER_EVENT» {",
+        wrong: "usize::MAX",
+        caught_by: "sim::alone",
     },
     // --- the clock ---
     Bug {

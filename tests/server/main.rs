@@ -53,4 +53,5 @@ mod signals;
 mod start_up;
 mod takeover;
 mod upgrade;
+mod withdrawals;
 mod write_faults;

@@ -95,6 +95,22 @@ impl Tally {
     }
 }
 
+/// Checks the durations of the turns of each shard: each turn is counted, 5 ms is a bound, and the longest turn is in the
+/// last bucket that is not empty.
+fn check_turns(samples: &BTreeMap<String, f64>, shards: u32) {
+    for shard in 0..shards {
+        let value = |name: &str| samples[&format!("{name}{{shard=\"{shard}\"}}")];
+        let up_to = |le: &str| samples[&format!("stampede_turn_seconds_bucket{{le=\"{le}\",shard=\"{shard}\"}}")];
+        let (turns, counted) = (value("stampede_turns_total"), value("stampede_turn_seconds_count"));
+        // A turn counts itself when it publishes its numbers, and its duration when it ends.
+        assert!(counted > 0.0 && (turns - counted).abs() <= 2.0, "{turns} turns, {counted} durations");
+        let (longest, sum) = (value("stampede_longest_turn_seconds"), value("stampede_turn_seconds_sum"));
+        assert!(0.0 < longest && longest <= sum, "the longest of {counted} turns took {longest} s of {sum} s");
+        assert!(up_to("0.005") <= counted && up_to("+Inf") == counted);
+        assert_eq!(longest <= 0.005, up_to("0.005") == counted, "{longest} s");
+    }
+}
+
 /// Clients send valid and invalid requests of every kind to several shards at once. The counters miss no response and
 /// count none twice.
 #[test]
@@ -182,6 +198,7 @@ fn counters_equal_what_clients_have_counted() {
     assert!(transactions > 0.0 && transactions <= durable("purchases") + refused);
     assert!(sum(&samples, "stampede_lane_messages_total", "") >= sum(&samples, "stampede_lane_batches_total", ""));
     assert!(sum(&samples, "stampede_lane_batches_total", "") > 0.0);
+    check_turns(&samples, 3);
     // Compare with the kernel's figures for the same process.
     let descriptors = ["process_open_fds", "process_max_fds"].map(|name| samples[name]);
     assert!(10.0 < descriptors[0] && descriptors[0] < descriptors[1], "{descriptors:?}");

@@ -1,0 +1,57 @@
+//! What a shard publishes in each turn: the counts of its sales, the states of its items, the counters of its logs, and
+//! the duration of the turn.
+
+use crate::operate::shard_status::ShardStatus;
+use crate::runtime::turn::TurnLoop;
+use std::sync::atomic::Ordering;
+
+impl TurnLoop {
+    /// Publishes the counters of the sale and the items that have changed.
+    pub(crate) fn publish_sale(&mut self) {
+        self.shard_io.status.note_sale(self.shard.terms().sale);
+        let (numbers, open) = (self.shard_io.status.shard(self.shard_io.id), self.shard.parts().open());
+        for change in self.effects.changes.drain(..) {
+            self.item_states.show(self.shard_io.id, change);
+            if change.sale != open.terms.sale
+                && let Some(part) = self.shard.parts().get(change.sale)
+            {
+                numbers.publish_sales(change.sale, part.stock.counts());
+            }
+        }
+        if open.terms.sale != self.published {
+            // The counts of the sale that has ended may have changed since they were published last.
+            self.published = open.terms.sale;
+            let parts = self.shard.parts().iter();
+            parts.for_each(|part| numbers.publish_sales(part.terms.sale, part.stock.counts()));
+        }
+        numbers.publish_sales(open.terms.sale, open.stock.counts());
+    }
+
+    /// Publishes the counters of the shard, its lanes aside.
+    pub(crate) fn publish(&mut self) {
+        self.publish_sale();
+        let numbers = self.numbers();
+        let ShardStatus { items, connections, subscribers, appended, log_room, turns, .. } = numbers;
+        items.store(self.shard.stock().items() as u64, Ordering::Relaxed);
+        connections.store(self.shard_io.server.connections() as u64, Ordering::Relaxed);
+        subscribers.store(self.shard_io.server.subscribers().count() as u64, Ordering::Relaxed);
+        appended.store(self.logs.purchases.appended(), Ordering::Relaxed);
+        for (kind, log) in self.logs.both() {
+            numbers.log(kind).flushed.store(log.flushed(), Ordering::Release);
+        }
+        log_room.store(self.logs.purchases.room(), Ordering::Relaxed);
+        turns.store(turns.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    /// Returns the numbers that this shard publishes.
+    pub(crate) fn numbers(&self) -> &ShardStatus {
+        self.shard_io.status.shard(self.shard_io.id)
+    }
+
+    /// Publishes the duration of a turn that began at `began_us`, by the microseconds of the shard's clock.
+    pub(crate) fn record_duration(&self, began_us: u64) {
+        if !cfg!(feature = "unmetered") {
+            self.numbers().turn_times.record(self.shard_io.clock.micros().saturating_sub(began_us));
+        }
+    }
+}
