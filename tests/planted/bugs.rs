@@ -211,6 +211,28 @@ pub const BUGS: &[Bug] = &[
         wrong: "usize::MAX",
         caught_by: "sim::alone",
     },
+    // --- bounded turns ---
+    Bug {
+        what: "all holds that end together expire in one turn",
+        file: "sale/shard.rs",
+        place: "{ 0 } else { «EXPIRIES_PER_TURN» };",
+        wrong: "usize::MAX",
+        caught_by: "sim::alone",
+    },
+    Bug {
+        what: "a shard does not sleep while holds that are over wait for a flush",
+        file: "sale/shard.rs",
+        place: "«self.parts.next_expiry_ms().filter(|_| !self.waits_for_flush())»",
+        wrong: "self.parts.next_expiry_ms().filter(|_| self.flushed < u64::MAX)",
+        caught_by: "sim::alone",
+    },
+    Bug {
+        what: "an item is refused as reserved after the end of its hold",
+        file: "sale/stock.rs",
+        place: "«self.has_ended(slot, now_ms)».then",
+        wrong: "self.has_ended(slot, now_ms.min(slot as u64))",
+        caught_by: SIM,
+    },
     // --- the protocol ---
     Bug {
         what: "a checkout is acknowledged before it is durable",
@@ -286,7 +308,7 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "readers see an item with an expired hold as still held",
         file: "sale/shard.rs",
-        place: "«self.publish_change(sale, slot, Availability::Available, effects);»\n            let item",
+        place: "«self.publish_change(sale, slot, Availability::Available, effects);»\n        let item",
         wrong: "",
         caught_by: SIM,
     },
@@ -373,6 +395,21 @@ pub const BUGS: &[Bug] = &[
         place: "for _ in 0..«DEFERRED_PER_EVENT» {",
         wrong: "usize::MAX",
         caught_by: "sim::alone",
+    },
+    // --- the lanes ---
+    Bug {
+        what: "a turn receives everything that has arrived",
+        file: "runtime/mesh.rs",
+        place: "let left = «RECEIVED_PER_TURN.saturating_sub(requests)»;",
+        wrong: "usize::MAX - requests",
+        caught_by: "mesh::",
+    },
+    Bug {
+        what: "a backlog is sent as one batch",
+        file: "runtime/mesh.rs",
+        place: "if «self.waiting.len() == BATCH_MESSAGES» {",
+        wrong: "self.waiting.len() == usize::MAX",
+        caught_by: "mesh::",
     },
     // --- the clock ---
     Bug {
