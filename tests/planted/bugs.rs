@@ -59,8 +59,8 @@ pub const BUGS: &[Bug] = &[
         what: "clients that know the program can choose users that collide",
         file: "sale/partition.rs",
         place: "UserHash { multiplier: «half(0)», addend: half(16) }",
-        wrong: "1 << 100",
-        caught_by: "sale::",
+        wrong: "0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835",
+        caught_by: "sale::quotas",
     },
     Bug {
         what: "a hold can be cancelled while its purchase is being written",
@@ -200,8 +200,8 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "a code of a forgotten sale is refused as if it had never been issued",
         file: "sale/parts.rs",
-        place: "None if «place.sales_before(self.open.terms.sale) <= SALES_BACK_MAX» =>",
-        wrong: "place.sales_before(self.open.terms.sale) == 0",
+        place: "None if «place.sales_before(open) <= SALES_BACK_MAX» =>",
+        wrong: "place.sales_before(open) == 0",
         caught_by: "sim::alone",
     },
     Bug {
