@@ -1,24 +1,35 @@
 //! The lanes between shards: the only way by which one shard sends messages to another.
 //!
 //! From every shard to every other there are two lanes, one for requests and one for replies. A lane carries batches:
-//! all messages of one turn, in order. Flow control is by credit: each lane has two buffers, which travel to the
-//! receiver full and return to the sender empty. So a lane holds at most two batches, and sending never blocks. If a
-//! receiver is slow, its messages stay with the sender, and the limits on connections and on the stock bound their
+//! the messages of one turn, or of several, in order. Flow control is by credit: each lane has two buffers, which travel
+//! to the receiver full and return to the sender empty. So a lane holds at most two batches, and sending never blocks. If
+//! a receiver is slow, its messages stay with the sender, and the limits on connections and on the stock bound their
 //! number. No shard ever blocks on a lane, so lanes cannot deadlock.
+//!
+//! A batch has at most [`BATCH_MESSAGES`] messages, and a turn receives a limited number of batches. So a backlog makes
+//! neither the receiver's turns longer nor the buffers of the lanes larger.
 
 use crate::sale::ids::ShardId;
 use crate::sale::message::{Batch, Reply, Request};
 use crate::system::doorbell::Doorbell;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
+/// Messages that a batch has at most. They need 14 KiB.
+const BATCH_MESSAGES: usize = 256;
+/// Requests, and replies, that one turn receives before it leaves the rest to the next turn. The last batch may exceed
+/// this number.
+const RECEIVED_PER_TURN: usize = 1024;
 /// Batches that a lane holds at most: the receiver reads one while the next is in transit.
 const LANE_BATCHES: usize = 2;
 
 /// The sending end of a lane.
 struct LaneSender<M> {
     to: ShardId,
-    /// The messages of the next batch.
+    /// Full batches that found no spare buffer.
+    backlog: VecDeque<Vec<M>>,
+    /// The messages of the batch after those.
     waiting: Vec<M>,
     batches: Sender<Batch<M>>,
     spares: Receiver<Vec<M>>,
@@ -37,43 +48,60 @@ fn lane<M>(from: ShardId, to: ShardId) -> (LaneSender<M>, LaneReceiver<M>) {
     for _ in 0..LANE_BATCHES {
         spares_in.send(Vec::new()).expect("the receiver exists");
     }
-    let outlet = LaneSender { to, waiting: Vec::new(), batches: batches_in, spares: spares_out };
+    let outlet =
+        LaneSender { to, backlog: VecDeque::new(), waiting: Vec::new(), batches: batches_in, spares: spares_out };
     (outlet, LaneReceiver { from, batches: batches_out, spares: spares_in })
 }
 
 impl<M> LaneSender<M> {
-    /// Sends the waiting messages as one batch, if the lane has a spare buffer. Returns whether it sent a batch.
+    fn push(&mut self, message: M) {
+        if self.waiting.len() == BATCH_MESSAGES {
+            self.backlog.push_back(std::mem::replace(&mut self.waiting, Vec::with_capacity(BATCH_MESSAGES)));
+        }
+        self.waiting.push(message);
+    }
+
+    fn unsent(&self) -> usize {
+        self.backlog.len() * BATCH_MESSAGES + self.waiting.len()
+    }
+
+    /// Sends the waiting messages, as far as the lane has spare buffers. Returns whether it sent a batch.
     fn dispatch(&mut self, from: ShardId, traffic: &mut Traffic) -> bool {
-        if self.waiting.is_empty() {
-            return false;
+        let mut any = false;
+        while self.unsent() > 0
+            && let Ok(spare) = self.spares.try_recv()
+        {
+            // A buffer of the backlog takes the place of the spare one.
+            let messages = self.backlog.pop_front().unwrap_or_else(|| std::mem::replace(&mut self.waiting, spare));
+            traffic.batches += 1;
+            traffic.messages += messages.len() as u64;
+            match self.batches.try_send(Batch { from, to: self.to, messages }) {
+                Err(TrySendError::Full(_)) => panic!("a spare buffer permits one batch"),
+                // During a shutdown, the peer may have stopped first.
+                Ok(()) | Err(TrySendError::Disconnected(_)) => any = true,
+            }
         }
-        let Ok(spare) = self.spares.try_recv() else {
-            traffic.waiting += self.waiting.len() as u64;
-            return false;
-        };
-        let messages = std::mem::replace(&mut self.waiting, spare);
-        traffic.batches += 1;
-        traffic.messages += messages.len() as u64;
-        match self.batches.try_send(Batch { from, to: self.to, messages }) {
-            Err(TrySendError::Full(_)) => panic!("a spare buffer permits one batch"),
-            // During a shutdown, the peer may have stopped first.
-            Ok(()) | Err(TrySendError::Disconnected(_)) => true,
-        }
+        traffic.waiting += self.unsent() as u64;
+        any
     }
 }
 
 impl<M> LaneReceiver<M> {
-    fn drain(&self, me: ShardId, mut deliver: impl FnMut(ShardId, M)) -> bool {
-        let mut any = false;
-        while let Ok(batch) = self.batches.try_recv() {
+    /// Passes the messages that have arrived to `deliver`. Begins no batch after `limit` messages. Returns the number of
+    /// messages.
+    fn drain(&self, me: ShardId, limit: usize, mut deliver: impl FnMut(ShardId, M)) -> usize {
+        let mut received = 0;
+        while received < limit
+            && let Ok(batch) = self.batches.try_recv()
+        {
             assert_eq!((batch.from, batch.to), (self.from, me), "a batch arrived on the wrong lane");
             let mut messages = batch.messages;
+            received += messages.len();
             messages.drain(..).for_each(|message| deliver(batch.from, message));
             // During a shutdown, the sender may have stopped first.
             let _ = self.spares.send(messages);
-            any = true;
         }
-        any
+        received
     }
 }
 
@@ -104,6 +132,8 @@ pub struct Endpoint {
     replies_out: Vec<LaneSender<Reply>>,
     requests_in: Vec<LaneReceiver<Request>>,
     replies_in: Vec<LaneReceiver<Reply>>,
+    /// Index of the lanes from which the next turn receives first.
+    first: usize,
     doorbells: Arc<[Doorbell]>,
     traffic: Traffic,
 }
@@ -117,6 +147,7 @@ pub fn connect(doorbells: &Arc<[Doorbell]>) -> Vec<Endpoint> {
         replies_out: Vec::new(),
         requests_in: Vec::new(),
         replies_in: Vec::new(),
+        first: 0,
         doorbells: doorbells.clone(),
         traffic: Traffic::default(),
     };
@@ -137,13 +168,13 @@ impl Endpoint {
     /// Adds a request to the next batch to the shard `to`.
     pub fn request(&mut self, to: ShardId, request: Request) {
         let place = self.place(to);
-        self.requests_out[place].waiting.push(request);
+        self.requests_out[place].push(request);
     }
 
     /// Adds a reply to the next batch to the shard `to`.
     pub fn reply(&mut self, to: ShardId, reply: Reply) {
         let place = self.place(to);
-        self.replies_out[place].waiting.push(reply);
+        self.replies_out[place].push(reply);
     }
 
     /// Returns the index of the lanes to the shard `to`. A shard has no lane to itself.
@@ -152,7 +183,7 @@ impl Endpoint {
         usize::from(to.0) - usize::from(to > self.me)
     }
 
-    /// Sends one batch on each lane that has messages and a spare buffer, and rings the doorbell of each receiver.
+    /// Sends the messages of each lane, as far as it has spare buffers, and rings the doorbell of each receiver.
     pub fn dispatch(&mut self) {
         let traffic = &mut self.traffic;
         traffic.waiting = 0;
@@ -164,17 +195,24 @@ impl Endpoint {
         }
     }
 
-    /// Passes every message that has arrived to `deliver`, and returns whether there was one. Replies come first,
-    /// because they finish what requests begin.
+    /// Passes messages that have arrived to `deliver`, and returns whether there was one. Replies come first, because
+    /// they finish what requests begin. If more have arrived than one turn receives, the next turn must not wait; it
+    /// begins with the lanes of another shard.
     pub fn receive(&mut self, mut deliver: impl FnMut(Delivery)) -> bool {
-        let mut any = false;
-        for inlet in &self.replies_in {
-            any |= inlet.drain(self.me, |_, reply| deliver(Delivery::Reply(reply)));
+        let lanes = self.replies_in.len();
+        let order = (self.first..lanes).chain(0..self.first);
+        let (mut replies, mut requests) = (0, 0);
+        for place in order.clone() {
+            let left = RECEIVED_PER_TURN.saturating_sub(replies);
+            replies += self.replies_in[place].drain(self.me, left, |_, reply| deliver(Delivery::Reply(reply)));
         }
-        for inlet in &self.requests_in {
-            any |= inlet.drain(self.me, |from, request| deliver(Delivery::Request(from, request)));
+        for place in order {
+            let left = RECEIVED_PER_TURN.saturating_sub(requests);
+            let deliver = |from, request| deliver(Delivery::Request(from, request));
+            requests += self.requests_in[place].drain(self.me, left, deliver);
         }
-        any
+        self.first = if self.first + 1 < lanes { self.first + 1 } else { 0 };
+        replies + requests > 0
     }
 
     /// Returns the counters of what this shard has sent.
@@ -190,8 +228,8 @@ impl Endpoint {
 
     /// Returns whether messages wait with this shard after the last dispatch, because their lane had no spare buffer.
     pub fn has_unsent(&self) -> bool {
-        self.requests_out.iter().any(|outlet| !outlet.waiting.is_empty())
-            || self.replies_out.iter().any(|outlet| !outlet.waiting.is_empty())
+        self.requests_out.iter().any(|outlet| outlet.unsent() > 0)
+            || self.replies_out.iter().any(|outlet| outlet.unsent() > 0)
     }
 
     /// Returns this shard's own doorbell.
@@ -261,6 +299,66 @@ mod tests {
         for (requests, replies) in &received {
             assert_eq!((requests.iter().sum::<u64>(), *replies), (4000, 4000));
         }
+    }
+
+    /// A shard that was slow receives its backlog in several turns, in order. Afterwards the lane has no more memory than
+    /// its three buffers need.
+    #[test]
+    fn a_backlog_is_received_in_several_turns_and_leaves_no_memory() {
+        const MESSAGES: u64 = 100_000;
+        let [mut sender, mut receiver] = connect(&doorbells(2)).try_into().unwrap_or_else(|_| panic!("two ends"));
+        for number in 0..MESSAGES {
+            sender.request(ShardId(1), release(number));
+            sender.reply(ShardId(1), answer(number));
+        }
+        let mut next = [0; 2];
+        while next != [MESSAGES; 2] {
+            sender.dispatch();
+            let before = next;
+            assert!(receiver.receive(|delivery| match delivery {
+                Delivery::Request(_, request) => {
+                    assert_eq!(request, release(next[0]), "out of order");
+                    next[0] += 1;
+                }
+                Delivery::Reply(reply) => {
+                    assert_eq!(reply, answer(next[1]), "out of order");
+                    next[1] += 1;
+                }
+            }));
+            for (before, after) in before.into_iter().zip(next) {
+                assert!(after - before < (RECEIVED_PER_TURN + BATCH_MESSAGES) as u64, "{} in one turn", after - before);
+            }
+        }
+        let LaneSender { backlog, waiting, spares, .. } = &sender.requests_out[0];
+        let spares: Vec<_> = spares.try_iter().map(|spare| spare.capacity()).collect();
+        assert_eq!((backlog.len(), spares.len(), sender.has_unsent()), (0, LANE_BATCHES, false));
+        assert!(spares.iter().chain([&waiting.capacity()]).all(|capacity| *capacity <= BATCH_MESSAGES), "{spares:?}");
+    }
+
+    /// Many shards together send more than one turn receives: each turn begins with another of them, so none waits for
+    /// ever.
+    #[test]
+    fn every_shard_is_received_from_in_its_turn() {
+        const SHARDS: u16 = 20;
+        let mut endpoints = connect(&doorbells(SHARDS.into()));
+        let mut received = [0u64; SHARDS as usize];
+        for _ in 0..200 {
+            for endpoint in &mut endpoints[1..] {
+                while !endpoint.has_unsent() {
+                    (0..BATCH_MESSAGES).for_each(|_| endpoint.request(ShardId(0), release(0)));
+                    endpoint.dispatch();
+                }
+            }
+            let mut in_turn = 0;
+            endpoints[0].receive(|delivery| {
+                let Delivery::Request(from, _) = delivery else { panic!("{delivery:?}") };
+                received[usize::from(from.0)] += 1;
+                in_turn += 1;
+            });
+            assert!(in_turn < RECEIVED_PER_TURN + BATCH_MESSAGES, "{in_turn} in one turn");
+        }
+        let (least, most) = (received[1..].iter().min().unwrap(), received[1..].iter().max().unwrap());
+        assert!(*least > 0 && least * 2 > *most, "{received:?}");
     }
 
     /// Threads answer each request and sleep when there is nothing to do: no thread misses a wake-up.

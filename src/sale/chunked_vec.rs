@@ -9,7 +9,7 @@ pub const CHUNK_ITEMS: usize = 1024;
 /// A vector that grows by [`CHUNK_ITEMS`] items at a time.
 #[derive(Debug)]
 pub struct ChunkedVec<T> {
-    chunks: Vec<Box<[T]>>,
+    chunks: Vec<Box<[T; CHUNK_ITEMS]>>,
     len: usize,
 }
 
@@ -32,7 +32,9 @@ impl<T: Copy> ChunkedVec<T> {
 
     /// Adds an item at the end.
     pub fn push(&mut self, item: T) {
-        self.allocate(self.len + 1, item);
+        if self.len == self.chunks.len() * CHUNK_ITEMS {
+            self.allocate(self.len + 1, item);
+        }
         self.chunks[self.len / CHUNK_ITEMS][self.len % CHUNK_ITEMS] = item;
         self.len += 1;
     }
@@ -41,7 +43,8 @@ impl<T: Copy> ChunkedVec<T> {
     /// length allocate nothing and the kernel has provided the memory.
     pub fn allocate(&mut self, items: usize, filler: T) {
         while self.chunks.len() * CHUNK_ITEMS < items {
-            self.chunks.push(vec![filler; CHUNK_ITEMS].into());
+            let chunk = vec![filler; CHUNK_ITEMS].try_into();
+            self.chunks.push(chunk.unwrap_or_else(|_| unreachable!("the vector has the length of a chunk")));
         }
     }
 
@@ -51,6 +54,7 @@ impl<T: Copy> ChunkedVec<T> {
     }
 
     /// Returns the item at `index`, if there is one.
+    #[inline]
     pub fn get(&self, index: usize) -> Option<&T> {
         (index < self.len).then(|| &self[index])
     }
@@ -59,6 +63,7 @@ impl<T: Copy> ChunkedVec<T> {
 impl<T> Index<usize> for ChunkedVec<T> {
     type Output = T;
 
+    #[inline]
     fn index(&self, index: usize) -> &T {
         #[cfg(test)]
         ACCESSES.set(ACCESSES.get() + 1);
@@ -68,6 +73,7 @@ impl<T> Index<usize> for ChunkedVec<T> {
 }
 
 impl<T> IndexMut<usize> for ChunkedVec<T> {
+    #[inline]
     fn index_mut(&mut self, index: usize) -> &mut T {
         #[cfg(test)]
         ACCESSES.set(ACCESSES.get() + 1);

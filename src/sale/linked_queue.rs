@@ -71,13 +71,14 @@ impl<T: Copy> LinkedQueue<T> {
 
     /// Removes and returns the entry with this key.
     pub fn remove(&mut self, key: u32) -> Option<T> {
-        let &Node { entry, previous, next } = self.nodes.get(key as usize)?;
-        entry?;
+        self.nodes.get(key as usize)?;
+        let node = &mut self.nodes[key as usize];
+        let entry = node.entry.take()?;
+        let (previous, next) = (node.previous, std::mem::replace(&mut node.next, self.free));
+        self.free = key;
         *self.link_after(previous) = next;
         *self.link_before(next) = previous;
-        self.nodes[key as usize] = Node { entry: None, previous: NIL, next: self.free };
-        self.free = key;
-        entry
+        Some(entry)
     }
 
     fn link_after(&mut self, key: u32) -> &mut u32 {

@@ -29,6 +29,10 @@ impl Shard {
             return self.answer_request(waiter, Outcome::NoSuchItem, now, effects);
         }
         let slot = self.partition.slot_of(item);
+        // A turn ends a limited number of holds, so the hold of this item can be over and not ended yet.
+        if let Some(hold) = self.parts.open_mut().stock.expire_item(slot, now.monotonic_ms) {
+            self.expired(sale, slot, hold, now, effects);
+        }
         let (outcome, reason) = match self.stock().state(slot) {
             ItemState::Free if self.has_no_room() => (Outcome::LogFull, None),
             _ => match self.parts.open_mut().stock.reserve(slot, user, key) {

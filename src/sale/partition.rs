@@ -24,6 +24,7 @@ impl UserHash {
     }
 
     /// Returns the hash of a user, of which all bits are equally good.
+    #[inline]
     pub fn of(&self, user: UserId) -> u64 {
         // The finalizer of MurmurHash3, a permutation, so that ids with a pattern, such as consecutive ones, are not
         // multiples of the same number.
@@ -129,10 +130,16 @@ mod tests {
         }
     }
 
+    fn random_key(seed: u64) -> [u8; 32] {
+        let mut key = [0; 32];
+        fastrand::Rng::with_seed(seed).fill(&mut key);
+        key
+    }
+
     /// Users that are all on one shard under one key are on all shards under another.
     #[test]
     fn the_owners_of_users_cannot_be_chosen_without_the_key() {
-        let [known, secret] = [1, 2].map(|byte| Partition::with_key(8, [byte; 32]));
+        let [known, secret] = [1, 2].map(|seed| Partition::with_key(8, random_key(seed)));
         let mut owned = [0u32; 8];
         for user in (0..).map(UserId).filter(|user| known.owner_of_user(*user) == ShardId(3)).take(8_000) {
             owned[usize::from(secret.owner_of_user(user).0)] += 1;

@@ -54,7 +54,11 @@ use crate::sale::rules::Rules;
 use crate::sale::stock::{Counts, Stock};
 
 /// Largest number of holds that expire in one turn, so that a whole stock of holds that end together does not stall it.
+/// Until its turn comes, a hold that is over can be neither bought nor extended, and a checkout of its item ends it.
 const EXPIRIES_PER_TURN: usize = 1024;
+/// Number of records that are not flushed yet from which on no hold expires, so that a slow disk does not fill the memory
+/// with releases: 1 MiB of records.
+const UNFLUSHED_MAX: u64 = 16 * 1024;
 
 /// Largest number of effects that one event releases, so that it does not stall the turn when the database has persisted
 /// all purchases of a rush at once.
@@ -214,7 +218,12 @@ impl Shard {
 
     /// Returns when the next hold ends, in monotonic milliseconds. `Tick` then has something to do.
     pub fn next_expiry_ms(&self) -> Option<u64> {
-        self.parts.next_expiry_ms()
+        self.parts.next_expiry_ms().filter(|_| !self.waits_for_flush())
+    }
+
+    /// Returns whether so many records wait for a flush that no hold expires before the next one has ended.
+    fn waits_for_flush(&self) -> bool {
+        self.appended - self.flushed >= UNFLUSHED_MAX
     }
 
     /// Returns how many blocks of the purchase log must stay free: one for the end of each hold, and two for each
@@ -228,13 +237,19 @@ impl Shard {
 
     fn tick(&mut self, now: Moment, effects: &mut Effects) {
         self.begin_sale_if_newer(SaleId::at(now.unix_ms, self.rules.period_s), now, effects);
-        for _ in 0..EXPIRIES_PER_TURN {
+        let expiries = if self.waits_for_flush() { 0 } else { EXPIRIES_PER_TURN };
+        for _ in 0..expiries {
             let Some((sale, slot, hold)) = self.parts.expire(now.monotonic_ms) else { break };
-            self.publish_change(sale, slot, Availability::Available, effects);
-            let item = self.partition.item_at(self.id, slot);
-            self.log_release((sale, item), hold, ReleaseReason::Expired, now, effects);
+            self.expired(sale, slot, hold, now, effects);
         }
         self.close_and_forget(now, effects);
+    }
+
+    /// Publishes and logs the end of a hold whose time is over.
+    pub(crate) fn expired(&mut self, sale: SaleId, slot: usize, hold: Hold, now: Moment, effects: &mut Effects) {
+        self.publish_change(sale, slot, Availability::Available, effects);
+        let item = self.partition.item_at(self.id, slot);
+        self.log_release((sale, item), hold, ReleaseReason::Expired, now, effects);
     }
 
     fn close_and_forget(&mut self, now: Moment, effects: &mut Effects) {

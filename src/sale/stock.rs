@@ -369,6 +369,17 @@ impl Stock {
         (expires_ms <= now_ms).then(|| (slot as usize, self.free(slot as usize, ReleaseReason::Expired)))
     }
 
+    /// Returns whether the item at `slot` is `Held` by a hold that has ended by `now_ms` (monotonic).
+    pub fn has_ended(&self, slot: usize, now_ms: u64) -> bool {
+        let item = &self.slots[slot];
+        item.state == ItemState::Held && item.expires_ms() <= now_ms
+    }
+
+    /// Moves the item at `slot` from `Held` to `Free`, if its hold has ended by `now_ms` (monotonic). Returns the hold.
+    pub fn expire_item(&mut self, slot: usize, now_ms: u64) -> Option<Hold> {
+        self.has_ended(slot, now_ms).then(|| self.free(slot, ReleaseReason::Expired))
+    }
+
     fn free(&mut self, slot: usize, reason: ReleaseReason) -> Hold {
         let hold = self.dequeue(slot as u32);
         let item = &mut self.slots[slot];

@@ -9,8 +9,9 @@ use rustix::net::{SendFlags, Shutdown, send, shutdown};
 
 /// Bytes of unsent answers from which on a connection's further requests wait.
 pub const OUTPUT_BYTES_MAX: usize = 16 * 1024;
-/// Answer buffers kept for reuse.
-const SPARE_BUFFERS_MAX: usize = 1024;
+/// Answer buffers kept for reuse, and the bytes of one at most. So a shard keeps 1 MiB at most.
+const SPARE_BUFFERS_MAX: usize = 512;
+const SPARE_BUFFER_BYTES_MAX: usize = 2 * 1024;
 
 impl Server {
     /// Sets the deadline of a connection, and queues the connection if it has something to write or must be closed. To
@@ -61,14 +62,7 @@ impl Server {
             }
         }
         (connection.written, connection.unsent_grant) = (0, None);
-        let mut buffer = std::mem::take(&mut connection.output);
-        if buffer.capacity() > 0
-            && buffer.capacity() <= OUTPUT_BYTES_MAX
-            && self.spare_buffers.len() < SPARE_BUFFERS_MAX
-        {
-            buffer.clear();
-            self.spare_buffers.push(buffer);
-        }
+        keep(&mut self.spare_buffers, std::mem::take(&mut connection.output));
         if self.is_draining && connection.is_idle() && !connection.readable {
             connection.state = ConnectionState::Closing;
         }
@@ -95,5 +89,28 @@ impl Server {
             _ => {}
         }
         self.clients[key].connection.set_deadline(now.monotonic_ms);
+    }
+}
+
+/// Keeps a buffer for reuse, unless it is large or there are enough.
+fn keep(spares: &mut Vec<Vec<u8>>, mut buffer: Vec<u8>) {
+    if (1..=SPARE_BUFFER_BYTES_MAX).contains(&buffer.capacity()) && spares.len() < SPARE_BUFFERS_MAX {
+        buffer.clear();
+        spares.push(buffer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memory_kept_after_a_rush_is_bounded() {
+        let mut spares = Vec::new();
+        for number in 0..20_000 {
+            keep(&mut spares, Vec::with_capacity(number % (2 * OUTPUT_BYTES_MAX)));
+        }
+        let kept: usize = spares.iter().map(Vec::capacity).sum();
+        assert!(spares.len() > 100 && kept <= 1 << 20, "{kept} bytes in {} buffers", spares.len());
     }
 }

@@ -226,6 +226,14 @@ fn a_repeated_release_gets_the_same_answer() {
     assert_eq!(purchase(&mut shard, 3, code, Uuid::nil()), [(Ticket(3), Outcome::CodeExpired)]);
 }
 
+/// Reserves an item after `item` others, and flushes its record. Returns its code.
+fn reserve_at(shard: &mut Shard, item: u32) -> Code {
+    checkout(shard, item);
+    let answers = apply(shard, ShardEvent::Flushed(2 + u64::from(item))).answers;
+    let [(_, Outcome::Reserved { code, .. })] = answers[..] else { panic!("{answers:?}") };
+    code
+}
+
 /// Reserves an item. Returns its code.
 fn reserve(shard: &mut Shard, item: u32) -> Code {
     checkout(shard, item);
@@ -278,13 +286,7 @@ fn answers_that_become_due_together_leave_in_several_turns() {
     const PURCHASES: u32 = 2_500;
     let rules = Rules { items: PURCHASES, user_limit: PURCHASES, purchase_ack: Watermark::Persisted, ..RULES };
     let mut shard = shard_with(1, rules);
-    let mut codes = Vec::new();
-    for item in 0..PURCHASES {
-        checkout(&mut shard, item);
-        let answers = apply(&mut shard, ShardEvent::Flushed(2 + u64::from(item))).answers;
-        let [(_, Outcome::Reserved { code, .. })] = answers[..] else { panic!("{answers:?}") };
-        codes.push(code);
-    }
+    let codes: Vec<Code> = (0..PURCHASES).map(|item| reserve_at(&mut shard, item)).collect();
     (0..).zip(codes).for_each(|(ticket, code)| assert_eq!(purchase(&mut shard, ticket, code, Uuid::nil()), []));
     let persisted = u64::from(1 + 2 * PURCHASES);
     let mut answers = Vec::new();
@@ -299,6 +301,59 @@ fn answers_that_become_due_together_leave_in_several_turns() {
     let tickets: Vec<_> = answers.iter().map(|(ticket, _)| ticket.0).collect();
     assert_eq!(tickets, (0..u64::from(PURCHASES)).collect::<Vec<_>>());
     assert_eq!(shard.counts().sold, PURCHASES);
+}
+
+/// A whole stock of holds ends in the same millisecond. Each turn frees a part of it and does not sleep before the next,
+/// and what is left is over all the same: it is not bought, not extended, and does not stand in the way of a checkout.
+#[test]
+fn holds_that_end_together_expire_in_several_turns() {
+    const HOLDS: u32 = 3_000;
+    let rules = Rules { items: HOLDS + 1, user_limit: 2 * HOLDS, ..RULES };
+    let mut shard = shard_with(1, rules);
+    let codes: Vec<Code> = (0..HOLDS).map(|item| reserve_at(&mut shard, item)).collect();
+    let (end, mut effects) = (Moment { monotonic_ms: 101, unix_ms: 1_100 }, Effects::default());
+    shard.apply(ShardEvent::Tick, end, &mut effects);
+    assert_eq!(effects.records.len(), 1024);
+    let held = shard.counts().held;
+    assert_eq!((held, shard.next_expiry_ms()), (HOLDS - 1024, Some(101)), "the next turn has work");
+    let last = codes[HOLDS as usize - 1];
+    for command in [Command::Purchase { code: last, key: Uuid::nil() }, Command::Extend { code: last }] {
+        let mut effects = Effects::default();
+        shard.apply(ShardEvent::Command(Ticket(1), command), end, &mut effects);
+        assert_eq!(effects.answers, [(Ticket(1), Outcome::CodeExpired)]);
+    }
+    let (mut effects, item) = (Effects::default(), ItemId(HOLDS - 1));
+    let again = Command::Checkout { item, user: UserId(2), key: Uuid::nil() };
+    shard.apply(ShardEvent::Command(Ticket(1), again), end, &mut effects);
+    let [
+        LogEvent::Released { item: released, code, reason: ReleaseReason::Expired, .. },
+        LogEvent::Checkout { item: reserved, user: UserId(2), .. },
+    ] = effects.records.iter().map(|record| record.event).collect::<Vec<_>>()[..]
+    else {
+        panic!("{:?}", effects.records)
+    };
+    assert_eq!((released, reserved, code), (item, item, last));
+    for left in [HOLDS - 2 * 1024, 1, 1] {
+        shard.apply(ShardEvent::Tick, end, &mut Effects::default());
+        assert_eq!(shard.counts().held, left, "the new hold stays");
+    }
+}
+
+/// While the disk is slow, holds that are over wait for it, and the turns sleep until a flush has ended.
+#[test]
+fn no_more_holds_expire_than_the_log_can_take() {
+    const HOLDS: u32 = 20_000;
+    let rules = Rules { items: HOLDS, user_limit: HOLDS, ..RULES };
+    let mut shard = shard_with(1, rules);
+    (0..HOLDS).for_each(|item| _ = reserve_at(&mut shard, item));
+    let (end, mut effects) = (Moment { monotonic_ms: 101, unix_ms: 1_100 }, Effects::default());
+    (0..20).for_each(|_| shard.apply(ShardEvent::Tick, end, &mut effects));
+    assert_eq!(shard.next_expiry_ms(), None, "the next turn has no work before the flush");
+    let ended = effects.records.len();
+    assert!((16 * 1024..18 * 1024).contains(&ended), "{ended} holds have ended");
+    shard.apply(ShardEvent::Flushed(u64::from(1 + HOLDS) + ended as u64), end, &mut effects);
+    (0..20).for_each(|_| shard.apply(ShardEvent::Tick, end, &mut effects));
+    assert_eq!((effects.records.len(), shard.counts().held), (HOLDS as usize, 0));
 }
 
 /// A code leads to its sale whatever the stock of the sales since then, and after the receipts to no sale.

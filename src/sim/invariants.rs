@@ -66,9 +66,10 @@ impl World {
         let (event, sale) = (self.events, self.newest_sale());
         for item in (0..self.rules.items).map(ItemId) {
             let owner = &self.shards[usize::from(self.partition.owner_of_item(item).0)];
-            let is_free = owner.terms().sale == sale
-                && (item.0 >= owner.terms().items
-                    || owner.stock().state(self.partition.slot_of(item)) == ItemState::Free);
+            let (slot, stock) = (self.partition.slot_of(item), owner.stock());
+            // A checkout ends a hold that is over.
+            let is_free = || stock.state(slot) == ItemState::Free || stock.has_ended(slot, self.now.monotonic_ms);
+            let is_free = owner.terms().sale == sale && (item.0 >= owner.terms().items || is_free());
             note(&mut self.items_free, item, is_free, event);
         }
         for user in (0..USERS).map(UserId) {

@@ -99,6 +99,8 @@ pub struct World {
     withdrawals: Withdrawals,
     /// The failures of sockets before an answer is written, and the reasons of withdrawals.
     sockets: fastrand::Rng,
+    /// Whether a shard may receive a message before it has ended the holds that are over, as if there were many of them.
+    ends_holds_late: bool,
     /// Whether sockets fail before the answers to granted checkouts are written.
     pub loses_answers: bool,
     /// The time of every grant, by code.
@@ -129,6 +131,7 @@ impl World {
         let (items, shards) = (faults.u32(1..6), faults.u16(1..5));
         let mut world = Self::with(items, shards, purchase_ack, traffic, faults, prints_trace);
         (world.sockets, world.loses_answers) = (fastrand::Rng::with_seed(!seed), true);
+        world.ends_holds_late = true;
         world
     }
 
@@ -192,6 +195,7 @@ impl World {
             lanes: BTreeMap::new(),
             withdrawals: Withdrawals::default(),
             sockets: fastrand::Rng::with_seed(0),
+            ends_holds_late: false,
             loses_answers: false,
             granted: BTreeMap::new(),
             tickets: 0,
@@ -467,7 +471,10 @@ impl World {
         let (from, to, _) = lane;
         let message = self.lanes.get_mut(&lane).and_then(VecDeque::pop_front).expect("the lane has a message");
         self.trace.note(format_args!("{} {from} to {to}: {message:?}", self.steps));
-        self.apply(to, ShardEvent::Tick);
+        // Without a tick, the receiver has not ended the holds that are over.
+        if !self.ends_holds_late || self.faults.bool() {
+            self.apply(to, ShardEvent::Tick);
+        }
         self.apply(to, ShardEvent::Sale(self.newest_sale()));
         if let Message::Request(Request::Withdraw { ticket, .. }) = message {
             self.withdrawals.arrives(ticket, ShardId(to));

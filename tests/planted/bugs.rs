@@ -59,8 +59,8 @@ pub const BUGS: &[Bug] = &[
         what: "clients that know the program can choose users that collide",
         file: "sale/partition.rs",
         place: "UserHash { multiplier: «half(0)», addend: half(16) }",
-        wrong: "1 << 100",
-        caught_by: "sale::",
+        wrong: "0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835",
+        caught_by: "sale::quotas",
     },
     Bug {
         what: "a hold can be cancelled while its purchase is being written",
@@ -201,7 +201,7 @@ pub const BUGS: &[Bug] = &[
         what: "a code of a forgotten sale is refused as if it had never been issued",
         file: "sale/parts.rs",
         place: "None if «place.sales_before(open) <= SALES_BACK_MAX» =>",
-        wrong: "place.sales_before(self.open.terms.sale) == 0",
+        wrong: "place.sales_before(open) == 0",
         caught_by: "sim::alone",
     },
     Bug {
@@ -210,6 +210,28 @@ pub const BUGS: &[Bug] = &[
         place: "part.build(self.partition.owned_items(self.id, next.items), «SLICE_ITEMS»);",
         wrong: "usize::MAX",
         caught_by: "sim::alone",
+    },
+    // --- bounded turns ---
+    Bug {
+        what: "all holds that end together expire in one turn",
+        file: "sale/shard.rs",
+        place: "{ 0 } else { «EXPIRIES_PER_TURN» };",
+        wrong: "usize::MAX",
+        caught_by: "sim::alone",
+    },
+    Bug {
+        what: "a shard does not sleep while holds that are over wait for a flush",
+        file: "sale/shard.rs",
+        place: "«self.parts.next_expiry_ms().filter(|_| !self.waits_for_flush())»",
+        wrong: "self.parts.next_expiry_ms().filter(|_| self.flushed < u64::MAX)",
+        caught_by: "sim::alone",
+    },
+    Bug {
+        what: "an item is refused as reserved after the end of its hold",
+        file: "sale/stock.rs",
+        place: "«self.has_ended(slot, now_ms)».then",
+        wrong: "self.has_ended(slot, now_ms.min(slot as u64))",
+        caught_by: SIM,
     },
     // --- the protocol ---
     Bug {
@@ -286,7 +308,7 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "readers see an item with an expired hold as still held",
         file: "sale/shard.rs",
-        place: "«self.publish_change(sale, slot, Availability::Available, effects);»\n            let item",
+        place: "«self.publish_change(sale, slot, Availability::Available, effects);»\n        let item",
         wrong: "",
         caught_by: SIM,
     },
@@ -373,6 +395,21 @@ pub const BUGS: &[Bug] = &[
         place: "for _ in 0..«DEFERRED_PER_EVENT» {",
         wrong: "usize::MAX",
         caught_by: "sim::alone",
+    },
+    // --- the lanes ---
+    Bug {
+        what: "a turn receives everything that has arrived",
+        file: "runtime/mesh.rs",
+        place: "let left = «RECEIVED_PER_TURN.saturating_sub(requests)»;",
+        wrong: "usize::MAX - requests",
+        caught_by: "mesh::",
+    },
+    Bug {
+        what: "a backlog is sent as one batch",
+        file: "runtime/mesh.rs",
+        place: "if «self.waiting.len() == BATCH_MESSAGES» {",
+        wrong: "self.waiting.len() == usize::MAX",
+        caught_by: "mesh::",
     },
     // --- the clock ---
     Bug {
