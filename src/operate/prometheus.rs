@@ -202,7 +202,7 @@ impl Scrape {
     }
 
     #[rustfmt::skip]
-    fn shards(&self) -> [Family; 8] {
+    fn shards(&self) -> [Family; 9] {
         let counters = |name, help, of: fn(&ShardStatus) -> &AtomicU64| {
             Family::new(name, help, self.by_shard(|shard| Value::Counter(read(of(shard)))))
         };
@@ -214,8 +214,11 @@ impl Scrape {
         [
             Family::new("stampede_shard_cpu_seconds", "CPU time of the shard's thread", cpu),
             counters("stampede_turns", "Turns taken by the shard", |shard| &shard.turns),
-            gauges("stampede_connections", "Open connections", |shard| &shard.connections),
-            gauges("stampede_subscribers", "Connections that follow /events", |shard| &shard.subscribers),
+            gauges("stampede_connections", "Open connections", |shard| &shard.connections.open),
+            gauges("stampede_subscribers", "Connections that follow /events", |shard| &shard.connections.subscribers),
+            Family::new("stampede_connections_evicted",
+                "Idle connections closed in favour of new ones, because there were as many as --max-connections",
+                self.by_shard(|shard| Value::Counter(shard.connections.evicted.get() as f64))),
             counters("stampede_lane_batches", "Batches of messages sent to other shards", |shard| &shard.lane_batches),
             counters("stampede_lane_messages", "Messages sent to other shards", |shard| &shard.lane_messages),
             gauges("stampede_lane_waiting_messages", "Messages not sent yet, because the receiving shard has not read the earlier ones", |shard| &shard.lane_waiting),

@@ -8,7 +8,8 @@ use crate::http::problem::Problem;
 use crate::http::response::{Responder, Style};
 use crate::operate::request_timer::RequestTimer;
 use crate::sale::ids::{Moment, Ticket};
-use crate::server::client::{Client, configure_event_stream, remove};
+use crate::server::admission::Admission;
+use crate::server::client::{Client, configure_event_stream};
 use crate::server::replies::OUTPUT_BYTES_MAX;
 use crate::server::sockets::{Handled, Handler, READ_BYTES, Server};
 use crate::server::subscribers::Subscribers;
@@ -39,10 +40,7 @@ impl Server {
                 }
                 Err(Errno::AGAIN) => connection.readable = false,
                 Err(Errno::INTR) => {}
-                Err(_) => {
-                    remove(&mut self.clients, &mut self.lost, key);
-                    return;
-                }
+                Err(_) => return self.clients.remove(key),
             }
         }
         let mut is_cut = false;
@@ -78,12 +76,13 @@ impl Server {
     /// Passes the complete requests in the kept and the new bytes of a connection to the handler. Returns whether bytes
     /// are left for the next turn, because this turn has processed as many requests as it may.
     fn parse_requests(&mut self, key: usize, received: usize, handler: &mut impl Handler) -> bool {
-        let Server { clients, responder, request_timer, subscribers, spare_buffers, scratch, is_draining, .. } = self;
-        let mut requests = RequestParts { responder, request_timer, subscribers, is_draining: *is_draining };
+        let Server { clients, responder, request_timer, subscribers, spare_buffers, scratch, admission, .. } = self;
+        let is_draining = self.is_draining;
+        let mut requests = RequestParts { responder, request_timer, subscribers, admission, is_draining };
         let client = &mut clients[key];
         let mut out = std::mem::take(&mut client.connection.output);
         if out.capacity() == 0 {
-            out = spare_buffers.pop().unwrap_or_default();
+            out = spare_buffers.take();
         }
         let mut kept = std::mem::take(&mut client.connection.input);
         let bytes = if kept.is_empty() {
@@ -150,6 +149,7 @@ struct RequestParts<'a> {
     responder: &'a mut Responder,
     request_timer: &'a mut RequestTimer,
     subscribers: &'a mut Subscribers,
+    admission: &'a Admission,
     is_draining: bool,
 }
 
@@ -190,7 +190,7 @@ impl RequestParts<'_> {
     fn apply_result(&mut self, key: usize, client: &mut Client, asked: HandledRequest, out: &mut Vec<u8>) {
         let HandledRequest { style, handled, began_us, trace } = asked;
         let connection = &mut client.connection;
-        connection.clear_request_deadline();
+        connection.end_request();
         connection.state = match handled {
             Handled::Answered(operation, answer) | Handled::Granted(operation, answer, _) => {
                 self.request_timer.answered(operation, answer, began_us);
@@ -198,7 +198,7 @@ impl RequestParts<'_> {
             }
             Handled::Listening(operation) => {
                 let last = Style { keep_alive: false, ..style };
-                let answer = match self.subscribers.have_room() {
+                let answer = match self.admission.has_place_to_subscribe(self.subscribers.count()) {
                     _ if self.is_draining => self.responder.problem(Problem::NotReady, last, out),
                     true => self.responder.event_stream(style, out),
                     false => self.responder.problem(Problem::TooManyConnections, last, out),
@@ -207,6 +207,7 @@ impl RequestParts<'_> {
                 if answer == Answer::Ok && !style.head_only {
                     configure_event_stream(&client.socket);
                     self.subscribers.add(key, client.generation);
+                    self.admission.publish_subscribers(self.subscribers.count());
                     ConnectionState::Listening
                 } else {
                     ConnectionState::Closing
