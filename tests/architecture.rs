@@ -38,6 +38,8 @@ const PURE: &[&str] = &[
     "postgres/copy_rows",
     "process/manual",
     "server/art",
+    "server/spare_buffers",
+    "server/timeouts",
     "system/discipline",
 ];
 

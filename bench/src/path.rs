@@ -91,7 +91,7 @@ impl RequestPath {
             };
             let style = Style { json, ..style };
             let effects = self.turns.command(0, ticket, command);
-            connection.clear_request_deadline();
+            connection.end_request();
             match effects.answers.pop_if(|(decided, _)| *decided == ticket) {
                 Some((_, outcome)) => drop(respond(outcome, style, &mut self.responder, &mut out)),
                 None => (connection.style, connection.state) = (style, ConnectionState::Deciding),

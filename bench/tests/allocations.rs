@@ -29,6 +29,7 @@ use stampede::sale::partition::Partition;
 use stampede::sale::quotas::Quotas;
 use stampede::sale::rules::Rules;
 use stampede::sale::shard::{Shard, ShardEvent};
+use stampede::server::admission::Admission;
 use stampede::server::sockets::Server;
 use stampede::system::clock::Clock;
 use stampede::system::doorbell::Doorbell;
@@ -245,8 +246,8 @@ fn serve(listener: OwnedFd, logs: &Path, status: Arc<Status>, doorbells: &Arc<[D
         let mesh = mesh::connect(doorbells).pop().expect("there is one shard");
         let request_timer = RequestTimer::new(status.clone(), id, clock.clone());
         let idle_timeout = Duration::from_secs(75);
-        let mut server =
-            Server::new(mesh.doorbell(), 1000, request_timer, Origins::None, idle_timeout).expect("a descriptor");
+        let admission = Admission::new(id, status.clone(), doorbells.clone(), 1000, None);
+        let mut server = Server::new(admission, request_timer, Origins::None, idle_timeout).expect("a descriptor");
         server.listen(listener).expect("the listener can be registered");
         let always_ready = eventfd(1, EventfdFlags::CLOEXEC).expect("a descriptor");
         let always_ready = PollableFd::new(always_ready).expect("a descriptor");

@@ -67,7 +67,12 @@ pub const SETTINGS: &[Setting] = &[
             Postgres" },
     Setting { flag: "max-connections", variables: &["MAX_CONNECTIONS"], value: "NUMBER",
         default: "(16384, or fewer if the descriptor limit is lower)",
-        help: "Number of client connections at once. Further connections are answered 503 and closed" },
+        help: "Number of client connections at once. At this limit the connection that has been idle longest is closed \
+            for a new one; if none is idle, the new one is answered 503 and closed" },
+    Setting { flag: "max-connections-per-address", variables: &["MAX_CONNECTIONS_PER_ADDRESS"], value: "NUMBER",
+        default: "0",
+        help: "Number of connections at once from one IPv4 address or one /64 network of IPv6; 0: no limit. Further \
+            connections are answered 503 and closed. Behind a proxy all connections have its address: leave it at 0" },
     Setting { flag: "idle-timeout", variables: &["IDLE_TIMEOUT"], value: "DURATION", default: "75s",
         help: "Time after which a connection without a request is closed. Answers state it in the header Keep-Alive. A \
             proxy in front must close its idle connections earlier" },

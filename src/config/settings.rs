@@ -29,6 +29,8 @@ use thiserror::Error;
 pub const SHARDS_MAX: u16 = 256;
 /// Maximum of the duration of a hold together with its extension.
 pub const HOLD_MAX: Duration = Duration::from_secs(2 * 86400);
+/// Maximum of the limits of connections.
+const CONNECTIONS_MAX: u64 = 10_000_000;
 /// Default of `--receipts`, unless four sale periods are shorter.
 const RECEIPTS: Duration = Duration::from_secs(3600);
 /// Maximum of the drain delay and of the drain timeout.
@@ -82,6 +84,8 @@ pub struct Config {
     pub recover_from: RecoverFrom,
     /// Maximum number of client connections. `None`: derived from the descriptor limit.
     pub max_connections: Option<u32>,
+    /// Maximum number of connections of one client address. 0: no limit.
+    pub max_connections_per_address: u32,
     /// Time after which a connection without a request is closed.
     pub idle_timeout: Duration,
     /// Whether the shard on the CPU where a connection arrives gets it.
@@ -343,7 +347,7 @@ impl Config {
         };
         let log_format = sources.given("log-format")?.map(|raw| raw.choice("text or json"));
         let shards = sources.given("shards")?.map(|raw| raw.number(1..=SHARDS_MAX.into()));
-        let max_connections = sources.given("max-connections")?.map(|raw| raw.number(1..=10_000_000));
+        let max_connections = sources.given("max-connections")?.map(|raw| raw.number(1..=CONNECTIONS_MAX));
         Ok(Config {
             listen: sources.address("listen", "LISTEN", &["PORT", "APP_PORT"])?,
             admin_listen: sources.address("admin-listen", "ADMIN_LISTEN", &["APP_METRICS_PORT"])?,
@@ -355,6 +359,7 @@ impl Config {
             database,
             recover_from,
             max_connections: max_connections.transpose()?.map(|connections| connections as u32),
+            max_connections_per_address: get("max-connections-per-address")?.number(0..=CONNECTIONS_MAX)? as u32,
             idle_timeout: get("idle-timeout")?.duration(IDLE_TIMEOUTS, "milliseconds")?,
             steers_by_cpu,
             cors_origins: sources.origins()?,
@@ -391,6 +396,7 @@ impl fmt::Display for Config {
             database,
             recover_from,
             max_connections,
+            max_connections_per_address,
             idle_timeout,
             steers_by_cpu,
             cors_origins,
@@ -419,6 +425,7 @@ impl fmt::Display for Config {
         writeln!(f, "ack = {}", if rules.purchase_ack == Watermark::Flushed { "local" } else { "postgres" })?;
         writeln!(f, "recover-from = {recover_from}")?;
         writeln!(f, "max-connections = {}", open(max_connections.map(|connections| connections.to_string())))?;
+        writeln!(f, "max-connections-per-address = {max_connections_per_address}")?;
         writeln!(f, "idle-timeout = {}", in_one_unit(idle_timeout.as_millis() as u64))?;
         writeln!(f, "steering = {}", if *steers_by_cpu { "cpu" } else { "hash" })?;
         writeln!(f, "cors-origin = {}", listed(cors_origins))?;
@@ -507,6 +514,11 @@ mod tests {
             ("admin-host", "a,,b", ["--admin-host", "\"a,,b\"", "like shop-1.internal"]),
             ("log-format", "xml", ["--log-format", "\"xml\"", "text or json"]),
             ("max-connections", "0", ["--max-connections", "\"0\"", "from 1"]),
+            (
+                "max-connections-per-address",
+                "many",
+                ["--max-connections-per-address", "\"many\"", "from 0 to 10000000"],
+            ),
             ("idle-timeout", "75", ["--idle-timeout", "\"75\"", "from 1s to 1h"]),
             ("idle-timeout", "999ms", ["--idle-timeout", "\"999ms\"", "from 1s to 1h"]),
             ("idle-timeout", "2h", ["--idle-timeout", "\"2h\"", "from 1s to 1h"]),

@@ -12,6 +12,7 @@ use crate::http::response::Style;
 use crate::sale::code::Code;
 use crate::sale::ids::ItemId;
 use serde::{Deserialize, Serialize};
+use strum::{EnumCount, VariantArray};
 
 /// Time limit for a head, from its first byte.
 const HEAD_MS: u64 = 10_000;
@@ -25,6 +26,9 @@ const WRITE_MS: u64 = 30_000;
 const NO_LIMIT_MS: u64 = u64::MAX / 2;
 /// Time limit for the client to close, from the moment when the server has closed its direction.
 const LINGER_MS: u64 = 2_000;
+/// The deadline of a connection that waits for a request is set again at most once in this time, so that most requests
+/// leave it as it is. An idle connection lives longer by this time at most, and never shorter.
+const RENEWAL_MS: u64 = 250;
 
 /// Activity of a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +48,7 @@ pub enum ConnectionState {
 }
 
 /// Event that a connection waits for. Each has its own time limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, VariantArray)]
 pub enum WaitingFor {
     /// The first byte of a request.
     Request,
@@ -60,6 +64,27 @@ pub enum WaitingFor {
     Event,
     /// The close by the client.
     Close,
+}
+
+impl WaitingFor {
+    /// Returns the time limit for the event in milliseconds, if a connection may be without a request for `idle_ms`.
+    pub const fn limit_ms(self, idle_ms: u64) -> u64 {
+        match self {
+            WaitingFor::Request => idle_ms + RENEWAL_MS,
+            WaitingFor::Head => HEAD_MS,
+            WaitingFor::Body => BODY_MS,
+            WaitingFor::Decision => DECISION_MS,
+            WaitingFor::Write => WRITE_MS,
+            WaitingFor::Event => NO_LIMIT_MS,
+            WaitingFor::Close => LINGER_MS,
+        }
+    }
+
+    /// Returns whether the server may close the connection early, in favour of a new one: it waits only for its client,
+    /// and no answer is lost.
+    pub const fn is_evictable(self) -> bool {
+        matches!(self, WaitingFor::Request | WaitingFor::Head | WaitingFor::Body | WaitingFor::Close)
+    }
 }
 
 /// Result of reading the next bytes of a connection.
@@ -205,7 +230,7 @@ impl Connection {
             head: Vec::new(),
             body: None,
             awaits: WaitingFor::Request,
-            deadline_ms: now_ms + idle_ms,
+            deadline_ms: now_ms + WaitingFor::Request.limit_ms(idle_ms),
             idle_ms,
         }
     }
@@ -263,30 +288,41 @@ impl Connection {
         Ok((head.bytes, if waits { Step::SayContinue } else { Step::Again }))
     }
 
-    /// Sets the deadline for the event that the connection waits for now. If the connection already waits for this
-    /// event, its deadline stays, so that a client cannot extend the time for a request by sending single bytes. Only
-    /// an idle connection gets a new deadline with each call.
-    pub fn set_deadline(&mut self, now_ms: u64) {
-        let (awaits, time_ms) = match self.state {
-            ConnectionState::Lingering => (WaitingFor::Close, LINGER_MS),
-            _ if self.written < self.output.len() => (WaitingFor::Write, WRITE_MS),
-            ConnectionState::Deciding => (WaitingFor::Decision, DECISION_MS),
-            ConnectionState::Listening => (WaitingFor::Event, NO_LIMIT_MS),
-            _ if self.body.is_some() => (WaitingFor::Body, BODY_MS),
-            _ if !self.input.is_empty() => (WaitingFor::Head, HEAD_MS),
-            _ => (WaitingFor::Request, self.idle_ms),
-        };
-        if awaits != self.awaits || awaits == WaitingFor::Request {
-            self.awaits = awaits;
-            self.deadline_ms = now_ms + time_ms;
+    /// Returns the event that the connection waits for now.
+    pub fn awaits(&self) -> WaitingFor {
+        match self.state {
+            ConnectionState::Lingering => WaitingFor::Close,
+            _ if self.written < self.output.len() => WaitingFor::Write,
+            ConnectionState::Deciding => WaitingFor::Decision,
+            ConnectionState::Listening => WaitingFor::Event,
+            _ if self.body.is_some() => WaitingFor::Body,
+            _ if !self.input.is_empty() => WaitingFor::Head,
+            _ => WaitingFor::Request,
         }
     }
 
-    /// Clears the deadline of the request that has just been parsed, so that the next request gets its own. The
-    /// deadline for writing stays: a client that sends requests without reading answers does not extend it.
-    pub fn clear_request_deadline(&mut self) {
-        if self.awaits != WaitingFor::Write {
-            self.awaits = WaitingFor::Request;
+    /// Sets the deadline for the event that the connection waits for now, and returns whether it has changed. If the
+    /// connection already waits for this event, its deadline stays, so that a client cannot extend the time for a
+    /// request by sending single bytes. Only an idle connection gets a new deadline with each call, unless the last one
+    /// is recent.
+    pub fn set_deadline(&mut self, now_ms: u64) -> bool {
+        let awaits = self.awaits();
+        let deadline_ms = now_ms + awaits.limit_ms(self.idle_ms);
+        let is_new =
+            awaits != self.awaits || awaits == WaitingFor::Request && deadline_ms >= self.deadline_ms + RENEWAL_MS;
+        if is_new {
+            (self.awaits, self.deadline_ms) = (awaits, deadline_ms);
+        }
+        is_new
+    }
+
+    /// Forgets the deadline and the head of the request that has just been processed. The next request gets a deadline
+    /// of its own. The deadline for writing stays: a client that sends requests without reading answers does not extend
+    /// it.
+    pub fn end_request(&mut self) {
+        self.head = Vec::new();
+        if matches!(self.awaits, WaitingFor::Head | WaitingFor::Body) {
+            (self.awaits, self.deadline_ms) = (WaitingFor::Request, 0);
         }
     }
 
@@ -295,22 +331,14 @@ impl Connection {
         (self.awaits, self.deadline_ms) = (WaitingFor::Write, now_ms + WRITE_MS);
     }
 
-    /// Returns the event whose deadline has passed, if any.
-    pub fn overdue(&self, now_ms: u64) -> Option<WaitingFor> {
-        (self.deadline_ms <= now_ms).then_some(self.awaits)
+    /// Returns the event of the last deadline that was set, and that deadline.
+    pub fn deadline(&self) -> (WaitingFor, u64) {
+        (self.awaits, self.deadline_ms)
     }
 
     /// Returns whether the connection waits only for the next request.
     pub fn is_idle(&self) -> bool {
         self.state == ConnectionState::Reading && self.body.is_none() && self.input.is_empty() && self.output.is_empty()
-    }
-
-    /// Frees memory that an idle connection does not need.
-    pub fn shrink(&mut self) {
-        self.head = Vec::new();
-        if self.input.is_empty() {
-            self.input = Vec::new();
-        }
     }
 }
 
@@ -390,24 +418,44 @@ mod tests {
     #[test]
     fn deadlines_are_absolute() {
         let mut connection = Connection::new(0, IDLE_MS);
-        assert_eq!(connection.overdue(IDLE_MS), Some(WaitingFor::Request));
+        assert_eq!(connection.deadline(), (WaitingFor::Request, IDLE_MS + RENEWAL_MS));
         connection.input.push(b'P');
-        connection.set_deadline(100);
+        assert!(connection.set_deadline(100));
         connection.input.push(b'O');
-        connection.set_deadline(HEAD_MS);
-        assert_eq!(connection.overdue(HEAD_MS + 99), None);
-        assert_eq!(connection.overdue(HEAD_MS + 100), Some(WaitingFor::Head));
-        connection.clear_request_deadline();
-        connection.set_deadline(200);
-        assert_eq!(connection.overdue(HEAD_MS + 100), None, "the next head has its own deadline");
+        assert!(!connection.set_deadline(HEAD_MS));
+        assert_eq!(connection.deadline(), (WaitingFor::Head, HEAD_MS + 100));
+        connection.end_request();
+        assert!(connection.set_deadline(200), "the next head has its own deadline");
         assert!(matches!(connection.next(format!("{HEAD}Content-Length: 2\r\n\r\n").as_bytes()), Ok((_, Step::Again))));
         connection.set_deadline(250);
         assert!(matches!(connection.next(b"o"), Ok((1, Step::More))));
-        connection.set_deadline(BODY_MS);
-        assert_eq!(connection.overdue(BODY_MS + 250), Some(WaitingFor::Body), "a byte does not move the deadline");
-        connection.clear_request_deadline();
+        assert!(!connection.set_deadline(BODY_MS), "a byte does not move the deadline");
+        assert_eq!(connection.deadline(), (WaitingFor::Body, BODY_MS + 250));
+        connection.end_request();
         connection.state = ConnectionState::Deciding;
-        connection.set_deadline(300);
-        assert_eq!(connection.overdue(DECISION_MS + 300), Some(WaitingFor::Decision));
+        assert!(connection.set_deadline(300));
+        assert_eq!(connection.deadline(), (WaitingFor::Decision, DECISION_MS + 300));
+    }
+
+    /// A connection that is in use gets a new deadline a few times in a second, and is never closed too early.
+    #[test]
+    fn idle_time_begins_with_the_last_request() {
+        let mut connection = Connection::new(0, IDLE_MS);
+        for now_ms in 1..10_000 {
+            let is_new = connection.set_deadline(now_ms);
+            assert_eq!(is_new, now_ms % RENEWAL_MS == 0, "at {now_ms}");
+            let (awaits, deadline_ms) = connection.deadline();
+            assert_eq!(awaits, WaitingFor::Request);
+            assert!((now_ms + IDLE_MS + 1..=now_ms + IDLE_MS + RENEWAL_MS).contains(&deadline_ms));
+            connection.end_request();
+        }
+        // A body has ended: its deadline is not that of the idle connection.
+        let mut connection = Connection::new(0, 1_000);
+        connection.input.push(b'P');
+        connection.set_deadline(10);
+        connection.input.clear();
+        connection.end_request();
+        assert!(connection.set_deadline(20));
+        assert_eq!(connection.deadline(), (WaitingFor::Request, 1_020 + RENEWAL_MS));
     }
 }

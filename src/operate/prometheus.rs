@@ -202,7 +202,7 @@ impl Scrape {
     }
 
     #[rustfmt::skip]
-    fn shards(&self) -> [Family; 10] {
+    fn shards(&self) -> [Family; 11] {
         let counters = |name, help, of: fn(&ShardStatus) -> &AtomicU64| {
             Family::new(name, help, self.by_shard(|shard| Value::Counter(read(of(shard)))))
         };
@@ -218,8 +218,11 @@ impl Scrape {
                 self.by_shard(|shard| seconds(shard.turn_times.all.read()))),
             Family::new("stampede_longest_turn_seconds", "Duration of the longest turn since the process started",
                 self.by_shard(|shard| Value::Gauge(read(&shard.turn_times.longest_us) / 1e6))),
-            gauges("stampede_connections", "Open connections", |shard| &shard.connections),
-            gauges("stampede_subscribers", "Connections that follow /events", |shard| &shard.subscribers),
+            gauges("stampede_connections", "Open connections", |shard| &shard.connections.open),
+            gauges("stampede_subscribers", "Connections that follow /events", |shard| &shard.connections.subscribers),
+            Family::new("stampede_connections_evicted",
+                "Idle connections closed in favour of new ones, because there were as many as --max-connections",
+                self.by_shard(|shard| Value::Counter(shard.connections.evicted.get() as f64))),
             counters("stampede_lane_batches", "Batches of messages sent to other shards", |shard| &shard.lane_batches),
             counters("stampede_lane_messages", "Messages sent to other shards", |shard| &shard.lane_messages),
             gauges("stampede_lane_waiting_messages", "Messages not sent yet, because the receiving shard has not read the earlier ones", |shard| &shard.lane_waiting),

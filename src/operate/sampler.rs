@@ -150,7 +150,7 @@ impl Sampler {
         };
         let shards = status.shards.iter().enumerate().map(|(shard, numbers)| ShardSample {
             per_second: per_second(totals.requests[shard], before.requests[shard]),
-            connections: numbers.connections.load(Ordering::Relaxed),
+            connections: numbers.connections.open.load(Ordering::Relaxed),
             busy: ((totals.cpu_s[shard] - before.cpu_s[shard]) / seconds).clamp(0.0, 1.0),
         });
         let sale = status.newest_sale();

@@ -32,10 +32,8 @@ pub struct ShardStatus {
     pub oldest_live: AtomicU32,
     /// Items of the sale that this shard owns.
     pub items: AtomicU64,
-    /// Open connections.
-    pub connections: AtomicU64,
-    /// Open connections that follow `/events`.
-    pub subscribers: AtomicU64,
+    /// Numbers of connections.
+    pub connections: ConnectionNumbers,
     /// Records appended to the purchase log.
     pub appended: AtomicU64,
     logs: [LogStatus; 2],
@@ -82,6 +80,42 @@ impl TurnTimes {
         if micros > self.longest_us.load(Ordering::Relaxed) {
             self.longest_us.store(micros, Ordering::Relaxed);
         }
+    }
+}
+
+/// The numbers of a shard's connections. Each shard reads those of all others in each turn, so they have a cache line
+/// of their own, which is written only if a number changes.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct ConnectionNumbers {
+    /// Open connections.
+    pub open: AtomicU64,
+    /// Open connections that follow `/events`.
+    pub subscribers: AtomicU64,
+    /// Monotonic time in ms since when the longest idle connection has waited for its client; 0 if there is none.
+    idle_since_ms: AtomicU64,
+    /// Connections that were closed at the limit in favour of new ones.
+    pub evicted: Counter,
+}
+
+impl ConnectionNumbers {
+    /// Publishes the open connections, those that follow `/events`, and since when the longest idle one has waited.
+    pub fn publish(&self, open: usize, subscribers: usize, idle_since_ms: Option<u64>) {
+        // A time of 0 does not occur: the clocks of the turns start at 1 ms.
+        let idle_since_ms = idle_since_ms.map_or(0, |since_ms| since_ms.max(1));
+        let numbers =
+            [(&self.open, open as u64), (&self.subscribers, subscribers as u64), (&self.idle_since_ms, idle_since_ms)];
+        for (number, value) in numbers {
+            if number.load(Ordering::Relaxed) != value {
+                number.store(value, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Returns the monotonic time in ms since when the longest idle connection has waited for its client, if there is
+    /// one.
+    pub fn idle_since(&self) -> Option<u64> {
+        Some(self.idle_since_ms.load(Ordering::Relaxed)).filter(|since_ms| *since_ms > 0)
     }
 }
 

@@ -34,6 +34,8 @@ use crate::sale::deferred::Watermark;
 use crate::sale::ids::{SaleId, ShardId};
 use crate::sale::partition::Partition;
 use crate::sale::shard::Inventory;
+use crate::server::addresses::AddressLimit;
+use crate::server::admission::Admission;
 use crate::system::clock::Clock;
 use crate::system::doorbell::Doorbell;
 use crate::system::{host, listener};
@@ -192,7 +194,9 @@ fn spawn_shards(
     let doorbells: Result<Arc<[Doorbell]>, _> = (0..sizes.shards).map(|_| Doorbell::new()).collect();
     let doorbells = doorbells.map_err(host::no_descriptors)?;
     let (notices, notice_receiver) = unbounded();
-    let clients_max = sizes.connections.div_ceil(u32::from(sizes.shards)) as usize;
+    let connections_max = sizes.connections as usize;
+    let addresses = AddressLimit::new(config.max_connections_per_address, sizes.shards, sizes.connections);
+    let addresses = addresses.map(Arc::new);
     let sockets = distribute_listeners(listeners, sizes.shards);
     let places = host::placements(sizes.shards).into_iter().zip(sockets).zip(mesh::connect(&doorbells));
     let (mut starts, mut senders, mut threads) = (Vec::new(), Vec::new(), Vec::new());
@@ -203,8 +207,9 @@ fn spawn_shards(
         senders.push(sender);
         let (status, notices, clock) = (status.clone(), notices.clone(), clock.clone());
         let (origins, idle_timeout) = (Origins::new(&config.cors_origins), config.idle_timeout);
+        let admission = Admission::new(id, status.clone(), doorbells.clone(), connections_max, addresses.clone());
         let thread =
-            ShardThread { id, sockets, mesh, clients_max, origins, idle_timeout, clock, status, notices, orders };
+            ShardThread { id, sockets, mesh, admission, origins, idle_timeout, clock, status, notices, orders };
         threads.push(thread.spawn(placement, begun)?);
     }
     Ok((ShardHandles { doorbells, notice_receiver, notices, orders: senders, threads }, starts))

@@ -31,10 +31,8 @@ impl TurnLoop {
     pub(crate) fn publish(&mut self) {
         self.publish_sale();
         let numbers = self.numbers();
-        let ShardStatus { items, connections, subscribers, appended, log_room, turns, .. } = numbers;
+        let ShardStatus { items, appended, log_room, turns, .. } = numbers;
         items.store(self.shard.stock().items() as u64, Ordering::Relaxed);
-        connections.store(self.shard_io.server.connections() as u64, Ordering::Relaxed);
-        subscribers.store(self.shard_io.server.subscribers().count() as u64, Ordering::Relaxed);
         appended.store(self.logs.purchases.appended(), Ordering::Relaxed);
         for (kind, log) in self.logs.both() {
             numbers.log(kind).flushed.store(log.flushed(), Ordering::Release);

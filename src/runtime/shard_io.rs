@@ -112,6 +112,7 @@ impl ShardIo {
     /// The new process has ended, or does not receive in time.
     pub fn hand_over(&self, line: &UpgradeSocket, written: FromOld) -> io::Result<()> {
         line.send(&written, &[])?;
+        self.server.pause_listening();
         let shard = self.id.0;
         // The listeners were distributed round-robin, so the places of this shard differ by the number of shards.
         let places = (usize::from(shard)..).step_by(self.status.shards.len());

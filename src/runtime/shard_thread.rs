@@ -23,6 +23,7 @@ use crate::sale::effects::Effects;
 use crate::sale::ids::ShardId;
 use crate::sale::partition::Partition;
 use crate::sale::shard::{Inventory, Shard};
+use crate::server::admission::Admission;
 use crate::server::sockets::Server;
 use crate::system::clock::Clock;
 use crate::system::{host, threads};
@@ -53,8 +54,8 @@ pub struct ShardThread {
     pub sockets: ShardSockets,
     /// Its lanes to the other shards.
     pub mesh: Endpoint,
-    /// Connections that the shard may have open.
-    pub clients_max: usize,
+    /// Decides which connections the shard accepts.
+    pub admission: Admission,
     /// Origins of web pages that may use the API.
     pub origins: Origins,
     /// Time after which a connection without a request is closed.
@@ -113,11 +114,10 @@ impl ShardThread {
     }
 
     async fn sell(self, start: Receiver<ShardStart>) -> Result<(), Fatal> {
-        let ShardThread { id, sockets, mesh, clients_max, origins, idle_timeout, clock, status, notices, orders } =
-            self;
+        let ShardThread { id, sockets, mesh, admission, origins, idle_timeout, clock, status, notices, orders } = self;
         let request_timer = RequestTimer::new(status.clone(), id, clock.clone());
-        let mut server = Server::new(mesh.doorbell(), clients_max, request_timer, origins, idle_timeout)
-            .map_err(host::no_descriptors)?;
+        let server = Server::new(admission, request_timer, origins, idle_timeout);
+        let mut server = server.map_err(host::no_descriptors)?;
         adopt(&mut server, sockets, &clock)?;
         let always_ready = eventfd(1, EventfdFlags::CLOEXEC).map_err(io::Error::from);
         let always_ready = always_ready.and_then(|event| Ok(PollableFd::new(event)?)).map_err(host::no_descriptors)?;

@@ -204,8 +204,8 @@ impl TurnLoop {
     fn keep_time(&mut self, now: Moment) {
         self.shard.apply(ShardEvent::Tick, now, &mut self.effects);
         if now.monotonic_ms >= self.next_sweep_ms {
-            self.next_sweep_ms = now.monotonic_ms + SWEEP_MS;
-            self.shard_io.server.sweep(now);
+            let is_unfinished = self.shard_io.server.sweep(now);
+            self.next_sweep_ms = if is_unfinished { now.monotonic_ms } else { now.monotonic_ms + SWEEP_MS };
             if let Some(overdue) = self.shard_io.server.overdue() {
                 self.shard_io.notify(Notice::Overdue(self.shard_io.id, overdue));
             }
@@ -449,6 +449,7 @@ impl TurnLoop {
     fn end_pause(&mut self, now: Moment) {
         if !matches!(std::mem::replace(&mut self.pause, Pause::No), Pause::No) {
             self.take_orders();
+            self.shard_io.server.resume_listening();
             // Delay the sweep: read the requests that arrived during the pause before deadlines close connections.
             self.next_sweep_ms = now.monotonic_ms + SWEEP_MS;
         }
@@ -458,8 +459,8 @@ impl TurnLoop {
 
     /// Sleeps until there is work, then polls the sockets. No wake-up is lost:
     ///
-    /// 1. Another thread stores work for this shard (a batch in a lane, the phase, `persisted`, an order), and then
-    ///    rings the doorbell.
+    /// 1. Another thread stores work for this shard (a batch in a lane, the phase, `persisted`, an order, a number of
+    ///    connections), and then rings the doorbell.
     /// 2. This shard calls `fall_asleep`. From then on, a ring writes the eventfd, which wakes the epoll set.
     /// 3. This shard checks each place where work is stored. A ring before step 2 has written nothing, but the checks
     ///    find its work, and then the shard does not sleep.
@@ -467,12 +468,14 @@ impl TurnLoop {
     async fn wait(&mut self) -> Result<(), Fatal> {
         let mut timeout_ms = self.wait_ms;
         if timeout_ms > 0 {
-            let ShardIo { id, mesh, status, orders, .. } = &self.shard_io;
+            let ShardIo { id, mesh, status, orders, server, .. } = &mut self.shard_io;
             mesh.doorbell().fall_asleep();
             // Step 3. Orders count only while paused; otherwise the next sweep takes them.
             let persisted = status.shard(*id).log(LogKind::Purchases).persisted.load(Ordering::Acquire);
             let has_orders = self.phase == Phase::Paused && !orders.is_empty();
-            if mesh.has_messages() || status.phase() != self.phase || persisted > self.persisted || has_orders {
+            let must_evict = self.phase != Phase::Paused && server.must_evict();
+            let has_phase = status.phase() != self.phase;
+            if mesh.has_messages() || has_phase || persisted > self.persisted || has_orders || must_evict {
                 timeout_ms = 0;
             }
         }

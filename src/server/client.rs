@@ -1,14 +1,18 @@
-//! The state of one client: its socket, its connection, and whether it is queued for reading or writing. Also what a
-//! client leaves when it disconnects.
+//! The clients of a shard: the socket, the connection and the deadline of each, and whether it is queued for reading or
+//! writing. Also what a client leaves when it disconnects.
 
 use crate::http::connection::{Connection, ConnectionState, UnsentGrant};
 use crate::sale::code::Code;
 use crate::sale::command::Withdrawal;
-use crate::sale::ids::{ItemId, Ticket};
+use crate::sale::ids::{ItemId, Moment, ShardId, Ticket};
+use crate::server::addresses::{AddressHash, AddressLimit};
+use crate::server::timeouts::Timeouts;
 use rustix::fd::OwnedFd;
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use slab::Slab;
 use socket2::SockRef;
+use std::ops::{Index, IndexMut};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Bytes of the send buffer in the kernel for a client of `/events`.
@@ -28,6 +32,8 @@ pub struct Client {
     pub is_ready: bool,
     /// The client is in the list of clients to write to.
     pub is_dirty: bool,
+    /// The address for which the connection is counted.
+    address: Option<AddressHash>,
 }
 
 impl Client {
@@ -68,17 +74,136 @@ impl LostClients {
     }
 }
 
-/// Closes a client's connection. If a request of the client is being decided, or the answer to a granted checkout is not
-/// sent yet, adds it to `lost`.
-pub fn remove(clients: &mut Slab<Client>, lost: &mut LostClients, key: usize) {
-    let client = clients.remove(key);
-    let Connection { state, written, unsent_grant, item, .. } = client.connection;
-    if state == ConnectionState::Deciding {
-        lost.withdrawn.push((client.ticket(key), item, Withdrawal::Disconnected));
+/// The clients of one shard, by key.
+pub struct ClientTable {
+    shard: ShardId,
+    clients: Slab<Client>,
+    timeouts: Timeouts,
+    /// Requests and answers that have lost their clients since the last turn.
+    lost: LostClients,
+    addresses: Option<Arc<AddressLimit>>,
+    /// Distinguishes the last client from earlier ones with the same key.
+    generation: u32,
+}
+
+impl ClientTable {
+    /// Creates an empty table of `shard`. A connection may be without a request for `idle_ms`. If the connections of
+    /// each address are limited, the table counts them in `addresses`.
+    pub fn new(shard: ShardId, idle_ms: u64, addresses: Option<Arc<AddressLimit>>) -> Self {
+        let (clients, timeouts, lost) = (Slab::new(), Timeouts::new(idle_ms), LostClients::default());
+        ClientTable { shard, clients, timeouts, lost, addresses, generation: 0 }
     }
-    if let Some(UnsentGrant { code, begins }) = unsent_grant
-        && written <= begins
-    {
-        lost.undelivered.push(code);
+
+    /// Returns the number of clients.
+    pub fn count(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// Returns the key of the next client that is added.
+    pub fn next_key(&self) -> usize {
+        self.clients.vacant_key()
+    }
+
+    /// Adds a client.
+    pub fn insert(&mut self, socket: OwnedFd, connection: Connection) {
+        self.generation = self.generation.wrapping_add(1);
+        let address = self.addresses.as_ref().and_then(|limit| {
+            let address = limit.of_client(&socket)?;
+            limit.add(self.shard, address).then_some(address)
+        });
+        let (generation, deadline) = (self.generation, connection.deadline());
+        let key =
+            self.clients.insert(Client { socket, generation, connection, is_ready: false, is_dirty: false, address });
+        self.timeouts.set(key, deadline);
+    }
+
+    /// Returns a client, if it is still connected.
+    pub fn get_mut(&mut self, key: usize) -> Option<&mut Client> {
+        self.clients.get_mut(key)
+    }
+
+    /// Returns the client that has sent the request with this ticket, if it is still connected.
+    pub fn of_ticket(&mut self, ticket: Ticket) -> Option<(usize, &mut Client)> {
+        let key = (ticket.0 & 0xffff_ffff) as usize;
+        let client = self.clients.get_mut(key).filter(|client| u64::from(client.generation) == ticket.0 >> 32);
+        client.map(|client| (key, client))
+    }
+
+    /// Closes a client's connection. If a request of the client is being decided, or the answer to a granted checkout is
+    /// not sent yet, it is added to the lost ones.
+    pub fn remove(&mut self, key: usize) {
+        let client = self.clients.remove(key);
+        self.timeouts.remove(key);
+        if let (Some(limit), Some(address)) = (&self.addresses, client.address) {
+            limit.remove(self.shard, address);
+        }
+        let Connection { state, written, unsent_grant, item, .. } = client.connection;
+        if state == ConnectionState::Deciding {
+            self.lost.withdrawn.push((client.ticket(key), item, Withdrawal::Disconnected));
+        }
+        if let Some(UnsentGrant { code, begins }) = unsent_grant
+            && written <= begins
+        {
+            self.lost.undelivered.push(code);
+        }
+    }
+
+    /// Sets the deadline of a client for the event that its connection waits for now.
+    pub fn set_deadline(&mut self, key: usize, now: Moment) {
+        let connection = &mut self.clients[key].connection;
+        if connection.set_deadline(now.monotonic_ms) {
+            self.timeouts.set(key, connection.deadline());
+        }
+    }
+
+    /// Sets the deadline of a client again that has taken a part of its answers.
+    pub fn renew_write_deadline(&mut self, key: usize, now: Moment) {
+        let connection = &mut self.clients[key].connection;
+        connection.renew_write_deadline(now.monotonic_ms);
+        self.timeouts.set(key, connection.deadline());
+    }
+
+    /// Returns the deadlines.
+    pub fn timeouts(&self) -> &Timeouts {
+        &self.timeouts
+    }
+
+    /// Returns the monotonic time in ms since when the longest idle client has been waited for, if one is idle.
+    pub fn idle_since(&self) -> Option<u64> {
+        self.timeouts.evictable().next().map(|(_, since_ms)| since_ms)
+    }
+
+    /// Returns the requests and answers that have lost their clients.
+    pub fn lost(&mut self) -> &mut LostClients {
+        &mut self.lost
+    }
+
+    /// Returns whether the shard knows of every request and answer that has lost its client.
+    pub fn has_lost_none(&self) -> bool {
+        self.lost.is_empty()
+    }
+
+    /// Returns all clients.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, &Client)> {
+        self.clients.iter()
+    }
+
+    /// Returns all clients.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (usize, &mut Client)> {
+        self.clients.iter_mut()
+    }
+}
+
+impl Index<usize> for ClientTable {
+    type Output = Client;
+
+    fn index(&self, key: usize) -> &Client {
+        &self.clients[key]
+    }
+}
+
+impl IndexMut<usize> for ClientTable {
+    fn index_mut(&mut self, key: usize) -> &mut Client {
+        &mut self.clients[key]
     }
 }

@@ -52,6 +52,21 @@ impl Poller {
         Ok(())
     }
 
+    /// Adds a listener to the epoll set. Of several shards that share a listening socket, the kernel wakes only one that
+    /// sleeps for a new connection (EPOLLEXCLUSIVE).
+    ///
+    /// # Errors
+    /// The kernel has no memory left.
+    pub fn add_listener(&self, listener: impl AsFd) -> io::Result<()> {
+        self.add(listener, LISTENER, EventFlags::IN | EventFlags::EXCLUSIVE)
+    }
+
+    /// Removes a listener from the epoll set, if it is there.
+    pub fn remove_listener(&self, listener: impl AsFd) {
+        // The only error is that it is not there.
+        let _ = epoll::delete(self.set.get_ref(), listener);
+    }
+
     /// Polls for sockets that are ready, and blocks the thread up to `timeout_ms` until there is one or the doorbell
     /// rings.
     pub fn poll(&mut self, timeout_ms: u64) {

@@ -2,31 +2,28 @@
 
 use crate::http::connection::ConnectionState;
 use crate::sale::ids::Moment;
-use crate::server::client::remove;
 use crate::server::sockets::Server;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, Shutdown, send, shutdown};
 
 /// Bytes of unsent answers from which on a connection's further requests wait.
 pub const OUTPUT_BYTES_MAX: usize = 16 * 1024;
-/// Answer buffers kept for reuse, and the bytes of one at most. So a shard keeps 1 MiB at most.
-const SPARE_BUFFERS_MAX: usize = 512;
-const SPARE_BUFFER_BYTES_MAX: usize = 2 * 1024;
 
 impl Server {
-    /// Sets the deadline of a connection, and queues the connection if it has something to write or must be closed. To
-    /// be called after every change of a connection.
+    /// Queues a connection if it has something to write or must be closed, and otherwise sets its deadline. To be called
+    /// after every change of a connection. The deadline of a queued connection is set when it is written.
     pub(crate) fn schedule_write(&mut self, key: usize, now: Moment) {
         let Some(client) = self.clients.get_mut(key) else { return };
         let connection = &mut client.connection;
         if self.is_draining && connection.is_idle() && !connection.readable {
             connection.state = ConnectionState::Closing;
         }
-        connection.set_deadline(now.monotonic_ms);
         let has_work = !connection.output.is_empty()
             || connection.state == ConnectionState::Closing
             || connection.state == ConnectionState::Lingering && connection.ended;
-        if has_work && !client.is_dirty {
+        if !has_work {
+            self.clients.set_deadline(key, now);
+        } else if !client.is_dirty {
             client.is_dirty = true;
             self.dirty.push(key);
         }
@@ -40,6 +37,8 @@ impl Server {
         }
         self.dirty = dirty;
         self.request_timer.written();
+        // Connections whose answer is written are idle.
+        self.publish();
     }
 
     fn write(&mut self, key: usize, now: Moment) {
@@ -52,17 +51,17 @@ impl Server {
                 Ok(bytes) => connection.written += bytes,
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) if connection.written > before => {
-                    return connection.renew_write_deadline(now.monotonic_ms);
+                    return self.clients.renew_write_deadline(key, now);
                 }
-                Err(Errno::AGAIN) => return connection.set_deadline(now.monotonic_ms),
-                Err(_) => {
-                    remove(&mut self.clients, &mut self.lost, key);
-                    return;
-                }
+                Err(Errno::AGAIN) => return self.clients.set_deadline(key, now),
+                Err(_) => return self.clients.remove(key),
             }
         }
         (connection.written, connection.unsent_grant) = (0, None);
-        keep(&mut self.spare_buffers, std::mem::take(&mut connection.output));
+        let buffer = std::mem::take(&mut connection.output);
+        if buffer.capacity() <= OUTPUT_BYTES_MAX {
+            self.spare_buffers.put(buffer);
+        }
         if self.is_draining && connection.is_idle() && !connection.readable {
             connection.state = ConnectionState::Closing;
         }
@@ -74,43 +73,14 @@ impl Server {
                 let _ = shutdown(&client.socket, Shutdown::Write);
                 client.queue(key, &mut self.ready);
             }
-            ConnectionState::Closing => {
-                remove(&mut self.clients, &mut self.lost, key);
-                return;
-            }
-            ConnectionState::Lingering if connection.ended => {
-                remove(&mut self.clients, &mut self.lost, key);
-                return;
-            }
+            ConnectionState::Closing => return self.clients.remove(key),
+            ConnectionState::Lingering if connection.ended => return self.clients.remove(key),
             // Requests were waiting until the answers were sent.
             ConnectionState::Reading if !connection.input.is_empty() || connection.readable || connection.ended => {
                 client.queue(key, &mut self.ready);
             }
             _ => {}
         }
-        self.clients[key].connection.set_deadline(now.monotonic_ms);
-    }
-}
-
-/// Keeps a buffer for reuse, unless it is large or there are enough.
-fn keep(spares: &mut Vec<Vec<u8>>, mut buffer: Vec<u8>) {
-    if (1..=SPARE_BUFFER_BYTES_MAX).contains(&buffer.capacity()) && spares.len() < SPARE_BUFFERS_MAX {
-        buffer.clear();
-        spares.push(buffer);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_memory_kept_after_a_rush_is_bounded() {
-        let mut spares = Vec::new();
-        for number in 0..20_000 {
-            keep(&mut spares, Vec::with_capacity(number % (2 * OUTPUT_BYTES_MAX)));
-        }
-        let kept: usize = spares.iter().map(Vec::capacity).sum();
-        assert!(spares.len() > 100 && kept <= 1 << 20, "{kept} bytes in {} buffers", spares.len());
+        self.clients.set_deadline(key, now);
     }
 }

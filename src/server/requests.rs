@@ -8,7 +8,8 @@ use crate::http::problem::Problem;
 use crate::http::response::{Responder, Style};
 use crate::operate::request_timer::RequestTimer;
 use crate::sale::ids::{Moment, Ticket};
-use crate::server::client::{Client, configure_event_stream, remove};
+use crate::server::admission::Admission;
+use crate::server::client::{Client, configure_event_stream};
 use crate::server::replies::OUTPUT_BYTES_MAX;
 use crate::server::sockets::{Handled, Handler, READ_BYTES, Server};
 use crate::server::subscribers::Subscribers;
@@ -20,12 +21,15 @@ const AHEAD_BYTES_MAX: usize = HEAD_BYTES_MAX;
 /// Requests of one connection that one turn processes at most, so that a client that pipelines many small requests does
 /// not delay the others.
 pub const REQUESTS_PER_TURN: usize = 64;
+/// Bytes of answers that count as much as a request in the work of a turn.
+const WORK_BYTES: usize = 4 * 1024;
 
 impl Server {
     /// Reads one socket once, and passes every complete request to the handler.
     pub(crate) fn read(&mut self, key: usize, now: Moment, handler: &mut impl Handler) {
         let Some(client) = self.clients.get_mut(key) else { return };
         client.is_ready = false;
+        self.work += 1;
         let connection = &mut client.connection;
         // Bound the memory of a connection: a complete head fits, and bodies are not kept.
         let limit = AHEAD_BYTES_MAX.saturating_sub(connection.input.len()).min(READ_BYTES);
@@ -39,10 +43,7 @@ impl Server {
                 }
                 Err(Errno::AGAIN) => connection.readable = false,
                 Err(Errno::INTR) => {}
-                Err(_) => {
-                    remove(&mut self.clients, &mut self.lost, key);
-                    return;
-                }
+                Err(_) => return self.clients.remove(key),
             }
         }
         let mut is_cut = false;
@@ -78,12 +79,13 @@ impl Server {
     /// Passes the complete requests in the kept and the new bytes of a connection to the handler. Returns whether bytes
     /// are left for the next turn, because this turn has processed as many requests as it may.
     fn parse_requests(&mut self, key: usize, received: usize, handler: &mut impl Handler) -> bool {
-        let Server { clients, responder, request_timer, subscribers, spare_buffers, scratch, is_draining, .. } = self;
-        let mut requests = RequestParts { responder, request_timer, subscribers, is_draining: *is_draining };
+        let Server { clients, responder, request_timer, subscribers, spare_buffers, scratch, admission, .. } = self;
+        let is_draining = self.is_draining;
+        let mut requests = RequestParts { responder, request_timer, subscribers, admission, is_draining };
         let client = &mut clients[key];
         let mut out = std::mem::take(&mut client.connection.output);
         if out.capacity() == 0 {
-            out = spare_buffers.pop().unwrap_or_default();
+            out = spare_buffers.take();
         }
         let mut kept = std::mem::take(&mut client.connection.input);
         let bytes = if kept.is_empty() {
@@ -93,7 +95,7 @@ impl Server {
             &kept[..]
         };
         let ticket = client.ticket(key);
-        let (mut at, mut count) = (0, 0);
+        let (before, mut at, mut count) = (out.len(), 0, 0);
         while client.connection.state == ConnectionState::Reading
             && has_output_room(&client.connection, &out)
             && count < REQUESTS_PER_TURN
@@ -135,6 +137,7 @@ impl Server {
             }
             connection.input = kept;
         }
+        self.work += count.saturating_sub(1) + (out.len() - before) / WORK_BYTES;
         connection.output = out;
         is_cut
     }
@@ -150,6 +153,7 @@ struct RequestParts<'a> {
     responder: &'a mut Responder,
     request_timer: &'a mut RequestTimer,
     subscribers: &'a mut Subscribers,
+    admission: &'a Admission,
     is_draining: bool,
 }
 
@@ -190,7 +194,7 @@ impl RequestParts<'_> {
     fn apply_result(&mut self, key: usize, client: &mut Client, asked: HandledRequest, out: &mut Vec<u8>) {
         let HandledRequest { style, handled, began_us, trace } = asked;
         let connection = &mut client.connection;
-        connection.clear_request_deadline();
+        connection.end_request();
         connection.state = match handled {
             Handled::Answered(operation, answer) | Handled::Granted(operation, answer, _) => {
                 self.request_timer.answered(operation, answer, began_us);
@@ -198,7 +202,7 @@ impl RequestParts<'_> {
             }
             Handled::Listening(operation) => {
                 let last = Style { keep_alive: false, ..style };
-                let answer = match self.subscribers.have_room() {
+                let answer = match self.admission.has_place_to_subscribe(self.subscribers.count()) {
                     _ if self.is_draining => self.responder.problem(Problem::NotReady, last, out),
                     true => self.responder.event_stream(style, out),
                     false => self.responder.problem(Problem::TooManyConnections, last, out),
@@ -207,6 +211,7 @@ impl RequestParts<'_> {
                 if answer == Answer::Ok && !style.head_only {
                     configure_event_stream(&client.socket);
                     self.subscribers.add(key, client.generation);
+                    self.admission.publish_subscribers(self.subscribers.count());
                     ConnectionState::Listening
                 } else {
                     ConnectionState::Closing

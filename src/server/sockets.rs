@@ -18,14 +18,14 @@ use crate::sale::code::Code;
 use crate::sale::command::Withdrawal;
 use crate::sale::ids::{ItemId, Moment, Ticket};
 use crate::server::acceptor::Acceptor;
-use crate::server::client::{Client, LostClients, configure_event_stream, remove};
+use crate::server::admission::Admission;
+use crate::server::client::{ClientTable, LostClients, configure_event_stream};
 use crate::server::item_pages::DRAWINGS_CHECKSUM;
 use crate::server::poller::{LISTENER, Poller};
+use crate::server::spare_buffers::SpareBuffers;
 use crate::server::subscribers::{SentState, Subscribers};
 use rustix::event::epoll::EventFlags;
-use rustix::fd::{AsFd, OwnedFd};
-use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
-use slab::Slab;
+use rustix::fd::OwnedFd;
 use std::io;
 use std::sync::LazyLock;
 use std::task::{Context, Poll};
@@ -35,6 +35,11 @@ use std::time::Duration;
 pub const READ_BYTES: usize = 16 * 1024;
 /// Subscribers that one turn serves at most, so that many subscribers do not delay the buyers.
 const EVENTS_PER_TURN: usize = 64;
+/// Sockets and further requests that one turn reads at most, where 4 KiB of answers count as one request. With the answers
+/// to all of them, a turn takes about 4 ms.
+pub const WORK_PER_TURN: usize = 512;
+/// Connections that one turn closes or answers at most because their deadline has passed.
+const TIMEOUTS_PER_TURN: usize = 64;
 
 /// The result of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,58 +70,61 @@ impl<H: FnMut(Ticket, &Head<'_>, Style, &mut Responder, &mut Vec<u8>) -> Handled
 pub struct Server {
     pub(crate) poller: Poller,
     pub(crate) acceptor: Acceptor,
-    pub(crate) clients: Slab<Client>,
-    pub(crate) clients_max: usize,
+    pub(crate) admission: Admission,
+    pub(crate) clients: ClientTable,
     /// Time after which a connection without a request is closed.
     pub(crate) idle_ms: u64,
-    pub(crate) generation: u32,
     pub(crate) responder: Responder,
     pub(crate) request_timer: RequestTimer,
     /// Keys of clients to read, or whose kept bytes can be processed.
     pub(crate) ready: Vec<usize>,
+    /// Work of this turn so far, in the unit of [`WORK_PER_TURN`].
+    pub(crate) work: usize,
     /// Keys of clients to write to or to close.
     pub(crate) dirty: Vec<usize>,
-    /// Requests and answers that have lost their clients since the last turn.
-    pub(crate) lost: LostClients,
+    /// This shard has closed as many connections in this turn as it may, and there are still too many.
+    pub(crate) has_excess: bool,
+    /// Monotonic time in ms from which on an eviction is logged again.
+    pub(crate) next_line_ms: u64,
     pub(crate) overdue: Overdue,
     pub(crate) subscribers: Subscribers,
-    pub(crate) spare_buffers: Vec<Vec<u8>>,
+    pub(crate) spare_buffers: SpareBuffers,
     pub(crate) scratch: Vec<u8>,
     pub(crate) is_draining: bool,
 }
 
 impl Server {
-    /// Creates a server for `clients_max` clients, which records requests in `request_timer`. `doorbell` wakes it from
-    /// a wait. Web pages of these `origins` may use the API. A connection without a request is closed after
+    /// Creates a server for the clients that `admission` admits, whose doorbell wakes it from a wait. It records requests
+    /// in `request_timer`. Web pages of these `origins` may use the API. A connection without a request is closed after
     /// `idle_timeout`. Call it on the executor that will run the server.
     ///
     /// # Errors
     /// The process has no file descriptors left.
     pub fn new(
-        doorbell: impl AsFd,
-        clients_max: usize,
+        admission: Admission,
         request_timer: RequestTimer,
         origins: Origins,
         idle_timeout: Duration,
     ) -> io::Result<Self> {
         // Now, so that no request waits for the drawings.
         LazyLock::force(&DRAWINGS_CHECKSUM);
+        let idle_ms = idle_timeout.as_millis() as u64;
         Ok(Server {
-            poller: Poller::new(doorbell)?,
+            poller: Poller::new(admission.doorbell())?,
             acceptor: Acceptor::default(),
-            clients: Slab::new(),
-            clients_max,
-            idle_ms: idle_timeout.as_millis() as u64,
-            generation: 0,
+            clients: ClientTable::new(admission.shard(), idle_ms, admission.addresses().cloned()),
+            admission,
+            idle_ms,
             responder: Responder::new(origins, idle_timeout),
             request_timer,
             ready: Vec::new(),
+            work: 0,
             dirty: Vec::new(),
-            lost: LostClients::default(),
+            has_excess: false,
+            next_line_ms: 0,
             overdue: Overdue::default(),
-            // The other half of the connections is reserved for buyers.
-            subscribers: Subscribers::new(clients_max / 2),
-            spare_buffers: Vec::new(),
+            subscribers: Subscribers::default(),
+            spare_buffers: SpareBuffers::default(),
             scratch: vec![0; READ_BYTES],
             is_draining: false,
         })
@@ -127,14 +135,14 @@ impl Server {
     /// # Errors
     /// The kernel has no memory left for the epoll set.
     pub fn listen(&mut self, listener: OwnedFd) -> io::Result<()> {
-        self.poller.add(&listener, LISTENER, EventFlags::IN)?;
+        self.poller.add_listener(&listener)?;
         self.acceptor.add(listener);
         Ok(())
     }
 
     /// Returns the number of open connections.
     pub fn connections(&self) -> usize {
-        self.clients.len()
+        self.clients.count()
     }
 
     /// Polls for sockets that are ready, and blocks the thread up to `timeout_ms` until there is one or the doorbell
@@ -148,7 +156,7 @@ impl Server {
             }
             let Some(client) = self.clients.get_mut(key as usize) else { continue };
             if flags.contains(EventFlags::ERR) {
-                remove(&mut self.clients, &mut self.lost, key as usize);
+                self.clients.remove(key as usize);
                 continue;
             }
             let connection = &mut client.connection;
@@ -168,61 +176,38 @@ impl Server {
         self.poller.poll_ready(cx)
     }
 
-    /// Returns whether there are sockets to read or to write without waiting, or requests and answers that have lost
-    /// their clients.
+    /// Returns whether there are sockets to read, to write or to close without waiting, or requests and answers that
+    /// have lost their clients.
     pub fn has_work(&self) -> bool {
-        !self.ready.is_empty() || !self.dirty.is_empty() || !self.lost.is_empty()
+        !self.ready.is_empty() || !self.dirty.is_empty() || !self.clients.has_lost_none() || self.has_excess
     }
 
-    /// Accepts connections, reads the readable sockets, and passes every complete request to `handler`. Returns whether
+    /// Reads the readable sockets, passes every complete request to `handler`, and accepts connections. Returns whether
     /// any socket was readable.
     pub fn serve(&mut self, now: Moment, handler: &mut impl Handler) -> bool {
         self.responder.set_time(now.unix_ms);
-        self.accept(now);
-        let ready = std::mem::take(&mut self.ready);
-        for &key in &ready {
-            self.read(key, now, handler);
+        let mut ready = std::mem::take(&mut self.ready);
+        let mut served = 0;
+        self.work = 0;
+        while served < ready.len() && self.work < WORK_PER_TURN {
+            self.read(ready[served], now, handler);
+            served += 1;
         }
-        let any = !ready.is_empty();
-        // Keep the larger of the two allocations.
-        let mut ready = ready;
-        ready.clear();
+        // The next turn continues with the sockets that are left.
+        ready.drain(..served);
         ready.append(&mut self.ready);
         self.ready = ready;
-        any
+        // After reading, so that a connection whose request has arrived does not count as idle.
+        self.accept(now);
+        served > 0
     }
 
-    /// Accepts waiting connections.
-    fn accept(&mut self, now: Moment) {
-        let mut acceptor = std::mem::take(&mut self.acceptor);
-        acceptor.accept(now, |socket| self.accept_client(socket, now));
-        self.acceptor = acceptor;
-    }
-
-    fn accept_client(&mut self, socket: OwnedFd, now: Moment) {
-        if self.clients.len() < self.clients_max {
-            // If the kernel has no memory left for the epoll set, the connection is closed.
-            let _ = self.insert(socket, Connection::new(now.monotonic_ms, self.idle_ms));
-            return;
-        }
-        let mut refusal = Vec::new();
-        self.responder.set_request(None, None);
-        self.request_timer.refused(self.responder.problem(Problem::TooManyConnections, Style::default(), &mut refusal));
-        // Try each call once: the server does not wait for a client that it refuses.
-        let _ = send(&socket, &refusal, SendFlags::NOSIGNAL);
-        let _ = shutdown(&socket, Shutdown::Write);
-        let _ = recv(&socket, &mut self.scratch[..], RecvFlags::empty());
-    }
-
-    /// Adds a client, and returns its key.
-    fn insert(&mut self, socket: OwnedFd, connection: Connection) -> io::Result<usize> {
-        self.generation = self.generation.wrapping_add(1);
-        let entry = self.clients.vacant_entry();
-        let key = entry.key();
+    /// Adds a client.
+    pub(crate) fn insert(&mut self, socket: OwnedFd, connection: Connection) -> io::Result<()> {
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP;
-        self.poller.add(&socket, key as u64, flags)?;
-        entry.insert(Client { socket, generation: self.generation, connection, is_ready: false, is_dirty: false });
-        Ok(key)
+        self.poller.add(&socket, self.clients.next_key() as u64, flags)?;
+        self.clients.insert(socket, connection);
+        Ok(())
     }
 
     /// Returns the monotonic time in ms at which to accept again, if connections may be waiting.
@@ -240,17 +225,15 @@ impl Server {
         write: impl FnOnce(Style, &mut Responder, &mut Vec<u8>) -> Answer,
     ) {
         self.responder.set_time(now.unix_ms);
-        let key = (ticket.0 & 0xffff_ffff) as usize;
-        let waits = |client: &&mut Client| {
-            u64::from(client.generation) == ticket.0 >> 32 && client.connection.state == ConnectionState::Deciding
-        };
-        let Some(client) = self.clients.get_mut(key).filter(waits) else {
-            self.lost.undelivered.extend(grant);
+        let client = self.clients.of_ticket(ticket);
+        let Some((key, client)) = client.filter(|(_, client)| client.connection.state == ConnectionState::Deciding)
+        else {
+            self.clients.lost().undelivered.extend(grant);
             return;
         };
         let connection = &mut client.connection;
         if connection.output.capacity() == 0 {
-            connection.output = self.spare_buffers.pop().unwrap_or_default();
+            connection.output = self.spare_buffers.take();
         }
         let style = Style { keep_alive: connection.style.keep_alive && !self.is_draining, ..connection.style };
         let trace = connection.trace.take();
@@ -270,8 +253,8 @@ impl Server {
         for _ in 0..EVENTS_PER_TURN {
             let Some(mut subscriber) = self.subscribers.next(now.monotonic_ms) else { return };
             let key = subscriber.key;
-            let is_it = |client: &&mut Client| client.generation == subscriber.generation;
-            let Some(client) = self.clients.get_mut(key).filter(is_it) else { continue };
+            let client = self.clients.get_mut(key);
+            let Some(client) = client.filter(|client| client.generation == subscriber.generation) else { continue };
             if client.connection.state != ConnectionState::Listening {
                 continue;
             }
@@ -289,46 +272,48 @@ impl Server {
         &self.subscribers
     }
 
-    /// Answers or closes connections whose deadline has passed, and frees memory of idle ones. Call it about once per
-    /// second.
-    pub fn sweep(&mut self, now: Moment) {
-        let overdue = |(key, client): (usize, &mut Client)| {
-            client.connection.overdue(now.monotonic_ms).map(|awaits| (key, awaits))
-        };
-        let overdue: Vec<_> = self.clients.iter_mut().filter_map(overdue).collect();
-        for (key, awaits) in overdue {
-            let problem = match awaits {
-                WaitingFor::Request | WaitingFor::Write | WaitingFor::Event | WaitingFor::Close => {
-                    remove(&mut self.clients, &mut self.lost, key);
-                    continue;
-                }
-                WaitingFor::Head | WaitingFor::Body => Problem::TimedOut,
-                WaitingFor::Decision => Problem::Overdue,
+    /// Answers or closes connections whose deadline has passed, up to the limit of one turn, and frees buffers that are
+    /// not needed. Call it about once per second, or in the next turn if it returns true, which means that there are
+    /// more such connections.
+    pub fn sweep(&mut self, now: Moment) -> bool {
+        // The event of a shared listener can have gone to a process that has ended meanwhile.
+        self.acceptor.set_ready();
+        for _ in 0..TIMEOUTS_PER_TURN {
+            let Some((key, awaits)) = self.clients.timeouts().due(now.monotonic_ms) else {
+                self.spare_buffers.trim();
+                return false;
             };
-            if awaits == WaitingFor::Decision {
-                let client = &self.clients[key];
-                self.lost.withdrawn.push((client.ticket(key), client.connection.item, Withdrawal::Overdue));
-            }
-            let connection = &mut self.clients[key].connection;
-            let trace = connection.trace.take();
-            set_request(&mut self.responder, trace.as_deref());
-            let answer = self.responder.problem(problem, Style::default(), &mut connection.output);
-            match awaits {
-                WaitingFor::Decision => {
-                    self.request_timer.answered(connection.operation, answer, connection.began_us);
-                    self.overdue.count += 1;
-                    self.overdue.example = self.overdue.example.take().or(trace);
-                }
-                _ => self.request_timer.refused(answer),
-            }
-            // Close the connection in any case, so that a late decision does not answer the next request.
-            connection.state = ConnectionState::Closing;
-            self.schedule_write(key, now);
+            self.time_out(key, awaits, now);
         }
-        self.clients
-            .iter_mut()
-            .filter(|(_, client)| client.connection.is_idle())
-            .for_each(|(_, client)| client.connection.shrink());
+        true
+    }
+
+    fn time_out(&mut self, key: usize, awaits: WaitingFor, now: Moment) {
+        let problem = match awaits {
+            WaitingFor::Request | WaitingFor::Write | WaitingFor::Event | WaitingFor::Close => {
+                return self.clients.remove(key);
+            }
+            WaitingFor::Head | WaitingFor::Body => Problem::TimedOut,
+            WaitingFor::Decision => Problem::Overdue,
+        };
+        let client = &mut self.clients[key];
+        let (ticket, item) = (client.ticket(key), client.connection.item);
+        let connection = &mut client.connection;
+        let trace = connection.trace.take();
+        set_request(&mut self.responder, trace.as_deref());
+        let answer = self.responder.problem(problem, Style::default(), &mut connection.output);
+        // Close the connection in any case, so that a late decision does not answer the next request.
+        connection.state = ConnectionState::Closing;
+        if awaits == WaitingFor::Decision {
+            self.request_timer.answered(connection.operation, answer, connection.began_us);
+            self.overdue.count += 1;
+            self.overdue.example = self.overdue.example.take().or(trace);
+            self.clients.lost().withdrawn.push((ticket, item, Withdrawal::Overdue));
+        } else {
+            self.request_timer.refused(answer);
+        }
+        self.clients.set_deadline(key, now);
+        self.schedule_write(key, now);
     }
 
     /// Starts the drain: accepts the connections that are waiting, closes the listeners, and ends subscriptions. Idle
@@ -339,7 +324,7 @@ impl Server {
         let mut acceptor = std::mem::take(&mut self.acceptor);
         acceptor.close(now, |socket| self.accept_client(socket, now));
         self.subscribers.clear();
-        for (key, client) in &mut self.clients {
+        for (key, client) in self.clients.iter_mut() {
             if client.connection.state == ConnectionState::Listening {
                 client.connection.state = ConnectionState::Closing;
             }
@@ -349,11 +334,30 @@ impl Server {
     }
 
     /// Reports whether no client waits for a decision, every answer is written as far as its client reads, and the shard
-    /// knows of every lost client.
+    /// knows of every lost client. It looks at all clients: call it only while paused.
     pub fn is_idle_now(&self) -> bool {
         self.dirty.is_empty()
-            && self.lost.is_empty()
+            && self.clients.has_lost_none()
             && self.clients.iter().all(|(_, client)| client.connection.state != ConnectionState::Deciding)
+    }
+
+    /// Stops waiting for connections, because another process has the same listeners and accepts from them. A new
+    /// connection wakes only one of two processes that wait.
+    pub fn pause_listening(&self) {
+        self.acceptor.listeners().iter().for_each(|listener| self.poller.remove_listener(listener));
+    }
+
+    /// Waits for connections again.
+    pub fn resume_listening(&mut self) {
+        self.acceptor.set_ready();
+        self.pause_listening();
+        // An error means that the kernel has no memory: then each sweep accepts.
+        self.acceptor.listeners().iter().for_each(|listener| _ = self.poller.add_listener(listener));
+    }
+
+    /// Publishes the numbers of connections.
+    pub fn publish(&self) {
+        self.admission.numbers().publish(self.clients.count(), self.subscribers.count(), self.clients.idle_since());
     }
 
     /// Returns the listeners.
@@ -375,7 +379,8 @@ impl Server {
             None => Connection::new(now.monotonic_ms, self.idle_ms),
             Some(midway) => Connection::resume(midway, now.monotonic_ms, self.idle_ms),
         };
-        let key = self.insert(socket, connection)?;
+        let key = self.clients.next_key();
+        self.insert(socket, connection)?;
         let client = &mut self.clients[key];
         client.queue(key, &mut self.ready);
         if client.connection.state == ConnectionState::Listening {
@@ -394,12 +399,12 @@ impl Server {
 
     /// Returns the requests and answers that have lost their clients. The caller drains both lists.
     pub fn lost(&mut self) -> &mut LostClients {
-        &mut self.lost
+        self.clients.lost()
     }
 
     /// Reports whether every request is answered, and every answer is written.
     pub fn is_drained(&self) -> bool {
-        self.clients.iter().all(|(_, client)| client.connection.state == ConnectionState::Lingering)
+        self.clients.timeouts().count(WaitingFor::Close) == self.clients.count()
     }
 }
 

@@ -93,7 +93,7 @@ fn health(facts: &Facts<'_>, phase: Phase) -> Health {
     let read = |number: &AtomicU64| number.load(Ordering::Relaxed);
     let shards = facts.status.shards.iter().enumerate().map(|(shard, status)| ShardHealth {
         shard,
-        connections: read(&status.connections),
+        connections: read(&status.connections.open),
         log_records: read(&status.appended),
         log_records_durable: read(&status.log(LogKind::Purchases).flushed),
         log_blocks_free: read(&status.log_room),

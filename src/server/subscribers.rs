@@ -85,24 +85,13 @@ pub struct Subscriber {
 }
 
 /// All subscribers of one shard.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Subscribers {
     /// Subscribers in the order in which they are served next.
     queue: VecDeque<Subscriber>,
-    max: usize,
 }
 
 impl Subscribers {
-    /// Creates an empty list for at most `max` subscribers.
-    pub fn new(max: usize) -> Self {
-        Subscribers { queue: VecDeque::new(), max }
-    }
-
-    /// Reports whether one more client may subscribe.
-    pub fn have_room(&self) -> bool {
-        self.queue.len() < self.max
-    }
-
     /// Returns the number of subscribers.
     pub fn count(&self) -> usize {
         self.queue.len()
@@ -176,18 +165,15 @@ mod tests {
 
     #[test]
     fn turns_are_taken_in_order_and_not_too_often() {
-        let mut subscribers = Subscribers::new(3);
+        let mut subscribers = Subscribers::default();
         subscribers.add(1, 1);
         let first = subscribers.next(1000).unwrap();
         subscribers.requeue(first, 1000);
         subscribers.add(2, 1);
         let second = subscribers.next(1100).unwrap();
         subscribers.requeue(second, 1100);
-        assert_eq!((subscribers.next_ms(), subscribers.have_room()), (Some(1500), true));
+        assert_eq!((subscribers.next_ms(), subscribers.count()), (Some(1500), 2));
         assert!(subscribers.next(1499).is_none());
         assert_eq!((subscribers.next(1500).unwrap().key, subscribers.next_ms()), (1, Some(1600)));
-        subscribers.add(3, 1);
-        subscribers.add(4, 1);
-        assert!(!subscribers.have_room());
     }
 }

@@ -90,7 +90,7 @@ impl Conversation {
                     if !head.keep_alive {
                         self.connection.state = ConnectionState::Closing;
                     }
-                    self.connection.clear_request_deadline();
+                    self.connection.end_request();
                 }
             }
         }

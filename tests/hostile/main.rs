@@ -2,6 +2,7 @@
 
 mod cases;
 mod conversation;
+mod evictions;
 mod fuzzed;
 mod pipelining;
 mod second_parser;

@@ -1,7 +1,6 @@
 //! The sockets of one shard without the shard: the test makes the turns, and answers each request with a short text.
 
 use glommio::{LocalExecutorBuilder, Placement};
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use stampede::http::connection::ConnectionSnapshot;
 use stampede::http::operation::{Answer, Operation};
@@ -9,12 +8,22 @@ use stampede::http::origin::Origins;
 use stampede::operate::request_timer::RequestTimer;
 use stampede::operate::status::{Phase, Status};
 use stampede::sale::ids::{Moment, ShardId};
+use stampede::server::admission::Admission;
 use stampede::server::sockets::{Handled, Server};
 use stampede::system::clock::Clock;
+use stampede::system::doorbell::Doorbell;
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Returns the sockets of the only shard of `status`, for at most `connections_max` connections. Call it on an executor.
+pub fn server(status: &Arc<Status>, connections_max: usize) -> Server {
+    let admission =
+        Admission::new(ShardId(0), status.clone(), [Doorbell::new().unwrap()].into(), connections_max, None);
+    let request_timer = RequestTimer::new(status.clone(), ShardId(0), Clock::start());
+    Server::new(admission, request_timer, Origins::None, Duration::from_secs(75)).unwrap()
+}
 
 pub struct SingleShard {
     pub server: Server,
@@ -23,13 +32,17 @@ pub struct SingleShard {
 impl SingleShard {
     /// Runs `test` on an executor, which the sockets of a shard need.
     pub fn run<T: Send + 'static>(test: impl FnOnce(SingleShard) -> T + Send + 'static) -> T {
+        Self::run_with(4, test)
+    }
+
+    /// Runs `test` with sockets for at most `connections_max` connections.
+    pub fn run_with<T: Send + 'static>(
+        connections_max: usize,
+        test: impl FnOnce(SingleShard) -> T + Send + 'static,
+    ) -> T {
         let run = async move {
             let status = Arc::new(Status::new(Phase::Serving, 1, 0, false));
-            let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-            let request_timer = RequestTimer::new(status, ShardId(0), Clock::start());
-            test(SingleShard {
-                server: Server::new(&bell, 4, request_timer, Origins::None, Duration::from_secs(75)).unwrap(),
-            })
+            test(SingleShard { server: server(&status, connections_max) })
         };
         let executor = LocalExecutorBuilder::new(Placement::Unbound).spawn(|| run).unwrap();
         executor.join().unwrap()
@@ -65,7 +78,8 @@ impl SingleShard {
     }
 }
 
-fn at(ms: u64) -> Moment {
+/// Returns the moment that is `ms` after the start of the test.
+pub fn at(ms: u64) -> Moment {
     Moment { monotonic_ms: 1 + ms, unix_ms: 1 + ms }
 }
 

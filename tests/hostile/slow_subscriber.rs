@@ -1,11 +1,9 @@
 //! A subscriber to the events of the sale that does not read them.
 
+use crate::single_shard::server;
 use glommio::{LocalExecutorBuilder, Placement};
-use rustix::event::{EventfdFlags, eventfd};
 use stampede::http::connection::ConnectionSnapshot;
-use stampede::http::origin::Origins;
 use stampede::operate::item_states::ItemStates;
-use stampede::operate::request_timer::RequestTimer;
 use stampede::operate::status::{Phase, Status};
 use stampede::sale::ids::{Moment, SaleId, ShardId, Terms};
 use stampede::sale::part::Part;
@@ -13,13 +11,10 @@ use stampede::sale::partition::Partition;
 use stampede::sale::parts::Parts;
 use stampede::sale::stock::Counts;
 use stampede::server::item_pages::OnSale;
-use stampede::server::sockets::Server;
 use stampede::server::status_pages::Facts;
-use stampede::system::clock::Clock;
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Duration;
 
 const SALE: Terms = Terms { sale: SaleId(7), items: 100, user_limit: 1 };
 /// Bytes of pending output, more than the kernel buffers for a client that does not read.
@@ -36,9 +31,7 @@ fn told_by_then(until_ms: u64) -> (String, bool) {
         let status = Arc::new(Status::new(Phase::Serving, 1, 0, false));
         let item_states = ItemStates::new(Partition::new(1), SALE.items, &[]);
         let parts = Parts::new(ShardId(0), Partition::new(1), vec![Part::empty(SALE, Partition::new(1))]);
-        let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-        let request_timer = RequestTimer::new(status.clone(), ShardId(0), Clock::start());
-        let mut server = Server::new(&bell, 4, request_timer, Origins::None, Duration::from_secs(75)).unwrap();
+        let mut server = server(&status, 4);
         let (mut client, socket) = UnixStream::pair().unwrap();
         socket.set_nonblocking(true).unwrap();
         client.set_nonblocking(true).unwrap();

@@ -620,4 +620,40 @@ pub const BUGS: &[Bug] = &[
         wrong: "end.unwrap_or(at).max(first)",
         caught_by: SIM,
     },
+    // --- connections ---
+    Bug {
+        what: "a connection that waits for its decision can be evicted",
+        file: "http/connection.rs",
+        place: "matches!(self, «WaitingFor::Request» | WaitingFor::Head | WaitingFor::Body | WaitingFor::Close)",
+        wrong: "WaitingFor::Request | WaitingFor::Decision",
+        caught_by: "timeouts::",
+    },
+    Bug {
+        what: "of two shards with connections idle for the same time, both evict one",
+        file: "server/admission.rs",
+        place: "self.longest_idle.is_none_or(|longest| «(since_ms, shard) < longest»)",
+        wrong: "since_ms <= longest.0",
+        caught_by: "admission::",
+    },
+    Bug {
+        what: "the limit of connections does not count those of other shards",
+        file: "server/admission.rs",
+        place: "if «own + self.connections» < max {",
+        wrong: "own",
+        caught_by: "admission::",
+    },
+    Bug {
+        what: "bytes of a slow request extend its deadline",
+        file: "http/connection.rs",
+        place: "let is_new = «awaits != self.awaits»",
+        wrong: "true",
+        caught_by: "connection::",
+    },
+    Bug {
+        what: "connections of an address on other shards are not counted",
+        file: "server/addresses.rs",
+        place: "let counts = «self.tables.iter()».filter_map(|table| table.word(address));",
+        wrong: "self.tables[..1].iter()",
+        caught_by: "addresses::",
+    },
 ];

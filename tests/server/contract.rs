@@ -398,10 +398,8 @@ fn a_request_id_is_given_back_with_its_own_answer() {
 fn every_answer_has_a_date_and_every_503_says_when_to_come_back() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", "1", "--max-connections", "2"]].concat());
-    let mut clients = [server.connect(), server.connect()];
-    for client in &mut clients {
-        assert!(client.request("GET /livez").header("date").is_some_and(|date| date.ends_with("GMT")));
-    }
+    assert!(server.connect().request("GET /livez").header("date").is_some_and(|date| date.ends_with("GMT")));
+    let clients = server.occupy(2);
     let mut third = server.connect();
     let refusal = third.read().unwrap();
     assert_eq!((refusal.problem().as_str(), refusal.asks_to_retry()), ("too-many-connections", true));

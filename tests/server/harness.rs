@@ -171,6 +171,32 @@ impl Server {
         Client::connect(self.address).expect("the server accepts")
     }
 
+    /// Opens connections that the server cannot close in favour of others, because their clients do not read their
+    /// answers.
+    pub fn occupy(&self, connections: usize) -> Vec<Client> {
+        let occupied = (0..connections).map(|_| {
+            let mut client = self.connect();
+            client.send_until_stuck(&b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(64));
+            client
+        });
+        occupied.collect()
+    }
+
+    /// Returns the sum of a metric over all its labels.
+    pub fn metric(&self, name: &str) -> u64 {
+        let metrics = Client::connect(self.admin).expect("the admin port accepts").request("GET /metrics").body;
+        let samples =
+            metrics.lines().filter_map(|line| line.split_once(['{', ' ']).filter(|(found, _)| *found == name));
+        let values = samples.map(|(_, sample)| sample.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok()));
+        values.map(|value| value.expect("the sample has a value") as u64).sum()
+    }
+
+    /// Returns the metrics of connections, for the message of a test that fails.
+    pub fn connections_by_shard(&self) -> String {
+        let metrics = Client::connect(self.admin).expect("the admin port accepts").request("GET /metrics").body;
+        metrics.lines().filter(|line| line.starts_with("stampede_connections")).collect::<Vec<_>>().join("; ")
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill_process(self.pid, signal).expect("the server can be signalled");
     }
@@ -362,7 +388,11 @@ pub struct Client {
 
 impl Client {
     pub fn connect(address: SocketAddr) -> std::io::Result<Client> {
-        let stream = TcpStream::connect(address)?;
+        Self::of(TcpStream::connect(address)?, address)
+    }
+
+    /// Uses a connection to the server at `address`.
+    pub fn of(stream: TcpStream, address: SocketAddr) -> std::io::Result<Client> {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
         Ok(Client { stream, received: Vec::new(), history: History::at(address) })

@@ -12,6 +12,7 @@ mod catalogue;
 mod clock_jumps;
 mod cluster;
 mod compose;
+mod connection_limits;
 mod container;
 mod contract;
 mod cors;

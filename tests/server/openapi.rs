@@ -338,8 +338,7 @@ fn meet_at_the_door(api: &Api, address: SocketAddr) {
 fn meet_a_crowd(api: &Api) {
     let dir = tempfile::tempdir().unwrap();
     let server = start(&dir, &["--shards", "1", "--max-connections", "4"]);
-    let mut inside: Vec<_> = (0..4).map(|_| server.connect()).collect();
-    inside.iter_mut().for_each(|client| assert_eq!(client.request("GET /livez").status, 200));
+    let _inside = server.occupy(4);
     for (operation, line) in lines() {
         let mut refused = None;
         // The server may close the connection before the client has sent its request. The client then sees a reset
