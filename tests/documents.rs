@@ -139,6 +139,52 @@ fn every_path_exists() {
     }
 }
 
+/// Folders whose constants that limit something are bounds of the running server.
+const BOUNDED: &[&str] = &["src/server/", "src/runtime/", "src/sale/", "src/log/", "src/postgres/"];
+/// Constants of these folders that limit a format or a search, not what others can make large.
+const OF_FORMATS: &[&str] = &["COUNT_MAX", "ITEMS_MAX", "SALES_BACK_MAX", "BACKOFF_MAX", "POLLS_MAX"];
+
+/// Each row of the table of bounds states the number in the code and a test that exists, and no bound is missing.
+#[test]
+fn every_bound_has_its_number_and_its_test() {
+    let text = read("docs/testing.md");
+    let section = text.split("## Bounds").nth(1).unwrap().split("\n## ").next().unwrap();
+    let rows = section.lines().filter(|line| line.starts_with("| ") && line.contains("`")).map(cells);
+    let mut listed = BTreeSet::new();
+    for row in rows {
+        let quoted_number = quoted(row[1]);
+        if let [file, number] = quoted_number[..] {
+            assert!(read(file).contains(&format!("const {number};")), "{file} has no {number}");
+            listed.insert((file.to_owned(), number.split(':').next().unwrap().to_owned()));
+        }
+        let [file, test] = quoted(row[3])[..] else { panic!("no test in {row:?}") };
+        assert!(read(file).contains(&format!("fn {test}()")), "{file} has no test {test}");
+    }
+    for (file, name) in constants().into_iter().filter(|(_, name)| !OF_FORMATS.contains(&name.as_str())) {
+        assert!(listed.contains(&(file.clone(), name.clone())), "the bound {name} of {file} is not in docs/testing.md");
+    }
+}
+
+/// The constants of [`BOUNDED`] folders whose names say that they are limits, with their files.
+fn constants() -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for folder in BOUNDED {
+        for entry in fs::read_dir(home().join(folder)).unwrap() {
+            let file = format!("{folder}{}", entry.unwrap().file_name().to_str().unwrap());
+            for line in read(&file).lines() {
+                let Some((visibility, rest)) = line.split_once("const ") else { continue };
+                let name = rest.split(':').next().unwrap();
+                let is_limit = ["_MAX", "_PER_TURN", "_PER_EVENT"].iter().any(|end| name.ends_with(end));
+                if is_limit && !visibility.starts_with(' ') {
+                    found.push((file.clone(), name.to_owned()));
+                }
+            }
+        }
+    }
+    assert!(found.len() > 20, "the constants were not found");
+    found
+}
+
 #[test]
 fn the_readme_stays_short() {
     let bytes = read("README.md").len();

@@ -28,6 +28,8 @@ fn wrong_settings_are_named() {
     let dir = tempfile::tempdir().unwrap();
     assert_refused(dir.path(), &["--items", "none"], 2, &["--items", "none", "whole number"]);
     assert_refused(dir.path(), &["--check-config", "--shards", "0"], 2, &["--shards", "1 to 256"]);
+    let long = ["--check-config", "--sale-period", "1s", "--reservation-ttl", "257s"];
+    assert_refused(dir.path(), &long, 2, &["--reservation-ttl", "256 sale periods"]);
     let text = ["--idle-timeout is \"75\"; give a duration from 1s to 1h in milliseconds, like 30s or 1h"];
     assert_refused(dir.path(), &["--idle-timeout", "75"], 2, &text);
     assert_refused(dir.path(), &["--shards", "8", "--log-budget", "2MiB"], 2, &["--log-budget", "8MiB"]);
