@@ -78,7 +78,18 @@ fn newcomers_wait_until_somebody_leaves() {
 #[test]
 fn a_log_without_descriptors_waits() {
     let dir = tempfile::tempdir().unwrap();
-    let arguments = ["--shards", "1", "--items", "100000", "--user-limit", "100000", "--log-budget", "16MiB"];
+    let arguments = [
+        "--shards",
+        "1",
+        "--items",
+        "100000",
+        "--user-limit",
+        "100000",
+        "--log-budget",
+        "64MiB",
+        "--reservation-ttl",
+        "1h",
+    ];
     let server = Server::start(dir.path(), &[&LONG_SALE[..], &arguments].concat());
     let mut client = server.connect();
     let usual = getrlimit(Resource::Nofile);
