@@ -82,7 +82,7 @@ impl WaitingFor {
 
     /// Returns whether the server may close the connection early, in favour of a new one: it waits only for its client,
     /// and no answer is lost.
-    pub const fn is_evictable(self) -> bool {
+    pub fn is_evictable(self) -> bool {
         matches!(self, WaitingFor::Request | WaitingFor::Head | WaitingFor::Body | WaitingFor::Close)
     }
 }

@@ -624,8 +624,8 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "a connection that waits for its decision can be evicted",
         file: "http/connection.rs",
-        place: "matches!(self, «WaitingFor::Request» | WaitingFor::Head | WaitingFor::Body | WaitingFor::Close)",
-        wrong: "WaitingFor::Request | WaitingFor::Decision",
+        place: "«matches!(self, WaitingFor::Request | WaitingFor::Head | WaitingFor::Body | WaitingFor::Close)»",
+        wrong: "!matches!(self, WaitingFor::Write | WaitingFor::Event)",
         caught_by: "timeouts::",
     },
     Bug {
@@ -645,7 +645,7 @@ pub const BUGS: &[Bug] = &[
     Bug {
         what: "bytes of a slow request extend its deadline",
         file: "http/connection.rs",
-        place: "let is_new = «awaits != self.awaits»",
+        place: "«awaits != self.awaits» || awaits == WaitingFor::Request",
         wrong: "true",
         caught_by: "connection::",
     },
