@@ -485,6 +485,48 @@ pub const BUGS: &[Bug] = &[
     },
     // --- Postgres ---
     Bug {
+        what: "a segment may be missing before empty ones",
+        file: "log/stream.rs",
+        place: "Some(next) => (next, «found == next»),",
+        wrong: "found >= next",
+        caught_by: "stream_files::",
+    },
+    Bug {
+        what: "damage in a sale that is not over is skipped",
+        file: "log/losses.rs",
+        place: "Some(newest) if «is_over(newest)» => {",
+        wrong: "{ let _ = is_over(newest); true }",
+        caught_by: "losses::",
+    },
+    Bug {
+        what: "records that the database lacks are set aside",
+        file: "log/losses.rs",
+        place: "if «self.last.is_some_and(|last| position >= last)» {",
+        wrong: "{ let _ = position; true }",
+        caught_by: "losses::",
+    },
+    Bug {
+        what: "a run that continued a sale says nothing about the sales before it",
+        file: "log/losses.rs",
+        place: "later.filter_map(|(_, openings)| openings.first()).map(|(_, sale)| «*sale»).min()",
+        wrong: "SaleId(sale.0.saturating_sub(1))",
+        caught_by: "losses::",
+    },
+    Bug {
+        what: "purchases that cannot be read back are skipped like attempts",
+        file: "log/reader.rs",
+        place: "if «self.stream.log == LogKind::Purchases» {",
+        wrong: "false",
+        caught_by: "reader::",
+    },
+    Bug {
+        what: "a sale whose records are missing in the middle of a stream is continued",
+        file: "log/replay.rs",
+        place: "let lacks_records = progress.lacks_records || «seq > progress.last + 1»;",
+        wrong: "progress.last == 0 && seq > 1",
+        caught_by: "replay::",
+    },
+    Bug {
         what: "a database restored to a state before a takeover is not detected",
         file: "log/ownership.rs",
         place: "_ if «is_older && memory.filled.is_some_and(is_before)» => Err(Conflict::OlderThanFill),",
