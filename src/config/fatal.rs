@@ -21,7 +21,7 @@ pub enum Fatal {
     /// The machine or the container does not provide a required resource: io_uring, locked memory, descriptors.
     #[error("a required resource is not available: {0}")]
     Host(String),
-    /// Records that were durable are missing from the log. A restart does not help.
+    /// Records that were durable and may be needed are missing from the log. A restart does not help.
     #[error(
         "the log is damaged, and nothing was changed: {0}; restore the data directory from a backup, or restore the \
          sale from the database with --recover-from postgres"
@@ -81,7 +81,7 @@ pub const EXIT_CODES: &[(i32, &str)] = &[
     (3, "cannot listen on the address of --listen or --admin-listen"),
     (4, "the data directory is locked, cannot be read or written, or does not match the settings"),
     (5, "the host lacks a required resource, such as io_uring, descriptors or locked memory"),
-    (6, "the log is damaged: records that were durable are missing; nothing was changed"),
+    (6, "the log is damaged: records that were durable and may be needed are missing; nothing was changed"),
     (7, "the log could not be written or read"),
     (
         8,

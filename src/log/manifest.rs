@@ -34,6 +34,14 @@ impl Manifest {
         Manifest { run: Some((epoch, shards)), ..self }
     }
 
+    /// Returns the newest sale of which a stream of an earlier run can have a record, if the run that has begun to sell has
+    /// found none of the sale that was open then.
+    pub fn newest_of(&self, key: StreamKey) -> Option<SaleId> {
+        let was_read = self.run.is_some_and(|(epoch, _)| key.epoch < epoch);
+        let has_open = self.earlier.iter().any(|(epoch, shard, _)| (*epoch, *shard) == (key.epoch, key.shard));
+        (was_read && !has_open).then_some(SaleId(self.sale.saturating_sub(1)))
+    }
+
     /// Returns the first stream that is missing or too short, if any, as text. `records` returns the number of records of
     /// a stream, if it exists. `current` is the current sale by the clock.
     pub fn missing(&self, current: SaleId, records: impl Fn(StreamKey) -> Option<Seq>) -> Option<String> {
@@ -75,5 +83,8 @@ mod tests {
         assert_eq!(manifest.missing(SaleId(8), found(Some((2, 0)), 0)), None);
         assert!(manifest.missing(SaleId(8), found(Some((4, 1)), 0)).is_some());
         assert_eq!(Manifest::default().missing(SaleId(0), |_| None), None);
+        let newest = |epoch, shard| manifest.newest_of(StreamKey { log: LogKind::Purchases, epoch, shard });
+        assert_eq!([newest(1, 0), newest(2, 1)], [Some(SaleId(6)); 2]);
+        assert_eq!([newest(2, 0), newest(4, 0), newest(5, 0)], [None; 3]);
     }
 }

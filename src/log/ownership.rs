@@ -20,7 +20,8 @@
 //!
 //! | position | verdict |
 //! |---|---|
-//! | greater than the number of records of the stream | refuse: the data directory is older |
+//! | greater than the number of records of a purchase stream | refuse: the data directory is older |
+//! | greater than the number of records of an attempt stream | accept: its end was damaged, and nothing is left to send |
 //! | less than the number of records removed from the start of the log | refuse: the database is older (2) |
 //! | any other | accept: shipping continues after it |
 //!
@@ -32,7 +33,7 @@
 
 use crate::config::fatal::Fatal;
 use crate::config::settings::RecoverFrom;
-use crate::log::block::StreamId;
+use crate::log::block::{LogKind, StreamId};
 use crate::sale::ids::Seq;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -165,7 +166,8 @@ pub fn judge_position(
     from: RecoverFrom,
 ) -> Result<Seq, Conflict> {
     let at = position.unwrap_or(0);
-    if let Some(end) = end.filter(|end| at > *end) {
+    // The end of an attempt stream may have been damaged after its records were sent.
+    if let Some(end) = end.filter(|end| at > *end && stream.log == LogKind::Purchases) {
         return Err(Conflict::DirectoryOlder(format!("it has {at} records of {stream}, but the log has {end}")));
     }
     if at < first && !is_new && from != RecoverFrom::Log {
@@ -179,7 +181,6 @@ pub fn judge_position(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::block::LogKind;
 
     const CLUSTER: Uuid = Uuid::from_u128(1);
 
@@ -261,6 +262,8 @@ mod tests {
         assert_eq!(judge(4, None, Some(600), false, auto), Ok(600), "the log of this run still grows");
         assert_eq!(judge(4, Some(9), None, true, auto), Ok(4), "the records were removed before the first database");
         assert_eq!(word(judge(4, Some(9), Some(10), false, auto)), "directory older");
+        let attempts = StreamId { log: LogKind::Attempts, ..stream };
+        assert_eq!(judge_position(&attempts, (4, Some(9)), Some(10), false, auto), Ok(10), "nothing is sent again");
         assert_eq!(word(judge(4, Some(9), Some(3), false, auto)), "database older");
         assert_eq!(word(judge(4, Some(9), None, false, auto)), "database older");
         assert_eq!(judge(4, Some(9), Some(3), false, RecoverFrom::Log), Ok(4));

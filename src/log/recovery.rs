@@ -1,32 +1,35 @@
 //! Recovery: turns the streams of earlier runs in a data directory into the state that each shard starts with:
 //!
-//! 1. Read each stream to its end, by the decision table of `stream`. Of an attempt stream, only the end is read.
+//! 1. Read each stream to its end, by the decision table of `stream`, record by record. Of an attempt stream, only the
+//!    end is read.
 //! 2. Replay the purchase streams through the rules, in the order of runs.
-//! 3. Seal each stream that has no seal.
+//! 3. Judge the damage of purchase streams by `losses`. Of a damaged attempt stream, all readable blocks are kept.
+//! 4. Set aside the damaged segments that are not needed, and seal each stream that has no seal.
 //!
-//! No segment is changed before every stream has been read and no damage was found. A new process can read a log ahead
-//! that another process still writes: [`Recovery::read_ahead`] reads most of it, and [`Recovery::finish`] reads the few
-//! records that remain when the other process has stopped writing.
+//! No segment is changed before every stream has been read and no needed record was found missing. A new process can
+//! read a log ahead that another process still writes: [`Recovery::read_ahead`] reads most of it, and
+//! [`Recovery::finish`] reads the few records that remain when the other process has stopped writing.
 
 use crate::config::fatal::Fatal;
 use crate::log::block::{LogKind, StreamId, StreamKey};
 use crate::log::budget::Budget;
 use crate::log::data_dir::OpenDataDir;
+use crate::log::losses::{DamagedBeginning, Openings};
 use crate::log::manifest::Manifest;
 use crate::log::replay::{Replay, ReplayedItems};
 use crate::log::retention::OldSegment;
 use crate::log::segment::{SegmentName, seal};
-use crate::log::stream::{self, End, Ending, SegmentBytes};
+use crate::log::stream::{End, Ending};
+use crate::log::stream_files::{Losses, Stopped, StreamFiles};
 use crate::sale::ids::{Moment, SaleId, Seq};
 use crate::sale::partition::Partition;
-use crate::sale::record::{LogEvent, Record};
 use crate::sale::rules::Rules;
 use crate::sale::shard::Inventory;
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::Path;
-use thiserror::Error;
 
 /// Maximum number of tries of one read-ahead. A try can fail because the writer removes a file or writes a block.
 const READ_AHEAD_TRIES: u32 = 20;
@@ -37,8 +40,9 @@ pub struct Recovered {
     pub inventories: Vec<Inventory>,
     /// Streams of earlier runs, to be sealed.
     pub streams: Streams,
-    /// Streams of earlier runs, each with its number of records.
-    pub earlier: Vec<(StreamId, Seq)>,
+    /// Streams of earlier runs, each with the number of records that damage has taken from its beginning, and the number
+    /// of all its records.
+    pub earlier: Vec<(StreamId, Seq, Seq)>,
     /// Sold and held items of the sale that continues.
     pub found: ReplayedItems,
     /// Number of records replayed.
@@ -46,6 +50,9 @@ pub struct Recovered {
     /// Number of streams that ended in a torn tail.
     pub torn: usize,
 }
+
+/// The segments of each stream, oldest first.
+type StreamNames = BTreeMap<StreamKey, Vec<SegmentName>>;
 
 /// End of each stream, as read or as reported by its writer, in the order of replay: by log, epoch, shard.
 pub type Ends = BTreeMap<StreamKey, End>;
@@ -55,11 +62,11 @@ pub struct Streams {
     /// Segments and end of each stream.
     streams: Vec<(Vec<SegmentName>, End)>,
     openings: Openings,
+    /// Damaged segments that are not needed.
+    damaged: Vec<DamagedBeginning>,
+    /// Damage of attempt streams, and the number of records that it has cost.
+    damaged_attempts: Vec<(Losses, Seq)>,
 }
-
-/// The records that open a sale in each purchase stream, with their numbers. Records of a sale follow its opening, but
-/// they can also follow the opening of the next sale.
-type Openings = BTreeMap<StreamKey, Vec<(Seq, SaleId)>>;
 
 /// Recovery that is in progress.
 pub struct Recovery {
@@ -69,6 +76,10 @@ pub struct Recovery {
     replay: Replay,
     ends: Ends,
     openings: Openings,
+    /// The purchase streams.
+    purchases: BTreeMap<StreamKey, StreamFiles>,
+    /// Damage of attempt streams, and the number of records that it has cost.
+    damaged_attempts: BTreeMap<StreamKey, (Losses, Seq)>,
     records: u64,
     /// Whether the log was read ahead. Then this run may have created segments of its own already.
     reads_ahead: bool,
@@ -83,8 +94,18 @@ impl Recovery {
         now: impl Fn() -> Moment + Send + 'static,
     ) -> Self {
         let (replay, now) = (Replay::new(partition, rules, data.longest_hold_ms, now()), Box::new(now));
-        let (ends, openings) = (Ends::new(), Openings::new());
-        Recovery { data, rules, now, replay, ends, openings, records: 0, reads_ahead: false }
+        Recovery {
+            data,
+            rules,
+            now,
+            replay,
+            ends: Ends::new(),
+            openings: Openings::default(),
+            purchases: BTreeMap::new(),
+            damaged_attempts: BTreeMap::new(),
+            records: 0,
+            reads_ahead: false,
+        }
     }
 
     /// Reads the records that exist now, while another process may write more. Returns the number of records that were
@@ -99,14 +120,21 @@ impl Recovery {
             let streams = self.list().map_err(|error| self.unreadable(error))?;
             match streams.iter().try_for_each(|(key, names)| self.read(*key, names, None)) {
                 Ok(()) => return Ok(self.records - before),
-                // The writer may have removed a file of an ended sale since it was listed, or have written a block
-                // since the block before it was read. Both look like damage and are not, so try again.
-                Err(ReadError::Unreadable(error)) if error.kind() == ErrorKind::NotFound && tries_left > 0 => {}
-                Err(ReadError::Damaged(_)) if tries_left > 0 => {}
-                Err(unread) => return Err(self.fatal(unread)),
+                // The writer may have removed a file of an ended sale since it was listed, so try again.
+                Err(error) if error.kind() == ErrorKind::NotFound && tries_left > 0 => {}
+                Err(error) => return Err(self.unreadable(error)),
             }
         }
         unreachable!("the last try returns")
+    }
+
+    /// Returns the damage of the records read so far, which concerns no sale that is needed.
+    ///
+    /// # Errors
+    /// The reason to end the process, if a sale may be needed.
+    pub fn damaged(&self) -> Result<Vec<DamagedBeginning>, Fatal> {
+        let mut streams = self.list().map_err(|error| self.unreadable(error))?;
+        self.take_damaged(&mut streams)
     }
 
     /// Returns the number of held items of each shard, according to the records read so far.
@@ -125,8 +153,10 @@ impl Recovery {
         remove_unfinished(&self.data).map_err(|error| self.unreadable(error))?;
         let streams = self.list().map_err(|error| self.unreadable(error))?;
         for (key, names) in &streams {
-            self.read(*key, names, reported.get(key)).map_err(|unread| self.fatal(unread))?;
+            self.read(*key, names, reported.get(key)).map_err(|error| self.unreadable(error))?;
         }
+        let mut left = streams.clone();
+        let damaged = self.take_damaged(&mut left)?;
         let current = SaleId::at((self.now)().unix_ms, self.rules.period_s);
         let records = |key| streams.contains_key(&key).then(|| self.ends.get(&key).map_or(0, |end| end.records));
         if let Some(lost) = self.data.manifest.missing(current, records) {
@@ -144,15 +174,34 @@ impl Recovery {
             )));
         }
         let (inventories, found) = self.replay.finish().map_err(Fatal::Damaged)?;
-        let streams: Vec<_> = streams.into_iter().map(|(key, names)| (names, self.ends[&key])).collect();
-        let earlier = streams.iter().map(|(names, end)| (names[0].stream, end.records)).collect();
+        let first = |id: &StreamId| damaged.iter().find(|beginning| beginning.id == *id).and_then(|it| it.last);
+        left.retain(|_, names| !names.is_empty());
+        let streams: Vec<_> = left.into_iter().map(|(key, names)| (names, self.ends[&key])).collect();
+        let earlier = streams.iter().map(|(names, end)| (names[0].stream, end.records));
+        let earlier = earlier.map(|(id, records)| (id, first(&id).unwrap_or(0), records)).collect();
         let torn = streams.iter().filter(|(_, end)| end.ending == Ending::Torn).count();
-        let (streams, records) = (Streams { streams, openings: self.openings }, self.records);
-        Ok(Recovered { inventories, streams, earlier, found, records, torn })
+        let (openings, damaged_attempts) = (self.openings, self.damaged_attempts.into_values().collect());
+        let streams = Streams { streams, openings, damaged, damaged_attempts };
+        Ok(Recovered { inventories, streams, earlier, found, records: self.records, torn })
     }
 
-    fn list(&self) -> io::Result<BTreeMap<StreamKey, Vec<SegmentName>>> {
-        let mut streams: BTreeMap<StreamKey, Vec<SegmentName>> = BTreeMap::new();
+    /// Takes the damaged segments out of `streams`.
+    ///
+    /// # Errors
+    /// The reason to end the process, if a sale of theirs may be needed.
+    fn take_damaged(&self, streams: &mut StreamNames) -> Result<Vec<DamagedBeginning>, Fatal> {
+        let mut damaged = Vec::new();
+        for (key, files) in &self.purchases {
+            let (Some(losses), Some(names)) = (files.losses(), streams.get_mut(key)) else { continue };
+            let (place, found) = ((&*self.data.logs, key.of_cluster(self.data.cluster)), (losses, files.end()));
+            let (known, is_over) = ((&self.openings, &self.data.manifest), |sale| self.replay.is_over(sale));
+            damaged.extend(DamagedBeginning::judge(place, found, names, known, is_over)?);
+        }
+        Ok(damaged)
+    }
+
+    fn list(&self) -> io::Result<StreamNames> {
+        let mut streams = StreamNames::new();
         for name in SegmentName::list(&self.data.logs, self.data.cluster)? {
             let key = name.stream.key();
             if key.epoch == self.data.epoch && self.reads_ahead {
@@ -166,77 +215,65 @@ impl Recovery {
         Ok(streams)
     }
 
-    /// Reads the part of a stream that was not read before, up to the end that its writer has reported, if any.
-    fn read(&mut self, key: StreamKey, names: &[SegmentName], reported: Option<&End>) -> Result<(), ReadError> {
+    /// Reads the part of a stream that was not read before, up to the end that its writer has reported, if any. Damage is
+    /// no error; [`Recovery::take_damaged`] judges it.
+    fn read(&mut self, key: StreamKey, names: &[SegmentName], reported: Option<&End>) -> io::Result<()> {
         let known = self.ends.get(&key).copied();
         if known.is_some_and(|end| end.ending == Ending::Sealed) {
             return Ok(());
         }
-        let stream = key.of_cluster(self.data.cluster);
-        match (key.log, reported) {
-            // Segments after the end are created but not written. To skip them, read segment by segment up to the end.
-            (LogKind::Purchases, _) if self.reads_ahead => {
-                for (read, name) in (1..).zip(names) {
-                    self.read_purchases(&stream, &names[..read])?;
-                    let end = self.ends[&key].blocks;
-                    let is_the_end = end < name.first_block + u64::from(name.blocks);
-                    if reported.map_or(is_the_end, |reported| end >= reported.blocks) {
-                        break;
-                    }
-                }
-            }
-            (LogKind::Purchases, _) => self.read_purchases(&stream, names)?,
+        let end = match (key.log, reported) {
+            (LogKind::Purchases, _) => self.read_purchases(key, names, reported)?,
             // No reply depended on a record of an attempt, and there may be very many records, so only the end is read.
-            (LogKind::Attempts, Some(reported)) => drop(self.ends.insert(key, *reported)),
+            (LogKind::Attempts, Some(reported)) => {
+                self.damaged_attempts.remove(&key);
+                *reported
+            }
             (LogKind::Attempts, None) => {
-                let end = end_of_attempts(&self.data, &stream, names)?;
-                self.ends.insert(key, end);
+                let (end, damaged) = end_of_attempts(&self.data, key.of_cluster(self.data.cluster), names)?;
+                self.damaged_attempts.extend(damaged.map(|damaged| (key, damaged)));
+                end
             }
-        }
-        Ok(())
-    }
-
-    fn read_purchases(&mut self, stream: &StreamId, names: &[SegmentName]) -> Result<(), ReadError> {
-        let key = stream.key();
-        let known = self.ends.get(&key);
-        // Start with the segment of the last block read, so that the chain of blocks is checked across the border.
-        let last_block = known.map_or(0, |end| end.blocks.saturating_sub(1));
-        let is_read = |name: &&SegmentName| name.first_block + u64::from(name.blocks) <= last_block;
-        let before = known.map_or(0, |end| end.records);
-        let unread = &names[names.iter().take_while(is_read).count()..];
-        if unread.is_empty() {
-            return Ok(());
-        }
-        let segments = load(&self.data, unread)?;
-        // The clock is read after the segments, so no record in them is newer than this time.
-        self.replay.at((self.now)());
-        let (mut new, reads_ahead) = (Vec::new(), self.reads_ahead);
-        let end = stream::read(stream, &segments, |seq, record| {
-            match seq > before {
-                // The read may fail and be repeated, so replay these records only after it has succeeded.
-                true if reads_ahead => new.push((seq, *record)),
-                true => {
-                    self.records += 1;
-                    note_opening(&mut self.openings, key, seq, record);
-                    self.replay.add(stream, seq, record);
-                }
-                false => {}
-            }
-            Ok(())
-        })?;
-        self.records += new.len() as u64;
-        for (seq, record) in &new {
-            note_opening(&mut self.openings, key, *seq, record);
-            self.replay.add(stream, *seq, record);
-        }
+        };
         self.ends.insert(key, end);
         Ok(())
     }
 
-    fn fatal(&self, unread: ReadError) -> Fatal {
-        match unread {
-            ReadError::Damaged(damage) => Fatal::Damaged(damage.to_string()),
-            ReadError::Unreadable(error) => self.unreadable(error),
+    /// Reads and replays the records of a purchase stream that were not read before.
+    fn read_purchases(&mut self, key: StreamKey, names: &[SegmentName], reported: Option<&End>) -> io::Result<End> {
+        let (id, reads_ahead) = (key.of_cluster(self.data.cluster), self.reads_ahead);
+        let mut names = names.to_vec();
+        // Segments after the end are created but not written. To skip them, stop after the segment with the end.
+        let is_enough = |end: &End, name: &SegmentName| {
+            let is_the_end = end.blocks < name.end_block() && end.ending == Ending::Clean;
+            reads_ahead && reported.map_or(is_the_end, |reported| end.blocks >= reported.blocks)
+        };
+        let mut suspected_block = None;
+        loop {
+            let Recovery { purchases, replay, openings, records, now, data, .. } = &mut *self;
+            let files = purchases.entry(key).or_insert_with(|| StreamFiles::new(&data.logs, id));
+            let passed = files.pass(&names, is_enough, |seq, record| {
+                // No record may be newer than the time of the replay, or its hold would be shortened.
+                if record.unix_ms > replay.now().unix_ms {
+                    replay.at(now());
+                }
+                *records += 1;
+                openings.note(key, seq, record);
+                replay.add(&id, seq, record);
+                Ok::<(), Infallible>(())
+            });
+            let end = *files.end();
+            match passed {
+                Ok(()) => return Ok(end),
+                Err(Stopped::Unreadable(error)) => return Err(error),
+                // The writer may have written the block since it was read, so look again.
+                Err(Stopped::Damaged(_)) if reads_ahead && suspected_block != Some(end.blocks) => {
+                    suspected_block = Some(end.blocks);
+                    names = self.list()?.remove(&key).unwrap_or_default();
+                }
+                Err(Stopped::Damaged(damage)) => files.accept(damage),
+                Err(Stopped::Refused(never)) => match never {},
+            }
         }
     }
 
@@ -248,8 +285,7 @@ impl Recovery {
 impl Streams {
     /// Returns the streams that the next recovery must find, if the sale `open` is open.
     pub fn manifest(&self, open: SaleId) -> Manifest {
-        let opens =
-            |key: &StreamKey| self.openings.get(key).is_some_and(|sales| sales.iter().any(|(_, sale)| *sale >= open));
+        let opens = |key: &StreamKey| self.openings.of(*key).iter().any(|(_, sale)| *sale >= open);
         let ends = self.streams.iter().filter_map(|(names, end)| Some((names.first()?.stream.key(), end.records)));
         let needed = ends.filter(|(key, _)| key.log == LogKind::Purchases && opens(key));
         Manifest::new(open, needed.map(|(StreamKey { epoch, shard, .. }, records)| (epoch, shard, records)).collect())
@@ -267,8 +303,13 @@ impl Streams {
         Ok(())
     }
 
-    /// Seals every stream that has no seal yet, which frees space of `budget`. Returns the segments that remain, oldest
-    /// first, for retention.
+    /// Returns the damaged segments that no sale needs.
+    pub fn damaged(&self) -> &[DamagedBeginning] {
+        &self.damaged
+    }
+
+    /// Sets aside the damaged segments that are not needed, and seals every stream that has no seal yet, which frees
+    /// space of `budget`. Returns the segments that remain, oldest first, for retention.
     ///
     /// # Errors
     /// [`Fatal::DataDir`] if a segment cannot be read or written.
@@ -276,9 +317,15 @@ impl Streams {
         let unreadable = |error| unreadable(&data.logs, error);
         let before = Budget::new(0, 1);
         self.count(data, &before)?;
+        self.damaged.iter().try_for_each(|beginning| beginning.set_aside(&data.logs)).map_err(unreadable)?;
+        for (Losses { first: damage, .. }, records) in &self.damaged_attempts {
+            let text =
+                "refused attempts are lost in the log: the others are kept, and no sale needs them; check the disk";
+            tracing::warn!(%damage, records, "{text}");
+        }
         let mut old = Vec::new();
         for (names, end) in self.streams {
-            let openings = names.first().and_then(|name| self.openings.get(&name.stream.key()));
+            let openings = names.first().map_or(&[][..], |name| self.openings.of(name.stream.key()));
             let left = if end.ending == Ending::Sealed {
                 names
             } else {
@@ -289,7 +336,9 @@ impl Streams {
             for name in left {
                 let bytes = fs::metadata(name.path(&data.logs)).map_err(unreadable)?.len();
                 let (sale, last) = name.last_record(&data.logs).map_err(unreadable)?;
-                let opened = openings.into_iter().flatten().take_while(|(seq, _)| *seq <= last).map(|(_, sale)| *sale);
+                // Attempts that cannot be read are kept as long as the end of the stream.
+                let last = last.unwrap_or(end.records);
+                let opened = openings.iter().take_while(|(seq, _)| *seq <= last).map(|(_, sale)| *sale);
                 newest_sale = opened.chain(sale).fold(newest_sale, SaleId::max);
                 old.push(OldSegment { name, bytes, newest_sale, last, ends_stream: false });
             }
@@ -302,21 +351,6 @@ impl Streams {
         old.sort_by_key(|segment| (segment.name.stream.epoch, segment.name.first_block));
         Ok(old)
     }
-}
-
-fn note_opening(openings: &mut Openings, key: StreamKey, seq: Seq, record: &Record) {
-    if let LogEvent::SaleOpened { .. } = record.event {
-        openings.entry(key).or_default().push((seq, record.sale));
-    }
-}
-
-/// Reason why a stream could not be read.
-#[derive(Debug, Error)]
-enum ReadError {
-    #[error(transparent)]
-    Damaged(#[from] stream::Damage),
-    #[error(transparent)]
-    Unreadable(#[from] io::Error),
 }
 
 /// Returns the reason to end the process if files in `logs` cannot be read or written.
@@ -341,18 +375,36 @@ fn remove_unfinished(data: &OpenDataDir) -> io::Result<()> {
     Ok(())
 }
 
-fn load(data: &OpenDataDir, names: &[SegmentName]) -> io::Result<Vec<SegmentBytes>> {
-    names.iter().map(|name| name.read(&data.logs)).collect()
-}
-
-/// Finds the end of an attempt stream. Reads only as many of the last segments as are needed to find a good block.
-fn end_of_attempts(data: &OpenDataDir, stream: &StreamId, names: &[SegmentName]) -> Result<End, ReadError> {
-    for first in (0..names.len()).rev() {
-        let segments = load(data, &names[first..])?;
-        let end = stream::read(stream, &segments, |_, _| Ok(()));
-        if first == 0 || matches!(&end, Ok(end) if end.blocks > names[first].first_block) {
-            return Ok(end?);
+/// Finds the end of an attempt stream, and the damage before it in the same segment. Reads as many of the last segments
+/// as are needed to find a good block, and only the seal if there is one. Continues behind any damage.
+fn end_of_attempts(
+    data: &OpenDataDir,
+    id: StreamId,
+    names: &[SegmentName],
+) -> io::Result<(End, Option<(Losses, Seq)>)> {
+    if let Some(seal) = names.last().map(|name| name.seal_at_end(&data.logs)).transpose()?.flatten() {
+        return Ok((seal, None));
+    }
+    let (mut is_torn, mut damaged) = (false, None);
+    for place in (0..names.len()).rev() {
+        let mut files = StreamFiles::new(&data.logs, id);
+        // No segment after this one has a good block.
+        let name = std::slice::from_ref(&names[place]);
+        loop {
+            match files.pass(name, |_, _| false, |_, _| Ok::<(), Infallible>(())) {
+                Ok(()) => break,
+                Err(Stopped::Unreadable(error)) => return Err(error),
+                Err(Stopped::Damaged(damage)) => files.accept(damage),
+                Err(Stopped::Refused(never)) => match never {},
+            }
         }
+        let mut end = *files.end();
+        damaged = files.losses().cloned().map(|losses| (losses, files.lost())).or(damaged);
+        if place == 0 || end.records > 0 || end.ending == Ending::Sealed {
+            end.ending = if is_torn && end.ending == Ending::Clean { Ending::Torn } else { end.ending };
+            return Ok((end, damaged));
+        }
+        is_torn |= end.ending == Ending::Torn;
     }
     unreachable!("a stream has a segment")
 }

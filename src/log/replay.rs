@@ -38,10 +38,19 @@ pub struct Replay {
     contradictions: BTreeMap<SaleId, String>,
     /// Retention may have removed records of the sales before this one.
     complete_from: SaleId,
-    /// The stream that is read, and whether its beginning was removed, up to the record that opens a sale.
-    reading: Option<(StreamKey, bool)>,
-    /// The same for the streams that were read before. An upgrade reads each stream in several parts.
-    read_before: BTreeMap<StreamKey, bool>,
+    /// The stream that is read.
+    reading: Option<(StreamKey, StreamProgress)>,
+    /// The streams that were read before. An upgrade reads each stream in several parts.
+    read_before: BTreeMap<StreamKey, StreamProgress>,
+}
+
+/// How far a stream was replayed.
+#[derive(Clone, Copy, Default)]
+struct StreamProgress {
+    /// Number of the last record.
+    last: Seq,
+    /// Records before it are missing, and no record since has opened a sale.
+    lacks_records: bool,
 }
 
 /// Sold and held items of the sale that continues after a replay.
@@ -79,6 +88,11 @@ impl Replay {
         self.now = now;
     }
 
+    /// Returns the current time as it was last set.
+    pub fn now(&self) -> Moment {
+        self.now
+    }
+
     /// Returns the number of held items of each shard, in all sales.
     pub fn held(&self) -> Vec<u32> {
         let of = |shard: u16| self.sales.values().map(|parts| parts[usize::from(shard)].stock.counts().held).sum();
@@ -89,29 +103,30 @@ impl Replay {
     /// continues: retention may have removed the beginning of an ended sale, and only [`Replay::finish`] knows which
     /// sales continue.
     pub fn add(&mut self, stream: &StreamId, seq: Seq, record: &Record) {
-        self.note_beginning(stream.key(), seq, record);
+        self.note_missing(stream.key(), seq, record);
         if let Err(flaw) = self.record(record) {
             let place = format!("record {seq} of {stream}, sale {}", record.sale.0);
             self.contradictions.entry(record.sale).or_insert(format!("{place}: {flaw}"));
         }
     }
 
-    /// Notes which sales may lack records, if retention has removed the beginning of this stream: all sales before the
-    /// first one that the rest of the stream opens.
-    fn note_beginning(&mut self, key: StreamKey, seq: Seq, record: &Record) {
-        let lacks_beginning = match self.reading {
-            Some((reading, lacks)) if reading == key => lacks,
+    /// Notes which sales may lack records, if records of this stream are missing, because retention has removed them or
+    /// because they were damaged and not needed: all sales before the first one that the rest of the stream opens.
+    fn note_missing(&mut self, key: StreamKey, seq: Seq, record: &Record) {
+        let progress = match self.reading {
+            Some((reading, progress)) if reading == key => progress,
             other => {
                 self.read_before.extend(other);
-                self.read_before.get(&key).copied().unwrap_or(seq > 1)
+                self.read_before.get(&key).copied().unwrap_or_default()
             }
         };
+        let lacks_records = progress.lacks_records || seq > progress.last + 1;
         let opens = matches!(record.event, LogEvent::SaleOpened { .. });
-        if lacks_beginning {
+        if lacks_records {
             let complete = if opens { record.sale } else { SaleId(record.sale.0.saturating_add(1)) };
             self.complete_from = self.complete_from.max(complete);
         }
-        self.reading = Some((key, lacks_beginning && !opens));
+        self.reading = Some((key, StreamProgress { last: seq, lacks_records: lacks_records && !opens }));
     }
 
     /// Replays one record.
@@ -129,8 +144,8 @@ impl Replay {
         if is_old { Ok(()) } else { Err(format!("it belongs to sale {}, which no record opens", record.sale.0)) }
     }
 
-    /// Returns whether no hold of the sale can be live any more, and its receipts are not needed.
-    fn is_over(&self, sale: SaleId) -> bool {
+    /// Returns whether no hold of the sale can be live any more, and its receipts are not needed. Its records are ignored.
+    pub fn is_over(&self, sale: SaleId) -> bool {
         self.rules.ends_ms(sale) + self.needed_ms <= self.now.unix_ms
     }
 
@@ -375,6 +390,18 @@ mod tests {
         });
         let (inventories, _) = replay.finish().unwrap();
         assert_eq!(inventories[0].parts.len(), 1, "only the open sale is known");
+    }
+
+    /// Damage that nobody needs, or a file that retention removes during an upgrade, leaves a gap.
+    #[test]
+    fn an_ended_sale_with_a_gap_in_its_records_is_forgotten() {
+        let stream = StreamId { cluster: Uuid::nil(), epoch: 1, shard: 0, log: LogKind::Purchases };
+        let old = Record { sale: SaleId(499), ..opened() };
+        for (seq, known) in [(2, 2), (3, 1)] {
+            let mut replay = Replay::new(Partition::new(2), RULES, 0, NOW);
+            [(1, old), (seq, opened())].iter().for_each(|(seq, record)| replay.add(&stream, *seq, record));
+            assert_eq!(replay.finish().unwrap().0[0].parts.len(), known, "record {seq}");
+        }
     }
 
     /// An upgrade reads the rest of a stream after the beginning of others.

@@ -3,10 +3,11 @@
 //! A segment is created at full length, zeroed and synced before any block is written to it. So a flush changes no file
 //! size and allocates no space. The name identifies the segment: `purchases-0000000007-00001-000000001024-1024.log`
 //! belongs to the purchase log of epoch 7, shard 1, starts with block 1024, and was created with room for 1024 blocks.
-//! A segment that is still being created ends in `.new`.
+//! A segment that is still being created ends in `.new`. One that is damaged and that nobody needs ends in `.damaged`.
 
-use crate::log::block::{self, BLOCK_BYTES, LogKind, StreamId};
-use crate::log::stream::{End, SegmentBytes};
+use crate::log::block::{self, BLOCK_BYTES, Header, LogKind, StreamId};
+use crate::log::damage::is_of_disk;
+use crate::log::stream::{End, Ending, SegmentExtent};
 use crate::sale::ids::{SaleId, Seq};
 use crate::sale::record::Record;
 use glommio::GlommioError;
@@ -23,6 +24,9 @@ use uuid::Uuid;
 #[repr(align(4096))]
 struct Zeros([u8; 128 * 1024]);
 static ZEROS: Zeros = Zeros([0; 128 * 1024]);
+
+/// What is added to the name of a segment that is damaged and that nobody needs.
+pub const SET_ASIDE: &str = ".damaged";
 
 /// Identity of a segment, as its file name states it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,36 +113,103 @@ impl SegmentName {
         made
     }
 
-    /// Reads the whole file into memory.
+    /// Returns the number of the block after the segment's last one.
+    pub fn end_block(&self) -> u64 {
+        self.first_block + u64::from(self.blocks)
+    }
+
+    /// Returns the name of the file, without its directory.
+    pub fn file_name(&self) -> String {
+        self.path(Path::new("")).display().to_string()
+    }
+
+    /// Returns the place of the segment in its stream.
+    pub fn extent(&self) -> SegmentExtent {
+        let SegmentName { first_block, blocks, .. } = *self;
+        SegmentExtent { first_block, made_blocks: blocks.into(), name: self.file_name() }
+    }
+
+    /// Returns the number of records in the stream before this segment, or `None` if the first block is not valid.
     ///
     /// # Errors
-    /// An I/O error if the file cannot be read.
-    pub fn read(&self, dir: &Path) -> io::Result<SegmentBytes> {
-        let path = self.path(dir);
-        let bytes = fs::read(&path)?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(SegmentBytes { first_block: self.first_block, made_blocks: self.blocks.into(), bytes, name })
+    /// An I/O error if the file cannot be read now. A block that the disk has lost is not valid.
+    pub fn records_before(&self, dir: &Path) -> io::Result<Option<Seq>> {
+        let Some((file, _)) = self.open(dir)? else { return Ok(None) };
+        Ok(self.block(&file, 0)?.map(|(header, _)| header.records_before))
+    }
+
+    /// Returns the end of the stream if the last block of this file seals it.
+    ///
+    /// # Errors
+    /// As [`SegmentName::records_before`].
+    pub fn seal_at_end(&self, dir: &Path) -> io::Result<Option<End>> {
+        let Some((file, blocks)) = self.open(dir)? else { return Ok(None) };
+        let Some(last) = blocks.checked_sub(1) else { return Ok(None) };
+        let seal =
+            self.block(&file, last)?.filter(|(header, _)| header.seals && header.number == self.first_block + last);
+        Ok(seal.map(|(Header { number, records_before, previous_checksum, .. }, _)| End {
+            ending: Ending::Sealed,
+            blocks: number,
+            records: records_before,
+            checksum: previous_checksum,
+        }))
     }
 
     /// Returns the sale of the last record in a segment of a sealed stream, and the number of records in the stream up
-    /// to the segment's end. The last two blocks of the segment are sufficient, because only the seal has no record.
+    /// to the segment's end, as far as the last two blocks show them. They are sufficient, because only the seal has no
+    /// record.
     ///
     /// # Errors
-    /// An I/O error if the file cannot be read.
-    pub fn last_record(&self, dir: &Path) -> io::Result<(Option<SaleId>, Seq)> {
-        let file = File::open(self.path(dir))?;
-        let blocks = file.metadata()?.len() / BLOCK_BYTES as u64;
-        let mut last = 0;
+    /// As [`SegmentName::records_before`].
+    pub fn last_record(&self, dir: &Path) -> io::Result<(Option<SaleId>, Option<Seq>)> {
+        let Some((file, blocks)) = self.open(dir)? else { return Ok((None, None)) };
+        let mut last = None;
         for number in (0..blocks).rev().take(2) {
-            let mut bytes = [0; BLOCK_BYTES];
-            file.read_exact_at(&mut bytes, number * BLOCK_BYTES as u64)?;
-            let Some((header, _)) = block::parse(&bytes, &self.stream) else { continue };
-            last = last.max(header.records_before + u64::from(header.records));
+            let Some((header, bytes)) = self.block(&file, number)? else { continue };
+            last = last.max(Some(header.records_before + u64::from(header.records)));
             if let Some(Ok(record)) = block::records(&bytes, header.records).last().map(Record::decode) {
                 return Ok((Some(record.sale), last));
             }
         }
         Ok((None, last))
+    }
+
+    /// Opens the file for reading, and returns it with its number of blocks, or `None` if the disk has lost it.
+    fn open(&self, dir: &Path) -> io::Result<Option<(File, u64)>> {
+        let opened = File::open(self.path(dir)).and_then(|file| Ok((file.metadata()?.len(), file)));
+        match opened {
+            Ok((bytes, file)) => Ok(Some((file, bytes / BLOCK_BYTES as u64))),
+            Err(error) if is_of_disk(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads the block with this number in the file. Returns `None` if it is not valid, or if the disk has lost it.
+    pub fn block(&self, file: &File, number: u64) -> io::Result<Option<(Header, [u8; BLOCK_BYTES])>> {
+        let mut bytes = [0; BLOCK_BYTES];
+        match file.read_exact_at(&mut bytes, number * BLOCK_BYTES as u64) {
+            Ok(()) => Ok(block::parse(&bytes, &self.stream).map(|(header, _)| (header, bytes))),
+            Err(error) if is_of_disk(&error) || error.kind() == ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Renames the file so that it is not read and not counted any more: adds `.damaged`, and a number if that name is
+    /// taken. The caller syncs the directory. It is no error if the file does not exist.
+    ///
+    /// # Errors
+    /// An I/O error if the file cannot be renamed.
+    pub fn set_aside(&self, dir: &Path) -> io::Result<()> {
+        let path = self.path(dir);
+        let numbers = (2..).map(|number| format!(".{number}"));
+        let names = std::iter::once(String::new())
+            .chain(numbers)
+            .map(|number| path.with_file_name(format!("{}{SET_ASIDE}{number}", self.file_name())));
+        let free = names.into_iter().find(|path| !path.exists()).expect("a free number exists");
+        match fs::rename(&path, free) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            renamed => renamed,
+        }
     }
 }
 
@@ -209,21 +280,22 @@ pub fn seal(dir: &Path, names: &[SegmentName], end: &End) -> io::Result<Vec<Segm
     Ok(left)
 }
 
-/// Removes all segments of one run, also unfinished ones. The run must not have answered any request, because its
-/// records are lost.
+/// Removes all segments of one run, also unfinished ones, the newest first: a crash must not leave a gap. The run must
+/// not have answered any request, because its records are lost.
 ///
 /// # Errors
 /// An I/O error if a file cannot be removed.
 pub fn remove_run(dir: &Path, cluster: Uuid, epoch: u32) -> io::Result<()> {
+    let mut paths = Vec::new();
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         // An unfinished segment has the same name with another extension.
         let name = path.with_extension("log");
         let name = name.file_name().and_then(|name| SegmentName::parse(name.to_str()?, cluster));
-        if name.is_some_and(|name| name.stream.epoch == epoch) {
-            fs::remove_file(path)?;
-        }
+        paths.extend(name.filter(|name| name.stream.epoch == epoch).map(|name| (name.first_block, path)));
     }
+    paths.sort();
+    paths.iter().rev().try_for_each(|(_, path)| fs::remove_file(path))?;
     sync_dir(dir)
 }
 

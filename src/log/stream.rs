@@ -1,5 +1,5 @@
 //! Reads a stream and decides where it ends and whether a durable record is missing before the end. This file works on
-//! bytes in memory; `recovery` reads the files.
+//! bytes in memory; `stream_files` reads the files.
 //!
 //! A block is the expected one if it is valid, belongs to the stream, and continues the chain: number, count of records
 //! and checksum of the block before. The *bad* block is the first one that is not expected. A *proof* is a later valid
@@ -15,15 +15,16 @@
 //! | of another format version | — | damage: this version cannot read it |
 //! | none, but a record is not valid | — | damage |
 //! | any or none, but the file does not have its length at creation | — | damage, unless the stream is sealed |
+//! | any or none, but a segment between two others is missing | — | damage, unless the stream is sealed before it |
 //!
 //! A block after the bad one is also damage if it is complete and of another stream, or valid and not at its place.
 //! Recovery ends every stream with a seal, a block that counts all records before it as flushed. So after recovery, any
 //! later damage to the stream has a proof.
 
 use crate::log::block::{self, BLOCK_BYTES, Header, StreamId};
+use crate::log::damage::Damage;
 use crate::sale::record::{Record, UnknownRecord};
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
 /// Content of a segment, in memory.
 pub struct SegmentBytes {
@@ -33,6 +34,16 @@ pub struct SegmentBytes {
     pub made_blocks: u64,
     /// Content of the file.
     pub bytes: Vec<u8>,
+    /// File name, for messages.
+    pub name: String,
+}
+
+/// Place of a segment in its stream.
+pub struct SegmentExtent {
+    /// Number of the segment's first block in the stream.
+    pub first_block: u64,
+    /// Number of blocks at creation. The last segment of a sealed stream has been cut after the seal.
+    pub made_blocks: u64,
     /// File name, for messages.
     pub name: String,
 }
@@ -78,82 +89,6 @@ impl End {
     }
 }
 
-/// Damage of a stream: a durable record is lost, or this version cannot read the stream.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum Damage {
-    /// A block is bad, and a later block counts its records as flushed.
-    #[error("block {number} at byte {offset} of {file} is damaged; block {proven_by} proves that it was once durable")]
-    Block {
-        /// File of the bad block.
-        file: String,
-        /// Number of the bad block in the stream.
-        number: u64,
-        /// Offset of the bad block in the file, in bytes.
-        offset: u64,
-        /// Number of the later block that proves that the bad block was durable.
-        proven_by: u64,
-    },
-    /// A valid block of the stream does not continue the chain of blocks.
-    #[error("in {file}, block {found} is at the place of block {number} and does not follow the block before it")]
-    Misplaced {
-        /// File of the block.
-        file: String,
-        /// Number of the block that belongs in this place.
-        number: u64,
-        /// Number of the block that is in this place.
-        found: u64,
-    },
-    /// A complete block belongs to another stream.
-    #[error("in {file}, the block at the place of block {number} belongs to another log, run or installation")]
-    Foreign {
-        /// File of the block.
-        file: String,
-        /// Number of the block that belongs in this place.
-        number: u64,
-    },
-    /// A file does not have its length at creation.
-    #[error("{file} has {bytes} bytes, but was created with {expected} bytes")]
-    Short {
-        /// Name of the file.
-        file: String,
-        /// Length of the file, in bytes.
-        bytes: usize,
-        /// Length of the file at creation, in bytes.
-        expected: u64,
-    },
-    /// A block has another format version.
-    #[error(
-        "{file} has log format {version}; this version of stampede reads {expected}",
-        expected = block::FORMAT_VERSION
-    )]
-    Version {
-        /// File of the block.
-        file: String,
-        /// Format version of the block.
-        version: u8,
-    },
-    /// A record is not valid.
-    #[error("record {seq} in {file}: {flaw}")]
-    Record {
-        /// File of the record.
-        file: String,
-        /// Number of the record in the stream, from 1.
-        seq: u64,
-        /// Description of the error.
-        flaw: String,
-    },
-    /// Blocks are missing between two segment files.
-    #[error("{file} starts with block {found}, but block {expected} comes next: a segment is missing")]
-    Gap {
-        /// File after the gap.
-        file: String,
-        /// Number of the block that was expected at the start of the file.
-        expected: u64,
-        /// Number of the block with which the file starts.
-        found: u64,
-    },
-}
-
 /// Reads `segments` in order and passes every record before the end to `visit`, with its number from 1.
 ///
 /// # Errors
@@ -164,89 +99,190 @@ pub fn read(
     mut visit: impl FnMut(u64, &Record) -> Result<(), String>,
 ) -> Result<End, Damage> {
     let mut reading = StreamReading::new(*stream);
-    segments.iter().try_for_each(|segment| reading.segment(segment, &mut visit))?;
+    for SegmentBytes { first_block, made_blocks, bytes, name } in segments {
+        let segment = SegmentExtent { first_block: *first_block, made_blocks: *made_blocks, name: name.clone() };
+        reading.begin(&segment)?;
+        reading.blocks(&segment, *first_block, bytes, &mut visit)?;
+        reading.close(&segment, bytes.len());
+    }
     reading.finish()
 }
 
-/// State of reading a stream segment by segment, for a stream that is larger than memory.
-#[derive(Clone)]
+/// State of reading a stream piece by piece, for a stream that is larger than memory:
+///
+/// 1. [`StreamReading::begin`] with the next segment.
+/// 2. [`StreamReading::blocks`] with its blocks, in one or more pieces.
+/// 3. [`StreamReading::close`]. The next segment follows.
+/// 4. [`StreamReading::finish`] after the last segment.
+///
+/// After a damage, [`StreamReading::resume`] continues behind the lost records.
 pub struct StreamReading {
     stream: StreamId,
-    /// Number of the first block of the first segment.
+    /// Number of the block that starts the chain: the first one of the first segment, or the first one after a damage.
     first_block: Option<u64>,
+    /// Number of the first block of the next segment, if a segment was read to its end.
+    next_segment: Option<u64>,
     end: End,
     bad: Option<BadBlock>,
     short: Option<Damage>,
+    /// Whether the file with another length than at creation lacks nothing but its last block, the seal.
+    lacks_only_seal: bool,
+    /// Number of the block at which reading can continue after the last damage.
+    resume_at: u64,
+    /// Number of records that were removed from the beginning of the stream, as soon as it is known.
+    first: Option<u64>,
+    /// Number of records that damage has cost so far.
+    lost: u64,
 }
 
 /// First block that is not the expected one.
-#[derive(Clone)]
 struct BadBlock {
     file: String,
     number: u64,
     offset: u64,
     /// Number of records before the block. `None` until it is known, if the oldest segments were removed.
     known: Option<u64>,
+    /// Number of the first valid block at its place from here on.
+    next_valid: Option<u64>,
 }
 
 impl StreamReading {
     /// Creates a reading of `stream` that has read nothing yet.
     pub fn new(stream: StreamId) -> StreamReading {
-        let end = End { ending: Ending::Clean, blocks: 0, records: 0, checksum: 0 };
-        StreamReading { stream, first_block: None, end, bad: None, short: None }
+        StreamReading {
+            stream,
+            first_block: None,
+            next_segment: None,
+            end: End { ending: Ending::Clean, blocks: 0, records: 0, checksum: 0 },
+            bad: None,
+            short: None,
+            lacks_only_seal: false,
+            resume_at: 0,
+            first: None,
+            lost: 0,
+        }
     }
 
-    /// Returns the end of the stream, according to the segments read so far.
+    /// Returns the end of the stream, according to the blocks read so far.
     pub fn end(&self) -> &End {
         &self.end
     }
 
-    /// Returns whether every block so far was the expected one, so that more blocks may follow.
-    pub fn is_whole(&self) -> bool {
-        self.bad.is_none() && self.short.is_none() && self.end.ending == Ending::Clean
+    /// Returns the number of records that were removed from the beginning of the stream, if it is known.
+    pub fn first(&self) -> Option<u64> {
+        self.first
     }
 
-    /// Reads the next segment, and passes its records to `visit`. Blocks after a seal are not read.
+    /// Returns the number of records that damage has cost, as far as blocks after it show.
+    pub fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    /// Returns whether the damage that [`StreamReading::finish`] reports concerns no record: the file was cut after the
+    /// seal, and only the seal is bad.
+    pub fn lacks_only_seal(&self) -> bool {
+        self.lacks_only_seal
+    }
+
+    /// Forgets everything after the last expected block, so that reading can continue there: the writer may have
+    /// written more since.
+    pub fn rewind(&mut self) {
+        (self.bad, self.short, self.next_segment) = (None, None, None);
+        if self.end.ending == Ending::Torn {
+            self.end.ending = Ending::Clean;
+        }
+    }
+
+    /// Prepares to continue after the last damage. The next valid block starts the chain anew.
+    pub fn resume(&mut self) {
+        self.rewind();
+        (self.end.blocks, self.first_block) = (self.resume_at, Some(self.resume_at));
+    }
+
+    /// Begins to read a segment. After [`StreamReading::rewind`] or [`StreamReading::resume`], the segment must contain
+    /// the block at which reading continues.
     ///
     /// # Errors
-    /// The [`Damage`] that the segment has or proves, also if `visit` refuses a record.
-    pub fn segment(
+    /// [`Damage::Gap`] if a segment is missing before this one. Segments are created in their order, and retention
+    /// removes only the oldest ones.
+    pub fn begin(&mut self, segment: &SegmentExtent) -> Result<(), Damage> {
+        let found = segment.first_block;
+        if self.first_block.is_none() {
+            (self.first_block, self.end.blocks) = (Some(found), found);
+            self.first = (found == 0).then_some(0);
+        }
+        let (expected, is_there) = match self.next_segment {
+            Some(next) => (next, found == next),
+            None => (self.end.blocks, found <= self.end.blocks),
+        };
+        if is_there {
+            return Ok(());
+        }
+        // Two segments can overlap only if someone has copied or renamed one.
+        self.resume_at = found.max(expected);
+        Err(Damage::Gap { file: segment.name.clone(), expected, found })
+    }
+
+    /// Reads the next blocks of the segment, from block `first` of the stream on, and passes their records to `visit`.
+    /// Blocks after a seal are not read.
+    ///
+    /// # Errors
+    /// The [`Damage`] that the blocks have or prove, also if `visit` refuses a record.
+    pub fn blocks(
         &mut self,
-        segment: &SegmentBytes,
+        segment: &SegmentExtent,
+        first: u64,
+        bytes: &[u8],
         mut visit: impl FnMut(u64, &Record) -> Result<(), String>,
     ) -> Result<(), Damage> {
-        if self.first_block.is_none() {
-            (self.first_block, self.end.blocks) = (Some(segment.first_block), segment.first_block);
-        }
-        for (number, block) in (segment.first_block..).zip(segment.bytes.chunks(BLOCK_BYTES)) {
+        for (number, block) in (first..).zip(bytes.chunks(BLOCK_BYTES)) {
             if self.end.ending == Ending::Sealed {
                 return Ok(());
             }
             let is_next = self.bad.is_none() && number == self.end.blocks;
-            match block::parse(block, &self.stream).filter(|_| is_next) {
-                Some((header, checksum)) => self.follow(segment, block, &header, checksum, &mut visit)?,
-                None => self.check_unexpected_block(segment, number, block)?,
+            let checked = match block::parse(block, &self.stream).filter(|_| is_next) {
+                Some((header, checksum)) => self.follow(segment, block, &header, checksum, &mut visit),
+                None => self.check_unexpected_block(segment, number, block),
+            };
+            if checked.is_err() {
+                self.resume_at = self.bad.as_ref().and_then(|bad| bad.next_valid).unwrap_or(number + 1);
+                return checked;
             }
         }
-        let (bytes, expected) = (segment.bytes.len(), segment.made_blocks * BLOCK_BYTES as u64);
+        Ok(())
+    }
+
+    /// Returns the damage of block `number`, which the disk cannot read. Reading can continue `blocks` blocks later.
+    pub fn unreadable(&mut self, segment: &SegmentExtent, number: u64, blocks: u64, why: String) -> Damage {
+        self.resume_at = number + blocks;
+        let offset = number.saturating_sub(segment.first_block) * BLOCK_BYTES as u64;
+        Damage::Unreadable { file: segment.name.clone(), number, offset, why }
+    }
+
+    /// Ends a segment, whose file has `bytes` bytes.
+    pub fn close(&mut self, segment: &SegmentExtent, bytes: usize) {
+        let expected = segment.made_blocks * BLOCK_BYTES as u64;
         if bytes as u64 != expected && self.short.is_none() {
+            let last = segment.first_block + (bytes / BLOCK_BYTES) as u64;
+            let is_last = |bad: &BadBlock| bad.number + 1 == last && bytes.is_multiple_of(BLOCK_BYTES);
+            self.lacks_only_seal = (bytes as u64) < expected && self.bad.as_ref().is_some_and(is_last);
             self.short = Some(Damage::Short { file: segment.name.clone(), bytes, expected });
         }
-        Ok(())
+        self.next_segment = Some(segment.first_block + segment.made_blocks);
     }
 
     /// Finishes the reading after the last segment, and returns the end of the stream.
     ///
     /// # Errors
     /// [`Damage::Short`] if a file does not have its length at creation and the stream has no seal.
-    pub fn finish(self) -> Result<End, Damage> {
-        self.short.filter(|_| self.end.ending != Ending::Sealed).map_or(Ok(self.end), Err)
+    pub fn finish(&self) -> Result<End, Damage> {
+        self.short.clone().filter(|_| self.end.ending != Ending::Sealed).map_or(Ok(self.end), Err)
     }
 
     /// Checks that a valid block continues the chain, and visits its records.
     fn follow(
         &mut self,
-        segment: &SegmentBytes,
+        segment: &SegmentExtent,
         block: &[u8],
         header: &Header,
         checksum: u32,
@@ -254,12 +290,17 @@ impl StreamReading {
     ) -> Result<(), Damage> {
         let (number, end) = (self.end.blocks, &mut self.end);
         // Retention may have removed the oldest segments. Then the first remaining block starts the chain.
-        let starts = Some(number) == self.first_block && number > 0;
+        let starts = Some(number) == self.first_block && number > 0 && header.records_before >= end.records;
         let follows = header.records_before == end.records && header.previous_checksum == end.checksum;
         if header.number != number || !(starts || follows) {
             return Err(Damage::Misplaced { file: segment.name.clone(), number, found: header.number });
         }
         if starts {
+            // Records that retention has removed are not lost.
+            match self.first {
+                Some(_) => self.lost += header.records_before - end.records,
+                None => self.first = Some(header.records_before),
+            }
             end.records = header.records_before;
         }
         if header.seals {
@@ -267,14 +308,15 @@ impl StreamReading {
             return Ok(());
         }
         for bytes in block::records(block, header.records) {
-            end.records += 1;
+            let seq = end.records + 1;
             let flaw = match Record::decode(bytes) {
-                Ok(record) => visit(end.records, &record).err(),
+                Ok(record) => visit(seq, &record).err(),
                 Err(UnknownRecord { kind, reason }) => Some(format!("unknown kind {kind} with reason {reason}")),
             };
             if let Some(flaw) = flaw {
-                return Err(Damage::Record { file: segment.name.clone(), seq: end.records, flaw });
+                return Err(Damage::Record { file: segment.name.clone(), seq, flaw });
             }
+            end.records = seq;
         }
         end.blocks += 1;
         end.checksum = checksum;
@@ -282,7 +324,7 @@ impl StreamReading {
     }
 
     /// Notes the bad block, and checks whether this block, which is the bad one or a later one, is a proof.
-    fn check_unexpected_block(&mut self, segment: &SegmentBytes, number: u64, block: &[u8]) -> Result<(), Damage> {
+    fn check_unexpected_block(&mut self, segment: &SegmentExtent, number: u64, block: &[u8]) -> Result<(), Damage> {
         let (end, file) = (&mut self.end, || segment.name.clone());
         if self.bad.is_none() {
             if let Some(version) = block::version(block).filter(|&version| version != block::FORMAT_VERSION) {
@@ -291,7 +333,7 @@ impl StreamReading {
             let is_beginning_unknown = end.blocks > 0 && self.first_block == Some(end.blocks);
             let (offset, known) = ((number - segment.first_block) * BLOCK_BYTES as u64, end.records);
             let known = (!is_beginning_unknown).then_some(known);
-            self.bad = Some(BadBlock { file: file(), number, offset, known });
+            self.bad = Some(BadBlock { file: file(), number, offset, known, next_valid: None });
         }
         if !is_blank(block) {
             end.ending = Ending::Torn;
@@ -302,7 +344,8 @@ impl StreamReading {
         if header.number != number {
             return Err(Damage::Misplaced { file: file(), number, found: header.number });
         }
-        let BadBlock { file, number, offset, known } = self.bad.as_mut().expect("the bad block is noted above");
+        let BadBlock { file, number, offset, known, next_valid } = self.bad.as_mut().expect("it is noted above");
+        next_valid.get_or_insert(header.number);
         // All blocks of one flush have the same flushed count. If the number of records before the bad block is not
         // known, the first valid block supplies it, and only a block of a later flush is a proof.
         let known = *known.get_or_insert(header.flushed);

@@ -4,10 +4,12 @@ use crate::config::fatal::Fatal;
 use crate::config::settings::Config;
 use crate::http::route::rfc3339;
 use crate::log::block::StreamId;
+use crate::log::losses::Persisted;
 use crate::log_tool::arguments::Filter;
 use crate::log_tool::scan::LogScan;
 use crate::sale::ids::{ItemId, Seq, UserId};
 use crate::sale::record::{LogEvent, Record};
+use crate::system::clock::Clock;
 use serde::Serialize;
 use std::io::{self, ErrorKind, Write};
 use uuid::Uuid;
@@ -89,22 +91,22 @@ fn about(record: &Record) -> (&'static str, DumpSubject) {
 }
 
 /// The reason why a dump ends early.
-enum Stopped {
+enum DumpStopped {
     /// The log cannot be read, or has lost something durable.
     Fatal(Fatal),
     /// The output cannot be written.
     Output(io::Error),
 }
 
-impl From<Fatal> for Stopped {
+impl From<Fatal> for DumpStopped {
     fn from(fatal: Fatal) -> Self {
-        Stopped::Fatal(fatal)
+        DumpStopped::Fatal(fatal)
     }
 }
 
-impl From<io::Error> for Stopped {
+impl From<io::Error> for DumpStopped {
     fn from(error: io::Error) -> Self {
-        Stopped::Output(error)
+        DumpStopped::Output(error)
     }
 }
 
@@ -118,23 +120,23 @@ pub fn dump(config: &Config, filter: &Filter, out: &mut impl Write) -> Result<()
     match write_all(config, filter, out) {
         Ok(()) => Ok(()),
         // The reader has closed the pipe, such as `head`.
-        Err(Stopped::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        Err(Stopped::Output(error)) => Err(Fatal::Host(format!("standard output cannot be written: {error}"))),
-        Err(Stopped::Fatal(fatal)) => Err(fatal),
+        Err(DumpStopped::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        Err(DumpStopped::Output(error)) => Err(Fatal::Host(format!("standard output cannot be written: {error}"))),
+        Err(DumpStopped::Fatal(fatal)) => Err(fatal),
     }
 }
 
-fn write_all(config: &Config, filter: &Filter, out: &mut impl Write) -> Result<(), Stopped> {
+fn write_all(config: &Config, filter: &Filter, out: &mut impl Write) -> Result<(), DumpStopped> {
     let mut scan = LogScan::new(&config.data_dir)?;
-    for stream in &mut scan.streams {
-        stream.read(|stream, seq, record| {
-            if filter.takes(record) {
-                serde_json::to_writer(&mut *out, &DumpLine::new(stream, seq, record)).map_err(io::Error::from)?;
-                out.write_all(b"\n")?;
-            }
-            Ok::<(), Stopped>(())
-        })?;
-    }
+    scan.read(|stream, seq, record| {
+        if filter.takes(record) {
+            serde_json::to_writer(&mut *out, &DumpLine::new(stream, seq, record)).map_err(io::Error::from)?;
+            out.write_all(b"\n")?;
+        }
+        Ok::<(), DumpStopped>(())
+    })?;
     out.flush()?;
-    Ok(scan.judge()?)
+    // The command does not ask the database, so it cannot know whether the database has what is lost.
+    scan.judge(config, Clock::start().now(), &Persisted::NoDatabase)?;
+    Ok(())
 }

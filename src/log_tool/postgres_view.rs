@@ -3,7 +3,9 @@
 
 use crate::config::fatal::Fatal;
 use crate::config::settings::Config;
+use crate::log::block::LogKind;
 use crate::log::data_dir::DataDir;
+use crate::log::losses::{DamagedBeginning, Persisted};
 use crate::log::ownership::{Owner, Run};
 use crate::log_tool::scan::{LogScan, ScannedStream};
 use crate::postgres::claim::judge;
@@ -74,18 +76,36 @@ impl PostgresView {
         &self.snapshot.positions
     }
 
-    /// Checks whether the database fits the data directory whose streams have been read, by the rules of a start.
+    /// Returns what the database has of the log, if it answers.
+    pub fn persisted(config: &Config, view: Option<&PostgresView>) -> Persisted {
+        match view {
+            Some(view) => Persisted::Positions(view.positions().clone()),
+            None if config.database.is_some() => Persisted::Unknown,
+            None => Persisted::NoDatabase,
+        }
+    }
+
+    /// Checks whether the database fits the data directory whose streams have been read, by the rules of a start, which
+    /// would set `damaged` aside.
     ///
     /// # Errors
     /// The error with which a start of the server would refuse.
-    pub fn fit(&self, config: &Config, scan: &LogScan) -> Result<(), Fatal> {
+    pub fn fit(&self, config: &Config, scan: &LogScan, damaged: &[DamagedBeginning]) -> Result<(), Fatal> {
         // Read this after the database: a server writes a claim to `control.json` before it sends the claim.
         let (_, control) = DataDir::open_read_only(&config.data_dir)?;
         let next = Run { epoch: control.epoch + 1, id: Uuid::nil() };
         let this = (Owner { cluster: control.cluster, run: next }, control.database);
-        let end = |stream: &ScannedStream| stream.damage.is_none().then_some(stream.end().records);
-        let extents = scan.streams.iter().map(|stream| (stream.id, stream.first(), end(stream)));
-        let extents: Vec<_> = extents.collect();
+        let set_aside = |id| damaged.iter().find(|beginning| beginning.id == id).and_then(|beginning| beginning.last);
+        let extent = |stream: &ScannedStream| {
+            let end = stream.end().records;
+            let is_judged = stream.losses().is_none() || stream.id.log == LogKind::Attempts;
+            match set_aside(stream.id) {
+                Some(last) => (stream.id, last, Some(end)),
+                // The damage is reported already, and nothing is known about the end.
+                None => (stream.id, stream.first(), is_judged.then_some(end)),
+            }
+        };
+        let extents: Vec<_> = scan.streams.iter().map(extent).collect();
         let judged = judge(this, (self.snapshot.owner, &self.snapshot.positions), &extents, config.recover_from);
         judged.map(drop).map_err(Fatal::from)
     }

@@ -131,19 +131,19 @@ pub fn add_up(config: &Config, requested: Option<SaleId>, report: &mut String) -
     let mut tally = Tally::default();
     let none = Positions::new();
     let positions = view.as_ref().map_or(&none, PostgresView::positions);
-    for stream in &mut scan.streams {
-        let position = known_position(positions, &stream.id).unwrap_or(0);
-        stream.read(|_: &StreamId, seq: Seq, record: &Record| {
-            tally.add(requested, record, seq <= position);
-            Ok::<(), Fatal>(())
-        })?;
-    }
-    let now_ms = Clock::start().now().unix_ms;
+    scan.read(|id: &StreamId, seq: Seq, record: &Record| {
+        let position = known_position(positions, id).unwrap_or(0);
+        tally.add(requested, record, seq <= position);
+        Ok::<(), Fatal>(())
+    })?;
+    let now = Clock::start().now();
+    let (now_ms, persisted) = (now.unix_ms, PostgresView::persisted(config, view.as_ref()));
+    let judged = scan.judge(config, now, &persisted).map(drop);
     let Some(sale) = requested.or(tally.sale) else {
         return Err(Fatal::DataDir(format!("no sale has begun in {}", config.data_dir.display())));
     };
     let period_s = scan.control.sale_period_s;
-    let fits = view.as_ref().map_or(Ok(()), |view| view.fit(config, &scan));
+    let fits = view.as_ref().map_or(Ok(()), |view| view.fit(config, &scan, &[]));
     let rows = view.as_ref().filter(|_| fits.is_ok()).map(|view| view.sale(sale, now_ms));
     let (rows, away) = match rows {
         Some(Ok(rows)) => (Some(rows), None),
@@ -163,7 +163,7 @@ pub fn add_up(config: &Config, requested: Option<SaleId>, report: &mut String) -
     if !is_whole {
         *report += "The log lacks a part of this sale: it was removed, or the sale was taken over from Postgres.\n";
     }
-    scan.judge()?;
+    judged?;
     fits?;
     if let Some(why) = away {
         *report += &format!("Postgres is unavailable ({why}): nothing was compared.\n");
@@ -235,7 +235,7 @@ fn is_whole(tally: &Tally, scan: &LogScan, positions: &Positions) -> bool {
         scan.streams.iter().all(|stream| stream.first() == 0)
             && positions.iter().all(|(stream, position)| *position == 0 || is_there(stream))
     };
-    !tally.is_taken_over && (tally.sale.is_some() && tally.sale == tally.newest || has_all())
+    !tally.is_taken_over && !scan.lacks_attempts() && (tally.sale.is_some() && tally.sale == tally.newest || has_all())
 }
 
 /// Returns a line for each contradiction between Postgres and the records up to its positions, purchases first.

@@ -2,18 +2,24 @@
 //!
 //! The log may change between two reads. A block that was not written yet when it was read looks lost, because a later
 //! block proves that it was flushed. A file that retention removes looks missing. So a stream counts as damaged only if
-//! a second pass, begun after the first, finds damage at the same block.
+//! a second pass, begun after the first, finds damage at the same block. What can be read behind the damage is read.
 
 use crate::config::fatal::Fatal;
-use crate::log::block::StreamId;
+use crate::config::settings::Config;
+use crate::log::block::{LogKind, StreamId};
 use crate::log::data_dir::{Control, DataDir};
+use crate::log::losses::{DamagedBeginning, Openings, Persisted};
 use crate::log::manifest::Manifest;
 use crate::log::recovery::{newer_than_control, unreadable};
-use crate::log::segment::SegmentName;
-use crate::log::stream::{Damage, End, Ending, StreamReading};
-use crate::sale::ids::{SaleId, Seq};
+use crate::log::replay::Replay;
+use crate::log::segment::{SET_ASIDE, SegmentName};
+use crate::log::stream::End;
+use crate::log::stream_files::{Losses, Stopped, StreamFiles};
+use crate::sale::ids::{Moment, SaleId, Seq};
+use crate::sale::partition::Partition;
 use crate::sale::record::Record;
-use crate::system::clock::Clock;
+use crate::sale::rules::Rules;
+use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -48,6 +54,10 @@ pub struct LogScan {
     manifest: Manifest,
     /// Streams, each with the state of its reading.
     pub streams: Vec<ScannedStream>,
+    /// Segments that a start has set aside, because they are damaged and not needed.
+    pub set_aside: Vec<String>,
+    logs: PathBuf,
+    openings: Openings,
 }
 
 impl LogScan {
@@ -69,24 +79,72 @@ impl LogScan {
                 streams.push(ScannedStream::new(&logs, name.stream));
             }
         }
-        Ok(LogScan { control, manifest, streams })
+        let entries = fs::read_dir(&logs).map_err(|error| unreadable(&logs, error))?.filter_map(Result::ok);
+        let files = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let mut set_aside: Vec<_> = files.filter(|name| name.contains(SET_ASIDE)).collect();
+        set_aside.sort();
+        Ok(LogScan { control, manifest, streams, set_aside, logs, openings: Openings::default() })
+    }
+
+    /// Reads the records that were not read before, and passes each to `visit` once.
+    ///
+    /// # Errors
+    /// [`Fatal::DataDir`]: a file cannot be read. Or the error of `visit`. Damage is no error; it is kept.
+    pub fn read<E: From<Fatal>>(
+        &mut self,
+        mut visit: impl FnMut(&StreamId, Seq, &Record) -> Result<(), E>,
+    ) -> Result<(), E> {
+        for stream in &mut self.streams {
+            stream.read(|id, seq, record| {
+                if id.log == LogKind::Purchases {
+                    self.openings.note(id.key(), seq, record);
+                }
+                visit(id, seq, record)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Returns whether attempts are lost in the log.
+    pub fn lacks_attempts(&self) -> bool {
+        let is_damaged = |stream: &ScannedStream| stream.id.log == LogKind::Attempts && stream.losses().is_some();
+        self.streams.iter().any(is_damaged)
     }
 
     /// Returns the number of records that the log has.
     pub fn records(&self) -> Seq {
-        self.streams.iter().map(|stream| stream.end.records - stream.first()).sum()
+        self.streams.iter().map(|stream| stream.end().records - stream.first() - stream.lost()).sum()
     }
 
-    /// Returns the error with which a server would refuse to start, if a stream is damaged or missing.
+    /// Judges the damage of the purchase streams at the time `now`, as a start would. Returns the damage that concerns
+    /// nothing that is needed.
     ///
     /// # Errors
-    /// [`Fatal::Damaged`]: something durable is lost.
-    pub fn judge(&self) -> Result<(), Fatal> {
-        let current = SaleId::at(Clock::start().now().unix_ms, self.control.sale_period_s);
-        let records = |key| self.streams.iter().find(|stream| stream.id.key() == key).map(|stream| stream.end.records);
-        let damage = self.streams.iter().find_map(|stream| stream.damage.as_ref()).map(Damage::to_string);
-        let lost = damage.or_else(|| self.manifest.missing(current, records));
-        lost.map_or(Ok(()), |lost| Err(Fatal::Damaged(lost)))
+    /// The error with which a server would refuse to start, if a stream is damaged or missing.
+    pub fn judge(&self, config: &Config, now: Moment, persisted: &Persisted) -> Result<Vec<DamagedBeginning>, Fatal> {
+        let rules = Rules { period_s: self.control.sale_period_s, ..config.rules };
+        let replay = Replay::new(Partition::new(1), rules, self.control.longest_hold_ms, now);
+        let mut damaged = Vec::new();
+        for stream in self.streams.iter().filter(|stream| stream.id.log == LogKind::Purchases) {
+            let Some(losses) = stream.losses() else { continue };
+            let is_over = |sale| replay.is_over(sale);
+            let mut names = stream.names.clone();
+            let place = (&*self.logs, stream.id);
+            damaged.extend(DamagedBeginning::judge(
+                place,
+                (losses, stream.end()),
+                &mut names,
+                (&self.openings, &self.manifest),
+                is_over,
+            )?);
+        }
+        damaged.iter().try_for_each(|beginning| beginning.require_persisted(&self.logs, persisted))?;
+        let records =
+            |key| self.streams.iter().find(|stream| stream.id.key() == key).map(|stream| stream.end().records);
+        match self.manifest.missing(SaleId::at(now.unix_ms, self.control.sale_period_s), records) {
+            Some(lost) => Err(Fatal::Damaged(lost)),
+            None => Ok(damaged),
+        }
     }
 }
 
@@ -94,167 +152,83 @@ impl LogScan {
 pub struct ScannedStream {
     /// Id of the stream.
     pub id: StreamId,
-    /// Number of segments at the last pass.
-    pub segments: usize,
-    /// Damage after which nothing can be read.
-    pub damage: Option<Damage>,
+    /// Segments at the last pass, oldest first.
+    pub names: Vec<SegmentName>,
     logs: PathBuf,
-    /// Number of records before the first one that was visited.
-    first: Option<Seq>,
-    end: End,
-    /// State of the reading at the end of the last full segment.
-    full: StreamReading,
-    /// Number of the last visited record.
-    seen: Seq,
+    files: StreamFiles,
 }
 
 impl ScannedStream {
     fn new(logs: &Path, id: StreamId) -> ScannedStream {
-        let full = StreamReading::new(id);
-        let end = *full.end();
-        ScannedStream { id, segments: 0, damage: None, logs: logs.to_owned(), first: None, end, full, seen: 0 }
+        let files = StreamFiles::new(logs, id);
+        ScannedStream { id, names: Vec::new(), logs: logs.to_owned(), files }
     }
 
     /// Returns the end of the stream, as of the last pass.
     pub fn end(&self) -> &End {
-        &self.end
+        self.files.end()
+    }
+
+    /// Returns the damage of the stream, if there is any.
+    pub fn losses(&self) -> Option<&Losses> {
+        self.files.losses()
+    }
+
+    /// Returns the number of records that damage has cost, as far as later blocks show it.
+    pub fn lost(&self) -> Seq {
+        self.files.lost()
     }
 
     /// Returns the number of records that were removed from the beginning of the stream.
     pub fn first(&self) -> Seq {
-        self.first.unwrap_or(self.end.records)
+        self.files.first().unwrap_or(self.end().records)
     }
 
-    /// Reads the records that were not read before, segment by segment, and passes each record to `visit` once.
+    /// Reads the records that were not read before, and passes each record to `visit` once.
     ///
     /// # Errors
-    /// [`Fatal::DataDir`]: a file cannot be read. Or the error of `visit`. Damage is no error; it is kept in `damage`.
+    /// [`Fatal::DataDir`]: a file cannot be read. Or the error of `visit`. Damage is no error; it is kept in `losses`.
     pub fn read<E: From<Fatal>>(
         &mut self,
         mut visit: impl FnMut(&StreamId, Seq, &Record) -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut damaged_at = None;
-        while self.end.ending != Ending::Sealed && self.damage.is_none() {
-            match self.pass(&mut visit)? {
-                Pass::Through => break,
-                Pass::Removed => {}
-                Pass::Damaged(damage) if damaged_at == Some(self.end.blocks) => self.damage = Some(damage),
-                Pass::Damaged(_) => damaged_at = Some(self.end.blocks),
+        let mut suspected_block = None;
+        loop {
+            let unreadable = |error| unreadable(&self.logs, error);
+            let mut names = SegmentName::list(&self.logs, self.id.cluster).map_err(unreadable)?;
+            names.retain(|name| name.stream == self.id);
+            self.names = names;
+            let id = self.id;
+            let passed = self.files.pass(&self.names, |_, _| false, |seq, record| visit(&id, seq, record));
+            match passed {
+                Ok(()) => return Ok(()),
+                Err(Stopped::Refused(error)) => return Err(error),
+                // Retention has removed the file after it was listed.
+                Err(Stopped::Unreadable(error)) if error.kind() == ErrorKind::NotFound => {}
+                Err(Stopped::Unreadable(error)) => Err(unreadable(error))?,
+                Err(Stopped::Damaged(damage)) if suspected_block == Some(self.end().blocks) => {
+                    self.files.accept(damage)
+                }
+                Err(Stopped::Damaged(_)) => suspected_block = Some(self.end().blocks),
             }
         }
-        Ok(())
     }
-
-    fn pass<E: From<Fatal>>(
-        &mut self,
-        visit: &mut impl FnMut(&StreamId, Seq, &Record) -> Result<(), E>,
-    ) -> Result<Pass, E> {
-        let unreadable = |error| unreadable(&self.logs, error);
-        let mut names = SegmentName::list(&self.logs, self.id.cluster).map_err(unreadable)?;
-        names.retain(|name| name.stream == self.id);
-        // Retention has removed the next segment: begin again at the first one that is left.
-        if names.first().is_some_and(|name| name.first_block > self.full.end().blocks) {
-            self.full = StreamReading::new(self.id);
-        }
-        let (mut reading, from) = (self.full.clone(), self.full.end().blocks);
-        self.segments = names.len();
-        for name in names.iter().filter(|name| name.first_block >= from) {
-            let segment = match name.read(&self.logs) {
-                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Pass::Removed),
-                read => read.map_err(unreadable)?,
-            };
-            let mut new = Vec::new();
-            let read = reading.segment(&segment, |seq, record| {
-                new.extend((seq > self.seen).then_some((seq, *record)));
-                Ok(())
-            });
-            for (seq, record) in new {
-                self.first.get_or_insert(seq - 1);
-                self.seen = seq;
-                visit(&self.id, seq, &record)?;
-            }
-            self.end = *reading.end();
-            if let Err(damage) = read {
-                return Ok(Pass::Damaged(damage));
-            }
-            if reading.is_whole() {
-                self.full = reading.clone();
-            }
-        }
-        Ok(reading.finish().map_or_else(Pass::Damaged, |_| Pass::Through))
-    }
-}
-
-/// The result of one pass over the new part of a stream.
-enum Pass {
-    /// The stream was read to its end.
-    Through,
-    /// A file was removed after it was listed.
-    Removed,
-    /// The stream looks damaged.
-    Damaged(Damage),
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::block::{BLOCK_BYTES, Chain, LogKind};
+    use crate::log::block::BLOCK_BYTES;
+    use crate::log::damage::Damage;
+    use crate::log::sample::{PURCHASES, SampleStream};
     use crate::log::segment::seal;
-    use crate::sale::ids::{ItemId, SaleId, UserId};
-    use crate::sale::record::{LogEvent, RECORD_BYTES};
+    use crate::log::stream::Ending;
     use std::fs::{self, File};
     use std::os::unix::fs::FileExt;
-    use uuid::Uuid;
-
-    const STREAM: StreamId = StreamId { cluster: Uuid::from_u128(1), epoch: 1, shard: 0, log: LogKind::Purchases };
-    const BLOCKS: u64 = 4;
-
-    /// Writes a stream into segments of four blocks, with one record in each block.
-    struct Writer {
-        dir: tempfile::TempDir,
-        chain: Chain,
-    }
-
-    impl Writer {
-        fn new(blocks: usize) -> Writer {
-            let mut writer = Writer { dir: tempfile::tempdir().unwrap(), chain: Chain::new(STREAM) };
-            writer.write(blocks);
-            writer
-        }
-
-        fn name(number: u64) -> SegmentName {
-            SegmentName { stream: STREAM, first_block: number / BLOCKS * BLOCKS, blocks: BLOCKS as u32 }
-        }
-
-        fn write(&mut self, blocks: usize) {
-            for _ in 0..blocks {
-                let (number, flushed) = (self.chain.blocks(), self.chain.records());
-                let (path, mut bytes) = (Self::name(number).path(self.dir.path()), vec![0; BLOCK_BYTES]);
-                if number % BLOCKS == 0 {
-                    fs::write(&path, vec![0; BLOCKS as usize * BLOCK_BYTES]).unwrap();
-                }
-                let event = LogEvent::Checkout {
-                    item: ItemId(1),
-                    user: UserId(1),
-                    code: crate::sale::code::Code::NONE,
-                    ttl_ms: 1,
-                    key: Uuid::nil(),
-                };
-                let record = Record { sale: SaleId(1), unix_ms: number, event }.encode();
-                self.chain.extend(&mut bytes, &record[..RECORD_BYTES], flushed);
-                let file = File::options().write(true).open(path).unwrap();
-                file.write_all_at(&bytes, number % BLOCKS * BLOCK_BYTES as u64).unwrap();
-            }
-        }
-
-        fn remove(&self, number: u64) {
-            fs::remove_file(Self::name(number).path(self.dir.path())).unwrap();
-        }
-    }
 
     /// Reads the stream, and calls `meanwhile` at each record.
-    fn read(writer: &mut Writer, mut meanwhile: impl FnMut(&mut Writer, Seq)) -> (ScannedStream, Vec<Seq>) {
-        let mut stream = ScannedStream::new(writer.dir.path(), STREAM);
+    fn read(writer: &mut SampleStream, mut meanwhile: impl FnMut(&mut SampleStream, Seq)) -> (ScannedStream, Vec<Seq>) {
+        let mut stream = ScannedStream::new(writer.dir.path(), PURCHASES);
         let mut seqs = Vec::new();
         let read = stream.read(|_, seq, _| {
             seqs.push(seq);
@@ -265,12 +239,16 @@ mod tests {
         (stream, seqs)
     }
 
+    fn damage(stream: &ScannedStream) -> Option<Damage> {
+        stream.losses().map(|losses| losses.first.clone())
+    }
+
     #[test]
     fn what_is_written_meanwhile_is_no_damage() {
         // When the first segment is read, it is half full. It is full before the second segment is read.
-        let mut writer = Writer::new(5);
-        let half = fs::read(Writer::name(0).path(writer.dir.path())).unwrap();
-        let first = Writer::name(0).path(writer.dir.path());
+        let mut writer = SampleStream::new(PURCHASES, 5);
+        let half = fs::read(SampleStream::name(PURCHASES, 0).path(writer.dir.path())).unwrap();
+        let first = SampleStream::name(PURCHASES, 0).path(writer.dir.path());
         fs::write(&first, [&half[..2 * BLOCK_BYTES], &vec![0; 2 * BLOCK_BYTES]].concat()).unwrap();
         let (stream, seqs) = read(&mut writer, |writer, seq| {
             if seq == 2 {
@@ -278,52 +256,52 @@ mod tests {
                 writer.write(2);
             }
         });
-        assert_eq!((stream.damage.clone(), seqs), (None, (1..=7).collect()));
+        assert_eq!((damage(&stream), seqs), (None, (1..=7).collect()));
         assert_eq!((stream.end().records, stream.first()), (7, 0));
     }
 
     #[test]
     fn what_stays_lost_is_damage() {
-        let mut writer = Writer::new(9);
-        let first = File::options().write(true).open(Writer::name(0).path(writer.dir.path())).unwrap();
+        let mut writer = SampleStream::new(PURCHASES, 9);
+        let first = File::options().write(true).open(SampleStream::name(PURCHASES, 0).path(writer.dir.path())).unwrap();
         first.write_all_at(&[9], 2 * BLOCK_BYTES as u64 + 100).unwrap();
         let (stream, seqs) = read(&mut writer, |_, _| ());
-        assert!(matches!(stream.damage, Some(Damage::Block { number: 2, .. })), "{:?}", stream.damage);
-        assert_eq!((seqs, stream.end().records), (vec![1, 2], 2));
-        let mut writer = Writer::new(13);
+        assert!(matches!(damage(&stream), Some(Damage::Block { number: 2, .. })), "{:?}", stream.losses());
+        assert_eq!((seqs, stream.end().records, stream.lost()), (vec![1, 2, 4, 5, 6, 7, 8, 9], 9, 1));
+        let mut writer = SampleStream::new(PURCHASES, 13);
         writer.remove(4);
         let (stream, seqs) = read(&mut writer, |_, _| ());
-        assert!(matches!(stream.damage, Some(Damage::Gap { expected: 4, .. })), "{:?}", stream.damage);
-        assert_eq!(seqs, [1, 2, 3, 4]);
+        assert!(matches!(damage(&stream), Some(Damage::Gap { expected: 4, .. })), "{:?}", stream.losses());
+        assert_eq!((seqs, stream.lost()), (vec![1, 2, 3, 4, 9, 10, 11, 12, 13], 4));
     }
 
     #[test]
     fn what_retention_removes_meanwhile_is_not_missed() {
-        let mut writer = Writer::new(14);
+        let mut writer = SampleStream::new(PURCHASES, 14);
         let (stream, seqs) = read(&mut writer, |writer, seq| {
             if seq == 4 {
                 writer.remove(0);
                 writer.remove(4);
             }
         });
-        assert_eq!((stream.damage.clone(), seqs), (None, vec![1, 2, 3, 4, 9, 10, 11, 12, 13, 14]));
+        assert_eq!((damage(&stream), seqs), (None, vec![1, 2, 3, 4, 9, 10, 11, 12, 13, 14]));
         let (stream, seqs) = read(&mut writer, |_, _| ());
-        assert_eq!((stream.damage.clone(), stream.first(), seqs), (None, 8, (9..=14).collect()));
+        assert_eq!((damage(&stream), stream.first(), seqs), (None, 8, (9..=14).collect()));
     }
 
     #[test]
     fn a_start_that_seals_the_stream_meanwhile_changes_nothing() {
-        let mut writer = Writer::new(6);
-        let mut sealed = ScannedStream::new(writer.dir.path(), STREAM);
+        let mut writer = SampleStream::new(PURCHASES, 6);
+        let mut sealed = ScannedStream::new(writer.dir.path(), PURCHASES);
         sealed.read(|_, _, _| Ok::<(), Fatal>(())).unwrap();
         let end = *sealed.end();
-        let names = [0, 4].map(Writer::name);
+        let names = [0, 4].map(|number| SampleStream::name(PURCHASES, number));
         let (stream, seqs) = read(&mut writer, |writer, seq| {
             if seq == 2 {
                 seal(writer.dir.path(), &names, &end).unwrap();
             }
         });
-        assert_eq!((stream.damage.clone(), seqs.len(), stream.end().ending), (None, 6, Ending::Sealed));
+        assert_eq!((damage(&stream), seqs.len(), stream.end().ending), (None, 6, Ending::Sealed));
         // A second reading finds no new records. The end was clean before, and is sealed now.
         sealed.read(|_, _, _| panic!("there is nothing new") as Result<(), Fatal>).unwrap();
         assert_eq!(sealed.end(), stream.end());
@@ -331,8 +309,8 @@ mod tests {
 
     #[test]
     fn what_was_read_is_not_read_again() {
-        let mut writer = Writer::new(3);
-        let mut stream = ScannedStream::new(writer.dir.path(), STREAM);
+        let mut writer = SampleStream::new(PURCHASES, 3);
+        let mut stream = ScannedStream::new(writer.dir.path(), PURCHASES);
         stream.read(|_, _, _| Ok::<(), Fatal>(())).unwrap();
         writer.write(4);
         let mut seqs = Vec::new();

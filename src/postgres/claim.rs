@@ -10,6 +10,7 @@ use crate::log::block::StreamId;
 use crate::log::data_dir::ControlFile;
 use crate::log::ownership::{Conflict, Memory, Owner, judge_owner, judge_position};
 use crate::log::reader::LogReader;
+use crate::log::segment::lacks_descriptors;
 use crate::postgres::failure::Failure;
 use crate::postgres::owner_row::{Positions, known_position};
 use crate::postgres::session::Database;
@@ -30,9 +31,10 @@ pub struct Claim {
     pub control: ControlFile,
     /// Directory of the segments.
     pub logs: PathBuf,
-    /// Every stream of the data directory, those of this run included, and the number of its records. The number is
-    /// `None` for the streams of this run, because they still grow.
-    pub streams: Vec<(StreamId, Option<Seq>)>,
+    /// Every stream of the data directory, those of this run included, with the number of records that it has lost at its
+    /// beginning, and the number of all its records. The latter is `None` for the streams of this run, because they still
+    /// grow.
+    pub streams: Vec<(StreamId, Seq, Option<Seq>)>,
 }
 
 impl Claim {
@@ -51,9 +53,9 @@ impl Claim {
 
     fn judge(&mut self, found: Option<Owner>, positions: &Positions) -> Result<Vec<(StreamId, Seq)>, Failure> {
         let memory = self.control.database();
-        let extents = self.streams.iter().map(|(stream, end)| {
+        let extents = self.streams.iter().map(|(stream, lost, end)| {
             let first = LogReader::new(&self.logs, *stream).first().map_err(unreadable)?;
-            Ok((*stream, first.or(*end).unwrap_or(0), *end))
+            Ok((*stream, first.or(*end).unwrap_or(0).max(*lost), *end))
         });
         let extents: Vec<_> = extents.collect::<Result<_, Failure>>()?;
         let streams =
@@ -100,7 +102,10 @@ pub fn judge(
 }
 
 /// Returns the failure for a log that cannot be read back. It is final: without the log nothing can be sent, and the
-/// next start reads the log again.
+/// next start reads the log again. Only a lack of file descriptors passes.
 pub fn unreadable(error: std::io::Error) -> Failure {
+    if lacks_descriptors(&error) {
+        return Failure::Transient(format!("the log cannot be read: {error}; raise LimitNOFILE or ulimit -n"));
+    }
     Failure::Final(Fatal::LogFailed(format!("its records cannot be read back for the database: {error}")))
 }

@@ -286,7 +286,9 @@ fn write_stream(dir: &Path, stream: StreamId, records: &[Record]) -> io::Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::stream::{self, Ending};
+    use crate::log::stream::Ending;
+    use crate::log::stream_files::StreamFiles;
+    use std::convert::Infallible;
 
     #[test]
     fn what_is_written_is_read_back() {
@@ -302,12 +304,16 @@ mod tests {
         write_stream(dir.path(), stream, &records).unwrap();
         let names = [(0, SEGMENT_BLOCKS as u32), (SEGMENT_BLOCKS as u64, 2)];
         let names = names.map(|(first_block, blocks)| SegmentName { stream, first_block, blocks });
-        let segments = names.map(|name| name.read(dir.path()).unwrap());
-        let mut read = Vec::new();
-        let end = stream::read(&stream, &segments, |_, record| {
-            read.push(*record);
-            Ok(())
-        });
-        assert_eq!((end.unwrap().ending, read), (Ending::Clean, records));
+        let (mut files, mut read) = (StreamFiles::new(dir.path(), stream), Vec::new());
+        let passed = files.pass(
+            &names,
+            |_, _| false,
+            |_, record| {
+                read.push(*record);
+                Ok::<(), Infallible>(())
+            },
+        );
+        assert!(passed.is_ok());
+        assert_eq!((files.end().ending, read), (Ending::Clean, records));
     }
 }

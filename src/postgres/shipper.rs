@@ -16,7 +16,8 @@
 //!    and no record is left. Otherwise sleep until a shard rings or a wait ends.
 
 use crate::config::fatal::Fatal;
-use crate::log::block::StreamId;
+use crate::log::block::{LogKind, StreamId};
+use crate::log::segment::lacks_descriptors;
 use crate::operate::status::Status;
 use crate::postgres::claim::{Claim, unreadable};
 use crate::postgres::copy_rows::{CopyRows, Rows};
@@ -55,6 +56,10 @@ const IDLE_TIME: Duration = Duration::from_millis(500);
 /// How long a batch may wait for more records if no buyer waits for it. Fewer transactions leave more CPU time for
 /// buyers.
 const GATHER_TIME: Duration = Duration::from_millis(20);
+/// Pause before the log is read again, after no file descriptor was left.
+const DESCRIPTOR_RETRY_TIME: Duration = Duration::from_millis(100);
+/// Time between two log lines about a lack of file descriptors.
+const WAIT_LINE_TIME: Duration = Duration::from_secs(60);
 /// How long the next part of a catalogue may be delayed by batches.
 const CATALOGUE_TIME: Duration = Duration::from_secs(1);
 
@@ -118,6 +123,24 @@ pub struct Shipper {
     tails: Vec<StreamTail>,
     /// Time of the next report to the database that this run is alive.
     next_heartbeat: Instant,
+    descriptors: DescriptorWait,
+}
+
+/// The log lines about a lack of file descriptors.
+#[derive(Default)]
+struct DescriptorWait {
+    last_line: Option<Instant>,
+}
+
+impl DescriptorWait {
+    /// Logs that `stream` cannot be read now, once a minute.
+    fn warn(&mut self, stream: StreamId, error: &std::io::Error) {
+        if self.last_line.is_none_or(|last| last.elapsed() > WAIT_LINE_TIME) {
+            self.last_line = Some(Instant::now());
+            let text = "the persistence thread waits for a file descriptor: raise LimitNOFILE or ulimit -n";
+            tracing::warn!(%stream, %error, "{text}");
+        }
+    }
 }
 
 impl Shipper {
@@ -125,7 +148,7 @@ impl Shipper {
     pub fn new(plan: Plan) -> (Shipper, Feed) {
         let (feed, flushed) = feed::channel();
         let (stop, tails, next_heartbeat) = (Arc::new(OnceLock::new()), Vec::new(), Instant::now());
-        (Shipper { plan, flushed, stop, tails, next_heartbeat }, feed)
+        (Shipper { plan, flushed, stop, tails, next_heartbeat, descriptors: DescriptorWait::default() }, feed)
     }
 
     /// Starts the thread, which then claims the database for this run.
@@ -191,7 +214,7 @@ impl Shipper {
         loop {
             // Read this before gathering: all records that were flushed before the stop are gathered after it.
             let is_stopping = self.stop.get().is_some();
-            self.gather(&mut batch).await?;
+            let is_waiting = self.gather(&mut batch).await?;
             let moves = self.moves();
             let is_awaited = self.plan.is_awaited && batch.rows.purchases.rows() > 0;
             let is_due = !moves.is_empty() && (is_awaited || is_stopping || batch.remaining_wait().is_zero());
@@ -210,7 +233,7 @@ impl Shipper {
                 if self.is_behind() {
                     // Gather a full batch during the transaction. Fewer records wait, so that they form one batch.
                     let (shipped, gathered) = tokio::join!(shipping, self.gather(&mut batch));
-                    shipped.and(gathered)?;
+                    shipped.and(gathered.map(drop))?;
                 } else {
                     shipping.await?;
                 }
@@ -241,6 +264,7 @@ impl Shipper {
                 continue;
             }
             match (moves.is_empty(), self.plan.is_awaited) {
+                (true, _) if is_waiting => sleep(DESCRIPTOR_RETRY_TIME).await,
                 (true, _) if is_stopping => return in_time(database.leave(owner)).await,
                 (true, _) => drop(timeout(IDLE_TIME, self.flushed.bell.notified()).await),
                 // A purchase may arrive, and is sent at once.
@@ -253,7 +277,7 @@ impl Shipper {
     /// Connects, claims the database, and reads the position of each stream.
     async fn connect(&mut self) -> Result<Database, Failure> {
         let (database, streams) = self.plan.claim.make().await?;
-        let ends: Vec<Option<Seq>> = self.plan.claim.streams.iter().map(|(_, end)| *end).collect();
+        let ends: Vec<Option<Seq>> = self.plan.claim.streams.iter().map(|(.., end)| *end).collect();
         let before = std::mem::take(&mut self.tails);
         for ((stream, position), end) in streams.into_iter().zip(ends) {
             let before = before.iter().find(|before| before.stream == stream).map_or(0, |before| before.position);
@@ -281,8 +305,9 @@ impl Shipper {
         self.send_position(moved.stream, moved.to);
     }
 
-    /// Adds the next records of all streams to the batch, until the batch is full.
-    async fn gather(&mut self, batch: &mut PendingBatch) -> Result<(), Failure> {
+    /// Adds the next records of all streams to the batch, until the batch is full. Returns whether a stream waits for a
+    /// file descriptor.
+    async fn gather(&mut self, batch: &mut PendingBatch) -> Result<bool, Failure> {
         // Read the durable positions before the chunks: a shard offers a chunk before it publishes its position, so the
         // channel has every chunk up to these positions that was not dropped.
         let durable: Vec<Seq> = self.tails.iter().map(|tail| tail.durable(&self.plan.status)).collect();
@@ -291,15 +316,33 @@ impl Shipper {
                 tail.keep(chunk);
             }
         }
-        let mut records = Vec::new();
+        let (mut records, mut is_waiting) = (Vec::new(), false);
         for (tail, until) in self.tails.iter_mut().zip(durable) {
             while tail.gathered < until && batch.bytes < BATCH_BYTES_MAX {
                 records.clear();
-                tail.take(until, PIECE_BYTES_MAX, &mut records).map_err(unreadable)?;
+                match tail.take(until, PIECE_BYTES_MAX, &mut records) {
+                    // Nothing is wrong with the log: other parts of the process, or other processes, use all
+                    // descriptors. The records are read in a later round.
+                    Err(error) if lacks_descriptors(&error) => {
+                        self.descriptors.warn(tail.stream, &error);
+                        is_waiting = true;
+                        break;
+                    }
+                    taken => taken.map_err(unreadable)?,
+                }
+                if let Some((records, first)) = tail.take_lost() {
+                    let text =
+                        "refused attempts cannot be read back and will be missing in the database: check the disk";
+                    tracing::warn!(stream = %tail.stream, records, first, "{text}");
+                }
                 for bytes in records.as_chunks::<RECORD_BYTES>().0 {
-                    let record =
-                        Record::decode(bytes).map_err(|flaw| unreadable(std::io::Error::other(format!("{flaw:?}"))))?;
-                    batch.rows.add(&record);
+                    match Record::decode(bytes) {
+                        Ok(record) => batch.rows.add(&record),
+                        Err(flaw) if tail.stream.log == LogKind::Attempts => {
+                            tracing::warn!(stream = %tail.stream, ?flaw, "an attempt will be missing in the database");
+                        }
+                        Err(flaw) => return Err(unreadable(std::io::Error::other(format!("{flaw:?}")))),
+                    }
                 }
                 batch.bytes += records.len();
                 batch.since = batch.since.or(Some(Instant::now()));
@@ -307,7 +350,7 @@ impl Shipper {
                 yield_now().await;
             }
         }
-        Ok(())
+        Ok(is_waiting)
     }
 
     /// Returns the moves of the positions for the gathered batch.

@@ -51,11 +51,16 @@ impl StreamTail {
         }
     }
 
+    /// Returns the number of attempts that could not be read since the last call, and the file and block of the first one.
+    pub fn take_lost(&mut self) -> Option<(Seq, String)> {
+        self.reader.take_lost()
+    }
+
     /// Appends the next records up to `until` to `records`, and stops when `records` has `bytes_max` bytes or more.
-    /// Takes them from memory, or from the log if they are not in memory.
+    /// Takes them from memory, or from the log if they are not in memory. Attempts that cannot be read are skipped.
     ///
     /// # Errors
-    /// The I/O error, if the log cannot be read.
+    /// The I/O error, if the log cannot be read. Then nothing is appended, and the next call begins at the same record.
     pub fn take(&mut self, until: Seq, bytes_max: usize, records: &mut Vec<u8>) -> io::Result<()> {
         while self.gathered < until && records.len() < bytes_max {
             let at = self.gathered;
@@ -68,7 +73,11 @@ impl StreamTail {
                 }
                 ahead => {
                     let gap_end = ahead.map_or(until, |chunk| until.min(chunk.first - 1));
-                    self.gathered = self.reader.read(at, gap_end, bytes_max, records)?;
+                    match self.reader.read(at, gap_end, bytes_max, records) {
+                        // The caller needs the records so far, and the next call returns the error again.
+                        Err(_) if !records.is_empty() => return Ok(()),
+                        read => self.gathered = read?,
+                    }
                     continue;
                 }
             }

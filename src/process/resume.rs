@@ -8,6 +8,7 @@ use crate::config::fatal::Fatal;
 use crate::config::settings::{Config, RecoverFrom};
 use crate::log::block::{LogKind, StreamId};
 use crate::log::data_dir::{ControlFile, DataDir, OpenDataDir};
+use crate::log::losses::Persisted;
 use crate::log::ownership::{Owner, Run, judge_owner};
 use crate::log::recovery::{Ends, Recovered, Recovery};
 use crate::postgres::claim::Claim;
@@ -133,6 +134,11 @@ async fn recover(config: &Config, dir: &DataDir, partition: Partition, clock: &C
     let (data, control) = dir.open(config.rules.period_s)?;
     let clock = clock.clone();
     let recovered = Recovery::new(data.clone(), partition, config.rules, move || clock.now()).finish(&Ends::new())?;
+    let damaged = recovered.streams.damaged();
+    if !damaged.is_empty() {
+        let persisted = persisted(config, &data, &control).await?;
+        damaged.iter().try_for_each(|beginning| beginning.require_persisted(&data.logs, &persisted))?;
+    }
     control.raise_longest_hold(config.rules.longest_hold_ms())?;
     let mut claim = claim(config, &data, control.clone(), &recovered, partition)?;
     if let Some(claim) = &mut claim {
@@ -145,12 +151,31 @@ async fn recover(config: &Config, dir: &DataDir, partition: Partition, clock: &C
     Ok(Resumed { data, control, recovered, claim })
 }
 
+/// Asks the database what it has of the log, and checks whether this run may write there.
+async fn persisted(config: &Config, data: &OpenDataDir, control: &ControlFile) -> Result<Persisted, Fatal> {
+    let Some(url) = &config.database else { return Ok(Persisted::NoDatabase) };
+    let owner = Owner { cluster: data.cluster, run: Run { epoch: data.epoch, id: host::new_id()? } };
+    let found = tokio::time::timeout(CLAIM_TIME, Snapshot::take(url)).await;
+    // Read this after the database: the old run of an upgrade writes a claim to `control.json` before it sends the claim.
+    control.reload_database()?;
+    match found {
+        Ok(Err(Failure::Final(why))) => Err(why),
+        Ok(Ok(found)) => {
+            judge_owner(owner, control.database(), found.owner, config.recover_from)?;
+            Ok(Persisted::Positions(found.positions))
+        }
+        // The database is unavailable: the new run sells without it.
+        Ok(Err(Failure::Transient(_))) | Err(_) => Ok(Persisted::Unknown),
+    }
+}
+
 /// The recovery of a new process in an upgrade, while the old process still writes the log.
 pub struct UpgradeRecovery {
     data: OpenDataDir,
     control: ControlFile,
     recovery: Recovery,
     partition: Partition,
+    persisted: Persisted,
 }
 
 impl UpgradeRecovery {
@@ -164,22 +189,11 @@ impl UpgradeRecovery {
         let clock = clock.clone();
         let mut recovery = Recovery::new(data.clone(), partition, config.rules, move || clock.now());
         recovery.read_ahead()?;
-        if let Some(url) = &config.database {
-            let owner = Owner { cluster: data.cluster, run: Run { epoch, id: host::new_id()? } };
-            let found = event_loop()?.block_on(async { tokio::time::timeout(CLAIM_TIME, Snapshot::take(url)).await });
-            // Read this after the database: the old run writes a claim to `control.json` before it sends the claim.
-            control.reload_database()?;
-            match found {
-                Ok(Err(Failure::Final(why))) => return Err(why),
-                Ok(Ok(found)) => {
-                    let judged = judge_owner(owner, control.database(), found.owner, config.recover_from);
-                    judged?;
-                }
-                // The database is unavailable: the new run sells without it, as the old run does.
-                Ok(Err(Failure::Transient(_))) | Err(_) => {}
-            }
+        let persisted = event_loop()?.block_on(persisted(config, &data, &control))?;
+        for beginning in recovery.damaged()? {
+            beginning.require_persisted(&data.logs, &persisted)?;
         }
-        Ok(UpgradeRecovery { data, control, recovery, partition })
+        Ok(UpgradeRecovery { data, control, recovery, partition, persisted })
     }
 
     /// Reads the records that were written meanwhile, until few new ones are left or the passes are used up.
@@ -210,8 +224,11 @@ impl UpgradeRecovery {
     /// # Errors
     /// [`Fatal::Damaged`]: a durable record is lost. [`Fatal::DataDir`]: the log cannot be read.
     pub fn finish(self, config: &Config, ends: &Ends) -> Result<Resumed, Fatal> {
-        let UpgradeRecovery { data, control, recovery, partition } = self;
+        let UpgradeRecovery { data, control, recovery, partition, persisted } = self;
         let recovered = recovery.finish(ends)?;
+        for beginning in recovered.streams.damaged() {
+            beginning.require_persisted(&data.logs, &persisted)?;
+        }
         control.assume_longest_hold(config.rules.longest_hold_ms());
         let claim = claim(config, &data, control.clone(), &recovered, partition)?;
         Ok(Resumed { data, control, recovered, claim })
@@ -230,8 +247,8 @@ fn claim(
     let (cluster, epoch) = (data.cluster, data.epoch);
     let kinds = [LogKind::Purchases, LogKind::Attempts];
     let streams =
-        (0..partition.shards()).flat_map(|shard| kinds.map(|log| (StreamId { cluster, epoch, shard, log }, None)));
-    let earlier = recovered.earlier.iter().map(|(stream, end)| (*stream, Some(*end)));
+        (0..partition.shards()).flat_map(|shard| kinds.map(|log| (StreamId { cluster, epoch, shard, log }, 0, None)));
+    let earlier = recovered.earlier.iter().map(|(stream, lost, end)| (*stream, *lost, Some(*end)));
     Ok(Some(Claim {
         url,
         owner: Owner { cluster, run: Run { epoch, id: host::new_id()? } },

@@ -1,7 +1,8 @@
 //! A disk that keeps what was flushed, tears a flush in progress at a crash, and can damage durable blocks.
 
 use crate::log::block::{BLOCK_BYTES, Chain, LogKind, StreamId, StreamKey};
-use crate::log::stream::{self, Damage, Ending, SegmentBytes};
+use crate::log::damage::Damage;
+use crate::log::stream::{self, Ending, SegmentBytes};
 use crate::sale::record::Record;
 use std::collections::BTreeMap;
 use uuid::Uuid;

@@ -8,8 +8,9 @@ use stampede::http::head::parse_head;
 use stampede::http::origin::Origins;
 use stampede::http::route::{Route, route as find_route};
 use stampede::log::block::{self, BLOCK_BYTES, Header, LogKind, StreamId};
+use stampede::log::damage::Damage;
 use stampede::log::replay::Replay;
-use stampede::log::stream::{self as streams, Ending, SegmentBytes};
+use stampede::log::stream::{self as streams, Ending, SegmentBytes, SegmentExtent, StreamReading};
 use stampede::sale::code::{Code, ITEMS_MAX};
 use stampede::sale::command::Command;
 use stampede::sale::deferred::Watermark;
@@ -123,10 +124,11 @@ impl Choices<'_> {
 }
 
 /// Reads streams of blocks with good checksums and arbitrary content, of good chains with wrong links, and of torn and
-/// foreign blocks. Checks that the reader accepts or refuses the stream, and that an accepted stream, once sealed as by
-/// recovery, is read the same again.
+/// foreign blocks. Checks that the reader accepts or refuses the stream, that an accepted stream, once sealed as by
+/// recovery, is read the same again, and that reading can continue behind all damage of a refused one.
 pub fn stream(bytes: &[u8]) {
     let segments = segments(&mut Choices(bytes));
+    resume(&segments);
     let read = |segments: &[SegmentBytes]| {
         let mut seqs = Vec::new();
         let end = streams::read(&STREAM, segments, |seq, _| {
@@ -151,6 +153,34 @@ pub fn stream(bytes: &[u8]) {
     let (again, same) = read(&sealed);
     let again = again.expect("a sealed stream is valid");
     assert_eq!((again.ending, again.blocks, again.records, same), (Ending::Sealed, end.blocks, end.records, seqs));
+}
+
+/// Continues behind every damage, and checks that each record is read once, in order, or counted as lost.
+fn resume(segments: &[SegmentBytes]) {
+    let (mut reading, mut seqs) = (StreamReading::new(STREAM), Vec::new());
+    loop {
+        let from = reading.end().blocks;
+        let left = segments.iter().filter(|segment| segment.first_block + segment.made_blocks > from);
+        let read = left.into_iter().try_for_each(|SegmentBytes { first_block, made_blocks, bytes, name }| {
+            let segment = SegmentExtent { first_block: *first_block, made_blocks: *made_blocks, name: name.clone() };
+            reading.begin(&segment)?;
+            let read_before = (from.saturating_sub(*first_block) as usize).saturating_mul(BLOCK_BYTES).min(bytes.len());
+            reading.blocks(&segment, from.max(*first_block), &bytes[read_before..], |seq, _| {
+                seqs.push(seq);
+                Ok(())
+            })?;
+            reading.close(&segment, bytes.len());
+            Ok::<(), Damage>(())
+        });
+        if read.is_ok() {
+            break;
+        }
+        reading.resume();
+        assert!(reading.end().blocks > from, "reading does not advance");
+    }
+    assert!(seqs.is_sorted_by(|one, next| one < next));
+    let records = reading.end().records - reading.first().unwrap_or(0);
+    assert_eq!(seqs.len() as u64 + reading.lost(), records);
 }
 
 /// Returns the segments that the choices describe.

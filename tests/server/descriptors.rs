@@ -1,6 +1,7 @@
 //! Tests without free descriptors, and with too many connections: the server serves accepted clients and does not spin;
 //! new clients wait in the backlog or are refused, and the log waits.
 
+use crate::cluster::Cluster;
 use crate::harness::{Client, LONG_SALE, Server, wait_until};
 use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 use std::collections::BTreeSet;
@@ -115,6 +116,54 @@ fn a_log_without_descriptors_waits() {
         prlimit(Some(server.pid()), Resource::Nofile, usual).unwrap();
         wait_until("the server sells again", || client.checkout(1, item).status == 200);
     }
+    assert!(server.terminate().success());
+}
+
+/// The persistence thread cannot read the records of an earlier run without a descriptor. It waits, and the server sells.
+#[test]
+fn persistence_without_descriptors_waits() {
+    let (mut cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let arguments = [&LONG_SALE[..], &["--shards", "1"]].concat();
+    let server = Server::start(dir.path(), &arguments);
+    let mut client = server.connect();
+    for item in 0..3 {
+        let code = client.reserve(i64::from(item), item);
+        assert_eq!(client.purchase(&code).status, 200);
+        assert_eq!(client.checkout(9, item).problem(), "item-sold");
+    }
+    wait_until("attempts are durable", || client.request("GET /health").json()["shards"][0]["attempts_durable"] == 3);
+    drop(client);
+    server.kill();
+    cluster.kill();
+    let url = cluster.url();
+    let server = Server::start(dir.path(), &[&arguments[..], &["--database-url", &url]].concat());
+    let mut client = server.connect();
+    assert_eq!(client.sale()["sold"], 3);
+    let usual = getrlimit(Resource::Nofile);
+    // One descriptor is for the connection to the database, and one for one of the two streams.
+    for (left, said) in [(1, "the database is unavailable"), (2, "the persistence thread waits for a file descriptor")]
+    {
+        // After this pause, the log has created its segments, and needs no descriptor during the test.
+        thread::sleep(Duration::from_millis(500));
+        let limit = Some(limit_that_leaves(&server, left));
+        prlimit(Some(server.pid()), Resource::Nofile, Rlimit { current: limit, ..usual }).unwrap();
+        cluster.go_on();
+        server.wait_for_line(said);
+        let item = 10 + left as u32;
+        let code = client.reserve(1, item);
+        assert_eq!(client.purchase(&code).status, 200);
+        thread::sleep(Duration::from_millis(500));
+        assert_eq!(server.times_said(said), 0, "the line is not repeated");
+        if left == 1 {
+            // Before the thread has read everything.
+            cluster.kill();
+        }
+        prlimit(Some(server.pid()), Resource::Nofile, usual).unwrap();
+    }
+    client.wait_for_postgres();
+    assert_eq!(cluster.count("select count(*) from purchases"), 5);
+    assert_eq!(cluster.count("select count(*) from checkouts where outcome > 0"), 3);
+    drop(client);
     assert!(server.terminate().success());
 }
 

@@ -30,6 +30,8 @@ pub enum Fault {
     Error,
     /// A write accepts half of its bytes, and the next write to that file, with the rest, fails.
     ShortWrite,
+    /// Every read of the first 4 KiB of a file fails with EIO, if its name contains this part.
+    Unreadable(&'static str),
 }
 
 /// The properties of a disk and its fault.
@@ -37,7 +39,7 @@ pub enum Fault {
 pub struct Plan {
     pub fault: Fault,
     /// Number of the operation that fails, from 1. For `Error`, the operations that change something are counted; for
-    /// `ShortWrite`, the writes.
+    /// `ShortWrite`, the writes. `Unreadable` ignores it.
     pub at: u32,
     /// Whether files can be opened with `O_DIRECT`.
     pub has_direct_io: bool,
@@ -294,7 +296,7 @@ impl Filesystem for Disk {
     fn read(
         &self,
         _: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         handle: FileHandle,
         offset: u64,
         size: u32,
@@ -302,6 +304,13 @@ impl Filesystem for Disk {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        if let Fault::Unreadable(part) = self.plan.fault {
+            let path = self.files.lock().expect("no operation panics").path(ino);
+            if offset < 4096 && path.to_string_lossy().contains(part) {
+                self.happened.store(true, SeqCst);
+                return reply.error(Errno::EIO);
+            }
+        }
         let mut bytes = vec![0; size as usize];
         match self.files.lock().expect("no operation panics").open[&handle.0].file.read_at(&mut bytes, offset) {
             Ok(read) => reply.data(&bytes[..read]),

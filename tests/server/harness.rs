@@ -266,6 +266,11 @@ impl Server {
         self.proc_number("status", "VmRSS:")
     }
 
+    /// Returns the most resident memory that the server has had, in KiB.
+    pub fn peak_kib(&self) -> u64 {
+        self.proc_number("status", "VmHWM:")
+    }
+
     fn proc_number(&self, file: &str, name: &str) -> u64 {
         let text = std::fs::read_to_string(format!("/proc/{}/{file}", self.pid.as_raw_nonzero()))
             .expect("the server is running");

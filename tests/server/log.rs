@@ -2,10 +2,11 @@
 
 use stampede::log::block::LogKind;
 use stampede::log::segment::SegmentName;
-use stampede::log::stream;
+use stampede::log::stream_files::{Stopped, StreamFiles};
 use stampede::sale::ids::{ItemId, SaleId, UserId};
 use stampede::sale::record::{LogEvent, Record, ReleaseReason};
 use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
 use std::path::Path;
 
 /// A reservation, from its checkout record to its release record. A purchased reservation has no end: `to_ms` is
@@ -65,12 +66,16 @@ impl Log {
         for names in streams.values_mut() {
             names.sort_by_key(|name| name.first_block);
             log.is_whole &= names[0].first_block == 0;
-            let segments: Vec<_> = names.iter().map(|name| name.read(&dir).expect("the segment can be read")).collect();
             let visit = |_, record: &Record| {
                 records.push(*record);
-                Ok(())
+                Ok::<(), Infallible>(())
             };
-            stream::read(&names[0].stream, &segments, visit).unwrap_or_else(|damage| panic!("{damage}"));
+            match StreamFiles::new(&dir, names[0].stream).pass(names, |_, _| false, visit) {
+                Ok(()) => {}
+                Err(Stopped::Damaged(damage)) => panic!("{damage}"),
+                Err(Stopped::Unreadable(error)) => panic!("{error}"),
+                Err(Stopped::Refused(never)) => match never {},
+            }
         }
         let epochs = streams.keys().map(|(epoch, _)| *epoch);
         log.is_whole &= epochs.min() == Some(1);

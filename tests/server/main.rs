@@ -1,8 +1,9 @@
 //! Tests that run the real binary and connect to it over real sockets.
 //!
 //! Each module tests one subject, except the shared parts: `harness` starts servers and clients; `history` and `log`
-//! check every response against the server's log; `load` is a crowd of buyers; `cluster` and `proxy` run Postgres;
-//! `browser` controls Chromium; `power`, `faulty_disk` and `mountpoint` provide disks.
+//! check every response against the server's log; `load` is a crowd of buyers; `old_log` writes the log of earlier runs;
+//! `cluster` and `proxy` run Postgres; `browser` controls Chromium; `power`, `faulty_disk` and `mountpoint` provide
+//! disks.
 
 mod abuse;
 mod admin_port;
@@ -38,6 +39,7 @@ mod log_in_use;
 mod log_tool;
 mod metrics;
 mod mountpoint;
+mod old_log;
 mod openapi;
 mod package;
 mod parent;
@@ -45,8 +47,10 @@ mod pauses;
 mod persistence;
 mod power;
 mod proxy;
+mod recovery_memory;
 mod repeats;
 mod rollover;
+mod rot;
 mod sell_out;
 mod service;
 mod settings;

@@ -1,4 +1,4 @@
-//! The table of planted bugs.
+//! The planted bugs of the rules, the protocol between shards, and the clock; and what a planted bug is.
 
 /// A wrong version of a place in the sources.
 pub struct Bug {
@@ -15,10 +15,10 @@ pub struct Bug {
 }
 
 /// Part of the name of the simulator's test.
-const SIM: &str = "sim::every";
+pub const SIM: &str = "sim::every";
 
-/// All planted bugs, by subject.
-pub const BUGS: &[Bug] = &[
+/// The bugs, by subject.
+pub const RULES: &[Bug] = &[
     // --- the rules ---
     Bug {
         what: "a sold item can be sold again",
@@ -503,157 +503,5 @@ pub const BUGS: &[Bug] = &[
         place: "«item.answers = item.answers.saturating_add(1);»",
         wrong: "",
         caught_by: SIM,
-    },
-    // --- recovery ---
-    Bug {
-        what: "recovery does not restore the quotas of users",
-        file: "log/replay.rs",
-        place: "«self.quotas(sale, user).restore(user);»",
-        wrong: "",
-        caught_by: SIM,
-    },
-    Bug {
-        what: "recovery extends a hold beyond its duration if the clock went back",
-        file: "log/replay.rs",
-        place: "let left_ms = «ends_unix_ms.saturating_sub(now.unix_ms).min(u64::from(ttl_ms))»;",
-        wrong: "ends_unix_ms.saturating_sub(now.unix_ms)",
-        caught_by: SIM,
-    },
-    Bug {
-        what: "recovery lets all holds expire",
-        file: "log/replay.rs",
-        place: "let expires_ms = «now.monotonic_ms + left_ms»;",
-        wrong: "{ let _ = left_ms; now.monotonic_ms }",
-        caught_by: SIM,
-    },
-    // --- the log budget ---
-    Bug {
-        what: "a hold is granted although the log has no block for its end",
-        file: "sale/shard.rs",
-        place: "pending + «self.log_reserve()» + 2 > self.log_room",
-        wrong: "0",
-        caught_by: "sim::full_log",
-    },
-    Bug {
-        what: "a full log extends holds in the blocks for their ends",
-        file: "sale/owner_steps.rs",
-        place: "let (by_ms, is_full) = (self.rules.extension_ms, «self.has_no_room()»);",
-        wrong: "false",
-        caught_by: "sim::full_log",
-    },
-    Bug {
-        what: "the log budget may be exceeded by one segment",
-        file: "log/budget.rs",
-        place: "«(used + bytes <= self.total + removed)».then_some(used + bytes);",
-        wrong: "(used <= self.total + removed)",
-        caught_by: "log::budget",
-    },
-    Bug {
-        what: "files count as removed before they are removed",
-        file: "log/retention.rs",
-        place: "self.budget.select(segment.name.stream.log, segment.bytes);\n«        self.to_remove.bytes»",
-        wrong: "        self.budget.removed(segment.bytes);\n        self.to_remove.bytes",
-        caught_by: "log::retention",
-    },
-    // --- the log ---
-    Bug {
-        what: "the idempotency key is not logged",
-        file: "sale/record.rs",
-        place: "(raw.code, raw.key) = (*code.as_bytes(), «key.into_bytes()»);",
-        wrong: "{ let _ = key; [0; 16] }",
-        caught_by: SIM,
-    },
-    Bug {
-        what: "user IDs are truncated to 32 bits",
-        file: "sale/record.rs",
-        place: "Event::Checkout { item, user, code, ttl_ms, key } => {\n                (raw.kind, raw.item, raw.user, raw.ttl_ms) = (2, item.0.into(), «user.0».into(), ttl_ms.into());",
-        wrong: "i64::from(user.0 as i32)",
-        caught_by: "record::",
-    },
-    Bug {
-        what: "checksums are not verified",
-        file: "log/block.rs",
-        place: "&& «checksum(block) == sum»;",
-        wrong: "{ let _ = sum; true }",
-        caught_by: SIM,
-    },
-    Bug {
-        what: "the checksum of the previous block is not verified",
-        file: "log/stream.rs",
-        place: "&& «header.previous_checksum == end.checksum»;",
-        wrong: "true",
-        caught_by: "stream::",
-    },
-    Bug {
-        what: "a damaged block is always taken for a torn tail",
-        file: "log/stream.rs",
-        place: "if «header.flushed > known» {",
-        wrong: "false",
-        caught_by: SIM,
-    },
-    Bug {
-        what: "a torn tail is taken for damage",
-        file: "log/stream.rs",
-        place: "let known = «*known.get_or_insert(header.flushed)»;",
-        wrong: "known.get_or_insert(header.flushed).saturating_sub(1)",
-        caught_by: SIM,
-    },
-    Bug {
-        what: "a seal does not prove that earlier records were durable",
-        file: "log/stream.rs",
-        place: "flushed: «self.records»,",
-        wrong: "0",
-        caught_by: SIM,
-    },
-    // --- Postgres ---
-    Bug {
-        what: "a database restored to a state before a takeover is not detected",
-        file: "log/ownership.rs",
-        place: "_ if «is_older && memory.filled.is_some_and(is_before)» => Err(Conflict::OlderThanFill),",
-        wrong: "{ let _ = is_before; false }",
-        caught_by: "ownership::",
-    },
-    Bug {
-        what: "a database that lacks records is taken for one that has them",
-        file: "log/ownership.rs",
-        place: "Ok(«at.max(first)»)",
-        wrong: "end.unwrap_or(at).max(first)",
-        caught_by: SIM,
-    },
-    // --- connections ---
-    Bug {
-        what: "a connection that waits for its decision can be evicted",
-        file: "http/connection.rs",
-        place: "«matches!(self, WaitingFor::Request | WaitingFor::Head | WaitingFor::Body | WaitingFor::Close)»",
-        wrong: "!matches!(self, WaitingFor::Write | WaitingFor::Event)",
-        caught_by: "timeouts::",
-    },
-    Bug {
-        what: "of two shards with connections idle for the same time, both evict one",
-        file: "server/admission.rs",
-        place: "self.longest_idle.is_none_or(|longest| «(since_ms, shard) < longest»)",
-        wrong: "since_ms <= longest.0",
-        caught_by: "admission::",
-    },
-    Bug {
-        what: "the limit of connections does not count those of other shards",
-        file: "server/admission.rs",
-        place: "if «own + self.connections» < max {",
-        wrong: "own",
-        caught_by: "admission::",
-    },
-    Bug {
-        what: "bytes of a slow request extend its deadline",
-        file: "http/connection.rs",
-        place: "«awaits != self.awaits» || awaits == WaitingFor::Request",
-        wrong: "true",
-        caught_by: "connection::",
-    },
-    Bug {
-        what: "connections of an address on other shards are not counted",
-        file: "server/addresses.rs",
-        place: "let counts = «self.tables.iter()».filter_map(|table| table.word(address));",
-        wrong: "self.tables[..1].iter()",
-        caught_by: "addresses::",
     },
 ];
