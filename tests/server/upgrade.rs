@@ -7,10 +7,10 @@ use crate::load::{Promise, Promises, buy, check_books, check_survivors, crowd};
 use rustix::process::{Pid, Signal, kill_process};
 use stampede::upgrade::protocol::{FromNew, FromOld, Offer, PROTOCOL, UpgradeSocket};
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -366,13 +366,15 @@ fn what_cannot_take_over_leaves_the_server_as_it_was() {
     upgrade("SALE_PERIOD=1h\n", "exit status: 4");
     let why = server.wait_for_line("cannot use the data directory")["message"].to_string();
     assert!(why.contains("was created with a sale period of 8760h; start with --sale-period 8760h"), "{why}");
-    // The new process cannot read the log.
-    let log = fs::read_dir(dir.path().join("log")).unwrap();
-    let log = log.map(|entry| entry.unwrap().path()).find(|path| path.display().to_string().contains("purchases"));
-    let damaged = dir.path().join("log/purchases-0000000000-00000-000000000000-1.log");
-    fs::write(&damaged, &fs::read(log.unwrap()).unwrap()[..4000]).unwrap();
+    // The new process cannot read the log: the first block of the stream with the hold is damaged.
+    let log = fs::read_dir(dir.path().join("log")).unwrap().map(|entry| entry.unwrap().path());
+    let mut purchases = log.filter(|path| path.display().to_string().contains("purchases"));
+    let is_used = |path: &PathBuf| fs::read(path).unwrap().get(4096..8192).is_some_and(|block| block[0] == b'S');
+    let file = File::options().write(true).open(purchases.find(is_used).unwrap()).unwrap();
+    let flip = |byte: u8| file.write_all_at(&[byte], 0).unwrap();
+    flip(b'X');
     upgrade(&sale_period, "exit status: 6");
-    fs::remove_file(damaged).unwrap();
+    flip(b'S');
     assert_eq!(client.purchase(&code).status, 200);
     let left = fs::read_dir(dir.path().join("log")).unwrap().map(|entry| entry.unwrap().file_name());
     let epochs: BTreeSet<_> = left.map(|name| name.to_string_lossy().split('-').nth(1).unwrap().to_owned()).collect();
