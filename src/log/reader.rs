@@ -18,14 +18,14 @@ use std::path::{Path, PathBuf};
 pub struct LogReader {
     dir: PathBuf,
     stream: StreamId,
-    place: Option<Place>,
+    place: Option<ReadPosition>,
     /// Number of records that could not be read, since the last call of [`LogReader::take_lost`], and the first place
     /// of one.
     lost: Option<(Seq, String)>,
 }
 
 /// The next block to be read.
-struct Place {
+struct ReadPosition {
     name: SegmentName,
     /// The segment's file, or `None` if the disk cannot open it.
     file: Option<File>,
@@ -33,7 +33,7 @@ struct Place {
     block: u64,
 }
 
-impl Place {
+impl ReadPosition {
     /// Returns whether the segment has this block. A segment of a sealed stream was cut after the seal.
     fn is_within(&self) -> io::Result<bool> {
         let Some(file) = &self.file else { return Ok(self.block < u64::from(self.name.blocks)) };
@@ -177,7 +177,7 @@ impl LogReader {
     }
 
     /// Opens the last segment that certainly begins before record `at + 1`, or else the first one, if there is one.
-    fn segment_of(&self, at: Seq) -> io::Result<Option<Place>> {
+    fn segment_of(&self, at: Seq) -> io::Result<Option<ReadPosition>> {
         let names = self.names()?;
         let (mut low, mut high) = (0, names.len());
         while high - low > 1 {
@@ -197,7 +197,7 @@ impl LogReader {
     }
 
     /// Opens the first segment that holds `block` or a later block, if there is one.
-    fn find_segment(&self, block: u64) -> io::Result<Option<Place>> {
+    fn find_segment(&self, block: u64) -> io::Result<Option<ReadPosition>> {
         loop {
             let Some(name) = self.names()?.into_iter().find(|name| name.end_block() > block) else { return Ok(None) };
             let file = match File::open(name.path(&self.dir)) {
@@ -207,7 +207,7 @@ impl LogReader {
                 Err(error) if is_of_disk(&error) => None,
                 Err(error) => return Err(error),
             };
-            return Ok(Some(Place { name, file, block: block.saturating_sub(name.first_block) }));
+            return Ok(Some(ReadPosition { name, file, block: block.saturating_sub(name.first_block) }));
         }
     }
 

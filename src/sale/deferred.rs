@@ -61,13 +61,13 @@ pub enum Deferred {
 
 /// The place of an effect: its queue, and its key there.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct QueuePlace {
     watermark: Watermark,
     key: u32,
 }
 
 /// The place in which a client has no effect.
-const NOWHERE: Place = Place { watermark: Watermark::Flushed, key: u32::MAX };
+const NOWHERE: QueuePlace = QueuePlace { watermark: Watermark::Flushed, key: u32::MAX };
 
 /// All effects that wait, by watermark, in the order of their records.
 ///
@@ -79,9 +79,9 @@ pub struct Waiting {
     queues: [LinkedQueue<(Seq, Deferred)>; 2],
     /// The place of the latest effect for each client, by shard and by the client's place there. The effect may be gone,
     /// and another one in its place.
-    clients: Vec<ChunkedVec<Place>>,
+    clients: Vec<ChunkedVec<QueuePlace>>,
     /// The purchases whose clients no longer wait.
-    abandoned: BTreeMap<(SaleId, ItemId), Place>,
+    abandoned: BTreeMap<(SaleId, ItemId), QueuePlace>,
 }
 
 impl Waiting {
@@ -94,12 +94,12 @@ impl Waiting {
     pub fn push(&mut self, watermark: Watermark, seq: Seq, deferred: Deferred) {
         let key = self.queue(watermark).push((seq, deferred));
         if let Deferred::Answer(waiter, _) | Deferred::FinishPurchase { waiter: Some(waiter), .. } = deferred {
-            self.note(waiter, Place { watermark, key });
+            self.note(waiter, QueuePlace { watermark, key });
         }
     }
 
     /// Notes the place of the effect for which a client waits.
-    fn note(&mut self, Waiter { origin, ticket }: Waiter, place: Place) {
+    fn note(&mut self, Waiter { origin, ticket }: Waiter, place: QueuePlace) {
         let (origin, client) = (usize::from(origin.0), ticket.client());
         if origin >= self.clients.len() {
             self.clients.resize_with(origin + 1, ChunkedVec::default);

@@ -34,7 +34,7 @@ const _: () = assert!(AHEAD_MAX + PLACES_PER_READ <= CONNECTIONS_AHEAD_PER_SHARD
 
 /// The place of a new connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Admitted {
     /// There is a free place.
     Free,
     /// The longest idle connection of this shard must be closed first.
@@ -72,13 +72,13 @@ impl OtherShards {
 
     /// Returns the place of a new connection on `shard`, which has `own` connections, one of which is idle since
     /// `idle_since_ms`. The limit is `max`.
-    fn place(&self, shard: ShardId, own: usize, idle_since_ms: Option<u64>, max: usize) -> Option<Place> {
+    fn place(&self, shard: ShardId, own: usize, idle_since_ms: Option<u64>, max: usize) -> Option<Admitted> {
         if own + self.connections < max {
-            return Some(Place::Free);
+            return Some(Admitted::Free);
         }
         match (idle_since_ms, self.longest_idle) {
-            (Some(since_ms), _) if self.longest_idle_is_on(shard, since_ms) => Some(Place::OfOwnIdle),
-            (_, other) => other.map(|(_, other)| Place::OfIdleOn(other)),
+            (Some(since_ms), _) if self.longest_idle_is_on(shard, since_ms) => Some(Admitted::OfOwnIdle),
+            (_, other) => other.map(|(_, other)| Admitted::OfIdleOn(other)),
         }
     }
 }
@@ -136,7 +136,7 @@ impl Admission {
 
     /// Returns the place of a new connection on this shard, which has `own` connections, one of which has waited for
     /// its client since `idle_since_ms`. Returns `None` if there is no place.
-    pub fn place(&mut self, own: usize, idle_since_ms: Option<u64>) -> Option<Place> {
+    pub fn place(&mut self, own: usize, idle_since_ms: Option<u64>) -> Option<Admitted> {
         if self.places == 0 {
             self.read_others();
         }
@@ -188,13 +188,13 @@ mod tests {
     fn the_longest_idle_connection_gives_its_place() {
         let others = |connections, longest_idle| OtherShards { shards: 1, connections, longest_idle };
         for (own, idle, (connections, longest_idle), place) in [
-            (0, None, (9, None), Some(Place::Free)),
-            (9, Some(1), (0, Some((5, B))), Some(Place::Free)),
-            (10, Some(1), (0, None), Some(Place::OfOwnIdle)),
-            (5, Some(4), (5, Some((5, B))), Some(Place::OfOwnIdle)),
-            (5, Some(5), (5, Some((5, B))), Some(Place::OfOwnIdle)),
-            (5, Some(6), (5, Some((5, B))), Some(Place::OfIdleOn(B))),
-            (0, None, (10, Some((5, B))), Some(Place::OfIdleOn(B))),
+            (0, None, (9, None), Some(Admitted::Free)),
+            (9, Some(1), (0, Some((5, B))), Some(Admitted::Free)),
+            (10, Some(1), (0, None), Some(Admitted::OfOwnIdle)),
+            (5, Some(4), (5, Some((5, B))), Some(Admitted::OfOwnIdle)),
+            (5, Some(5), (5, Some((5, B))), Some(Admitted::OfOwnIdle)),
+            (5, Some(6), (5, Some((5, B))), Some(Admitted::OfIdleOn(B))),
+            (0, None, (10, Some((5, B))), Some(Admitted::OfIdleOn(B))),
             (10, None, (0, None), None),
             (0, None, (10, None), None),
         ] {
@@ -213,8 +213,8 @@ mod tests {
         let (mut first, mut second, third) = (of(0), of(1), of(2));
         first.numbers().publish(3, 1, None);
         third.numbers().publish(5, 3, Some(7));
-        assert_eq!(second.place(1, None), Some(Place::Free));
-        assert_eq!(second.place(2, None), Some(Place::OfIdleOn(ShardId(2))));
+        assert_eq!(second.place(1, None), Some(Admitted::Free));
+        assert_eq!(second.place(2, None), Some(Admitted::OfIdleOn(ShardId(2))));
         second.numbers().publish(3, 0, None);
         first.read_others();
         assert_eq!((first.excess(3, None), first.excess(3, Some(8)), first.excess(3, Some(6))), (0, 0, 1));
@@ -226,7 +226,7 @@ mod tests {
         // The numbers of others are read again after some places.
         third.numbers().publish(0, 0, None);
         assert!(second.must_wait(2 + ahead, false));
-        let read_again = (1..).find(|_| second.place(2, None) == Some(Place::Free)).unwrap();
+        let read_again = (1..).find(|_| second.place(2, None) == Some(Admitted::Free)).unwrap();
         assert!(read_again <= PLACES_PER_READ + 1, "{read_again}");
         assert!(!second.must_wait(100, false), "no connection can be closed: newcomers are refused");
     }

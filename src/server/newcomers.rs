@@ -5,7 +5,7 @@ use crate::http::connection::{Connection, ConnectionState};
 use crate::http::problem::Problem;
 use crate::http::response::Style;
 use crate::sale::ids::Moment;
-use crate::server::admission::Place;
+use crate::server::admission::Admitted;
 use crate::server::sockets::Server;
 use rustix::fd::OwnedFd;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
@@ -55,11 +55,11 @@ impl Server {
             return true;
         }
         // If the clients of all candidates have sent something, one is closed in the next turn, which reads it first.
-        let is_early = place == Some(Place::OfOwnIdle) && !self.evict(now);
+        let is_early = place == Some(Admitted::OfOwnIdle) && !self.evict(now);
         // If the kernel has no memory left for the epoll set, the connection is closed.
         let _ = self.insert(socket, Connection::new(now.monotonic_ms, self.idle_ms));
         self.publish();
-        if let Some(Place::OfIdleOn(shard)) = place {
+        if let Some(Admitted::OfIdleOn(shard)) = place {
             self.admission.wake(shard);
         }
         !is_early && !self.must_wait()

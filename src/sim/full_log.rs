@@ -6,6 +6,7 @@ use super::{is_purchase, number};
 use crate::sale::code::Code;
 use crate::sale::command::Command;
 use crate::sale::record::{BLOCK_RECORDS, LogEvent, Record};
+use crate::sale::shard::ShardEvent;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use uuid::Uuid;
 
@@ -19,15 +20,34 @@ fn opens_a_sale(record: &Record) -> bool {
 }
 
 impl World {
-    /// Takes the blocks of a flush from the space of a shard's log. The records that open sales have space of their own,
-    /// unless they share a block.
-    pub fn take_room(&mut self, shard: u16, count: usize) {
+    /// Creates the world of `seed` with little space in the logs.
+    fn with_small_logs(seed: u64) -> Self {
+        let mut world = Self::new(seed, false);
+        world.has_small_logs = true;
+        world.start(world.partition.shards());
+        world
+    }
+
+    /// Gives the log of a new run its space: as at a real start, for what was recovered, and some blocks more.
+    pub fn give_room(&mut self, shard: u16) {
         let log = &mut self.logs[usize::from(shard)];
-        let flushed = &log.records[log.flushed..log.flushed + count];
+        let recovered = self.shards[usize::from(shard)].log_reserve() + blocks(&log.records);
+        log.room = if self.has_small_logs { recovered + self.faults.u64(0..12) } else { u64::MAX };
+        let room = log.room;
+        self.apply(shard, ShardEvent::LogRoom(room));
+    }
+
+    /// Takes the blocks of a flush from the space of a shard's log. The writer fills its blocks. The records that open
+    /// sales have space of their own, unless they share a block. Returns the number of records to flush, and how many a
+    /// block holds.
+    pub fn take_room(&mut self, shard: u16) -> (usize, usize) {
+        let log = &mut self.logs[usize::from(shard)];
+        let flushed = &log.records[log.flushed..];
         if !flushed.iter().all(opens_a_sale) {
             let left = log.room.checked_sub(blocks(flushed));
             log.room = left.expect("the log has room for every record that a shard has appended");
         }
+        (flushed.len(), BLOCK_RECORDS)
     }
 
     /// Checks that each log has room for the records that wait and for the ends of the live holds after them.

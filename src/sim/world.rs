@@ -18,7 +18,7 @@ use crate::sale::effects::Effects;
 use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
 use crate::sale::message::{Reply, Request};
 use crate::sale::partition::Partition;
-use crate::sale::record::{BLOCK_RECORDS, LogEvent, Record};
+use crate::sale::record::{LogEvent, Record};
 use crate::sale::rules::Rules;
 use crate::sale::shard::{Shard, ShardEvent};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -114,7 +114,7 @@ pub struct World {
     pub is_restored: bool,
     pub refused: bool,
     /// Each log has only a few blocks.
-    has_small_logs: bool,
+    pub has_small_logs: bool,
     /// Number of requests refused because a log was full.
     pub refused_as_full: u64,
     traffic: fastrand::Rng,
@@ -132,14 +132,6 @@ impl World {
         let mut world = Self::with(items, shards, purchase_ack, traffic, faults, prints_trace);
         (world.sockets, world.loses_answers) = (fastrand::Rng::with_seed(!seed), true);
         world.ends_holds_late = true;
-        world
-    }
-
-    /// Creates the world of `seed` with little space in the logs.
-    pub fn with_small_logs(seed: u64) -> Self {
-        let mut world = Self::new(seed, false);
-        world.has_small_logs = true;
-        world.start(world.partition.shards());
         world
     }
 
@@ -440,13 +432,7 @@ impl World {
             self.shards.push(shard);
             self.carry_out(id, effects);
         }
-        for id in 0..shards {
-            // As at a real start, the log has space for what was recovered.
-            let held = self.shards[usize::from(id)].log_reserve() + blocks_of(&self.logs[usize::from(id)]);
-            let room = if self.has_small_logs { held + self.faults.u64(0..12) } else { u64::MAX };
-            self.logs[usize::from(id)].room = room;
-            self.apply(id, ShardEvent::LogRoom(room));
-        }
+        (0..shards).for_each(|shard| self.give_room(shard));
     }
 
     /// Sends a command to a shard, in a turn of that shard.
@@ -487,13 +473,7 @@ impl World {
 
     /// Starts to flush `count` records of a log, with at most `per_block` in each block.
     pub fn start_flush(&mut self, shard: u16, count: usize, per_block: usize) {
-        let log = &self.logs[usize::from(shard)];
-        let waiting = log.records.len() - log.flushed;
-        // The writer fills its blocks.
-        let (count, per_block) = if self.has_small_logs { (waiting, BLOCK_RECORDS) } else { (count, per_block) };
-        if self.has_small_logs {
-            self.take_room(shard, count);
-        }
+        let (count, per_block) = if self.has_small_logs { self.take_room(shard) } else { (count, per_block) };
         let (key, log) = (purchases_of(self.owner.run.epoch, shard), &mut self.logs[usize::from(shard)]);
         if count > 0 && self.disk.has_room(key, count) {
             let records = &log.records[log.flushed..log.flushed + count];
@@ -596,9 +576,4 @@ impl World {
         };
         audit(&mut self.shadow, pending, outcome, &now);
     }
-}
-
-/// Returns the blocks that the records of a new run take.
-fn blocks_of(log: &WorldLog) -> u64 {
-    log.records.len().div_ceil(BLOCK_RECORDS) as u64
 }
