@@ -6,16 +6,21 @@
 use crate::config::database_url::DatabaseUrl;
 use crate::config::fatal::Fatal;
 use crate::config::settings::RecoverFrom;
-use crate::log::block::StreamId;
+use crate::log::block::{StreamId, StreamKey};
 use crate::log::data_dir::ControlFile;
 use crate::log::ownership::{Conflict, Memory, Owner, judge_owner, judge_position};
 use crate::log::reader::LogReader;
 use crate::postgres::failure::Failure;
+use crate::postgres::limits::in_time;
 use crate::postgres::owner_row::{OwnerRow, Positions, known_position};
 use crate::postgres::session::Database;
 use crate::sale::deferred::Watermark;
 use crate::sale::ids::Seq;
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// Limit for the transaction of a claim. It is longer than `lock_timeout`.
+const CLAIM_TIME: Duration = Duration::from_secs(15);
 
 /// Everything that a claim needs: the database, this run, and what the data directory has.
 pub struct Claim {
@@ -36,6 +41,8 @@ pub struct Claim {
     /// Every stream of the data directory, those of this run included, and the number of its records. The number is
     /// `None` for the streams of this run, because they still grow.
     pub streams: Vec<(StreamId, Option<Seq>)>,
+    /// The owner and the positions that this process found at its first claim, if the database had an owner.
+    pub first_found: Option<(Owner, Positions)>,
 }
 
 impl Claim {
@@ -48,7 +55,8 @@ impl Claim {
     pub async fn make(&mut self) -> Result<(Database, Vec<(StreamId, Seq)>), Failure> {
         let mut database = Database::connect(&self.url).await?;
         let (owner, terms) = (self.owner, (self.sale_period_s, self.ack));
-        let streams = database.claim(owner, terms, |found, positions| self.judge(found, positions)).await?;
+        let claiming = database.claim(owner, terms, |found, positions| self.judge(found, positions));
+        let streams = in_time(CLAIM_TIME, claiming).await?;
         self.set_exclusive(self.ack == Watermark::Flushed)?;
         Ok((database, streams))
     }
@@ -79,12 +87,21 @@ impl Claim {
 
     fn remember(&self, memory: Memory) -> Result<(), Failure> {
         let remembered = self.control.remember(memory);
-        remembered.map_err(|error| Failure::Transient(format!("control.json cannot be written: {error}")))
+        remembered.map_err(|error| Failure::Transient(format!("control.json cannot be written: {error}").into()))
     }
 
     fn judge(&mut self, row: Option<OwnerRow>, positions: &Positions) -> Result<Vec<(StreamId, Seq)>, Failure> {
         let found = row.map(|row| row.owner);
-        let memory = self.control.database();
+        let mut memory = self.control.database();
+        let is_before = |(first, _): &&(Owner, Positions)| Some(*first) == found && *first != self.owner;
+        if let Some((first, before)) = self.first_found.as_ref().filter(is_before) {
+            // The database was restored to a state before the first claim of this process. If it has as much as then of
+            // the streams that this directory no longer had, the log can supply everything else.
+            let is_kept = |stream: &StreamKey| self.streams.iter().any(|(kept, _)| kept.key() == *stream);
+            if before.iter().all(|(stream, at)| is_kept(stream) || positions.get(stream) >= Some(at)) {
+                memory.seen = Some(first.run);
+            }
+        }
         let extents = self.streams.iter().map(|(stream, end)| {
             let first = LogReader::new(&self.logs, *stream).first().map_err(unreadable)?;
             Ok((*stream, first.or(*end).unwrap_or(0), *end))
@@ -92,6 +109,9 @@ impl Claim {
         let extents: Vec<_> = extents.collect::<Result<_, Failure>>()?;
         let streams =
             judge((self.owner, memory), (found, positions), &extents, self.recover_from).map_err(Fatal::from)?;
+        if self.first_found.is_none() {
+            self.first_found = found.map(|found| (found, positions.clone()));
+        }
         for (stream, at) in &streams {
             let missing = at.checked_sub(known_position(positions, stream).unwrap_or(0));
             if let Some(missing) = missing.filter(|missing| *missing > 0) {

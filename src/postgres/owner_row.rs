@@ -8,11 +8,14 @@ use crate::config::fatal::Fatal;
 use crate::log::block::{StreamId, StreamKey};
 use crate::log::ownership::{Owner, Run};
 use crate::postgres::failure::Failure;
+use crate::postgres::limits::{FENCE_TIME, begin, in_time};
 use crate::postgres::session::Database;
 use crate::sale::deferred::Watermark;
 use crate::sale::ids::Seq;
 use std::collections::BTreeMap;
-use tokio_postgres::{GenericClient, Row, Statement, Transaction};
+use tokio::try_join;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{GenericClient, Row, Transaction};
 use uuid::Uuid;
 
 /// The row of `clusters`: the installation that writes to the database, and its latest run.
@@ -61,7 +64,7 @@ impl Database {
     where
         J: FnOnce(Option<OwnerRow>, &Positions) -> Result<Vec<(StreamId, Seq)>, Failure>,
     {
-        let transaction = self.client.transaction().await?;
+        let transaction = begin(&mut self.client).await?;
         let found = lock_clusters(&transaction).await?;
         let positions = positions(&transaction, owner.cluster).await?;
         let streams = judge(found, &positions)?;
@@ -83,7 +86,7 @@ impl Database {
     /// # Errors
     /// [`Failure::Final`]: another run has taken over the database. [`Failure::Transient`]: the update failed.
     pub async fn heartbeat(&self, owner: Owner) -> Result<(), Failure> {
-        set_seen(&self.client, &self.set_seen, owner, "now").await
+        self.report(owner, "now").await
     }
 
     /// Reports that this run has ended and that all its records are in the database, so that another run can take over
@@ -92,7 +95,13 @@ impl Database {
     /// # Errors
     /// [`Failure::Final`]: another run has taken over the database. [`Failure::Transient`]: the update failed.
     pub async fn leave(&self, owner: Owner) -> Result<(), Failure> {
-        set_seen(&self.client, &self.set_seen, owner, "-infinity").await
+        self.report(owner, "-infinity").await
+    }
+
+    async fn report(&self, owner: Owner, at: &str) -> Result<(), Failure> {
+        let fence = async { try_join!(biased; self.begin(), set_seen(&self.client, owner, at)) };
+        in_time(FENCE_TIME, fence).await?;
+        Ok(self.client.batch_execute("commit").await?)
     }
 }
 
@@ -150,18 +159,18 @@ pub fn other_period(period: u32) -> Failure {
     Failure::Final(Fatal::Database(text))
 }
 
-/// Sets the time of the owner's last report by `statement`, to the present time (`at` is `now`) or to `-infinity`.
+/// Sets the time of the owner's last report, to the present time (`at` is `now`) or to `-infinity`.
 ///
 /// # Errors
 /// [`Failure::Final`]: the row does not name this run, so another run has taken over. [`Failure::Transient`]: the update
 /// failed.
-pub async fn set_seen(
-    client: &impl GenericClient,
-    statement: &Statement,
-    Owner { cluster, run }: Owner,
-    at: &str,
-) -> Result<(), Failure> {
-    let changed = client.execute(statement, &[&cluster, &i64::from(run.epoch), &run.id, &at]).await?;
+pub async fn set_seen(client: &impl GenericClient, Owner { cluster, run }: Owner, at: &str) -> Result<(), Failure> {
+    let update = "update clusters set seen_at = case $4 when 'now' then clock_timestamp() else '-infinity' end \
+        where cluster = $1 and epoch = $2 and run = $3";
+    let epoch = i64::from(run.epoch);
+    let values: [(&(dyn ToSql + Sync), Type); 4] =
+        [(&cluster, Type::UUID), (&epoch, Type::INT8), (&run.id, Type::UUID), (&at, Type::TEXT)];
+    let changed = client.execute_typed(update, &values).await?;
     if changed == 1 { Ok(()) } else { Err(taken_over_error()) }
 }
 
@@ -193,7 +202,10 @@ pub async fn write_owner(
 /// [`Failure::Final`]: another run has taken over the database. [`Failure::Transient`]: the update failed.
 pub async fn make_exclusive(client: &impl GenericClient, Owner { cluster, run }: Owner) -> Result<(), Failure> {
     let update = "update clusters set ack = 'local' where cluster = $1 and epoch = $2 and run = $3";
-    let changed = client.execute(update, &[&cluster, &i64::from(run.epoch), &run.id]).await?;
+    let epoch = i64::from(run.epoch);
+    let values: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&cluster, Type::UUID), (&epoch, Type::INT8), (&run.id, Type::UUID)];
+    let changed = client.execute_typed(update, &values).await?;
     if changed == 1 { Ok(()) } else { Err(taken_over_error()) }
 }
 

@@ -6,7 +6,8 @@
 //!    `--recover-from postgres`, read the row again at each attempt, until it has not changed for 15 s. If it changes,
 //!    that run is alive, and the takeover is refused.
 //! 2. In one transaction: lock the row, read these sales, and write a new run as the owner, with the position of
-//!    its only stream at the end of that stream. So its records are not sent to the database again.
+//!    its only stream at the end of that stream. So its records are not sent to the database again. The row says that
+//!    the run has ended, so that a takeover that fails here can be repeated.
 //! 3. Write the records to the log of the new data directory, durably. Recovery then reads it like every other log.
 
 use crate::config::database_url::DatabaseUrl;
@@ -17,11 +18,11 @@ use crate::log::data_dir::{Control, DataDir};
 use crate::log::ownership::{Memory, Owner, Run};
 use crate::log::segment::{SegmentName, sync_dir};
 use crate::postgres::failure::Failure;
-use crate::postgres::owner_row::{OwnerRow, lock_clusters, other_period, set_position, write_owner};
+use crate::postgres::limits::{begin, in_time};
+use crate::postgres::owner_row::{OwnerRow, lock_clusters, other_period, set_position, set_seen, write_owner};
 use crate::postgres::session::Database;
 use crate::postgres::snapshot::Snapshot;
 use crate::sale::code::Code;
-use crate::sale::deferred::Watermark;
 use crate::sale::ids::{ItemId, SaleId, Seq, Terms, UserId};
 use crate::sale::parts::ENDED_MAX;
 use crate::sale::record::{BLOCK_RECORDS, LogEvent, Record, ReleaseReason};
@@ -39,6 +40,8 @@ pub const HEARTBEAT_TIME: Duration = Duration::from_secs(2);
 /// How long a server must not report to a reachable database before another one takes over. This is longer than the
 /// longest wait of a server between two attempts to connect.
 const OWNER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Limit for the transaction of a takeover, which reads the sales.
+const TAKEOVER_TIME: Duration = Duration::from_secs(60);
 /// The first version of the schema whose sales have codes that this version can read.
 const FIRST_SCHEMA: i32 = 3;
 /// Maximum number of blocks in a segment.
@@ -52,6 +55,8 @@ pub struct TakeoverWait {
 
 /// The sales of the database that a new data directory needs.
 pub struct TakenOver {
+    /// `user@host:port/name` of the host in use.
+    pub place: String,
     /// Installation, and the run that takes the sales over.
     pub owner: Owner,
     /// Records of each sale, oldest sale first: its opening, the latest hold of each item, and its purchases. The
@@ -117,11 +122,11 @@ impl TakeoverWait {
         drop(snapshot);
         make_new()?;
         let mut database = Database::connect(url).await?;
-        let taken_over = database.take_over(found, host::new_id()?, rules, now_ms).await?;
+        let taken_over = database.take_over(found, host::new_id()?, rules, now_ms);
+        let taken_over = in_time(TAKEOVER_TIME, taken_over).await?;
         let Owner { cluster, run } = taken_over.owner;
         let stream = StreamId { cluster, epoch: run.epoch, shard: 0, log: LogKind::Purchases };
-        let is_exclusive = rules.purchase_ack == Watermark::Flushed;
-        let memory = Memory { seen: Some(run), filled: Some(run), is_exclusive, ..Memory::default() };
+        let memory = Memory { seen: Some(run), filled: Some(run), ..Memory::default() };
         let mut control = Control::new(cluster, run.epoch, rules.period_s, memory);
         control.longest_hold_ms = longest_hold_ms(&taken_over.records);
         dir.fill(control, |logs| write_stream(logs, stream, &taken_over.records))?;
@@ -131,7 +136,9 @@ impl TakeoverWait {
 
 impl Database {
     /// Takes the installation over from the run in `found`, as the next run with the random `id`. The only stream of
-    /// this run has the records of the latest sale, and of the ended sales that are needed at `now_ms` (Unix time).
+    /// this run has the records of the latest sale, and of the ended sales that are needed at `now_ms` (Unix time). The
+    /// run counts as ended, because it sells nothing: if its process fails here, another takeover can follow at once.
+    /// The process claims the database before it sells.
     ///
     /// # Errors
     /// [`Failure::Transient`]: the owner's row has changed since `found` was read, or a statement failed.
@@ -142,7 +149,7 @@ impl Database {
         rules: &Rules,
         now_ms: u64,
     ) -> Result<TakenOver, Failure> {
-        let transaction = self.client.transaction().await?;
+        let transaction = begin(&mut self.client).await?;
         let known = lock_clusters(&transaction).await?;
         if known != Some(found) {
             return Err(Failure::Transient("another server has reported to the database in the meantime".into()));
@@ -154,8 +161,9 @@ impl Database {
         let stream = StreamId { cluster, epoch: owner.run.epoch, shard: 0, log: LogKind::Purchases };
         set_position(&transaction, &stream, records.len() as Seq).await?;
         write_owner(&transaction, owner, found.sale_period_s, rules.purchase_ack).await?;
+        set_seen(&transaction, owner, "-infinity").await?;
         transaction.commit().await?;
-        Ok(TakenOver { owner, records })
+        Ok(TakenOver { place: self.place.clone(), owner, records })
     }
 }
 
@@ -311,6 +319,7 @@ fn write_stream(dir: &Path, stream: StreamId, records: &[Record]) -> io::Result<
 mod tests {
     use super::*;
     use crate::log::stream::{self, Ending};
+    use crate::sale::deferred::Watermark;
 
     #[test]
     fn a_run_that_may_still_sell_is_replaced_only_on_the_word_of_an_operator() {

@@ -13,7 +13,8 @@ use crate::log::data_dir::{ControlFile, DataDir, OpenDataDir};
 use crate::log::ownership::{Owner, Run, judge_owner};
 use crate::log::recovery::{Ends, Recovered, Recovery};
 use crate::postgres::claim::Claim;
-use crate::postgres::failure::Failure;
+use crate::postgres::failure::{Failure, Reason};
+use crate::postgres::limits::in_time;
 use crate::postgres::owner_row::{self, OwnerRow};
 use crate::postgres::restore::{Attempt, TakeoverWait};
 use crate::postgres::session::log_in;
@@ -25,13 +26,8 @@ use crate::system::host;
 use crate::system::threads::event_loop;
 use std::time::Duration;
 
-/// How long a start waits for the database, to check whether it fits the log. After that, selling begins without the
-/// check; the persistence thread makes it later.
-const CLAIM_TIME: Duration = Duration::from_secs(3);
 /// Time between two attempts to take a sale over.
 const RETRY_TIME: Duration = Duration::from_millis(500);
-/// Maximum duration of one attempt to take a sale over.
-const ATTEMPT_TIME: Duration = Duration::from_secs(10);
 
 /// Number of records so small that the new process is close enough to the end of the log.
 const CATCH_UP_RECORDS: u64 = 2_000;
@@ -102,21 +98,20 @@ async fn fill_from_database(
             }
             Ok(())
         };
-        let attempt =
-            takeover_wait.attempt((url, config.recover_from), dir, &config.rules, clock.now().unix_ms, make_new);
-        let attempt = tokio::time::timeout(ATTEMPT_TIME, attempt).await;
-        let reason = match attempt.unwrap_or_else(|_| Err(no_answer())) {
+        let database = (url, config.recover_from);
+        let attempt = takeover_wait.attempt(database, dir, &config.rules, clock.now().unix_ms, make_new);
+        let reason = match attempt.await {
             Ok(Attempt::NeverUsed) => return conflict.map_or(Ok(true), Err),
             Ok(Attempt::TakenOver(taken_over)) => {
                 let (epoch, records) = (taken_over.owner.run.epoch, taken_over.records.len());
-                tracing::info!(url = url.place(), epoch, records, "the sale is taken over from the database");
+                tracing::info!(url = taken_over.place, epoch, records, "the sale is taken over from the database");
                 return Ok(true);
             }
             Ok(Attempt::OwnerAlive) => {
                 let text = "another server is running on it; stop that server, or use another database";
                 return Err(Fatal::Database(text.into()));
             }
-            Ok(Attempt::Waiting) => "waiting until the previous server has not reported for 15 s".to_owned(),
+            Ok(Attempt::Waiting) => "waiting until the previous server has not reported for 15 s".into(),
             Err(Failure::Transient(why)) => why,
             Err(Failure::Final(why)) => return Err(why),
         };
@@ -131,24 +126,22 @@ async fn fill_from_database(
 struct WaitLog<'a> {
     url: &'a DatabaseUrl,
     purpose: &'static str,
-    last_reason: String,
+    last_reason: Option<Reason>,
 }
 
 impl WaitLog<'_> {
     fn new<'a>(url: &'a DatabaseUrl, purpose: &'static str) -> WaitLog<'a> {
-        WaitLog { url, purpose, last_reason: String::new() }
+        WaitLog { url, purpose, last_reason: None }
     }
 
-    fn write(&mut self, reason: String) {
-        if reason != self.last_reason {
-            tracing::warn!(url = self.url.place(), why = reason, "waiting for the database: {}", self.purpose);
-            self.last_reason = reason;
+    fn write(&mut self, reason: Reason) {
+        if self.last_reason.as_ref() != Some(&reason) {
+            let what = if reason.is_refusal { ", which refuses this server" } else { "" };
+            let why = &reason.text;
+            tracing::warn!(url = self.url.place(), why, "waiting for the database{what}: {}", self.purpose);
+            self.last_reason = Some(reason);
         }
     }
-}
-
-fn no_answer() -> Failure {
-    Failure::Transient("the database did not answer".into())
 }
 
 /// Claims the database before the first item is sold, so that a conflict is found before. Waits without a limit only if
@@ -159,8 +152,9 @@ async fn claim_before_selling(claim: &mut Claim, is_stopped: impl Fn(Duration) -
     let purpose = "another server may have taken the sale over; to sell without the database, set --recover-from log";
     let mut wait_log = WaitLog::new(&url, purpose);
     loop {
-        let time = if claim.may_precede() { CLAIM_TIME } else { ATTEMPT_TIME };
-        match tokio::time::timeout(time, claim.make()).await.unwrap_or_else(|_| Err(no_answer())) {
+        // If selling may begin without the claim, this is not the time to wait for locks.
+        let limit = if claim.may_precede() { url.patience() } else { Duration::MAX };
+        match in_time(limit, claim.make()).await {
             Ok(_) => return Ok(true),
             Err(Failure::Final(why)) => return Err(why),
             // The failed claim may have changed this.
@@ -223,23 +217,23 @@ impl UpgradeRecovery {
         if let Some(url) = &config.database {
             let owner = Owner { cluster: data.cluster, run: Run { epoch, id: host::new_id()? } };
             let (runtime, is_fenced) = (event_loop()?, config.rules.purchase_ack == Watermark::Persisted);
-            let found = runtime.block_on(async { tokio::time::timeout(CLAIM_TIME, Snapshot::take(url)).await });
+            let found = runtime.block_on(async { in_time(url.patience(), Snapshot::take(url)).await });
             // Read this after the database: the old run writes a claim to `control.json` before it sends the claim.
             control.reload_database()?;
             match found {
-                Ok(Err(Failure::Final(why))) => return Err(why),
-                Ok(Ok(found)) => {
+                Err(Failure::Final(why)) => return Err(why),
+                Ok(found) => {
                     judge_owner(owner, control.database(), found.owner, config.recover_from)?;
                     let is_weaker = |row: &OwnerRow| row.ack == Watermark::Persisted && !is_fenced;
                     if let Some(old) = found.owner_row.filter(is_weaker) {
                         runtime.block_on(make_exclusive(url, old.owner))?;
                     }
                 }
-                Ok(Err(Failure::Transient(_))) | Err(_) if was_fenced && !is_fenced => {
+                Err(Failure::Transient(_)) if was_fenced && !is_fenced => {
                     return Err(not_recorded("it does not answer"));
                 }
                 // The database is unavailable: the new run sells without it, as the old run does.
-                Ok(Err(Failure::Transient(_))) | Err(_) => {}
+                Err(Failure::Transient(_)) => {}
             }
         }
         Ok(UpgradeRecovery { data, control, recovery, partition })
@@ -283,11 +277,11 @@ impl UpgradeRecovery {
 
 /// Records in the database that the run of `old` must not be replaced without the word of an operator any more.
 async fn make_exclusive(url: &DatabaseUrl, old: Owner) -> Result<(), Fatal> {
-    let change = async { owner_row::make_exclusive(&log_in(url).await?, old).await };
-    match tokio::time::timeout(CLAIM_TIME, change).await.unwrap_or_else(|_| Err(no_answer())) {
+    let change = async { owner_row::make_exclusive(&log_in(url).await?.client, old).await };
+    match in_time(url.patience(), change).await {
         Ok(()) => Ok(()),
         Err(Failure::Final(why)) => Err(why),
-        Err(Failure::Transient(why)) => Err(not_recorded(&why)),
+        Err(Failure::Transient(why)) => Err(not_recorded(&why.text)),
     }
 }
 
@@ -318,5 +312,6 @@ fn claim(
         control,
         logs: data.logs.clone(),
         streams: earlier.chain(streams).collect(),
+        first_found: None,
     }))
 }

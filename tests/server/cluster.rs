@@ -1,6 +1,7 @@
 //! A private PostgreSQL cluster for each test, started from the installed binaries.
 
 use rustix::process::{Pid, Signal, kill_process};
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,8 @@ pub struct Options<'a> {
     pub namespace: Option<&'a str>,
     /// TLS certificate and key of the cluster, in PEM.
     pub certificate: Option<(String, String)>,
+    /// Certificate of the authority that signs the certificates of clients, in PEM.
+    pub client_authority: Option<String>,
     /// Largest size of a file. A table that reaches it behaves as if the disk were full.
     pub file_bytes_max: Option<u64>,
 }
@@ -98,12 +101,16 @@ impl Cluster {
             port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             let address = if options.namespace.is_some() { "*" } else { "127.0.0.1" };
             settings += &format!("listen_addresses = '{address}'\nport = {port}\n");
-            write("data/pg_hba.conf", &format!("local all all trust\n{}\n", options.tcp));
+            write("data/pg_hba.conf", &format!("local all,replication all trust\n{}\n", options.tcp));
         }
         if let Some((certificate, key)) = &options.certificate {
             write("data/server.crt", certificate);
             write("data/server.key", key);
             settings += "ssl = on\n";
+        }
+        if let Some(authority) = &options.client_authority {
+            write("data/clients.crt", authority);
+            settings += "ssl_ca_file = 'clients.crt'\n";
         }
         write("data/postgresql.auto.conf", &settings);
         let mut cluster = Cluster { dir, postmaster: None, namespace: options.namespace.map(str::to_owned), port };
@@ -112,6 +119,27 @@ impl Cluster {
             cluster.limit_files(&bytes.to_string());
         }
         cluster
+    }
+
+    /// Starts a standby of this cluster, which listens on TCP as this cluster does.
+    pub fn standby(&self) -> Cluster {
+        let dir = tempfile::tempdir().unwrap();
+        own(dir.path());
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut copy = command(&bin("pg_basebackup"));
+        copy.args(["-R", "-c", "fast", "--no-sync", "-U", "stampede", "-p", &self.socket_port().to_string(), "-h"]);
+        let copied = copy.arg(self.dir.path()).arg("-D").arg(dir.path().join("data")).status().unwrap();
+        assert!(copied.success());
+        let file = std::fs::File::options().append(true).open(dir.path().join("data/postgresql.auto.conf"));
+        writeln!(file.unwrap(), "port = {port}").unwrap();
+        let mut standby = Cluster { dir, postmaster: None, namespace: None, port };
+        standby.go_on();
+        standby
+    }
+
+    /// Directory of the Unix socket.
+    pub fn socket_dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Sets the largest size of a file in bytes, or "unlimited", for every present and later process of the cluster.
@@ -158,7 +186,7 @@ impl Cluster {
         format!("host={} port={} user=stampede dbname=postgres", self.dir.path().display(), self.socket_port())
     }
 
-    fn socket_port(&self) -> u16 {
+    pub fn socket_port(&self) -> u16 {
         if self.port == 0 { 5432 } else { self.port }
     }
 

@@ -41,6 +41,7 @@ fn silence_proves_nothing_about_a_server_that_sells_without_the_database() {
     link.cut();
     let code = client.reserve(1, 42);
     assert_eq!(client.purchase(&code).status, 200, "the first server sells without the database");
+    server.wait_for_line("the database is unavailable");
     // The last report is now older than any wait for a report.
     let silence = "select extract(epoch from now() - seen_at) > 16 from clusters";
     wait_until("the first server was silent for long enough", || cluster.ask(silence) == "t");

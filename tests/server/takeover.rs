@@ -251,6 +251,50 @@ fn an_older_database_is_brought_up_to_date_or_refused() {
     assert_eq!(fresh.ask(sold), "40|40");
 }
 
+/// A database that fails over to a standby without the latest restart of the server is brought up to date while the
+/// server sells. If the log lacks what the database has lost, the server ends.
+#[test]
+fn a_database_without_the_latest_restart_is_brought_up_to_date() {
+    let (mut cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let sell = |server: &Server, items: std::ops::Range<u32>| {
+        let mut client = server.connect();
+        for item in items {
+            let code = client.reserve(i64::from(item), item);
+            assert_eq!(client.purchase(&code).status, 200);
+        }
+        client.wait_for_postgres();
+    };
+    let sold = "select count(*), count(distinct item_id) from purchases";
+    let server = start(dir.path(), &cluster, &["--shards", "2"]);
+    sell(&server, 0..10);
+    cluster.kill();
+    cluster.save("at-20");
+    cluster.go_on();
+    sell(&server, 10..20);
+    server.kill();
+    // Another number of shards, and an upgrade in place after it: the database has lost a whole run each time.
+    let mut server = start(dir.path(), &cluster, &["--shards", "3"]);
+    for items in [20..30, 30..40] {
+        sell(&server, items.clone());
+        server.forget_lines();
+        cluster.kill();
+        cluster.restore(&format!("at-{}", items.start));
+        cluster.go_on();
+        server.wait_for_line("the database has lost committed records");
+        server.wait_for_line("the database is connected");
+        sell(&server, items.start + 100..items.end + 100);
+        let all = items.end + items.end - 20;
+        assert_eq!(cluster.ask(sold), format!("{all}|{all}"));
+        cluster.kill();
+        cluster.save(&format!("at-{}", items.end));
+        cluster.go_on();
+        server.upgrade();
+        server.wait_for_line("the database is connected");
+    }
+    assert!(server.terminate().success());
+    assert_eq!(cluster.ask(sold), "60|60");
+}
+
 #[test]
 fn another_installations_database_is_refused_or_gone_on_with() {
     let (cluster, dir, other) = (Cluster::start(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
