@@ -1,14 +1,22 @@
-//! The address of the database: a URL or a string of keywords, in the syntax of libpq.
+//! The address of the database, with the meaning that libpq gives to its keywords. A keyword or value that is not
+//! supported is refused, and never ignored.
 
+use crate::config::connection_string::{self, Pairs};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
-use strum::EnumString;
 use tokio_postgres::Config;
-use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation};
+
+/// Default limit for the connection to one address of a host, its TLS and authentication included.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Default time after which a connection is closed whose peer does not confirm what was sent.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Default port of PostgreSQL.
+const PORT: u16 = 5432;
 
 /// Encryption of the connection, as libpq's `sslmode`. Connections over Unix sockets are never encrypted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString)]
-#[strum(serialize_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TlsMode {
     /// Not encrypted.
     Disable,
@@ -16,19 +24,67 @@ pub enum TlsMode {
     Prefer,
     /// Encrypted. The certificate is not checked.
     Require,
+    /// Encrypted. The certificate must be trusted.
+    VerifyCa,
     /// Encrypted. The certificate must be trusted and must match the host name.
     VerifyFull,
+}
+
+/// One host of the database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatabaseHost {
+    /// Host name or address, or the directory of a Unix socket. The certificate and the password file use this name.
+    pub name: String,
+    /// Address to connect to, if it is not to be looked up by the name.
+    pub address: Option<IpAddr>,
+    /// TCP port, or the number in the name of the Unix socket.
+    pub port: u16,
+}
+
+impl DatabaseHost {
+    /// Returns whether the host is a Unix socket on this machine.
+    pub fn is_unix(&self) -> bool {
+        self.name.starts_with('/')
+    }
+}
+
+/// The state in which a server must be, as libpq's `target_session_attrs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TargetSession {
+    /// Any state.
+    Any,
+    /// The server is no standby, and transactions can write by default.
+    ReadWrite,
+    /// The server is no standby.
+    Primary,
+}
+
+/// Certificate of the client with its key, in PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// File with the certificate, and the certificates between it and a trusted one.
+    pub certificate: PathBuf,
+    /// File with the private key.
+    pub key: PathBuf,
 }
 
 /// Address of the database, with the parameters of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DatabaseUrl {
-    /// Host, port, user, database name, and the password if one was given.
+    /// User, database name, the password if one was given, and the parameters of the connection. No hosts.
     pub config: Config,
-    /// Encryption of the connection.
+    /// The hosts, in the order in which they are tried. There is at least one.
+    pub hosts: Vec<DatabaseHost>,
+    /// State that a server must have. A host in another state is skipped.
+    pub target: TargetSession,
+    /// Limit for the connection to one address of a host, its TLS and authentication included.
+    pub connect_timeout: Duration,
+    /// Encryption of connections over TCP.
     pub tls: TlsMode,
-    /// File with the certificates that `verify-full` trusts, in PEM. `None`: the certificates of the system.
+    /// File with the certificates that are trusted, in PEM. `None`: the certificates of the system.
     pub root_certificates: Option<PathBuf>,
+    /// Certificate that the server may ask for.
+    pub client_certificate: Option<ClientCertificate>,
 }
 
 impl DatabaseUrl {
@@ -37,119 +93,261 @@ impl DatabaseUrl {
     /// # Errors
     /// The reason why the text is invalid. It never repeats the text, which may contain a password.
     pub fn parse(text: &str) -> Result<DatabaseUrl, String> {
-        let (text, ours) = split_tls_options(text);
-        let config = text.parse::<Config>().map_err(|error| {
-            let why = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-            // Do not repeat the name of the option: it may be part of a password without quotes.
-            if why.starts_with("unknown option") {
-                "unknown option; put values with spaces in quotes".into()
-            } else {
-                why
-            }
-        })?;
-        let mut names = config.get_hosts().iter().filter_map(|host| match host {
-            Host::Tcp(name) => Some(name.as_str()),
-            Host::Unix(_) => None,
-        });
-        let is_odd = |name: &str| name.contains(['@', '/']);
-        if names.any(is_odd) || config.get_dbname().is_some_and(is_odd) {
-            return Err("the host or database name contains @ or /; in a password, write them as %40 and %2F".into());
-        }
-        let mut url = DatabaseUrl::new(config);
-        for (key, value) in ours {
-            match key {
-                "sslmode" => {
-                    let mode = value.parse().ok();
-                    url.tls = mode.ok_or("sslmode must be disable, prefer, require or verify-full")?;
-                }
-                // The name of libpq for the certificates of the system.
-                "sslrootcert" if value == "system" => url.root_certificates = None,
-                _ => url.root_certificates = Some(value.into()),
-            }
-        }
-        url.settle()?;
-        Ok(url)
+        DatabaseUrl::from_pairs(connection_string::split(text)?)
     }
 
-    /// Returns the address of `config`, with encryption if the server supports it.
-    pub fn new(config: Config) -> DatabaseUrl {
-        DatabaseUrl { config, tls: TlsMode::Prefer, root_certificates: None }
-    }
-
-    /// Sets the parameters that every connection has.
+    /// Returns the address that keywords and values describe. The last value of a keyword is used.
     ///
     /// # Errors
-    /// A root certificate is set without `verify-full`.
-    pub fn settle(&mut self) -> Result<(), String> {
-        if self.root_certificates.is_some() && self.tls != TlsMode::VerifyFull {
-            return Err("a root certificate requires sslmode verify-full".into());
+    /// The reason why a keyword or a value is invalid.
+    pub fn from_pairs(pairs: Pairs) -> Result<DatabaseUrl, String> {
+        let mut options = Options::default();
+        let mut config = Config::new();
+        config.application_name("stampede").tcp_user_timeout(TCP_USER_TIMEOUT).keepalives_idle(Duration::from_secs(10));
+        for (keyword, value) in pairs {
+            if !options.take(&keyword, &value)? {
+                set(&mut config, &keyword, &value)?;
+            }
         }
-        if self.config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_))) {
-            self.tls = TlsMode::Disable;
-        }
-        self.config
-            .ssl_mode(match self.tls {
-                TlsMode::Disable => SslMode::Disable,
-                TlsMode::Prefer => SslMode::Prefer,
-                TlsMode::Require | TlsMode::VerifyFull => SslMode::Require,
-            })
-            .application_name("stampede")
-            .connect_timeout(Duration::from_secs(5))
-            .keepalives_idle(Duration::from_secs(10));
-        Ok(())
+        options.complete(config)
     }
 
-    /// Returns `user@host:port/name`, without the password.
-    pub fn place(&self) -> String {
-        let [host, port, name, user] = parts(&self.config);
+    /// Returns `user@host:port/name` of one host, without the password.
+    pub fn place_of(&self, host: &DatabaseHost) -> String {
+        let [host, port, name, user] = self.parts(host);
         format!("{user}@{host}:{port}/{name}")
     }
-}
 
-/// Returns host, port, database and user of a connection, with the defaults of libpq. Of several hosts, the first is
-/// used.
-pub fn parts(config: &Config) -> [String; 4] {
-    let host = match config.get_hosts().first() {
-        Some(Host::Tcp(name)) => name.clone(),
-        Some(Host::Unix(dir)) => dir.display().to_string(),
-        None => "localhost".into(),
-    };
-    let port = config.get_ports().first().copied().unwrap_or(5432).to_string();
-    let user = config.get_user().unwrap_or_default();
-    [host, port, config.get_dbname().unwrap_or(user).into(), user.into()]
-}
-
-type Pairs = Vec<(&'static str, String)>;
-
-/// Removes `sslmode` and `sslrootcert` from a connection string, and returns them. tokio-postgres does not know all
-/// their values.
-fn split_tls_options(text: &str) -> (String, Pairs) {
-    let mut ours = Pairs::new();
-    let mut is_ours = |word: &str| {
-        let known = ["sslmode", "sslrootcert"].into_iter().find_map(|key| Some((key, word.strip_prefix(key)?)));
-        let Some((key, value)) = known.and_then(|(key, rest)| Some((key, rest.strip_prefix('=')?))) else {
-            return false;
-        };
-        let value = value.trim_matches('\'');
-        ours.push((key, percent_encoding::percent_decode_str(value).decode_utf8_lossy().into_owned()));
-        true
-    };
-    if text.contains("://") {
-        let Some((place, options)) = text.split_once('?') else { return (text.into(), ours) };
-        let left: Vec<&str> = options.split('&').filter(|option| !is_ours(option)).collect();
-        let mark = if left.is_empty() { "" } else { "?" };
-        return (format!("{place}{mark}{}", left.join("&")), ours);
+    /// Returns `user@host:port,host:port/name` of all hosts, without the password.
+    pub fn place(&self) -> String {
+        let hosts: Vec<String> = self.hosts.iter().map(|host| format!("{}:{}", host.name, host.port)).collect();
+        let [_, _, name, user] = self.parts(&self.hosts[0]);
+        format!("{user}@{}/{name}", hosts.join(","))
     }
-    // Split at spaces, except inside quotes.
-    let mut is_quoted = false;
-    let mut is_escaped = false;
-    let words = text.split(|c: char| {
-        is_quoted ^= c == '\'' && !is_escaped;
-        is_escaped = c == '\\' && !is_escaped;
-        c.is_whitespace() && !is_quoted
-    });
-    let left: Vec<&str> = words.filter(|word| !is_ours(word)).collect();
-    (left.join(" "), ours)
+
+    /// Returns host, port, database and user of a connection, with the defaults of libpq.
+    pub fn parts(&self, host: &DatabaseHost) -> [String; 4] {
+        let user = self.config.get_user().unwrap_or_default();
+        [host.name.clone(), host.port.to_string(), self.config.get_dbname().unwrap_or(user).into(), user.into()]
+    }
+
+    /// Returns how long a connection to each host in turn takes at most, if each host has one address.
+    pub fn patience(&self) -> Duration {
+        self.connect_timeout * self.hosts.len() as u32
+    }
+}
+
+/// Options that must be known together before they can be checked.
+#[derive(Default)]
+struct Options {
+    host: String,
+    hostaddr: String,
+    port: String,
+    sslmode: Option<TlsMode>,
+    sslrootcert: String,
+    sslcert: String,
+    sslkey: String,
+    is_direct: bool,
+    target: Option<TargetSession>,
+    connect_timeout: Option<Duration>,
+}
+
+impl Options {
+    /// Takes the value of a keyword, and returns whether the keyword is one of these options.
+    fn take(&mut self, keyword: &str, value: &str) -> Result<bool, String> {
+        match keyword {
+            "host" => self.host = value.to_owned(),
+            "hostaddr" => self.hostaddr = value.to_owned(),
+            "port" => self.port = value.to_owned(),
+            "sslrootcert" => self.sslrootcert = value.to_owned(),
+            "sslcert" => self.sslcert = value.to_owned(),
+            "sslkey" => self.sslkey = value.to_owned(),
+            "sslmode" => {
+                self.sslmode = Some(match value {
+                    "disable" => TlsMode::Disable,
+                    "prefer" => TlsMode::Prefer,
+                    "require" => TlsMode::Require,
+                    "verify-ca" => TlsMode::VerifyCa,
+                    "verify-full" => TlsMode::VerifyFull,
+                    _ => return Err("sslmode must be disable, prefer, require, verify-ca or verify-full".into()),
+                });
+            }
+            "sslnegotiation" => {
+                self.is_direct = match value {
+                    "postgres" => false,
+                    "direct" => true,
+                    _ => return Err("sslnegotiation must be postgres or direct".into()),
+                }
+            }
+            "target_session_attrs" => {
+                self.target = Some(match value {
+                    "any" => TargetSession::Any,
+                    "read-write" => TargetSession::ReadWrite,
+                    "primary" => TargetSession::Primary,
+                    "read-only" | "standby" | "prefer-standby" => {
+                        let why = "the server must write; set target_session_attrs to read-write, primary or any";
+                        return Err(why.into());
+                    }
+                    _ => return Err("target_session_attrs must be read-write, primary or any".into()),
+                });
+            }
+            "connect_timeout" => self.connect_timeout = Some(Duration::from_secs(number(keyword, value, 1, 600)?)),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Returns the address that the options describe.
+    fn complete(self, mut config: Config) -> Result<DatabaseUrl, String> {
+        let hosts = self.hosts()?;
+        let file = |path: &str| Some(PathBuf::from(path)).filter(|path| !path.as_os_str().is_empty());
+        let is_system = self.sslrootcert == "system";
+        let root_certificates = file(&self.sslrootcert).filter(|_| !is_system);
+        let tls = match self.sslmode {
+            // As in libpq: whoever names the trusted certificates wants them to be checked.
+            None if is_system => TlsMode::VerifyFull,
+            Some(mode) if is_system && mode != TlsMode::VerifyFull => {
+                return Err("sslrootcert=system requires sslmode verify-full".into());
+            }
+            Some(TlsMode::Require) if root_certificates.is_some() => TlsMode::VerifyCa,
+            mode => mode.unwrap_or(TlsMode::Prefer),
+        };
+        if root_certificates.is_some() && matches!(tls, TlsMode::Disable | TlsMode::Prefer) {
+            return Err("a root certificate requires sslmode require, verify-ca or verify-full".into());
+        }
+        if self.is_direct && matches!(tls, TlsMode::Disable | TlsMode::Prefer) {
+            return Err("sslnegotiation=direct requires sslmode require, verify-ca or verify-full".into());
+        }
+        let client_certificate = match (file(&self.sslcert), file(&self.sslkey)) {
+            (Some(certificate), Some(key)) => Some(ClientCertificate { certificate, key }),
+            (None, None) => None,
+            _ => return Err("a client certificate needs both sslcert and sslkey".into()),
+        };
+        if client_certificate.is_some() && tls == TlsMode::Disable {
+            return Err("a client certificate requires TLS: set another sslmode than disable".into());
+        }
+        if tls == TlsMode::VerifyFull && self.host.is_empty() {
+            return Err("sslmode verify-full checks the host name: set host beside hostaddr".into());
+        }
+        config.ssl_negotiation(if self.is_direct { SslNegotiation::Direct } else { SslNegotiation::Postgres });
+        let connect_timeout = self.connect_timeout.unwrap_or(CONNECT_TIMEOUT);
+        let of_several = if hosts.len() > 1 { TargetSession::ReadWrite } else { TargetSession::Any };
+        let target = self.target.unwrap_or(of_several);
+        if config.get_dbname().is_some_and(is_odd) {
+            return Err(ODD.into());
+        }
+        Ok(DatabaseUrl { config, hosts, target, connect_timeout, tls, root_certificates, client_certificate })
+    }
+
+    /// Returns the hosts of the lists of names, addresses and ports.
+    fn hosts(&self) -> Result<Vec<DatabaseHost>, String> {
+        let list = |text: &str| text.split(',').map(|part| part.trim().to_owned()).collect::<Vec<_>>();
+        let (names, addresses, ports) = (list(&self.host), list(&self.hostaddr), list(&self.port));
+        let count = if self.host.is_empty() { addresses.len() } else { names.len() };
+        if !self.host.is_empty() && !self.hostaddr.is_empty() && addresses.len() != count {
+            return Err("host and hostaddr must have the same number of entries".into());
+        }
+        if ports.len() != 1 && ports.len() != count {
+            return Err("port must have one entry, or as many as there are hosts".into());
+        }
+        let host = |place: usize| {
+            let address = addresses.get(place).filter(|text| !text.is_empty());
+            let address = address.map(|text| text.parse().map_err(|_| "hostaddr must be an IP address"));
+            let address: Option<IpAddr> = address.transpose()?;
+            let name = names.get(place).filter(|name| !name.is_empty()).cloned();
+            let name = name.or(address.map(|address| address.to_string())).ok_or("no host is set")?;
+            if name.starts_with('@') || !name.starts_with('/') && is_odd(&name) {
+                return Err(ODD.into());
+            }
+            let port = &ports[if ports.len() == 1 { 0 } else { place }];
+            let port = if port.is_empty() { PORT } else { number("port", port, 1, 65535)? as u16 };
+            Ok(DatabaseHost { name, address, port })
+        };
+        (0..count).map(host).collect()
+    }
+}
+
+/// The message for a host or database name that is probably a part of a password.
+const ODD: &str = "the host or database name contains @ or /; in a password, write them as %40 and %2F";
+
+fn is_odd(name: &str) -> bool {
+    name.contains(['@', '/'])
+}
+
+/// Sets the option of one keyword.
+fn set(config: &mut Config, keyword: &str, value: &str) -> Result<(), String> {
+    let seconds = |most| number(keyword, value, 1, most).map(Duration::from_secs);
+    match keyword {
+        // As in libpq, an empty value counts as not set.
+        "user" | "password" | "dbname" | "options" if value.is_empty() => config,
+        "user" => config.user(value),
+        "password" => config.password(value),
+        "dbname" => config.dbname(value),
+        "options" => config.options(value),
+        "application_name" => config.application_name(value),
+        "tcp_user_timeout" => config.tcp_user_timeout(Duration::from_millis(number(keyword, value, 0, 3_600_000)?)),
+        "keepalives" => config.keepalives(number(keyword, value, 0, 1)? == 1),
+        "keepalives_idle" => config.keepalives_idle(seconds(32_767)?),
+        "keepalives_interval" => config.keepalives_interval(seconds(32_767)?),
+        "keepalives_count" => config.keepalives_retries(number(keyword, value, 1, 127)? as u32),
+        "channel_binding" => config.channel_binding(match value {
+            "disable" => ChannelBinding::Disable,
+            "prefer" => ChannelBinding::Prefer,
+            "require" => ChannelBinding::Require,
+            _ => return Err("channel_binding must be disable, prefer or require".into()),
+        }),
+        // These values are what happens anyway.
+        "gssencmode" if matches!(value, "disable" | "prefer") => config,
+        "load_balance_hosts" if value == "disable" => config,
+        "client_encoding" if matches!(value, "auto" | "UTF8" | "utf8") => config,
+        known if UNSUPPORTED.contains(&known) => return Err(format!("the option {known} is not supported")),
+        // Do not repeat the name of the option: it may be part of a password without quotes.
+        _ => return Err("unknown option; put values with blanks in quotes".into()),
+    };
+    Ok(())
+}
+
+/// Options of libpq that are refused, or of which only the harmless values are accepted.
+const UNSUPPORTED: [&str; 25] = [
+    "client_encoding",
+    "fallback_application_name",
+    "gssdelegation",
+    "gssencmode",
+    "gsslib",
+    "krbsrvname",
+    "load_balance_hosts",
+    "max_protocol_version",
+    "min_protocol_version",
+    "passfile",
+    "replication",
+    "require_auth",
+    "requirepeer",
+    "requiressl",
+    "service",
+    "ssl_max_protocol_version",
+    "ssl_min_protocol_version",
+    "sslcertmode",
+    "sslcompression",
+    "sslcrl",
+    "sslcrldir",
+    "sslkeylogfile",
+    "sslpassword",
+    "sslsni",
+    "tty",
+];
+
+fn number(keyword: &str, value: &str, least: u64, most: u64) -> Result<u64, String> {
+    let number = value.trim().parse().ok().filter(|number| (least..=most).contains(number));
+    number.ok_or_else(|| format!("{keyword} must be a whole number from {least} to {most}"))
+}
+
+/// Returns the mode in which tokio-postgres begins a connection over TCP.
+pub fn ssl_mode(tls: TlsMode) -> SslMode {
+    match tls {
+        TlsMode::Disable => SslMode::Disable,
+        TlsMode::Prefer => SslMode::Prefer,
+        TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => SslMode::Require,
+    }
 }
 
 #[cfg(test)]
@@ -158,47 +356,102 @@ mod tests {
 
     #[test]
     fn urls_and_pairs_say_the_same() {
-        let url = DatabaseUrl::parse("postgres://u:p@h:7/n?sslmode=verify-full&connect_timeout=3&sslrootcert=%2Fa%20b")
-            .unwrap();
-        let pairs = "host=h port=7 user=u password=p dbname=n connect_timeout=3 sslmode=verify-full";
+        let url = DatabaseUrl::parse("postgres://u:p@h:7/n?sslmode=verify-full&connect_timeout=4&sslrootcert=%2Fa%20b");
+        let pairs = "host=h port=7 user=u password=p dbname=n connect_timeout=4 sslmode=verify-full sslrootcert='/a b'";
+        let url = url.unwrap();
         assert_eq!((url.tls, url.root_certificates.clone()), (TlsMode::VerifyFull, Some("/a b".into())));
-        assert_eq!(url.config, DatabaseUrl::parse(pairs).unwrap().config);
+        assert_eq!(url.connect_timeout, Duration::from_secs(4));
+        assert_eq!(url, DatabaseUrl::parse(pairs).unwrap());
         assert_eq!(url.place(), "u@h:7/n");
     }
 
     #[test]
     fn every_mode_is_understood_and_nothing_else() {
-        for (name, mode) in [
-            ("disable", TlsMode::Disable),
-            ("prefer", TlsMode::Prefer),
-            ("require", TlsMode::Require),
-            ("verify-full", TlsMode::VerifyFull),
+        let tls = |options: &str| DatabaseUrl::parse(&format!("host=h {options}")).map(|url| url.tls);
+        for (options, mode) in [
+            ("", TlsMode::Prefer),
+            ("sslmode=disable", TlsMode::Disable),
+            ("sslmode=prefer", TlsMode::Prefer),
+            ("sslmode = require", TlsMode::Require),
+            ("sslmode=require sslrootcert=/x", TlsMode::VerifyCa),
+            ("sslmode=verify-ca", TlsMode::VerifyCa),
+            ("sslmode=verify-full", TlsMode::VerifyFull),
+            ("sslrootcert=system", TlsMode::VerifyFull),
+            ("sslmode=disable sslmode=verify-full", TlsMode::VerifyFull),
         ] {
-            assert_eq!(DatabaseUrl::parse(&format!("postgres://h/n?sslmode={name}")).unwrap().tls, mode);
+            assert_eq!(tls(options), Ok(mode), "{options}");
         }
-        assert_eq!(DatabaseUrl::parse("postgres://h/n").unwrap().tls, TlsMode::Prefer);
-        assert!(DatabaseUrl::parse("postgres://h/n?sslmode=verify-ca").unwrap_err().contains("verify-full"));
-        assert_eq!(DatabaseUrl::parse("host=/run/postgresql sslmode=require").unwrap().tls, TlsMode::Disable);
-        assert_eq!(DatabaseUrl::parse("host=/run/postgresql,h sslmode=require").unwrap().tls, TlsMode::Require);
-        assert!(
-            DatabaseUrl::parse("postgres://h/n?sslrootcert=/x&sslmode=require").unwrap_err().contains("verify-full")
-        );
-        assert_eq!(DatabaseUrl::parse("postgres://h/n?sslrootcert=system").unwrap().root_certificates, None);
+        for options in [
+            "sslmode=allow",
+            "sslmode=Require",
+            "sslmode=",
+            "sslmode=''",
+            "sslrootcert=/x",
+            "sslmode=prefer sslrootcert=/x",
+            "sslmode=require sslrootcert=system",
+            "sslcert=/c",
+            "sslkey=/k",
+            "sslmode=disable sslcert=/c sslkey=/k",
+            "sslmode=prefer sslnegotiation=direct",
+            "sslpassword=x",
+            "ssl_min_protocol_version=TLSv1.3",
+            "ssl_mode=require",
+        ] {
+            assert!(tls(options).is_err(), "{options}");
+        }
+        let of_address = |options: &str| DatabaseUrl::parse(&format!("hostaddr=127.0.0.1 {options}"));
+        assert!(of_address("sslmode=verify-full").unwrap_err().contains("set host"));
+        assert_eq!(of_address("host=h sslmode=verify-full").unwrap().tls, TlsMode::VerifyFull);
+        assert_eq!(of_address("sslmode=require").unwrap().hosts[0].name, "127.0.0.1");
+        assert_eq!(DatabaseUrl::parse("postgres://u:a?b@h/n?sslmode=require").unwrap().tls, TlsMode::Require);
+    }
+
+    #[test]
+    fn hosts_are_lists() {
+        let hosts = |text: &str| {
+            let url = DatabaseUrl::parse(text)?;
+            let shown = |host: &DatabaseHost| format!("{} {:?} {}", host.name, host.address, host.port);
+            Ok::<_, String>((url.hosts.iter().map(shown).collect::<Vec<_>>().join("; "), url.target))
+        };
+        let (any, read_write) = (TargetSession::Any, TargetSession::ReadWrite);
+        for (text, expected, target) in [
+            ("host=a", "a None 5432", any),
+            ("host=a,b port=1", "a None 1; b None 1", read_write),
+            ("host=a,/run port=1,", "a None 1; /run None 5432", read_write),
+            ("postgres://a:1,[::1]/n", "a None 1; ::1 None 5432", read_write),
+            ("host=a,b hostaddr=10.0.0.1,", "a Some(10.0.0.1) 5432; b None 5432", read_write),
+            ("host=a,b target_session_attrs=any", "a None 5432; b None 5432", any),
+            ("host=a target_session_attrs=primary", "a None 5432", TargetSession::Primary),
+        ] {
+            assert_eq!(hosts(text), Ok((expected.to_owned(), target)), "{text}");
+        }
+        for text in [
+            "user=u",
+            "postgres:///n",
+            "host=,b",
+            "host=a,b port=1,2,3",
+            "host=a,b hostaddr=10.0.0.1",
+            "hostaddr=name",
+            "host=a port=0",
+            "host=a port=65536",
+            "host=a target_session_attrs=standby",
+            "host=a target_session_attrs=prefer-standby",
+            "host=a target_session_attrs=read-only",
+            "host=a target_session_attrs=leader",
+            "host=a load_balance_hosts=random",
+            "host=a connect_timeout=0",
+            "host=a connect_timeout=soon",
+            "host=a service=x",
+        ] {
+            assert!(hosts(text).is_err(), "{text}");
+        }
     }
 
     #[test]
     fn no_part_of_a_password_is_repeated() {
-        for text in ["postgres://u:pa@ss@h/db", "postgres://u:pa@ss/w@h/db", "host=h password=my ss=x"] {
+        for text in ["postgres://u:pa@ss@h/db", "postgres://u:pa@ss/w@h/db", "host=h password=my ss=x", "host=h ss=x"] {
             let error = DatabaseUrl::parse(text).unwrap_err();
             assert!(!error.contains("ss=") && !error.contains("ss@") && !error.contains("`ss`"), "{text}: {error}");
         }
-    }
-
-    #[test]
-    fn what_is_quoted_is_left_alone() {
-        let url = DatabaseUrl::parse("host=h password='a sslmode=disable b' sslmode='require'").unwrap();
-        assert_eq!((url.config.get_password(), url.tls), (Some(&b"a sslmode=disable b"[..]), TlsMode::Require));
-        let url = DatabaseUrl::parse(r"host=h password='it\'s sslmode=disable'").unwrap();
-        assert_eq!((url.config.get_password(), url.tls), (Some(&b"it's sslmode=disable"[..]), TlsMode::Prefer));
     }
 }

@@ -234,20 +234,20 @@ impl Sources<'_> {
     }
 
     fn database_from_parts(&self, host: &str) -> Result<DatabaseUrl, BadSetting> {
-        let mut config = tokio_postgres::Config::new();
-        config.host(host);
-        if let Some(port) = self.variable("DB_PORT")? {
-            config.port(port.number(1..=65535)? as u16);
+        let mut pairs = vec![("host".to_owned(), host.to_owned())];
+        for (variable, keyword, default) in [
+            ("DB_PORT", "port", ""),
+            ("DB_USER", "user", "stampede"),
+            ("DB_NAME", "dbname", "stampede"),
+            ("DB_SSL_MODE", "sslmode", ""),
+            ("DB_SSL_ROOT_CERT", "sslrootcert", ""),
+        ] {
+            let value = self.variable(variable)?.map_or(default.to_owned(), |raw| raw.text);
+            pairs.extend(Some((keyword.to_owned(), value)).filter(|(_, value)| !value.is_empty()));
         }
-        config.user(self.variable("DB_USER")?.map_or("stampede".into(), |user| user.text));
-        config.dbname(self.variable("DB_NAME")?.map_or("stampede".into(), |name| name.text));
-        let mut database = DatabaseUrl::new(config);
-        if let Some(mode) = self.variable("DB_SSL_MODE")? {
-            database.tls = mode.choice("disable, prefer, require or verify-full")?;
-        }
-        database.root_certificates = self.variable("DB_SSL_ROOT_CERT")?.map(|path| path.text.into());
-        database.settle().map_err(BadSetting)?;
-        Ok(database)
+        DatabaseUrl::from_pairs(pairs).map_err(|why| {
+            BadSetting(format!("the database in DB_HOST and the other variables DB_* cannot be used ({why})"))
+        })
     }
 
     /// Returns the time for which ended sales are remembered.

@@ -22,8 +22,6 @@ use uuid::Uuid;
 
 /// Maximum time to read a sale.
 const ANSWER_TIME: Duration = Duration::from_secs(30);
-/// Maximum time to connect and to read owner and positions.
-const CONNECT_TIME: Duration = Duration::from_secs(5);
 
 /// A database to which the tool is connected, with its owner and positions.
 pub struct PostgresView {
@@ -57,12 +55,13 @@ impl PostgresView {
     pub fn ask(config: &Config) -> Result<Option<Result<PostgresView, String>>, Fatal> {
         let Some(url) = &config.database else { return Ok(None) };
         let runtime = event_loop()?;
-        let snapshot = runtime.block_on(async { timeout(CONNECT_TIME, Snapshot::take(url)).await });
-        match snapshot {
-            Ok(Ok(snapshot)) => Ok(Some(Ok(PostgresView { runtime, snapshot, place: url.place() }))),
-            Ok(Err(Failure::Transient(why))) => Ok(Some(Err(why))),
-            Ok(Err(Failure::Final(fatal))) => Err(fatal),
-            Err(_) => Ok(Some(Err("the database does not answer".into()))),
+        match runtime.block_on(Snapshot::take(url)) {
+            Ok(snapshot) => {
+                let place = snapshot.place.clone();
+                Ok(Some(Ok(PostgresView { runtime, snapshot, place })))
+            }
+            Err(Failure::Transient(why)) => Ok(Some(Err(why.text))),
+            Err(Failure::Final(fatal)) => Err(fatal),
         }
     }
 
@@ -117,7 +116,7 @@ impl PostgresView {
     pub fn sale(&self, sale: SaleId, now_ms: u64) -> Result<SaleRows, String> {
         let rows = self.runtime.block_on(async { timeout(ANSWER_TIME, rows(&self.snapshot, sale, now_ms)).await });
         rows.map_err(|_| "the database does not answer".to_owned())?.map_err(|failure| match failure {
-            Failure::Transient(why) => why,
+            Failure::Transient(why) => why.text,
             Failure::Final(fatal) => fatal.to_string(),
         })
     }

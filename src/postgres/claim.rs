@@ -6,16 +6,22 @@
 use crate::config::database_url::DatabaseUrl;
 use crate::config::fatal::Fatal;
 use crate::config::settings::RecoverFrom;
-use crate::log::block::StreamId;
+use crate::log::block::{StreamId, StreamKey};
 use crate::log::data_dir::ControlFile;
 use crate::log::ownership::{Conflict, Memory, Owner, judge_owner, judge_position};
 use crate::log::reader::LogReader;
 use crate::log::segment::lacks_descriptors;
 use crate::postgres::failure::Failure;
-use crate::postgres::owner_row::{Positions, known_position};
+use crate::postgres::limits::in_time;
+use crate::postgres::owner_row::{OwnerRow, Positions, known_position};
 use crate::postgres::session::Database;
+use crate::sale::deferred::Watermark;
 use crate::sale::ids::Seq;
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// Limit for the transaction of a claim. It is longer than `lock_timeout`.
+const CLAIM_TIME: Duration = Duration::from_secs(15);
 
 /// Everything that a claim needs: the database, this run, and what the data directory has.
 pub struct Claim {
@@ -25,6 +31,8 @@ pub struct Claim {
     pub owner: Owner,
     /// Length of a sale, in seconds.
     pub sale_period_s: u32,
+    /// What a purchase waits for.
+    pub ack: Watermark,
     /// Side that is used if the database and the data directory contradict each other.
     pub recover_from: RecoverFrom,
     /// `control.json`, with what the data directory remembers of the database.
@@ -35,6 +43,8 @@ pub struct Claim {
     /// beginning, and the number of all its records. The latter is `None` for the streams of this run, because they still
     /// grow.
     pub streams: Vec<(StreamId, Seq, Option<Seq>)>,
+    /// The owner and the positions that this process found at its first claim, if the database had an owner.
+    pub first_found: Option<(Owner, Positions)>,
 }
 
 impl Claim {
@@ -46,13 +56,54 @@ impl Claim {
     /// log cannot be read. [`Failure::Transient`]: the database or `control.json` failed; a later attempt may succeed.
     pub async fn make(&mut self) -> Result<(Database, Vec<(StreamId, Seq)>), Failure> {
         let mut database = Database::connect(&self.url).await?;
-        let (owner, period) = (self.owner, self.sale_period_s);
-        let streams = database.claim(owner, period, |found, positions| self.judge(found, positions)).await?;
+        let (owner, terms) = (self.owner, (self.sale_period_s, self.ack));
+        let claiming = database.claim(owner, terms, |found, positions| self.judge(found, positions));
+        let streams = in_time(CLAIM_TIME, claiming).await?;
+        self.set_exclusive(self.ack == Watermark::Flushed)?;
         Ok((database, streams))
     }
 
-    fn judge(&mut self, found: Option<Owner>, positions: &Positions) -> Result<Vec<(StreamId, Seq)>, Failure> {
-        let memory = self.control.database();
+    /// Returns whether the shards may sell before the database names this run: another machine then cannot sell the same
+    /// items. Either no purchase is acknowledged without the database, or no other machine replaces the run that the
+    /// database names, or an operator has chosen the log.
+    pub fn may_precede(&self) -> bool {
+        let is_fenced = self.ack == Watermark::Persisted;
+        is_fenced || self.control.database().is_exclusive || self.recover_from == RecoverFrom::Log
+    }
+
+    /// Reports that this run has ended and that all its records are in the database, so that another run can take over
+    /// at once. The data directory remembers this first, so that its next run does not sell before it has claimed the
+    /// database again.
+    ///
+    /// # Errors
+    /// [`Failure::Final`]: another run has taken over the database. [`Failure::Transient`]: `control.json` or the
+    /// database failed.
+    pub async fn leave(&self, database: &Database) -> Result<(), Failure> {
+        self.set_exclusive(false)?;
+        database.leave(self.owner).await
+    }
+
+    fn set_exclusive(&self, is_exclusive: bool) -> Result<(), Failure> {
+        self.remember(Memory { is_exclusive, ..self.control.database() })
+    }
+
+    fn remember(&self, memory: Memory) -> Result<(), Failure> {
+        let remembered = self.control.remember(memory);
+        remembered.map_err(|error| Failure::Transient(format!("control.json cannot be written: {error}").into()))
+    }
+
+    fn judge(&mut self, row: Option<OwnerRow>, positions: &Positions) -> Result<Vec<(StreamId, Seq)>, Failure> {
+        let found = row.map(|row| row.owner);
+        let mut memory = self.control.database();
+        let is_before = |(first, _): &&(Owner, Positions)| Some(*first) == found && *first != self.owner;
+        if let Some((first, before)) = self.first_found.as_ref().filter(is_before) {
+            // The database was restored to a state before the first claim of this process. If it has as much as then of
+            // the streams that this directory no longer had, the log can supply everything else.
+            let is_kept = |stream: &StreamKey| self.streams.iter().any(|(kept, ..)| kept.key() == *stream);
+            if before.iter().all(|(stream, at)| is_kept(stream) || positions.get(stream) >= Some(at)) {
+                memory.seen = Some(first.run);
+            }
+        }
         let extents = self.streams.iter().map(|(stream, lost, end)| {
             let first = LogReader::new(&self.logs, *stream).first().map_err(unreadable)?;
             Ok((*stream, first.or(*end).unwrap_or(0).max(*lost), *end))
@@ -60,6 +111,9 @@ impl Claim {
         let extents: Vec<_> = extents.collect::<Result<_, Failure>>()?;
         let streams =
             judge((self.owner, memory), (found, positions), &extents, self.recover_from).map_err(Fatal::from)?;
+        if self.first_found.is_none() {
+            self.first_found = found.map(|found| (found, positions.clone()));
+        }
         for (stream, at) in &streams {
             let missing = at.checked_sub(known_position(positions, stream).unwrap_or(0));
             if let Some(missing) = missing.filter(|missing| *missing > 0) {
@@ -68,8 +122,9 @@ impl Claim {
         }
         // Remember the claim before it is sent: if its answer is lost, only this entry distinguishes it from the claim of
         // another data directory.
-        let remembered = self.control.remember(memory.claiming(found, self.owner.run));
-        remembered.map_err(|error| Failure::Transient(format!("control.json cannot be written: {error}")))?;
+        // The answer may be lost, so the run is exclusive only if the row is so before and after the claim.
+        let is_exclusive = row.is_some_and(|row| row.is_exclusive()) && self.ack == Watermark::Flushed;
+        self.remember(Memory { is_exclusive, ..memory.claiming(found, self.owner.run) })?;
         Ok(streams)
     }
 }
@@ -105,7 +160,7 @@ pub fn judge(
 /// next start reads the log again. Only a lack of file descriptors passes.
 pub fn unreadable(error: std::io::Error) -> Failure {
     if lacks_descriptors(&error) {
-        return Failure::Transient(format!("the log cannot be read: {error}; raise LimitNOFILE or ulimit -n"));
+        return Failure::Transient(format!("the log cannot be read: {error}; raise LimitNOFILE or ulimit -n").into());
     }
     Failure::Final(Fatal::LogFailed(format!("its records cannot be read back for the database: {error}")))
 }

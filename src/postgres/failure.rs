@@ -1,6 +1,7 @@
-//! Failures of the database: passing ones, after which the caller tries again, and final ones, which end the process.
+//! Failures of the database: those after which the caller tries again, and final ones, which end the process.
 
 use crate::config::fatal::Fatal;
+use std::fmt;
 use tokio_postgres::Error;
 use tokio_postgres::error::SqlState;
 
@@ -9,10 +10,39 @@ use tokio_postgres::error::SqlState;
 pub enum Failure {
     /// A later attempt may succeed. Whether the database has executed the operation is unknown.
     #[error("{0}")]
-    Transient(String),
+    Transient(Reason),
     /// No later attempt can succeed: the process ends.
     #[error(transparent)]
     Final(#[from] Fatal),
+}
+
+/// The reason of a failure after which the caller tries again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason {
+    /// Text for operators, in one line.
+    pub text: String,
+    /// Whether the database has answered and refuses the operation until a person repairs something, such as a missing
+    /// right. Otherwise it is not reachable, or the reason passes by itself.
+    pub is_refusal: bool,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl<T: Into<String>> From<T> for Reason {
+    fn from(text: T) -> Reason {
+        Reason { text: text.into(), is_refusal: false }
+    }
+}
+
+impl Failure {
+    /// Returns the failure for an operation that the database refuses until a person repairs something.
+    pub fn refusal(text: impl Into<String>) -> Failure {
+        Failure::Transient(Reason { text: text.into(), is_refusal: true })
+    }
 }
 
 impl From<Error> for Failure {
@@ -26,9 +56,17 @@ impl From<Error> for Failure {
                     "this purchase exists already: {text}; find the program that wrote it, then run stampede log sale"
                 )))
             }
-            _ => Failure::Transient(text),
+            Some(code) if !passes(code) => Failure::refusal(text),
+            _ => Failure::Transient(text.into()),
         }
     }
+}
+
+/// Returns whether a reason with this code passes without a person, or by a fail-over.
+fn passes(code: &SqlState) -> bool {
+    // Connections, lost transactions, resources, operators and time limits, read-only standbys.
+    let is_passing_class = ["08", "40", "53", "57", "25"].iter().any(|class| code.code().starts_with(class));
+    is_passing_class && *code != SqlState::DISK_FULL || *code == SqlState::LOCK_NOT_AVAILABLE
 }
 
 fn is_about_purchases(error: &Error) -> bool {
@@ -41,6 +79,33 @@ fn describe(error: &Error) -> String {
         Some(error) => format!("{} ({})", error.message(), error.code().code()),
         None => {
             std::error::Error::source(error).map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_needs_a_person_is_told_apart() {
+        for (code, expected) in [
+            ("08006", true),
+            ("40001", true),
+            ("53300", true),
+            ("55P03", true),
+            ("57P03", true),
+            ("57014", true),
+            ("25006", true),
+            ("53100", false),
+            ("42501", false),
+            ("42703", false),
+            ("42P01", false),
+            ("42P07", false),
+            ("58030", false),
+            ("XX000", false),
+        ] {
+            assert_eq!(passes(&SqlState::from_code(code)), expected, "{code}");
         }
     }
 }

@@ -5,13 +5,15 @@
 //! positions in one transaction. Before that, [`claim`] makes this run the owner of the database, by the row in
 //! [`owner_row`].
 //!
-//! [`session`] is a connection, [`schema`] its migrations, [`failure`] its errors, [`snapshot`] a read-only look.
-//! [`restore`] fills a new data directory from the database. [`tls`] and [`pgpass`] do what libpq does.
+//! [`session`] is a connection, [`schema`] its migrations, [`limits`] its time limits, [`failure`] its errors,
+//! [`snapshot`] a read-only look. [`restore`] fills a new data directory from the database. [`tls`] and [`pgpass`] do what
+//! libpq does.
 
 pub mod claim;
 pub mod copy_rows;
 pub mod failure;
 pub mod feed;
+pub mod limits;
 pub mod owner_row;
 pub mod pgpass;
 pub mod restore;

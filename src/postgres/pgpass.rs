@@ -4,16 +4,14 @@
 //! a backslash escapes a colon or a backslash. The file is read at each connection, so a password can change without a
 //! restart.
 
-use crate::config::database_url::parts;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use tokio_postgres::Config;
 
-/// Returns the password for a connection, or `None` if there is no file or no matching line. A file that other users
+/// Returns the password for a connection to this host, port, database and user, or `None` if there is no file or no matching line. A file that other users
 /// can access is ignored, with a warning.
-pub fn look_up(config: &Config) -> Option<String> {
+pub fn look_up([host, port, name, user]: &[String; 4]) -> Option<String> {
     let path = path(std::env::var_os("PGPASSFILE"), std::env::var_os("HOME"))?;
     let mode = fs::metadata(&path).ok()?.permissions().mode();
     if mode & 0o077 != 0 {
@@ -21,10 +19,9 @@ pub fn look_up(config: &Config) -> Option<String> {
         return None;
     }
     let text = fs::read_to_string(&path).ok()?;
-    let [host, port, name, user] = parts(config);
     // As in libpq, `localhost` also stands for the default socket directory.
-    let host = if host == "/var/run/postgresql" { "localhost" } else { &host };
-    find(&text, &[host, &port, &name, &user])
+    let host = if host == "/var/run/postgresql" { "localhost" } else { host };
+    find(&text, &[host, port, name, user])
 }
 
 fn path(given: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {

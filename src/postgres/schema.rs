@@ -2,13 +2,15 @@
 
 use crate::config::fatal::Fatal;
 use crate::postgres::failure::Failure;
-use tokio_postgres::Client;
+use crate::postgres::limits::begin;
+use tokio_postgres::{Client, GenericClient};
 
 /// The files of `sql/`, one per version of the schema, in order. A released file never changes.
 const MIGRATIONS: &[&str] = &[
     include_str!("../../sql/0001_schema.sql"),
     include_str!("../../sql/0002_checkout_key.sql"),
     include_str!("../../sql/0003_parts.sql"),
+    include_str!("../../sql/0004_ack.sql"),
 ];
 /// Key of the advisory lock under which the schema is changed, so that two servers can start at the same time.
 const MIGRATION_LOCK: i64 = 0x5354_414d_5045_4445;
@@ -31,13 +33,34 @@ pub fn check_version(applied: i32) -> Result<(), Failure> {
     Err(Failure::Final(Fatal::Database(text)))
 }
 
+/// Checks that the table `schema_migrations`, if there is one, is not that of another program. The name is a common one.
+///
+/// # Errors
+/// [`Failure::Transient`]: the table belongs to another program, or the query failed.
+pub async fn check_origin(client: &impl GenericClient) -> Result<(), Failure> {
+    let columns = "select count(*) filter (where attname = 'version' and atttypid = 'integer'::regtype \
+        or attname = 'applied_at' and atttypid = 'timestamptz'::regtype), count(*) \
+        from pg_attribute where attrelid = to_regclass('schema_migrations') and attnum > 0 and not attisdropped";
+    let row = client.query_one(columns, &[]).await?;
+    if let (ours, all) = (row.get::<_, i64>(0), row.get::<_, i64>(1))
+        && all > 0
+        && ours < 2
+    {
+        let why =
+            "the table schema_migrations belongs to another program; give the role a database or a schema of its own";
+        return Err(Failure::refusal(why));
+    }
+    Ok(())
+}
+
 /// Applies the files of `sql/` that the database lacks, in one transaction.
 ///
 /// # Errors
 /// [`Failure::Final`]: the schema is newer than this version. [`Failure::Transient`]: a statement failed.
 pub async fn migrate(client: &mut Client) -> Result<(), Failure> {
-    let transaction = client.transaction().await?;
+    let transaction = begin(client).await?;
     transaction.execute("select pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK]).await?;
+    check_origin(&transaction).await?;
     transaction
         .batch_execute(
             "create table if not exists schema_migrations (version integer primary key, applied_at timestamptz not null default now()); \

@@ -1,95 +1,147 @@
-//! A connection to the database: log-in, session parameters, schema and prepared statements.
+//! A connection to the database: the hosts in turn, log-in, schema, and the limits of each transaction.
 
-use crate::config::database_url::{DatabaseUrl, TlsMode};
+use crate::config::database_url::{DatabaseHost, DatabaseUrl, TargetSession, TlsMode, ssl_mode};
 use crate::postgres::failure::Failure;
+use crate::postgres::limits::{LIMITS, in_time};
 use crate::postgres::{pgpass, schema, tls};
 use std::collections::BTreeSet;
-use tokio_postgres::{Client, NoTls, Statement};
+use std::net::IpAddr;
+use std::time::Duration;
+use tokio::net::lookup_host;
+use tokio::time::timeout;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
-/// The parameters of every session. Each wait has a limit, on both sides, so that a session whose client is lost
-/// releases its locks.
-const SESSION: &str = "set statement_timeout = '30s'; set lock_timeout = '10s'; set synchronous_commit = on; \
-    set idle_in_transaction_session_timeout = '60s'; set tcp_user_timeout = '30s'; \
-    set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5; set tcp_keepalives_count = 3; \
-    set client_min_messages = warning";
+/// Limit for a migration. It is longer than `statement_timeout`.
+const MIGRATION_TIME: Duration = Duration::from_secs(40);
 
-/// A connection to the database, with its prepared statements.
+/// A session, and the host that it is connected to.
+pub struct Session {
+    /// Client of the session.
+    pub client: Client,
+    /// `user@host:port/name` of the host in use.
+    pub place: String,
+}
+
+/// A connection to the database, with the schema of this version.
 pub struct Database {
     pub(crate) client: Client,
+    /// `user@host:port/name` of the host in use.
+    pub place: String,
     /// Sales whose partition of `checkouts` is known to exist.
     pub(crate) prepared: BTreeSet<u32>,
-    pub(crate) copy_checkouts: Statement,
-    pub(crate) copy_purchases: Statement,
-    pub(crate) copy_releases: Statement,
-    pub(crate) copy_extensions: Statement,
-    pub(crate) copy_items: Statement,
-    pub(crate) move_positions: Statement,
-    pub(crate) set_seen: Statement,
 }
 
 impl Database {
-    /// Connects, updates the schema, and prepares the statements.
+    /// Connects, and updates the schema.
     ///
     /// # Errors
     /// [`Failure::Final`]: the schema is newer than this version. [`Failure::Transient`]: the database is not reachable,
     /// refuses the connection, or a statement failed.
     pub async fn connect(url: &DatabaseUrl) -> Result<Database, Failure> {
-        let mut client = log_in(url).await?;
-        schema::migrate(&mut client).await?;
-        let copy = |table: &str| format!("copy {table} from stdin with (format binary)");
-        // The columns in the order of `copy_rows`. A later schema may have more of them.
-        let checkouts = "checkouts (sale_id, item_id, user_id, code, outcome, at, expires_at, idempotency_key)";
-        let purchases = "purchases (sale_id, item_id, user_id, code, at, idempotency_key)";
-        let releases = "releases (sale_id, item_id, user_id, code, reason, at)";
-        let extensions = "extensions (sale_id, item_id, user_id, code, by_ms, at)";
-        Ok(Database {
-            prepared: BTreeSet::new(),
-            copy_checkouts: client.prepare(&copy(checkouts)).await?,
-            copy_purchases: client.prepare(&copy(purchases)).await?,
-            copy_releases: client.prepare(&copy(releases)).await?,
-            copy_extensions: client.prepare(&copy(extensions)).await?,
-            copy_items: client.prepare(&copy("sale_items (sale_id, item_id, name, image_url)")).await?,
-            move_positions: client
-                .prepare(
-                    "update log_positions p set position = m.later \
-                     from unnest($2::bigint[], $3::integer[], $4::text[], $5::bigint[], $6::bigint[]) \
-                     m (epoch, shard, log, position, later) \
-                     where p.cluster = $1 and (p.epoch, p.shard, p.log, p.position) = (m.epoch, m.shard, m.log, m.position) \
-                     and (select pg_current_xact_id_if_assigned()) is not null",
-                )
-                .await?,
-            set_seen: client
-                .prepare(
-                    "update clusters set seen_at = case $4 when 'now' then clock_timestamp() else '-infinity' end \
-                     where cluster = $1 and epoch = $2 and run = $3",
-                )
-                .await?,
-            client,
-        })
+        let Session { mut client, place } = log_in(url).await?;
+        in_time(MIGRATION_TIME, schema::migrate(&mut client)).await?;
+        Ok(Database { client, place, prepared: BTreeSet::new() })
+    }
+
+    /// Begins a transaction with [`LIMITS`]. It ends with the statement `commit`; if anything fails before, the
+    /// connection is dropped.
+    ///
+    /// # Errors
+    /// [`Failure::Transient`]: the statement failed.
+    pub async fn begin(&self) -> Result<(), Failure> {
+        Ok(self.client.batch_execute(&format!("begin; {LIMITS}")).await?)
     }
 }
 
-/// Opens a session and sets its parameters. Takes the password from the password file if the URL has none.
+/// Opens a session on the first host that is in the wanted state. Each address of each host has
+/// its own limit in time, so a host that does not answer does not keep the next one from being tried.
 ///
 /// # Errors
-/// [`Failure::Transient`]: the database is not reachable or refuses the connection, or TLS cannot be set up.
-pub async fn log_in(url: &DatabaseUrl) -> Result<Client, Failure> {
+/// [`Failure::Transient`]: no host is reachable, accepts the connection and is in the wanted state, or TLS cannot be set
+/// up. The text has the reason for each host.
+pub async fn log_in(url: &DatabaseUrl) -> Result<Session, Failure> {
+    let mut reasons = Vec::new();
+    for host in &url.hosts {
+        let addresses = match look_up(url, host).await {
+            Ok(addresses) => addresses,
+            Err(why) => {
+                reasons.push((host, why));
+                continue;
+            }
+        };
+        for address in addresses {
+            match in_time(url.connect_timeout, open(url, host, address)).await {
+                Ok(client) => return Ok(Session { client, place: url.place_of(host) }),
+                Err(Failure::Transient(why)) => reasons.push((host, why.text)),
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+    reasons.dedup();
+    // A single host needs no name: every log line has it.
+    let is_one = url.hosts.len() == 1;
+    let shown = reasons.into_iter().map(|(host, why)| match is_one {
+        true => why,
+        false => format!("{}:{}: {why}", host.name, host.port),
+    });
+    Err(Failure::Transient(shown.collect::<Vec<_>>().join("; ").into()))
+}
+
+/// Returns the addresses of a host, or `None` for a Unix socket.
+async fn look_up(url: &DatabaseUrl, host: &DatabaseHost) -> Result<Vec<Option<IpAddr>>, String> {
+    if host.is_unix() || host.address.is_some() {
+        return Ok(vec![host.address]);
+    }
+    let unknown = |why: String| format!("error connecting to server: {why}");
+    let found = timeout(url.connect_timeout, lookup_host((host.name.as_str(), host.port))).await;
+    let found = found.map_err(|_| unknown("looking up the name takes too long".into()))?;
+    Ok(found.map_err(|error| unknown(error.to_string()))?.map(|address| Some(address.ip())).collect())
+}
+
+/// Opens a session with one address of a host, and checks the state of the server. Takes the password from the password
+/// file if the URL has none.
+async fn open(url: &DatabaseUrl, host: &DatabaseHost, address: Option<IpAddr>) -> Result<Client, Failure> {
     let mut config = url.config.clone();
+    config.host(&host.name).port(host.port);
+    if let Some(address) = address {
+        config.hostaddr(address);
+    }
     if config.get_password().is_none()
-        && let Some(password) = pgpass::look_up(&config)
+        && let Some(password) = pgpass::look_up(&url.parts(host))
     {
         config.password(password);
     }
-    let client = if url.tls == TlsMode::Disable {
-        let (client, connection) = config.connect(NoTls).await?;
+    let client = if url.tls == TlsMode::Disable || host.is_unix() {
+        let (client, connection) = config.ssl_mode(SslMode::Disable).connect(NoTls).await?;
         // The task ends with the client. Its errors are dropped, because the client's calls return them too.
         tokio::spawn(connection);
         client
     } else {
-        let (client, connection) = config.connect(tls::connector(url).map_err(Failure::Transient)?).await?;
+        let connector = tls::connector(url).map_err(|why| Failure::Transient(why.into()))?;
+        let (client, connection) = config.ssl_mode(ssl_mode(url.tls)).connect(connector).await?;
         tokio::spawn(connection);
         client
     };
-    client.batch_execute(SESSION).await?;
+    check_state(&client, url.target).await?;
     Ok(client)
+}
+
+/// Checks that a server is in the wanted state.
+async fn check_state(client: &Client, target: TargetSession) -> Result<(), Failure> {
+    if target == TargetSession::Any {
+        return Ok(());
+    }
+    let state = "select pg_is_in_recovery()::text, current_setting('transaction_read_only')";
+    let rows = client.simple_query(state).await?;
+    let row = rows.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some((row.get(0) == Some("true"), row.get(1) == Some("on"))),
+        _ => None,
+    });
+    let unwanted = match (row.unwrap_or((true, true)), target) {
+        ((true, _), _) => "the server is a standby",
+        ((false, true), TargetSession::ReadWrite) => "the server is read-only",
+        _ => return Ok(()),
+    };
+    Err(Failure::Transient(unwanted.into()))
 }

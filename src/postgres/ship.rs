@@ -12,7 +12,7 @@
 //!    transaction has ended.
 //! 3. Move each position, on the condition that it has exactly the value that this run knows. If one has another value,
 //!    an earlier transaction of this run was committed after all: the batch fails and nothing of it is written.
-//! 4. Wait for the answers to steps 1 to 3, which were sent together.
+//! 4. Wait for the answers to steps 1 to 3 and to the preparation of the COPY statements, which were sent together.
 //! 5. Create the partitions of sales that are new on this connection, and insert the rows of `sales`.
 //! 6. Copy the rows into `checkouts`, `purchases`, `releases` and `extensions`.
 //! 7. `commit`. The database has the rows and the positions, or neither.
@@ -32,6 +32,7 @@ use crate::log::block::StreamId;
 use crate::log::ownership::Owner;
 use crate::postgres::copy_rows::{self, CopyRows, Rows};
 use crate::postgres::failure::Failure;
+use crate::postgres::limits::{FENCE_TIME, in_time};
 use crate::postgres::owner_row::set_seen;
 use crate::postgres::session::Database;
 use crate::sale::ids::{SaleId, Seq};
@@ -40,11 +41,22 @@ use futures_util::SinkExt;
 use std::pin::pin;
 use std::time::{Duration, UNIX_EPOCH};
 use tokio::try_join;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Statement};
 
 /// Maximum number of bytes in one COPY message.
 const COPY_BYTES: usize = 256 * 1024;
+
+// The columns in the order of `copy_rows`. A later schema may have more of them.
+const COPY_CHECKOUTS: &str = "copy checkouts (sale_id, item_id, user_id, code, outcome, at, expires_at, \
+    idempotency_key) from stdin with (format binary)";
+const COPY_PURCHASES: &str =
+    "copy purchases (sale_id, item_id, user_id, code, at, idempotency_key) from stdin with (format binary)";
+const COPY_RELEASES: &str =
+    "copy releases (sale_id, item_id, user_id, code, reason, at) from stdin with (format binary)";
+const COPY_EXTENSIONS: &str =
+    "copy extensions (sale_id, item_id, user_id, code, by_ms, at) from stdin with (format binary)";
+const COPY_ITEMS: &str = "copy sale_items (sale_id, item_id, name, image_url) from stdin with (format binary)";
 
 /// Items of a catalogue that are generated in one transaction: about 2 MiB of rows. No other rows are sent meanwhile.
 const CATALOGUE_ITEMS: i32 = 20_000;
@@ -66,8 +78,8 @@ impl Database {
     /// # Errors
     /// [`Failure::Transient`]: a statement failed. The transaction may still be open, so the caller drops the connection.
     pub async fn extend_catalogue(&self) -> Result<bool, Failure> {
-        let Database { client, copy_items, .. } = self;
-        client.batch_execute("begin").await?;
+        let Database { client, .. } = self;
+        self.begin().await?;
         let unfinished = "select sale_id, items, catalogued from sales where catalogued < items \
             order by sale_id limit 1 for update";
         let row = client.query_opt(unfinished, &[]).await?;
@@ -75,7 +87,7 @@ impl Database {
             let (sale, items, catalogued): (i64, i32, i32) = (row.get(0), row.get(1), row.get(2));
             let until = items.min(catalogued + CATALOGUE_ITEMS);
             let rows = copy_rows::catalogue(SaleId(sale as u32), catalogued as u32..until as u32);
-            copy(client, copy_items, rows).await?;
+            copy(client, prepare(client, COPY_ITEMS, &rows).await?, rows).await?;
             client.execute("update sales set catalogued = $2 where sale_id = $1", &[&sale, &until]).await?;
         }
         client.batch_execute("commit").await?;
@@ -90,17 +102,24 @@ impl Database {
     /// transaction was committed is unknown, and it may still be open. The caller drops the connection, connects again,
     /// and reads the positions.
     pub async fn ship(&mut self, owner: Owner, rows: Rows, moves: &[PositionMove]) -> Result<(), Failure> {
-        let Database { client, prepared, .. } = self;
-        try_join!(
-            biased;
-            async { Ok(client.batch_execute("begin").await?) },
-            // The fence. Its lock makes a run that wants to take over wait for this transaction.
-            set_seen(client, &self.set_seen, owner, "now"),
-            // The statement moves nothing if its transaction has written nothing before. So if `begin` has failed, the
-            // positions do not move in a transaction of their own.
-            move_positions(client, &self.move_positions, moves),
-        )?;
-        for sale in rows.sales.difference(prepared) {
+        let client = &self.client;
+        let fence = async {
+            try_join!(
+                biased;
+                self.begin(),
+                // The fence. Its lock makes a run that wants to take over wait for this transaction.
+                set_seen(client, owner, "now"),
+                // The statement moves nothing if its transaction has written nothing before. So if `begin` has failed, the
+                // positions do not move in a transaction of their own.
+                move_positions(client, moves),
+                prepare(client, COPY_CHECKOUTS, &rows.checkouts),
+                prepare(client, COPY_PURCHASES, &rows.purchases),
+                prepare(client, COPY_RELEASES, &rows.releases),
+                prepare(client, COPY_EXTENSIONS, &rows.extensions),
+            )
+        };
+        let ((), (), (), checkouts, purchases, releases, extensions) = in_time(FENCE_TIME, fence).await?;
+        for sale in rows.sales.difference(&self.prepared) {
             client.execute("select prepare_sale($1)", &[&i64::from(*sale)]).await?;
         }
         for (terms, unix_ms) in &rows.opened {
@@ -113,40 +132,53 @@ impl Database {
         }
         try_join!(
             biased;
-            copy(client, &self.copy_checkouts, rows.checkouts),
-            copy(client, &self.copy_purchases, rows.purchases),
-            copy(client, &self.copy_releases, rows.releases),
-            copy(client, &self.copy_extensions, rows.extensions),
+            copy(client, checkouts, rows.checkouts),
+            copy(client, purchases, rows.purchases),
+            copy(client, releases, rows.releases),
+            copy(client, extensions, rows.extensions),
         )?;
         client.batch_execute("commit").await?;
-        prepared.extend(&rows.sales);
+        self.prepared.extend(&rows.sales);
         Ok(())
     }
 }
 
-async fn move_positions(client: &Client, statement: &Statement, moves: &[PositionMove]) -> Result<(), Failure> {
+async fn move_positions(client: &Client, moves: &[PositionMove]) -> Result<(), Failure> {
     let Some(PositionMove { stream: StreamId { cluster, .. }, .. }) = moves.first() else { return Ok(()) };
     let epochs: Vec<_> = moves.iter().map(|moved| i64::from(moved.stream.epoch)).collect();
     let shards: Vec<_> = moves.iter().map(|moved| i32::from(moved.stream.shard)).collect();
     let logs: Vec<_> = moves.iter().map(|moved| moved.stream.log.name()).collect();
     let from: Vec<_> = moves.iter().map(|moved| moved.from as i64).collect();
     let to: Vec<_> = moves.iter().map(|moved| moved.to as i64).collect();
-    let moved = client.execute(statement, &[cluster, &epochs, &shards, &logs, &from, &to]).await?;
+    let update = "update log_positions p set position = m.later \
+        from unnest($2, $3, $4, $5, $6) m (epoch, shard, log, position, later) \
+        where p.cluster = $1 and (p.epoch, p.shard, p.log, p.position) = (m.epoch, m.shard, m.log, m.position) \
+        and (select pg_current_xact_id_if_assigned()) is not null";
+    let values: [(&(dyn ToSql + Sync), Type); 6] = [
+        (cluster, Type::UUID),
+        (&epochs, Type::INT8_ARRAY),
+        (&shards, Type::INT4_ARRAY),
+        (&logs, Type::TEXT_ARRAY),
+        (&from, Type::INT8_ARRAY),
+        (&to, Type::INT8_ARRAY),
+    ];
+    let moved = client.execute_typed(update, &values).await?;
     if moved == moves.len() as u64 {
         return Ok(());
     }
-    Err(Failure::Transient(format!(
-        "only {moved} of {} positions have the value that this run wrote last",
-        moves.len()
-    )))
+    let why = format!("only {moved} of {} positions have the value that this run wrote last", moves.len());
+    Err(Failure::Transient(why.into()))
 }
 
-async fn copy(client: &Client, statement: &Statement, rows: CopyRows) -> Result<(), Failure> {
+/// Prepares the statement that copies `rows`, or nothing if there are none. It is deallocated within its transaction.
+async fn prepare(client: &Client, copy: &str, rows: &CopyRows) -> Result<Option<Statement>, Failure> {
+    if rows.rows() == 0 { Ok(None) } else { Ok(Some(client.prepare(copy).await?)) }
+}
+
+async fn copy(client: &Client, statement: Option<Statement>, rows: CopyRows) -> Result<(), Failure> {
+    let Some(statement) = statement else { return Ok(()) };
     let sent = rows.rows();
-    if sent == 0 {
-        return Ok(());
-    }
-    let mut sink = pin!(client.copy_in::<_, Bytes>(statement).await?);
+    let mut sink = pin!(client.copy_in::<_, Bytes>(&statement).await?);
     let mut bytes = rows.finish();
     while !bytes.is_empty() {
         let piece = bytes.split_to(bytes.len().min(COPY_BYTES));
@@ -154,7 +186,7 @@ async fn copy(client: &Client, statement: &Statement, rows: CopyRows) -> Result<
     }
     let copied = sink.finish().await?;
     if copied != sent {
-        return Err(Failure::Transient(format!("{copied} of {sent} rows were copied")));
+        return Err(Failure::Transient(format!("{copied} of {sent} rows were copied").into()));
     }
     Ok(())
 }

@@ -21,12 +21,14 @@ use crate::log::segment::lacks_descriptors;
 use crate::operate::status::Status;
 use crate::postgres::claim::{Claim, unreadable};
 use crate::postgres::copy_rows::{CopyRows, Rows};
-use crate::postgres::failure::Failure;
+use crate::postgres::failure::{Failure, Reason};
 use crate::postgres::feed::{self, Feed, FeedReceiver};
+use crate::postgres::limits::in_time;
 use crate::postgres::restore::HEARTBEAT_TIME;
 use crate::postgres::session::Database;
 use crate::postgres::ship::PositionMove;
 use crate::postgres::stream_tail::StreamTail;
+use crate::sale::deferred::Watermark;
 use crate::sale::ids::{Seq, ShardId};
 use crate::sale::record::{RECORD_BYTES, Record};
 use crate::system::doorbell::Doorbell;
@@ -43,10 +45,10 @@ use tokio::time::{sleep, sleep_until, timeout};
 const BATCH_BYTES_MAX: usize = 8 << 20;
 /// Bytes of records that are turned into rows at once. The previous transaction is served between two pieces.
 const PIECE_BYTES_MAX: usize = 64 << 10;
+/// Maximum number of reasons that are logged while the database is not connected.
+const REASONS_MAX: usize = 16;
 /// Maximum duration of a transaction.
 const SHIP_TIME: Duration = Duration::from_secs(60);
-/// Maximum duration of connecting and claiming.
-const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// Wait before the first attempt to connect again. Each further wait is twice as long.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// Longest wait between two attempts to connect.
@@ -73,8 +75,6 @@ pub struct Plan {
     pub doorbells: Arc<[Doorbell]>,
     /// Channel to each shard, for the positions of the streams whose segments that shard removes.
     pub shipped: Vec<Sender<(StreamId, Seq)>>,
-    /// Whether purchases are acknowledged only after their transaction (`--ack postgres`).
-    pub is_awaited: bool,
 }
 
 /// The running persistence thread.
@@ -180,44 +180,62 @@ impl Shipper {
 
     async fn ship_until_stopped(&mut self) {
         let mut backoff = BACKOFF_MIN;
-        let mut is_unavailable = false;
+        let mut reasons = Vec::new();
         loop {
-            let why = match self.serve(&mut is_unavailable, &mut backoff).await {
+            let why = match self.serve(&mut reasons, &mut backoff).await {
                 Ok(()) => return,
                 Err(Failure::Final(fatal)) => fatal.exit(),
                 Err(Failure::Transient(why)) => why,
             };
             self.plan.status.shipped.retries.add(1);
             self.plan.status.is_database_connected.store(false, Ordering::Relaxed);
-            if !std::mem::replace(&mut is_unavailable, true) {
-                let url = self.plan.claim.url.place();
-                tracing::warn!(
-                    url,
-                    why,
-                    "the database is unavailable: records stay in the log, and with --ack local selling continues"
-                );
-            }
+            self.log_reason(why, &mut reasons);
             sleep(backoff).await;
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
     }
 
-    /// Connects, and sends batches until the process stops and all records are in the database.
-    async fn serve(&mut self, is_unavailable: &mut bool, backoff: &mut Duration) -> Result<(), Failure> {
-        let connecting = timeout(CONNECT_TIME, self.connect());
-        let mut database = connecting.await.map_err(|_| Failure::Transient("connecting timed out".into()))??;
-        let owner = self.plan.claim.owner;
+    /// Logs a reason, unless it has been logged since the database was connected last.
+    fn log_reason(&self, reason: Reason, logged: &mut Vec<Reason>) {
+        if logged.len() >= REASONS_MAX || logged.contains(&reason) {
+            return;
+        }
+        let (url, why) = (self.plan.claim.url.place(), &reason.text);
+        if reason.is_refusal {
+            tracing::warn!(
+                url,
+                why,
+                "the database refuses the records until this is repaired: they stay in the log, and with --ack local \
+                 selling continues"
+            );
+        } else {
+            tracing::warn!(
+                url,
+                why,
+                "the database is unavailable: records stay in the log, and with --ack local selling continues"
+            );
+        }
+        logged.push(reason);
+    }
+
+    /// Connects, and sends batches until the process stops and all records are in the database. Empties `reasons` when
+    /// the database is connected.
+    async fn serve(&mut self, reasons: &mut Vec<Reason>, backoff: &mut Duration) -> Result<(), Failure> {
+        let mut database = self.connect().await?;
+        let (owner, is_awaited) = (self.plan.claim.owner, self.plan.claim.ack == Watermark::Persisted);
         let mut is_verified = false;
-        // The previous connection may have ended before a catalogue was complete.
-        let mut lacks_catalogue = Some(Instant::now());
+        // The previous connection may have ended before a catalogue was complete. Look at once.
+        let mut lacks_catalogue = Instant::now().checked_sub(CATALOGUE_TIME);
+        // Report at once: the database may accept connections and refuse changes.
+        self.next_heartbeat = Instant::now();
         let mut batch = PendingBatch::default();
         loop {
             // Read this before gathering: all records that were flushed before the stop are gathered after it.
             let is_stopping = self.stop.get().is_some();
             let is_waiting = self.gather(&mut batch).await?;
             let moves = self.moves();
-            let is_awaited = self.plan.is_awaited && batch.rows.purchases.rows() > 0;
-            let is_due = !moves.is_empty() && (is_awaited || is_stopping || batch.remaining_wait().is_zero());
+            let is_urgent = is_awaited && batch.rows.purchases.rows() > 0;
+            let is_due = !moves.is_empty() && (is_urgent || is_stopping || batch.remaining_wait().is_zero());
             if is_due {
                 let PendingBatch { rows, .. } = std::mem::take(&mut batch);
                 let opens = !rows.opened.is_empty();
@@ -226,7 +244,7 @@ impl Shipper {
                     let tables = [&rows.checkouts, &rows.purchases, &rows.releases, &rows.extensions];
                     let copied = tables.map(CopyRows::rows);
                     let began = Instant::now();
-                    in_time(database.ship(owner, rows, &moves)).await?;
+                    in_time(SHIP_TIME, database.ship(owner, rows, &moves)).await?;
                     status.shipped.committed(began.elapsed(), copied);
                     Ok(())
                 };
@@ -244,34 +262,41 @@ impl Shipper {
                 }
             }
             // Batches come first, but they delay the catalogue for at most a second.
-            if lacks_catalogue.is_some_and(|since| !is_due || since.elapsed() > CATALOGUE_TIME) {
-                let extended = in_time(database.extend_catalogue()).await?;
+            if lacks_catalogue.is_some_and(|since| !is_due || since.elapsed() >= CATALOGUE_TIME) {
+                let extended = in_time(SHIP_TIME, database.extend_catalogue()).await?;
                 lacks_catalogue = extended.then(Instant::now);
             }
             if Instant::now() >= self.next_heartbeat {
-                in_time(database.heartbeat(owner)).await?;
+                in_time(SHIP_TIME, database.heartbeat(owner)).await?;
                 self.next_heartbeat = Instant::now() + HEARTBEAT_TIME;
             }
-            if !std::mem::replace(&mut is_verified, true) {
-                // Log this after the first successful statements: a database may accept connections and refuse rows.
-                let records_behind = self.plan.status.records_behind();
-                // Publish the state before the log line, so that a reader of the line sees it in `/readyz`.
-                self.plan.status.is_database_connected.store(true, Ordering::Relaxed);
-                tracing::info!(url = self.plan.claim.url.place(), records_behind, "the database is connected");
-                (*is_unavailable, *backoff) = (false, BACKOFF_MIN);
+            // The database may accept a report and refuse rows, so what waits for a batch must have arrived.
+            let has_arrived = moves.is_empty() || is_due;
+            if has_arrived && !std::mem::replace(&mut is_verified, true) {
+                self.log_connected(&database.place);
+                reasons.clear();
+                *backoff = BACKOFF_MIN;
             }
             if is_due || lacks_catalogue.is_some() {
                 continue;
             }
-            match (moves.is_empty(), self.plan.is_awaited) {
+            match (moves.is_empty(), is_awaited) {
                 (true, _) if is_waiting => sleep(DESCRIPTOR_RETRY_TIME).await,
-                (true, _) if is_stopping => return in_time(database.leave(owner)).await,
+                (true, _) if is_stopping => return in_time(SHIP_TIME, self.plan.claim.leave(&database)).await,
                 (true, _) => drop(timeout(IDLE_TIME, self.flushed.bell.notified()).await),
                 // A purchase may arrive, and is sent at once.
                 (false, true) => drop(timeout(batch.remaining_wait(), self.flushed.bell.notified()).await),
                 (false, false) => sleep(batch.remaining_wait()).await,
             }
         }
+    }
+
+    /// Logs that the database is connected.
+    fn log_connected(&self, place: &str) {
+        let records_behind = self.plan.status.records_behind();
+        // Publish the state before the log line, so that a reader of the line sees it in `/readyz`.
+        self.plan.status.is_database_connected.store(true, Ordering::Relaxed);
+        tracing::info!(url = place, records_behind, "the database is connected");
     }
 
     /// Connects, claims the database, and reads the position of each stream.
@@ -377,12 +402,6 @@ impl Shipper {
         status.earlier_behind.store(earlier.sum(), Ordering::Relaxed);
         self.plan.doorbells.iter().for_each(Doorbell::ring);
     }
-}
-
-/// Waits for the database, at most for [`SHIP_TIME`].
-async fn in_time<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let result = timeout(SHIP_TIME, work).await;
-    result.unwrap_or_else(|_| Err(Failure::Transient("the database did not answer".into())))
 }
 
 /// Returns when the process stops and the deadline of its stop has passed.

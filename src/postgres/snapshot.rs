@@ -4,9 +4,15 @@
 use crate::config::database_url::DatabaseUrl;
 use crate::log::ownership::Owner;
 use crate::postgres::failure::Failure;
-use crate::postgres::owner_row::{self, OWNER, OwnerRow, Positions};
-use crate::postgres::{schema, session};
+use crate::postgres::limits::{LIMITS, in_time};
+use crate::postgres::owner_row::{self, OwnerRow, Positions};
+use crate::postgres::schema;
+use crate::postgres::session::{self, Session};
+use std::time::Duration;
 use tokio_postgres::Client;
+
+/// Limit for the owner and the positions.
+const READ_TIME: Duration = Duration::from_secs(10);
 
 /// A transaction that reads the state of the database at one moment.
 pub struct Snapshot {
@@ -18,6 +24,8 @@ pub struct Snapshot {
     pub schema_version: i32,
     /// Positions of the owner's streams.
     pub positions: Positions,
+    /// `user@host:port/name` of the host in use.
+    pub place: String,
     /// Client of the open transaction: repeatable read, read only.
     pub client: Client,
 }
@@ -29,19 +37,27 @@ impl Snapshot {
     /// [`Failure::Final`]: the schema is newer than this version. [`Failure::Transient`]: the database is not reachable,
     /// or a query failed.
     pub async fn take(url: &DatabaseUrl) -> Result<Snapshot, Failure> {
-        let client = session::log_in(url).await?;
+        let Session { client, place } = session::log_in(url).await?;
+        in_time(READ_TIME, Snapshot::begin(client, place)).await
+    }
+
+    async fn begin(client: Client, place: String) -> Result<Snapshot, Failure> {
         // The reader may be idle for longer than a writer, because it holds no lock that delays a writer.
-        let begin = "set idle_in_transaction_session_timeout = 0; begin isolation level repeatable read read only";
-        client.batch_execute(begin).await?;
+        let begin = format!(
+            "begin isolation level repeatable read read only; {LIMITS}; set local idle_in_transaction_session_timeout = 0"
+        );
+        client.batch_execute(&begin).await?;
         let mut snapshot =
-            Snapshot { owner: None, owner_row: None, schema_version: 0, positions: Positions::new(), client };
+            Snapshot { owner: None, owner_row: None, schema_version: 0, positions: Positions::new(), place, client };
         let is_ours = "select to_regclass('schema_migrations') is not null and to_regclass('clusters') is not null";
         if !snapshot.client.query_one(is_ours, &[]).await?.get::<_, bool>(0) {
             return Ok(snapshot);
         }
+        schema::check_origin(&snapshot.client).await?;
         snapshot.schema_version = snapshot.client.query_one(schema::APPLIED, &[]).await?.get(0);
         schema::check_version(snapshot.schema_version)?;
-        snapshot.owner_row = snapshot.client.query_opt(OWNER, &[]).await?.map(|row| owner_row::parse(&row));
+        let select_owner = owner_row::select_owner(snapshot.schema_version);
+        snapshot.owner_row = snapshot.client.query_opt(&select_owner, &[]).await?.map(|row| owner_row::parse(&row));
         snapshot.owner = snapshot.owner_row.map(|row| row.owner);
         if let Some(owner) = snapshot.owner {
             snapshot.positions = owner_row::positions(&snapshot.client, owner.cluster).await?;

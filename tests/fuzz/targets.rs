@@ -3,7 +3,7 @@
 
 use crate::conversation::Conversation;
 use crate::second_parser;
-use stampede::config::database_url::{DatabaseUrl, parts};
+use stampede::config::database_url::DatabaseUrl;
 use stampede::http::head::parse_head;
 use stampede::http::origin::Origins;
 use stampede::http::route::{Route, route as find_route};
@@ -286,7 +286,10 @@ pub fn replay(bytes: &[u8]) {
 pub fn database_url(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Ok(url) = DatabaseUrl::parse(text) {
-        let [host, port, name, user] = parts(&url.config);
-        assert_eq!(url.place(), format!("{user}@{host}:{port}/{name}"));
+        for host in &url.hosts {
+            let [name, port, database, user] = url.parts(host);
+            assert_eq!(url.place_of(host), format!("{user}@{name}:{port}/{database}"));
+        }
+        assert!(!url.hosts.is_empty());
     }
 }

@@ -107,6 +107,41 @@ pub const STORAGE: &[Bug] = &[
     },
     // --- Postgres ---
     Bug {
+        what: "a server that may still sell is replaced after silence",
+        file: "postgres/owner_row.rs",
+        place: "self.seen_us.is_some() && «self.ack == Watermark::Flushed»",
+        wrong: "{ let _ = self.ack; false }",
+        caught_by: "restore::",
+    },
+    Bug {
+        what: "a missing right is called an unavailable database",
+        file: "postgres/failure.rs",
+        place: "«is_passing_class» && *code",
+        wrong: "(is_passing_class || code.code().len() == 5)",
+        caught_by: "failure::",
+    },
+    Bug {
+        what: "a standby among several hosts is used for ever",
+        file: "config/database_url.rs",
+        place: "let of_several = if «hosts.len() > 1» {",
+        wrong: "hosts.is_empty()",
+        caught_by: "config::",
+    },
+    Bug {
+        what: "certificates of the system are not checked",
+        file: "config/database_url.rs",
+        place: "None if is_system => «TlsMode::VerifyFull»,",
+        wrong: "TlsMode::Prefer",
+        caught_by: "config::",
+    },
+    Bug {
+        what: "blanks around the = of sslmode turn it off",
+        file: "config/connection_string.rs",
+        place: "let keyword = «keyword.trim_end_matches(is_blank)»;",
+        wrong: "keyword.trim_end_matches(|_| false)",
+        caught_by: "config::",
+    },
+    Bug {
         what: "a segment may be missing before empty ones",
         file: "log/stream.rs",
         place: "Some(next) => (next, «found == next»),",

@@ -1,6 +1,7 @@
 //! A private PostgreSQL cluster for each test, started from the installed binaries.
 
 use rustix::process::{Pid, Signal, kill_process};
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ pub const PASSWORD: &str = "open-sesame";
 pub struct Cluster {
     dir: tempfile::TempDir,
     postmaster: Option<Child>,
+    namespace: Option<String>,
     /// TCP port on 127.0.0.1, or 0 if the cluster does not listen on TCP.
     pub port: u16,
 }
@@ -24,8 +26,12 @@ pub struct Options<'a> {
     /// Line of `pg_hba.conf` for TCP clients, like `host all all all trust`. If it is empty, the cluster does not
     /// listen on TCP.
     pub tcp: &'a str,
+    /// Network namespace in which the cluster listens on TCP, on all addresses.
+    pub namespace: Option<&'a str>,
     /// TLS certificate and key of the cluster, in PEM.
     pub certificate: Option<(String, String)>,
+    /// Certificate of the authority that signs the certificates of clients, in PEM.
+    pub client_authority: Option<String>,
     /// Largest size of a file. A table that reaches it behaves as if the disk were full.
     pub file_bytes_max: Option<u64>,
 }
@@ -93,21 +99,47 @@ impl Cluster {
             // Another process may take the port before Postgres binds it. Then Postgres does not start, and the test
             // fails.
             port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            settings += &format!("listen_addresses = '127.0.0.1'\nport = {port}\n");
-            write("data/pg_hba.conf", &format!("local all all trust\n{}\n", options.tcp));
+            let address = if options.namespace.is_some() { "*" } else { "127.0.0.1" };
+            settings += &format!("listen_addresses = '{address}'\nport = {port}\n");
+            write("data/pg_hba.conf", &format!("local all,replication all trust\n{}\n", options.tcp));
         }
         if let Some((certificate, key)) = &options.certificate {
             write("data/server.crt", certificate);
             write("data/server.key", key);
             settings += "ssl = on\n";
         }
+        if let Some(authority) = &options.client_authority {
+            write("data/clients.crt", authority);
+            settings += "ssl_ca_file = 'clients.crt'\n";
+        }
         write("data/postgresql.auto.conf", &settings);
-        let mut cluster = Cluster { dir, postmaster: None, port };
+        let mut cluster = Cluster { dir, postmaster: None, namespace: options.namespace.map(str::to_owned), port };
         cluster.go_on();
         if let Some(bytes) = options.file_bytes_max {
             cluster.limit_files(&bytes.to_string());
         }
         cluster
+    }
+
+    /// Starts a standby of this cluster, which listens on TCP as this cluster does.
+    pub fn standby(&self) -> Cluster {
+        let dir = tempfile::tempdir().unwrap();
+        own(dir.path());
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut copy = command(&bin("pg_basebackup"));
+        copy.args(["-R", "-c", "fast", "--no-sync", "-U", "stampede", "-p", &self.socket_port().to_string(), "-h"]);
+        let copied = copy.arg(self.dir.path()).arg("-D").arg(dir.path().join("data")).status().unwrap();
+        assert!(copied.success());
+        let file = std::fs::File::options().append(true).open(dir.path().join("data/postgresql.auto.conf"));
+        writeln!(file.unwrap(), "port = {port}").unwrap();
+        let mut standby = Cluster { dir, postmaster: None, namespace: None, port };
+        standby.go_on();
+        standby
+    }
+
+    /// Directory of the Unix socket.
+    pub fn socket_dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Sets the largest size of a file in bytes, or "unlimited", for every present and later process of the cluster.
@@ -140,6 +172,12 @@ impl Cluster {
     fn spawn(&self) -> Child {
         let log = std::fs::File::options().create(true).append(true).open(self.dir.path().join("log")).unwrap();
         let mut postgres = command(&bin("postgres"));
+        if let Some(namespace) = &self.namespace {
+            // `ip netns exec` becomes the program, so the process id stays that of Postgres.
+            let inner = postgres;
+            postgres = Command::new("ip");
+            postgres.args(["netns", "exec", namespace]).arg(inner.get_program()).args(inner.get_args());
+        }
         postgres.arg("-k").arg(self.dir.path()).arg("-D").arg(self.dir.path().join("data"));
         postgres.stdout(Stdio::null()).stderr(log).spawn().unwrap()
     }
@@ -148,7 +186,7 @@ impl Cluster {
         format!("host={} port={} user=stampede dbname=postgres", self.dir.path().display(), self.socket_port())
     }
 
-    fn socket_port(&self) -> u16 {
+    pub fn socket_port(&self) -> u16 {
         if self.port == 0 { 5432 } else { self.port }
     }
 

@@ -1,13 +1,18 @@
 //! Tests with a database that is unreachable, refuses the server, is full, or disconnects in the middle of a message.
 
 use crate::cluster::{Cluster, Options, PASSWORD};
-use crate::harness::{Client, LONG_SALE, Server, assert_refused, stampede};
+use crate::harness::{Client, LONG_SALE, Server, assert_refused, stampede, wait_until};
 use crate::proxy::{Cut, Proxy};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use std::path::Path;
 
 /// Accepts every TCP client without a password.
-const OPEN: Options<'_> = Options { tcp: "host all all all trust", certificate: None, file_bytes_max: None };
+const OPEN: Options<'_> = Options {
+    tcp: "host all all all trust",
+    certificate: None,
+    client_authority: None,
+    namespace: None,
+    file_bytes_max: None,
+};
 
 fn start(dir: &Path, url: &str, more: &[&str]) -> Server {
     // Without `--recover-from log`, a server with a new data directory would wait for the database.
@@ -123,63 +128,6 @@ fn the_password_may_come_from_a_file() {
 }
 
 #[test]
-fn encryption_is_as_libpq_has_it() {
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let [authority, stranger] = [params.clone(), params]
-        .map(|params| CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap());
-    let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new(["localhost".into()]).unwrap().signed_by(&key, &authority).unwrap();
-    let options = Options {
-        tcp: "hostssl all all all scram-sha-256",
-        certificate: Some((certificate.pem(), key.serialize_pem())),
-        ..Options::default()
-    };
-    let (cluster, dir) = (Cluster::start_with(&options), tempfile::tempdir().unwrap());
-    let [good, bad, empty] = ["good", "bad", "empty"].map(|name| dir.path().join(name));
-    std::fs::write(&good, authority.pem()).unwrap();
-    std::fs::write(&bad, stranger.pem()).unwrap();
-    std::fs::write(&empty, "").unwrap();
-    let rooted = |file: &Path| format!("verify-full&sslrootcert={}", file.display());
-    for (host, mode, refusal) in [
-        ("localhost", rooted(&good), None),
-        ("localhost", "prefer".into(), None),
-        ("127.0.0.1", "require".into(), None),
-        ("localhost", rooted(&bad), Some("invalid peer certificate")),
-        ("127.0.0.1", rooted(&good), Some("not valid for name")),
-        ("localhost", rooted(&empty), Some("the file has no certificate")),
-        ("localhost", "verify-full&sslrootcert=/no/such/file".into(), Some("No such file")),
-        ("localhost", "disable".into(), Some("no encryption")),
-    ] {
-        let url = format!("postgres://stampede:{PASSWORD}@{host}:{}/postgres?sslmode={mode}", cluster.port);
-        let server = start(dir.path(), &url, &[]);
-        match refusal {
-            None => {
-                server.wait_for_line("the database is connected");
-                let encrypted = "select count(*) from pg_stat_ssl join pg_stat_activity using (pid) where ssl and application_name = 'stampede'";
-                assert_eq!(cluster.count(encrypted), 1, "{mode}");
-            }
-            Some(refusal) => {
-                let why = why_away(&server);
-                assert!(why.contains(refusal), "{mode}: {why}");
-            }
-        }
-        server.kill();
-    }
-    // A Postgres server without TLS.
-    let plain = Cluster::start_with(&OPEN);
-    for (mode, refusal) in [("prefer", None), ("require", Some("does not support TLS"))] {
-        let dir = tempfile::tempdir().unwrap();
-        let server =
-            start(dir.path(), &format!("postgres://stampede@127.0.0.1:{}/postgres?sslmode={mode}", plain.port), &[]);
-        match refusal {
-            None => _ = server.wait_for_line("the database is connected"),
-            Some(refusal) => assert!(why_away(&server).contains(refusal)),
-        }
-    }
-}
-
-#[test]
 fn a_read_only_database_is_away_until_it_is_not() {
     let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
     let server = start(dir.path(), &cluster.url(), &[]);
@@ -202,19 +150,103 @@ fn a_read_only_database_is_away_until_it_is_not() {
 }
 
 #[test]
-fn a_database_without_space_is_away_until_there_is_some() {
+fn a_database_without_space_refuses_until_there_is_some() {
     // The smallest limit at which the system catalogs of Postgres still work.
     let options = Options { file_bytes_max: Some(4 << 20), ..Options::default() };
     let (cluster, dir) = (Cluster::start_with(&options), tempfile::tempdir().unwrap());
     let server = start(dir.path(), &cluster.url(), &["--items", "60000", "--shards", "1"]);
     let mut client = server.connect();
-    assert!(why_away(&server).contains("could not extend file"));
+    let line = server.wait_for_line("the database refuses the records");
+    assert!(line["why"].as_str().unwrap().contains("could not extend file"), "{line}");
     buy(&mut client, 7);
     cluster.limit_files("unlimited");
     server.wait_for_line("the database is connected");
     assert!(server.terminate().success());
     assert_eq!(cluster.ask("select count(*), max(item_id) from purchases"), "1|7");
     assert_eq!(cluster.count("select count(*) from sale_items"), 60_000);
+}
+
+/// Returns the number of failed attempts to use the database.
+fn retries(server: &Server) -> f64 {
+    let metrics = Client::connect(server.admin).unwrap().request("GET /metrics").body;
+    let line = metrics.lines().find_map(|line| line.strip_prefix("stampede_postgres_retries_total "));
+    line.expect("the metric is there").parse().unwrap()
+}
+
+/// What needs a person is reported as what it is, once for each reason. The server does not report in between that the
+/// database is connected.
+#[test]
+fn a_database_that_refuses_rows_is_not_called_unavailable() {
+    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    // An ordinary role with a schema of its own, as the documentation recommends.
+    cluster.ask("create role shop login");
+    cluster.ask("create schema authorization shop");
+    let url = cluster.url().replace("user=stampede", "user=shop");
+    let server = start(dir.path(), &url, &["--shards", "1"]);
+    server.wait_for_line("the database is connected");
+    let mut client = server.connect();
+    let refusals = [
+        ("revoke insert on shop.purchases from shop", "permission denied", "grant insert on shop.purchases to shop"),
+        (
+            "alter table shop.purchases rename column idempotency_key to other",
+            "\"idempotency_key\" of relation \"purchases\" does not exist",
+            "alter table shop.purchases rename column other to idempotency_key",
+        ),
+        (
+            "alter table shop.purchases add constraint theirs check (item_id < 2) not valid",
+            "violates check constraint",
+            "alter table shop.purchases drop constraint theirs",
+        ),
+        ("revoke update on shop.clusters from shop", "permission denied", "grant update on shop.clusters to shop"),
+    ];
+    for (item, (change, reason, repair)) in (0..).zip(refusals) {
+        cluster.ask(change);
+        buy(&mut client, item);
+        let line = server.wait_for_line("the database refuses the records");
+        assert!(line["why"].as_str().is_some_and(|why| why.contains(reason)), "{line}");
+        assert_eq!(client.request("GET /readyz").json()["postgres"]["connected"], false);
+        let before = retries(&server);
+        wait_until("the server has tried again", || retries(&server) > before + 2.0);
+        assert_eq!(server.times_said("the database "), 0, "{change}: the reason is logged once");
+        cluster.ask(repair);
+        server.wait_for_line("the database is connected");
+        client.wait_for_postgres();
+    }
+    assert!(server.terminate().success());
+    assert_eq!(cluster.count("select count(*) from shop.purchases"), refusals.len() as u64);
+}
+
+/// Tables of another program with the names of Stampede's tables are named, and left as they are.
+#[test]
+fn tables_of_another_program_are_named_and_left_alone() {
+    for (table, reason) in [
+        ("schema_migrations (version bigint primary key, dirty boolean not null)", "belongs to another program"),
+        ("schema_migrations (version varchar primary key)", "belongs to another program"),
+        ("sales (id serial primary key)", "relation \"sales\" already exists"),
+        ("clusters (id integer)", "relation \"clusters\" already exists"),
+    ] {
+        let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+        cluster.ask(&format!("create table {table}"));
+        let url = cluster.url();
+        let server = Server::spawn(dir.path(), &[&LONG_SALE[..], &["--database-url", &url]].concat());
+        let line = server.wait_for_line("waiting for the database, which refuses this server");
+        assert!(line["why"].as_str().is_some_and(|why| why.contains(reason)), "{line}");
+        assert!(server.terminate().success());
+        let server = start(dir.path(), &url, &[]);
+        let line = server.wait_for_line("the database refuses the records");
+        assert!(line["why"].as_str().is_some_and(|why| why.contains(reason)), "{line}");
+        let mut client = server.connect();
+        buy(&mut client, 1);
+        assert_eq!(cluster.count("select count(*) from pg_class where relkind = 'r' and relnamespace = 2200"), 1);
+        server.kill();
+        // With a schema of its own, both programs have their tables.
+        cluster.ask("create schema stampede");
+        cluster.ask("alter role stampede set search_path = stampede");
+        let server = start(dir.path(), &url, &[]);
+        server.wait_for_line("the database is connected");
+        assert!(server.terminate().success());
+        assert_eq!(cluster.count("select count(*) from stampede.purchases"), 1);
+    }
 }
 
 #[test]
@@ -236,6 +268,7 @@ fn a_sale_of_another_format_is_not_taken_over() {
     assert!(server.terminate().success());
     // The schema of version 0.1.
     cluster.ask("drop table extensions");
+    cluster.ask("alter table clusters drop column ack");
     cluster.ask("delete from schema_migrations where version > 2");
     let (empty, url) = (tempfile::tempdir().unwrap(), cluster.url());
     let arguments = [&LONG_SALE[..], &["--database-url", &url]].concat();
@@ -243,7 +276,7 @@ fn a_sale_of_another_format_is_not_taken_over() {
     assert_eq!(cluster.ask("select max(version), to_regclass('extensions') is null from schema_migrations"), "2|t");
     // The data directory is of this version, so it brings the schema up to date.
     assert!(start(dir.path(), &cluster.url(), &[]).terminate().success());
-    assert_eq!(cluster.ask("select max(version) from schema_migrations"), "3");
+    assert_eq!(cluster.ask("select max(version) from schema_migrations"), "4");
 }
 
 #[test]

@@ -1,0 +1,119 @@
+//! A database of several hosts: a host that is silent, unreachable or a standby is left for the next one, at the start
+//! and after a fail-over.
+
+use crate::cluster::{Cluster, Options, PASSWORD};
+use crate::harness::{Client, LONG_SALE, Server, skipped, stampede, wait_until};
+use crate::network::Link;
+use std::net::TcpListener;
+use std::path::Path;
+
+const OPEN: Options<'_> = Options {
+    tcp: "host all all all trust",
+    certificate: None,
+    client_authority: None,
+    namespace: None,
+    file_bytes_max: None,
+};
+
+fn arguments<'a>(url: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&LONG_SALE[..], &["--database-url", url, "--user-limit", "100000"], more].concat()
+}
+
+fn start(dir: &Path, url: &str, more: &[&str]) -> Server {
+    Server::start(dir, &arguments(url, more))
+}
+
+fn buy(client: &mut Client, items: std::ops::Range<u32>) {
+    for item in items {
+        let code = client.reserve(1, item);
+        let bought = client.purchase(&code);
+        assert_eq!(bought.status, 200, "{bought:?}");
+    }
+}
+
+/// Also, the password file is searched for the host in use.
+#[test]
+fn a_host_that_says_nothing_is_left_for_the_next() {
+    let cluster = Cluster::start_with(&Options { tcp: "host all all all scram-sha-256", ..Options::default() });
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    // The kernel accepts connections, and nothing reads from them.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (first, second) = (silent.local_addr().unwrap().port(), cluster.port);
+    let file = dir.path().join("passwords");
+    let text = format!("127.0.0.1:{first}:*:*:wrong\n127.0.0.1:{second}:*:*:{PASSWORD}\n");
+    std::fs::write(&file, text).unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    for (dir, url) in [
+        (dir.path(), format!("postgres://stampede@127.0.0.1:{first},127.0.0.1:{second}/postgres?connect_timeout=1")),
+        // The new data directory takes over: the same rule holds for the takeover. The default of the limit is used.
+        (other.path(), format!("host=127.0.0.1,127.0.0.1 port={first},{second} user=stampede dbname=postgres")),
+    ] {
+        let mut command = stampede(dir, &arguments(&url, &[]));
+        let server = Server::run(command.env("PGPASSFILE", &file));
+        server.wait_for_line("serving");
+        let line = server.wait_for_line("the database is connected");
+        assert_eq!(line["url"], format!("stampede@127.0.0.1:{second}/postgres"));
+        server.connect().wait_for_postgres();
+        server.kill();
+        cluster.ask("update clusters set seen_at = '-infinity'");
+    }
+    // The variables can name several hosts, too.
+    let mut command = stampede(other.path(), &LONG_SALE);
+    command.env("DB_HOST", "127.0.0.1,127.0.0.1").env("DB_PORT", format!("{first},{second}"));
+    command.env("DB_NAME", "postgres").env("DB_PASSWORD", PASSWORD);
+    let server = Server::run(&mut command);
+    server.wait_for_line("the database is connected");
+    assert!(server.terminate().success());
+}
+
+#[test]
+fn a_host_that_drops_packets_is_left_for_the_next() {
+    let link = match Link::make() {
+        Ok(link) => link,
+        Err(why) => return skipped("a host that drops packets", why),
+    };
+    link.cut();
+    let (cluster, dir) = (Cluster::start_with(&OPEN), tempfile::tempdir().unwrap());
+    let url = format!("host={},127.0.0.1 port={} user=stampede dbname=postgres", link.address, cluster.port);
+    let server = start(dir.path(), &url, &[]);
+    let line = server.wait_for_line("the database is connected");
+    assert_eq!(line["url"], format!("stampede@127.0.0.1:{}/postgres", cluster.port));
+    assert!(server.terminate().success());
+    // Without another host, the reason is named.
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("host={} user=stampede dbname=postgres connect_timeout=1", link.address);
+    let server = start(dir.path(), &url, &["--recover-from", "log"]);
+    let why = server.wait_for_line("the database is unavailable")["why"].as_str().unwrap().to_owned();
+    assert!(why.contains("does not answer") || why.contains("connecting"), "{why}");
+}
+
+/// The first host is a standby. Then the primary is killed, and the standby promoted.
+#[test]
+fn a_standby_is_skipped_until_it_is_promoted() {
+    for ack in ["local", "postgres"] {
+        let (mut primary, dir) = (Cluster::start_with(&OPEN), tempfile::tempdir().unwrap());
+        let standby = primary.standby();
+        let url = format!("postgres://stampede@127.0.0.1:{},127.0.0.1:{}/postgres", standby.port, primary.port);
+        let server = start(dir.path(), &url, &["--ack", ack]);
+        let line = server.wait_for_line("the database is connected");
+        assert_eq!(line["url"], format!("stampede@127.0.0.1:{}/postgres", primary.port));
+        let mut client = server.connect();
+        buy(&mut client, 0..50);
+        client.wait_for_postgres();
+        wait_until("the standby has rows", || standby.ask("select to_regclass('purchases') is not null") == "t");
+        primary.kill();
+        let line = server.wait_for_line("the database is unavailable");
+        assert!(line["why"].as_str().is_some(), "{line}");
+        if ack == "local" {
+            buy(&mut client, 50..100);
+        }
+        assert_eq!(standby.ask("select pg_promote()"), "t");
+        let line = server.wait_for_line("the database is connected");
+        assert_eq!(line["url"], format!("stampede@127.0.0.1:{}/postgres", standby.port));
+        buy(&mut client, 100..150);
+        client.wait_for_postgres();
+        assert!(server.terminate().success());
+        let sold = if ack == "local" { "150|150" } else { "100|100" };
+        assert_eq!(standby.ask("select count(*), count(distinct item_id) from purchases"), sold, "--ack {ack}");
+    }
+}
