@@ -3,8 +3,8 @@
 
 use std::ops::{Index, IndexMut};
 
-/// Items of one chunk.
-pub const CHUNK_ITEMS: usize = 1024;
+/// Items of one chunk. Fewer in unit tests: the simulator creates hundreds of thousands of shards with a few items.
+pub const CHUNK_ITEMS: usize = if cfg!(test) { 64 } else { 1024 };
 
 /// A vector that grows by [`CHUNK_ITEMS`] items at a time.
 #[derive(Debug)]
