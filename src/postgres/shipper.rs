@@ -257,6 +257,8 @@ impl Shipper {
                 }
                 moves.iter().for_each(|moved| self.arrived(moved));
                 self.publish();
+                // A batch is a report, too.
+                (self.next_heartbeat, *backoff) = (Instant::now() + HEARTBEAT_TIME, BACKOFF_MIN);
                 if opens {
                     lacks_catalogue = lacks_catalogue.or(Some(Instant::now()));
                 }
@@ -274,8 +276,7 @@ impl Shipper {
             let has_arrived = moves.is_empty() || is_due;
             if has_arrived && !std::mem::replace(&mut is_verified, true) {
                 self.log_connected(&database.place);
-                reasons.clear();
-                *backoff = BACKOFF_MIN;
+                (*reasons, *backoff) = (Vec::new(), BACKOFF_MIN);
             }
             if is_due || lacks_catalogue.is_some() {
                 continue;
