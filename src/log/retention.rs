@@ -48,8 +48,9 @@ pub struct Retention {
     /// only its beginning.
     old: Vec<OldSegment>,
     to_remove: Removal,
-    /// Bytes by which the files being removed exceed the segment being created.
-    surplus: u64,
+    /// Bytes by which the files being removed exceed the segment being created, for each log: both can create one at the
+    /// same time.
+    surplus: [u64; LogKind::VARIANTS.len()],
     /// Number of records of each stream in the database, by epoch, shard and log. `None` without a database.
     shipped: Option<BTreeMap<(u32, u16, LogKind), Seq>>,
 }
@@ -71,7 +72,7 @@ impl Retention {
             budget,
             old: Vec::new(),
             to_remove: Removal::default(),
-            surplus: 0,
+            surplus: Default::default(),
             shipped: has_database.then(BTreeMap::new),
         }
     }
@@ -106,33 +107,34 @@ impl Retention {
             self.remove(first_to_remove);
         }
         self.budget.want(log, 0);
-        Some(self.begin(bytes))
+        Some(self.begin(log, bytes))
     }
 
     /// Permits one more segment of `bytes` bytes, even over the budget: it exists already, or recovered holds need it.
     pub fn force(&mut self, log: LogKind, bytes: u64) -> Vec<PathBuf> {
         self.budget.add(log, bytes);
-        self.begin(bytes)
+        self.begin(log, bytes)
     }
 
     /// Hands out the files to remove. Their bytes are counted for the new segment, and `surplus` has the rest.
-    fn begin(&mut self, bytes: u64) -> Vec<PathBuf> {
+    fn begin(&mut self, log: LogKind, bytes: u64) -> Vec<PathBuf> {
         let Removal { files, bytes: removed } = std::mem::take(&mut self.to_remove);
         // With the new segment, the budget now counts both. The files are gone before the segment is there.
-        self.surplus = removed.saturating_sub(bytes);
-        self.budget.removed(removed - self.surplus);
+        let surplus = removed.saturating_sub(bytes);
+        self.surplus[log as usize] = surplus;
+        self.budget.removed(removed - surplus);
         files
     }
 
-    /// Notes that a permitted segment is created, and that the files before it are removed.
-    pub fn created(&mut self) {
-        self.budget.removed(std::mem::take(&mut self.surplus));
+    /// Notes that the permitted segment of `log` is created, and that the files before it are removed.
+    pub fn created(&mut self, log: LogKind) {
+        self.budget.removed(std::mem::take(&mut self.surplus[log as usize]));
     }
 
     /// Notes that a segment was permitted but not created because the disk is full. Selects one old segment, if there
     /// is one, to be removed before the next creation.
     pub fn refused(&mut self, log: LogKind, bytes: u64, needed: NeededSales) {
-        self.created();
+        self.created(log);
         self.budget.select(log, bytes);
         self.budget.removed(bytes);
         if let Some(first_to_remove) = self.first_to_remove(log, needed) {
@@ -299,6 +301,22 @@ mod tests {
         assert!(kept.allow(LogKind::Purchases, 4096, NOW).is_some());
     }
 
+    /// Both logs create a segment at the same time, and the first one frees more than it takes.
+    #[test]
+    fn what_is_removed_for_one_log_is_not_forgotten_for_the_other() {
+        use LogKind::{Attempts, Purchases};
+        let large = OldSegment { bytes: 3 * 4096, ..old(Purchases, 0, 8) };
+        let mut kept = retention(3, &[large]);
+        assert_eq!(kept.allow(Purchases, 4096, NOW).map(|files| files.len()), Some(1));
+        assert_eq!(kept.allow(Attempts, 4096, NOW), None, "the file is not removed yet");
+        assert_eq!(kept.force(Attempts, 4096), [] as [PathBuf; 0]);
+        assert_eq!(kept.budget.used(), 4 * 4096);
+        kept.created(Attempts);
+        assert_eq!(kept.budget.used(), 4 * 4096, "the file of the other log may still be there");
+        kept.created(Purchases);
+        assert_eq!(kept.budget.used(), 2 * 4096);
+    }
+
     #[test]
     fn attempts_in_the_database_go_at_once() {
         let of_open_sale = old(LogKind::Attempts, 0, 10);
@@ -361,7 +379,7 @@ mod tests {
                     let name = name(log, next[usize::from(is_attempt)]);
                     next[usize::from(is_attempt)] += 1;
                     files.insert(name.path(Path::new("")));
-                    kept.created();
+                    kept.created(log);
                     kept.finished(name, SaleId(sale), 0);
                 }
                 prop_assert!(kept.budget.used() <= blocks * 4096 && kept.budget.used() == files.len() as u64 * 4096);

@@ -273,9 +273,9 @@ impl LogRoom {
         self.is_losing_attempts = attempts.room() == 0 && attempts.buffered() >= ATTEMPTS_MAX;
     }
 
-    /// Notes that a segment of `blocks` blocks has been made, so that the next one is tried without a delay.
-    pub fn made(&mut self, logs: &mut LogPair, blocks: u32) {
-        logs.retention.created();
+    /// Notes that a segment of log `kind` with `blocks` blocks has been made, so that the next one is tried without a delay.
+    pub fn made(&mut self, logs: &mut LogPair, kind: LogKind, blocks: u32) {
+        logs.retention.created(kind);
         (self.purchases_retry_ms, self.attempts_retry_ms) = (0, 0);
         self.fitting_blocks = self.fitting_blocks.max(blocks);
     }

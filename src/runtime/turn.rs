@@ -514,7 +514,7 @@ impl TurnLoop {
                     let needs = self.needs();
                     self.room.refused(&mut self.logs, needs, kind, blocks);
                 }
-                Some(Progress::SegmentMade(blocks)) => self.room.made(&mut self.logs, blocks),
+                Some(Progress::SegmentMade(blocks)) => self.room.made(&mut self.logs, kind, blocks),
                 Some(Progress::Flushed { time, records }) => {
                     let published = self.shard_io.status.shard(self.shard_io.id);
                     let LogStatus { flushed, flushes, .. } = published.log(kind);
