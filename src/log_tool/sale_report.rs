@@ -9,7 +9,7 @@
 use crate::config::fatal::Fatal;
 use crate::config::settings::Config;
 use crate::http::route::rfc3339;
-use crate::log::block::{StreamId, StreamKey};
+use crate::log::block::{LogKind, StreamId, StreamKey};
 use crate::log_tool::postgres_view::{PostgresView, SaleRows};
 use crate::log_tool::scan::{LogScan, many};
 use crate::postgres::owner_row::{Positions, known_position};
@@ -39,6 +39,13 @@ struct Sold {
     user: UserId,
     /// Whether the position of Postgres includes the record.
     has_arrived: bool,
+}
+
+/// Which records of a sale the log certainly has completely.
+#[derive(Clone, Copy)]
+struct KeptRecords {
+    purchases: bool,
+    attempts: bool,
 }
 
 /// The sums of a sale's records in the log.
@@ -159,20 +166,26 @@ pub fn add_up(config: &Config, requested: Option<SaleId>, report: &mut String) -
     let terms = terms.or(rows.as_ref().and_then(|rows| rows.terms));
     *report += &heading(sale, period_s, terms);
     *report += &table(&tally, rows.as_ref(), terms, now_ms);
-    let is_whole = is_whole(&tally, &scan, positions);
-    if !is_whole {
+    let kept = KeptRecords {
+        purchases: has_purchases(&tally, &scan, positions),
+        attempts: has_attempts(&tally, &scan, positions),
+    };
+    if !kept.purchases {
         *report += "The log lacks a part of this sale: it was removed, or the sale was taken over from Postgres.\n";
+    }
+    if kept.purchases && !kept.attempts {
+        *report += "The log may lack refused checkouts of this sale: they were removed, or the disk has lost them.\n";
     }
     judged?;
     fits?;
     if let Some(why) = away {
         *report += &format!("Postgres is unavailable ({why}): nothing was compared.\n");
     }
-    rows.map_or(Ok(()), |rows| compare(&tally, &rows, is_whole, report))
+    rows.map_or(Ok(()), |rows| compare(&tally, &rows, kept, report))
 }
 
-fn compare(tally: &Tally, rows: &SaleRows, is_whole: bool, report: &mut String) -> Result<(), Fatal> {
-    let contradictions = contradictions(tally, rows, is_whole);
+fn compare(tally: &Tally, rows: &SaleRows, kept: KeptRecords, report: &mut String) -> Result<(), Fatal> {
+    let contradictions = contradictions(tally, rows, kept);
     if tally.behind > 0 {
         let (records, purchases) =
             (many(tally.behind, "record"), tally.sold.values().filter(|sold| !sold.has_arrived).count());
@@ -228,24 +241,35 @@ fn table(tally: &Tally, rows: Option<&SaleRows>, terms: Option<(u32, u32)>, now_
     table
 }
 
-/// Returns whether the log has every record of the sale. Records of the latest sale are never removed.
-fn is_whole(tally: &Tally, scan: &LogScan, positions: &Positions) -> bool {
+/// Returns whether the log has every purchase record of the sale. Those of the latest sale are never removed.
+fn has_purchases(tally: &Tally, scan: &LogScan, positions: &Positions) -> bool {
+    let is_latest = tally.sale.is_some() && tally.sale == tally.newest;
+    !tally.is_taken_over && (is_latest || has_all(LogKind::Purchases, scan, positions))
+}
+
+/// Returns whether the log certainly has every refused checkout of the sale. Those that Postgres has can be removed
+/// during the sale.
+fn has_attempts(tally: &Tally, scan: &LogScan, positions: &Positions) -> bool {
+    !tally.is_taken_over && !scan.lacks_attempts() && has_all(LogKind::Attempts, scan, positions)
+}
+
+/// Returns whether no record of one kind of log was removed.
+fn has_all(log: LogKind, scan: &LogScan, positions: &Positions) -> bool {
     let is_there = |key: &StreamKey| scan.streams.iter().any(|stream| stream.id.key() == *key);
-    let has_all = || {
-        scan.streams.iter().all(|stream| stream.first() == 0)
-            && positions.iter().all(|(stream, position)| *position == 0 || is_there(stream))
-    };
-    !tally.is_taken_over && !scan.lacks_attempts() && (tally.sale.is_some() && tally.sale == tally.newest || has_all())
+    let mut positions = positions.iter().filter(|(key, _)| key.log == log);
+    scan.streams.iter().filter(|stream| stream.id.log == log).all(|stream| stream.first() == 0)
+        && positions.all(|(key, position)| *position == 0 || is_there(key))
 }
 
 /// Returns a line for each contradiction between Postgres and the records up to its positions, purchases first.
-fn contradictions(tally: &Tally, rows: &SaleRows, is_whole: bool) -> Vec<String> {
-    let mut found = purchase_contradictions(tally, rows, is_whole);
+fn contradictions(tally: &Tally, rows: &SaleRows, kept: KeptRecords) -> Vec<String> {
+    let mut found = purchase_contradictions(tally, rows, kept.purchases);
     let arrived = &tally.arrived;
     let checkouts =
         rows.checkouts.map(|checkouts| CHECKOUTS.into_iter().zip(arrived.checkouts.into_iter().zip(checkouts)));
     let releases = RELEASES.into_iter().zip(arrived.releases.into_iter().zip(rows.releases));
     for (name, (log, postgres)) in checkouts.into_iter().flatten().chain(releases) {
+        let is_whole = if name.starts_with("refused") { kept.attempts } else { kept.purchases };
         if log > postgres || is_whole && log < postgres {
             found.push(format!("{name}: {log} in the log up to the positions of Postgres, {postgres} in Postgres"));
         }
