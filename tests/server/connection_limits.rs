@@ -253,6 +253,13 @@ fn a_shared_socket_wakes_one_shard_for_each_connection() {
     assert_eq!(server.address, listener.local_addr().unwrap());
     let wait_for_clients = |count| wait_until("all are accepted", || open_connections(&server) == count);
 
+    // The shards still create their first segments and write their first records.
+    let mut before = 0;
+    wait_until("the shards have started", || {
+        std::thread::sleep(Duration::from_millis(200));
+        let turns = server.metric("stampede_turns_total");
+        turns - std::mem::replace(&mut before, turns) <= SHARDS
+    });
     let (turns, began) = (server.metric("stampede_turns_total"), Instant::now());
     let clients: Vec<_> = (1..=CLIENTS)
         .map(|number| {
