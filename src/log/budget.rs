@@ -52,13 +52,16 @@ impl Budget {
     /// Counts `bytes` more for `log`, if that is within the limit after `removed` bytes of files are removed, which the
     /// caller does before it creates a file. Returns whether the bytes are counted.
     pub fn take(&self, log: LogKind, bytes: u64, removed: u64) -> bool {
-        if log == LogKind::Attempts && self.used_by_attempts.load(Ordering::Relaxed) + bytes > self.total / 2 {
+        let more_within = |limit| move |used: u64| (used + bytes <= limit).then_some(used + bytes);
+        let take = |counter: &AtomicU64, limit| {
+            counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more_within(limit)).is_ok()
+        };
+        if log == LogKind::Attempts && !take(&self.used_by_attempts, self.total / 2) {
             return false;
         }
-        let within_limit = |used: u64| (used + bytes <= self.total + removed).then_some(used + bytes);
-        let is_taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within_limit).is_ok();
-        if is_taken && log == LogKind::Attempts {
-            self.used_by_attempts.fetch_add(bytes, Ordering::Relaxed);
+        let is_taken = take(&self.used, self.total + removed);
+        if !is_taken {
+            self.select(log, bytes);
         }
         is_taken
     }
@@ -110,18 +113,25 @@ mod tests {
         assert_eq!((budget.used(), budget.share()), (8, 4));
     }
 
-    /// Threads that take and give back at the same time never exceed the limit.
+    /// Threads that take and give back at the same time never exceed the limit, and attempts never exceed half of it.
     #[test]
     fn the_sum_of_all_shards_is_limited() {
+        for (log, limit) in [(LogKind::Purchases, 10), (LogKind::Attempts, 5)] {
+            try_limit(log, limit);
+        }
+    }
+
+    fn try_limit(log: LogKind, limit: u64) {
         let budget = Budget::new(10, 4);
         thread::scope(|scope| {
             for bytes in 1..=4 {
                 let budget = &budget;
                 scope.spawn(move || {
                     for _ in 0..50_000 {
-                        if budget.take(LogKind::Purchases, bytes, 0) {
-                            assert!(budget.used() <= 10);
+                        if budget.take(log, bytes, 0) {
+                            assert!(budget.used() <= limit);
                             budget.removed(bytes);
+                            budget.select(log, bytes);
                         }
                     }
                 });

@@ -44,8 +44,8 @@ pub const STORAGE: &[Bug] = &[
     Bug {
         what: "the log budget may be exceeded by one segment",
         file: "log/budget.rs",
-        place: "«(used + bytes <= self.total + removed)».then_some(used + bytes);",
-        wrong: "(used <= self.total + removed)",
+        place: "«(used + bytes <= limit)».then_some(used + bytes);",
+        wrong: "(used <= limit)",
         caught_by: "log::budget",
     },
     Bug {
