@@ -36,6 +36,17 @@ pub struct Options<'a> {
     pub file_bytes_max: Option<u64>,
 }
 
+impl Options<'_> {
+    /// A cluster that accepts every TCP client without a password.
+    pub const OPEN: Options<'static> = Options {
+        tcp: "host all all all trust",
+        namespace: None,
+        certificate: None,
+        client_authority: None,
+        file_bytes_max: None,
+    };
+}
+
 fn bin(name: &str) -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut found: Vec<PathBuf> =

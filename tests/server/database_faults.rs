@@ -5,15 +5,6 @@ use crate::harness::{Client, LONG_SALE, Server, assert_refused, stampede, wait_u
 use crate::proxy::{Cut, Proxy};
 use std::path::Path;
 
-/// Accepts every TCP client without a password.
-const OPEN: Options<'_> = Options {
-    tcp: "host all all all trust",
-    certificate: None,
-    client_authority: None,
-    namespace: None,
-    file_bytes_max: None,
-};
-
 fn start(dir: &Path, url: &str, more: &[&str]) -> Server {
     // Without `--recover-from log`, a server with a new data directory would wait for the database.
     let common = ["--database-url", url, "--recover-from", "log", "--user-limit", "1000000"];
@@ -31,7 +22,7 @@ fn why_away(server: &Server) -> String {
 }
 
 fn cut_at_every_message(ack: &str, cut: Cut) {
-    let (cluster, dir) = (Cluster::start_with(&OPEN), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::start_with(&Options::OPEN), tempfile::tempdir().unwrap());
     let proxy = Proxy::start(cluster.port, cut);
     let url = format!("postgres://stampede@{}/postgres?sslmode=disable", proxy.address);
     let server = start(dir.path(), &url, &["--shards", "1", "--ack", ack]);

@@ -7,14 +7,6 @@ use crate::network::Link;
 use std::net::TcpListener;
 use std::path::Path;
 
-const OPEN: Options<'_> = Options {
-    tcp: "host all all all trust",
-    certificate: None,
-    client_authority: None,
-    namespace: None,
-    file_bytes_max: None,
-};
-
 fn arguments<'a>(url: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&LONG_SALE[..], &["--database-url", url, "--user-limit", "100000"], more].concat()
 }
@@ -73,7 +65,7 @@ fn a_host_that_drops_packets_is_left_for_the_next() {
         Err(why) => return skipped("a host that drops packets", why),
     };
     link.cut();
-    let (cluster, dir) = (Cluster::start_with(&OPEN), tempfile::tempdir().unwrap());
+    let (cluster, dir) = (Cluster::start_with(&Options::OPEN), tempfile::tempdir().unwrap());
     let url = format!("host={},127.0.0.1 port={} user=stampede dbname=postgres", link.address, cluster.port);
     let server = start(dir.path(), &url, &[]);
     let line = server.wait_for_line("the database is connected");
@@ -91,7 +83,7 @@ fn a_host_that_drops_packets_is_left_for_the_next() {
 #[test]
 fn a_standby_is_skipped_until_it_is_promoted() {
     for ack in ["local", "postgres"] {
-        let (mut primary, dir) = (Cluster::start_with(&OPEN), tempfile::tempdir().unwrap());
+        let (mut primary, dir) = (Cluster::start_with(&Options::OPEN), tempfile::tempdir().unwrap());
         let standby = primary.standby();
         let url = format!("postgres://stampede@127.0.0.1:{},127.0.0.1:{}/postgres", standby.port, primary.port);
         let server = start(dir.path(), &url, &["--ack", ack]);

@@ -18,7 +18,7 @@ struct Remote {
 
 fn remote(test: &str) -> Option<Remote> {
     let link = Link::make().map_err(|why| skipped(test, why)).ok()?;
-    let options = Options { tcp: "host all all all trust", namespace: Some(&link.namespace), ..Options::default() };
+    let options = Options { namespace: Some(&link.namespace), ..Options::OPEN };
     let cluster = Cluster::start_with(&options);
     let url = format!("postgres://stampede@{}:{}/postgres?sslmode=disable", link.address, cluster.port);
     Some(Remote { link, cluster, url })

@@ -4,6 +4,7 @@ use crate::cluster::Cluster;
 use crate::harness::{self, LONG_SALE, Server, copy_dir};
 use crate::load::{Promises, buy, check_books, connect, crowd};
 use rustix::process::Signal;
+use std::ops::Range;
 use std::path::Path;
 
 fn arguments<'a>(url: &'a str, more: &[&'a str]) -> Vec<&'a str> {
@@ -203,17 +204,19 @@ fn a_damaged_log_is_refused_or_set_aside() {
     assert!(server.terminate().success());
 }
 
+/// Sells these items, and waits until the database has them.
+fn sell(server: &Server, items: Range<u32>) {
+    let mut client = server.connect();
+    for item in items {
+        let code = client.reserve(i64::from(item), item);
+        assert_eq!(client.purchase(&code).status, 200);
+    }
+    client.wait_for_postgres();
+}
+
 #[test]
 fn an_older_database_is_brought_up_to_date_or_refused() {
     let (mut cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
-    let sell = |server: &Server, items: std::ops::Range<u32>| {
-        let mut client = server.connect();
-        for item in items {
-            let code = client.reserve(i64::from(item), item);
-            assert_eq!(client.purchase(&code).status, 200);
-        }
-        client.wait_for_postgres();
-    };
     let sold = "select count(*), count(distinct item_id) from purchases";
     let server = start(dir.path(), &cluster, &["--shards", "2"]);
     sell(&server, 0..10);
@@ -256,14 +259,6 @@ fn an_older_database_is_brought_up_to_date_or_refused() {
 #[test]
 fn a_database_without_the_latest_restart_is_brought_up_to_date() {
     let (mut cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
-    let sell = |server: &Server, items: std::ops::Range<u32>| {
-        let mut client = server.connect();
-        for item in items {
-            let code = client.reserve(i64::from(item), item);
-            assert_eq!(client.purchase(&code).status, 200);
-        }
-        client.wait_for_postgres();
-    };
     let sold = "select count(*), count(distinct item_id) from purchases";
     let server = start(dir.path(), &cluster, &["--shards", "2"]);
     sell(&server, 0..10);

@@ -206,7 +206,7 @@ fn a_client_certificate_is_sent_and_its_key_is_kept_secret() {
 
 #[test]
 fn a_server_without_tls_is_refused_if_tls_is_required() {
-    let plain = Cluster::start_with(&Options { tcp: "host all all all trust", ..Options::default() });
+    let plain = Cluster::start_with(&Options::OPEN);
     for (mode, refusal) in [("prefer", None), ("require", Some("does not support TLS")), ("verify-ca", Some("TLS"))] {
         let dir = tempfile::tempdir().unwrap();
         let server =
