@@ -12,6 +12,12 @@ use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation};
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Default time after which a connection is closed whose peer does not confirm what was sent.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Default time without a packet before the first TCP keepalive. A wait for an answer sends nothing by itself.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+/// Default time between two keepalives. That of Linux is 75 s.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+/// Default number of keepalives without an answer that end a connection.
+const KEEPALIVE_COUNT: u32 = 3;
 /// Default port of PostgreSQL.
 const PORT: u16 = 5432;
 
@@ -103,7 +109,11 @@ impl DatabaseUrl {
     pub fn from_pairs(pairs: Pairs) -> Result<DatabaseUrl, String> {
         let mut options = Options::default();
         let mut config = Config::new();
-        config.application_name("stampede").tcp_user_timeout(TCP_USER_TIMEOUT).keepalives_idle(Duration::from_secs(10));
+        config.application_name("stampede").tcp_user_timeout(TCP_USER_TIMEOUT);
+        config
+            .keepalives_idle(KEEPALIVE_IDLE)
+            .keepalives_interval(KEEPALIVE_INTERVAL)
+            .keepalives_retries(KEEPALIVE_COUNT);
         for (keyword, value) in pairs {
             if !options.take(&keyword, &value)? {
                 set(&mut config, &keyword, &value)?;

@@ -38,6 +38,24 @@ impl<T: Into<String>> From<T> for Reason {
     }
 }
 
+/// Maximum number of reasons that are logged while the database is not connected.
+const REASONS_MAX: usize = 16;
+
+/// The reasons that have been logged since the database was connected last.
+#[derive(Default)]
+pub struct LoggedReasons(Vec<Reason>);
+
+impl LoggedReasons {
+    /// Adds a reason. Returns whether it is new, and there is room for it.
+    pub fn insert(&mut self, reason: &Reason) -> bool {
+        let is_new = self.0.len() < REASONS_MAX && !self.0.contains(reason);
+        if is_new {
+            self.0.push(reason.clone());
+        }
+        is_new
+    }
+}
+
 impl Failure {
     /// Returns the failure for an operation that the database refuses until a person repairs something.
     pub fn refusal(text: impl Into<String>) -> Failure {
@@ -86,6 +104,16 @@ fn describe(error: &Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_reason_is_logged_once_and_not_too_many() {
+        let mut logged = LoggedReasons::default();
+        for _ in 0..2 {
+            let expected = if logged.0.is_empty() { REASONS_MAX } else { 0 };
+            let new = (0..100).filter(|n: &usize| logged.insert(&Reason::from(n.to_string())));
+            assert_eq!(new.count(), expected);
+        }
+    }
 
     #[test]
     fn what_needs_a_person_is_told_apart() {

@@ -17,11 +17,12 @@
 
 use crate::config::fatal::Fatal;
 use crate::log::block::{LogKind, StreamId};
+use crate::log::ownership::Owner;
 use crate::log::segment::lacks_descriptors;
 use crate::operate::status::Status;
 use crate::postgres::claim::{Claim, unreadable};
 use crate::postgres::copy_rows::{CopyRows, Rows};
-use crate::postgres::failure::{Failure, Reason};
+use crate::postgres::failure::{Failure, LoggedReasons, Reason};
 use crate::postgres::feed::{self, Feed, FeedReceiver};
 use crate::postgres::limits::in_time;
 use crate::postgres::restore::HEARTBEAT_TIME;
@@ -45,8 +46,6 @@ use tokio::time::{sleep, sleep_until, timeout};
 const BATCH_BYTES_MAX: usize = 8 << 20;
 /// Bytes of records that are turned into rows at once. The previous transaction is served between two pieces.
 const PIECE_BYTES_MAX: usize = 64 << 10;
-/// Maximum number of reasons that are logged while the database is not connected.
-const REASONS_MAX: usize = 16;
 /// Maximum duration of a transaction.
 const SHIP_TIME: Duration = Duration::from_secs(60);
 /// Wait before the first attempt to connect again. Each further wait is twice as long.
@@ -180,7 +179,7 @@ impl Shipper {
 
     async fn ship_until_stopped(&mut self) {
         let mut backoff = BACKOFF_MIN;
-        let mut reasons = Vec::new();
+        let mut reasons = LoggedReasons::default();
         loop {
             let why = match self.serve(&mut reasons, &mut backoff).await {
                 Ok(()) => return,
@@ -196,8 +195,8 @@ impl Shipper {
     }
 
     /// Logs a reason, unless it has been logged since the database was connected last.
-    fn log_reason(&self, reason: Reason, logged: &mut Vec<Reason>) {
-        if logged.len() >= REASONS_MAX || logged.contains(&reason) {
+    fn log_reason(&self, reason: Reason, logged: &mut LoggedReasons) {
+        if !logged.insert(&reason) {
             return;
         }
         let (url, why) = (self.plan.claim.url.place(), &reason.text);
@@ -215,12 +214,11 @@ impl Shipper {
                 "the database is unavailable: records stay in the log, and with --ack local selling continues"
             );
         }
-        logged.push(reason);
     }
 
     /// Connects, and sends batches until the process stops and all records are in the database. Empties `reasons` when
     /// the database is connected.
-    async fn serve(&mut self, reasons: &mut Vec<Reason>, backoff: &mut Duration) -> Result<(), Failure> {
+    async fn serve(&mut self, reasons: &mut LoggedReasons, backoff: &mut Duration) -> Result<(), Failure> {
         let mut database = self.connect().await?;
         let (owner, is_awaited) = (self.plan.claim.owner, self.plan.claim.ack == Watermark::Persisted);
         let mut is_verified = false;
@@ -240,14 +238,7 @@ impl Shipper {
                 let PendingBatch { rows, .. } = std::mem::take(&mut batch);
                 let opens = !rows.opened.is_empty();
                 let status = self.plan.status.clone();
-                let shipping = async {
-                    let tables = [&rows.checkouts, &rows.purchases, &rows.releases, &rows.extensions];
-                    let copied = tables.map(CopyRows::rows);
-                    let began = Instant::now();
-                    in_time(SHIP_TIME, database.ship(owner, rows, &moves)).await?;
-                    status.shipped.committed(began.elapsed(), copied);
-                    Ok(())
-                };
+                let shipping = ship(&mut database, owner, rows, &moves, &status);
                 if self.is_behind() {
                     // Gather a full batch during the transaction. Fewer records wait, so that they form one batch.
                     let (shipped, gathered) = tokio::join!(shipping, self.gather(&mut batch));
@@ -276,7 +267,7 @@ impl Shipper {
             let has_arrived = moves.is_empty() || is_due;
             if has_arrived && !std::mem::replace(&mut is_verified, true) {
                 self.log_connected(&database.place);
-                (*reasons, *backoff) = (Vec::new(), BACKOFF_MIN);
+                (*reasons, *backoff) = (LoggedReasons::default(), BACKOFF_MIN);
             }
             if is_due || lacks_catalogue.is_some() {
                 continue;
@@ -403,6 +394,21 @@ impl Shipper {
         status.earlier_behind.store(earlier.sum(), Ordering::Relaxed);
         self.plan.doorbells.iter().for_each(Doorbell::ring);
     }
+}
+
+/// Commits one batch in the database, and counts it.
+async fn ship(
+    database: &mut Database,
+    owner: Owner,
+    rows: Rows,
+    moves: &[PositionMove],
+    status: &Status,
+) -> Result<(), Failure> {
+    let copied = [&rows.checkouts, &rows.purchases, &rows.releases, &rows.extensions].map(CopyRows::rows);
+    let began = Instant::now();
+    in_time(SHIP_TIME, database.ship(owner, rows, moves)).await?;
+    status.shipped.committed(began.elapsed(), copied);
+    Ok(())
 }
 
 /// Returns when the process stops and the deadline of its stop has passed.

@@ -27,7 +27,7 @@ const HEADS_IN_A_ROW: usize = 64;
 const RECONNECTS_PER_SECOND: u64 = 1_000;
 
 #[derive(Parser)]
-struct Options {
+struct Flags {
     /// Address of the server, on the loopback interface
     address: SocketAddr,
     /// Number of connections that never send anything
@@ -39,7 +39,7 @@ struct Options {
 }
 
 fn main() {
-    let Options { address, silent, duration } = Options::parse();
+    let Flags { address, silent, duration } = Flags::parse();
     let end = Instant::now() + Duration::from_secs(duration);
     let [mut heads, mut silents, mut withdrawn, mut floods] = [0u64; 4];
     thread::scope(|scope| {
