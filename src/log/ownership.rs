@@ -67,6 +67,11 @@ pub struct Memory {
     /// database, and these records cannot be sent to the database again.
     #[serde(default)]
     pub filled: Option<Run>,
+    /// Whether the database is known to name a run of this directory that has not ended and has `--ack local`. No other
+    /// machine replaces such a run without the word of an operator, so a run may then sell before it reaches the
+    /// database.
+    #[serde(default)]
+    pub is_exclusive: bool,
 }
 
 impl Memory {
@@ -205,7 +210,7 @@ mod tests {
     fn the_table_of_owners_holds() {
         let this = run(7, 70);
         let fresh = Memory::default();
-        let used = Memory { seen: Some(run(5, 50)), claiming: Some(run(6, 60)), filled: None };
+        let used = Memory { seen: Some(run(5, 50)), claiming: Some(run(6, 60)), ..fresh };
         let unsure = Memory { seen: None, ..used };
         let filled = Memory { filled: Some(run(4, 40)), ..used };
         for (memory, found, expected) in [

@@ -11,8 +11,9 @@ use crate::log::data_dir::ControlFile;
 use crate::log::ownership::{Conflict, Memory, Owner, judge_owner, judge_position};
 use crate::log::reader::LogReader;
 use crate::postgres::failure::Failure;
-use crate::postgres::owner_row::{Positions, known_position};
+use crate::postgres::owner_row::{OwnerRow, Positions, known_position};
 use crate::postgres::session::Database;
+use crate::sale::deferred::Watermark;
 use crate::sale::ids::Seq;
 use std::path::PathBuf;
 
@@ -24,6 +25,8 @@ pub struct Claim {
     pub owner: Owner,
     /// Length of a sale, in seconds.
     pub sale_period_s: u32,
+    /// What a purchase waits for.
+    pub ack: Watermark,
     /// Side that is used if the database and the data directory contradict each other.
     pub recover_from: RecoverFrom,
     /// `control.json`, with what the data directory remembers of the database.
@@ -44,12 +47,43 @@ impl Claim {
     /// log cannot be read. [`Failure::Transient`]: the database or `control.json` failed; a later attempt may succeed.
     pub async fn make(&mut self) -> Result<(Database, Vec<(StreamId, Seq)>), Failure> {
         let mut database = Database::connect(&self.url).await?;
-        let (owner, period) = (self.owner, self.sale_period_s);
-        let streams = database.claim(owner, period, |found, positions| self.judge(found, positions)).await?;
+        let (owner, terms) = (self.owner, (self.sale_period_s, self.ack));
+        let streams = database.claim(owner, terms, |found, positions| self.judge(found, positions)).await?;
+        self.set_exclusive(self.ack == Watermark::Flushed)?;
         Ok((database, streams))
     }
 
-    fn judge(&mut self, found: Option<Owner>, positions: &Positions) -> Result<Vec<(StreamId, Seq)>, Failure> {
+    /// Returns whether the shards may sell before the database names this run: another machine then cannot sell the same
+    /// items. Either no purchase is acknowledged without the database, or no other machine replaces the run that the
+    /// database names, or an operator has chosen the log.
+    pub fn may_precede(&self) -> bool {
+        let is_fenced = self.ack == Watermark::Persisted;
+        is_fenced || self.control.database().is_exclusive || self.recover_from == RecoverFrom::Log
+    }
+
+    /// Reports that this run has ended and that all its records are in the database, so that another run can take over
+    /// at once. The data directory remembers this first, so that its next run does not sell before it has claimed the
+    /// database again.
+    ///
+    /// # Errors
+    /// [`Failure::Final`]: another run has taken over the database. [`Failure::Transient`]: `control.json` or the
+    /// database failed.
+    pub async fn leave(&self, database: &Database) -> Result<(), Failure> {
+        self.set_exclusive(false)?;
+        database.leave(self.owner).await
+    }
+
+    fn set_exclusive(&self, is_exclusive: bool) -> Result<(), Failure> {
+        self.remember(Memory { is_exclusive, ..self.control.database() })
+    }
+
+    fn remember(&self, memory: Memory) -> Result<(), Failure> {
+        let remembered = self.control.remember(memory);
+        remembered.map_err(|error| Failure::Transient(format!("control.json cannot be written: {error}")))
+    }
+
+    fn judge(&mut self, row: Option<OwnerRow>, positions: &Positions) -> Result<Vec<(StreamId, Seq)>, Failure> {
+        let found = row.map(|row| row.owner);
         let memory = self.control.database();
         let extents = self.streams.iter().map(|(stream, end)| {
             let first = LogReader::new(&self.logs, *stream).first().map_err(unreadable)?;
@@ -66,8 +100,9 @@ impl Claim {
         }
         // Remember the claim before it is sent: if its answer is lost, only this entry distinguishes it from the claim of
         // another data directory.
-        let remembered = self.control.remember(memory.claiming(found, self.owner.run));
-        remembered.map_err(|error| Failure::Transient(format!("control.json cannot be written: {error}")))?;
+        // The answer may be lost, so the run is exclusive only if the row is so before and after the claim.
+        let is_exclusive = row.is_some_and(|row| row.is_exclusive()) && self.ack == Watermark::Flushed;
+        self.remember(Memory { is_exclusive, ..memory.claiming(found, self.owner.run) })?;
         Ok(streams)
     }
 }

@@ -9,6 +9,7 @@ use crate::log::block::{StreamId, StreamKey};
 use crate::log::ownership::{Owner, Run};
 use crate::postgres::failure::Failure;
 use crate::postgres::session::Database;
+use crate::sale::deferred::Watermark;
 use crate::sale::ids::Seq;
 use std::collections::BTreeMap;
 use tokio_postgres::{GenericClient, Row, Statement, Transaction};
@@ -21,9 +22,19 @@ pub struct OwnerRow {
     pub owner: Owner,
     /// Length of a sale, in seconds.
     pub sale_period_s: u32,
+    /// What a purchase waits for in that run. A run that waits for its own disk only may sell even if it does not report.
+    pub ack: Watermark,
     /// Time of the run's last report, in microseconds since the Unix epoch by the clock of the database. `None` if the
     /// run has stopped and all its records are in the database.
     pub seen_us: Option<i64>,
+}
+
+impl OwnerRow {
+    /// Returns whether no other machine may replace the run without the word of an operator: it has not ended, and it
+    /// may acknowledge purchases while it cannot reach the database.
+    pub fn is_exclusive(&self) -> bool {
+        self.seen_us.is_some() && self.ack == Watermark::Flushed
+    }
 }
 
 /// The number of records in the database for each stream of an installation.
@@ -44,20 +55,20 @@ impl Database {
     pub async fn claim<J>(
         &mut self,
         owner: Owner,
-        sale_period_s: u32,
+        (sale_period_s, ack): (u32, Watermark),
         judge: J,
     ) -> Result<Vec<(StreamId, Seq)>, Failure>
     where
-        J: FnOnce(Option<Owner>, &Positions) -> Result<Vec<(StreamId, Seq)>, Failure>,
+        J: FnOnce(Option<OwnerRow>, &Positions) -> Result<Vec<(StreamId, Seq)>, Failure>,
     {
         let transaction = self.client.transaction().await?;
         let found = lock_clusters(&transaction).await?;
         let positions = positions(&transaction, owner.cluster).await?;
-        let streams = judge(found.map(|found| found.owner), &positions)?;
+        let streams = judge(found, &positions)?;
         if let Some(period) = found.map(|found| found.sale_period_s).filter(|period| *period != sale_period_s) {
             return Err(other_period(period));
         }
-        write_owner(&transaction, owner, sale_period_s).await?;
+        write_owner(&transaction, owner, sale_period_s, ack).await?;
         for (stream, position) in &streams {
             if known_position(&positions, stream) != Some(*position) {
                 set_position(&transaction, stream, *position).await?;
@@ -98,20 +109,39 @@ fn taken_over_error() -> Failure {
 /// [`Failure::Transient`]: the lock was not granted within `lock_timeout`, or a statement failed.
 pub async fn lock_clusters(transaction: &Transaction<'_>) -> Result<Option<OwnerRow>, Failure> {
     transaction.batch_execute("lock table clusters in share row exclusive mode").await?;
-    let row = transaction.query_opt(&format!("{OWNER} for update"), &[]).await?;
+    let row = transaction.query_opt(&format!("{} for update", select_owner(ACK_SCHEMA)), &[]).await?;
     Ok(row.map(|row| parse(&row)))
 }
 
-/// The query for the owner's row, in the columns that [`parse`] reads. `seen_at` is `-infinity` for a run that has
-/// stopped.
-pub const OWNER: &str = "select cluster, epoch, run, sale_period_s, \
-    case when isfinite(seen_at) then (extract(epoch from seen_at) * 1000000)::bigint end from clusters";
+/// The first version of the schema whose owner row has the acknowledgement mode.
+const ACK_SCHEMA: i32 = 4;
 
-/// Converts a row of [`OWNER`].
+/// Returns the query for the owner's row in this version of the schema, in the columns that [`parse`] reads. `seen_at` is
+/// `-infinity` for a run that has stopped.
+pub fn select_owner(schema_version: i32) -> String {
+    // Earlier versions did not record the mode. Silence proves nothing about their runs either.
+    let ack = if schema_version < ACK_SCHEMA { "'local'" } else { "ack" };
+    format!(
+        "select cluster, epoch, run, sale_period_s, \
+        case when isfinite(seen_at) then (extract(epoch from seen_at) * 1000000)::bigint end, {ack} from clusters"
+    )
+}
+
+/// Converts a row of [`select_owner`].
 pub fn parse(row: &Row) -> OwnerRow {
     let (epoch, period): (i64, i32) = (row.get(1), row.get(3));
     let owner = Owner { cluster: row.get(0), run: Run { epoch: epoch as u32, id: row.get(2) } };
-    OwnerRow { owner, sale_period_s: period as u32, seen_us: row.get(4) }
+    let ack =
+        if row.get::<_, &str>(5) == ack_name(Watermark::Persisted) { Watermark::Persisted } else { Watermark::Flushed };
+    OwnerRow { owner, sale_period_s: period as u32, ack, seen_us: row.get(4) }
+}
+
+/// Returns the value of `--ack` and of the column `ack` for what purchases wait for.
+pub fn ack_name(ack: Watermark) -> &'static str {
+    match ack {
+        Watermark::Flushed => "local",
+        Watermark::Persisted => "postgres",
+    }
 }
 
 /// Returns the failure for a database whose sales have another length, `period` seconds.
@@ -135,7 +165,8 @@ pub async fn set_seen(
     if changed == 1 { Ok(()) } else { Err(taken_over_error()) }
 }
 
-/// Writes the owner's row, with the present time as its beginning and as its last report.
+/// Writes the owner's row, with the present time as its beginning and as its last report. A run that is the owner already
+/// keeps the mode that its row has: see [`make_exclusive`].
 ///
 /// # Errors
 /// [`Failure::Transient`]: the statement failed.
@@ -143,13 +174,27 @@ pub async fn write_owner(
     transaction: &Transaction<'_>,
     Owner { cluster, run }: Owner,
     sale_period_s: u32,
+    ack: Watermark,
 ) -> Result<(), Failure> {
-    let upsert = "insert into clusters (cluster, sale_period_s, epoch, run, since, seen_at) \
-        values ($1, $2, $3, $4, now(), clock_timestamp()) on conflict (cluster) do update \
-        set epoch = $3, run = $4, since = now(), seen_at = clock_timestamp()";
+    let upsert = "insert into clusters as c (cluster, sale_period_s, epoch, run, ack, since, seen_at) \
+        values ($1, $2, $3, $4, $5, now(), clock_timestamp()) on conflict (cluster) do update \
+        set ack = case when c.run = $4 then c.ack else $5 end, \
+        epoch = $3, run = $4, since = now(), seen_at = clock_timestamp()";
     let (period, epoch) = (sale_period_s as i32, i64::from(run.epoch));
-    transaction.execute(upsert, &[&cluster, &period, &epoch, &run.id]).await?;
+    transaction.execute(upsert, &[&cluster, &period, &epoch, &run.id, &ack_name(ack)]).await?;
     Ok(())
+}
+
+/// Records that the run of `owner` must not be replaced without the word of an operator any more. The next run of its
+/// data directory calls this in an upgrade from `--ack postgres` to `--ack local`, because it sells before it claims the
+/// database for itself.
+///
+/// # Errors
+/// [`Failure::Final`]: another run has taken over the database. [`Failure::Transient`]: the update failed.
+pub async fn make_exclusive(client: &impl GenericClient, Owner { cluster, run }: Owner) -> Result<(), Failure> {
+    let update = "update clusters set ack = 'local' where cluster = $1 and epoch = $2 and run = $3";
+    let changed = client.execute(update, &[&cluster, &i64::from(run.epoch), &run.id]).await?;
+    if changed == 1 { Ok(()) } else { Err(taken_over_error()) }
 }
 
 /// Returns the position of a stream, or `None` if the database has no row for it.

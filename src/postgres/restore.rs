@@ -1,15 +1,17 @@
 //! Fills a new data directory with the latest sale in Postgres, and the ended sales that are still needed, after the
 //! machine that sold them is gone.
 //!
-//! 1. Read the owner's row. If its run has not stopped in order, read the row again at each attempt, until it has not
-//!    changed for 15 s. If it changes, that run is alive, and the takeover is refused.
+//! 1. Read the owner's row. If its run has stopped in order, continue. If the run has `--ack local`, refuse: it may still
+//!    sell without the database, and its silence proves nothing. Otherwise, or if the operator has set
+//!    `--recover-from postgres`, read the row again at each attempt, until it has not changed for 15 s. If it changes,
+//!    that run is alive, and the takeover is refused.
 //! 2. In one transaction: lock the row, read these sales, and write a new run as the owner, with the position of
 //!    its only stream at the end of that stream. So its records are not sent to the database again.
 //! 3. Write the records to the log of the new data directory, durably. Recovery then reads it like every other log.
 
 use crate::config::database_url::DatabaseUrl;
 use crate::config::fatal::Fatal;
-use crate::config::settings::HOLD_MAX;
+use crate::config::settings::{HOLD_MAX, RecoverFrom};
 use crate::log::block::{BLOCK_BYTES, Chain, LogKind, StreamId};
 use crate::log::data_dir::{Control, DataDir};
 use crate::log::ownership::{Memory, Owner, Run};
@@ -19,6 +21,7 @@ use crate::postgres::owner_row::{OwnerRow, lock_clusters, other_period, set_posi
 use crate::postgres::session::Database;
 use crate::postgres::snapshot::Snapshot;
 use crate::sale::code::Code;
+use crate::sale::deferred::Watermark;
 use crate::sale::ids::{ItemId, SaleId, Seq, Terms, UserId};
 use crate::sale::parts::ENDED_MAX;
 use crate::sale::record::{BLOCK_RECORDS, LogEvent, Record, ReleaseReason};
@@ -73,12 +76,13 @@ impl TakeoverWait {
     /// checks have passed, to make the directory new.
     ///
     /// # Errors
-    /// [`Failure::Final`]: this server cannot use the database, or the data directory cannot be written.
+    /// [`Failure::Final`]: this server cannot use the database, its owner may still sell, or the data directory cannot be
+    /// written.
     /// [`Failure::Transient`]: a later attempt may succeed. The wait then begins anew, because the other server may not
     /// have reached the database either.
     pub async fn attempt(
         &mut self,
-        url: &DatabaseUrl,
+        (url, recover_from): (&DatabaseUrl, RecoverFrom),
         dir: &DataDir,
         rules: &Rules,
         now_ms: u64,
@@ -90,6 +94,9 @@ impl TakeoverWait {
         let Some(found) = snapshot.owner_row else { return Ok(Attempt::NeverUsed) };
         if found.sale_period_s != rules.period_s {
             return Err(other_period(found.sale_period_s));
+        }
+        if !may_replace(&found, recover_from) {
+            return Err(may_still_sell(found));
         }
         if found.seen_us.is_some() {
             match first_seen {
@@ -113,7 +120,8 @@ impl TakeoverWait {
         let taken_over = database.take_over(found, host::new_id()?, rules, now_ms).await?;
         let Owner { cluster, run } = taken_over.owner;
         let stream = StreamId { cluster, epoch: run.epoch, shard: 0, log: LogKind::Purchases };
-        let memory = Memory { seen: Some(run), claiming: None, filled: Some(run) };
+        let is_exclusive = rules.purchase_ack == Watermark::Flushed;
+        let memory = Memory { seen: Some(run), filled: Some(run), is_exclusive, ..Memory::default() };
         let mut control = Control::new(cluster, run.epoch, rules.period_s, memory);
         control.longest_hold_ms = longest_hold_ms(&taken_over.records);
         dir.fill(control, |logs| write_stream(logs, stream, &taken_over.records))?;
@@ -145,10 +153,26 @@ impl Database {
         let records = needed_sales(&transaction, rules, now_ms).await?;
         let stream = StreamId { cluster, epoch: owner.run.epoch, shard: 0, log: LogKind::Purchases };
         set_position(&transaction, &stream, records.len() as Seq).await?;
-        write_owner(&transaction, owner, found.sale_period_s).await?;
+        write_owner(&transaction, owner, found.sale_period_s, rules.purchase_ack).await?;
         transaction.commit().await?;
         Ok(TakenOver { owner, records })
     }
+}
+
+/// Returns whether the owner may be replaced, if it does not report any more.
+fn may_replace(found: &OwnerRow, recover_from: RecoverFrom) -> bool {
+    !found.is_exclusive() || recover_from == RecoverFrom::Postgres
+}
+
+/// Returns the failure for an owner that may still sell although it does not reach the database.
+fn may_still_sell(found: OwnerRow) -> Failure {
+    Failure::Final(Fatal::Database(format!(
+        "its latest run (epoch {}, --ack local) has not ended in order, so another server is running on it, or may still \
+         sell without it; start the server on the data directory of that run, or stop that server in order. If that \
+         server is gone for good, continue from the database with --recover-from postgres: what had not arrived there \
+         is lost",
+        found.owner.run.epoch
+    )))
 }
 
 /// Checks that the latest sale was not sold by version 0.1, or has ended. That version minted codes which this one cannot
@@ -287,6 +311,22 @@ fn write_stream(dir: &Path, stream: StreamId, records: &[Record]) -> io::Result<
 mod tests {
     use super::*;
     use crate::log::stream::{self, Ending};
+
+    #[test]
+    fn a_run_that_may_still_sell_is_replaced_only_on_the_word_of_an_operator() {
+        let owner = Owner { cluster: Uuid::from_u128(1), run: Run { epoch: 1, id: Uuid::from_u128(2) } };
+        for (ack, seen_us, expected) in [
+            (Watermark::Flushed, Some(5), false),
+            (Watermark::Flushed, None, true),
+            (Watermark::Persisted, Some(5), true),
+            (Watermark::Persisted, None, true),
+        ] {
+            let found = OwnerRow { owner, sale_period_s: 1, ack, seen_us };
+            assert_eq!(may_replace(&found, RecoverFrom::Auto), expected, "{found:?}");
+            assert_eq!(may_replace(&found, RecoverFrom::Log), expected, "{found:?}");
+            assert!(may_replace(&found, RecoverFrom::Postgres));
+        }
+    }
 
     #[test]
     fn what_is_written_is_read_back() {

@@ -9,6 +9,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../sql/0001_schema.sql"),
     include_str!("../../sql/0002_checkout_key.sql"),
     include_str!("../../sql/0003_parts.sql"),
+    include_str!("../../sql/0004_ack.sql"),
 ];
 /// Key of the advisory lock under which the schema is changed, so that two servers can start at the same time.
 const MIGRATION_LOCK: i64 = 0x5354_414d_5045_4445;

@@ -26,6 +26,7 @@ use crate::postgres::restore::HEARTBEAT_TIME;
 use crate::postgres::session::Database;
 use crate::postgres::ship::PositionMove;
 use crate::postgres::stream_tail::StreamTail;
+use crate::sale::deferred::Watermark;
 use crate::sale::ids::{Seq, ShardId};
 use crate::sale::record::{RECORD_BYTES, Record};
 use crate::system::doorbell::Doorbell;
@@ -68,8 +69,6 @@ pub struct Plan {
     pub doorbells: Arc<[Doorbell]>,
     /// Channel to each shard, for the positions of the streams whose segments that shard removes.
     pub shipped: Vec<Sender<(StreamId, Seq)>>,
-    /// Whether purchases are acknowledged only after their transaction (`--ack postgres`).
-    pub is_awaited: bool,
 }
 
 /// The running persistence thread.
@@ -183,7 +182,7 @@ impl Shipper {
     async fn serve(&mut self, is_unavailable: &mut bool, backoff: &mut Duration) -> Result<(), Failure> {
         let connecting = timeout(CONNECT_TIME, self.connect());
         let mut database = connecting.await.map_err(|_| Failure::Transient("connecting timed out".into()))??;
-        let owner = self.plan.claim.owner;
+        let (owner, is_awaited) = (self.plan.claim.owner, self.plan.claim.ack == Watermark::Persisted);
         let mut is_verified = false;
         // The previous connection may have ended before a catalogue was complete.
         let mut lacks_catalogue = Some(Instant::now());
@@ -193,8 +192,8 @@ impl Shipper {
             let is_stopping = self.stop.get().is_some();
             self.gather(&mut batch).await?;
             let moves = self.moves();
-            let is_awaited = self.plan.is_awaited && batch.rows.purchases.rows() > 0;
-            let is_due = !moves.is_empty() && (is_awaited || is_stopping || batch.remaining_wait().is_zero());
+            let is_urgent = is_awaited && batch.rows.purchases.rows() > 0;
+            let is_due = !moves.is_empty() && (is_urgent || is_stopping || batch.remaining_wait().is_zero());
             if is_due {
                 let PendingBatch { rows, .. } = std::mem::take(&mut batch);
                 let opens = !rows.opened.is_empty();
@@ -240,8 +239,8 @@ impl Shipper {
             if is_due || lacks_catalogue.is_some() {
                 continue;
             }
-            match (moves.is_empty(), self.plan.is_awaited) {
-                (true, _) if is_stopping => return in_time(database.leave(owner)).await,
+            match (moves.is_empty(), is_awaited) {
+                (true, _) if is_stopping => return in_time(self.plan.claim.leave(&database)).await,
                 (true, _) => drop(timeout(IDLE_TIME, self.flushed.bell.notified()).await),
                 // A purchase may arrive, and is sent at once.
                 (false, true) => drop(timeout(batch.remaining_wait(), self.flushed.bell.notified()).await),

@@ -4,7 +4,7 @@
 use crate::config::database_url::DatabaseUrl;
 use crate::log::ownership::Owner;
 use crate::postgres::failure::Failure;
-use crate::postgres::owner_row::{self, OWNER, OwnerRow, Positions};
+use crate::postgres::owner_row::{self, OwnerRow, Positions};
 use crate::postgres::{schema, session};
 use tokio_postgres::Client;
 
@@ -41,7 +41,8 @@ impl Snapshot {
         }
         snapshot.schema_version = snapshot.client.query_one(schema::APPLIED, &[]).await?.get(0);
         schema::check_version(snapshot.schema_version)?;
-        snapshot.owner_row = snapshot.client.query_opt(OWNER, &[]).await?.map(|row| owner_row::parse(&row));
+        let select_owner = owner_row::select_owner(snapshot.schema_version);
+        snapshot.owner_row = snapshot.client.query_opt(&select_owner, &[]).await?.map(|row| owner_row::parse(&row));
         snapshot.owner = snapshot.owner_row.map(|row| row.owner);
         if let Some(owner) = snapshot.owner {
             snapshot.positions = owner_row::positions(&snapshot.client, owner.cluster).await?;

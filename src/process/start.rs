@@ -30,7 +30,6 @@ use crate::runtime::control::Notice;
 use crate::runtime::log_pair::PersistenceChannels;
 use crate::runtime::mesh;
 use crate::runtime::shard_thread::{ShardSetup, ShardStart, ShardThread};
-use crate::sale::deferred::Watermark;
 use crate::sale::ids::{SaleId, ShardId};
 use crate::sale::partition::Partition;
 use crate::sale::shard::Inventory;
@@ -226,8 +225,7 @@ fn begin(
     let (shipper, feed) = claim
         .map(|claim| {
             let (status, doorbells) = (status.clone(), shards.doorbells.clone());
-            let is_awaited = config.rules.purchase_ack == Watermark::Persisted;
-            Shipper::new(Plan { claim, status, doorbells, shipped: senders, is_awaited })
+            Shipper::new(Plan { claim, status, doorbells, shipped: senders })
         })
         .unzip();
     // Count the segments of earlier runs before a shard creates one.

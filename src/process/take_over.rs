@@ -54,7 +54,8 @@ pub fn take_over(
     let (ahead, existing_blocks) = thread::scope(|scope| {
         let prepare = scope.spawn(|| {
             let _ = nice(PREPARE_NICENESS);
-            prepare(config, predecessor.offer.epoch, partition, clock, segment_blocks)
+            let was_fenced = predecessor.offer.settings.is_some_and(|settings| settings.waits_for_database);
+            prepare(config, (predecessor.offer.epoch, was_fenced), partition, clock, segment_blocks)
         });
         prepare.join().expect("a panic ends the process")
     })?;
@@ -96,12 +97,12 @@ pub fn distribute_listeners(listeners: Vec<OwnedFd>, shards: u16) -> Vec<ShardSo
 /// Reads the log, and creates the first segment of each shard, with room for the end of every hold.
 fn prepare(
     config: &Config,
-    epoch: u32,
+    (epoch, was_fenced): (u32, bool),
     partition: Partition,
     clock: &Clock,
     segment_blocks: u32,
 ) -> Result<(UpgradeRecovery, Vec<Option<u32>>), Fatal> {
-    let mut ahead = UpgradeRecovery::read(config, epoch, partition, clock)?;
+    let mut ahead = UpgradeRecovery::read(config, (epoch, was_fenced), partition, clock)?;
     let OpenDataDir { logs, cluster, .. } = ahead.data();
     let mut existing_blocks = Vec::new();
     let held = ahead.held().into_iter().chain(iter::repeat(0));

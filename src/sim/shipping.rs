@@ -111,7 +111,7 @@ impl World {
         self.owner = Owner { cluster: CLUSTER, run };
         self.database.tables.owner = Some(self.owner);
         self.database.tables.positions.insert(key, records.len() as u64);
-        self.memory = Memory { seen: Some(run), claiming: None, filled: Some(run) };
+        self.memory = Memory { seen: Some(run), filled: Some(run), ..Memory::default() };
         self.disk = Disk::default();
         if !records.is_empty() {
             self.disk.create(key);

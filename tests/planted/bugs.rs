@@ -570,6 +570,13 @@ pub const BUGS: &[Bug] = &[
     },
     // --- Postgres ---
     Bug {
+        what: "a server that may still sell is replaced after silence",
+        file: "postgres/owner_row.rs",
+        place: "self.seen_us.is_some() && «self.ack == Watermark::Flushed»",
+        wrong: "{ let _ = self.ack; false }",
+        caught_by: "restore::",
+    },
+    Bug {
         what: "a database restored to a state before a takeover is not detected",
         file: "log/ownership.rs",
         place: "_ if «is_older && memory.filled.is_some_and(is_before)» => Err(Conflict::OlderThanFill),",

@@ -14,6 +14,7 @@ pub const PASSWORD: &str = "open-sesame";
 pub struct Cluster {
     dir: tempfile::TempDir,
     postmaster: Option<Child>,
+    namespace: Option<String>,
     /// TCP port on 127.0.0.1, or 0 if the cluster does not listen on TCP.
     pub port: u16,
 }
@@ -24,6 +25,8 @@ pub struct Options<'a> {
     /// Line of `pg_hba.conf` for TCP clients, like `host all all all trust`. If it is empty, the cluster does not
     /// listen on TCP.
     pub tcp: &'a str,
+    /// Network namespace in which the cluster listens on TCP, on all addresses.
+    pub namespace: Option<&'a str>,
     /// TLS certificate and key of the cluster, in PEM.
     pub certificate: Option<(String, String)>,
     /// Largest size of a file. A table that reaches it behaves as if the disk were full.
@@ -93,7 +96,8 @@ impl Cluster {
             // Another process may take the port before Postgres binds it. Then Postgres does not start, and the test
             // fails.
             port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            settings += &format!("listen_addresses = '127.0.0.1'\nport = {port}\n");
+            let address = if options.namespace.is_some() { "*" } else { "127.0.0.1" };
+            settings += &format!("listen_addresses = '{address}'\nport = {port}\n");
             write("data/pg_hba.conf", &format!("local all all trust\n{}\n", options.tcp));
         }
         if let Some((certificate, key)) = &options.certificate {
@@ -102,7 +106,7 @@ impl Cluster {
             settings += "ssl = on\n";
         }
         write("data/postgresql.auto.conf", &settings);
-        let mut cluster = Cluster { dir, postmaster: None, port };
+        let mut cluster = Cluster { dir, postmaster: None, namespace: options.namespace.map(str::to_owned), port };
         cluster.go_on();
         if let Some(bytes) = options.file_bytes_max {
             cluster.limit_files(&bytes.to_string());
@@ -140,6 +144,12 @@ impl Cluster {
     fn spawn(&self) -> Child {
         let log = std::fs::File::options().create(true).append(true).open(self.dir.path().join("log")).unwrap();
         let mut postgres = command(&bin("postgres"));
+        if let Some(namespace) = &self.namespace {
+            // `ip netns exec` becomes the program, so the process id stays that of Postgres.
+            let inner = postgres;
+            postgres = Command::new("ip");
+            postgres.args(["netns", "exec", namespace]).arg(inner.get_program()).args(inner.get_args());
+        }
         postgres.arg("-k").arg(self.dir.path()).arg("-D").arg(self.dir.path().join("data"));
         postgres.stdout(Stdio::null()).stderr(log).spawn().unwrap()
     }

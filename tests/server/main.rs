@@ -2,7 +2,8 @@
 //!
 //! Each module tests one subject, except the shared parts: `harness` starts servers and clients; `history` and `log`
 //! check every response against the server's log; `load` is a crowd of buyers; `cluster` and `proxy` run Postgres;
-//! `browser` controls Chromium; `power`, `faulty_disk` and `mountpoint` provide disks.
+//! `browser` controls Chromium; `power`, `faulty_disk` and `mountpoint` provide disks; `network` provides a link
+//! whose cable can be pulled.
 
 mod abuse;
 mod admin_port;
@@ -37,6 +38,7 @@ mod log_in_use;
 mod log_tool;
 mod metrics;
 mod mountpoint;
+mod network;
 mod openapi;
 mod package;
 mod parent;
@@ -50,6 +52,7 @@ mod sell_out;
 mod service;
 mod settings;
 mod signals;
+mod split_brain;
 mod start_up;
 mod takeover;
 mod upgrade;
