@@ -4,14 +4,43 @@
 //! Two rules hold: a caller asks only for flushed records, and a segment that retention has removed since it was listed
 //! is no error.
 
-use crate::log::block::{self, BLOCK_BYTES, StreamId};
+use crate::log::block::{self, BLOCK_BYTES, StreamId, StreamKey};
 use crate::log::segment::SegmentName;
 use crate::sale::ids::Seq;
 use crate::sale::record::RECORD_BYTES;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use uuid::Uuid;
+
+/// Returns for each stream in a directory the number of records before the first one that is left, because retention may
+/// have removed segments. Lists the directory once, whatever the number of its streams.
+///
+/// # Errors
+/// An I/O error if the directory or a segment cannot be read.
+pub fn first_records(dir: &Path, cluster: Uuid) -> io::Result<BTreeMap<StreamKey, Seq>> {
+    'list: loop {
+        let mut firsts = BTreeMap::new();
+        for name in SegmentName::list(dir, cluster)? {
+            if let Entry::Vacant(first) = firsts.entry(name.stream.key()) {
+                let mut bytes = [0; BLOCK_BYTES];
+                match File::open(name.path(dir)).and_then(|file| file.read_exact_at(&mut bytes, 0)) {
+                    Ok(()) => {
+                        let header = block::parse(&bytes, &name.stream);
+                        first.insert(header.map_or(0, |(header, _)| header.records_before));
+                    }
+                    // Retention has removed the segment since it was listed.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue 'list,
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        return Ok(firsts);
+    }
+}
 
 /// Reading position in the segments of a stream.
 pub struct LogReader {
@@ -25,26 +54,6 @@ impl LogReader {
     /// Creates a reader at the first segment that the stream still has.
     pub fn new(dir: &Path, stream: StreamId) -> Self {
         LogReader { dir: dir.to_owned(), stream, segment: None }
-    }
-
-    /// Returns the number of records before the first one that is left, because retention may have removed segments.
-    /// Returns `None` if the stream has no segment.
-    ///
-    /// # Errors
-    /// An I/O error if the directory or a segment cannot be read.
-    pub fn first(&self) -> io::Result<Option<Seq>> {
-        loop {
-            let Some(name) = self.names()?.into_iter().next() else { return Ok(None) };
-            let mut bytes = [0; BLOCK_BYTES];
-            match File::open(name.path(&self.dir)).and_then(|file| file.read_exact_at(&mut bytes, 0)) {
-                Ok(()) => {
-                    return Ok(Some(block::parse(&bytes, &self.stream).map_or(0, |(header, _)| header.records_before)));
-                }
-                // Retention has removed the segment since it was listed: list again.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
     }
 
     /// Appends to `records` the records after number `after` up to number `until`, which must be flushed. Stops at the

@@ -9,7 +9,7 @@ use crate::config::settings::RecoverFrom;
 use crate::log::block::StreamId;
 use crate::log::data_dir::ControlFile;
 use crate::log::ownership::{Conflict, Memory, Owner, judge_owner, judge_position};
-use crate::log::reader::LogReader;
+use crate::log::reader::first_records;
 use crate::postgres::failure::Failure;
 use crate::postgres::owner_row::{OwnerRow, Positions, known_position};
 use crate::postgres::session::Database;
@@ -85,11 +85,12 @@ impl Claim {
     fn judge(&mut self, row: Option<OwnerRow>, positions: &Positions) -> Result<Vec<(StreamId, Seq)>, Failure> {
         let found = row.map(|row| row.owner);
         let memory = self.control.database();
+        let firsts = first_records(&self.logs, self.owner.cluster).map_err(unreadable)?;
         let extents = self.streams.iter().map(|(stream, end)| {
-            let first = LogReader::new(&self.logs, *stream).first().map_err(unreadable)?;
-            Ok((*stream, first.or(*end).unwrap_or(0), *end))
+            let first = firsts.get(&stream.key()).copied();
+            (*stream, first.or(*end).unwrap_or(0), *end)
         });
-        let extents: Vec<_> = extents.collect::<Result<_, Failure>>()?;
+        let extents: Vec<_> = extents.collect();
         let streams =
             judge((self.owner, memory), (found, positions), &extents, self.recover_from).map_err(Fatal::from)?;
         for (stream, at) in &streams {
