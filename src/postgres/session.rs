@@ -18,11 +18,12 @@ pub struct Database {
     pub(crate) client: Client,
     /// Sales whose partition of `checkouts` is known to exist.
     pub(crate) prepared: BTreeSet<u32>,
+    /// Sales whose row in `sales` is known to exist. The record of each shard that opens a sale has the same terms.
+    pub(crate) opened: BTreeSet<u32>,
     pub(crate) copy_checkouts: Statement,
     pub(crate) copy_purchases: Statement,
     pub(crate) copy_releases: Statement,
     pub(crate) copy_extensions: Statement,
-    pub(crate) copy_items: Statement,
     pub(crate) move_positions: Statement,
     pub(crate) set_seen: Statement,
 }
@@ -36,7 +37,7 @@ impl Database {
     pub async fn connect(url: &DatabaseUrl) -> Result<Database, Failure> {
         let mut client = log_in(url).await?;
         schema::migrate(&mut client).await?;
-        let copy = |table: &str| format!("copy {table} from stdin with (format binary)");
+        let copy = |table: &str| format!("copy stampede.{table} from stdin with (format binary)");
         // The columns in the order of `copy_rows`. A later schema may have more of them.
         let checkouts = "checkouts (sale_id, item_id, user_id, code, outcome, at, expires_at, idempotency_key)";
         let purchases = "purchases (sale_id, item_id, user_id, code, at, idempotency_key)";
@@ -44,14 +45,14 @@ impl Database {
         let extensions = "extensions (sale_id, item_id, user_id, code, by_ms, at)";
         Ok(Database {
             prepared: BTreeSet::new(),
+            opened: BTreeSet::new(),
             copy_checkouts: client.prepare(&copy(checkouts)).await?,
             copy_purchases: client.prepare(&copy(purchases)).await?,
             copy_releases: client.prepare(&copy(releases)).await?,
             copy_extensions: client.prepare(&copy(extensions)).await?,
-            copy_items: client.prepare(&copy("sale_items (sale_id, item_id, name, image_url)")).await?,
             move_positions: client
                 .prepare(
-                    "update log_positions p set position = m.later \
+                    "update stampede.log_positions p set position = m.later \
                      from unnest($2::bigint[], $3::integer[], $4::text[], $5::bigint[], $6::bigint[]) \
                      m (epoch, shard, log, position, later) \
                      where p.cluster = $1 and (p.epoch, p.shard, p.log, p.position) = (m.epoch, m.shard, m.log, m.position) \
@@ -60,7 +61,7 @@ impl Database {
                 .await?,
             set_seen: client
                 .prepare(
-                    "update clusters set seen_at = case $4 when 'now' then clock_timestamp() else '-infinity' end \
+                    "update stampede.clusters set seen_at = case $4 when 'now' then clock_timestamp() else '-infinity' end \
                      where cluster = $1 and epoch = $2 and run = $3",
                 )
                 .await?,

@@ -10,10 +10,9 @@
 //! 2. Send the batch if it is due: it is full, its first record was gathered 20 ms ago, purchases in it wait for the
 //!    database (`--ack postgres`), or the process stops. If another full batch is durable already, gather it meanwhile.
 //! 3. Publish the new positions, and ring the shards.
-//! 4. Generate a part of a catalogue, if nothing was sent, or if a catalogue has waited for a second.
-//! 5. Report that this run is alive, every 2 s.
-//! 6. If nothing was sent and no catalogue is incomplete: report the end of this run and return, if the process stops
-//!    and no record is left. Otherwise sleep until a shard rings or a wait ends.
+//! 4. Report that this run is alive, every 2 s.
+//! 5. If nothing was sent: report the end of this run and return, if the process stops and no record is left. Otherwise
+//!    sleep until a shard rings or a wait ends.
 
 use crate::config::fatal::Fatal;
 use crate::log::block::StreamId;
@@ -56,8 +55,6 @@ const IDLE_TIME: Duration = Duration::from_millis(500);
 /// How long a batch may wait for more records if no buyer waits for it. Fewer transactions leave more CPU time for
 /// buyers.
 const GATHER_TIME: Duration = Duration::from_millis(20);
-/// How long the next part of a catalogue may be delayed by batches.
-const CATALOGUE_TIME: Duration = Duration::from_secs(1);
 
 /// Everything that the persistence thread needs to start.
 pub struct Plan {
@@ -184,8 +181,6 @@ impl Shipper {
         let mut database = connecting.await.map_err(|_| Failure::Transient("connecting timed out".into()))??;
         let (owner, is_awaited) = (self.plan.claim.owner, self.plan.claim.ack == Watermark::Persisted);
         let mut is_verified = false;
-        // The previous connection may have ended before a catalogue was complete.
-        let mut lacks_catalogue = Some(Instant::now());
         let mut batch = PendingBatch::default();
         loop {
             // Read this before gathering: all records that were flushed before the stop are gathered after it.
@@ -196,7 +191,6 @@ impl Shipper {
             let is_due = !moves.is_empty() && (is_urgent || is_stopping || batch.remaining_wait().is_zero());
             if is_due {
                 let PendingBatch { rows, .. } = std::mem::take(&mut batch);
-                let opens = !rows.opened.is_empty();
                 let status = self.plan.status.clone();
                 let shipping = async {
                     let tables = [&rows.checkouts, &rows.purchases, &rows.releases, &rows.extensions];
@@ -215,14 +209,6 @@ impl Shipper {
                 }
                 moves.iter().for_each(|moved| self.arrived(moved));
                 self.publish();
-                if opens {
-                    lacks_catalogue = lacks_catalogue.or(Some(Instant::now()));
-                }
-            }
-            // Batches come first, but they delay the catalogue for at most a second.
-            if lacks_catalogue.is_some_and(|since| !is_due || since.elapsed() > CATALOGUE_TIME) {
-                let extended = in_time(database.extend_catalogue()).await?;
-                lacks_catalogue = extended.then(Instant::now);
             }
             if Instant::now() >= self.next_heartbeat {
                 in_time(database.heartbeat(owner)).await?;
@@ -236,7 +222,7 @@ impl Shipper {
                 tracing::info!(url = self.plan.claim.url.place(), records_behind, "the database is connected");
                 (*is_unavailable, *backoff) = (false, BACKOFF_MIN);
             }
-            if is_due || lacks_catalogue.is_some() {
+            if is_due {
                 continue;
             }
             match (moves.is_empty(), is_awaited) {

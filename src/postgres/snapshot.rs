@@ -4,8 +4,9 @@
 use crate::config::database_url::DatabaseUrl;
 use crate::log::ownership::Owner;
 use crate::postgres::failure::Failure;
-use crate::postgres::owner_row::{self, OwnerRow, Positions};
-use crate::postgres::{schema, session};
+use crate::postgres::owner_row::{self, OwnerRow, POSITIONS, Positions};
+use crate::postgres::schema::{self, Installed};
+use crate::postgres::session;
 use tokio_postgres::Client;
 
 /// A transaction that reads the state of the database at one moment.
@@ -14,8 +15,8 @@ pub struct Snapshot {
     pub owner: Option<Owner>,
     /// The row of the owner.
     pub owner_row: Option<OwnerRow>,
-    /// Version of the schema: the number of the last file of `sql/` that was applied.
-    pub schema_version: i32,
+    /// The tables of Stampede, or `None` if the database was never used.
+    pub installed: Option<Installed>,
     /// Positions of the owner's streams.
     pub positions: Positions,
     /// Client of the open transaction: repeatable read, read only.
@@ -33,19 +34,15 @@ impl Snapshot {
         // The reader may be idle for longer than a writer, because it holds no lock that delays a writer.
         let begin = "set idle_in_transaction_session_timeout = 0; begin isolation level repeatable read read only";
         client.batch_execute(begin).await?;
-        let mut snapshot =
-            Snapshot { owner: None, owner_row: None, schema_version: 0, positions: Positions::new(), client };
-        let is_ours = "select to_regclass('schema_migrations') is not null and to_regclass('clusters') is not null";
-        if !snapshot.client.query_one(is_ours, &[]).await?.get::<_, bool>(0) {
-            return Ok(snapshot);
-        }
-        snapshot.schema_version = snapshot.client.query_one(schema::APPLIED, &[]).await?.get(0);
-        schema::check_version(snapshot.schema_version)?;
-        let select_owner = owner_row::select_owner(snapshot.schema_version);
+        let installed = schema::find(&client).await?;
+        let mut snapshot = Snapshot { owner: None, owner_row: None, installed, positions: Positions::new(), client };
+        let Some(installed) = &snapshot.installed else { return Ok(snapshot) };
+        let select_owner = installed.localize(&owner_row::select_owner(installed.version));
         snapshot.owner_row = snapshot.client.query_opt(&select_owner, &[]).await?.map(|row| owner_row::parse(&row));
         snapshot.owner = snapshot.owner_row.map(|row| row.owner);
         if let Some(owner) = snapshot.owner {
-            snapshot.positions = owner_row::positions(&snapshot.client, owner.cluster).await?;
+            let positions = snapshot.client.query(&installed.localize(POSITIONS), &[&owner.cluster]).await?;
+            snapshot.positions = owner_row::parse_positions(&positions);
         }
         Ok(snapshot)
     }

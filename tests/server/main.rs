@@ -20,6 +20,7 @@ mod crash;
 mod crowds;
 mod dashboard;
 mod database_faults;
+mod database_schema;
 mod deletions;
 mod descriptors;
 mod events;
