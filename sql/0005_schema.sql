@@ -30,8 +30,3 @@ from stampede.sales s, lateral generate_series(0, s.items - 1) i (item_id);
 comment on view stampede.sale_items is 'Each item of each sale. Select by sale: the view computes all items of each selected sale';
 comment on column stampede.sale_items.name is 'The name of the item';
 comment on column stampede.sale_items.image_url is 'The path of the image on the server';
-
-create view stampede.item_status as
-select i.sale_id, i.item_id, i.name, p.code is not null as purchased, p.user_id, p.at as purchased_at
-from stampede.sale_items i left join stampede.purchases p using (sale_id, item_id);
-comment on view stampede.item_status is 'Whether each item of each sale was bought, by which user, and when. Select by sale';

@@ -35,8 +35,8 @@ pub struct PostgresView {
 pub struct SaleRows {
     /// Stock and limit per user, if the database has the sale.
     pub terms: Option<(u32, u32)>,
-    /// Numbers of checkouts: granted, refused as `item-sold`, as `item-reserved`, as `user-limit`. `None` if the
-    /// partition of the sale was dropped.
+    /// Numbers of checkouts: granted, refused as `item-sold`, as `item-reserved`, as `user-limit`. `None` if a partition
+    /// of the sale was dropped.
     pub checkouts: Option<[u64; 4]>,
     /// Numbers of holds that ended without a purchase: expired, cancelled.
     pub releases: [u64; 2],
@@ -111,7 +111,14 @@ async fn rows(snapshot: &Snapshot, sale: SaleId, now_ms: u64) -> Result<SaleRows
     let ask = async |query: &str| client.query(&installed.localize(query), &[&sale]).await;
     let terms = ask("select items, user_limit from stampede.sales where sale_id = $1").await?;
     rows.terms = terms.first().map(|row| (row.get::<_, i32>(0) as u32, row.get::<_, i32>(1) as u32));
-    let partition = "select to_regclass('stampede.checkouts_' || $1::bigint) is not null";
+    // Before version 6 of the schema, each sale had a partition.
+    let partition = match installed.version {
+        ..6 => "select to_regclass('stampede.checkouts_' || $1::bigint) is not null",
+        _ => {
+            "select not is_pruned from stampede.partitions where table_name = 'checkouts' \
+            and $1::bigint >= first_sale and $1::bigint < until_sale"
+        }
+    };
     if ask(partition).await?.first().is_some_and(|row| row.get(0)) {
         let mut checkouts = [0; 4];
         let select = "select outcome, count(*) from stampede.checkouts where sale_id = $1 group by outcome";

@@ -46,7 +46,13 @@ impl Claim {
     /// [`Failure::Final`]: the database does not fit the data directory, its schema is newer than this version, or the
     /// log cannot be read. [`Failure::Transient`]: the database or `control.json` failed; a later attempt may succeed.
     pub async fn make(&mut self) -> Result<(Database, Vec<(StreamId, Seq)>), Failure> {
-        let mut database = Database::connect(&self.url).await?;
+        let memory = self.control.database();
+        // The schema of an earlier version may belong to a server that is running. Only its successor may change it.
+        let may_migrate = |found| {
+            let judged = judge_owner(self.owner, memory, found, self.recover_from);
+            judged.map(drop).map_err(|conflict| Failure::Final(conflict.into()))
+        };
+        let mut database = Database::connect(&self.url, may_migrate).await?;
         let (owner, terms) = (self.owner, (self.sale_period_s, self.ack));
         let streams = database.claim(owner, terms, |found, positions| self.judge(found, positions)).await?;
         self.set_exclusive(self.ack == Watermark::Flushed)?;

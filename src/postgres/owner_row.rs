@@ -96,7 +96,8 @@ impl Database {
     }
 }
 
-fn taken_over_error() -> Failure {
+/// Returns the failure of a run that is not the owner any more.
+pub fn taken_over_error() -> Failure {
     let text = "another run of this installation has taken over the database, and this run has changed nothing since; \
         leave this server stopped, or stop the other one";
     Failure::Final(Fatal::Database(text.into()))

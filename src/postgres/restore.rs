@@ -116,7 +116,11 @@ impl TakeoverWait {
         check_format(&snapshot, rules, now_ms).await?;
         drop(snapshot);
         make_new()?;
-        let mut database = Database::connect(url).await?;
+        let unchanged = |owner| match owner == Some(found.owner) {
+            true => Ok(()),
+            false => Err(has_changed()),
+        };
+        let mut database = Database::connect(url, unchanged).await?;
         let taken_over = database.take_over(found, host::new_id()?, rules, now_ms).await?;
         let Owner { cluster, run } = taken_over.owner;
         let stream = StreamId { cluster, epoch: run.epoch, shard: 0, log: LogKind::Purchases };
@@ -145,7 +149,7 @@ impl Database {
         let transaction = self.client.transaction().await?;
         let known = lock_clusters(&transaction).await?;
         if known != Some(found) {
-            return Err(Failure::Transient("another server has reported to the database in the meantime".into()));
+            return Err(has_changed());
         }
         let cluster = found.owner.cluster;
         let owner = Owner { cluster, run: Run { epoch: found.owner.run.epoch + 1, id } };
@@ -157,6 +161,10 @@ impl Database {
         transaction.commit().await?;
         Ok(TakenOver { owner, records })
     }
+}
+
+fn has_changed() -> Failure {
+    Failure::Transient("another server has reported to the database in the meantime".into())
 }
 
 /// Returns whether the owner may be replaced, if it does not report any more.

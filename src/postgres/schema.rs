@@ -5,6 +5,7 @@
 //! stay where they are: the columns tell them apart.
 
 use crate::config::fatal::Fatal;
+use crate::log::ownership::{Owner, Run};
 use crate::postgres::failure::Failure;
 use tokio_postgres::{Client, GenericClient};
 
@@ -15,6 +16,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../sql/0003_parts.sql"),
     include_str!("../../sql/0004_ack.sql"),
     include_str!("../../sql/0005_schema.sql"),
+    include_str!("../../sql/0006_days.sql"),
 ];
 /// Moves the tables of earlier versions to the schema `stampede`.
 const MOVE: &str = include_str!("../../sql/move.sql");
@@ -73,21 +75,33 @@ pub async fn find(client: &impl GenericClient) -> Result<Option<Installed>, Fail
 }
 
 /// Applies the files of `sql/` that the database lacks, in one transaction. If it lacks none, takes no lock and needs no
-/// right to change the schema.
+/// right to change the schema. `judge` gets the owner of the database, which cannot change until the end of the
+/// transaction, and can refuse: a server of an earlier version may be running on it. Returns the version before and after.
 ///
 /// # Errors
-/// [`Failure::Final`]: the schema is newer than this version. [`Failure::Transient`]: a statement failed.
-pub async fn migrate(client: &mut Client) -> Result<(), Failure> {
-    let is_current =
-        |found: &Option<Installed>| found.as_ref().is_some_and(|found| found.version as usize == MIGRATIONS.len());
-    if is_current(&find(client).await?) {
-        return Ok(());
+/// The failure that `judge` returns. [`Failure::Final`]: the schema is newer than this version. [`Failure::Transient`]: a
+/// statement failed.
+pub async fn migrate(
+    client: &mut Client,
+    judge: impl FnOnce(Option<Owner>) -> Result<(), Failure>,
+) -> Result<(i32, i32), Failure> {
+    let known = MIGRATIONS.len() as i32;
+    if find(client).await?.is_some_and(|found| found.version == known) {
+        return Ok((known, known));
     }
     let transaction = client.transaction().await?;
     // Moving rows to partitions reads every table once.
     transaction.batch_execute("set local statement_timeout = 0").await?;
     transaction.execute("select pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK]).await?;
     let found = find(&transaction).await?;
+    if let Some(found) = &found {
+        let select_owner = found.localize("select cluster, epoch, run from stampede.clusters for update");
+        let owner = transaction
+            .query_opt(&select_owner, &[])
+            .await?
+            .map(|row| Owner { cluster: row.get(0), run: Run { epoch: row.get::<_, i64>(1) as u32, id: row.get(2) } });
+        judge(owner)?;
+    }
     let exists = "select to_regnamespace('stampede') is not null";
     if !transaction.query_one(exists, &[]).await?.get::<_, bool>(0) {
         // "if not exists" would need the right to create a schema even if it exists.
@@ -110,5 +124,6 @@ pub async fn migrate(client: &mut Client) -> Result<(), Failure> {
         transaction.batch_execute(migration).await?;
         transaction.execute("insert into stampede.schema_migrations (version) values ($1)", &[&number]).await?;
     }
-    Ok(transaction.commit().await?)
+    transaction.commit().await?;
+    Ok((applied, known))
 }

@@ -1,6 +1,7 @@
 //! A connection to the database: log-in, session parameters, schema and prepared statements.
 
 use crate::config::database_url::{DatabaseUrl, TlsMode};
+use crate::log::ownership::Owner;
 use crate::postgres::failure::Failure;
 use crate::postgres::{pgpass, schema, tls};
 use std::collections::BTreeSet;
@@ -29,14 +30,19 @@ pub struct Database {
 }
 
 impl Database {
-    /// Connects, updates the schema, and prepares the statements.
+    /// Connects, updates the schema, and prepares the statements. `judge` can refuse to update the schema, by the owner of
+    /// the database.
     ///
     /// # Errors
+    /// The failure that `judge` returns.
     /// [`Failure::Final`]: the schema is newer than this version. [`Failure::Transient`]: the database is not reachable,
     /// refuses the connection, or a statement failed.
-    pub async fn connect(url: &DatabaseUrl) -> Result<Database, Failure> {
+    pub async fn connect(
+        url: &DatabaseUrl,
+        judge: impl FnOnce(Option<Owner>) -> Result<(), Failure>,
+    ) -> Result<Database, Failure> {
         let mut client = log_in(url).await?;
-        schema::migrate(&mut client).await?;
+        schema::migrate(&mut client, judge).await?;
         let copy = |table: &str| format!("copy stampede.{table} from stdin with (format binary)");
         // The columns in the order of `copy_rows`. A later schema may have more of them.
         let checkouts = "checkouts (sale_id, item_id, user_id, code, outcome, at, expires_at, idempotency_key)";

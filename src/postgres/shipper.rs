@@ -10,17 +10,19 @@
 //! 2. Send the batch if it is due: it is full, its first record was gathered 20 ms ago, purchases in it wait for the
 //!    database (`--ack postgres`), or the process stops. If another full batch is durable already, gather it meanwhile.
 //! 3. Publish the new positions, and ring the shards.
-//! 4. Report that this run is alive, every 2 s.
+//! 4. Report that this run is alive, every 2 s, and start [`crate::postgres::maintenance`], every hour.
 //! 5. If nothing was sent: report the end of this run and return, if the process stops and no record is left. Otherwise
 //!    sleep until a shard rings or a wait ends.
 
 use crate::config::fatal::Fatal;
+use crate::config::settings::Keep;
 use crate::log::block::StreamId;
 use crate::operate::status::Status;
 use crate::postgres::claim::{Claim, unreadable};
 use crate::postgres::copy_rows::{CopyRows, Rows};
 use crate::postgres::failure::Failure;
 use crate::postgres::feed::{self, Feed, FeedReceiver};
+use crate::postgres::maintenance::{MAINTENANCE_TIME, Maintenance};
 use crate::postgres::restore::HEARTBEAT_TIME;
 use crate::postgres::session::Database;
 use crate::postgres::ship::PositionMove;
@@ -28,6 +30,7 @@ use crate::postgres::stream_tail::StreamTail;
 use crate::sale::deferred::Watermark;
 use crate::sale::ids::{Seq, ShardId};
 use crate::sale::record::{RECORD_BYTES, Record};
+use crate::sale::rules::Rules;
 use crate::system::doorbell::Doorbell;
 use crate::system::threads;
 use crossbeam_channel::Sender;
@@ -35,7 +38,7 @@ use std::sync::{Arc, OnceLock, atomic::Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
-use tokio::task::yield_now;
+use tokio::task::{JoinHandle, yield_now};
 use tokio::time::{sleep, sleep_until, timeout};
 
 /// Bytes of records at which a batch is full.
@@ -60,6 +63,10 @@ const GATHER_TIME: Duration = Duration::from_millis(20);
 pub struct Plan {
     /// Claim on the database.
     pub claim: Claim,
+    /// Settings of the sales.
+    pub rules: Rules,
+    /// How long rows are kept.
+    pub keep: Keep,
     /// Numbers that the shards publish, and the thread's own.
     pub status: Arc<Status>,
     /// Doorbells that wake the shards.
@@ -114,14 +121,22 @@ pub struct Shipper {
     tails: Vec<StreamTail>,
     /// Time of the next report to the database that this run is alive.
     next_heartbeat: Instant,
+    /// Whether the latest gathering took every record that was durable.
+    is_caught_up: bool,
+    /// Time of the next maintenance of the partitions, and the one that runs.
+    next_maintenance: Instant,
+    maintenance: Option<JoinHandle<()>>,
 }
 
 impl Shipper {
     /// Creates the thread's state, and the sending end of its channel for the shards.
     pub fn new(plan: Plan) -> (Shipper, Feed) {
         let (feed, flushed) = feed::channel();
-        let (stop, tails, next_heartbeat) = (Arc::new(OnceLock::new()), Vec::new(), Instant::now());
-        (Shipper { plan, flushed, stop, tails, next_heartbeat }, feed)
+        let (stop, tails, now) = (Arc::new(OnceLock::new()), Vec::new(), Instant::now());
+        let (next_heartbeat, next_maintenance, is_caught_up, maintenance) = (now, now, false, None);
+        let shipper =
+            Shipper { plan, flushed, stop, tails, next_heartbeat, is_caught_up, next_maintenance, maintenance };
+        (shipper, feed)
     }
 
     /// Starts the thread, which then claims the database for this run.
@@ -214,6 +229,7 @@ impl Shipper {
                 in_time(database.heartbeat(owner)).await?;
                 self.next_heartbeat = Instant::now() + HEARTBEAT_TIME;
             }
+            self.maintain();
             if !std::mem::replace(&mut is_verified, true) {
                 // Log this after the first successful statements: a database may accept connections and refuse rows.
                 let records_behind = self.plan.status.records_behind();
@@ -251,6 +267,25 @@ impl Shipper {
         self.tails.sort_by_key(|tail| tail.stream.key());
         self.publish();
         Ok(database)
+    }
+
+    /// Starts the maintenance of the partitions, if it is due. Not in a backlog: partitions are dropped that it would make
+    /// again.
+    fn maintain(&mut self) {
+        let runs = self.maintenance.as_ref().is_some_and(|maintenance| !maintenance.is_finished());
+        if !self.is_caught_up || runs || Instant::now() < self.next_maintenance {
+            return;
+        }
+        self.next_maintenance = Instant::now() + MAINTENANCE_TIME;
+        let Plan { claim, rules, keep, status, .. } = &self.plan;
+        let maintenance = Maintenance {
+            url: claim.url.clone(),
+            owner: claim.owner,
+            rules: *rules,
+            keep: *keep,
+            status: status.clone(),
+        };
+        self.maintenance = Some(tokio::spawn(maintenance.run()));
     }
 
     /// Sends the position of a stream to the shard that removes its segments.
@@ -292,6 +327,7 @@ impl Shipper {
                 yield_now().await;
             }
         }
+        self.is_caught_up = batch.bytes < BATCH_BYTES_MAX;
         Ok(())
     }
 

@@ -33,7 +33,8 @@ pub struct Options<'a> {
     pub file_bytes_max: Option<u64>,
 }
 
-fn bin(name: &str) -> PathBuf {
+/// Returns the path of a program of PostgreSQL.
+pub fn bin(name: &str) -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut found: Vec<PathBuf> =
         versions.map(|version| version.path().join("bin").join(name)).filter(|path| path.exists()).collect();

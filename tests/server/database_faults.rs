@@ -259,7 +259,7 @@ fn a_row_that_must_not_be_there_is_an_alarm() {
     let mut client = server.connect();
     buy(&mut client, 1);
     client.wait_for_postgres();
-    cluster.ask("insert into purchases select sale_id, 2, 9, gen_random_uuid(), now() from sales");
+    cluster.ask("insert into purchases (sale_id, item_id, user_id, code, at) select sale_id, 2, 9, gen_random_uuid(), now() from sales");
     buy(&mut client, 2);
     let line = server.wait_for_line("cannot use the database");
     assert!(
