@@ -92,7 +92,8 @@ impl Cluster {
             .status();
         assert!(made.unwrap().success());
         // Tests kill processes, not machines. The search path lacks the schema of the server, which has to name it.
-        let mut settings = "fsync = off\nshared_buffers = 32MB\nsearch_path = 'public'\n".to_owned();
+        let mut settings =
+            "fsync = off\nshared_buffers = 32MB\nsearch_path = 'public'\nwal_level = logical\n".to_owned();
         let mut port = 0;
         if options.tcp.is_empty() {
             settings += "listen_addresses = ''\n";

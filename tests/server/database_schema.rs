@@ -1,7 +1,7 @@
 //! The schema of the database over the years: other objects beside it, and older versions of it.
 
 use crate::cluster::{Cluster, bin, psql};
-use crate::harness::{Client, LONG_SALE, Server, repository_text, stampede, wait_until};
+use crate::harness::{Client, LONG_SALE, Server, assert_refused, repository_text, stampede, wait_until};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -258,8 +258,8 @@ fn migrate(dir: &Path, url: &str) -> (Option<i32>, String) {
 #[test]
 fn a_server_needs_no_right_over_the_schema() {
     let (cluster, dir, empty) = (Cluster::start(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    assert_eq!(migrate(dir.path(), &cluster.url()), (Some(0), "the schema was updated from version 0 to 6\n".into()));
-    assert_eq!(migrate(dir.path(), &cluster.url()), (Some(0), "the schema has version 6 already\n".into()));
+    assert_eq!(migrate(dir.path(), &cluster.url()), (Some(0), "the schema was updated from version 0 to 7\n".into()));
+    assert_eq!(migrate(dir.path(), &cluster.url()), (Some(0), "the schema has version 7 already\n".into()));
     let documented = repository_text("docs/postgres.md");
     let grants = documented.split("```sql\n").find(|block| block.starts_with("create role shop")).unwrap();
     cluster.ask(grants.split("```").next().unwrap());
@@ -281,4 +281,30 @@ fn a_server_needs_no_right_over_the_schema() {
                 || psql(&url, refused).unwrap_err().contains("denied")
         );
     }
+}
+
+/// Neither a server that does not own the database nor the command changes the schema of a server that is running.
+#[test]
+fn the_schema_of_a_running_server_is_not_changed() {
+    let (cluster, dir, other) = (Cluster::start(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    assert!(Server::start(other.path(), &HOURLY).terminate().success());
+    let server = start(dir.path(), &cluster, &HOURLY);
+    trade(&mut server.connect(), 1);
+    assert!(server.terminate().success());
+    cluster.ask("drop publication stampede");
+    cluster.ask("delete from schema_migrations where version = 7");
+    // A server of the earlier version reports.
+    cluster.ask("update clusters set seen_at = now()");
+    let url = cluster.url();
+    let (code, text) = migrate(dir.path(), &url);
+    assert!(code == Some(8) && text.contains("a server has reported"), "{code:?}: {text}");
+    let arguments = [&HOURLY[..], &["--database-url", &url]].concat();
+    assert_refused(other.path(), &arguments, 8, &["another installation"]);
+    assert_eq!(cluster.count("select max(version) from schema_migrations"), 6);
+    // The next run of the same installation does.
+    let server = start(dir.path(), &cluster, &HOURLY);
+    trade(&mut server.connect(), 3);
+    assert!(server.terminate().success());
+    assert_eq!(cluster.count("select max(version) from schema_migrations"), 7);
+    assert_eq!(cluster.count("select count(*) from pg_publication"), 1);
 }

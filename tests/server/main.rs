@@ -48,6 +48,7 @@ mod persistence;
 mod power;
 mod proxy;
 mod repeats;
+mod replication;
 mod rollover;
 mod sell_out;
 mod service;
