@@ -377,7 +377,7 @@ drain() {
   until curl -s localhost:8089/readyz | grep -q '"connected":true,"records_behind":0'; do sleep 0.01; done
   drained=$(seconds "$from" "$(now)")
   stop
-  partition=$(sql -c "select 'checkouts_' || max(sale_id) from sales")
+  partition=$(sql -c "select 'checkouts_' || max(sale_id) || '_refused' from sales")
   rows=$(sql -c "select count(*) from $partition")
   sql -c "\\copy $partition to '$dir/rows' with (format binary)"
   sql -c "truncate $partition"
