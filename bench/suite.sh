@@ -30,9 +30,9 @@ start_postgres() {
   as "$pg/pg_ctl" -D "$dir/pg/data" -o "-c listen_addresses= -k $dir/pg -c config_file=$dir/stampede.conf" -l "$dir/pg/log" -w start >/dev/null
 }
 stop_postgres() { as "$pg/pg_ctl" -D "$dir/pg/data" -m immediate stop >/dev/null 2>&1 || true; }
-sql() { psql -h "$dir/pg" -U stampede -d "$database" -Atq "$@"; }
-# until_catalogued N: waits until Postgres has the names of N items, and one more second.
-until_catalogued() { until [ "$(sql -c 'select count(*) from sale_items')" = "$1" ]; do sleep 0.1; done; sleep 1; }
+sql() { PGOPTIONS="-c search_path=stampede" psql -h "$dir/pg" -U stampede -d "$database" -Atq "$@"; }
+# Waits until Postgres has the row of the sale, and one more second.
+until_opened() { until [ "$(sql -c 'select count(*) from sales')" = 1 ]; do sleep 0.1; done; sleep 1; }
 new_database() {
   database=$1
   psql -h "$dir/pg" -U stampede -d postgres -Atqc "create database $1"
@@ -322,7 +322,7 @@ sell_outs() {
       for connections in 64 256; do
         new_database "sale_${shards}_${ack}_$connections"
         serve "$database" --shards $shards --ack "$ack" --database-url "$url"
-        until_catalogued 10000
+        until_opened
         start=$(now)
         report=$(storm "sell-out-$shards-$ack-$connections" --connections "$connections" --duration 30)
         until [ "$(sql -c 'select count(*) from purchases')" = 10000 ]; do :; done
@@ -345,7 +345,7 @@ latency_of_purchases() {
     for step in peak half; do
       new_database "latency_${ack}_$step"
       serve "$database" --shards 2 --ack "$ack" --items 500000 --user-limit 1000000 --database-url "$url"
-      until_catalogued 500000
+      until_opened
       if [ $step = peak ]; then
         report=$(storm "latency-$ack-peak" --duration "$(of_size 2 5)")
         local rate; rate=$(calc "$(field bought <<<"$report") / $(field seconds <<<"$report") / 2" | cut -d. -f1)
@@ -377,7 +377,7 @@ drain() {
   until curl -s localhost:8089/readyz | grep -q '"connected":true,"records_behind":0'; do sleep 0.01; done
   drained=$(seconds "$from" "$(now)")
   stop
-  partition=$(sql -c "select 'checkouts_' || max(sale_id) from sales")
+  partition=$(sql -c "select 'checkouts_' || max(sale_id) || '_refused' from sales")
   rows=$(sql -c "select count(*) from $partition")
   sql -c "\\copy $partition to '$dir/rows' with (format binary)"
   sql -c "truncate $partition"

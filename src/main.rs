@@ -7,7 +7,7 @@ use stampede::config::{env_file, logging, output};
 use stampede::log_tool::arguments::{self, LogCommand};
 use stampede::log_tool::{dump, sale_report, scan, verify};
 use stampede::process::supervisor::Supervisor;
-use stampede::process::{manual, signals, start};
+use stampede::process::{manual, migration, signals, start};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufWriter, ErrorKind, IsTerminal, stdout};
@@ -25,7 +25,8 @@ fn main() {
         return end_command(print(&text));
     }
     let (log_command, given) = arguments::asked_for(&arguments).unzip();
-    let given = given.unwrap_or(&arguments);
+    let migrate = arguments.subcommand_matches("migrate");
+    let given = given.or(migrate).unwrap_or(&arguments);
     let flags = SETTINGS.iter().map(|setting| setting.flag);
     // A command accepts only some of the flags.
     let value = |flag: &str| given.try_get_one::<String>(flag).ok().flatten().cloned();
@@ -33,6 +34,9 @@ fn main() {
     let config = read_settings(flags).unwrap_or_else(|reason| exit_with_error(&reason));
     if let Some(command) = log_command {
         return end_command(run_log_command(&command, &config));
+    }
+    if migrate.is_some() {
+        return end_command(migration::migrate(&config).and_then(|text| print(&text)));
     }
     if arguments.get_flag("check-config") {
         return end_command(print(&format!("{config}\n")));

@@ -65,6 +65,11 @@ pub const SETTINGS: &[Setting] = &[
         help: "Which side is used at start if the log and Postgres contradict each other. auto: refuse to start. log \
             or postgres: use that side. If the data directory is empty, auto and postgres restore the sale from \
             Postgres" },
+    Setting { flag: "keep-sales", variables: &["KEEP_SALES"], value: "DURATION", default: "0s",
+        help: "Time after which the rows of a sale are dropped from Postgres, such as 400d; 0s: never" },
+    Setting { flag: "keep-attempts", variables: &["KEEP_ATTEMPTS"], value: "DURATION", default: "0s",
+        help: "Time after which the refused checkouts of a sale are dropped from Postgres, such as 30d; 0s: with the \
+            sale" },
     Setting { flag: "max-connections", variables: &["MAX_CONNECTIONS"], value: "NUMBER",
         default: "(16384, or fewer if the descriptor limit is lower)",
         help: "Number of client connections at once. At this limit the connection that has been idle longest is closed \

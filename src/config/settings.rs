@@ -31,6 +31,8 @@ pub const SHARDS_MAX: u16 = 256;
 pub const HOLD_MAX: Duration = Duration::from_secs(2 * 86400);
 /// Maximum of the limits of connections.
 const CONNECTIONS_MAX: u64 = 10_000_000;
+/// Longest time of `--keep-sales` and `--keep-attempts`.
+const KEEP_MAX: Duration = Duration::from_secs(36_500 * 86_400);
 /// Default of `--receipts`, unless four sale periods are shorter.
 const RECEIPTS: Duration = Duration::from_secs(3600);
 /// Maximum of the drain delay and of the drain timeout.
@@ -102,8 +104,19 @@ pub struct Config {
     pub has_env_file: bool,
     /// Whether `--ack` is set, and not its default.
     pub is_ack_given: bool,
+    /// How long rows are kept in Postgres.
+    pub keep: Keep,
     /// Format of log lines. `None`: derived from standard error.
     pub log_format: Option<LogFormat>,
+}
+
+/// How long rows are kept in Postgres. Zero: for ever.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// Rows of a sale.
+    pub sales: Duration,
+    /// Refused checkouts.
+    pub attempts: Duration,
 }
 
 /// Error for an invalid setting. It names the setting, the value and the remedy.
@@ -257,6 +270,12 @@ impl Sources<'_> {
         given.unwrap_or_else(|| Ok(RECEIPTS.min(period * 4)))
     }
 
+    /// Returns how long rows are kept in Postgres.
+    fn keep(&self) -> Result<Keep, BadSetting> {
+        let time = |flag| self.get(flag)?.duration(Duration::ZERO..=KEEP_MAX, "seconds");
+        Ok(Keep { sales: time("keep-sales")?, attempts: time("keep-attempts")? })
+    }
+
     /// Returns the origins of `--cors-origin`. A browser compares them letter by letter, so each must have the form that
     /// browsers send.
     fn origins(&self) -> Result<Vec<String>, BadSetting> {
@@ -358,6 +377,7 @@ impl Config {
             log_budget: get("log-budget")?.bytes(1 << 20..=1 << 50)?,
             database,
             recover_from,
+            keep: sources.keep()?,
             max_connections: max_connections.transpose()?.map(|connections| connections as u32),
             max_connections_per_address: get("max-connections-per-address")?.number(0..=CONNECTIONS_MAX)? as u32,
             idle_timeout: get("idle-timeout")?.duration(IDLE_TIMEOUTS, "milliseconds")?,
@@ -395,6 +415,7 @@ impl fmt::Display for Config {
             log_budget,
             database,
             recover_from,
+            keep,
             max_connections,
             max_connections_per_address,
             idle_timeout,
@@ -424,6 +445,8 @@ impl fmt::Display for Config {
         writeln!(f, "database = {}", database.as_ref().map_or("none".into(), DatabaseUrl::place))?;
         writeln!(f, "ack = {}", if rules.purchase_ack == Watermark::Flushed { "local" } else { "postgres" })?;
         writeln!(f, "recover-from = {recover_from}")?;
+        writeln!(f, "keep-sales = {}", in_one_unit(keep.sales.as_millis() as u64))?;
+        writeln!(f, "keep-attempts = {}", in_one_unit(keep.attempts.as_millis() as u64))?;
         writeln!(f, "max-connections = {}", open(max_connections.map(|connections| connections.to_string())))?;
         writeln!(f, "max-connections-per-address = {max_connections_per_address}")?;
         writeln!(f, "idle-timeout = {}", in_one_unit(idle_timeout.as_millis() as u64))?;

@@ -5,14 +5,40 @@
 //! no error. A block that cannot be read is an error in a purchase stream, if one of the requested records was in it. In
 //! an attempt stream, reading continues with the next valid block.
 
-use crate::log::block::{self, BLOCK_BYTES, Header, LogKind, StreamId};
+use crate::log::block::{self, BLOCK_BYTES, Header, LogKind, StreamId, StreamKey};
 use crate::log::damage::is_of_disk;
 use crate::log::segment::SegmentName;
 use crate::sale::ids::Seq;
 use crate::sale::record::RECORD_BYTES;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use uuid::Uuid;
+
+/// Returns for each stream in a directory the number of records before the first one that is left, because retention may
+/// have removed segments. If that block cannot be read, the number is 0. Lists the directory once, whatever the number of
+/// its streams.
+///
+/// # Errors
+/// An I/O error if the directory or a segment cannot be read now.
+pub fn first_records(dir: &Path, cluster: Uuid) -> io::Result<BTreeMap<StreamKey, Seq>> {
+    'list: loop {
+        let mut firsts = BTreeMap::new();
+        for name in SegmentName::list(dir, cluster)? {
+            if let Entry::Vacant(first) = firsts.entry(name.stream.key()) {
+                match name.records_before(dir) {
+                    Ok(before) => _ = first.insert(before.unwrap_or(0)),
+                    // Retention has removed the segment since it was listed.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue 'list,
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        return Ok(firsts);
+    }
+}
 
 /// Reading position in the segments of a stream.
 pub struct LogReader {
@@ -60,23 +86,6 @@ impl LogReader {
     /// Creates a reader at the first segment that the stream still has.
     pub fn new(dir: &Path, stream: StreamId) -> Self {
         LogReader { dir: dir.to_owned(), stream, place: None, lost: None }
-    }
-
-    /// Returns the number of records before the first one that is left, because retention may have removed segments.
-    /// If that block cannot be read, returns 0. Returns `None` if the stream has no segment.
-    ///
-    /// # Errors
-    /// An I/O error if the directory or a segment cannot be read now.
-    pub fn first(&self) -> io::Result<Option<Seq>> {
-        loop {
-            let Some(name) = self.names()?.into_iter().next() else { return Ok(None) };
-            match name.records_before(&self.dir) {
-                Ok(first) => return Ok(Some(first.unwrap_or(0))),
-                // Retention has removed the segment since it was listed: list again.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
     }
 
     /// Appends to `records` the records after number `after` up to number `until`, which must be flushed. Stops at the

@@ -35,8 +35,8 @@ pub struct PostgresView {
 pub struct SaleRows {
     /// Stock and limit per user, if the database has the sale.
     pub terms: Option<(u32, u32)>,
-    /// Numbers of checkouts: granted, refused as `item-sold`, as `item-reserved`, as `user-limit`. `None` if the
-    /// partition of the sale was dropped.
+    /// Numbers of checkouts: granted, refused as `item-sold`, as `item-reserved`, as `user-limit`. `None` if a partition
+    /// of the sale was dropped.
     pub checkouts: Option<[u64; 4]>,
     /// Numbers of holds that ended without a purchase: expired, cancelled.
     pub releases: [u64; 2],
@@ -125,35 +125,43 @@ impl PostgresView {
 async fn rows(snapshot: &Snapshot, sale: SaleId, now_ms: u64) -> Result<SaleRows, Failure> {
     let mut rows = SaleRows { terms: None, checkouts: None, releases: [0; 2], purchases: HashMap::new(), held: 0 };
     // Without an owner, the database was never used and has no tables.
-    let Some(_) = snapshot.owner else { return Ok(rows) };
+    let (Some(_), Some(installed)) = (snapshot.owner, &snapshot.installed) else { return Ok(rows) };
     let (client, sale) = (&snapshot.client, i64::from(sale.0));
-    let terms = client.query_opt("select items, user_limit from sales where sale_id = $1", &[&sale]).await?;
-    rows.terms = terms.map(|row| (row.get::<_, i32>(0) as u32, row.get::<_, i32>(1) as u32));
-    let partition = "select to_regclass('checkouts_' || $1::bigint) is not null";
-    if client.query_one(partition, &[&sale]).await?.get(0) {
+    let ask = async |query: &str| client.query(&installed.localize(query), &[&sale]).await;
+    let terms = ask("select items, user_limit from stampede.sales where sale_id = $1").await?;
+    rows.terms = terms.first().map(|row| (row.get::<_, i32>(0) as u32, row.get::<_, i32>(1) as u32));
+    // Before version 6 of the schema, each sale had a partition.
+    let partition = match installed.version {
+        ..6 => "select to_regclass('stampede.checkouts_' || $1::bigint) is not null",
+        _ => {
+            "select not is_pruned from stampede.partitions where table_name = 'checkouts' \
+            and $1::bigint >= first_sale and $1::bigint < until_sale"
+        }
+    };
+    if ask(partition).await?.first().is_some_and(|row| row.get(0)) {
         let mut checkouts = [0; 4];
-        let select = "select outcome, count(*) from checkouts where sale_id = $1 group by outcome";
-        for row in client.query(select, &[&sale]).await? {
+        let select = "select outcome, count(*) from stampede.checkouts where sale_id = $1 group by outcome";
+        for row in ask(select).await? {
             checkouts[row.get::<_, i16>(0) as usize] = row.get::<_, i64>(1) as u64;
         }
         rows.checkouts = Some(checkouts);
     }
-    let select = "select reason, count(*) from releases where sale_id = $1 group by reason";
-    for row in client.query(select, &[&sale]).await? {
+    let select = "select reason, count(*) from stampede.releases where sale_id = $1 group by reason";
+    for row in ask(select).await? {
         rows.releases[row.get::<_, i16>(0) as usize - 1] = row.get::<_, i64>(1) as u64;
     }
-    let select = "select code, item_id, user_id from purchases where sale_id = $1";
-    for row in client.query(select, &[&sale]).await? {
+    let select = "select code, item_id, user_id from stampede.purchases where sale_id = $1";
+    for row in ask(select).await? {
         let (code, item): (Uuid, i32) = (row.get(0), row.get(1));
         rows.purchases.insert(code.into_bytes(), (item as u32, row.get(2)));
     }
     // `$2` stands alone on its side of the comparison: Postgres takes `$2 - interval` for an interval.
-    let held = "select count(*) from checkouts c where sale_id = $1 and outcome = 0 and expires_at \
-        + coalesce((select by_ms from extensions e where e.sale_id = c.sale_id and e.code = c.code), 0) \
+    let held = "select count(*) from stampede.checkouts c where sale_id = $1 and outcome = 0 and expires_at \
+        + coalesce((select by_ms from stampede.extensions e where e.sale_id = c.sale_id and e.code = c.code), 0) \
         * interval '1 ms' > $2 \
-        and not exists (select 1 from releases r where r.sale_id = c.sale_id and r.code = c.code) \
-        and not exists (select 1 from purchases p where p.sale_id = c.sale_id and p.code = c.code)";
+        and not exists (select 1 from stampede.releases r where r.sale_id = c.sale_id and r.code = c.code) \
+        and not exists (select 1 from stampede.purchases p where p.sale_id = c.sale_id and p.code = c.code)";
     let now = UNIX_EPOCH + Duration::from_millis(now_ms);
-    rows.held = client.query_one(held, &[&sale, &now]).await?.get::<_, i64>(0) as u64;
+    rows.held = client.query_one(&installed.localize(held), &[&sale, &now]).await?.get::<_, i64>(0) as u64;
     Ok(rows)
 }

@@ -254,6 +254,10 @@ impl Scrape {
         let is_so = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
         let rows = TABLES.into_iter().zip(&status.shipped.rows);
         let rows = rows.map(|(table, rows)| (labels([("table", table)]), Value::Counter(rows.get() as f64)));
+        let partitions = TABLES.into_iter().zip(&status.shipped.partitions);
+        let partitions = partitions.map(|(table, count)| (labels([("table", table)]), Value::Gauge(read(count))));
+        let dropped = ["sales", "attempts"].into_iter().zip(&status.shipped.dropped);
+        let dropped = dropped.map(|(kind, count)| (labels([("kind", kind)]), Value::Counter(count.get() as f64)));
         let behind = status.records_behind().map(|records| {
             let help = "Durable records that are not in Postgres";
             Family::one("stampede_postgres_behind_records", help, Value::Gauge(records as f64))
@@ -270,6 +274,9 @@ impl Scrape {
                 seconds(status.shipped.times.read())),
             Family::one("stampede_postgres_retries", "Lost or failed connections to the database",
                 Value::Counter(status.shipped.retries.get() as f64)),
+            Family::new("stampede_postgres_partitions", "Partitions, by table", partitions),
+            Family::new("stampede_postgres_partitions_dropped", "Partitions dropped by --keep-sales and --keep-attempts",
+                dropped),
         ];
         families.into_iter().chain(behind).collect()
     }

@@ -57,6 +57,10 @@ pub struct PersistenceCounters {
     pub times: Histogram,
     /// Number of lost or failed connections to the database.
     pub retries: Counter,
+    /// Partitions of each table, in the order of `rows`.
+    pub partitions: [AtomicU64; 4],
+    /// Partitions that were dropped: of whole sales, of refused checkouts only.
+    pub dropped: [Counter; 2],
 }
 
 impl PersistenceCounters {
@@ -123,6 +127,8 @@ impl Status {
                 rows: Default::default(),
                 times: Histogram::new(&TIMES_US),
                 retries: Counter::default(),
+                partitions: Default::default(),
+                dropped: Default::default(),
             },
             ended: Mutex::default(),
         }

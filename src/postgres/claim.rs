@@ -9,7 +9,7 @@ use crate::config::settings::RecoverFrom;
 use crate::log::block::{StreamId, StreamKey};
 use crate::log::data_dir::ControlFile;
 use crate::log::ownership::{Conflict, Memory, Owner, judge_owner, judge_position};
-use crate::log::reader::LogReader;
+use crate::log::reader::first_records;
 use crate::log::segment::lacks_descriptors;
 use crate::postgres::failure::Failure;
 use crate::postgres::limits::in_time;
@@ -55,7 +55,13 @@ impl Claim {
     /// [`Failure::Final`]: the database does not fit the data directory, its schema is newer than this version, or the
     /// log cannot be read. [`Failure::Transient`]: the database or `control.json` failed; a later attempt may succeed.
     pub async fn make(&mut self) -> Result<(Database, Vec<(StreamId, Seq)>), Failure> {
-        let mut database = Database::connect(&self.url).await?;
+        let memory = self.control.database();
+        // The schema of an earlier version may belong to a server that is running. Only its successor may change it.
+        let may_migrate = |found| {
+            let judged = judge_owner(self.owner, memory, found, self.recover_from);
+            judged.map(drop).map_err(|conflict| Failure::Final(conflict.into()))
+        };
+        let mut database = Database::connect(&self.url, may_migrate).await?;
         let (owner, terms) = (self.owner, (self.sale_period_s, self.ack));
         let claiming = database.claim(owner, terms, |found, positions| self.judge(found, positions));
         let streams = in_time(CLAIM_TIME, claiming).await?;
@@ -104,11 +110,12 @@ impl Claim {
                 memory.seen = Some(first.run);
             }
         }
+        let firsts = first_records(&self.logs, self.owner.cluster).map_err(unreadable)?;
         let extents = self.streams.iter().map(|(stream, lost, end)| {
-            let first = LogReader::new(&self.logs, *stream).first().map_err(unreadable)?;
-            Ok((*stream, first.or(*end).unwrap_or(0).max(*lost), *end))
+            let first = firsts.get(&stream.key()).copied();
+            (*stream, first.or(*end).unwrap_or(0).max(*lost), *end)
         });
-        let extents: Vec<_> = extents.collect::<Result<_, Failure>>()?;
+        let extents: Vec<_> = extents.collect();
         let streams =
             judge((self.owner, memory), (found, positions), &extents, self.recover_from).map_err(Fatal::from)?;
         if self.first_found.is_none() {

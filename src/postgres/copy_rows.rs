@@ -3,13 +3,10 @@
 //! Format: PostgreSQL manual, "COPY, Binary Format". Every field that comes from a client has a fixed width, so no
 //! value of a client can make a batch invalid.
 
-use crate::sale::ids::{ItemId, SaleId, Terms};
-use crate::sale::item_name::{ItemImage, ItemName};
+use crate::sale::ids::Terms;
 use crate::sale::record::{LogEvent, Record};
 use bytes::{BufMut, Bytes, BytesMut};
-use std::collections::BTreeSet;
-use std::fmt::{Display, Write};
-use std::ops::Range;
+use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
 /// Microseconds from the Unix epoch to the epoch of PostgreSQL, 2000-01-01.
@@ -61,14 +58,6 @@ impl CopyRows {
         self.int8(unix_ms as i64 * 1000 - POSTGRES_EPOCH_US);
     }
 
-    fn text(&mut self, value: impl Display) {
-        let length = self.bytes.len();
-        self.bytes.put_i32(0);
-        write!(self.bytes, "{value}").expect("the buffer grows");
-        let bytes = (self.bytes.len() - length - 4) as i32;
-        self.bytes[length..length + 4].copy_from_slice(&bytes.to_be_bytes());
-    }
-
     fn null(&mut self) {
         self.bytes.put_i32(-1);
     }
@@ -84,19 +73,6 @@ impl CopyRows {
     }
 }
 
-/// Returns the rows of `sale_items` for these items of a sale.
-pub fn catalogue(sale: SaleId, items: Range<u32>) -> CopyRows {
-    let mut rows = CopyRows::default();
-    for item in items.map(ItemId) {
-        rows.begin(4);
-        rows.int8(sale.0.into());
-        rows.int4(item.0);
-        rows.text(ItemName(sale, item));
-        rows.text(ItemImage(item));
-    }
-    rows
-}
-
 /// The rows of one transaction.
 #[derive(Default)]
 pub struct Rows {
@@ -108,8 +84,8 @@ pub struct Rows {
     pub releases: CopyRows,
     /// Rows of `extensions`.
     pub extensions: CopyRows,
-    /// Sales that begin, each with its time in milliseconds since the Unix epoch.
-    pub opened: Vec<(Terms, u64)>,
+    /// Sales that begin, by id: terms, and time in milliseconds since the Unix epoch. Each shard has a record of it.
+    pub opened: BTreeMap<u32, (Terms, u64)>,
     /// Ids of all sales that have a record in this transaction.
     pub sales: BTreeSet<u32>,
 }
@@ -121,7 +97,8 @@ impl Rows {
         self.sales.insert(record.sale.0);
         match record.event {
             LogEvent::SaleOpened { items, user_limit } => {
-                self.opened.push((Terms { sale: record.sale, items, user_limit }, at));
+                let terms = Terms { sale: record.sale, items, user_limit };
+                self.opened.entry(record.sale.0).or_insert((terms, at));
             }
             LogEvent::Checkout { item, user, code, ttl_ms, key } => {
                 let row = &mut self.checkouts;
@@ -186,7 +163,7 @@ impl Rows {
 mod tests {
     use super::*;
     use crate::sale::code::Code;
-    use crate::sale::ids::UserId;
+    use crate::sale::ids::{ItemId, SaleId, UserId};
 
     #[test]
     fn rows_are_laid_out_as_postgres_reads_them() {

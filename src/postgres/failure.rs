@@ -88,7 +88,8 @@ fn passes(code: &SqlState) -> bool {
 }
 
 fn is_about_purchases(error: &Error) -> bool {
-    error.as_db_error().and_then(|error| error.table()) == Some("purchases")
+    let names = error.as_db_error().map(|error| (error.schema(), error.table().unwrap_or_default()));
+    names.is_some_and(|(schema, table)| schema == Some("stampede") && table.starts_with("purchases"))
 }
 
 /// Returns the error as one line, without settings that could be secret.

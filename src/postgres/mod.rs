@@ -6,14 +6,15 @@
 //! [`owner_row`].
 //!
 //! [`session`] is a connection, [`schema`] its migrations, [`limits`] its time limits, [`failure`] its errors,
-//! [`snapshot`] a read-only look. [`restore`] fills a new data directory from the database. [`tls`] and [`pgpass`] do what
-//! libpq does.
+//! [`snapshot`] a read-only look. [`maintenance`] makes partitions ahead, and drops old ones. [`restore`] fills a new data
+//! directory from the database. [`tls`] and [`pgpass`] do what libpq does.
 
 pub mod claim;
 pub mod copy_rows;
 pub mod failure;
 pub mod feed;
 pub mod limits;
+pub mod maintenance;
 pub mod owner_row;
 pub mod pgpass;
 pub mod restore;

@@ -105,7 +105,8 @@ impl Database {
     }
 }
 
-fn taken_over_error() -> Failure {
+/// Returns the failure of a run that is not the owner any more.
+pub fn taken_over_error() -> Failure {
     let text = "another run of this installation has taken over the database, and this run has changed nothing since; \
         leave this server stopped, or stop the other one";
     Failure::Final(Fatal::Database(text.into()))
@@ -117,7 +118,7 @@ fn taken_over_error() -> Failure {
 /// # Errors
 /// [`Failure::Transient`]: the lock was not granted within `lock_timeout`, or a statement failed.
 pub async fn lock_clusters(transaction: &Transaction<'_>) -> Result<Option<OwnerRow>, Failure> {
-    transaction.batch_execute("lock table clusters in share row exclusive mode").await?;
+    transaction.batch_execute("lock table stampede.clusters in share row exclusive mode").await?;
     let row = transaction.query_opt(&format!("{} for update", select_owner(ACK_SCHEMA)), &[]).await?;
     Ok(row.map(|row| parse(&row)))
 }
@@ -132,7 +133,7 @@ pub fn select_owner(schema_version: i32) -> String {
     let ack = if schema_version < ACK_SCHEMA { "'local'" } else { "ack" };
     format!(
         "select cluster, epoch, run, sale_period_s, \
-        case when isfinite(seen_at) then (extract(epoch from seen_at) * 1000000)::bigint end, {ack} from clusters"
+        case when isfinite(seen_at) then (extract(epoch from seen_at) * 1000000)::bigint end, {ack} from stampede.clusters"
     )
 }
 
@@ -165,7 +166,7 @@ pub fn other_period(period: u32) -> Failure {
 /// [`Failure::Final`]: the row does not name this run, so another run has taken over. [`Failure::Transient`]: the update
 /// failed.
 pub async fn set_seen(client: &impl GenericClient, Owner { cluster, run }: Owner, at: &str) -> Result<(), Failure> {
-    let update = "update clusters set seen_at = case $4 when 'now' then clock_timestamp() else '-infinity' end \
+    let update = "update stampede.clusters set seen_at = case $4 when 'now' then clock_timestamp() else '-infinity' end \
         where cluster = $1 and epoch = $2 and run = $3";
     let epoch = i64::from(run.epoch);
     let values: [(&(dyn ToSql + Sync), Type); 4] =
@@ -185,7 +186,7 @@ pub async fn write_owner(
     sale_period_s: u32,
     ack: Watermark,
 ) -> Result<(), Failure> {
-    let upsert = "insert into clusters as c (cluster, sale_period_s, epoch, run, ack, since, seen_at) \
+    let upsert = "insert into stampede.clusters as c (cluster, sale_period_s, epoch, run, ack, since, seen_at) \
         values ($1, $2, $3, $4, $5, now(), clock_timestamp()) on conflict (cluster) do update \
         set ack = case when c.run = $4 then c.ack else $5 end, \
         epoch = $3, run = $4, since = now(), seen_at = clock_timestamp()";
@@ -201,7 +202,7 @@ pub async fn write_owner(
 /// # Errors
 /// [`Failure::Final`]: another run has taken over the database. [`Failure::Transient`]: the update failed.
 pub async fn make_exclusive(client: &impl GenericClient, Owner { cluster, run }: Owner) -> Result<(), Failure> {
-    let update = "update clusters set ack = 'local' where cluster = $1 and epoch = $2 and run = $3";
+    let update = "update stampede.clusters set ack = 'local' where cluster = $1 and epoch = $2 and run = $3";
     let epoch = i64::from(run.epoch);
     let values: [(&(dyn ToSql + Sync), Type); 3] =
         [(&cluster, Type::UUID), (&epoch, Type::INT8), (&run.id, Type::UUID)];
@@ -219,15 +220,21 @@ pub fn known_position(positions: &Positions, stream: &StreamId) -> Option<Seq> {
 /// # Errors
 /// [`Failure::Transient`]: the query failed.
 pub async fn positions(client: &impl GenericClient, cluster: Uuid) -> Result<Positions, Failure> {
-    let select = "select epoch, shard, log, position from log_positions where cluster = $1";
-    let rows = client.query(select, &[&cluster]).await?;
+    Ok(parse_positions(&client.query(POSITIONS, &[&cluster]).await?))
+}
+
+/// The query for the positions of an installation.
+pub const POSITIONS: &str = "select epoch, shard, log, position from stampede.log_positions where cluster = $1";
+
+/// Converts the rows of [`POSITIONS`].
+pub fn parse_positions(rows: &[Row]) -> Positions {
     let positions = rows.iter().filter_map(|row| {
         let (epoch, shard, position): (i64, i32, i64) = (row.get(0), row.get(1), row.get(3));
         // A constraint of the table allows only the names of the two logs.
         let log = row.get::<_, &str>(2).parse().ok()?;
         Some((StreamKey { log, epoch: epoch as u32, shard: shard as u16 }, position as Seq))
     });
-    Ok(positions.collect())
+    positions.collect()
 }
 
 /// Sets the position of a stream, and inserts its row if there is none.
@@ -235,7 +242,7 @@ pub async fn positions(client: &impl GenericClient, cluster: Uuid) -> Result<Pos
 /// # Errors
 /// [`Failure::Transient`]: the statement failed.
 pub async fn set_position(client: &impl GenericClient, stream: &StreamId, position: Seq) -> Result<(), Failure> {
-    let upsert = "insert into log_positions values ($1, $2, $3, $4, $5) \
+    let upsert = "insert into stampede.log_positions (cluster, epoch, shard, log, position) values ($1, $2, $3, $4, $5) \
         on conflict (cluster, epoch, shard, log) do update set position = excluded.position";
     let (epoch, shard, log) = (i64::from(stream.epoch), i32::from(stream.shard), stream.log.name());
     client.execute(upsert, &[&stream.cluster, &epoch, &shard, &log, &(position as i64)]).await?;

@@ -121,7 +121,11 @@ impl TakeoverWait {
         check_format(&snapshot, rules, now_ms).await?;
         drop(snapshot);
         make_new()?;
-        let mut database = Database::connect(url).await?;
+        let unchanged = |owner| match owner == Some(found.owner) {
+            true => Ok(()),
+            false => Err(has_changed()),
+        };
+        let mut database = Database::connect(url, unchanged).await?;
         let taken_over = database.take_over(found, host::new_id()?, rules, now_ms);
         let taken_over = in_time(TAKEOVER_TIME, taken_over).await?;
         let Owner { cluster, run } = taken_over.owner;
@@ -152,7 +156,7 @@ impl Database {
         let transaction = begin(&mut self.client).await?;
         let known = lock_clusters(&transaction).await?;
         if known != Some(found) {
-            return Err(Failure::Transient("another server has reported to the database in the meantime".into()));
+            return Err(has_changed());
         }
         let cluster = found.owner.cluster;
         let owner = Owner { cluster, run: Run { epoch: found.owner.run.epoch + 1, id } };
@@ -165,6 +169,10 @@ impl Database {
         transaction.commit().await?;
         Ok(TakenOver { place: self.place.clone(), owner, records })
     }
+}
+
+fn has_changed() -> Failure {
+    Failure::Transient("another server has reported to the database in the meantime".into())
 }
 
 /// Returns whether the owner may be replaced, if it does not report any more.
@@ -189,10 +197,11 @@ fn may_still_sell(found: OwnerRow) -> Failure {
 /// # Errors
 /// [`Failure::Final`]: version 0.1 sells, or has sold, the sale that has not ended.
 async fn check_format(snapshot: &Snapshot, rules: &Rules, now_ms: u64) -> Result<(), Failure> {
-    if snapshot.schema_version >= FIRST_SCHEMA {
+    let Some(installed) = snapshot.installed.as_ref().filter(|installed| installed.version < FIRST_SCHEMA) else {
         return Ok(());
-    }
-    let latest: Option<i64> = snapshot.client.query_one("select max(sale_id) from sales", &[]).await?.get(0);
+    };
+    let latest = installed.localize("select max(sale_id) from stampede.sales");
+    let latest: Option<i64> = snapshot.client.query_one(&latest, &[]).await?.get(0);
     let Some(sale) = latest.filter(|sale| now_ms < rules.ends_ms(SaleId(*sale as u32))) else { return Ok(()) };
     Err(Failure::Final(Fatal::Database(format!(
         "sale {sale} was sold by version 0.1, whose codes this version cannot read; continue with that version until the \
@@ -203,7 +212,7 @@ async fn check_format(snapshot: &Snapshot, rules: &Rules, now_ms: u64) -> Result
 /// Returns the records from which recovery builds the latest sale, and the ended sales that it needs: those whose
 /// receipts are due, and those in which an item is held.
 async fn needed_sales(client: &impl GenericClient, rules: &Rules, now_ms: u64) -> Result<Vec<Record>, Failure> {
-    let sales = "select sale_id, items, user_limit, opened_at from sales order by sale_id desc limit $1";
+    let sales = "select sale_id, items, user_limit, opened_at from stampede.sales order by sale_id desc limit $1";
     let mut sales = client.query(sales, &[&(2 * i64::from(ENDED_MAX) + 1)]).await?;
     sales.reverse();
     let (mut records, newest) = (Vec::new(), sales.last().map(|row| row.get::<_, i64>(0)));
@@ -236,11 +245,11 @@ fn has_current_code(record: &Record) -> bool {
 
 /// Returns whether an item of the sale is held at `now_ms`, or was bought so late that its receipt is still due.
 async fn has_promises(client: &impl GenericClient, sale_id: i64, rules: &Rules, now_ms: u64) -> Result<bool, Failure> {
-    let has_promises = "select exists (select 1 from purchases where sale_id = $1 and at > $3) or exists \
-        (select 1 from checkouts c left join extensions e using (sale_id, code) \
+    let has_promises = "select exists (select 1 from stampede.purchases where sale_id = $1 and at > $3) or exists \
+        (select 1 from stampede.checkouts c left join stampede.extensions e using (sale_id, code) \
         where c.sale_id = $1 and c.outcome = 0 and c.expires_at + coalesce(e.by_ms, 0) * interval '1 ms' > $2 \
-        and not exists (select 1 from releases r where r.sale_id = c.sale_id and r.code = c.code) \
-        and not exists (select 1 from purchases p where p.sale_id = c.sale_id and p.code = c.code))";
+        and not exists (select 1 from stampede.releases r where r.sale_id = c.sale_id and r.code = c.code) \
+        and not exists (select 1 from stampede.purchases p where p.sale_id = c.sale_id and p.code = c.code))";
     let (now, receipts) = (UNIX_EPOCH + Duration::from_millis(now_ms), Duration::from_millis(rules.receipts_ms));
     Ok(client.query_one(has_promises, &[&sale_id, &now, &(now - receipts)]).await?.get(0))
 }
@@ -256,11 +265,11 @@ async fn sale_records(client: &impl GenericClient, terms: Terms, opened_ms: u64)
     // has deleted.
     let holds = "select item_id, coalesce(p.user_id, c.user_id), code, coalesce(c.at, p.at), \
         coalesce(c.expires_at, p.at), p.at, p.idempotency_key, c.idempotency_key, c.reason, c.released_at, e.by_ms, e.at \
-        from (select distinct on (c.item_id) c.*, r.reason, r.at as released_at from checkouts c \
-        left join releases r on (r.sale_id, r.item_id, r.code) = (c.sale_id, c.item_id, c.code) \
+        from (select distinct on (c.item_id) c.*, r.reason, r.at as released_at from stampede.checkouts c \
+        left join stampede.releases r on (r.sale_id, r.item_id, r.code) = (c.sale_id, c.item_id, c.code) \
         where c.sale_id = $1 and c.outcome = 0 order by c.item_id, r.code is not null, c.at desc) c \
-        full join (select * from purchases where sale_id = $1) p using (item_id, code) \
-        left join (select code, by_ms, at from extensions where sale_id = $1) e using (code) \
+        full join (select * from stampede.purchases where sale_id = $1) p using (item_id, code) \
+        left join (select code, by_ms, at from stampede.extensions where sale_id = $1) e using (code) \
         order by item_id, p.code is not null";
     for row in client.query(holds, &[&i64::from(sale.0)]).await? {
         let (item, user, code): (i32, i64, Uuid) = (row.get(0), row.get(1), row.get(2));

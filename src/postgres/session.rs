@@ -1,19 +1,16 @@
 //! A connection to the database: the hosts in turn, log-in, schema, and the limits of each transaction.
 
 use crate::config::database_url::{DatabaseHost, DatabaseUrl, TargetSession, TlsMode, ssl_mode};
+use crate::log::ownership::Owner;
 use crate::postgres::failure::Failure;
 use crate::postgres::limits::{LIMITS, in_time};
 use crate::postgres::{pgpass, schema, tls};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::Duration;
 use tokio::net::lookup_host;
 use tokio::time::timeout;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
-
-/// Limit for a migration. It is longer than `statement_timeout`.
-const MIGRATION_TIME: Duration = Duration::from_secs(40);
 
 /// A session, and the host that it is connected to.
 pub struct Session {
@@ -30,18 +27,24 @@ pub struct Database {
     pub place: String,
     /// Sales whose partition of `checkouts` is known to exist.
     pub(crate) prepared: BTreeSet<u32>,
+    /// Sales whose row in `sales` is known to exist. The record of each shard that opens a sale has the same terms.
+    pub(crate) opened: BTreeSet<u32>,
 }
 
 impl Database {
-    /// Connects, and updates the schema.
+    /// Connects, and updates the schema. `judge` can refuse to update the schema, by the owner of the database.
     ///
     /// # Errors
+    /// The failure that `judge` returns.
     /// [`Failure::Final`]: the schema is newer than this version. [`Failure::Transient`]: the database is not reachable,
     /// refuses the connection, or a statement failed.
-    pub async fn connect(url: &DatabaseUrl) -> Result<Database, Failure> {
+    pub async fn connect(
+        url: &DatabaseUrl,
+        judge: impl FnOnce(Option<Owner>) -> Result<(), Failure>,
+    ) -> Result<Database, Failure> {
         let Session { mut client, place } = log_in(url).await?;
-        in_time(MIGRATION_TIME, schema::migrate(&mut client)).await?;
-        Ok(Database { client, place, prepared: BTreeSet::new() })
+        schema::migrate(&mut client, judge).await?;
+        Ok(Database { client, place, prepared: BTreeSet::new(), opened: BTreeSet::new() })
     }
 
     /// Begins a transaction with [`LIMITS`]. It ends with the statement `commit`; if anything fails before, the

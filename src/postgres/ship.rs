@@ -30,12 +30,12 @@
 
 use crate::log::block::StreamId;
 use crate::log::ownership::Owner;
-use crate::postgres::copy_rows::{self, CopyRows, Rows};
+use crate::postgres::copy_rows::{CopyRows, Rows};
 use crate::postgres::failure::Failure;
 use crate::postgres::limits::{FENCE_TIME, in_time};
 use crate::postgres::owner_row::set_seen;
 use crate::postgres::session::Database;
-use crate::sale::ids::{SaleId, Seq};
+use crate::sale::ids::{Seq, Terms};
 use bytes::Bytes;
 use futures_util::SinkExt;
 use std::pin::pin;
@@ -48,18 +48,14 @@ use tokio_postgres::{Client, Statement};
 const COPY_BYTES: usize = 256 * 1024;
 
 // The columns in the order of `copy_rows`. A later schema may have more of them.
-const COPY_CHECKOUTS: &str = "copy checkouts (sale_id, item_id, user_id, code, outcome, at, expires_at, \
+const COPY_CHECKOUTS: &str = "copy stampede.checkouts (sale_id, item_id, user_id, code, outcome, at, expires_at, \
     idempotency_key) from stdin with (format binary)";
 const COPY_PURCHASES: &str =
-    "copy purchases (sale_id, item_id, user_id, code, at, idempotency_key) from stdin with (format binary)";
+    "copy stampede.purchases (sale_id, item_id, user_id, code, at, idempotency_key) from stdin with (format binary)";
 const COPY_RELEASES: &str =
-    "copy releases (sale_id, item_id, user_id, code, reason, at) from stdin with (format binary)";
+    "copy stampede.releases (sale_id, item_id, user_id, code, reason, at) from stdin with (format binary)";
 const COPY_EXTENSIONS: &str =
-    "copy extensions (sale_id, item_id, user_id, code, by_ms, at) from stdin with (format binary)";
-const COPY_ITEMS: &str = "copy sale_items (sale_id, item_id, name, image_url) from stdin with (format binary)";
-
-/// Items of a catalogue that are generated in one transaction: about 2 MiB of rows. No other rows are sent meanwhile.
-const CATALOGUE_ITEMS: i32 = 20_000;
+    "copy stampede.extensions (sale_id, item_id, user_id, code, by_ms, at) from stdin with (format binary)";
 
 /// The change of one stream's position in a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,27 +69,6 @@ pub struct PositionMove {
 }
 
 impl Database {
-    /// Generates the next part of the oldest incomplete catalogue. Returns whether there was one.
-    ///
-    /// # Errors
-    /// [`Failure::Transient`]: a statement failed. The transaction may still be open, so the caller drops the connection.
-    pub async fn extend_catalogue(&self) -> Result<bool, Failure> {
-        let Database { client, .. } = self;
-        self.begin().await?;
-        let unfinished = "select sale_id, items, catalogued from sales where catalogued < items \
-            order by sale_id limit 1 for update";
-        let row = client.query_opt(unfinished, &[]).await?;
-        if let Some(row) = &row {
-            let (sale, items, catalogued): (i64, i32, i32) = (row.get(0), row.get(1), row.get(2));
-            let until = items.min(catalogued + CATALOGUE_ITEMS);
-            let rows = copy_rows::catalogue(SaleId(sale as u32), catalogued as u32..until as u32);
-            copy(client, prepare(client, COPY_ITEMS, &rows).await?, rows).await?;
-            client.execute("update sales set catalogued = $2 where sale_id = $1", &[&sale, &until]).await?;
-        }
-        client.batch_execute("commit").await?;
-        Ok(row.is_some())
-    }
-
     /// Writes `rows` and moves the positions in one transaction, as the steps of this file describe. All `moves` belong
     /// to the installation of `owner`.
     ///
@@ -120,15 +95,12 @@ impl Database {
         };
         let ((), (), (), checkouts, purchases, releases, extensions) = in_time(FENCE_TIME, fence).await?;
         for sale in rows.sales.difference(&self.prepared) {
-            client.execute("select prepare_sale($1)", &[&i64::from(*sale)]).await?;
+            client.execute("select stampede.prepare_sale($1)", &[&i64::from(*sale)]).await?;
         }
-        for (terms, unix_ms) in &rows.opened {
-            let opened = UNIX_EPOCH + Duration::from_millis(*unix_ms);
-            let values: [&(dyn ToSql + Sync); 4] =
-                [&i64::from(terms.sale.0), &(terms.items as i32), &(terms.user_limit as i32), &opened];
-            let insert = "insert into sales (sale_id, items, user_limit, opened_at) values ($1, $2, $3, $4) \
-                on conflict (sale_id) do nothing";
-            client.execute(insert, &values).await?;
+        for (sale, (terms, unix_ms)) in &rows.opened {
+            if !self.opened.contains(sale) {
+                open_sale(client, *terms, *unix_ms).await?;
+            }
         }
         try_join!(
             biased;
@@ -139,8 +111,19 @@ impl Database {
         )?;
         client.batch_execute("commit").await?;
         self.prepared.extend(&rows.sales);
+        self.opened.extend(rows.opened.keys());
         Ok(())
     }
+}
+
+async fn open_sale(client: &Client, terms: Terms, unix_ms: u64) -> Result<(), Failure> {
+    let opened = UNIX_EPOCH + Duration::from_millis(unix_ms);
+    let values: [&(dyn ToSql + Sync); 4] =
+        [&i64::from(terms.sale.0), &(terms.items as i32), &(terms.user_limit as i32), &opened];
+    let insert = "insert into stampede.sales (sale_id, items, user_limit, opened_at) values ($1, $2, $3, $4) \
+        on conflict (sale_id) do nothing";
+    client.execute(insert, &values).await?;
+    Ok(())
 }
 
 async fn move_positions(client: &Client, moves: &[PositionMove]) -> Result<(), Failure> {
@@ -150,7 +133,7 @@ async fn move_positions(client: &Client, moves: &[PositionMove]) -> Result<(), F
     let logs: Vec<_> = moves.iter().map(|moved| moved.stream.log.name()).collect();
     let from: Vec<_> = moves.iter().map(|moved| moved.from as i64).collect();
     let to: Vec<_> = moves.iter().map(|moved| moved.to as i64).collect();
-    let update = "update log_positions p set position = m.later \
+    let update = "update stampede.log_positions p set position = m.later \
         from unnest($2, $3, $4, $5, $6) m (epoch, shard, log, position, later) \
         where p.cluster = $1 and (p.epoch, p.shard, p.log, p.position) = (m.epoch, m.shard, m.log, m.position) \
         and (select pg_current_xact_id_if_assigned()) is not null";

@@ -10,12 +10,12 @@
 //! 2. Send the batch if it is due: it is full, its first record was gathered 20 ms ago, purchases in it wait for the
 //!    database (`--ack postgres`), or the process stops. If another full batch is durable already, gather it meanwhile.
 //! 3. Publish the new positions, and ring the shards.
-//! 4. Generate a part of a catalogue, if nothing was sent, or if a catalogue has waited for a second.
-//! 5. Report that this run is alive, every 2 s.
-//! 6. If nothing was sent and no catalogue is incomplete: report the end of this run and return, if the process stops
-//!    and no record is left. Otherwise sleep until a shard rings or a wait ends.
+//! 4. Report that this run is alive, every 2 s, and start [`crate::postgres::maintenance`], every hour.
+//! 5. If nothing was sent: report the end of this run and return, if the process stops and no record is left. Otherwise
+//!    sleep until a shard rings or a wait ends.
 
 use crate::config::fatal::Fatal;
+use crate::config::settings::Keep;
 use crate::log::block::{LogKind, StreamId};
 use crate::log::ownership::Owner;
 use crate::log::segment::lacks_descriptors;
@@ -25,6 +25,7 @@ use crate::postgres::copy_rows::{CopyRows, Rows};
 use crate::postgres::failure::{Failure, LoggedReasons, Reason};
 use crate::postgres::feed::{self, Feed, FeedReceiver};
 use crate::postgres::limits::in_time;
+use crate::postgres::maintenance::{MAINTENANCE_TIME, Maintenance};
 use crate::postgres::restore::HEARTBEAT_TIME;
 use crate::postgres::session::Database;
 use crate::postgres::ship::PositionMove;
@@ -32,6 +33,7 @@ use crate::postgres::stream_tail::StreamTail;
 use crate::sale::deferred::Watermark;
 use crate::sale::ids::{Seq, ShardId};
 use crate::sale::record::{RECORD_BYTES, Record};
+use crate::sale::rules::Rules;
 use crate::system::doorbell::Doorbell;
 use crate::system::threads;
 use crossbeam_channel::Sender;
@@ -39,7 +41,7 @@ use std::sync::{Arc, OnceLock, atomic::Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
-use tokio::task::yield_now;
+use tokio::task::{JoinHandle, yield_now};
 use tokio::time::{sleep, sleep_until, timeout};
 
 /// Bytes of records at which a batch is full.
@@ -61,13 +63,15 @@ const GATHER_TIME: Duration = Duration::from_millis(20);
 const DESCRIPTOR_RETRY_TIME: Duration = Duration::from_millis(100);
 /// Time between two log lines about a lack of file descriptors.
 const WAIT_LINE_TIME: Duration = Duration::from_secs(60);
-/// How long the next part of a catalogue may be delayed by batches.
-const CATALOGUE_TIME: Duration = Duration::from_secs(1);
 
 /// Everything that the persistence thread needs to start.
 pub struct Plan {
     /// Claim on the database.
     pub claim: Claim,
+    /// Settings of the sales.
+    pub rules: Rules,
+    /// How long rows are kept.
+    pub keep: Keep,
     /// Numbers that the shards publish, and the thread's own.
     pub status: Arc<Status>,
     /// Doorbells that wake the shards.
@@ -123,6 +127,11 @@ pub struct Shipper {
     /// Time of the next report to the database that this run is alive.
     next_heartbeat: Instant,
     descriptors: DescriptorWait,
+    /// Whether the latest gathering took every record that was durable.
+    is_caught_up: bool,
+    /// Time of the next maintenance of the partitions, and the one that runs.
+    next_maintenance: Instant,
+    maintenance: Option<JoinHandle<()>>,
 }
 
 /// The log lines about a lack of file descriptors.
@@ -146,8 +155,19 @@ impl Shipper {
     /// Creates the thread's state, and the sending end of its channel for the shards.
     pub fn new(plan: Plan) -> (Shipper, Feed) {
         let (feed, flushed) = feed::channel();
-        let (stop, tails, next_heartbeat) = (Arc::new(OnceLock::new()), Vec::new(), Instant::now());
-        (Shipper { plan, flushed, stop, tails, next_heartbeat, descriptors: DescriptorWait::default() }, feed)
+        let now = Instant::now();
+        let shipper = Shipper {
+            plan,
+            flushed,
+            stop: Arc::new(OnceLock::new()),
+            tails: Vec::new(),
+            next_heartbeat: now,
+            descriptors: DescriptorWait::default(),
+            is_caught_up: false,
+            next_maintenance: now,
+            maintenance: None,
+        };
+        (shipper, feed)
     }
 
     /// Starts the thread, which then claims the database for this run.
@@ -222,8 +242,6 @@ impl Shipper {
         let mut database = self.connect().await?;
         let (owner, is_awaited) = (self.plan.claim.owner, self.plan.claim.ack == Watermark::Persisted);
         let mut is_verified = false;
-        // The previous connection may have ended before a catalogue was complete. Look at once.
-        let mut lacks_catalogue = Instant::now().checked_sub(CATALOGUE_TIME);
         // Report at once: the database may accept connections and refuse changes.
         self.next_heartbeat = Instant::now();
         let mut batch = PendingBatch::default();
@@ -236,7 +254,6 @@ impl Shipper {
             let is_due = !moves.is_empty() && (is_urgent || is_stopping || batch.remaining_wait().is_zero());
             if is_due {
                 let PendingBatch { rows, .. } = std::mem::take(&mut batch);
-                let opens = !rows.opened.is_empty();
                 let status = self.plan.status.clone();
                 let shipping = ship(&mut database, owner, rows, &moves, &status);
                 if self.is_behind() {
@@ -250,26 +267,19 @@ impl Shipper {
                 self.publish();
                 // A batch is a report, too.
                 (self.next_heartbeat, *backoff) = (Instant::now() + HEARTBEAT_TIME, BACKOFF_MIN);
-                if opens {
-                    lacks_catalogue = lacks_catalogue.or(Some(Instant::now()));
-                }
-            }
-            // Batches come first, but they delay the catalogue for at most a second.
-            if lacks_catalogue.is_some_and(|since| !is_due || since.elapsed() >= CATALOGUE_TIME) {
-                let extended = in_time(SHIP_TIME, database.extend_catalogue()).await?;
-                lacks_catalogue = extended.then(Instant::now);
             }
             if Instant::now() >= self.next_heartbeat {
                 in_time(SHIP_TIME, database.heartbeat(owner)).await?;
                 self.next_heartbeat = Instant::now() + HEARTBEAT_TIME;
             }
+            self.maintain();
             // The database may accept a report and refuse rows, so what waits for a batch must have arrived.
             let has_arrived = moves.is_empty() || is_due;
             if has_arrived && !std::mem::replace(&mut is_verified, true) {
                 self.log_connected(&database.place);
                 (*reasons, *backoff) = (LoggedReasons::default(), BACKOFF_MIN);
             }
-            if is_due || lacks_catalogue.is_some() {
+            if is_due {
                 continue;
             }
             match (moves.is_empty(), is_awaited) {
@@ -307,6 +317,25 @@ impl Shipper {
         self.tails.sort_by_key(|tail| tail.stream.key());
         self.publish();
         Ok(database)
+    }
+
+    /// Starts the maintenance of the partitions, if it is due. Not in a backlog: partitions are dropped that it would make
+    /// again.
+    fn maintain(&mut self) {
+        let runs = self.maintenance.as_ref().is_some_and(|maintenance| !maintenance.is_finished());
+        if !self.is_caught_up || runs || Instant::now() < self.next_maintenance {
+            return;
+        }
+        self.next_maintenance = Instant::now() + MAINTENANCE_TIME;
+        let Plan { claim, rules, keep, status, .. } = &self.plan;
+        let maintenance = Maintenance {
+            url: claim.url.clone(),
+            owner: claim.owner,
+            rules: *rules,
+            keep: *keep,
+            status: status.clone(),
+        };
+        self.maintenance = Some(tokio::spawn(maintenance.run()));
     }
 
     /// Sends the position of a stream to the shard that removes its segments.
@@ -367,6 +396,7 @@ impl Shipper {
                 yield_now().await;
             }
         }
+        self.is_caught_up = batch.bytes < BATCH_BYTES_MAX;
         Ok(is_waiting)
     }
 

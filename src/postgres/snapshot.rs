@@ -5,8 +5,8 @@ use crate::config::database_url::DatabaseUrl;
 use crate::log::ownership::Owner;
 use crate::postgres::failure::Failure;
 use crate::postgres::limits::{LIMITS, in_time};
-use crate::postgres::owner_row::{self, OwnerRow, Positions};
-use crate::postgres::schema;
+use crate::postgres::owner_row::{self, OwnerRow, POSITIONS, Positions};
+use crate::postgres::schema::{self, Installed};
 use crate::postgres::session::{self, Session};
 use std::time::Duration;
 use tokio_postgres::Client;
@@ -20,8 +20,8 @@ pub struct Snapshot {
     pub owner: Option<Owner>,
     /// The row of the owner.
     pub owner_row: Option<OwnerRow>,
-    /// Version of the schema: the number of the last file of `sql/` that was applied.
-    pub schema_version: i32,
+    /// The tables of Stampede, or `None` if the database was never used.
+    pub installed: Option<Installed>,
     /// Positions of the owner's streams.
     pub positions: Positions,
     /// `user@host:port/name` of the host in use.
@@ -47,20 +47,16 @@ impl Snapshot {
             "begin isolation level repeatable read read only; {LIMITS}; set local idle_in_transaction_session_timeout = 0"
         );
         client.batch_execute(&begin).await?;
+        let installed = schema::find(&client).await?;
         let mut snapshot =
-            Snapshot { owner: None, owner_row: None, schema_version: 0, positions: Positions::new(), place, client };
-        let is_ours = "select to_regclass('schema_migrations') is not null and to_regclass('clusters') is not null";
-        if !snapshot.client.query_one(is_ours, &[]).await?.get::<_, bool>(0) {
-            return Ok(snapshot);
-        }
-        schema::check_origin(&snapshot.client).await?;
-        snapshot.schema_version = snapshot.client.query_one(schema::APPLIED, &[]).await?.get(0);
-        schema::check_version(snapshot.schema_version)?;
-        let select_owner = owner_row::select_owner(snapshot.schema_version);
+            Snapshot { owner: None, owner_row: None, installed, positions: Positions::new(), place, client };
+        let Some(installed) = &snapshot.installed else { return Ok(snapshot) };
+        let select_owner = installed.localize(&owner_row::select_owner(installed.version));
         snapshot.owner_row = snapshot.client.query_opt(&select_owner, &[]).await?.map(|row| owner_row::parse(&row));
         snapshot.owner = snapshot.owner_row.map(|row| row.owner);
         if let Some(owner) = snapshot.owner {
-            snapshot.positions = owner_row::positions(&snapshot.client, owner.cluster).await?;
+            let positions = snapshot.client.query(&installed.localize(POSITIONS), &[&owner.cluster]).await?;
+            snapshot.positions = owner_row::parse_positions(&positions);
         }
         Ok(snapshot)
     }

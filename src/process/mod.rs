@@ -3,9 +3,11 @@
 //! [`start`] starts everything; [`resume`] finds the sale to continue, in the log or in the database; [`take_over`]
 //! does it beside a process that still sells. Then [`supervisor`] watches, and [`upgrading`] hands over to a new
 //! process. [`timekeeping`] compares the server's time with the system clock. [`signals`] and [`service_manager`] are the
-//! ways in and out. [`manual`] is the manual page and shell completions.
+//! ways in and out. [`manual`] is the manual page and shell completions,
+//! [`migration`] the command that updates the schema of the database.
 
 pub mod manual;
+pub mod migration;
 pub mod resume;
 pub mod service_manager;
 pub mod signals;

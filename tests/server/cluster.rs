@@ -47,7 +47,8 @@ impl Options<'_> {
     };
 }
 
-fn bin(name: &str) -> PathBuf {
+/// Returns the path of a program of PostgreSQL.
+pub fn bin(name: &str) -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut found: Vec<PathBuf> =
         versions.map(|version| version.path().join("bin").join(name)).filter(|path| path.exists()).collect();
@@ -57,7 +58,9 @@ fn bin(name: &str) -> PathBuf {
 
 /// Runs a query with psql. Returns the output, unaligned and without headers, or the error.
 pub fn psql(url: &str, query: &str) -> Result<String, String> {
-    let output = Command::new(bin("psql")).args(["-d", url, "-At", "-c", query]).output().unwrap();
+    let mut psql = Command::new(bin("psql"));
+    psql.env("PGOPTIONS", "-c search_path=stampede,public").args(["-d", url, "-At", "-c", query]);
+    let output = psql.output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap().trim().to_owned();
     if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
 }
@@ -102,7 +105,9 @@ impl Cluster {
             .stdout(Stdio::null())
             .status();
         assert!(made.unwrap().success());
-        let mut settings = "fsync = off\nshared_buffers = 32MB\n".to_owned(); // Tests kill processes, not machines.
+        // Tests kill processes, not machines. The search path lacks the schema of the server, which has to name it.
+        let mut settings =
+            "fsync = off\nshared_buffers = 32MB\nsearch_path = 'public'\nwal_level = logical\n".to_owned();
         let mut port = 0;
         if options.tcp.is_empty() {
             settings += "listen_addresses = ''\n";

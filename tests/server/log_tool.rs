@@ -237,7 +237,7 @@ fn what_contradicts_the_log_is_named() {
             gone.as_str(),
         ),
         (
-            "insert into purchases select sale_id, 77, 78, gen_random_uuid(), at from purchases where item_id = 0",
+            "insert into purchases (sale_id, item_id, user_id, code, at) select sale_id, 77, 78, gen_random_uuid(), at from purchases where item_id = 0",
             "delete from purchases where item_id = 77",
             "purchases in Postgres that are not in the log up to the positions of Postgres: 1 (item 77, user 78",
         ),

@@ -135,7 +135,7 @@ fn an_upgrade_to_local_acknowledgement_is_recorded_first() {
     cluster.ask("create table seen (epoch bigint, ack text)");
     cluster.ask(
         "create function see() returns trigger language plpgsql as \
-         $$ begin insert into seen values (new.epoch, new.ack); return new; end $$",
+         $$ begin insert into stampede.seen values (new.epoch, new.ack); return new; end $$",
     );
     cluster.ask("create trigger see after update of ack on clusters for each row execute function see()");
     settings("local");

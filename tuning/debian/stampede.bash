@@ -25,6 +25,9 @@ _stampede() {
             stampede,man)
                 cmd="stampede__subcmd__man"
                 ;;
+            stampede,migrate)
+                cmd="stampede__subcmd__migrate"
+                ;;
             stampede__subcmd__log,dump)
                 cmd="stampede__subcmd__log__subcmd__dump"
                 ;;
@@ -41,7 +44,7 @@ _stampede() {
 
     case "${cmd}" in
         stampede)
-            opts="-h -V --check-config --listen --admin-listen --admin-host --shards --data-dir --items --user-limit --sale-period --reservation-ttl --extension --receipts --log-budget --database-url --ack --recover-from --max-connections --max-connections-per-address --idle-timeout --steering --cors-origin --drain-delay --drain-timeout --env-file --log-format --help --version completions man log"
+            opts="-h -V --check-config --listen --admin-listen --admin-host --shards --data-dir --items --user-limit --sale-period --reservation-ttl --extension --receipts --log-budget --database-url --ack --recover-from --keep-sales --keep-attempts --max-connections --idle-timeout --steering --cors-origin --drain-delay --drain-timeout --env-file --log-format --help --version completions man log migrate"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -146,14 +149,21 @@ _stampede() {
                     COMPREPLY=($(compgen -W "auto log postgres" -- "${cur}"))
                     return 0
                     ;;
-                --max-connections)
+                --keep-sales)
                     COMPREPLY=("${cur}")
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o nospace
                     fi
                     return 0
                     ;;
-                --max-connections-per-address)
+                --keep-attempts)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --max-connections)
                     COMPREPLY=("${cur}")
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o nospace
@@ -366,6 +376,34 @@ _stampede() {
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        stampede__subcmd__migrate)
+            opts="-h --database-url --env-file --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --database-url)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --env-file)
+                    COMPREPLY=()
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o plusdirs
+                    fi
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;

@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_stampede_global_optspecs
-    string join \n check-config listen= admin-listen= admin-host= shards= data-dir= items= user-limit= sale-period= reservation-ttl= extension= receipts= log-budget= database-url= ack= recover-from= max-connections= max-connections-per-address= idle-timeout= steering= cors-origin= drain-delay= drain-timeout= env-file= log-format= h/help V/version
+    string join \n check-config listen= admin-listen= admin-host= shards= data-dir= items= user-limit= sale-period= reservation-ttl= extension= receipts= log-budget= database-url= ack= recover-from= keep-sales= keep-attempts= max-connections= idle-timeout= steering= cors-origin= drain-delay= drain-timeout= env-file= log-format= h/help V/version
 end
 
 function __fish_stampede_needs_command
@@ -42,8 +42,9 @@ postgres\t''"
 complete -c stampede -n "__fish_stampede_needs_command" -l recover-from -d 'Which side is used at start if the log and Postgres contradict each other. auto: refuse to start. log or postgres: use that side. If the data directory is empty, auto and postgres restore the sale from Postgres [env: RECOVER_FROM] [default: auto]' -r -f -a "auto\t''
 log\t''
 postgres\t''"
-complete -c stampede -n "__fish_stampede_needs_command" -l max-connections -d 'Number of client connections at once. At this limit the connection that has been idle longest is closed for a new one; if none is idle, the new one is answered 503 and closed [env: MAX_CONNECTIONS] [default: 16384, or fewer if the descriptor limit is lower]' -r -f
-complete -c stampede -n "__fish_stampede_needs_command" -l max-connections-per-address -d 'Number of connections at once from one IPv4 address or one /64 network of IPv6; 0: no limit. Further connections are answered 503 and closed. Behind a proxy all connections have its address: leave it at 0 [env: MAX_CONNECTIONS_PER_ADDRESS] [default: 0]' -r -f
+complete -c stampede -n "__fish_stampede_needs_command" -l keep-sales -d 'Time after which the rows of a sale are dropped from Postgres, such as 400d; 0s: never [env: KEEP_SALES] [default: 0s]' -r -f
+complete -c stampede -n "__fish_stampede_needs_command" -l keep-attempts -d 'Time after which the refused checkouts of a sale are dropped from Postgres, such as 30d; 0s: with the sale [env: KEEP_ATTEMPTS] [default: 0s]' -r -f
+complete -c stampede -n "__fish_stampede_needs_command" -l max-connections -d 'Number of client connections at once. Further connections are answered 503 and closed [env: MAX_CONNECTIONS] [default: 16384, or fewer if the descriptor limit is lower]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l idle-timeout -d 'Time after which a connection without a request is closed. Answers state it in the header Keep-Alive. A proxy in front must close its idle connections earlier [env: IDLE_TIMEOUT] [default: 75s]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l steering -d 'Which shard gets a new connection. hash: any shard, by address and port. cpu: the shard on the CPU where the connection arrived, for network cards that distribute connections over the CPUs [env: STEERING] [default: hash]' -r -f -a "hash\t''
 cpu\t''"
@@ -59,6 +60,7 @@ complete -c stampede -n "__fish_stampede_needs_command" -s V -l version -d 'Prin
 complete -c stampede -n "__fish_stampede_needs_command" -f -a "completions" -d 'Print completions for a shell'
 complete -c stampede -n "__fish_stampede_needs_command" -f -a "man" -d 'Print the manual page: stampede man | man -l -'
 complete -c stampede -n "__fish_stampede_needs_command" -f -a "log" -d 'Read the log of a data directory: verify it, dump it, or add up a sale'
+complete -c stampede -n "__fish_stampede_needs_command" -f -a "migrate" -d 'Create or update the schema of the database'
 complete -c stampede -n "__fish_stampede_using_subcommand completions" -s h -l help -d 'Print help'
 complete -c stampede -n "__fish_stampede_using_subcommand man" -s h -l help -d 'Print help'
 complete -c stampede -n "__fish_stampede_using_subcommand log; and not __fish_seen_subcommand_from verify dump sale" -s h -l help -d 'Print help'
@@ -81,3 +83,6 @@ complete -c stampede -n "__fish_stampede_using_subcommand log; and __fish_seen_s
 complete -c stampede -n "__fish_stampede_using_subcommand log; and __fish_seen_subcommand_from sale" -l database-url -d 'PostgreSQL database to which every record is persisted, such as postgres://user@host/name. It can also be set in parts: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT [env: DATABASE_URL] [default: none: only the log is written]' -r -f
 complete -c stampede -n "__fish_stampede_using_subcommand log; and __fish_seen_subcommand_from sale" -l env-file -d 'File with variables, one VARIABLE=value per line. An upgrade in place reads it again. Only .env may be missing. ENV_FILE is read from the environment only [env: ENV_FILE] [default: .env]' -r -f -a "(__fish_complete_directories)"
 complete -c stampede -n "__fish_stampede_using_subcommand log; and __fish_seen_subcommand_from sale" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c stampede -n "__fish_stampede_using_subcommand migrate" -l database-url -d 'PostgreSQL database to which every record is persisted, such as postgres://user@host/name. It can also be set in parts: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT [env: DATABASE_URL] [default: none: only the log is written]' -r -f
+complete -c stampede -n "__fish_stampede_using_subcommand migrate" -l env-file -d 'File with variables, one VARIABLE=value per line. An upgrade in place reads it again. Only .env may be missing. ENV_FILE is read from the environment only [env: ENV_FILE] [default: .env]' -r -f -a "(__fish_complete_directories)"
+complete -c stampede -n "__fish_stampede_using_subcommand migrate" -s h -l help -d 'Print help (see more with \'--help\')'

@@ -30,8 +30,9 @@ _stampede() {
 '--database-url=[PostgreSQL database to which every record is persisted, such as postgres\://user@host/name. It can also be set in parts\: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT \[env\: DATABASE_URL\] \[default\: none\: only the log is written\]]:URL:' \
 '--ack=[What the 200 of a purchase waits for. local\: the flush to the local disk. postgres\: also the commit in Postgres \[env\: ACK\] \[default\: local\]]:local|postgres:(local postgres)' \
 '--recover-from=[Which side is used at start if the log and Postgres contradict each other. auto\: refuse to start. log or postgres\: use that side. If the data directory is empty, auto and postgres restore the sale from Postgres \[env\: RECOVER_FROM\] \[default\: auto\]]:auto|log|postgres:(auto log postgres)' \
-'--max-connections=[Number of client connections at once. At this limit the connection that has been idle longest is closed for a new one; if none is idle, the new one is answered 503 and closed \[env\: MAX_CONNECTIONS\] \[default\: 16384, or fewer if the descriptor limit is lower\]]:NUMBER:' \
-'--max-connections-per-address=[Number of connections at once from one IPv4 address or one /64 network of IPv6; 0\: no limit. Further connections are answered 503 and closed. Behind a proxy all connections have its address\: leave it at 0 \[env\: MAX_CONNECTIONS_PER_ADDRESS\] \[default\: 0\]]:NUMBER:' \
+'--keep-sales=[Time after which the rows of a sale are dropped from Postgres, such as 400d; 0s\: never \[env\: KEEP_SALES\] \[default\: 0s\]]:DURATION:' \
+'--keep-attempts=[Time after which the refused checkouts of a sale are dropped from Postgres, such as 30d; 0s\: with the sale \[env\: KEEP_ATTEMPTS\] \[default\: 0s\]]:DURATION:' \
+'--max-connections=[Number of client connections at once. Further connections are answered 503 and closed \[env\: MAX_CONNECTIONS\] \[default\: 16384, or fewer if the descriptor limit is lower\]]:NUMBER:' \
 '--idle-timeout=[Time after which a connection without a request is closed. Answers state it in the header Keep-Alive. A proxy in front must close its idle connections earlier \[env\: IDLE_TIMEOUT\] \[default\: 75s\]]:DURATION:' \
 '--steering=[Which shard gets a new connection. hash\: any shard, by address and port. cpu\: the shard on the CPU where the connection arrived, for network cards that distribute connections over the CPUs \[env\: STEERING\] \[default\: hash\]]:hash|cpu:(hash cpu)' \
 '--cors-origin=[Origins of web pages that may use the API from a browser, separated by commas, such as https\://shop.example; * for every origin \[env\: CORS_ORIGIN\] \[default\: none\: web pages of other origins cannot use the API\]]:ORIGINS:' \
@@ -116,6 +117,14 @@ _arguments "${_arguments_options[@]}" : \
     ;;
 esac
 ;;
+(migrate)
+_arguments "${_arguments_options[@]}" : \
+'--database-url=[PostgreSQL database to which every record is persisted, such as postgres\://user@host/name. It can also be set in parts\: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT \[env\: DATABASE_URL\] \[default\: none\: only the log is written\]]:URL:' \
+'--env-file=[File with variables, one VARIABLE=value per line. An upgrade in place reads it again. Only .env may be missing. ENV_FILE is read from the environment only \[env\: ENV_FILE\] \[default\: .env\]]:PATH:_files -/' \
+'-h[Print help (see more with '\''--help'\'')]' \
+'--help[Print help (see more with '\''--help'\'')]' \
+&& ret=0
+;;
         esac
     ;;
 esac
@@ -127,6 +136,7 @@ _stampede_commands() {
 'completions:Print completions for a shell' \
 'man:Print the manual page\: stampede man | man -l -' \
 'log:Read the log of a data directory\: verify it, dump it, or add up a sale' \
+'migrate:Create or update the schema of the database' \
     )
     _describe -t commands 'stampede commands' commands "$@"
 }
@@ -163,6 +173,11 @@ _stampede__subcmd__log__subcmd__verify_commands() {
 _stampede__subcmd__man_commands() {
     local commands; commands=()
     _describe -t commands 'stampede man commands' commands "$@"
+}
+(( $+functions[_stampede__subcmd__migrate_commands] )) ||
+_stampede__subcmd__migrate_commands() {
+    local commands; commands=()
+    _describe -t commands 'stampede migrate commands' commands "$@"
 }
 
 if [ "$funcstack[1]" = "_stampede" ]; then

@@ -22,7 +22,7 @@ pub fn fetch(
     let sales: Vec<i64> = sales.iter().map(|sale| *sale as i64).collect();
     let started = Instant::now();
     loop {
-        let query = "select sale_id, item_id, user_id, code::text from purchases where sale_id = any($1)";
+        let query = "select sale_id, item_id, user_id, code::text from stampede.purchases where sale_id = any($1)";
         let rows = client.query(query, &[&sales]).map_err(|error| format!("database: {error}; {remedy}"))?;
         let rows: Vec<PurchaseRow> = rows
             .iter()
