@@ -51,8 +51,8 @@ pub const STORAGE: &[Bug] = &[
     Bug {
         what: "files count as removed before they are removed",
         file: "log/retention.rs",
-        place: "self.budget.select(segment.name.stream.log, segment.bytes);\n«        self.to_remove.bytes»",
-        wrong: "        self.budget.removed(segment.bytes);\n        self.to_remove.bytes",
+        place: "self.budget.select(segment.name.stream.log, segment.bytes);\n        «self.to_remove.bytes += segment.bytes;»",
+        wrong: "self.budget.removed(segment.bytes);\n        self.to_remove.bytes += segment.bytes;",
         caught_by: "log::retention",
     },
     // --- the log ---
