@@ -39,7 +39,7 @@ pub const STORAGE: &[Bug] = &[
         file: "sale/owner_steps.rs",
         place: "let (by_ms, is_full) = (self.rules.extension_ms, «self.has_no_room()»);",
         wrong: "false",
-        caught_by: "sim::full_log",
+        caught_by: "sim::alone",
     },
     Bug {
         what: "the log budget may be exceeded by one segment",
