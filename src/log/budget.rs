@@ -52,7 +52,7 @@ impl Budget {
     /// Counts `bytes` more for `log`, if that is within the limit after `removed` bytes of files are removed, which the
     /// caller does before it creates a file. Returns whether the bytes are counted.
     pub fn take(&self, log: LogKind, bytes: u64, removed: u64) -> bool {
-        let more_within = |limit| move |used: u64| (used + bytes <= limit).then_some(used + bytes);
+        let more_within = |limit: u64| move |used: u64| (used + bytes <= limit).then_some(used + bytes);
         let take = |counter: &AtomicU64, limit| {
             counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more_within(limit)).is_ok()
         };

@@ -92,6 +92,20 @@ fn without_room_in_the_log_nothing_is_reserved() {
 }
 
 #[test]
+fn without_room_in_the_log_no_hold_is_extended() {
+    // One block for the next flush, one for the end of the hold, two that a new hold would need.
+    for (room, records, answers) in [(4, 1, vec![]), (3, 0, vec![(Ticket(9), Outcome::LogFull)])] {
+        let mut shard = shard(1);
+        checkout(&mut shard, 0);
+        let flushed = apply(&mut shard, ShardEvent::Flushed(2));
+        let [(_, Outcome::Reserved { code, .. })] = flushed.answers[..] else { panic!() };
+        apply(&mut shard, ShardEvent::LogRoom(room));
+        let extended = apply(&mut shard, ShardEvent::Command(Ticket(9), Command::Extend { code }));
+        assert_eq!((extended.records.len(), extended.answers), (records, answers), "with {room} blocks");
+    }
+}
+
+#[test]
 fn what_is_flushed_needs_no_more_room() {
     let mut shard = shard(1);
     for item in 0..64 {

@@ -115,10 +115,12 @@ impl Copy {
         }
         let cargo = cargo.current_dir(self.0.path()).env("CARGO_TARGET_DIR", profile_dir.parent().unwrap());
         let built = cargo.env_remove("RUSTFLAGS").output().expect("cargo starts");
-        assert!(built.status.success(), "the copy does not build: {}", String::from_utf8_lossy(&built.stderr));
         let lines = String::from_utf8(built.stdout).unwrap();
-        let messages = lines.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        let mut executables = messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from));
+        let messages: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let errors = messages.iter().map(|line| &line["message"]).filter(|message| message["level"] == "error");
+        let errors: String = errors.filter_map(|message| message["rendered"].as_str()).collect();
+        assert!(built.status.success(), "the copy does not build: {errors}{}", String::from_utf8_lossy(&built.stderr));
+        let mut executables = messages.iter().filter_map(|message| message["executable"].as_str().map(PathBuf::from));
         executables.next().expect("the unit tests are an executable")
     }
 }

@@ -39,7 +39,7 @@ pub const STORAGE: &[Bug] = &[
         file: "sale/owner_steps.rs",
         place: "let (by_ms, is_full) = (self.rules.extension_ms, «self.has_no_room()»);",
         wrong: "false",
-        caught_by: "sim::full_log",
+        caught_by: "sim::alone",
     },
     Bug {
         what: "the log budget may be exceeded by one segment",
@@ -51,8 +51,8 @@ pub const STORAGE: &[Bug] = &[
     Bug {
         what: "files count as removed before they are removed",
         file: "log/retention.rs",
-        place: "self.budget.select(segment.name.stream.log, segment.bytes);\n«        self.to_remove.bytes»",
-        wrong: "        self.budget.removed(segment.bytes);\n        self.to_remove.bytes",
+        place: "self.budget.select(segment.name.stream.log, segment.bytes);\n        «self.to_remove.bytes += segment.bytes;»",
+        wrong: "self.budget.removed(segment.bytes);\n        self.to_remove.bytes += segment.bytes;",
         caught_by: "log::retention",
     },
     // --- the log ---
