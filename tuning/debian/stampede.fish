@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_stampede_global_optspecs
-    string join \n check-config listen= admin-listen= admin-host= shards= data-dir= items= user-limit= sale-period= reservation-ttl= extension= receipts= log-budget= database-url= ack= recover-from= keep-sales= keep-attempts= max-connections= idle-timeout= steering= cors-origin= drain-delay= drain-timeout= env-file= log-format= h/help V/version
+    string join \n check-config listen= admin-listen= admin-host= shards= data-dir= items= user-limit= sale-period= reservation-ttl= extension= receipts= log-budget= database-url= ack= recover-from= keep-sales= keep-attempts= max-connections= max-connections-per-address= idle-timeout= steering= cors-origin= drain-delay= drain-timeout= env-file= log-format= h/help V/version
 end
 
 function __fish_stampede_needs_command
@@ -44,7 +44,8 @@ log\t''
 postgres\t''"
 complete -c stampede -n "__fish_stampede_needs_command" -l keep-sales -d 'Time after which the rows of a sale are dropped from Postgres, such as 400d; 0s: never [env: KEEP_SALES] [default: 0s]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l keep-attempts -d 'Time after which the refused checkouts of a sale are dropped from Postgres, such as 30d; 0s: with the sale [env: KEEP_ATTEMPTS] [default: 0s]' -r -f
-complete -c stampede -n "__fish_stampede_needs_command" -l max-connections -d 'Number of client connections at once. Further connections are answered 503 and closed [env: MAX_CONNECTIONS] [default: 16384, or fewer if the descriptor limit is lower]' -r -f
+complete -c stampede -n "__fish_stampede_needs_command" -l max-connections -d 'Number of client connections at once. At this limit the connection that has been idle longest is closed for a new one; if none is idle, the new one is answered 503 and closed [env: MAX_CONNECTIONS] [default: 16384, or fewer if the descriptor limit is lower]' -r -f
+complete -c stampede -n "__fish_stampede_needs_command" -l max-connections-per-address -d 'Number of connections at once from one IPv4 address or one /64 network of IPv6; 0: no limit. Further connections are answered 503 and closed. Behind a proxy all connections have its address: leave it at 0 [env: MAX_CONNECTIONS_PER_ADDRESS] [default: 0]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l idle-timeout -d 'Time after which a connection without a request is closed. Answers state it in the header Keep-Alive. A proxy in front must close its idle connections earlier [env: IDLE_TIMEOUT] [default: 75s]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l steering -d 'Which shard gets a new connection. hash: any shard, by address and port. cpu: the shard on the CPU where the connection arrived, for network cards that distribute connections over the CPUs [env: STEERING] [default: hash]' -r -f -a "hash\t''
 cpu\t''"
