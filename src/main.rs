@@ -91,7 +91,7 @@ fn run_log_command(command: &LogCommand, config: &Config) -> Result<(), Fatal> {
 fn read_settings(flags: BTreeMap<&'static str, String>) -> Result<Config, Fatal> {
     let environment = &|name: &str| std::env::var_os(name);
     let mut sources = Sources { flags, environment, env_file: String::new(), in_file: BTreeMap::new() };
-    let invalid = |bad: stampede::config::settings::BadSetting| Fatal::Settings(bad.to_string());
+    let invalid = |bad: stampede::config::raw_setting::BadSetting| Fatal::Settings(bad.to_string());
     sources.env_file = sources.env_file_path().map_err(invalid)?;
     sources.in_file = read(&sources.env_file)?;
     Config::new(&sources).map_err(invalid)

@@ -11,6 +11,7 @@
 
 use crate::config::database_url::DatabaseUrl;
 use crate::config::flags::SETTINGS;
+use crate::config::raw_setting::{BadSetting, RawSetting, in_one_unit};
 use crate::sale::code::ITEMS_MAX;
 use crate::sale::deferred::Watermark;
 use crate::sale::parts::ENDED_MAX;
@@ -20,10 +21,8 @@ use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 use strum::{Display, EnumString};
-use thiserror::Error;
 
 /// Maximum number of shards.
 pub const SHARDS_MAX: u16 = 256;
@@ -119,11 +118,6 @@ pub struct Keep {
     pub attempts: Duration,
 }
 
-/// Error for an invalid setting. It names the setting, the value and the remedy.
-#[derive(Debug, PartialEq, Eq, Error)]
-#[error("{0}")]
-pub struct BadSetting(String);
-
 /// Sources of raw values.
 pub struct Sources<'a> {
     /// Values of flags, by the name of the flag.
@@ -134,52 +128,6 @@ pub struct Sources<'a> {
     pub env_file: String,
     /// Variables in the env file.
     pub in_file: BTreeMap<String, String>,
-}
-
-/// Raw value with its origin, such as `--items` or `ITEMS in .env`.
-struct RawSetting {
-    text: String,
-    origin: String,
-}
-
-impl RawSetting {
-    fn bad(&self, expected: &str) -> BadSetting {
-        BadSetting(format!("{} is \"{}\"; give {expected}", self.origin, self.text))
-    }
-
-    /// Parses one of the words in `expected`.
-    fn choice<T: FromStr>(&self, expected: &str) -> Result<T, BadSetting> {
-        self.text.parse().map_err(|_| self.bad(expected))
-    }
-
-    fn number(&self, range: std::ops::RangeInclusive<u64>) -> Result<u64, BadSetting> {
-        let number = self.text.parse().ok().filter(|number| range.contains(number));
-        number.ok_or_else(|| self.bad(&format!("a whole number from {} to {}", range.start(), range.end())))
-    }
-
-    fn duration(&self, range: std::ops::RangeInclusive<Duration>, unit: &str) -> Result<Duration, BadSetting> {
-        let duration = humantime::parse_duration(&self.text).ok().filter(|duration| range.contains(duration));
-        duration.ok_or_else(|| {
-            let bounds = [range.start(), range.end()].map(|bound| humantime::format_duration(*bound).to_string());
-            self.bad(&format!("a duration from {} to {} in {unit}, like 30s or 1h", bounds[0], bounds[1]))
-        })
-    }
-
-    fn bytes(&self, range: std::ops::RangeInclusive<u64>) -> Result<u64, BadSetting> {
-        let digits = self.text.find(|c: char| !c.is_ascii_digit()).unwrap_or(self.text.len());
-        let (number, unit) = self.text.split_at(digits);
-        let shift = match unit.trim() {
-            "" | "B" => Some(0),
-            "KiB" | "K" => Some(10),
-            "MiB" | "M" => Some(20),
-            "GiB" | "G" => Some(30),
-            "TiB" | "T" => Some(40),
-            _ => None,
-        };
-        let bytes = number.parse::<u64>().ok().zip(shift).and_then(|(number, shift)| number.checked_mul(1 << shift));
-        let good = bytes.filter(|bytes| range.contains(bytes));
-        good.ok_or_else(|| self.bad("a number of bytes from 1MiB to 1024TiB, like 512MiB or 4GiB"))
-    }
 }
 
 impl Sources<'_> {
@@ -263,6 +211,34 @@ impl Sources<'_> {
         })
     }
 
+    /// Returns the rules of the sales.
+    fn rules(&self, purchase_ack: Watermark) -> Result<Rules, BadSetting> {
+        let period = self.get("sale-period")?;
+        let period_s = period.duration(Duration::from_secs(1)..=Duration::from_secs(366 * 86400), "whole seconds")?;
+        if period_s.subsec_nanos() != 0 {
+            return Err(period.bad("a duration in whole seconds, like 30s or 1h"));
+        }
+        let ttl = self.get("reservation-ttl")?;
+        let ttl_time = ttl.duration(Duration::from_millis(1)..=HOLD_MAX / 2, "milliseconds")?;
+        let extension = self.get("extension")?.duration(Duration::ZERO..=HOLD_MAX / 2, "milliseconds")?;
+        let holds = period_s * u32::from(ENDED_MAX);
+        if ttl_time + extension > holds {
+            let holds = humantime::format_duration(holds);
+            let expected =
+                format!("a time that ends within {ENDED_MAX} sale periods, with --extension at most {holds}");
+            return Err(ttl.bad(&expected));
+        }
+        Ok(Rules {
+            period_s: period_s.as_secs() as u32,
+            items: self.get("items")?.number(1..=ITEMS_MAX.into())? as u32,
+            user_limit: self.get("user-limit")?.number(1..=ITEMS_MAX.into())? as u32,
+            ttl_ms: ttl_time.as_millis() as u32,
+            extension_ms: extension.as_millis() as u32,
+            receipts_ms: self.receipts(period_s)?.as_millis() as u64,
+            purchase_ack,
+        })
+    }
+
     /// Returns the time for which ended sales are remembered.
     fn receipts(&self, period: Duration) -> Result<Duration, BadSetting> {
         let most = period * u32::from(ENDED_MAX);
@@ -322,14 +298,6 @@ impl Config {
     /// The first invalid setting.
     pub fn new(sources: &Sources<'_>) -> Result<Config, BadSetting> {
         let get = |flag| sources.get(flag);
-        let second = Duration::from_secs(1);
-        let period = get("sale-period")?;
-        let period_s = period.duration(second..=Duration::from_secs(366 * 86400), "whole seconds")?;
-        if period_s.subsec_nanos() != 0 {
-            return Err(period.bad("a duration in whole seconds, like 30s or 1h"));
-        }
-        let ttl = get("reservation-ttl")?.duration(Duration::from_millis(1)..=HOLD_MAX / 2, "milliseconds")?;
-        let extension = get("extension")?.duration(Duration::ZERO..=HOLD_MAX / 2, "milliseconds")?;
         let (database, ack) = (sources.database()?, get("ack")?);
         let purchase_ack = match ack.text.as_str() {
             "local" => Watermark::Flushed,
@@ -341,22 +309,6 @@ impl Config {
         let recover_from = given.choice("auto, log or postgres")?;
         if recover_from == RecoverFrom::Postgres && database.is_none() {
             return Err(given.bad("--database-url as well, or use auto"));
-        }
-        let rules = Rules {
-            period_s: period_s.as_secs() as u32,
-            items: get("items")?.number(1..=ITEMS_MAX.into())? as u32,
-            user_limit: get("user-limit")?.number(1..=ITEMS_MAX.into())? as u32,
-            ttl_ms: ttl.as_millis() as u32,
-            extension_ms: extension.as_millis() as u32,
-            receipts_ms: sources.receipts(period_s)?.as_millis() as u64,
-            purchase_ack,
-        };
-        let holds = period_s * u32::from(ENDED_MAX);
-        if ttl + extension > holds {
-            let holds = humantime::format_duration(holds);
-            let expected =
-                format!("a time that ends within {ENDED_MAX} sale periods, with --extension at most {holds}");
-            return Err(get("reservation-ttl")?.bad(&expected));
         }
         let steering = get("steering")?;
         let steers_by_cpu = match steering.text.as_str() {
@@ -373,7 +325,7 @@ impl Config {
             admin_hosts: sources.admin_hosts()?,
             shards: shards.transpose()?.map(|shards| shards as u16),
             data_dir: get("data-dir")?.text.into(),
-            rules,
+            rules: sources.rules(purchase_ack)?,
             log_budget: get("log-budget")?.bytes(1 << 20..=1 << 50)?,
             database,
             recover_from,
@@ -391,14 +343,6 @@ impl Config {
             log_format: log_format.transpose()?,
         })
     }
-}
-
-/// Formats a duration in the form of a setting, with the largest unit that divides it: `90m`, `8760h`, `250ms`.
-pub fn in_one_unit(ms: u64) -> String {
-    let units = [(3_600_000, "h"), (60_000, "m"), (1_000, "s"), (1, "ms")];
-    let exact = units.into_iter().find(|(length, _)| ms.is_multiple_of(*length) && ms > 0);
-    let (length, unit) = exact.unwrap_or((1, "s"));
-    format!("{}{unit}", ms / length)
 }
 
 /// Formats the settings for `--check-config`, one per line.

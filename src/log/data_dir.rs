@@ -17,7 +17,7 @@
 //! overwritten.
 
 use crate::config::fatal::Fatal;
-use crate::config::settings::in_one_unit;
+use crate::config::raw_setting::in_one_unit;
 use crate::log::manifest::Manifest;
 use crate::log::ownership::Memory;
 use crate::log::segment::sync_dir;
