@@ -6,7 +6,7 @@
 //!
 //! One round of the loop:
 //!
-//! 1. Gather records of all streams into a batch, up to 8 MiB.
+//! 1. Gather records of all streams into a batch, up to 8 MiB. With `--ack postgres`, 256 KiB of it are refused checkouts.
 //! 2. Send the batch if it is due: it is full, its first record was gathered 20 ms ago, purchases in it wait for the
 //!    database (`--ack postgres`), or the process stops. If another full batch is durable already, gather it meanwhile.
 //! 3. Publish the new positions, and ring the shards.
@@ -46,6 +46,9 @@ use tokio::time::{sleep, sleep_until, timeout};
 
 /// Bytes of records at which a batch is full.
 const BATCH_BYTES_MAX: usize = 8 << 20;
+/// Bytes of refused checkouts in a transaction with `--ack postgres`. A purchase waits for the transaction that runs and for
+/// its own, and both may have as many.
+const AWAITED_ATTEMPT_BYTES_MAX: usize = 256 << 10;
 /// Bytes of records that are turned into rows at once. The previous transaction is served between two pieces.
 const PIECE_BYTES_MAX: usize = 64 << 10;
 /// Maximum duration of a transaction.
@@ -102,8 +105,11 @@ impl Persistence {
 #[derive(Default)]
 struct PendingBatch {
     rows: Rows,
-    /// Size of the records that became these rows.
+    /// Size of the records that became these rows, and of the refused checkouts among them.
     bytes: usize,
+    attempt_bytes: usize,
+    /// Whether durable records are left for the next batch.
+    is_full: bool,
     /// Time at which the first record was gathered.
     since: Option<Instant>,
 }
@@ -111,8 +117,7 @@ struct PendingBatch {
 impl PendingBatch {
     /// Returns how much longer the batch may wait for more records if no buyer waits for it.
     fn remaining_wait(&self) -> Duration {
-        let is_full = self.bytes >= BATCH_BYTES_MAX;
-        self.since.filter(|_| !is_full).map_or(Duration::ZERO, |since| GATHER_TIME.saturating_sub(since.elapsed()))
+        self.since.filter(|_| !self.is_full).map_or(Duration::ZERO, |since| GATHER_TIME.saturating_sub(since.elapsed()))
     }
 }
 
@@ -362,9 +367,17 @@ impl Shipper {
                 tail.keep(chunk);
             }
         }
+        batch.is_full = false;
+        let is_awaited = self.plan.claim.ack == Watermark::Persisted;
+        let attempt_bytes_max = if is_awaited { AWAITED_ATTEMPT_BYTES_MAX } else { BATCH_BYTES_MAX };
         let (mut records, mut is_waiting) = (Vec::new(), false);
         for (tail, until) in self.tails.iter_mut().zip(durable) {
-            while tail.gathered < until && batch.bytes < BATCH_BYTES_MAX {
+            let is_attempts = tail.stream.log == LogKind::Attempts;
+            while tail.gathered < until {
+                if batch.bytes >= BATCH_BYTES_MAX || is_attempts && batch.attempt_bytes >= attempt_bytes_max {
+                    batch.is_full = true;
+                    break;
+                }
                 records.clear();
                 match tail.take(until, PIECE_BYTES_MAX, &mut records) {
                     // Nothing is wrong with the log: other parts of the process, or other processes, use all
@@ -384,19 +397,20 @@ impl Shipper {
                 for bytes in records.as_chunks::<RECORD_BYTES>().0 {
                     match Record::decode(bytes) {
                         Ok(record) => batch.rows.add(&record),
-                        Err(flaw) if tail.stream.log == LogKind::Attempts => {
+                        Err(flaw) if is_attempts => {
                             tracing::warn!(stream = %tail.stream, ?flaw, "an attempt will be missing in the database");
                         }
                         Err(flaw) => return Err(unreadable(std::io::Error::other(format!("{flaw:?}")))),
                     }
                 }
                 batch.bytes += records.len();
+                batch.attempt_bytes += if is_attempts { records.len() } else { 0 };
                 batch.since = batch.since.or(Some(Instant::now()));
                 // The previous transaction runs on this thread, too.
                 yield_now().await;
             }
         }
-        self.is_caught_up = batch.bytes < BATCH_BYTES_MAX;
+        self.is_caught_up = !batch.is_full;
         Ok(is_waiting)
     }
 

@@ -68,8 +68,13 @@ impl StreamTail {
                 Some(chunk) if end(chunk) <= at => {}
                 Some(chunk) if chunk.first <= at + 1 => {
                     let skipped = (at + 1 - chunk.first) as usize * RECORD_BYTES;
-                    records.extend_from_slice(&chunk.records[skipped..]);
-                    self.gathered = end(chunk);
+                    let rest = &chunk.records[skipped..];
+                    let taken = &rest[..rest.len().min((bytes_max - records.len()).next_multiple_of(RECORD_BYTES))];
+                    records.extend_from_slice(taken);
+                    self.gathered += (taken.len() / RECORD_BYTES) as Seq;
+                    if taken.len() < rest.len() {
+                        continue;
+                    }
                 }
                 ahead => {
                     let gap_end = ahead.map_or(until, |chunk| until.min(chunk.first - 1));

@@ -256,6 +256,19 @@ fn a_stop_does_not_wait_for_ever() {
     assert_books_agree(&cluster, &promises.take());
 }
 
+/// Sends checkouts of item 0, which is not free: `thousands` times 1000 on each connection.
+fn send_refused_checkouts(server: &Server, connections: u32, thousands: u32) {
+    let refused = "POST /checkout?user_id=1&item_id=0 HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
+    let address = server.address;
+    crowd(connections, |_| {
+        let mut client = connect(address);
+        for _ in 0..thousands {
+            client.send(refused.as_bytes()).unwrap();
+            (0..1000).for_each(|_| assert_eq!(client.read().unwrap().status, 409));
+        }
+    });
+}
+
 #[test]
 fn memory_stays_flat_while_postgres_is_away() {
     let (mut cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
@@ -264,15 +277,7 @@ fn memory_stays_flat_while_postgres_is_away() {
     cluster.kill();
     buy(&mut server.connect(), 1, 0, &Promises::default()).unwrap();
     let before = server.resident_kib();
-    let refused = "POST /checkout?user_id=1&item_id=0 HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
-    let address = server.address;
-    crowd(8, |_| {
-        let mut client = connect(address);
-        for _ in 0..75 {
-            client.send(refused.as_bytes()).unwrap();
-            (0..1000).for_each(|_| assert_eq!(client.read().unwrap().status, 409));
-        }
-    });
+    send_refused_checkouts(&server, 8, 75);
     let grown = server.resident_kib() - before;
     // The records of 600,000 attempts take 38 MB.
     assert!(grown < 30 << 10, "{grown} KiB more");
@@ -307,6 +312,32 @@ fn a_database_has_one_owner() {
     assert_eq!(line["exit_code"], 8);
     assert_eq!(cluster.count("select count(*) from checkouts"), 0);
     assert!(later.terminate().success());
+}
+
+/// With `--ack postgres`, a purchase may wait for the transaction that runs, so no transaction has many refused checkouts.
+#[test]
+fn a_purchase_does_not_wait_behind_a_backlog_of_refused_checkouts() {
+    // 256 KiB of records, and one piece of 64 KiB that was begun.
+    let limit = (256 + 64) * 1024 / 64;
+    for (ack, is_limited) in [("local", false), ("postgres", true)] {
+        let (mut cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+        let server =
+            start(dir.path(), &cluster, &["--ack", ack, "--shards", "1", "--items", "1", "--reservation-ttl", "1h"]);
+        server.wait_for_line("the database is connected");
+        let mut client = server.connect();
+        let code = client.reserve(1, 0);
+        client.wait_for_postgres();
+        cluster.kill();
+        send_refused_checkouts(&server, 2, 10);
+        cluster.go_on();
+        assert_eq!(client.purchase(&code).status, 200);
+        let recorded = 20_000 - unrecorded(&server);
+        assert!(server.terminate().success());
+        let rows = "select count(*) from checkouts where outcome <> 0";
+        assert_eq!(cluster.count(rows), recorded);
+        let largest = cluster.count(&format!("select max(count) from ({rows} group by xmin::text) as transactions"));
+        assert_eq!(largest <= limit, is_limited, "--ack {ack}: {largest} rows in a transaction");
+    }
 }
 
 /// With `--ack postgres`, a purchase gets no 200 before it is in Postgres, no other user gets the item meanwhile, and a

@@ -23,7 +23,7 @@ impl Pooler {
         let settings = format!(
             "[databases]\npostgres = host={socket} port={number} dbname=postgres\n\
              [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = trust\n\
-             auth_file = {}\npool_mode = {mode}\ndefault_pool_size = 3\nmax_client_conn = 50\n",
+             auth_file = {}\npool_mode = {mode}\ndefault_pool_size = 3\nmax_client_conn = 50\nignore_startup_parameters = options\n",
             users.display()
         );
         let file = dir.path().join("pgbouncer.ini");
