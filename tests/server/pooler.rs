@@ -85,6 +85,7 @@ fn a_pooler_gives_each_transaction_another_session() {
             others.into_iter().for_each(|other| other.join().unwrap());
         });
         assert_eq!(server.times_said("the database is"), 0, "the connection was never lost");
+        assert_eq!(server.times_said("the partitions"), 0, "the maintenance uses the pooler, too");
         // A restart and the tool use the pooler, too.
         server.kill();
         let server = Server::start(dir.path(), &arguments);
