@@ -225,7 +225,7 @@ hostile_mix() {
   on=1 storm hostile-alone "${buyer[@]}" --duration "$run_s" >/dev/null
   nice -n 19 taskset -c 1 "$bin/hostile" 127.0.0.1:8089 --duration $((run_s + 20)) >"$raw/hostile.txt" & crowd=$!
   until [ "$(connections)" -ge 16300 ]; do kill -0 $crowd; sleep 0.1; done
-  on=1 storm hostile-mix "${buyer[@]}" --others-buy --duration "$run_s" >/dev/null
+  on=1 storm hostile-mix "${buyer[@]}" --seed 2 --others-buy --duration "$run_s" >/dev/null
   curl -s localhost:8081/metrics >"$raw/hostile-metrics.txt"
   wait $crowd
   stop

@@ -37,7 +37,7 @@ pub const READ_BYTES: usize = 16 * 1024;
 const EVENTS_PER_TURN: usize = 64;
 /// Sockets and further requests that one turn reads at most, where 4 KiB of answers count as one request. With the answers
 /// to all of them, a turn takes about 4 ms.
-pub const WORK_PER_TURN: usize = 512;
+pub const WORK_PER_TURN: usize = 128;
 /// Connections that one turn closes or answers at most because their deadline has passed.
 const TIMEOUTS_PER_TURN: usize = 64;
 
