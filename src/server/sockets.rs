@@ -36,7 +36,7 @@ pub const READ_BYTES: usize = 16 * 1024;
 /// Subscribers that one turn serves at most, so that many subscribers do not delay the buyers.
 const EVENTS_PER_TURN: usize = 64;
 /// Sockets and further requests that one turn reads at most, where 4 KiB of answers count as one request. With the answers
-/// to all of them, a turn takes about 4 ms.
+/// to all of them, a turn takes about 1 ms.
 pub const WORK_PER_TURN: usize = 128;
 /// Connections that one turn closes or answers at most because their deadline has passed.
 const TIMEOUTS_PER_TURN: usize = 64;
