@@ -1,4 +1,4 @@
-//! The rules for Prometheus, without a server.
+//! The rules for Prometheus and the Grafana dashboard, without a server.
 
 use crate::harness::{in_repository, repository_text, skipped};
 use std::collections::BTreeMap;
@@ -69,5 +69,25 @@ fn prometheus_takes_its_files_and_the_alerts_fire_as_they_should() {
     ] {
         let (is_good, said) = promtool(arguments).unwrap();
         assert!(is_good && said.contains(expected), "promtool {arguments}: {said}");
+    }
+}
+
+/// Each panel and each query of the dashboard follow the two variables.
+#[test]
+fn every_panel_follows_the_data_source_and_the_instances() {
+    let dashboard: serde_json::Value = serde_json::from_str(&text("dashboard.json")).unwrap();
+    let variables = dashboard["templating"]["list"].as_array().unwrap();
+    let kinds: Vec<_> =
+        variables.iter().map(|variable| ["name", "type"].map(|key| variable[key].as_str().unwrap())).collect();
+    assert_eq!(kinds, [["datasource", "datasource"], ["instance", "query"]]);
+    assert!(variables[1]["multi"] == true && variables[1]["includeAll"] == true);
+    for panel in dashboard["panels"].as_array().unwrap() {
+        assert_eq!(panel["datasource"]["uid"], "${datasource}", "{}", panel["title"]);
+        for target in panel["targets"].as_array().unwrap() {
+            let query = target["expr"].as_str().unwrap();
+            let metrics = query.match_indices("stampede").chain(query.match_indices("process_")).count();
+            let selected = query.matches("{instance=~\"$instance\"").count();
+            assert!(metrics > 0 && metrics == selected, "{}: {query}", panel["title"]);
+        }
     }
 }
