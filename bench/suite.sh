@@ -372,7 +372,7 @@ beside_backlog() {
   stop
   serve beside-backlog "${stock[@]}"
   curl -sf -X POST 'localhost:8089/checkout?user_id=1&item_id=0' >/dev/null
-  until [ "$(attempts_durable)" -ge "$(of_size 2000000 6000000)" ]; do
+  until [ "$(attempts_durable)" -ge "$(of_size 6000000 10000000)" ]; do
     ITEMS=1 wrk -t1 -c64 -d1s -s bench/wrk/sold_out.lua http://127.0.0.1:8089 >/dev/null
   done
   stop
