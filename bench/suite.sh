@@ -217,7 +217,8 @@ many_connections() {
 connections() { curl -s localhost:8089/health | grep -o '"connections":[0-9]*' | cut -d: -f2 | paste -sd+ | bc; }
 
 # Hostile clients of every kind beside a good buyer, which has priority on the CPU that they share. The server has the
-# other CPU. Latencies count from the time at which a request was due.
+# other CPU. Latencies count from the time at which a request was due. Then the hostile clients alone, and a server that
+# measures its turns by CPU time: on a busy machine the kernel's own threads interrupt turns.
 hostile_mix() {
   local crowd run_s buyer=(--rate 200 --connections 16)
   run_s=$(of_size 5 20)
@@ -240,6 +241,17 @@ hostile_mix() {
   figure "longest turn beside hostile clients" \
     "$(calc "1000 * $(awk '/^stampede_longest_turn_seconds/ { print $2 }' "$raw/hostile-metrics.txt")")" ms
   figure "turns beside hostile clients" "$(awk '/^stampede_turn_seconds_count/ { print $2 }' "$raw/hostile-metrics.txt")" ""
+  cargo build --release --workspace --quiet --features turn_cpu_time
+  mkdir "$dir/turn-cpu-time"
+  cp "$bin/stampede" "$dir/turn-cpu-time"
+  cargo build --release --workspace --quiet
+  cpus=0 bin=$dir/turn-cpu-time serve hostile-cpu --shards 1 --items 500000 --user-limit 1000000 --log-budget 4GiB
+  nice -n 19 taskset -c 1 "$bin/hostile" 127.0.0.1:8089 --duration $((run_s + 10)) >>"$raw/hostile.txt"
+  curl -s localhost:8081/metrics >"$raw/hostile-cpu-metrics.txt"
+  stop
+  figure "turns with hostile clients that took more than 5 ms of CPU time" "$(over_5_ms <"$raw/hostile-cpu-metrics.txt")" "" '≤ 0'
+  figure "longest turn with hostile clients, CPU time" \
+    "$(calc "1000 * $(awk '/^stampede_longest_turn_seconds/ { print $2 }' "$raw/hostile-cpu-metrics.txt")")" ms
 }
 # over_5_ms: the number of turns of all shards that took longer than 5 ms, from the text of /metrics.
 over_5_ms() {
