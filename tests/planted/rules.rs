@@ -270,13 +270,6 @@ pub const RULES: &[Bug] = &[
         caught_by: SIM,
     },
     Bug {
-        what: "a quota is returned before the release is replicated",
-        file: "sale/shard.rs",
-        place: "self.waiting.push(«self.rules.ack.hold()», self.appended, deferred);",
-        wrong: "if matches!(deferred, Deferred::ReturnQuota { .. }) { Watermark::Flushed } else { self.rules.ack.hold() }",
-        caught_by: SIM,
-    },
-    Bug {
         what: "a repeated request is answered before the hold of an earlier run is replicated",
         file: "sale/shard.rs",
         place: "Watermark::Persisted => «self.persisted»,",
