@@ -28,6 +28,7 @@ use crate::operate::status::Phase;
 use crate::runtime::control::{Notice, Order};
 use crate::runtime::log_pair::{LogPair, LogRoom, Needs, PersistenceChannels};
 use crate::runtime::mesh::Delivery;
+use crate::runtime::publishing::turn_us;
 use crate::runtime::shard_io::ShardIo;
 use crate::sale::effects::Effects;
 use crate::sale::ids::{Moment, SaleId, Seq, Ticket};
@@ -150,7 +151,8 @@ impl TurnLoop {
     /// Runs one turn. Returns whether it was the last.
     async fn turn(&mut self) -> Result<bool, Fatal> {
         self.wait().await?;
-        let (now, began_us) = self.shard_io.clock.read();
+        let (now, read_us) = self.shard_io.clock.read();
+        let began_us = turn_us(read_us);
         self.phase = self.shard_io.status.phase();
         let is_paused = self.phase == Phase::Paused;
         if !is_paused {

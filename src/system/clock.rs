@@ -24,6 +24,12 @@ pub fn boot_s() -> f64 {
     ((seconds(ClockId::Realtime) - seconds(ClockId::Boottime)) * 100.0).round() / 100.0
 }
 
+/// Returns the CPU time of this thread, in microseconds.
+pub fn thread_cpu_us() -> u64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
+}
+
 /// A source of [`Moment`]s: monotonic time, and the server's time, which follows the system clock by the rule of
 /// [`ClockDiscipline`]. All clones return the same time.
 #[derive(Clone, Debug)]

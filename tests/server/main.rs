@@ -7,6 +7,7 @@
 
 mod abuse;
 mod admin_port;
+mod alerts;
 mod browser;
 mod budget;
 mod catalogue;
