@@ -147,7 +147,8 @@ fn a_database_without_space_refuses_until_there_is_some() {
     let (cluster, dir) = (Cluster::start_with(&options), tempfile::tempdir().unwrap());
     let server = start(dir.path(), &cluster.url(), &["--shards", "1"]);
     let mut client = server.connect();
-    client.wait_for_postgres();
+    server.wait_for_line("the database is connected");
+    wait_until("the sale is in the database", || cluster.count("select count(*) from sales") == 1);
     // The rows go when the statement fails, but the table stays as large as it is.
     let rows = "insert into checkouts (sale_id, item_id, user_id, outcome, at) select sale_id, 1, 1, 0, now() \
         from sales, generate_series(1, 100000)";
