@@ -3,14 +3,8 @@
 
 use crate::operate::shard_status::ShardStatus;
 use crate::runtime::turn::TurnLoop;
-use crate::system::clock::thread_cpu_us;
+use crate::system::clock::turn_us;
 use std::sync::atomic::Ordering;
-
-/// Returns the microseconds by which turns are measured: `clock_us` by the shard's clock, or the CPU time of this thread with
-/// the feature `turn_cpu_time`, for a benchmark that measures the work of turns on a busy machine.
-pub fn turn_us(clock_us: u64) -> u64 {
-    if cfg!(feature = "turn_cpu_time") { thread_cpu_us() } else { clock_us }
-}
 
 impl TurnLoop {
     /// Publishes the counters of the sale and the items that have changed.
