@@ -292,7 +292,7 @@ fn the_schema_of_a_running_server_is_not_changed() {
     trade(&mut server.connect(), 1);
     assert!(server.terminate().success());
     cluster.ask("drop publication stampede");
-    cluster.ask("delete from schema_migrations where version = 8");
+    cluster.ask("delete from schema_migrations where version >= 7");
     // A server of the earlier version reports.
     cluster.ask("update clusters set seen_at = now()");
     let url = cluster.url();
@@ -305,6 +305,6 @@ fn the_schema_of_a_running_server_is_not_changed() {
     let server = start(dir.path(), &cluster, &HOURLY);
     trade(&mut server.connect(), 3);
     assert!(server.terminate().success());
-    assert_eq!(cluster.count("select max(version) from schema_migrations"), 7);
+    assert_eq!(cluster.count("select max(version) from schema_migrations"), 8);
     assert_eq!(cluster.count("select count(*) from pg_publication"), 1);
 }
