@@ -54,6 +54,7 @@ mod power;
 mod proxy;
 mod recovery_memory;
 mod repeats;
+mod replicated;
 mod replication;
 mod rollover;
 mod rot;
