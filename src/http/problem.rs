@@ -47,6 +47,7 @@ pub enum Problem {
     TimedOut,
     LogFull,
     NotReady,
+    Standby,
     TooManyConnections,
     Overdue,
 }
@@ -139,6 +140,8 @@ impl Problem {
             Problem::LogFull => unavailable("log-full",
                 "The log has no space for more reservations; reserved items can still be bought", ""),
             Problem::NotReady => unavailable("not-ready", "The server is starting or stopping", ""),
+            Problem::Standby => unavailable("standby", "Another server sells, or may sell",
+                "send the request to the server whose /readyz answers 200"),
             Problem::TooManyConnections =>
                 unavailable("too-many-connections", "The server has too many connections", ""),
             Problem::Overdue => unavailable("overdue", "The server did not answer in time",

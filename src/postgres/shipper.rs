@@ -16,7 +16,8 @@
 //!    sleep until a shard rings or a wait ends.
 
 use crate::config::fatal::Fatal;
-use crate::config::settings::Keep;
+use crate::config::logging;
+use crate::config::settings::{Keep, PairTimes};
 use crate::log::block::{LogKind, StreamId};
 use crate::log::ownership::Owner;
 use crate::log::segment::lacks_descriptors;
@@ -27,14 +28,16 @@ use crate::postgres::failure::{Failure, LoggedReasons, Reason};
 use crate::postgres::feed::{self, Feed, FeedReceiver};
 use crate::postgres::limits::in_time;
 use crate::postgres::maintenance::{MAINTENANCE_TIME, Maintenance};
-use crate::postgres::restore::HEARTBEAT_TIME;
+use crate::postgres::owner_watch;
 use crate::postgres::session::Database;
 use crate::postgres::ship::PositionMove;
 use crate::postgres::stream_tail::StreamTail;
 use crate::sale::ids::{Seq, ShardId};
 use crate::sale::record::{RECORD_BYTES, Record};
 use crate::sale::rules::{Ack, Rules};
+use crate::system::clock::since_boot_us;
 use crate::system::doorbell::Doorbell;
+use crate::system::restart::restart;
 use crate::system::threads;
 use crossbeam_channel::Sender;
 use std::sync::{Arc, OnceLock, atomic::Ordering};
@@ -51,6 +54,8 @@ const BATCH_BYTES_MAX: usize = 8 << 20;
 const AWAITED_ATTEMPT_BYTES_MAX: usize = 256 << 10;
 /// Bytes of records that are turned into rows at once. The previous transaction is served between two pieces.
 const PIECE_BYTES_MAX: usize = 64 << 10;
+/// Time between two reports to the database, unless this is one of two servers.
+const HEARTBEAT_TIME: Duration = Duration::from_secs(2);
 /// Maximum duration of a transaction.
 const SHIP_TIME: Duration = Duration::from_secs(60);
 /// Wait before the first attempt to connect again. Each further wait is twice as long.
@@ -75,6 +80,8 @@ pub struct Plan {
     pub rules: Rules,
     /// How long rows are kept.
     pub keep: Keep,
+    /// Times of a pair of servers, if this is one of two.
+    pub pair: Option<PairTimes>,
     /// Numbers that the shards publish, and the thread's own.
     pub status: Arc<Status>,
     /// Doorbells that wake the shards.
@@ -209,6 +216,8 @@ impl Shipper {
         loop {
             let why = match self.serve(&mut reasons, &mut backoff).await {
                 Ok(()) => return,
+                // What the database lacks was not promised, so this server can become the standby of the other one.
+                Err(Failure::Final(why @ Fatal::DirectoryOlder(_))) if self.plan.pair.is_some() => become_standby(&why),
                 Err(Failure::Final(fatal)) => fatal.exit(),
                 Err(Failure::Transient(why)) => why,
             };
@@ -261,6 +270,7 @@ impl Shipper {
             if is_due {
                 let PendingBatch { rows, .. } = std::mem::take(&mut batch);
                 let status = self.plan.status.clone();
+                let began_us = since_boot_us();
                 let shipping = ship(&mut database, owner, rows, &moves, &status);
                 if self.is_behind() {
                     // Gather a full batch during the transaction. Fewer records wait, so that they form one batch.
@@ -272,11 +282,13 @@ impl Shipper {
                 moves.iter().for_each(|moved| self.arrived(moved));
                 self.publish();
                 // A batch is a report, too.
-                (self.next_heartbeat, *backoff) = (Instant::now() + HEARTBEAT_TIME, BACKOFF_MIN);
+                self.confirmed(began_us);
+                *backoff = BACKOFF_MIN;
             }
             if Instant::now() >= self.next_heartbeat {
+                let began_us = since_boot_us();
                 in_time(SHIP_TIME, database.heartbeat(owner)).await?;
-                self.next_heartbeat = Instant::now() + HEARTBEAT_TIME;
+                self.confirmed(began_us);
             }
             self.maintain();
             // The database may accept a report and refuse rows, so what waits for a batch must have arrived.
@@ -291,12 +303,29 @@ impl Shipper {
             match (moves.is_empty(), is_awaited) {
                 (true, _) if is_waiting => sleep(DESCRIPTOR_RETRY_TIME).await,
                 (true, _) if is_stopping => return in_time(SHIP_TIME, self.plan.claim.leave(&database)).await,
-                (true, _) => drop(timeout(IDLE_TIME, self.flushed.bell.notified()).await),
+                (true, _) => drop(timeout(self.idle_time(), self.flushed.bell.notified()).await),
                 // A record that an answer waits for may arrive, and is sent at once.
                 (false, true) => drop(timeout(batch.remaining_wait(), self.flushed.bell.notified()).await),
                 (false, false) => sleep(batch.remaining_wait()).await,
             }
         }
+    }
+
+    /// Notes that a transaction that began at `began_us` has confirmed this run as the owner.
+    fn confirmed(&mut self, began_us: u64) {
+        if let Some(pair) = self.plan.pair {
+            self.plan.status.confirmation.extend(began_us, pair.patience);
+        }
+        self.next_heartbeat = Instant::now() + self.heartbeat_time();
+    }
+
+    /// Returns how long the thread may wait for a ring.
+    fn idle_time(&self) -> Duration {
+        self.next_heartbeat.saturating_duration_since(Instant::now()).min(IDLE_TIME)
+    }
+
+    fn heartbeat_time(&self) -> Duration {
+        self.plan.pair.map_or(HEARTBEAT_TIME, |pair| pair.heartbeat)
     }
 
     /// Logs that the database is connected.
@@ -309,7 +338,12 @@ impl Shipper {
 
     /// Connects, claims the database, and reads the position of each stream.
     async fn connect(&mut self) -> Result<Database, Failure> {
+        let began_us = since_boot_us();
         let (database, streams) = self.plan.claim.make().await?;
+        self.confirmed(began_us);
+        if self.plan.pair.is_some() {
+            in_time(SHIP_TIME, owner_watch::lock(&database.client, self.plan.claim.owner)).await?;
+        }
         let ends: Vec<Option<Seq>> = self.plan.claim.streams.iter().map(|(.., end)| *end).collect();
         let before = std::mem::take(&mut self.tails);
         for ((stream, position), end) in streams.into_iter().zip(ends) {
@@ -468,6 +502,14 @@ async fn ship(
     in_time(SHIP_TIME, database.ship(owner, rows, moves)).await?;
     status.shipped.committed(began.elapsed(), copied);
     Ok(())
+}
+
+/// Starts this program anew, as the standby of the server that has taken over.
+fn become_standby(why: &Fatal) -> ! {
+    tracing::warn!(%why, "another server has taken over: this one starts again, as its standby");
+    logging::flush();
+    let error = restart();
+    Fatal::Host(format!("cannot start as a standby: {error}")).exit()
 }
 
 /// Returns when the process stops and the deadline of its stop has passed.

@@ -63,6 +63,7 @@ mod service;
 mod settings;
 mod signals;
 mod split_brain;
+mod standby;
 mod start_up;
 mod takeover;
 mod tls;
