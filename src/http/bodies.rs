@@ -217,7 +217,7 @@ pub struct OwnerHealth {
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Doing {
-    /// Another server sells, or may sell: waiting for its end, or not confirmed as the owner of the database in time.
+    /// Another server sells, or may sell: waiting for its end, or not known any more to be the owner of the database.
     Standby,
     /// Reading the log, or waiting for the database to restore the sale.
     Recovering,

@@ -9,8 +9,8 @@ use crate::http::operation::Operation;
 use crate::http::problem::Problem;
 use crate::log::block::LogKind;
 use crate::log::budget::Budget;
-use crate::operate::confirmation::Confirmation;
 use crate::operate::counters::{Bounds, Counter, Distribution, Histogram, TIMES_US};
+use crate::operate::lease::Lease;
 use crate::operate::shard_status::{LogStatus, Sales, ShardStatus};
 use crate::sale::ids::{SaleId, ShardId};
 use serde::Serialize;
@@ -23,8 +23,8 @@ use strum::VariantArray;
 /// Phase of the process. A later phase compares greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, VariantArray)]
 pub enum Phase {
-    /// Another server sells, or may sell: this one waits for its end, or could not confirm itself as the owner of the
-    /// database in time. Requests for items, purchases and events get 503.
+    /// Another server sells, or may sell: this one waits for its end, or is not known any more to be the owner of
+    /// the database. Requests for items, purchases and events get 503.
     Standby,
     /// The process recovers its state from the log. Requests for items, purchases and events get 503.
     Recovering,
@@ -127,8 +127,8 @@ const ENDED_KEPT: usize = 12;
 #[derive(Debug)]
 pub struct Status {
     phase: AtomicU8,
-    /// Until when this process is known to be the owner of the database.
-    pub confirmation: Confirmation,
+    /// Until when this process may answer as the owner of the database.
+    pub lease: Lease,
     /// What a standby knows of the server that sells.
     pub watched: WatchedOwner,
     newest_sale: AtomicU32,
@@ -157,7 +157,7 @@ impl Status {
         let shards = (0..shards).map(|_| ShardStatus::default()).collect();
         Status {
             phase: AtomicU8::new(phase as u8),
-            confirmation: Confirmation::default(),
+            lease: Lease::default(),
             watched: WatchedOwner::default(),
             newest_sale: AtomicU32::new(0),
             shards,
@@ -182,11 +182,11 @@ impl Status {
         &self.shards[usize::from(id.0)]
     }
 
-    /// Returns the phase of the process: the last one that was set, or [`Phase::Standby`] if the process sells and is not
-    /// confirmed as the owner of the database.
+    /// Returns the phase of the process: the last one that was set, or [`Phase::Standby`] if the process sells and its
+    /// lease has expired.
     pub fn phase(&self) -> Phase {
         match self.entered_phase() {
-            Phase::Serving | Phase::Leaving if self.confirmation.is_over() => Phase::Standby,
+            Phase::Serving | Phase::Leaving if self.lease.is_expired() => Phase::Standby,
             phase => phase,
         }
     }
@@ -304,6 +304,21 @@ impl Status {
 mod tests {
     use super::*;
     use crate::sale::stock::Counts;
+
+    #[test]
+    fn a_server_without_a_lease_does_not_sell() {
+        for (phase, expected) in [
+            (Phase::Serving, Phase::Standby),
+            (Phase::Leaving, Phase::Standby),
+            (Phase::Recovering, Phase::Recovering),
+            (Phase::Draining, Phase::Draining),
+        ] {
+            let status = Status::new(phase, 1, 0, true);
+            assert_eq!(status.phase(), phase, "a server alone needs no lease");
+            status.lease.require();
+            assert_eq!((status.phase(), status.entered_phase()), (expected, phase));
+        }
+    }
 
     #[test]
     fn only_shards_in_the_sale_count() {

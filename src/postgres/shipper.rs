@@ -311,10 +311,10 @@ impl Shipper {
         }
     }
 
-    /// Notes that a transaction that began at `began_us` has confirmed this run as the owner.
+    /// Notes that a transaction that began at `began_us` has found this run to be the owner.
     fn confirmed(&mut self, began_us: u64) {
         if let Some(pair) = self.plan.pair {
-            self.plan.status.confirmation.extend(began_us, pair.patience);
+            self.plan.status.lease.extend(began_us, pair.patience);
         }
         self.next_heartbeat = Instant::now() + self.heartbeat_time();
     }

@@ -88,7 +88,7 @@ pub fn start(config: Config, signals: CaughtSignals) -> Result<Option<Supervisor
     let phase = if predecessor.is_some() { Phase::Paused } else { Phase::Recovering };
     let status = Arc::new(Status::new(phase, sizes.shards, config.log_budget, config.database.is_some()));
     if config.pair.is_some() {
-        status.confirmation.require();
+        status.lease.require();
     }
     let (shards, starts) = spawn_shards(&config, &sizes, listeners, &status, &clock)?;
     signals.forward(shards.notices.clone())?;
@@ -116,21 +116,13 @@ pub fn start(config: Config, signals: CaughtSignals) -> Result<Option<Supervisor
             let Some(resumed) = resumed else { return Ok(None) };
             let (sockets, existing_blocks) =
                 (distribute_listeners(Vec::new(), sizes.shards), vec![None; sizes.shards.into()]);
-            StartState {
-                dir,
-                admin,
-                confirmed_until_us: None,
-                resumed,
-                sockets,
-                listeners: Vec::new(),
-                existing_blocks,
-            }
+            StartState { dir, admin, lease_until_us: None, resumed, sockets, listeners: Vec::new(), existing_blocks }
         }
         (None, Some(predecessor)) => take_over(&config, predecessor, partition, &clock, sizes.segment_blocks)?,
         (None, None) => unreachable!("a process without a predecessor opens the data directory"),
     };
-    if let Some(until_us) = foundation.confirmed_until_us {
-        status.confirmation.extend(until_us, Duration::ZERO);
+    if let Some(until_us) = foundation.lease_until_us {
+        status.lease.extend(until_us, Duration::ZERO);
     }
     log_recovered(&foundation.resumed, started);
     begin((started, clock), config, (sizes, partition), status, (shards, starts), foundation, predecessor).map(Some)
@@ -162,7 +154,7 @@ fn open(
         predecessor.check(config)?;
         return Ok((config.listen, Vec::new(), None));
     }
-    let (address, listeners) = listener::listen(config.listen, shards)?;
+    let (address, listeners) = listener::listen(config.listen, shards, config.pair.is_some())?;
     listener::steer(&listeners, config.steers_by_cpu, shards);
     let admin = admin::listen(config.admin_listen)?;
     Ok((address, listeners, Some(OpenedPorts { dir: DataDir::lock(&config.data_dir)?, admin })))

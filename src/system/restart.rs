@@ -1,8 +1,10 @@
-//! Executes this program again, as the same process: every thread ends, and every file and socket is closed.
+//! Executes this program again, as the same process: every thread ends, and every file and socket is closed, except the
+//! sockets of the service manager if [`listener`] keeps them.
 
+use crate::system::listener;
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{self, Command, Stdio};
 
 /// Environment variable that marks a process as the new one of an upgrade. The value is the process id of the old
 /// process, and standard input is the socket.
@@ -17,5 +19,9 @@ pub fn restart() -> io::Error {
         .args(arguments)
         .env_remove(UPGRADE_VARIABLE)
         .stdin(Stdio::null());
+    if listener::kept() > 0 {
+        // As the service manager passed them. The process id stays the same.
+        command.env("LISTEN_PID", process::id().to_string()).env("LISTEN_FDS", listener::kept().to_string());
+    }
     command.exec()
 }

@@ -32,9 +32,8 @@ pub struct Handover {
     pub lock: OwnedFd,
     /// The listener of the admin port.
     pub admin: OwnedFd,
-    /// Time until which the old process is confirmed as the owner of the database, in microseconds since boot. `None` if
-    /// it needs no confirmation.
-    pub confirmed_until_us: Option<u64>,
+    /// End of the old process's lease, in microseconds since boot. `None` if it needs none.
+    pub lease_until_us: Option<u64>,
     /// The ends of the streams that the old process has written.
     pub ends: Ends,
     /// The listeners of the public port, in the order in which they were opened.
@@ -114,11 +113,11 @@ impl Predecessor {
         }
         let (mut lock, mut admin, mut ends, mut listeners, mut clients) =
             (None, None, Ends::new(), Vec::new(), Vec::new());
-        let mut confirmed_until_us = None;
+        let mut lease_until_us = None;
         loop {
             let Some((message, descriptors)) = self.line.receive().map_err(failed)? else { restart_alone() };
             match message {
-                FromOld::Confirmed { until_us } => confirmed_until_us = Some(until_us),
+                FromOld::Lease { until_us } => lease_until_us = Some(until_us),
                 FromOld::Lock => lock = descriptors.into_iter().next(),
                 FromOld::Admin => admin = descriptors.into_iter().next(),
                 FromOld::Listener { place } => listeners.extend(descriptors.into_iter().map(|fd| (place, fd))),
@@ -138,7 +137,7 @@ impl Predecessor {
         };
         listeners.sort_by_key(|(place, _)| *place);
         let listeners = listeners.into_iter().map(|(_, listener)| listener).collect();
-        Ok(Handover { lock, admin, confirmed_until_us, ends, listeners, clients })
+        Ok(Handover { lock, admin, lease_until_us, ends, listeners, clients })
     }
 
     /// Sends `Ready`, and waits until this process is the server: the old process has sent `Yours`, or has ended. If

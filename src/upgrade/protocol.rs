@@ -63,9 +63,9 @@ pub enum FromOld {
     Lock,
     /// Attached: the listener of the admin port.
     Admin,
-    /// The old process is one of two servers, and is confirmed as the owner of the database until this time.
-    Confirmed {
-        /// Microseconds since boot.
+    /// The old process is one of two servers, and has a lease.
+    Lease {
+        /// End of the lease, in microseconds since boot.
         until_us: u64,
     },
     /// Attached: one listener of the public port.

@@ -127,7 +127,7 @@ impl Successor {
     }
 
     /// Notes that one of `shards` shards has no requests in flight. After the last one, sends the lock of the data
-    /// directory, the listener of the admin port, and the end of this process's confirmation if it needs one, and returns
+    /// directory, the listener of the admin port, and the end of this process's lease if it needs one, and returns
     /// the socket on which all shards send theirs.
     ///
     /// # Errors
@@ -137,7 +137,7 @@ impl Successor {
         shards: usize,
         lock: BorrowedFd<'_>,
         admin: BorrowedFd<'_>,
-        confirmed_until_us: Option<u64>,
+        lease_until_us: Option<u64>,
     ) -> io::Result<Option<Arc<UpgradeSocket>>> {
         if !self.was_last(Stage::Pausing) {
             return Ok(None);
@@ -145,8 +145,8 @@ impl Successor {
         self.enter(Stage::Passing, shards, HANDOVER_TIMEOUT);
         self.line.send(&FromOld::Lock, &[lock])?;
         self.line.send(&FromOld::Admin, &[admin])?;
-        if let Some(until_us) = confirmed_until_us {
-            self.line.send(&FromOld::Confirmed { until_us }, &[])?;
+        if let Some(until_us) = lease_until_us {
+            self.line.send(&FromOld::Lease { until_us }, &[])?;
         }
         Ok(Some(self.line.clone()))
     }

@@ -211,6 +211,27 @@ pub const STORAGE: &[Bug] = &[
         wrong: "end.unwrap_or(at).max(first)",
         caught_by: SIM,
     },
+    Bug {
+        what: "a server is taken for dead because it holds no lock, although it was never seen to hold one",
+        file: "postgres/owner_watch.rs",
+        place: "Some(pair) if «self.one_of_two == Some(owner.run.id)» => pair.heartbeat * 3 / 2,",
+        wrong: "true",
+        caught_by: "owner_watch::",
+    },
+    Bug {
+        what: "one of two servers sells until its stop, although its lease has expired",
+        file: "operate/status.rs",
+        place: "«Phase::Serving | Phase::Leaving» if self.lease.is_expired() => Phase::Standby,",
+        wrong: "Phase::Serving",
+        caught_by: "status::",
+    },
+    Bug {
+        what: "the answer to an earlier transaction shortens the lease",
+        file: "operate/lease.rs",
+        place: "let until_us = (began_us + patience.as_micros() as u64)«.max(self.until_us())»;",
+        wrong: "",
+        caught_by: "lease::",
+    },
     // --- connections ---
     Bug {
         what: "a connection that waits for its decision can be evicted",
