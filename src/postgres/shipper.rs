@@ -225,7 +225,8 @@ impl Shipper {
             self.plan.status.is_database_connected.store(false, Ordering::Relaxed);
             self.log_reason(why, &mut reasons);
             sleep(backoff).await;
-            backoff = (backoff * 2).min(BACKOFF_MAX);
+            // One of two servers must report before the other one takes over.
+            backoff = (backoff * 2).min(self.plan.pair.map_or(BACKOFF_MAX, |pair| pair.heartbeat));
         }
     }
 

@@ -111,7 +111,7 @@ pub const STORAGE: &[Bug] = &[
         file: "postgres/owner_row.rs",
         place: "self.seen_us.is_some() && «!self.ack.needs_database()»",
         wrong: "{ let _ = self.ack; false }",
-        caught_by: "restore::",
+        caught_by: "owner_row::",
     },
     Bug {
         what: "a commit whose wait for the standby was cancelled counts as replicated",
@@ -219,17 +219,17 @@ pub const STORAGE: &[Bug] = &[
         caught_by: "owner_watch::",
     },
     Bug {
-        what: "one of two servers sells until its stop, although its lease has expired",
+        what: "one of two servers sells although its lease has expired",
         file: "operate/status.rs",
-        place: "«Phase::Serving | Phase::Leaving» if self.lease.is_expired() => Phase::Standby,",
-        wrong: "Phase::Serving",
+        place: "Phase::Serving | Phase::Leaving if «self.lease.is_expired()» => Phase::Standby,",
+        wrong: "false",
         caught_by: "status::",
     },
     Bug {
         what: "the answer to an earlier transaction shortens the lease",
         file: "operate/lease.rs",
-        place: "let until_us = (began_us + patience.as_micros() as u64)«.max(self.until_us())»;",
-        wrong: "",
+        place: "let until_us = «(began_us + patience.as_micros() as u64).max(self.until_us())»;",
+        wrong: "began_us + patience.as_micros() as u64",
         caught_by: "lease::",
     },
     // --- connections ---

@@ -1,7 +1,8 @@
 //! Two servers that share a database, of which one sells and the other one waits (`--standby`).
 
 use crate::cluster::{Cluster, Options};
-use crate::harness::{Client, LONG_SALE, Server, assert_refused, how_many, stampede, wait_until};
+use crate::harness::{Client, LONG_SALE, Server, assert_refused, how_many, skipped, stampede, wait_until};
+use crate::network::Link;
 use rustix::process::Signal;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
@@ -17,8 +18,8 @@ fn arguments<'a>(url: &'a str, ack: &'a str) -> Vec<&'a str> {
 
 /// A database with a synchronous standby, two data directories, and what both servers are started with.
 struct Pair {
-    _primary: Cluster,
-    _replica: Cluster,
+    primary: Cluster,
+    replica: Cluster,
     dirs: [tempfile::TempDir; 2],
     url: String,
 }
@@ -27,11 +28,9 @@ impl Pair {
     fn new() -> Pair {
         let primary = Cluster::start_with(&Options::OPEN);
         let replica = primary.standby();
-        primary.ask("alter system set synchronous_standby_names = '*'");
-        primary.ask("select pg_reload_conf()");
-        wait_until("the setting is in use", || primary.ask("show synchronous_standby_names") == "*");
+        set_replicas(&primary);
         let url = format!("postgres://stampede@127.0.0.1:{}/postgres", primary.port);
-        Pair { _primary: primary, _replica: replica, dirs: [(); 2].map(|()| tempfile::tempdir().unwrap()), url }
+        Pair { primary, replica, dirs: [(); 2].map(|()| tempfile::tempdir().unwrap()), url }
     }
 
     /// Starts the server on one of the directories, and waits until it listens.
@@ -47,6 +46,13 @@ impl Pair {
         standby.wait_for_line("standing by");
         (owner, standby)
     }
+}
+
+/// Makes every commit of the database wait for a replica.
+fn set_replicas(primary: &Cluster) {
+    primary.ask("alter system set synchronous_standby_names = '*'");
+    primary.ask("select pg_reload_conf()");
+    wait_until("the setting is in use", || primary.ask("show synchronous_standby_names") == "*");
 }
 
 /// Waits until the server sells, and returns the time that it took.
@@ -201,6 +207,73 @@ fn a_superseded_server_becomes_the_standby() {
     assert_eq!(client.checkout(9, 1).problem(), "item-sold");
     client.reserve(9, 2);
     assert!(owner.terminate().success());
+}
+
+/// The owner loses its network, without a packet that says so: it stops to answer before the other one sells, and becomes
+/// the standby when its network is back.
+#[test]
+fn the_machine_of_the_owner_is_lost() {
+    let link = match Link::make() {
+        Ok(link) => link,
+        Err(why) => return skipped("a lost machine", why),
+    };
+    let cluster = Cluster::start_with(&Options { namespace: Some(&link.namespace), ..Options::OPEN });
+    let over_link = format!("postgres://stampede@{}:{}/postgres?sslmode=disable", link.address, cluster.port);
+    let (local, dirs) = (cluster.url(), [(); 2].map(|()| tempfile::tempdir().unwrap()));
+    let mut owner = Server::spawn(dirs[0].path(), &arguments(&over_link, "postgres"));
+    wait_to_sell(&owner);
+    let standby = Server::spawn(dirs[1].path(), &arguments(&local, "postgres"));
+    standby.wait_for_line("standing by");
+    let mut client = owner.connect();
+    let (sold, held) = (client.reserve(1, 1), client.reserve(1, 2));
+    assert_eq!(client.purchase(&sold).status, 200);
+    client.wait_for_postgres();
+    link.cut();
+    let time = wait_to_sell(&standby);
+    assert_eq!(client.checkout(2, 1).problem(), "standby", "it has stopped to answer before");
+    assert_eq!(standby.connect().checkout(2, 1).problem(), "item-sold");
+    assert_eq!(standby.connect().purchase(&held).status, 200);
+    println!("takeover after the loss of the owner's network: {time:?}");
+    link.mend();
+    owner.wait_for_line("another server has taken over");
+    owner.starts_again();
+    owner.wait_for_line("standing by");
+    assert_stands_by(&owner);
+}
+
+/// The machine of the primary and the owner are lost in the same moment. The replica is promoted, and the other server
+/// sells with everything that was acknowledged.
+#[test]
+fn the_primary_and_the_owner_are_lost_together() {
+    let mut pair = Pair::new();
+    pair.url = format!(
+        "postgres://stampede@127.0.0.1:{},127.0.0.1:{}/postgres?connect_timeout=1",
+        pair.primary.port, pair.replica.port
+    );
+    let (owner, standby) = pair.start();
+    let mut client = owner.connect();
+    let codes: Vec<String> = (0..60).map(|item| client.reserve(i64::from(item), item)).collect();
+    for code in &codes[..30] {
+        assert_eq!(client.purchase(code).status, 200);
+    }
+    pair.primary.kill();
+    owner.signal(Signal::KILL);
+    assert_eq!(pair.replica.ask("select pg_promote()"), "t");
+    // The new primary has no replica, so nobody may sell.
+    let refusal = standby.wait_for_line("waiting for the database");
+    assert!(refusal["why"].as_str().is_some(), "{refusal}");
+    assert_stands_by(&standby);
+    let _third = pair.replica.standby();
+    set_replicas(&pair.replica);
+    wait_to_sell(&standby);
+    let mut client = standby.connect();
+    for (item, code) in codes.iter().enumerate() {
+        match item < 30 {
+            true => assert_eq!(client.checkout(99, item as u32).problem(), "item-sold"),
+            false => assert_eq!(client.purchase(code).status, 200, "{item}"),
+        }
+    }
+    assert!(standby.terminate().success());
 }
 
 /// The sockets that a service manager has passed stay open when a superseded server executes itself again.
