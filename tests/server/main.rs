@@ -36,6 +36,7 @@ mod hosts;
 mod hour;
 mod isolate;
 mod keep_alive;
+mod kit;
 mod load;
 mod log;
 mod log_in_use;
