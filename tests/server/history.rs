@@ -231,12 +231,14 @@ struct Checked<'a> {
 }
 
 impl Checked<'_> {
-    /// Returns the requests that the log can still explain. Retention removes sales that have ended.
+    /// Returns the requests that the log can still explain. Retention removes sales that have ended. That may be the
+    /// newest sale of the log, if the log was full when the next one began.
     fn explained(&self) -> impl Iterator<Item = &Entry> {
         let (newest, since_ms) = self.log.newest_sale();
+        let is_newest_whole = self.log.is_whole_since(newest);
         let is_of_newest = move |entry: &&Entry| {
             let place = entry.code().and_then(|code| Code::parse(code.as_bytes())).and_then(|code| code.place());
-            entry.from_ms > since_ms + SLACK_MS && place.is_none_or(|place| place.is_in(newest))
+            is_newest_whole && entry.from_ms > since_ms + SLACK_MS && place.is_none_or(|place| place.is_in(newest))
         };
         self.entries.iter().filter(move |entry| self.log.is_whole || is_of_newest(entry))
     }

@@ -39,6 +39,8 @@ pub struct Log {
     pub user_limit: u32,
     /// No record has been removed since the first run.
     pub is_whole: bool,
+    /// The newest sale of which records were removed: the one in which a stream begins whose beginning was removed.
+    newest_partial: Option<SaleId>,
     /// Part of the state was restored from Postgres.
     pub is_taken_over: bool,
     earliest_ms: u64,
@@ -65,7 +67,8 @@ impl Log {
         let mut records = Vec::new();
         for names in streams.values_mut() {
             names.sort_by_key(|name| name.first_block);
-            log.is_whole &= names[0].first_block == 0;
+            let (is_cut, records_before) = (names[0].first_block > 0, records.len());
+            log.is_whole &= !is_cut;
             let visit = |_, record: &Record| {
                 records.push(*record);
                 Ok::<(), Infallible>(())
@@ -75,6 +78,11 @@ impl Log {
                 Err(Stopped::Damaged(damage)) => panic!("{damage}"),
                 Err(Stopped::Unreadable(error)) => panic!("{error}"),
                 Err(Stopped::Refused(never)) => match never {},
+            }
+            if is_cut {
+                let first = records.get(records_before);
+                let first = first.filter(|record| !matches!(record.event, LogEvent::SaleOpened { .. }));
+                log.newest_partial = log.newest_partial.max(first.map(|record| record.sale));
             }
         }
         let epochs = streams.keys().map(|(epoch, _)| *epoch);
@@ -133,6 +141,11 @@ impl Log {
     pub fn span_of(&self, sale: SaleId) -> (u64, u64) {
         let next = self.sales.range(SaleId(sale.0 + 1)..).next();
         (self.sales.get(&sale).copied().unwrap_or(0), next.map_or(u64::MAX, |(_, since_ms)| *since_ms))
+    }
+
+    /// Returns whether the log has all records of this sale and of later ones.
+    pub fn is_whole_since(&self, sale: SaleId) -> bool {
+        self.is_whole || self.newest_partial < Some(sale)
     }
 
     /// Returns the newest sale and its start, as a Unix time in milliseconds.
