@@ -11,6 +11,8 @@ use strum::{EnumCount, VariantArray};
 pub enum Problem {
     ItemSold,
     ItemReserved,
+    SoldOut,
+    AllReserved,
     UserLimit,
     CodeUnknown,
     CodeExpired,
@@ -92,6 +94,9 @@ impl Problem {
         match self {
             Problem::ItemSold => conflict("item-sold", "The item is sold"),
             Problem::ItemReserved => conflict("item-reserved", "The item is reserved"),
+            Problem::SoldOut => conflict("sold-out", "Every item is sold"),
+            // The responder sets the value of `retry-after`.
+            Problem::AllReserved => with(CONFLICT, "all-reserved", "Every item is sold or reserved", "", "retry-after: 1\r\n"),
             Problem::UserLimit => conflict("user-limit", "The user has reached the item limit"),
             Problem::CodeUnknown => conflict("code-unknown", "No reservation has this code"),
             Problem::CodeExpired => conflict("code-expired", "The reservation has expired or was released"),
@@ -99,7 +104,7 @@ impl Problem {
             Problem::SaleEnded => conflict("sale-ended", "The sale of this code has ended"),
             Problem::NotExtendable => conflict("not-extendable", "Reservations cannot be extended"),
             Problem::InvalidUser => invalid("give user_id once, in the query string, as a whole number from 0 to 9223372036854775807; a body is not read"),
-            Problem::InvalidItem => invalid("give item_id (or id) once, in the query string, as a whole number; a body is not read"),
+            Problem::InvalidItem => invalid("give item_id (or id) at most once, in the query string, as a whole number; a body is not read"),
             Problem::NoSuchItem => invalid("item_id must be less than items_total of GET /sale"),
             Problem::InvalidCode => invalid("give code once, in the query string, as a UUID of 36 characters; a body is not read"),
             Problem::InvalidKey => invalid("send Idempotency-Key at most once, and not empty"),

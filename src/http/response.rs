@@ -171,6 +171,21 @@ impl Responder {
         Answer::Refused(problem)
     }
 
+    /// Writes a refusal with `retry-after`. Its value is `seconds`, or up to two more.
+    pub fn problem_until(&self, problem: Problem, seconds: u32, style: Style, out: &mut Vec<u8>) -> Answer {
+        let Rendered { head, retry_after_at, body } = &self.problems[problem as usize];
+        let at = retry_after_at.expect("the problem has `retry-after`");
+        let more = u64::from(self.retry_after().as_bytes()[0] - b'1');
+        out.extend_from_slice(&head[..at]);
+        out.extend_from_slice(itoa::Buffer::new().format(u64::from(seconds) + more).as_bytes());
+        out.extend_from_slice(&head[at + 1..]);
+        self.finish_head(style, out);
+        if !style.head_only {
+            out.extend_from_slice(body);
+        }
+        Answer::Refused(problem)
+    }
+
     /// Writes a response with a text body.
     pub fn text(&self, answer: Answer, body: &str, style: Style, out: &mut Vec<u8>) -> Answer {
         self.with_body(answer, "text/plain", UNCACHED, Some(body.as_bytes()), style, out)

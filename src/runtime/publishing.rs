@@ -1,9 +1,28 @@
 //! What a shard publishes in each turn: the counts of its sales, the states of its items, the counters of its logs, and
 //! the duration of the turn.
 
-use crate::operate::shard_status::ShardStatus;
+use crate::operate::shard_status::{Sales, ShardStatus};
+use crate::operate::status::Status;
 use crate::runtime::turn::TurnLoop;
+use crate::sale::any_unit::PublishedStock;
+use crate::sale::effects::Effects;
+use crate::sale::ids::{Moment, ShardId};
+use crate::sale::shard::{Shard, ShardEvent};
 use std::sync::atomic::Ordering;
+
+/// Gives the shard what all shards have published about their items of the open sale, if it needs that for a checkout of
+/// any item.
+pub(crate) fn note_published(shard: &mut Shard, status: &Status, now: Moment, effects: &mut Effects) {
+    if !shard.needs_published() {
+        return;
+    }
+    let sale = shard.terms().sale;
+    for (id, numbers) in (0..).map(ShardId).zip(&status.shards) {
+        let (Sales { sold, reserved }, next_expiry_ms) = (numbers.sales(sale), &numbers.next_expiry_ms);
+        let next_expiry_ms = next_expiry_ms.load(Ordering::Relaxed);
+        shard.apply(ShardEvent::Published(id, PublishedStock { sale, sold, reserved, next_expiry_ms }), now, effects);
+    }
+}
 
 impl TurnLoop {
     /// Publishes the counters of the sale and the items that have changed.
@@ -31,7 +50,8 @@ impl TurnLoop {
     pub(crate) fn publish(&mut self) {
         self.publish_sale();
         let numbers = self.numbers();
-        let ShardStatus { items, appended, log_room, turns, .. } = numbers;
+        let ShardStatus { items, appended, log_room, turns, next_expiry_ms, .. } = numbers;
+        next_expiry_ms.store(self.shard.stock().next_expiry_ms().unwrap_or(u64::MAX), Ordering::Relaxed);
         items.store(self.shard.stock().items() as u64, Ordering::Relaxed);
         appended.store(self.logs.purchases.appended(), Ordering::Relaxed);
         for (kind, log) in self.logs.both() {

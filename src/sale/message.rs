@@ -32,6 +32,17 @@ pub enum Request {
         /// What the client asks for.
         checkout: Checkout,
     },
+    /// Origin → item owner: hold any free item for this user.
+    ReserveAny {
+        /// Ticket of the client's request at the origin.
+        ticket: Ticket,
+        /// Sale of the checkout.
+        sale: SaleId,
+        /// The buyer.
+        user: UserId,
+        /// Fingerprint of the idempotency key; nil if there is none.
+        key: Uuid,
+    },
     /// Item owner → user owner: count one more item against the user's quota, if the limit allows it.
     Claim {
         /// Shard that sent the `Reserve`.
@@ -40,6 +51,8 @@ pub enum Request {
         ticket: Ticket,
         /// The checkout. Its item waits in `Claiming`.
         checkout: Checkout,
+        /// The client has asked for any item, and the item's owner has chosen this one.
+        is_any: bool,
     },
     /// Item owner → user owner: count one item less against the user's quota.
     Release {
@@ -99,6 +112,8 @@ pub enum Reply {
         ticket: Ticket,
         /// The checkout. Its item waits in `Claiming`.
         checkout: Checkout,
+        /// The client has asked for any item, and the item's owner has chosen this one.
+        is_any: bool,
         /// Whether the item was counted. False if the limit is reached, or if the sale has ended.
         granted: bool,
     },
@@ -115,6 +130,20 @@ pub enum Reply {
         ticket: Ticket,
         /// The requested item.
         item: ItemId,
+        /// The buyer.
+        user: UserId,
+        /// Fingerprint of the idempotency key; nil if there is none.
+        key: Uuid,
+    },
+    /// Item owner → origin: the owner has no free item, or the sale of the `ReserveAny` is over. The origin asks the next
+    /// shard, or begins again in the current sale.
+    NoneFree {
+        /// Ticket of the client's request at the origin.
+        ticket: Ticket,
+        /// The owner.
+        owner: ShardId,
+        /// Sale of the checkout.
+        sale: SaleId,
         /// The buyer.
         user: UserId,
         /// Fingerprint of the idempotency key; nil if there is none.

@@ -7,13 +7,14 @@
 //!
 //! In reading order: [`ids`] (ids, times, terms of a sale), [`rules`] (settings of the rules), [`partition`] (the owner
 //! of each item and user), [`code`] (reservation codes), [`command`] (commands and outcomes), [`message`] (messages
-//! between shards), [`record`] (records of the log), [`item_state`] (states of an item, and results), [`stock`] (items
-//! and holds of one sale), [`quotas`] (items per user), [`part`] (both together, for one sale), [`parts`] (the sales
+//! between shards), [`record`] (records of the log), [`item_state`] (states of an item, and results), [`slot_queue`] (queues
+//! of slots), [`stock`] (items and holds of one sale), [`quotas`] (items per user), [`part`] (both together, for one sale), [`parts`] (the sales
 //! that a shard knows), [`chunked_vec`] and [`linked_queue`] (containers that never stall a
 //! turn), [`deferred`] (effects that wait for the log), [`repetitions`] (repeated checkouts that wait for
 //! a claim), [`effects`] (what a shard's events cause), [`shard`] (the state machine), [`origin_steps`] and
-//! [`owner_steps`] (its steps in these roles), [`item_name`] (generated names of items).
+//! [`owner_steps`] (its steps in these roles), [`any_unit`] (the search for any free item), [`item_name`] (generated names of items).
 
+pub mod any_unit;
 pub mod chunked_vec;
 pub mod code;
 pub mod command;
@@ -34,4 +35,5 @@ pub mod record;
 pub mod repetitions;
 pub mod rules;
 pub mod shard;
+pub mod slot_queue;
 pub mod stock;

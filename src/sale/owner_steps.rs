@@ -37,7 +37,7 @@ impl Shard {
             ItemState::Free if self.has_no_room() => (Outcome::LogFull, None),
             _ => match self.parts.open_mut().stock.reserve(slot, user, key) {
                 Ok(()) => {
-                    let claim = Request::Claim { origin, ticket, checkout };
+                    let claim = Request::Claim { origin, ticket, checkout, is_any: false };
                     return self.ask(self.partition.owner_of_user(user), claim, now, effects);
                 }
                 Err(Unavailable::Sold) => (Outcome::ItemSold { sale, item }, Some(RefusalReason::ItemSold)),
@@ -49,7 +49,7 @@ impl Shard {
             },
         };
         if let Some(reason) = reason {
-            self.log_refusal(&checkout, reason, now, effects);
+            self.log_refusal(&checkout, reason, false, now, effects);
         }
         self.answer(origin, Reply::Answer { ticket, outcome }, now, effects);
     }
@@ -91,20 +91,21 @@ impl Shard {
         &mut self,
         waiter: Waiter,
         checkout: Checkout,
+        is_any: bool,
         granted: bool,
         now: Moment,
         effects: &mut Effects,
     ) {
         let Checkout { sale, item, user, key } = checkout;
         if sale != self.terms().sale {
-            return self.move_to_next_sale(waiter, checkout, granted, now, effects);
+            return self.move_to_next_sale(waiter, checkout, is_any, granted, now, effects);
         }
         let slot = self.partition.slot_of(item);
         if !granted {
             self.parts.open_mut().stock.deny(slot);
             let repetitions = self.repetitions.take(slot).into_iter().map(|(waiter, _)| waiter);
             for waiter in std::iter::once(waiter).chain(repetitions) {
-                self.log_refusal(&checkout, RefusalReason::UserLimit, now, effects);
+                self.log_refusal(&checkout, RefusalReason::UserLimit, is_any, now, effects);
                 self.answer_request(waiter, Outcome::UserLimit, now, effects);
             }
             return;
@@ -129,6 +130,7 @@ impl Shard {
         &mut self,
         waiter: Waiter,
         checkout: Checkout,
+        is_any: bool,
         granted: bool,
         now: Moment,
         effects: &mut Effects,
@@ -140,7 +142,11 @@ impl Shard {
         if granted {
             self.ask(self.partition.owner_of_user(user), Request::Release { sale, user }, now, effects);
         }
-        self.answer(origin, Reply::SaleChanged { ticket, item, user, key }, now, effects);
+        let moved = match is_any {
+            true => Reply::NoneFree { ticket, owner: self.id, sale, user, key },
+            false => Reply::SaleChanged { ticket, item, user, key },
+        };
+        self.answer(origin, moved, now, effects);
     }
 
     #[cold]

@@ -16,6 +16,8 @@ pub struct Part {
     pub quotas: Quotas,
     /// Bitmap of the items that this shard, as origin, knows to be sold. `Sold` is final.
     known_sold: Vec<u64>,
+    /// This shard, as origin, knows that every item of the sale is sold. That is final.
+    pub is_sold_out: bool,
     /// Time of the last purchase of one of the shard's items, in milliseconds since the Unix epoch; 0 if there is none.
     pub last_purchase_ms: u64,
     /// The result of the sale has been reported.
@@ -34,7 +36,15 @@ impl Part {
     /// Creates a part without items, for a sale with `terms`.
     pub fn empty(terms: Terms, partition: Partition) -> Self {
         let (stock, quotas) = (Stock::new(0), Quotas::new(terms.user_limit, partition.user_hash(), 0));
-        Part { terms, stock, quotas, known_sold: Vec::new(), last_purchase_ms: 0, is_reported: false }
+        Part {
+            terms,
+            stock,
+            quotas,
+            known_sold: Vec::new(),
+            is_sold_out: false,
+            last_purchase_ms: 0,
+            is_reported: false,
+        }
     }
 
     /// Allocates the memory of a part with `items` items, for a sale with the present terms. The kernel provides large
@@ -49,7 +59,7 @@ impl Part {
     /// Makes this part one without items, for a sale with `terms`. It keeps its memory.
     pub fn reuse(&mut self, terms: Terms) {
         let Part { stock, quotas, known_sold, .. } = self;
-        (self.terms, self.last_purchase_ms, self.is_reported) = (terms, 0, false);
+        (self.terms, self.last_purchase_ms, self.is_reported, self.is_sold_out) = (terms, 0, false, false);
         stock.clear();
         quotas.clear(terms.user_limit);
         known_sold.clear();

@@ -27,6 +27,7 @@
 //! A checkout with an idempotency key that is repeated with the same user, item and key gets the answer of the first,
 //! also after the end of its sale: it waits with the first one while that is being decided, and until the grant is
 //! durable.
+//! A checkout of any item asks one shard after the other (see `any_unit`).
 //! A granted checkout whose answer reaches no client is cancelled. The origin reports each such answer to the item's
 //! owner, which cancels the hold unless another answer with the same code may have arrived.
 //!
@@ -37,6 +38,7 @@
 //! item's owner in `owner_steps`.
 //! `apply(event, now, effects)` never awaits, reads no clock, and uses no file or socket.
 
+use crate::sale::any_unit::{AnyUnit, PublishedStock};
 use crate::sale::code::{Code, CodeGenerator};
 use crate::sale::command::{Command, Outcome, Withdrawal};
 use crate::sale::deferred::{Deferred, Waiter, Waiting, Watermark};
@@ -82,6 +84,10 @@ pub enum ShardEvent {
     Flushed(Seq),
     /// This run's stream of the purchase log is persisted in Postgres up to this record. As `Flushed`.
     Persisted(Seq),
+    /// What a shard has published about its items. Apply it before a command or a reply that [`needs_published`] says.
+    ///
+    /// [`needs_published`]: Shard::needs_published
+    Published(ShardId, PublishedStock),
     /// No client waits for this ticket any more. Its command has this item.
     Withdrawn(Ticket, ItemId, Withdrawal),
     /// An answer with this code could not be sent to its client.
@@ -116,6 +122,8 @@ pub struct Shard {
     persisted: Seq,
     pub(crate) waiting: Waiting,
     pub(crate) repetitions: Repetitions,
+    /// What the shards have published, by shard.
+    pub(crate) published: Vec<PublishedStock>,
     log_room: u64,
 }
 
@@ -133,9 +141,20 @@ impl Shard {
         let mut parts = Parts::new(id, partition, inventory.parts);
         parts.allocate(&rules);
         let (waiting, repetitions) = (Waiting::default(), Repetitions::default());
-        let (appended, flushed, persisted, log_room) = (0, 0, 0, 0);
-        let mut shard =
-            Shard { id, partition, rules, parts, codes, appended, flushed, persisted, waiting, repetitions, log_room };
+        let mut shard = Shard {
+            id,
+            partition,
+            rules,
+            parts,
+            codes,
+            appended: 0,
+            flushed: 0,
+            persisted: 0,
+            waiting,
+            repetitions,
+            published: vec![PublishedStock::default(); partition.shards().into()],
+            log_room: 0,
+        };
         shard.append(Record::sale_opened(shard.terms(), now.unix_ms), effects);
         shard
     }
@@ -157,6 +176,7 @@ impl Shard {
                 self.persisted = seq;
                 self.apply_deferred(Watermark::Persisted, seq, now, effects);
             }
+            ShardEvent::Published(shard, numbers) => self.published[usize::from(shard.0)] = numbers,
             ShardEvent::Withdrawn(ticket, item, reason) => {
                 let owner = self.partition.owner_of_item(item);
                 self.ask(owner, Request::Withdraw { ticket, item, reason }, now, effects);
@@ -302,13 +322,16 @@ impl Shard {
     #[inline(always)]
     fn reply(&mut self, reply: Reply, now: Moment, effects: &mut Effects) {
         match reply {
-            Reply::Claimed { origin, ticket, checkout, granted } => {
-                self.claimed(Waiter { origin, ticket }, checkout, granted, now, effects);
+            Reply::Claimed { origin, ticket, checkout, is_any, granted } => {
+                self.claimed(Waiter { origin, ticket }, checkout, is_any, granted, now, effects);
             }
             Reply::Answer { ticket, outcome } => self.answer_client(ticket, outcome, effects),
             // A sale must begin between a `Reserve` and its bounce, so the repetitions end.
             Reply::SaleChanged { ticket, item, user, key } => {
                 self.checkout(ticket, Checkout { sale: self.terms().sale, item, user, key }, now, effects);
+            }
+            Reply::NoneFree { ticket, owner, sale, user, key } => {
+                self.search_on(AnyUnit { ticket, sale, user, key }, owner, now, effects);
             }
         }
     }
@@ -319,9 +342,12 @@ impl Shard {
             Request::Reserve { ticket, checkout } => {
                 self.reserve(Waiter { origin: from, ticket }, checkout, now, effects);
             }
-            Request::Claim { origin, ticket, checkout } => {
+            Request::ReserveAny { ticket, sale, user, key } => {
+                self.reserve_any(from, AnyUnit { ticket, sale, user, key }, now, effects);
+            }
+            Request::Claim { origin, ticket, checkout, is_any } => {
                 let granted = self.claim(&checkout);
-                self.answer(from, Reply::Claimed { origin, ticket, checkout, granted }, now, effects);
+                self.answer(from, Reply::Claimed { origin, ticket, checkout, is_any, granted }, now, effects);
             }
             Request::Release { sale, user } => self.return_quota(sale, user),
             Request::Confirm { ticket, code, key } => {
@@ -418,9 +444,17 @@ impl Shard {
         self.defer(Deferred::ReturnQuota { sale, user });
     }
 
-    pub(crate) fn log_refusal(&self, checkout: &Checkout, reason: RefusalReason, now: Moment, effects: &mut Effects) {
+    /// Logs a refused checkout. With `is_any`, the client has not asked for this item, but for any.
+    pub(crate) fn log_refusal(
+        &self,
+        checkout: &Checkout,
+        reason: RefusalReason,
+        is_any: bool,
+        now: Moment,
+        effects: &mut Effects,
+    ) {
         let Checkout { sale, item, user, .. } = *checkout;
-        let event = LogEvent::Refused { item, user, reason };
+        let event = LogEvent::Refused { item: (!is_any).then_some(item), user, reason };
         effects.attempts.push(Record { sale, unix_ms: now.unix_ms, event });
     }
 

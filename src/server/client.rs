@@ -68,6 +68,12 @@ pub struct LostClients {
 }
 
 impl LostClients {
+    /// Adds a request whose client does not wait any more. If it asks for any item, no shard is told: the answer to a
+    /// granted checkout is undelivered when it arrives here.
+    pub fn withdraw(&mut self, ticket: Ticket, item: Option<ItemId>, reason: Withdrawal) {
+        self.withdrawn.extend(item.map(|item| (ticket, item, reason)));
+    }
+
     /// Returns whether there are none.
     pub fn is_empty(&self) -> bool {
         self.withdrawn.is_empty() && self.undelivered.is_empty()
@@ -139,7 +145,7 @@ impl ClientTable {
         }
         let Connection { state, written, unsent_grant, item, .. } = client.connection;
         if state == ConnectionState::Deciding {
-            self.lost.withdrawn.push((client.ticket(key), item, Withdrawal::Disconnected));
+            self.lost.withdraw(client.ticket(key), item, Withdrawal::Disconnected);
         }
         if let Some(UnsentGrant { code, begins }) = unsent_grant
             && written <= begins

@@ -54,8 +54,8 @@ pub enum Handled {
         operation: Operation,
         /// The answer must be JSON.
         json: bool,
-        /// Item of the request, whose owner decides it.
-        item: ItemId,
+        /// Item of the request, whose owner decides it. `None` if the client asks for any item.
+        item: Option<ItemId>,
     },
     /// The client subscribes to `/events`, unless there are too many subscribers.
     Listening(Operation),
@@ -308,7 +308,7 @@ impl Server {
             self.request_timer.answered(connection.operation, answer, connection.began_us);
             self.overdue.count += 1;
             self.overdue.example = self.overdue.example.take().or(trace);
-            self.clients.lost().withdrawn.push((ticket, item, Withdrawal::Overdue));
+            self.clients.lost().withdraw(ticket, item, Withdrawal::Overdue);
         } else {
             self.request_timer.refused(answer);
         }

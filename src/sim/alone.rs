@@ -1,5 +1,6 @@
 //! A single shard: the effects of each event.
 
+use crate::sale::any_unit::PublishedStock;
 use crate::sale::code::{Code, CodeGenerator};
 use crate::sale::command::{Command, Outcome, Withdrawal};
 use crate::sale::deferred::Watermark;
@@ -402,7 +403,7 @@ fn every_refused_checkout_is_recorded_with_its_reason() {
     for (item, reason) in [0, 0, 1, 10].map(ItemId).into_iter().zip(reasons) {
         let attempts = checkout(&mut shard, item.0).attempts;
         let events: Vec<_> = attempts.iter().map(|record| record.event).collect();
-        assert_eq!(events, [LogEvent::Refused { item, user: UserId(1), reason }]);
+        assert_eq!(events, [LogEvent::Refused { item: Some(item), user: UserId(1), reason }]);
     }
 }
 
@@ -415,7 +416,7 @@ fn claimed_twice(shard: &mut Shard, granted: bool) -> (Effects, UserId) {
         assert_eq!(effects.requests.len(), usize::from(ticket == Ticket(1)), "one claim is sent");
         assert!(effects.replies.is_empty(), "the repetition waits for the claim");
     }
-    let reply = Reply::Claimed { origin: ShardId(1), ticket: Ticket(1), checkout, granted };
+    let reply = Reply::Claimed { origin: ShardId(1), ticket: Ticket(1), checkout, is_any: false, granted };
     (apply(shard, ShardEvent::Reply(reply)), user)
 }
 
@@ -509,4 +510,52 @@ fn a_checkout_is_repeated_after_its_purchase() {
     let sold = Outcome::ItemSold { sale: SaleId(0), item: ItemId(0) };
     assert_eq!(ask(&mut shard, Uuid::nil()), [(Ticket(1), sold)]);
     assert_eq!(ask(&mut shard, Uuid::from_u128(1)), [(Ticket(1), sold)]);
+}
+
+/// A sale is sold out when the last purchase is durable, and not before. Until then, the end of the first hold says when to
+/// come back. Refusals are recorded without an item.
+#[test]
+fn a_checkout_of_any_item_learns_when_to_come_back() {
+    let mut shard = shard_with(1, Rules { items: 2, ttl_ms: 2_500, ..RULES });
+    let ask = |shard: &mut Shard| {
+        apply(shard, ShardEvent::Command(Ticket(1), Command::CheckoutAny { user: UserId(1), key: Uuid::nil() }))
+    };
+    let granted = |effects: Effects| match effects.answers[..] {
+        [(_, Outcome::Reserved { code, .. })] => code,
+        ref other => panic!("{other:?}"),
+    };
+    let buy = |code| ShardEvent::Command(Ticket(2), Command::Purchase { code, key: Uuid::nil() });
+    ask(&mut shard);
+    let first = granted(apply(&mut shard, ShardEvent::Flushed(2)));
+    ask(&mut shard);
+    let second = granted(apply(&mut shard, ShardEvent::Flushed(3)));
+    let refused = ask(&mut shard);
+    assert_eq!(refused.answers, [(Ticket(1), Outcome::AllReserved { retry_after_s: 3 })]);
+    let event = LogEvent::Refused { item: None, user: UserId(1), reason: RefusalReason::ItemReserved };
+    assert_eq!(refused.attempts, [Record { sale: SaleId(0), unix_ms: NOW.unix_ms, event }]);
+    [first, second].map(|code| apply(&mut shard, buy(code)));
+    assert_eq!(ask(&mut shard).answers, [(Ticket(1), Outcome::AllReserved { retry_after_s: 1 })]);
+    apply(&mut shard, ShardEvent::Flushed(4));
+    assert_eq!(ask(&mut shard).answers, [(Ticket(1), Outcome::AllReserved { retry_after_s: 1 })]);
+    apply(&mut shard, ShardEvent::Flushed(5));
+    assert_eq!(ask(&mut shard).answers, [(Ticket(1), Outcome::SoldOut { sale: SaleId(0) })]);
+}
+
+/// The origin passes over shards that have published that they have nothing, and asks each of the others once.
+#[test]
+fn each_shard_is_asked_once_for_any_item() {
+    let mut shard = shard_with(4, Rules { items: 4, ..RULES });
+    // User 1's claims stay on their way, so the only item of this shard is taken.
+    checkout(&mut shard, 0);
+    let published = |sold, next_expiry_ms| PublishedStock { sale: SaleId(0), sold, reserved: 1 - sold, next_expiry_ms };
+    for (other, numbers) in [(1, published(1, u64::MAX)), (2, published(0, 1)), (3, published(0, 1_001))] {
+        apply(&mut shard, ShardEvent::Published(ShardId(other), numbers));
+    }
+    let (user, key) = (UserId(2), Uuid::nil());
+    let asked = apply(&mut shard, ShardEvent::Command(Ticket(3), Command::CheckoutAny { user, key })).requests;
+    assert_eq!(asked, [(ShardId(2), Request::ReserveAny { ticket: Ticket(3), sale: SaleId(0), user, key })]);
+    let none = Reply::NoneFree { ticket: Ticket(3), owner: ShardId(2), sale: SaleId(0), user, key };
+    let refused = apply(&mut shard, ShardEvent::Reply(none));
+    assert_eq!(refused.answers, [(Ticket(3), Outcome::AllReserved { retry_after_s: 1 })]);
+    assert!(refused.requests.is_empty());
 }

@@ -49,6 +49,10 @@ pub struct Now<'a> {
     pub durable: &'a BTreeMap<StreamKey, Vec<Record>>,
     /// Records that this run has appended, durable or not.
     pub appended: &'a [Record],
+    /// Event since which one of the items has been free without interruption.
+    pub any_free_since: Option<u64>,
+    /// Shards publish their numbers late, so that a free item may not be found.
+    pub publishes_late: bool,
     /// Event since which the requested item has been free without interruption; `None` if it is not free, or there is
     /// none.
     pub item_free_since: Option<u64>,
@@ -81,6 +85,15 @@ impl Now<'_> {
 
     fn is_sold(&self, sale: SaleId, item: ItemId) -> bool {
         self.is_durable(sale, |event| matches!(event, LogEvent::Purchase { item: of, .. } if of == item))
+    }
+
+    /// Returns the number of items of a sale.
+    fn terms_of(&self, sale: SaleId) -> Option<u32> {
+        let mut of_sale = self.durable.values().flatten().filter(|record| record.sale == sale);
+        of_sale.find_map(|record| match record.event {
+            LogEvent::SaleOpened { items, .. } => Some(items),
+            _ => None,
+        })
     }
 
     fn is_released(&self, sale: SaleId, code: Code) -> bool {
@@ -122,21 +135,36 @@ fn is_cancellation(event: LogEvent, code: Code) -> bool {
 pub fn audit(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, now: &Now<'_>) {
     let OpenRequest { command, at, clock_epoch, event, .. } = pending;
     match (command, outcome) {
-        (Command::Checkout { item, user, key }, Outcome::Reserved { code, sale, item: got, expires_unix_ms }) => {
-            assert_eq!(item, got, "the answer names another item than the request");
+        (
+            Command::Checkout { user, key, .. } | Command::CheckoutAny { user, key },
+            Outcome::Reserved { code, sale, item: got, expires_unix_ms },
+        ) => {
+            assert!(command.item().is_none_or(|item| item == got), "the answer names another item than the request");
             let ttl_ms = u64::from(now.rules.ttl_ms);
             let ends = at.unix_ms + ttl_ms..=now.at.unix_ms + ttl_ms;
             assert!(
                 !key.is_nil() || clock_epoch != now.clock_epoch || ends.contains(&expires_unix_ms),
                 "the answer names a wrong end of the hold"
             );
-            reserved(shadow, code, (sale, item, user, key), expires_unix_ms, now);
+            reserved(shadow, code, (sale, got, user, key), expires_unix_ms, now);
         }
         (
             Command::Checkout { item, user, key },
             Outcome::ItemSold { .. } | Outcome::ItemReserved | Outcome::UserLimit,
         ) if must_be_repeated(shadow, (item, user, key), event, now) => {
             panic!("a repeated checkout of {item:?} by {user:?} is answered with {outcome:?}");
+        }
+        (Command::CheckoutAny { .. }, Outcome::SoldOut { sale }) => {
+            let terms = now.terms_of(sale).expect("a sale that is sold out was opened");
+            assert!(
+                (0..terms).all(|item| now.is_sold(sale, ItemId(item))),
+                "{sale:?} is refused as sold out, but is not"
+            );
+        }
+        (Command::CheckoutAny { .. }, Outcome::AllReserved { retry_after_s }) => {
+            assert!(retry_after_s > 0 && u64::from(retry_after_s) * 1000 < 1_000 + now.rules.longest_hold_ms());
+            let was_free = now.any_free_since.is_some_and(|since| since <= event);
+            assert!(now.publishes_late || !was_free, "a checkout of any item finds none, but one was free");
         }
         (Command::Checkout { item, .. }, Outcome::ItemSold { sale, item: of }) => {
             assert!(item == of && now.is_sold(sale, item), "{item:?} is refused as sold, but is not");
@@ -147,7 +175,7 @@ pub fn audit(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, now: &
                 "{item:?} is refused as reserved, but was free"
             );
         }
-        (Command::Checkout { user, key, .. }, Outcome::UserLimit) => {
+        (Command::Checkout { user, key, .. } | Command::CheckoutAny { user, key }, Outcome::UserLimit) => {
             assert!(
                 // A repetition gets the answer of the first request, which was sent before it.
                 !key.is_nil() || now.user_free_since.is_none_or(|since| since > event),
@@ -297,7 +325,7 @@ fn must_be_repeated(shadow: &Shadow, id: CheckoutId, event: u64, now: &Now<'_>) 
 /// Returns the user of a checkout; `None` for other commands.
 pub fn user_of(command: &Command) -> Option<UserId> {
     match command {
-        Command::Checkout { user, .. } => Some(*user),
+        Command::Checkout { user, .. } | Command::CheckoutAny { user, .. } => Some(*user),
         _ => None,
     }
 }

@@ -53,6 +53,7 @@ impl World {
     pub fn check_item_states(&self) {
         for (id, shard) in (0..).map(ShardId).zip(&self.shards) {
             let sale = shard.terms().sale;
+            shard.parts().iter().for_each(|part| part.stock.check_free());
             for slot in 0..shard.stock().items() {
                 let item = self.partition.item_at(id, slot);
                 let told = self.item_states.read(sale, item);

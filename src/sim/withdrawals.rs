@@ -38,11 +38,11 @@ impl Withdrawals {
     pub fn check(&self, shard: u16, effects: &Effects) {
         let replies = effects.replies.iter().filter_map(|(_, reply)| match reply {
             Reply::Answer { ticket, .. } => Some(*ticket),
-            Reply::Claimed { .. } | Reply::SaleChanged { .. } => None,
+            Reply::Claimed { .. } | Reply::SaleChanged { .. } | Reply::NoneFree { .. } => None,
         });
         for Ticket(ticket) in replies.chain(effects.answers.iter().map(|(ticket, _)| *ticket)) {
             let Some(GoneRequest { command, owner, is_known }) = self.0.get(&ticket) else { continue };
-            let may_answer = !is_known || owner.0 != shard || matches!(command, Command::Checkout { .. });
+            let may_answer = !is_known || owner.0 != shard || command.wants_a_hold();
             assert!(may_answer, "the owner answers {command:?} after its client is gone");
         }
     }

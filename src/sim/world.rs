@@ -1,5 +1,6 @@
 //! The machine: shards, lanes, logs, clocks and a database, with the steps and the faults that may happen to them.
 
+use super::any_buyers::AnyBuyers;
 use super::auditor::{GrantTime, Now, OpenRequest, audit, user_of};
 use super::disk::{CLUSTER, Disk, purchases_of};
 use super::fake_postgres::FakePostgres;
@@ -101,6 +102,8 @@ pub struct World {
     sockets: fastrand::Rng,
     /// Whether a shard may receive a message before it has ended the holds that are over, as if there were many of them.
     ends_holds_late: bool,
+    /// The buyers that ask for any item.
+    pub any_buyers: AnyBuyers,
     /// Whether sockets fail before the answers to granted checkouts are written.
     pub loses_answers: bool,
     /// The time of every grant, by code.
@@ -132,6 +135,8 @@ impl World {
         let mut world = Self::with(items, shards, purchase_ack, traffic, faults, prints_trace);
         (world.sockets, world.loses_answers) = (fastrand::Rng::with_seed(!seed), true);
         world.ends_holds_late = true;
+        world.any_buyers = AnyBuyers::new(seed);
+        world.any_buyers.restart(shards);
         world
     }
 
@@ -188,6 +193,7 @@ impl World {
             withdrawals: Withdrawals::default(),
             sockets: fastrand::Rng::with_seed(0),
             ends_holds_late: false,
+            any_buyers: AnyBuyers::new(0),
             loses_answers: false,
             granted: BTreeMap::new(),
             tickets: 0,
@@ -274,6 +280,7 @@ impl World {
         match self.faults.u32(0..1000) {
             0..220 => {
                 let command = workload::next(&mut self.traffic, self.rules.items, &self.shadow);
+                let command = self.any_buyers.choose(command);
                 let shard = self.traffic.u16(0..self.partition.shards());
                 self.command(shard, command);
             }
@@ -325,9 +332,12 @@ impl World {
                 self.shadow.overdue.insert((item, user, key));
             }
             self.trace.note(format_args!("{} #{ticket} is withdrawn: {reason:?}", self.steps));
-            let item = pending.command.item().expect("a code that leads to no item is refused at once");
-            self.withdrawals.gone(pending.shard, Ticket(ticket), pending.command, self.partition.owner_of_item(item));
-            self.apply(pending.shard, ShardEvent::Withdrawn(Ticket(ticket), item, reason));
+            let item = pending.command.item();
+            let owner = item.map_or(ShardId(pending.shard), |item| self.partition.owner_of_item(item));
+            self.withdrawals.gone(pending.shard, Ticket(ticket), pending.command, owner);
+            if let Some(item) = item {
+                self.apply(pending.shard, ShardEvent::Withdrawn(Ticket(ticket), item, reason));
+            }
         }
     }
 
@@ -414,6 +424,7 @@ impl World {
         self.lanes.clear();
         self.pending.clear();
         self.withdrawals = Withdrawals::default();
+        self.any_buyers.restart(shards);
         self.shards.clear();
         self.items_free.clear();
         self.users_free.clear();
@@ -504,7 +515,9 @@ impl World {
             let room = ShardEvent::LogRoom(self.logs[usize::from(shard)].room);
             self.shards[usize::from(shard)].apply(room, self.now, &mut effects);
         }
+        self.give_published(shard, &event);
         self.shards[usize::from(shard)].apply(event, self.now, &mut effects);
+        self.publish_stock(shard);
         self.events += 1;
         effects.changes.drain(..).for_each(|change| self.item_states.show(ShardId(shard), change));
         self.check_item_states();
@@ -549,13 +562,15 @@ impl World {
         }
         let pending = self.pending.remove(&ticket.0).expect("each request is answered once");
         if self.has_small_logs && outcome == Outcome::LogFull {
-            assert!(matches!(pending.command, Command::Checkout { .. } | Command::Extend { .. }), "{pending:?}");
+            let is_new = pending.command.wants_a_hold();
+            assert!(is_new || matches!(pending.command, Command::Extend { .. }), "{pending:?}");
             self.refused_as_full += 1;
             return;
         }
         assert_eq!(pending.shard, shard, "the answer comes from a shard that is not the origin");
         let item = match pending.command {
             Command::Checkout { item, .. } => Some(item),
+            Command::CheckoutAny { .. } => None,
             Command::Purchase { code, .. } | Command::Cancel { code } | Command::Extend { code } => {
                 self.shadow.codes.get(code.as_bytes()).map(|promise| promise.item)
             }
@@ -571,6 +586,8 @@ impl World {
             granted: granted.map(|code| self.granted[code.as_bytes()]),
             durable: &self.archive,
             appended: &self.logs.iter().flat_map(|log| log.records.iter().copied()).collect::<Vec<_>>(),
+            any_free_since: self.any_free_since(),
+            publishes_late: self.any_buyers.publishes_late,
             item_free_since: item.and_then(|item| self.items_free.get(&item).copied()),
             user_free_since: user_of(&pending.command).and_then(|user| self.users_free.get(&user).copied()),
         };

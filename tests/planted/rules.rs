@@ -101,9 +101,45 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "holds expire in the order in which they were granted",
         file: "sale/stock.rs",
-        place: "if «latest != NIL && self.slots[latest as usize].expires_ms() > expires_ms» {",
-        wrong: "latest == NIL && self.latest != NIL",
+        place: "if «self.holds.last().is_some_and(|latest| self.slots[latest as usize].expires_ms() > expires_ms)» {",
+        wrong: "false",
         caught_by: "sale::",
+    },
+    // --- any free item ---
+    Bug {
+        what: "an item whose hold has ended is not among the free items",
+        file: "sale/stock.rs",
+        place: "self.counts.held -= 1;\n        «self.free.push(&mut self.slots, slot as u32);»\n        hold",
+        wrong: "",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "an item that a checkout names stays among the free items",
+        file: "sale/stock.rs",
+        place: "«self.free.remove(&mut self.slots, slot as u32);»",
+        wrong: "",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a sale with a pending purchase counts as sold out",
+        file: "sale/any_unit.rs",
+        place: "of_sale.map(|numbers| «u64::from(numbers.sold)»)",
+        wrong: "u64::from(numbers.sold + numbers.reserved)",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a search ends at the first shard that has no free item",
+        file: "sale/any_unit.rs",
+        place: "match «others.find(|owner| self.may_have_free(*owner, now))» {",
+        wrong: "others.next().filter(|owner| *owner == self.id)",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a hold that is over keeps its item from a checkout of any",
+        file: "sale/any_unit.rs",
+        place: "if let Some((slot, hold)) = «self.parts.open_mut().stock.expire(now.monotonic_ms)» {",
+        wrong: "None::<(usize, crate::sale::item_state::Hold)>",
+        caught_by: SIM,
     },
     // --- sales side by side ---
     Bug {

@@ -34,6 +34,9 @@ pub enum Asked {
         item: u32,
         key: Option<String>,
     },
+    CheckoutAny {
+        user: i64,
+    },
     Purchase(String),
     Cancel(String),
     Extend(String),
@@ -64,7 +67,7 @@ impl Entry {
     fn code(&self) -> Option<&String> {
         match (&self.asked, &self.told) {
             (Asked::Purchase(code) | Asked::Cancel(code) | Asked::Extend(code), _) => Some(code),
-            (Asked::Checkout { .. }, Told::Done(code, _)) => Some(code),
+            (Asked::Checkout { .. } | Asked::CheckoutAny { .. }, Told::Done(code, _)) => Some(code),
             _ => None,
         }
     }
@@ -192,11 +195,13 @@ fn asked(line: &str, fields: &str) -> Asked {
         let query = percent_encoding::percent_decode_str(query).decode_utf8().ok()?.to_lowercase();
         let pairs: HashMap<&str, &str> = query.split('&').filter_map(|pair| pair.split_once('=')).collect();
         Some(match (method, path) {
-            ("POST", "/checkout") => Asked::Checkout {
-                user: pairs.get("user_id")?.parse().ok()?,
-                item: pairs.get("item_id").or(pairs.get("id"))?.parse().ok()?,
-                key: key(),
-            },
+            ("POST", "/checkout") => {
+                let user = pairs.get("user_id")?.parse().ok()?;
+                match pairs.get("item_id").or(pairs.get("id")) {
+                    Some(item) => Asked::Checkout { user, item: item.parse().ok()?, key: key() },
+                    None => Asked::CheckoutAny { user },
+                }
+            }
             ("POST", "/purchase") => Asked::Purchase((*pairs.get("code")?).to_owned()),
             ("POST", "/checkout/extend") => Asked::Extend((*pairs.get("code")?).to_owned()),
             ("DELETE", "/checkout") => Asked::Cancel((*pairs.get("code")?).to_owned()),
@@ -214,7 +219,9 @@ fn told(asked: &Asked, response: &Response) -> Told {
             problem if problem == "overdue" => Told::Unknown,
             problem => Told::Refused(problem),
         }
-    } else if matches!(asked, Asked::Checkout { .. } | Asked::Extend(_)) && response.body.starts_with('{') {
+    } else if matches!(asked, Asked::Checkout { .. } | Asked::CheckoutAny { .. } | Asked::Extend(_))
+        && response.body.starts_with('{')
+    {
         let hold = response.json();
         let ends_at = hold["expires_at"].as_str().expect("the response has an end");
         let ends_at = humantime::parse_rfc3339(ends_at).expect("an RFC 3339 time").duration_since(UNIX_EPOCH);
@@ -258,6 +265,12 @@ impl Checked<'_> {
                     let ends = [record.expires_ms, record.expires_ms - extension];
                     assert!(ends_ms.is_none_or(|end| ends.contains(&end)), "not one of {ends:?}: {entry:?}");
                 }
+                Asked::CheckoutAny { user } => {
+                    assert!(codes.insert(body, &entry.asked).is_none(), "a code was given out twice: {entry:?}");
+                    let record = self.log.checkouts.get(body).unwrap_or_else(|| panic!("not in the log: {entry:?}"));
+                    assert_eq!(record.user.0, *user, "another user: {entry:?}");
+                    assert!(ends_ms.is_none_or(|end| end == record.expires_ms), "{entry:?}");
+                }
                 Asked::Purchase(code) => assert!(self.log.purchases.contains_key(code), "not in the log: {entry:?}"),
                 Asked::Cancel(code) => {
                     let end = self.log.releases.get(code);
@@ -277,11 +290,14 @@ impl Checked<'_> {
 
     /// Checks that every record in the log was requested and not refused.
     fn asked_for(&self) {
-        let (mut done, mut open) = (HashSet::new(), HashSet::new());
+        let (mut done, mut open, mut open_any) = (HashSet::new(), HashSet::new(), HashSet::new());
         for entry in self.entries {
             match (&entry.asked, &entry.told) {
                 (_, Told::Refused(_)) => {}
-                (Asked::Checkout { .. }, Told::Done(code, _)) => _ = done.insert(("reserved", code.clone())),
+                (Asked::Checkout { .. } | Asked::CheckoutAny { .. }, Told::Done(code, _)) => {
+                    done.insert(("reserved", code.clone()));
+                }
+                (Asked::CheckoutAny { user }, _) => _ = open_any.insert(*user),
                 (Asked::Checkout { user, item, .. }, _) => _ = open.insert((*user, *item)),
                 (Asked::Purchase(code), _) => _ = done.insert(("bought", code.clone())),
                 (Asked::Cancel(code), _) => _ = done.insert(("released", code.clone())),
@@ -290,7 +306,8 @@ impl Checked<'_> {
             }
         }
         for (code, hold) in &self.log.checkouts {
-            let is_known = done.contains(&("reserved", code.clone())) || open.contains(&(hold.user.0, hold.item.0));
+            let is_open = open.contains(&(hold.user.0, hold.item.0)) || open_any.contains(&hold.user.0);
+            let is_known = done.contains(&("reserved", code.clone())) || is_open;
             assert!(is_known, "a reservation nobody asked for, or that was refused: {hold:?}");
         }
         for (code, hold) in &self.log.purchases {
@@ -302,7 +319,8 @@ impl Checked<'_> {
         for (code, (_, reason)) in &self.log.releases {
             // The server releases a hold whose answer reached no client.
             let hold = self.log.checkouts.get(code);
-            let is_undelivered = hold.is_some_and(|hold| open.contains(&(hold.user.0, hold.item.0)));
+            let is_undelivered =
+                hold.is_some_and(|hold| open.contains(&(hold.user.0, hold.item.0)) || open_any.contains(&hold.user.0));
             let is_known = *reason == ReleaseReason::Expired || done.contains(&("released", code.clone()));
             let is_known = is_known || is_undelivered;
             assert!(is_known, "no client cancelled {code}");

@@ -7,6 +7,7 @@
 
 mod abuse;
 mod admin_port;
+mod any_unit;
 mod browser;
 mod budget;
 mod catalogue;
