@@ -88,7 +88,7 @@ impl Now<'_> {
     }
 
     /// Returns the number of items of a sale.
-    fn terms_of(&self, sale: SaleId) -> Option<u32> {
+    fn items_of(&self, sale: SaleId) -> Option<u32> {
         let mut of_sale = self.durable.values().flatten().filter(|record| record.sale == sale);
         of_sale.find_map(|record| match record.event {
             LogEvent::SaleOpened { items, .. } => Some(items),
@@ -155,9 +155,9 @@ pub fn audit(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, now: &
             panic!("a repeated checkout of {item:?} by {user:?} is answered with {outcome:?}");
         }
         (Command::CheckoutAny { .. }, Outcome::SoldOut { sale }) => {
-            let terms = now.terms_of(sale).expect("a sale that is sold out was opened");
+            let items = now.items_of(sale).expect("a sale that is sold out was opened");
             assert!(
-                (0..terms).all(|item| now.is_sold(sale, ItemId(item))),
+                (0..items).all(|item| now.is_sold(sale, ItemId(item))),
                 "{sale:?} is refused as sold out, but is not"
             );
         }
