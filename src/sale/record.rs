@@ -278,7 +278,7 @@ mod tests {
                 code,
                 key: Uuid::from_u128(key)
             }),
-            (of, prop::sample::select(RefusalReason::VARIANTS)).prop_map(|((item, user, code), reason)| {
+            (of, prop::sample::select(RefusalReason::VARIANTS)).prop_map(|((item, user, _), reason)| {
                 LogEvent::Refused { item: (item.0 % 4 == 0).then_some(item), user, reason }
             }),
         ]

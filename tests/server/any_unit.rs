@@ -40,7 +40,8 @@ fn a_crowd_that_asks_for_any_item_buys_each_once() {
             }
         }
     });
-    let bought = check_books(&promises.take(), 10);
+    let promises = promises.take();
+    let bought = check_books(&promises, 10);
     assert_eq!(bought.len(), ITEMS as usize, "every item is bought exactly once");
     crowd(BUYERS, |number| {
         let refused = checkout_any(&mut connect(server.address), i64::from(900_000 + number), "");
