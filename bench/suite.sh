@@ -4,7 +4,7 @@
 # The server's CPU time is the time of all its threads on a CPU, user and system, as the kernel's scheduler counts it in
 # nanoseconds. It is divided by the number of requests that the client counted.
 
-parts() { echo rules recovery refusals counting pairs latency_of_refusals many_connections hostile_mix upgrades sell_outs latency_of_purchases drain; }
+parts() { echo rules recovery refusals counting pairs latency_of_refusals many_connections hostile_mix upgrades sell_outs latency_of_purchases beside_backlog drain; }
 
 # of_size SHORT FULL: the duration or the number for this size of run.
 of_size() { if [ "$size" = short ]; then echo "$1"; else echo "$2"; fi; }
@@ -217,7 +217,8 @@ many_connections() {
 connections() { curl -s localhost:8089/health | grep -o '"connections":[0-9]*' | cut -d: -f2 | paste -sd+ | bc; }
 
 # Hostile clients of every kind beside a good buyer, which has priority on the CPU that they share. The server has the
-# other CPU. Latencies count from the time at which a request was due.
+# other CPU. Latencies count from the time at which a request was due. Then the hostile clients alone, and a server that
+# measures its turns by CPU time: on a busy machine the kernel's own threads interrupt turns.
 hostile_mix() {
   local crowd run_s buyer=(--rate 200 --connections 16)
   run_s=$(of_size 5 20)
@@ -240,6 +241,17 @@ hostile_mix() {
   figure "longest turn beside hostile clients" \
     "$(calc "1000 * $(awk '/^stampede_longest_turn_seconds/ { print $2 }' "$raw/hostile-metrics.txt")")" ms
   figure "turns beside hostile clients" "$(awk '/^stampede_turn_seconds_count/ { print $2 }' "$raw/hostile-metrics.txt")" ""
+  cargo build --release --workspace --quiet --features turn_cpu_time
+  mkdir "$dir/turn-cpu-time"
+  cp "$bin/stampede" "$dir/turn-cpu-time"
+  cargo build --release --workspace --quiet
+  cpus=0 bin=$dir/turn-cpu-time serve hostile-cpu --shards 1 --items 500000 --user-limit 1000000 --log-budget 4GiB
+  nice -n 19 taskset -c 1 "$bin/hostile" 127.0.0.1:8089 --duration $((run_s + 10)) >>"$raw/hostile.txt"
+  curl -s localhost:8081/metrics >"$raw/hostile-cpu-metrics.txt"
+  stop
+  figure "turns with hostile clients that took more than 5 ms of CPU time" "$(over_5_ms <"$raw/hostile-cpu-metrics.txt")" "" '≤ 0'
+  figure "longest turn with hostile clients, CPU time" \
+    "$(calc "1000 * $(awk '/^stampede_longest_turn_seconds/ { print $2 }' "$raw/hostile-cpu-metrics.txt")")" ms
 }
 # over_5_ms: the number of turns of all shards that took longer than 5 ms, from the text of /metrics.
 over_5_ms() {
@@ -359,6 +371,37 @@ latency_of_purchases() {
   done
 }
 
+# Purchases with --ack postgres, at half of their peak rate, while refused checkouts that were recorded without a database
+# are sent.
+beside_backlog() {
+  local stock=(--shards 2 --items 500000 --user-limit 1000000 --log-budget 4GiB) report rate left
+  start_postgres
+  new_database beside_backlog_peak
+  serve beside-backlog-peak "${stock[@]}" --ack postgres --database-url "$url"
+  until_opened
+  report=$(storm beside-backlog-peak --duration "$(of_size 2 5)")
+  rate=$(calc "$(field bought <<<"$report") / $(field seconds <<<"$report") / 2" | cut -d. -f1)
+  stop
+  serve beside-backlog "${stock[@]}"
+  curl -sf -X POST 'localhost:8089/checkout?user_id=1&item_id=0' >/dev/null
+  until [ "$(attempts_durable)" -ge "$(of_size 6000000 10000000)" ]; do
+    ITEMS=1 wrk -t1 -c64 -d1s -s bench/wrk/sold_out.lua http://127.0.0.1:8089 >/dev/null
+  done
+  stop
+  new_database beside_backlog
+  serve beside-backlog "${stock[@]}" --ack postgres --database-url "$url"
+  until_opened
+  report=$(storm beside-backlog --rate "$rate" --duration "$(of_size 2 5)")
+  left=$(curl -s localhost:8089/readyz | grep -o '"records_behind":[0-9]*' | cut -d: -f2)
+  figure "durable purchase, --ack postgres, half the peak rate, beside a backlog: p99" \
+    "$(calc "$(within purchase p99_us <<<"$report") / 1000")" ms
+  figure "records of the backlog that were left at the end" "$left" "" '≥ 1'
+  stop
+}
+attempts_durable() {
+  curl -s localhost:8089/health | grep -o '"attempts_durable":[0-9]*' | cut -d: -f2 | paste -sd+ | bc
+}
+
 # A backlog of refused attempts that were recorded without a database, compared with psql's COPY of the same rows into
 # the same table.
 drain() {
@@ -366,7 +409,7 @@ drain() {
   attempts=$(of_size 500000 3000000)
   serve backlog --shards 2 --items 100 --user-limit 1000000 --log-budget 4GiB
   storm backlog-sell --duration 5 >/dev/null
-  until [ "$(curl -s localhost:8089/health | grep -o '"attempts_durable":[0-9]*' | cut -d: -f2 | paste -sd+ | bc)" -ge "$attempts" ]; do
+  until [ "$(attempts_durable)" -ge "$attempts" ]; do
     storm backlog --scenario sold-out --duration 2 >/dev/null
   done
   stop
@@ -386,5 +429,5 @@ drain() {
   copied=$(seconds "$from" "$(now)")
   figure "drain of refused attempts, start-up included" "$(calc "$rows / $drained / 1e6")" "M rows/s"
   figure "psql, one COPY of the same rows into the same table" "$(calc "$rows / $copied / 1e6")" "M rows/s"
-  figure "drain: of psql's rate" "$(calc "100 * $copied / $drained")" % '≥ 60'
+  figure "drain: of psql's rate" "$(calc "100 * $copied / $drained")" % '≥ 80'
 }

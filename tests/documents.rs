@@ -78,11 +78,27 @@ fn every_problem_type_is_documented() {
     }
 }
 
+/// Each alert has a severity and a summary, and `runbook_url` leads to a section with its name, which says what the alert
+/// means for buyers, where to look, what to do, and when it is over.
 #[test]
-fn every_alert_has_a_runbook() {
-    let headings: BTreeSet<String> = anchors(&read("docs/operations.md"));
-    for alert in read("tuning/observe/alerts.yml").lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
-        assert!(headings.contains(&alert.to_lowercase()), "docs/operations.md has no section {alert}");
+fn every_alert_has_a_severity_and_a_runbook() {
+    let (rules, text) = (read("tuning/observe/alerts.yml"), read("docs/operations.md"));
+    for alert in rules.split("- alert: ").skip(1) {
+        let name = alert.lines().next().unwrap();
+        let value = |key: &str| alert.lines().find_map(|line| line.trim().strip_prefix(key)).unwrap_or_default();
+        let severity = value("severity: ");
+        assert!(["page", "ticket"].contains(&severity), "{name}: severity {severity}");
+        assert!(value("summary: ").ends_with('.'), "{name} has no summary");
+        assert_eq!(value("runbook_url: "), format!("docs/operations.md#{}", name.to_lowercase()));
+        let section = text.split_once(&format!("\n### {name}\n")).map(|(_, rest)| rest.split("\n#").next().unwrap());
+        let section = section.unwrap_or_else(|| panic!("docs/operations.md has no section {name}"));
+        for part in ["- **Buyers:** ", "- **Look:** ", "- **Do:**\n", "- **Over:** "] {
+            assert!(section.contains(part), "the runbook of {name} has no part {part}");
+        }
+        assert!(
+            section.to_lowercase().trim_start().starts_with(severity),
+            "the runbook of {name} has another severity"
+        );
     }
 }
 

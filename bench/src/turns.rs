@@ -6,11 +6,10 @@ use stampede::operate::item_states::ItemStates;
 use stampede::runtime::mesh::{self, Delivery, Endpoint};
 use stampede::sale::code::CodeGenerator;
 use stampede::sale::command::Command;
-use stampede::sale::deferred::Watermark;
 use stampede::sale::effects::Effects;
 use stampede::sale::ids::{Moment, Seq, ShardId, Ticket};
 use stampede::sale::partition::Partition;
-use stampede::sale::rules::Rules;
+use stampede::sale::rules::{Ack, Rules};
 use stampede::sale::shard::{Shard, ShardEvent};
 use stampede::system::doorbell::Doorbell;
 use std::sync::Arc;
@@ -30,7 +29,7 @@ pub fn rules(items: u32) -> Rules {
         ttl_ms: u32::MAX,
         extension_ms: 0,
         receipts_ms: 3_600_000,
-        purchase_ack: Watermark::Flushed,
+        ack: Ack::Local,
     }
 }
 

@@ -364,6 +364,24 @@ pub fn ssl_mode(tls: TlsMode) -> SslMode {
 mod tests {
     use super::*;
 
+    /// A wait for an answer sends nothing, so without keepalives a cut link would end only the whole transaction.
+    #[test]
+    fn a_silent_peer_is_noticed_unless_the_setting_says_otherwise() {
+        let keepalives = |pairs: &str| {
+            let config = DatabaseUrl::parse(&format!("host=h {pairs}")).unwrap().config;
+            let (idle, interval) = (config.get_keepalives_idle(), config.get_keepalives_interval());
+            (
+                config.get_keepalives(),
+                idle.as_secs(),
+                interval.map(|time| time.as_secs()),
+                config.get_keepalives_retries(),
+            )
+        };
+        assert_eq!(keepalives(""), (true, 10, Some(2), Some(3)));
+        assert_eq!(keepalives("keepalives_interval=7 keepalives_count=9"), (true, 10, Some(7), Some(9)));
+        assert!(!keepalives("keepalives=0").0);
+    }
+
     #[test]
     fn urls_and_pairs_say_the_same() {
         let url = DatabaseUrl::parse("postgres://u:p@h:7/n?sslmode=verify-full&connect_timeout=4&sslrootcert=%2Fa%20b");

@@ -58,9 +58,10 @@ pub const SETTINGS: &[Setting] = &[
         default: "(none: only the log is written)",
         help: "PostgreSQL database to which every record is persisted, such as postgres://user@host/name. It can also \
             be set in parts: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT" },
-    Setting { flag: "ack", variables: &["ACK"], value: "local|postgres", default: "local",
-        help: "What the 200 of a purchase waits for. local: the flush to the local disk. postgres: also the commit in \
-            Postgres" },
+    Setting { flag: "ack", variables: &["ACK"], value: "local|postgres|replicated", default: "local",
+        help: "What a 200 waits for. local: the flush to the local disk. postgres: that of a purchase also waits for the \
+            commit in Postgres. replicated: those of checkouts, extensions and releases as well, and the commit for a \
+            synchronous standby" },
     Setting { flag: "recover-from", variables: &["RECOVER_FROM"], value: "auto|log|postgres", default: "auto",
         help: "Which side is used at start if the log and Postgres contradict each other. auto: refuse to start. log \
             or postgres: use that side. If the data directory is empty, auto and postgres restore the sale from \

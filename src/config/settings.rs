@@ -13,9 +13,8 @@ use crate::config::database_url::DatabaseUrl;
 use crate::config::flags::SETTINGS;
 use crate::config::raw_setting::{BadSetting, RawSetting, in_one_unit};
 use crate::sale::code::ITEMS_MAX;
-use crate::sale::deferred::Watermark;
 use crate::sale::parts::ENDED_MAX;
-use crate::sale::rules::Rules;
+use crate::sale::rules::{Ack, Rules};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
@@ -212,7 +211,7 @@ impl Sources<'_> {
     }
 
     /// Returns the rules of the sales.
-    fn rules(&self, purchase_ack: Watermark) -> Result<Rules, BadSetting> {
+    fn rules(&self, ack: Ack) -> Result<Rules, BadSetting> {
         let period = self.get("sale-period")?;
         let period_s = period.duration(Duration::from_secs(1)..=Duration::from_secs(366 * 86400), "whole seconds")?;
         if period_s.subsec_nanos() != 0 {
@@ -235,7 +234,7 @@ impl Sources<'_> {
             ttl_ms: ttl_time.as_millis() as u32,
             extension_ms: extension.as_millis() as u32,
             receipts_ms: self.receipts(period_s)?.as_millis() as u64,
-            purchase_ack,
+            ack,
         })
     }
 
@@ -298,13 +297,11 @@ impl Config {
     /// The first invalid setting.
     pub fn new(sources: &Sources<'_>) -> Result<Config, BadSetting> {
         let get = |flag| sources.get(flag);
-        let (database, ack) = (sources.database()?, get("ack")?);
-        let purchase_ack = match ack.text.as_str() {
-            "local" => Watermark::Flushed,
-            "postgres" if database.is_some() => Watermark::Persisted,
-            "postgres" => return Err(ack.bad("--database-url as well, or use local")),
-            _ => return Err(ack.bad("local or postgres")),
-        };
+        let (database, given_ack) = (sources.database()?, get("ack")?);
+        let ack: Ack = given_ack.choice("local, postgres or replicated")?;
+        if ack.needs_database() && database.is_none() {
+            return Err(given_ack.bad("--database-url as well, or use local"));
+        }
         let given = get("recover-from")?;
         let recover_from = given.choice("auto, log or postgres")?;
         if recover_from == RecoverFrom::Postgres && database.is_none() {
@@ -325,7 +322,7 @@ impl Config {
             admin_hosts: sources.admin_hosts()?,
             shards: shards.transpose()?.map(|shards| shards as u16),
             data_dir: get("data-dir")?.text.into(),
-            rules: sources.rules(purchase_ack)?,
+            rules: sources.rules(ack)?,
             log_budget: get("log-budget")?.bytes(1 << 20..=1 << 50)?,
             database,
             recover_from,
@@ -387,7 +384,7 @@ impl fmt::Display for Config {
         writeln!(f, "receipts = {}", in_one_unit(rules.receipts_ms))?;
         writeln!(f, "log-budget = {log_budget}")?;
         writeln!(f, "database = {}", database.as_ref().map_or("none".into(), DatabaseUrl::place))?;
-        writeln!(f, "ack = {}", if rules.purchase_ack == Watermark::Flushed { "local" } else { "postgres" })?;
+        writeln!(f, "ack = {}", rules.ack)?;
         writeln!(f, "recover-from = {recover_from}")?;
         writeln!(f, "keep-sales = {}", in_one_unit(keep.sales.as_millis() as u64))?;
         writeln!(f, "keep-attempts = {}", in_one_unit(keep.attempts.as_millis() as u64))?;
@@ -427,12 +424,9 @@ mod tests {
     fn nothing_set_gives_the_defaults() {
         let config = config(&[], &[], &[]).unwrap();
         assert_eq!(config.listen, "0.0.0.0:8080".parse().unwrap());
-        let (period_s, items, user_limit, ttl_ms, purchase_ack) = (3600, 10_000, 10, 30_000, Watermark::Flushed);
+        let (period_s, items, user_limit, ttl_ms, ack) = (3600, 10_000, 10, 30_000, Ack::Local);
         let (extension_ms, receipts_ms) = (0, 3_600_000);
-        assert_eq!(
-            config.rules,
-            Rules { period_s, items, user_limit, ttl_ms, extension_ms, receipts_ms, purchase_ack }
-        );
+        assert_eq!(config.rules, Rules { period_s, items, user_limit, ttl_ms, extension_ms, receipts_ms, ack });
         assert_eq!((config.data_dir, config.log_budget), ("./data".into(), 1 << 30));
         assert_eq!((config.shards, config.max_connections, config.log_format), (None, None, None));
     }
@@ -474,7 +468,8 @@ mod tests {
             ("listen", "localhost", ["--listen", "\"localhost\"", "0.0.0.0:8080"]),
             ("log-budget", "5 stones", ["--log-budget", "\"5 stones\"", "512MiB"]),
             ("ack", "postgres", ["--ack", "\"postgres\"", "--database-url"]),
-            ("ack", "twice", ["--ack", "\"twice\"", "local or postgres"]),
+            ("ack", "replicated", ["--ack", "\"replicated\"", "--database-url"]),
+            ("ack", "twice", ["--ack", "\"twice\"", "local, postgres or replicated"]),
             ("recover-from", "postgres", ["--recover-from", "\"postgres\"", "--database-url"]),
             ("recover-from", "luck", ["--recover-from", "\"luck\"", "auto, log or postgres"]),
             ("admin-host", "shop-1:8081", ["--admin-host", "\"shop-1:8081\"", "without a port"]),

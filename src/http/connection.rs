@@ -202,6 +202,8 @@ pub struct Connection {
     pub peer_closed: bool,
     /// Whether the end of the client's data has been read.
     pub ended: bool,
+    /// Whether a request has been read.
+    pub is_used: bool,
     head: Vec<u8>,
     body: Option<Body>,
     awaits: WaitingFor,
@@ -227,6 +229,7 @@ impl Connection {
             readable: false,
             peer_closed: false,
             ended: false,
+            is_used: false,
             head: Vec::new(),
             body: None,
             awaits: WaitingFor::Request,
@@ -320,7 +323,7 @@ impl Connection {
     /// of its own. The deadline for writing stays: a client that sends requests without reading answers does not extend
     /// it.
     pub fn end_request(&mut self) {
-        self.head = Vec::new();
+        (self.head, self.is_used) = (Vec::new(), true);
         if matches!(self.awaits, WaitingFor::Head | WaitingFor::Body) {
             (self.awaits, self.deadline_ms) = (WaitingFor::Request, 0);
         }

@@ -305,8 +305,8 @@ mod tests {
     use super::*;
     use crate::log::block::LogKind;
     use crate::sale::code::{Code, CodeGenerator};
-    use crate::sale::deferred::Watermark;
     use crate::sale::record::ReleaseReason;
+    use crate::sale::rules::Ack;
     use uuid::Uuid;
 
     const NOW: Moment = Moment { monotonic_ms: 1_000, unix_ms: 3_600_000 * 500 };
@@ -317,7 +317,7 @@ mod tests {
         ttl_ms: 100,
         extension_ms: 0,
         receipts_ms: 3_600_000,
-        purchase_ack: Watermark::Flushed,
+        ack: Ack::Local,
     };
 
     fn record(event: LogEvent) -> Record {

@@ -15,8 +15,8 @@ use crate::postgres::failure::Failure;
 use crate::postgres::limits::in_time;
 use crate::postgres::owner_row::{OwnerRow, Positions, known_position};
 use crate::postgres::session::Database;
-use crate::sale::deferred::Watermark;
 use crate::sale::ids::Seq;
+use crate::sale::rules::Ack;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -31,8 +31,11 @@ pub struct Claim {
     pub owner: Owner,
     /// Length of a sale, in seconds.
     pub sale_period_s: u32,
-    /// What a purchase waits for.
-    pub ack: Watermark,
+    /// What the answers that promise something wait for.
+    pub ack: Ack,
+    /// Whether this process serves clients already. It then waits for a database that cannot be used until a person has
+    /// repaired it, and does not end.
+    pub sells: bool,
     /// Side that is used if the database and the data directory contradict each other.
     pub recover_from: RecoverFrom,
     /// `control.json`, with what the data directory remembers of the database.
@@ -52,8 +55,9 @@ impl Claim {
     /// stream the number of records that need not be sent any more.
     ///
     /// # Errors
-    /// [`Failure::Final`]: the database does not fit the data directory, its schema is newer than this version, or the
-    /// log cannot be read. [`Failure::Transient`]: the database or `control.json` failed; a later attempt may succeed.
+    /// [`Failure::Final`]: the database does not fit the data directory, its schema is newer than this version, it
+    /// does not replicate and this process does not serve clients yet, or the log cannot be read. [`Failure::Transient`]:
+    /// the database or `control.json` failed; a later attempt may succeed.
     pub async fn make(&mut self) -> Result<(Database, Vec<(StreamId, Seq)>), Failure> {
         let memory = self.control.database();
         // The schema of an earlier version may belong to a server that is running. Only its successor may change it.
@@ -61,11 +65,11 @@ impl Claim {
             let judged = judge_owner(self.owner, memory, found, self.recover_from);
             judged.map(drop).map_err(|conflict| Failure::Final(conflict.into()))
         };
-        let mut database = Database::connect(&self.url, may_migrate).await?;
+        let mut database = Database::connect(&self.url, (self.ack, self.sells), may_migrate).await?;
         let (owner, terms) = (self.owner, (self.sale_period_s, self.ack));
         let claiming = database.claim(owner, terms, |found, positions| self.judge(found, positions));
         let streams = in_time(CLAIM_TIME, claiming).await?;
-        self.set_exclusive(self.ack == Watermark::Flushed)?;
+        self.set_exclusive(!self.ack.needs_database())?;
         Ok((database, streams))
     }
 
@@ -73,8 +77,7 @@ impl Claim {
     /// items. Either no purchase is acknowledged without the database, or no other machine replaces the run that the
     /// database names, or an operator has chosen the log.
     pub fn may_precede(&self) -> bool {
-        let is_fenced = self.ack == Watermark::Persisted;
-        is_fenced || self.control.database().is_exclusive || self.recover_from == RecoverFrom::Log
+        self.ack.needs_database() || self.control.database().is_exclusive || self.recover_from == RecoverFrom::Log
     }
 
     /// Reports that this run has ended and that all its records are in the database, so that another run can take over
@@ -130,7 +133,7 @@ impl Claim {
         // Remember the claim before it is sent: if its answer is lost, only this entry distinguishes it from the claim of
         // another data directory.
         // The answer may be lost, so the run is exclusive only if the row is so before and after the claim.
-        let is_exclusive = row.is_some_and(|row| row.is_exclusive()) && self.ack == Watermark::Flushed;
+        let is_exclusive = row.is_some_and(|row| row.is_exclusive()) && !self.ack.needs_database();
         self.remember(Memory { is_exclusive, ..memory.claiming(found, self.owner.run) })?;
         Ok(streams)
     }

@@ -168,13 +168,13 @@ fn first_kept(rules: &Rules, keep: &Keep, now_ms: u64) -> [u32; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sale::deferred::Watermark;
+    use crate::sale::rules::Ack;
 
     #[test]
     fn needed_sales_are_kept_whatever_the_settings_say() {
         let (items, user_limit, ttl_ms, extension_ms, receipts_ms) = (1, 1, 1, 0, 3_600_000);
-        let purchase_ack = Watermark::Flushed;
-        let rules = Rules { period_s: 3600, items, user_limit, ttl_ms, extension_ms, receipts_ms, purchase_ack };
+        let ack = Ack::Local;
+        let rules = Rules { period_s: 3600, items, user_limit, ttl_ms, extension_ms, receipts_ms, ack };
         let now = 498_000 * 3_600_000;
         let days = |days: u64| Duration::from_secs(days * 86_400);
         let kept = |sales, attempts| first_kept(&rules, &Keep { sales, attempts }, now);

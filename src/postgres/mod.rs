@@ -6,8 +6,9 @@
 //! [`owner_row`].
 //!
 //! [`session`] is a connection, [`schema`] its migrations, [`limits`] its time limits, [`failure`] its errors,
-//! [`snapshot`] a read-only look. [`maintenance`] makes partitions ahead, and drops old ones. [`restore`] fills a new data
-//! directory from the database. [`tls`] and [`pgpass`] do what libpq does.
+//! [`replication`] whether a commit is on a standby, [`snapshot`] a read-only look. [`maintenance`] makes partitions
+//! ahead, and drops old ones. [`restore`] fills a new data directory from the database. [`tls`] and [`pgpass`] do what
+//! libpq does.
 
 pub mod claim;
 pub mod copy_rows;
@@ -17,6 +18,7 @@ pub mod limits;
 pub mod maintenance;
 pub mod owner_row;
 pub mod pgpass;
+pub mod replication;
 pub mod restore;
 pub mod schema;
 pub mod session;

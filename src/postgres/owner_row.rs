@@ -10,8 +10,8 @@ use crate::log::ownership::{Owner, Run};
 use crate::postgres::failure::Failure;
 use crate::postgres::limits::{FENCE_TIME, begin, in_time};
 use crate::postgres::session::Database;
-use crate::sale::deferred::Watermark;
 use crate::sale::ids::Seq;
+use crate::sale::rules::Ack;
 use std::collections::BTreeMap;
 use tokio::try_join;
 use tokio_postgres::types::{ToSql, Type};
@@ -25,8 +25,8 @@ pub struct OwnerRow {
     pub owner: Owner,
     /// Length of a sale, in seconds.
     pub sale_period_s: u32,
-    /// What a purchase waits for in that run. A run that waits for its own disk only may sell even if it does not report.
-    pub ack: Watermark,
+    /// What the answers of that run wait for. A run that waits for its own disk only may sell even if it does not report.
+    pub ack: Ack,
     /// Time of the run's last report, in microseconds since the Unix epoch by the clock of the database. `None` if the
     /// run has stopped and all its records are in the database.
     pub seen_us: Option<i64>,
@@ -36,7 +36,7 @@ impl OwnerRow {
     /// Returns whether no other machine may replace the run without the word of an operator: it has not ended, and it
     /// may acknowledge purchases while it cannot reach the database.
     pub fn is_exclusive(&self) -> bool {
-        self.seen_us.is_some() && self.ack == Watermark::Flushed
+        self.seen_us.is_some() && !self.ack.needs_database()
     }
 }
 
@@ -50,7 +50,8 @@ impl Database {
     /// 2. Reads the present owner and the positions, and passes them to `judge`. `judge` either refuses or returns the
     ///    position of each stream; it also records the claim in the data directory, in case the answer to the commit is
     ///    lost.
-    /// 3. Writes the owner and the positions, and commits.
+    /// 3. Writes the owner and the positions, and commits. With `--ack replicated`, what was read in step 2 is replicated
+    ///    when this commit is.
     ///
     /// # Errors
     /// The failure that `judge` returns. [`Failure::Final`]: the database has another sale period.
@@ -58,7 +59,7 @@ impl Database {
     pub async fn claim<J>(
         &mut self,
         owner: Owner,
-        (sale_period_s, ack): (u32, Watermark),
+        (sale_period_s, ack): (u32, Ack),
         judge: J,
     ) -> Result<Vec<(StreamId, Seq)>, Failure>
     where
@@ -78,6 +79,7 @@ impl Database {
             }
         }
         transaction.commit().await?;
+        self.confirm_commit().await?;
         Ok(streams)
     }
 
@@ -101,7 +103,7 @@ impl Database {
     async fn report(&self, owner: Owner, at: &str) -> Result<(), Failure> {
         let fence = async { try_join!(biased; self.begin(), set_seen(&self.client, owner, at)) };
         in_time(FENCE_TIME, fence).await?;
-        Ok(self.client.batch_execute("commit").await?)
+        self.commit().await
     }
 }
 
@@ -141,17 +143,9 @@ pub fn select_owner(schema_version: i32) -> String {
 pub fn parse(row: &Row) -> OwnerRow {
     let (epoch, period): (i64, i32) = (row.get(1), row.get(3));
     let owner = Owner { cluster: row.get(0), run: Run { epoch: epoch as u32, id: row.get(2) } };
-    let ack =
-        if row.get::<_, &str>(5) == ack_name(Watermark::Persisted) { Watermark::Persisted } else { Watermark::Flushed };
+    // A constraint of the table allows only the three names.
+    let ack = row.get::<_, &str>(5).parse().unwrap_or(Ack::Local);
     OwnerRow { owner, sale_period_s: period as u32, ack, seen_us: row.get(4) }
-}
-
-/// Returns the value of `--ack` and of the column `ack` for what purchases wait for.
-pub fn ack_name(ack: Watermark) -> &'static str {
-    match ack {
-        Watermark::Flushed => "local",
-        Watermark::Persisted => "postgres",
-    }
 }
 
 /// Returns the failure for a database whose sales have another length, `period` seconds.
@@ -184,19 +178,19 @@ pub async fn write_owner(
     transaction: &Transaction<'_>,
     Owner { cluster, run }: Owner,
     sale_period_s: u32,
-    ack: Watermark,
+    ack: Ack,
 ) -> Result<(), Failure> {
     let upsert = "insert into stampede.clusters as c (cluster, sale_period_s, epoch, run, ack, since, seen_at) \
         values ($1, $2, $3, $4, $5, now(), clock_timestamp()) on conflict (cluster) do update \
         set ack = case when c.run = $4 then c.ack else $5 end, \
         epoch = $3, run = $4, since = now(), seen_at = clock_timestamp()";
     let (period, epoch) = (sale_period_s as i32, i64::from(run.epoch));
-    transaction.execute(upsert, &[&cluster, &period, &epoch, &run.id, &ack_name(ack)]).await?;
+    transaction.execute(upsert, &[&cluster, &period, &epoch, &run.id, &ack.to_string()]).await?;
     Ok(())
 }
 
 /// Records that the run of `owner` must not be replaced without the word of an operator any more. The next run of its
-/// data directory calls this in an upgrade from `--ack postgres` to `--ack local`, because it sells before it claims the
+/// data directory calls this in an upgrade to `--ack local`, because it sells before it claims the
 /// database for itself.
 ///
 /// # Errors

@@ -18,8 +18,9 @@ use crate::log::data_dir::{Control, DataDir};
 use crate::log::ownership::{Memory, Owner, Run};
 use crate::log::segment::{SegmentName, sync_dir};
 use crate::postgres::failure::Failure;
-use crate::postgres::limits::{begin, in_time};
+use crate::postgres::limits::{FENCE_TIME, begin, in_time};
 use crate::postgres::owner_row::{OwnerRow, lock_clusters, other_period, set_position, set_seen, write_owner};
+use crate::postgres::replication::require;
 use crate::postgres::session::Database;
 use crate::postgres::snapshot::Snapshot;
 use crate::sale::code::Code;
@@ -81,8 +82,8 @@ impl TakeoverWait {
     /// checks have passed, to make the directory new.
     ///
     /// # Errors
-    /// [`Failure::Final`]: this server cannot use the database, its owner may still sell, or the data directory cannot be
-    /// written.
+    /// [`Failure::Final`]: this server cannot use the database, it does not replicate as `--ack` needs it, its owner may
+    /// still sell, or the data directory cannot be written.
     /// [`Failure::Transient`]: a later attempt may succeed. The wait then begins anew, because the other server may not
     /// have reached the database either.
     pub async fn attempt(
@@ -96,6 +97,7 @@ impl TakeoverWait {
         let first_seen = self.first_seen.take();
         // Until the takeover is sure, the database keeps its schema: its owner may be an older version.
         let snapshot = Snapshot::take(url).await?;
+        in_time(FENCE_TIME, require(&snapshot.client, rules.ack, false)).await?;
         let Some(found) = snapshot.owner_row else { return Ok(Attempt::NeverUsed) };
         if found.sale_period_s != rules.period_s {
             return Err(other_period(found.sale_period_s));
@@ -125,7 +127,7 @@ impl TakeoverWait {
             true => Ok(()),
             false => Err(has_changed()),
         };
-        let mut database = Database::connect(url, unchanged).await?;
+        let mut database = Database::connect(url, (rules.ack, false), unchanged).await?;
         let taken_over = database.take_over(found, host::new_id()?, rules, now_ms);
         let taken_over = in_time(TAKEOVER_TIME, taken_over).await?;
         let Owner { cluster, run } = taken_over.owner;
@@ -164,9 +166,11 @@ impl Database {
         let records = needed_sales(&transaction, rules, now_ms).await?;
         let stream = StreamId { cluster, epoch: owner.run.epoch, shard: 0, log: LogKind::Purchases };
         set_position(&transaction, &stream, records.len() as Seq).await?;
-        write_owner(&transaction, owner, found.sale_period_s, rules.purchase_ack).await?;
+        write_owner(&transaction, owner, found.sale_period_s, rules.ack).await?;
         set_seen(&transaction, owner, "-infinity").await?;
         transaction.commit().await?;
+        // The new data directory must not have more than the standbys will have.
+        self.confirm_commit().await?;
         Ok(TakenOver { place: self.place.clone(), owner, records })
     }
 }
@@ -329,17 +333,19 @@ mod tests {
     use super::*;
     use crate::log::stream::Ending;
     use crate::log::stream_files::StreamFiles;
-    use crate::sale::deferred::Watermark;
+    use crate::sale::rules::Ack;
     use std::convert::Infallible;
 
     #[test]
     fn a_run_that_may_still_sell_is_replaced_only_on_the_word_of_an_operator() {
         let owner = Owner { cluster: Uuid::from_u128(1), run: Run { epoch: 1, id: Uuid::from_u128(2) } };
         for (ack, seen_us, expected) in [
-            (Watermark::Flushed, Some(5), false),
-            (Watermark::Flushed, None, true),
-            (Watermark::Persisted, Some(5), true),
-            (Watermark::Persisted, None, true),
+            (Ack::Local, Some(5), false),
+            (Ack::Local, None, true),
+            (Ack::Postgres, Some(5), true),
+            (Ack::Postgres, None, true),
+            (Ack::Replicated, Some(5), true),
+            (Ack::Replicated, None, true),
         ] {
             let found = OwnerRow { owner, sale_period_s: 1, ack, seen_us };
             assert_eq!(may_replace(&found, RecoverFrom::Auto), expected, "{found:?}");

@@ -19,6 +19,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../sql/0005_schema.sql"),
     include_str!("../../sql/0006_days.sql"),
     include_str!("../../sql/0007_publication.sql"),
+    include_str!("../../sql/0008_replicated.sql"),
     include_str!("../../sql/0009_any_item.sql"),
 ];
 /// Moves the tables of earlier versions to the schema `stampede`.

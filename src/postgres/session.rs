@@ -3,14 +3,19 @@
 use crate::config::database_url::{DatabaseHost, DatabaseUrl, TargetSession, TlsMode, ssl_mode};
 use crate::log::ownership::Owner;
 use crate::postgres::failure::Failure;
-use crate::postgres::limits::{LIMITS, in_time};
+use crate::postgres::limits::{FENCE_TIME, LIMITS, in_time};
+use crate::postgres::replication::{ReplicationWaits, require};
 use crate::postgres::{pgpass, schema, tls};
+use crate::sale::rules::Ack;
 use std::collections::BTreeSet;
+use std::future::poll_fn;
 use std::net::IpAddr;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::lookup_host;
 use tokio::time::timeout;
+use tokio::try_join;
 use tokio_postgres::config::SslMode;
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, SimpleQueryMessage};
 
 /// A session, and the host that it is connected to.
 pub struct Session {
@@ -18,6 +23,7 @@ pub struct Session {
     pub client: Client,
     /// `user@host:port/name` of the host in use.
     pub place: String,
+    pub(crate) waits: ReplicationWaits,
 }
 
 /// A connection to the database, with the schema of this version.
@@ -25,6 +31,9 @@ pub struct Database {
     pub(crate) client: Client,
     /// `user@host:port/name` of the host in use.
     pub place: String,
+    /// What a commit must have reached to count.
+    pub(crate) ack: Ack,
+    pub(crate) waits: ReplicationWaits,
     /// Sales whose partition of `checkouts` is known to exist.
     pub(crate) prepared: BTreeSet<u32>,
     /// Sales whose row in `sales` is known to exist. The record of each shard that opens a sale has the same terms.
@@ -32,19 +41,23 @@ pub struct Database {
 }
 
 impl Database {
-    /// Connects, and updates the schema. `judge` can refuse to update the schema, by the owner of the database.
+    /// Connects, checks that the database replicates if `ack` needs it, and updates the schema. `judge` can refuse to
+    /// update the schema, by the owner of the database. `sells` is whether this process serves clients already.
     ///
     /// # Errors
-    /// The failure that `judge` returns.
+    /// The failure that `judge` returns. [`Failure::Final`]: the database does not replicate, and the process does not
+    /// serve clients yet.
     /// [`Failure::Final`]: the schema is newer than this version. [`Failure::Transient`]: the database is not reachable,
     /// refuses the connection, or a statement failed.
     pub async fn connect(
         url: &DatabaseUrl,
+        (ack, sells): (Ack, bool),
         judge: impl FnOnce(Option<Owner>) -> Result<(), Failure>,
     ) -> Result<Database, Failure> {
-        let Session { mut client, place } = log_in(url).await?;
+        let Session { mut client, place, waits } = log_in(url).await?;
+        in_time(FENCE_TIME, require(&client, ack, sells)).await?;
         schema::migrate(&mut client, judge).await?;
-        Ok(Database { client, place, prepared: BTreeSet::new(), opened: BTreeSet::new() })
+        Ok(Database { client, place, ack, waits, prepared: BTreeSet::new(), opened: BTreeSet::new() })
     }
 
     /// Begins a transaction with [`LIMITS`]. It ends with the statement `commit`; if anything fails before, the
@@ -54,6 +67,26 @@ impl Database {
     /// [`Failure::Transient`]: the statement failed.
     pub async fn begin(&self) -> Result<(), Failure> {
         Ok(self.client.batch_execute(&format!("begin; {LIMITS}")).await?)
+    }
+
+    /// Commits the open transaction, and returns when it is as durable as `--ack` needs.
+    ///
+    /// # Errors
+    /// [`Failure::Transient`]: whether the transaction was committed, and on which machines, is unknown.
+    pub(crate) async fn commit(&self) -> Result<(), Failure> {
+        let commit = async { Ok::<(), Failure>(self.client.batch_execute("commit").await?) };
+        // Both are sent together, so the setting needs no further round trip.
+        try_join!(biased; commit, require(&self.client, self.ack, true))?;
+        self.waits.check()
+    }
+
+    /// Checks that the latest commit of this session counts. Postgres executes this after the commit.
+    ///
+    /// # Errors
+    /// [`Failure::Transient`]: synchronous standbys may lack the commit, or there are none and `--ack` needs one.
+    pub(crate) async fn confirm_commit(&self) -> Result<(), Failure> {
+        require(&self.client, self.ack, true).await?;
+        self.waits.check()
     }
 }
 
@@ -75,7 +108,7 @@ pub async fn log_in(url: &DatabaseUrl) -> Result<Session, Failure> {
         };
         for address in addresses {
             match in_time(url.connect_timeout, open(url, host, address)).await {
-                Ok(client) => return Ok(Session { client, place: url.place_of(host) }),
+                Ok((client, waits)) => return Ok(Session { client, place: url.place_of(host), waits }),
                 Err(Failure::Transient(why)) => reasons.push((host, why.text)),
                 Err(failure) => return Err(failure),
             }
@@ -104,7 +137,11 @@ async fn look_up(url: &DatabaseUrl, host: &DatabaseHost) -> Result<Vec<Option<Ip
 
 /// Opens a session with one address of a host, and checks the state of the server. Takes the password from the password
 /// file if the URL has none.
-async fn open(url: &DatabaseUrl, host: &DatabaseHost, address: Option<IpAddr>) -> Result<Client, Failure> {
+async fn open(
+    url: &DatabaseUrl,
+    host: &DatabaseHost,
+    address: Option<IpAddr>,
+) -> Result<(Client, ReplicationWaits), Failure> {
     let mut config = url.config.clone();
     config.host(&host.name).port(host.port);
     if let Some(address) = address {
@@ -115,19 +152,35 @@ async fn open(url: &DatabaseUrl, host: &DatabaseHost, address: Option<IpAddr>) -
     {
         config.password(password);
     }
+    let waits = ReplicationWaits::default();
     let client = if url.tls == TlsMode::Disable || host.is_unix() {
         let (client, connection) = config.ssl_mode(SslMode::Disable).connect(NoTls).await?;
-        // The task ends with the client. Its errors are dropped, because the client's calls return them too.
-        tokio::spawn(connection);
+        drive(connection, waits.clone());
         client
     } else {
         let connector = tls::connector(url).map_err(|why| Failure::Transient(why.into()))?;
         let (client, connection) = config.ssl_mode(ssl_mode(url.tls)).connect(connector).await?;
-        tokio::spawn(connection);
+        drive(connection, waits.clone());
         client
     };
     check_state(&client, url.target).await?;
-    Ok(client)
+    Ok((client, waits))
+}
+
+/// Runs a connection until its client is dropped. Its errors are dropped, because the client's calls return them too.
+/// Messages arrive in order, so a warning about a commit is noted before the commit is answered.
+fn drive<S, T>(mut connection: Connection<S, T>, waits: ReplicationWaits)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+            if let AsyncMessage::Notice(notice) = message {
+                waits.note(&notice);
+            }
+        }
+    });
 }
 
 /// Checks that a server is in the wanted state.

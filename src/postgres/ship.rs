@@ -15,7 +15,8 @@
 //! 4. Wait for the answers to steps 1 to 3 and to the preparation of the COPY statements, which were sent together.
 //! 5. Create the partitions of sales that are new on this connection, and insert the rows of `sales`.
 //! 6. Copy the rows into `checkouts`, `purchases`, `releases` and `extensions`.
-//! 7. `commit`. The database has the rows and the positions, or neither.
+//! 7. `commit`. The database has the rows and the positions, or neither. [`crate::postgres::replication`] says when a
+//!    commit counts.
 //!
 //! If the connection breaks, a statement fails or an answer is late, the transaction may be committed, rolled back or
 //! still running. In each of these cases [`crate::postgres::shipper`] does this:
@@ -109,7 +110,7 @@ impl Database {
             copy(client, releases, rows.releases),
             copy(client, extensions, rows.extensions),
         )?;
-        client.batch_execute("commit").await?;
+        self.commit().await?;
         self.prepared.extend(&rows.sales);
         self.opened.extend(rows.opened.keys());
         Ok(())

@@ -6,9 +6,10 @@
 //!
 //! One round of the loop:
 //!
-//! 1. Gather records of all streams into a batch, up to 8 MiB. With `--ack postgres`, 256 KiB of it are refused checkouts.
-//! 2. Send the batch if it is due: it is full, its first record was gathered 20 ms ago, purchases in it wait for the
-//!    database (`--ack postgres`), or the process stops. If another full batch is durable already, gather it meanwhile.
+//! 1. Gather records of all streams into a batch, up to 8 MiB. If answers wait for the database (`--ack postgres` or
+//!    `replicated`), 256 KiB of it are refused checkouts.
+//! 2. Send the batch if it is due: it is full, its first record was gathered 20 ms ago, an answer waits for it, or the
+//!    process stops. If another full batch is durable already, gather it meanwhile.
 //! 3. Publish the new positions, and ring the shards.
 //! 4. Report that this run is alive, every 2 s, and start [`crate::postgres::maintenance`], every hour.
 //! 5. If nothing was sent: report the end of this run and return, if the process stops and no record is left. Otherwise
@@ -30,10 +31,9 @@ use crate::postgres::restore::HEARTBEAT_TIME;
 use crate::postgres::session::Database;
 use crate::postgres::ship::PositionMove;
 use crate::postgres::stream_tail::StreamTail;
-use crate::sale::deferred::Watermark;
 use crate::sale::ids::{Seq, ShardId};
 use crate::sale::record::{RECORD_BYTES, Record};
-use crate::sale::rules::Rules;
+use crate::sale::rules::{Ack, Rules};
 use crate::system::doorbell::Doorbell;
 use crate::system::threads;
 use crossbeam_channel::Sender;
@@ -46,8 +46,8 @@ use tokio::time::{sleep, sleep_until, timeout};
 
 /// Bytes of records at which a batch is full.
 const BATCH_BYTES_MAX: usize = 8 << 20;
-/// Bytes of refused checkouts in a transaction with `--ack postgres`. A purchase waits for the transaction that runs and for
-/// its own, and both may have as many.
+/// Bytes of refused checkouts in a transaction if answers wait for the database. An answer waits for the transaction that
+/// runs and for its own, and both may have as many.
 const AWAITED_ATTEMPT_BYTES_MAX: usize = 256 << 10;
 /// Bytes of records that are turned into rows at once. The previous transaction is served between two pieces.
 const PIECE_BYTES_MAX: usize = 64 << 10;
@@ -161,8 +161,9 @@ impl Shipper {
     pub fn new(plan: Plan) -> (Shipper, Feed) {
         let (feed, flushed) = feed::channel();
         let now = Instant::now();
+        let claim = Claim { sells: true, ..plan.claim };
         let shipper = Shipper {
-            plan,
+            plan: Plan { claim, ..plan },
             flushed,
             stop: Arc::new(OnceLock::new()),
             tails: Vec::new(),
@@ -245,7 +246,7 @@ impl Shipper {
     /// the database is connected.
     async fn serve(&mut self, reasons: &mut LoggedReasons, backoff: &mut Duration) -> Result<(), Failure> {
         let mut database = self.connect().await?;
-        let (owner, is_awaited) = (self.plan.claim.owner, self.plan.claim.ack == Watermark::Persisted);
+        let (owner, is_awaited) = (self.plan.claim.owner, self.plan.claim.ack.needs_database());
         let mut is_verified = false;
         // Report at once: the database may accept connections and refuse changes.
         self.next_heartbeat = Instant::now();
@@ -255,7 +256,7 @@ impl Shipper {
             let is_stopping = self.stop.get().is_some();
             let is_waiting = self.gather(&mut batch).await?;
             let moves = self.moves();
-            let is_urgent = is_awaited && batch.rows.purchases.rows() > 0;
+            let is_urgent = is_urgent(self.plan.claim.ack, &batch, &moves);
             let is_due = !moves.is_empty() && (is_urgent || is_stopping || batch.remaining_wait().is_zero());
             if is_due {
                 let PendingBatch { rows, .. } = std::mem::take(&mut batch);
@@ -291,7 +292,7 @@ impl Shipper {
                 (true, _) if is_waiting => sleep(DESCRIPTOR_RETRY_TIME).await,
                 (true, _) if is_stopping => return in_time(SHIP_TIME, self.plan.claim.leave(&database)).await,
                 (true, _) => drop(timeout(IDLE_TIME, self.flushed.bell.notified()).await),
-                // A purchase may arrive, and is sent at once.
+                // A record that an answer waits for may arrive, and is sent at once.
                 (false, true) => drop(timeout(batch.remaining_wait(), self.flushed.bell.notified()).await),
                 (false, false) => sleep(batch.remaining_wait()).await,
             }
@@ -368,7 +369,7 @@ impl Shipper {
             }
         }
         batch.is_full = false;
-        let is_awaited = self.plan.claim.ack == Watermark::Persisted;
+        let is_awaited = self.plan.claim.ack.needs_database();
         let attempt_bytes_max = if is_awaited { AWAITED_ATTEMPT_BYTES_MAX } else { BATCH_BYTES_MAX };
         let (mut records, mut is_waiting) = (Vec::new(), false);
         for (tail, until) in self.tails.iter_mut().zip(durable) {
@@ -384,6 +385,10 @@ impl Shipper {
                     // descriptors. The records are read in a later round.
                     Err(error) if lacks_descriptors(&error) => {
                         self.descriptors.warn(tail.stream, &error);
+                        // Records of this run rest on those of earlier runs, and must not arrive before them.
+                        if tail.end.is_some() && !is_attempts {
+                            return Ok(true);
+                        }
                         is_waiting = true;
                         break;
                     }
@@ -437,6 +442,16 @@ impl Shipper {
         let earlier = self.tails.iter().filter_map(|tail| Some(tail.end?.saturating_sub(tail.position)));
         status.earlier_behind.store(earlier.sum(), Ordering::Relaxed);
         self.plan.doorbells.iter().for_each(Doorbell::ring);
+    }
+}
+
+/// Returns whether an answer waits for the batch.
+fn is_urgent(ack: Ack, batch: &PendingBatch, moves: &[PositionMove]) -> bool {
+    match ack {
+        Ack::Local => false,
+        Ack::Postgres => batch.rows.purchases.rows() > 0,
+        // Grants, extensions, releases and purchases.
+        Ack::Replicated => moves.iter().any(|moved| moved.stream.log == LogKind::Purchases),
     }
 }
 

@@ -37,7 +37,7 @@ impl Snapshot {
     /// [`Failure::Final`]: the schema is newer than this version. [`Failure::Transient`]: the database is not reachable,
     /// or a query failed.
     pub async fn take(url: &DatabaseUrl) -> Result<Snapshot, Failure> {
-        let Session { client, place } = session::log_in(url).await?;
+        let Session { client, place, .. } = session::log_in(url).await?;
         in_time(READ_TIME, Snapshot::begin(client, place)).await
     }
 

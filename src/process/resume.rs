@@ -17,10 +17,10 @@ use crate::postgres::claim::Claim;
 use crate::postgres::failure::{Failure, Reason};
 use crate::postgres::limits::in_time;
 use crate::postgres::owner_row::{self, OwnerRow};
+use crate::postgres::replication::require;
 use crate::postgres::restore::{Attempt, TakeoverWait};
 use crate::postgres::session::log_in;
 use crate::postgres::snapshot::Snapshot;
-use crate::sale::deferred::Watermark;
 use crate::sale::partition::Partition;
 use crate::system::clock::Clock;
 use crate::system::host;
@@ -209,6 +209,10 @@ async fn persisted(
     match found {
         Err(Failure::Final(why)) => Err(why),
         Ok(found) => {
+            match in_time(url.patience(), require(&found.client, config.rules.ack, false)).await {
+                Err(Failure::Final(why)) => return Err(why),
+                Err(Failure::Transient(_)) | Ok(()) => {}
+            }
             judge_owner(owner, control.database(), found.owner, config.recover_from)?;
             Ok((Persisted::Positions(found.positions), found.owner_row))
         }
@@ -243,7 +247,7 @@ impl UpgradeRecovery {
         let clock = clock.clone();
         let mut recovery = Recovery::new(data.clone(), partition, config.rules, move || clock.now());
         recovery.read_ahead()?;
-        let is_fenced = config.rules.purchase_ack == Watermark::Persisted;
+        let is_fenced = config.rules.ack.needs_database();
         let runtime = event_loop()?;
         let (persisted, row) = runtime.block_on(persisted(config, &data, &control))?;
         for beginning in recovery.damaged()? {
@@ -252,7 +256,7 @@ impl UpgradeRecovery {
         if matches!(persisted, Persisted::Unknown) && was_fenced && !is_fenced {
             return Err(not_recorded("it does not answer"));
         }
-        let is_weaker = |row: &OwnerRow| row.ack == Watermark::Persisted && !is_fenced;
+        let is_weaker = |row: &OwnerRow| row.ack.needs_database() && !is_fenced;
         if let (Some(url), Some(old)) = (&config.database, row.filter(is_weaker)) {
             runtime.block_on(make_exclusive(url, old.owner))?;
         }
@@ -309,7 +313,7 @@ async fn make_exclusive(url: &DatabaseUrl, old: Owner) -> Result<(), Fatal> {
 }
 
 fn not_recorded(why: &str) -> Fatal {
-    Fatal::Database(format!("an upgrade from --ack postgres to --ack local must be recorded in it first: {why}"))
+    Fatal::Database(format!("an upgrade to --ack local must be recorded in it first: {why}"))
 }
 
 /// Returns this run's claim on the database, or `None` without a database.
@@ -330,7 +334,8 @@ fn claim(
         url,
         owner: Owner { cluster, run: Run { epoch, id: host::new_id()? } },
         sale_period_s: config.rules.period_s,
-        ack: config.rules.purchase_ack,
+        ack: config.rules.ack,
+        sells: false,
         recover_from: config.recover_from,
         control,
         logs: data.logs.clone(),

@@ -13,7 +13,7 @@ use crate::log::segment::remove_run;
 use crate::operate::status::Phase;
 use crate::process::supervisor::Supervisor;
 use crate::runtime::control::{Notice, Order};
-use crate::sale::deferred::Watermark;
+use crate::sale::rules::Ack;
 use crate::upgrade::protocol::{FromNew, KeptSettings, Offer, PROTOCOL};
 use crate::upgrade::successor::{Stage, Successor};
 use rustix::fd::AsFd;
@@ -29,12 +29,16 @@ impl Supervisor {
     /// is not possible.
     pub fn upgrade(&mut self, signal: &str) {
         let is_connected = self.status.is_database_connected.load(Ordering::Relaxed);
+        let ack = self.config.rules.ack;
         let objection = match self.status.phase() {
             _ if self.successor.is_some() || self.deferred_work.is_some() => Some("an upgrade is in progress"),
             // The end of process 1 ends all processes of its container.
             _ if std::process::id() == 1 => Some("this is the first process of a container"),
-            Phase::Serving if self.config.rules.purchase_ack == Watermark::Persisted && !is_connected => {
+            Phase::Serving if ack == Ack::Postgres && !is_connected => {
                 Some("--ack postgres is set and the database is unavailable")
+            }
+            Phase::Serving if ack == Ack::Replicated && !is_connected => {
+                Some("--ack replicated is set and the database is unavailable")
             }
             Phase::Serving => None,
             _ => Some("this process is not serving"),

@@ -8,6 +8,7 @@ use crate::sale::any_unit::PublishedStock;
 use crate::sale::effects::Effects;
 use crate::sale::ids::{Moment, ShardId};
 use crate::sale::shard::{Shard, ShardEvent};
+use crate::system::clock::turn_us;
 use std::sync::atomic::Ordering;
 
 /// Gives the shard what all shards have published about their items of the open sale, if it needs that for a checkout of
@@ -66,10 +67,10 @@ impl TurnLoop {
         self.shard_io.status.shard(self.shard_io.id)
     }
 
-    /// Publishes the duration of a turn that began at `began_us`, by the microseconds of the shard's clock.
+    /// Publishes the duration of a turn that began at `began_us`, by [`turn_us`].
     pub(crate) fn record_duration(&self, began_us: u64) {
         if !cfg!(feature = "unmetered") {
-            self.numbers().turn_times.record(self.shard_io.clock.micros().saturating_sub(began_us));
+            self.numbers().turn_times.record(turn_us(self.shard_io.clock.micros()).saturating_sub(began_us));
         }
     }
 }

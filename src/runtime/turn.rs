@@ -41,6 +41,7 @@ use crate::server::client::LostClients;
 use crate::server::item_pages::OnSale;
 use crate::server::sockets::Handled;
 use crate::server::status_pages::{self, Facts};
+use crate::system::clock::turn_us;
 use crate::upgrade::protocol::UpgradeSocket;
 use std::io;
 use std::sync::{Arc, atomic::Ordering};
@@ -153,7 +154,8 @@ impl TurnLoop {
     /// Runs one turn. Returns whether it was the last.
     async fn turn(&mut self) -> Result<bool, Fatal> {
         self.wait().await?;
-        let (now, began_us) = self.shard_io.clock.read();
+        let (now, read_us) = self.shard_io.clock.read();
+        let began_us = turn_us(read_us);
         self.phase = self.shard_io.status.phase();
         let is_paused = self.phase == Phase::Paused;
         if !is_paused {

@@ -5,11 +5,16 @@
 //!   lost, recovery could not keep the promise.
 //! - `Sold` is final, and other clients are refused with it. If the purchase record were lost, recovery would find the
 //!   item still held.
-//! - A returned quota can be claimed at once for an item of another shard, whose log is flushed separately. If the
-//!   release were lost and the new checkout were not, recovery would find the user above the limit.
+//! - A returned quota can be claimed at once for an item of another shard, whose log is flushed and persisted separately.
+//!   If the release were lost and the new checkout were not, recovery would find the user above the limit. So would a
+//!   takeover from Postgres: with `--ack replicated`, where a takeover must lose nothing, the quota waits until the
+//!   release is persisted. A transaction may have the checkout without the release, because a batch that is full leaves
+//!   out the records of some shards.
 //!
-//! A released item itself need not wait: its next checkout follows the release in the same log, so recovery cannot find
-//! the checkout without the release.
+//! A released item itself need not wait: its next checkout follows the release in the same log, and Postgres has each log
+//! up to a position, so neither recovery nor a takeover can find the checkout without the release.
+//!
+//! [`Ack`](crate::sale::rules::Ack) has the watermark of each kind of effect.
 
 use crate::sale::chunked_vec::ChunkedVec;
 use crate::sale::code::Code;

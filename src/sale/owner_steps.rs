@@ -74,16 +74,16 @@ impl Shard {
     ) {
         let Hold { code, expires_unix_ms, .. } = hold;
         let outcome = Outcome::Reserved { code, sale, item, expires_unix_ms };
-        self.answer_when_flushed(waiter, outcome, now, effects);
+        self.answer_when_durable(waiter, outcome, now, effects);
     }
 
-    /// Answers with an outcome that follows from a record. That is one of the records so far, or one of an earlier run,
-    /// which is durable.
-    fn answer_when_flushed(&mut self, waiter: Waiter, outcome: Outcome, now: Moment, effects: &mut Effects) {
-        if self.is_flushed() {
+    /// Answers with an outcome that follows from the record of a hold: one of the records so far, or one of an earlier
+    /// run.
+    fn answer_when_durable(&mut self, waiter: Waiter, outcome: Outcome, now: Moment, effects: &mut Effects) {
+        if self.are_holds_durable() {
             self.answer_request(waiter, outcome, now, effects);
         } else {
-            self.defer(Deferred::Answer(waiter, outcome));
+            self.defer_hold(Deferred::Answer(waiter, outcome));
         }
     }
 
@@ -118,7 +118,7 @@ impl Shard {
         let event = LogEvent::Checkout { item, user, code, ttl_ms, key };
         self.append(Record { sale, unix_ms: now.unix_ms, event }, effects);
         let outcome = Outcome::Reserved { code, sale, item, expires_unix_ms };
-        self.defer(Deferred::Answer(waiter, outcome));
+        self.defer_hold(Deferred::Answer(waiter, outcome));
         if !self.repetitions.is_empty() {
             self.repeat_grant(slot, now, effects);
         }
@@ -235,9 +235,9 @@ impl Shard {
         let outcome = match part.stock.release(slot, code, ReleaseReason::Cancelled, now.monotonic_ms) {
             Cancellation::Released(hold) => {
                 self.cancelled(place, slot, hold, now, effects);
-                return self.defer(Deferred::Answer(waiter, Outcome::Released));
+                return self.defer_hold(Deferred::Answer(waiter, Outcome::Released));
             }
-            Cancellation::AlreadyReleased => return self.answer_when_flushed(waiter, Outcome::Released, now, effects),
+            Cancellation::AlreadyReleased => return self.answer_when_durable(waiter, Outcome::Released, now, effects),
             Cancellation::PurchasePending => {
                 return self.defer_purchase(Deferred::Answer(waiter, Outcome::CodeUsed));
             }
@@ -265,9 +265,9 @@ impl Shard {
             Extension::Extended(hold) => {
                 let event = LogEvent::Extended { item, user: hold.user, code, by_ms };
                 self.append(Record { sale, unix_ms: now.unix_ms, event }, effects);
-                return self.defer(Deferred::Answer(waiter, extended(hold)));
+                return self.defer_hold(Deferred::Answer(waiter, extended(hold)));
             }
-            Extension::AlreadyExtended(hold) => return self.answer_when_flushed(waiter, extended(hold), now, effects),
+            Extension::AlreadyExtended(hold) => return self.answer_when_durable(waiter, extended(hold), now, effects),
             Extension::PurchasePending => return self.defer_purchase(Deferred::Answer(waiter, Outcome::CodeUsed)),
             Extension::NotExtendable if by_ms > 0 => Outcome::LogFull,
             Extension::NotExtendable => Outcome::NotExtendable,

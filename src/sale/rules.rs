@@ -2,6 +2,44 @@
 
 use crate::sale::deferred::Watermark;
 use crate::sale::ids::{SaleId, Terms};
+use strum::{Display, EnumString};
+
+/// What the answers that promise something wait for, in addition to the flush to the local disk. It is the value of
+/// `--ack` and of the column `ack` in `clusters`.
+#[derive(Clone, Copy, Debug, Display, EnumString, PartialEq, Eq)]
+#[strum(serialize_all = "lowercase")]
+pub enum Ack {
+    /// Nothing.
+    Local,
+    /// A purchase waits for its transaction in Postgres.
+    Postgres,
+    /// Every promise waits for its transaction in Postgres, which a synchronous standby has as well.
+    Replicated,
+}
+
+impl Ack {
+    /// Returns the durability that a purchase must reach before an answer or another buyer depends on it.
+    pub fn purchase(self) -> Watermark {
+        match self {
+            Ack::Local => Watermark::Flushed,
+            Ack::Postgres | Ack::Replicated => Watermark::Persisted,
+        }
+    }
+
+    /// Returns the durability that the grant, the extension or the end of a hold must reach before an answer or the quota
+    /// of a user depends on it.
+    pub fn hold(self) -> Watermark {
+        match self {
+            Ack::Local | Ack::Postgres => Watermark::Flushed,
+            Ack::Replicated => Watermark::Persisted,
+        }
+    }
+
+    /// Returns whether no purchase is acknowledged without the database.
+    pub fn needs_database(self) -> bool {
+        self.purchase() == Watermark::Persisted
+    }
+}
 
 /// The settings that the rules need. `items` and `user_limit` apply from the next sale on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,8 +56,8 @@ pub struct Rules {
     pub extension_ms: u32,
     /// Time for which the answers of an ended sale are remembered, in milliseconds.
     pub receipts_ms: u64,
-    /// Durability that answers about a purchase wait for. All other effects that wait for the log wait for the flush.
-    pub purchase_ack: Watermark,
+    /// What the answers that promise something wait for.
+    pub ack: Ack,
 }
 
 impl Rules {

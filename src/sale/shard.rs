@@ -10,19 +10,21 @@
 //! 3. The user's owner counts the item, if the user's quota allows it, and replies `Claimed`.
 //! 4. If the claim is granted, the item's owner mints a code, moves the item to `Held` and appends a record to its
 //!    purchase log.
-//! 5. When the record is flushed, the item's owner sends `Answer` to the origin, which answers the client.
+//! 5. When the record is flushed or persisted, as `ack` says, the item's owner sends `Answer` to the origin, which answers
+//!    the client.
 //!
 //! A purchase or a cancellation:
 //!
 //! 1. The origin sends `Confirm` or `Cancel` to the item's owner.
 //! 2. The item's owner moves the item to `Buying` or `Free` and appends a record to its purchase log.
-//! 3. When the record is flushed (for a purchase: or persisted, if `purchase_ack` says so), a bought item becomes
-//!    `Sold`, and the item's owner sends `Answer`.
+//! 3. When the record is flushed or persisted, as `ack` says, a bought item becomes `Sold`, and the item's owner sends
+//!    `Answer`.
 //!
 //! A bought item stays counted. When a hold expires or is cancelled, the item becomes `Free` at once, and:
 //!
 //! 1. The item's owner appends the release to its purchase log.
-//! 2. When the record is flushed, it sends `Release` to the user's owner, which counts one item less.
+//! 2. When the record is flushed or persisted, as `ack` says, it sends `Release` to the user's owner, which counts one
+//!    item less.
 //!
 //! A checkout with an idempotency key that is repeated with the same user, item and key gets the answer of the first,
 //! also after the end of its sale: it waits with the first one while that is being decided, and until the grant is
@@ -410,24 +412,29 @@ impl Shard {
         effects.records.push(record);
     }
 
-    /// Returns whether everything appended so far is flushed.
-    pub(crate) fn is_flushed(&self) -> bool {
-        self.flushed == self.appended
+    /// Returns whether the holds of all records, those of earlier runs included, are as durable as an answer needs.
+    pub(crate) fn are_holds_durable(&self) -> bool {
+        let reached = match self.rules.ack.hold() {
+            Watermark::Flushed => self.flushed,
+            // The first record of this run is persisted after all records of earlier runs.
+            Watermark::Persisted => self.persisted,
+        };
+        reached == self.appended
     }
 
     /// Returns whether Postgres may lack purchases of earlier runs. Records of this run are persisted after them.
     pub(crate) fn may_lack_earlier_purchases(&self) -> bool {
-        self.rules.purchase_ack == Watermark::Persisted && self.persisted == 0
+        self.rules.ack.purchase() == Watermark::Persisted && self.persisted == 0
     }
 
-    /// Defers an effect until everything appended so far is flushed.
-    pub(crate) fn defer(&mut self, deferred: Deferred) {
-        self.waiting.push(Watermark::Flushed, self.appended, deferred);
+    /// Defers an effect of a hold until everything appended so far is as durable as holds must be.
+    pub(crate) fn defer_hold(&mut self, deferred: Deferred) {
+        self.waiting.push(self.rules.ack.hold(), self.appended, deferred);
     }
 
-    /// Defers an effect until everything appended so far has reached `purchase_ack`.
+    /// Defers an effect of a purchase until everything appended so far is as durable as purchases must be.
     pub(crate) fn defer_purchase(&mut self, deferred: Deferred) {
-        self.waiting.push(self.rules.purchase_ack, self.appended, deferred);
+        self.waiting.push(self.rules.ack.purchase(), self.appended, deferred);
     }
 
     pub(crate) fn log_release(
@@ -441,7 +448,7 @@ impl Shard {
         let Hold { user, code, .. } = hold;
         let event = LogEvent::Released { item, user, code, reason };
         self.append(Record { sale, unix_ms: now.unix_ms, event }, effects);
-        self.defer(Deferred::ReturnQuota { sale, user });
+        self.defer_hold(Deferred::ReturnQuota { sale, user });
     }
 
     /// Logs a refused checkout. With `is_any`, the client has not asked for this item, but for any.

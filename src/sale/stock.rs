@@ -4,7 +4,7 @@
 //!
 //! - `Claiming` lasts until the user's owner replies. If the claim is denied, the item becomes `Free` again.
 //! - `Held` returns to `Free` when the hold expires or is cancelled. A hold can be extended once.
-//! - `Buying` lasts until the purchase record is flushed, or persisted if [`purchase_ack`] says so.
+//! - `Buying` lasts until the purchase record is flushed, or persisted if [`ack`] says so.
 //! - `Claiming` and `Buying` do not expire. Within a sale, `Sold` is final.
 //!
 //! From `Claiming` on, the slot remembers the user and the idempotency key of the checkout, so that a repetition gets
@@ -16,7 +16,7 @@
 //! Invariant: nothing here awaits, reads a clock, draws randomness or depends on the order of a map.
 //! Recovery replays the log through the same functions.
 //!
-//! [`purchase_ack`]: crate::sale::rules::Rules::purchase_ack
+//! [`ack`]: crate::sale::rules::Rules::ack
 
 use crate::sale::code::Code;
 use crate::sale::ids::UserId;

@@ -138,6 +138,11 @@ impl ClientTable {
     /// Closes a client's connection. If a request of the client is being decided, or the answer to a granted checkout is
     /// not sent yet, it is added to the lost ones.
     pub fn remove(&mut self, key: usize) {
+        drop(self.take(key));
+    }
+
+    /// Removes a client as `remove` does, and returns its socket.
+    pub fn take(&mut self, key: usize) -> OwnedFd {
         let client = self.clients.remove(key);
         self.timeouts.remove(key);
         if let (Some(limit), Some(address)) = (&self.addresses, client.address) {
@@ -152,6 +157,7 @@ impl ClientTable {
         {
             self.lost.undelivered.push(code);
         }
+        client.socket
     }
 
     /// Sets the deadline of a client for the event that its connection waits for now.

@@ -87,7 +87,8 @@ impl Server {
     }
 
     /// Closes the connection that has waited longest for its client. Returns whether there is one. A connection whose
-    /// client has sent something is not closed.
+    /// client has sent something is not closed. If it has had no request, its client is told why: when all others are
+    /// in use, it is the newest one.
     fn evict(&mut self, now: Moment) -> bool {
         let candidates: [Option<usize>; CANDIDATES_MAX] = {
             let mut evictable = self.clients.timeouts().evictable();
@@ -107,7 +108,11 @@ impl Server {
                 client.queue(key, &mut self.ready);
                 continue;
             }
-            self.clients.remove(key);
+            let is_refused = !client.connection.is_used && client.connection.state == ConnectionState::Reading;
+            let socket = self.clients.take(key);
+            if is_refused {
+                self.refuse(&socket);
+            }
             self.admission.numbers().evicted.add(1);
             if now.monotonic_ms >= self.next_line_ms {
                 self.next_line_ms = now.monotonic_ms + LINE_MS;

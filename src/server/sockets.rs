@@ -375,10 +375,12 @@ impl Server {
     /// # Errors
     /// The kernel has no memory left for the epoll set.
     pub fn adopt(&mut self, socket: OwnedFd, midway: Option<ConnectionSnapshot>, now: Moment) -> io::Result<()> {
-        let connection = match midway {
+        let mut connection = match midway {
             None => Connection::new(now.monotonic_ms, self.idle_ms),
             Some(midway) => Connection::resume(midway, now.monotonic_ms, self.idle_ms),
         };
+        // The old process may have read requests from it.
+        connection.is_used = true;
         let key = self.clients.next_key();
         self.insert(socket, connection)?;
         let client = &mut self.clients[key];

@@ -3,7 +3,6 @@
 use crate::sale::any_unit::PublishedStock;
 use crate::sale::code::{Code, CodeGenerator};
 use crate::sale::command::{Command, Outcome, Withdrawal};
-use crate::sale::deferred::Watermark;
 use crate::sale::effects::{Effects, EndedShare};
 use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
 use crate::sale::message::{Checkout, Reply, Request};
@@ -11,7 +10,7 @@ use crate::sale::part::Part;
 use crate::sale::partition::Partition;
 use crate::sale::parts::Parts;
 use crate::sale::record::{LogEvent, Record, RefusalReason, ReleaseReason};
-use crate::sale::rules::Rules;
+use crate::sale::rules::{Ack, Rules};
 use crate::sale::shard::{Inventory, Shard, ShardEvent};
 use uuid::Uuid;
 
@@ -23,7 +22,7 @@ const RULES: Rules = Rules {
     ttl_ms: 100,
     extension_ms: 50,
     receipts_ms: 10_000,
-    purchase_ack: Watermark::Flushed,
+    ack: Ack::Local,
 };
 
 /// Returns the first of `shards` shards, with nothing sold and unlimited room in the log.
@@ -299,7 +298,7 @@ fn a_withdrawal_is_sent_to_the_owner_of_the_request() {
 #[test]
 fn answers_that_become_due_together_leave_in_several_turns() {
     const PURCHASES: u32 = 2_500;
-    let rules = Rules { items: PURCHASES, user_limit: PURCHASES, purchase_ack: Watermark::Persisted, ..RULES };
+    let rules = Rules { items: PURCHASES, user_limit: PURCHASES, ack: Ack::Postgres, ..RULES };
     let mut shard = shard_with(1, rules);
     let codes: Vec<Code> = (0..PURCHASES).map(|item| reserve_at(&mut shard, item)).collect();
     (0..).zip(codes).for_each(|(ticket, code)| assert_eq!(purchase(&mut shard, ticket, code, Uuid::nil()), []));

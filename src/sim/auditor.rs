@@ -47,6 +47,8 @@ pub struct Now<'a> {
     pub granted: Option<GrantTime>,
     /// Durable records, by stream.
     pub durable: &'a BTreeMap<StreamKey, Vec<Record>>,
+    /// The rows of the database with their streams and numbers, if every promise must be there.
+    pub replicated: Option<&'a Vec<(StreamKey, u64, Record)>>,
     /// Records that this run has appended, durable or not.
     pub appended: &'a [Record],
     /// Event since which one of the items has been free without interruption.
@@ -64,6 +66,14 @@ pub struct Now<'a> {
 impl Now<'_> {
     fn is_durable(&self, sale: SaleId, is_it: impl Fn(LogEvent) -> bool) -> bool {
         self.durable.values().flatten().any(|record| record.sale == sale && is_it(record.event))
+    }
+
+    /// Checks that the record of a promise is in the database, if it must be.
+    fn check_replicated(&self, sale: SaleId, promise: &str, is_it: impl Fn(LogEvent) -> bool) {
+        let has = |rows: &Vec<(StreamKey, u64, Record)>| {
+            rows.iter().any(|(_, _, record)| record.sale == sale && is_it(record.event))
+        };
+        assert!(self.replicated.is_none_or(has), "{promise} is acknowledged before it is in the database");
     }
 
     /// Returns the durable record of the checkout with this code.
@@ -127,7 +137,8 @@ impl Now<'_> {
     }
 }
 
-fn is_cancellation(event: LogEvent, code: Code) -> bool {
+/// Returns whether this is the cancellation of the hold with this code.
+pub fn is_cancellation(event: LogEvent, code: Code) -> bool {
     matches!(event, LogEvent::Released { code: of, reason: ReleaseReason::Cancelled, .. } if of == code)
 }
 
@@ -199,6 +210,7 @@ pub fn audit(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, now: &
                 shadow.codes.get(code.as_bytes()).expect("a cancellation with an invented code succeeds");
             assert!(shadow.bought.get(&(sale, item)).is_none_or(|(by, _)| *by != code), "a bought item is released");
             assert!(now.is_released(sale, code), "a cancellation is answered before it is durable");
+            now.check_replicated(sale, "a release", |event| is_cancellation(event, code));
             shadow.released.insert(*code.as_bytes());
         }
         (Command::Extend { code }, Outcome::Extended { code: of, sale, item, expires_unix_ms }) => {
@@ -217,6 +229,8 @@ fn extended(shadow: &mut Shadow, code: Code, place: (SaleId, ItemId), expires_un
     let promise = shadow.codes.get_mut(code.as_bytes()).expect("an invented code is extended");
     let by_ms = now.extended_ms(promise.sale, code);
     assert!(by_ms > 0, "an extension is answered before it is durable");
+    let is_it = |event| matches!(event, LogEvent::Extended { code: of, .. } if of == code);
+    now.check_replicated(promise.sale, "an extension", is_it);
     assert_eq!(place, (promise.sale, promise.item), "the extension is of another hold");
     assert_eq!(expires_unix_ms, promise.expires_unix_ms + by_ms, "the answer names a wrong end of the hold");
     if !std::mem::replace(&mut promise.is_extended, true) {
@@ -274,6 +288,8 @@ fn reserved(
     now: &Now<'_>,
 ) {
     let record = now.grant_of(sale, code).expect("a checkout is answered before it is durable");
+    let is_it = |event| matches!(event, LogEvent::Checkout { code: of, .. } if of == code);
+    now.check_replicated(sale, "a checkout", is_it);
     let LogEvent::Checkout { item: of, user: holder, key: with, ttl_ms, .. } = record.event else { unreachable!() };
     assert_eq!((of, holder, with), (item, user, key), "the answer is the hold of another checkout");
     let (end, extended) = (record.unix_ms + u64::from(ttl_ms), now.extended_ms(sale, code));

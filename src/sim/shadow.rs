@@ -52,10 +52,16 @@ impl Shadow {
         codes.filter(|code| self.codes[code.as_bytes()].user == user).count()
     }
 
-    /// Removes the promises that a lost machine could not pass on: the purchases that `is_kept` denies, and all
-    /// releases.
+    /// Removes the promises that a lost machine could not pass on: the purchases that `is_kept` denies, and all releases.
     pub fn forget(&mut self, is_kept: impl Fn(SaleId, ItemId, Code) -> bool) {
         self.bought.retain(|&(sale, item), &mut (code, _)| is_kept(sale, item, code));
         self.released.clear();
+    }
+
+    /// Ends the promises of the holds that were cancelled. The log of another machine does not have all of them.
+    pub fn end_cancelled(&mut self, is_cancelled: impl Fn(&[u8; 16]) -> bool) {
+        for (_, promise) in self.codes.iter_mut().filter(|(code, _)| is_cancelled(code)) {
+            promise.good_until = Moment { monotonic_ms: 0, unix_ms: 0 };
+        }
     }
 }

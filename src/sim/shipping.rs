@@ -1,5 +1,6 @@
 //! The machine and its database: claims, transactions, restored backups and takeovers.
 
+use super::auditor::is_cancellation;
 use super::disk::{CLUSTER, Disk, purchases_of, stream_of};
 use super::fake_postgres::TransactionResult;
 use super::is_purchase;
@@ -7,6 +8,7 @@ use super::world::World;
 use crate::config::settings::RecoverFrom;
 use crate::log::block::StreamKey;
 use crate::log::ownership::{Memory, Owner, Run, judge_owner, judge_position};
+use crate::sale::code::Code;
 use crate::sale::shard::ShardEvent;
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -120,9 +122,15 @@ impl World {
         }
         self.restored_stream = Some(key);
         self.taken_over = records.iter().map(|record| record.sale).collect();
+        // Nothing that was acknowledged is lost then, and holds end when they should.
+        let is_lossless = self.promises_replication();
         let rows = &self.database.tables.rows;
         let is_kept = |sale, item, code| rows.iter().any(|(_, _, record)| is_purchase(record, sale, item, code));
         let before = self.shadow.bought.len();
+        let cancelled =
+            |code: &[u8; 16]| rows.iter().any(|(_, _, record)| is_cancellation(record.event, Code::from_bytes(*code)));
+        assert!(!is_lossless || self.shadow.released.iter().all(cancelled), "Postgres lacks an acknowledged release");
+        self.shadow.end_cancelled(cancelled);
         self.shadow.forget(is_kept);
         assert!(
             !self.promises_postgres() || self.shadow.bought.len() == before,
@@ -131,7 +139,9 @@ impl World {
         // The new log has no records of forgotten sales, so their promises are removed.
         let taken_over = &self.taken_over;
         self.shadow.forget(|sale, _, _| taken_over.contains(&sale));
-        (self.is_restored, self.clock_epoch) = (false, self.clock_epoch + 1);
+        // Users are within the limit, because no checkout is in the database before the release that it rests on.
+        self.taken_over.retain(|_| !is_lossless);
+        (self.is_restored, self.clock_epoch) = (false, self.clock_epoch + u32::from(!is_lossless));
         let shards = self.faults.u16(1..5);
         self.now.monotonic_ms = 1 + self.faults.u64(0..1000);
         self.start(shards);

@@ -4,8 +4,8 @@ use super::number;
 use super::world::World;
 use crate::sale::code::Code;
 use crate::sale::command::Command;
-use crate::sale::deferred::Watermark;
 use crate::sale::ids::{ItemId, UserId};
+use crate::sale::rules::Ack;
 use uuid::Uuid;
 
 /// Buyers in a world of two shards. Buyer `n` sends its requests to shard `n / 2 % 2`, checks out item `n % items`, and
@@ -18,7 +18,7 @@ struct Buyers {
 
 impl Buyers {
     fn new(buyers: u32, items: u32, repeats: bool, sales_to_begin: u32) -> Buyers {
-        let mut world = World::small(items, 2, Watermark::Flushed, sales_to_begin);
+        let mut world = World::small(items, 2, Ack::Local, sales_to_begin);
         for buyer in 0..buyers {
             let (item, user) = (ItemId(buyer % items), UserId(buyer.into()));
             let key = if repeats && buyer == 0 { Uuid::from_u128(1) } else { Uuid::nil() };

@@ -14,13 +14,12 @@ use crate::log::replay::Replay;
 use crate::operate::item_states::ItemStates;
 use crate::sale::code::CodeGenerator;
 use crate::sale::command::{Command, Outcome, Withdrawal};
-use crate::sale::deferred::Watermark;
 use crate::sale::effects::Effects;
 use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
 use crate::sale::message::{Reply, Request};
 use crate::sale::partition::Partition;
 use crate::sale::record::{LogEvent, Record};
-use crate::sale::rules::Rules;
+use crate::sale::rules::{Ack, Rules};
 use crate::sale::shard::{Shard, ShardEvent};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use uuid::Uuid;
@@ -130,9 +129,9 @@ impl World {
     pub fn new(seed: u64, prints_trace: bool) -> Self {
         let mut faults = fastrand::Rng::with_seed(seed);
         let traffic = fastrand::Rng::with_seed(faults.u64(..));
-        let purchase_ack = if faults.bool() { Watermark::Flushed } else { Watermark::Persisted };
+        let ack = [Ack::Local, Ack::Postgres, Ack::Replicated][faults.usize(0..3)];
         let (items, shards) = (faults.u32(1..6), faults.u16(1..5));
-        let mut world = Self::with(items, shards, purchase_ack, traffic, faults, prints_trace);
+        let mut world = Self::with(items, shards, ack, traffic, faults, prints_trace);
         (world.sockets, world.loses_answers) = (fastrand::Rng::with_seed(!seed), true);
         world.ends_holds_late = true;
         world.any_buyers = AnyBuyers::new(seed);
@@ -143,9 +142,9 @@ impl World {
     /// Creates a world of the given size, for exhaustive tests.
     ///
     /// The first sale ends in 10 ms, and `sales_to_begin` sales may begin after it.
-    pub fn small(items: u32, shards: u16, purchase_ack: Watermark, sales_to_begin: u32) -> Self {
+    pub fn small(items: u32, shards: u16, ack: Ack, sales_to_begin: u32) -> Self {
         let [traffic, faults] = [0, 1].map(fastrand::Rng::with_seed);
-        let mut world = Self::with(items, shards, purchase_ack, traffic, faults, false);
+        let mut world = Self::with(items, shards, ack, traffic, faults, false);
         world.now.unix_ms += PERIOD_MS - 10;
         world.sales_to_begin = sales_to_begin;
         world
@@ -154,7 +153,7 @@ impl World {
     fn with(
         items: u32,
         shards: u16,
-        purchase_ack: Watermark,
+        ack: Ack,
         traffic: fastrand::Rng,
         faults: fastrand::Rng,
         prints_trace: bool,
@@ -168,7 +167,7 @@ impl World {
                 ttl_ms: TTL_MS,
                 extension_ms: EXTENSION_MS,
                 receipts_ms: PERIOD_MS,
-                purchase_ack,
+                ack,
             },
             partition: Partition::new(1),
             shards: Vec::new(),
@@ -269,7 +268,12 @@ impl World {
 
     /// Returns whether every acknowledged purchase must be in the database.
     pub fn promises_postgres(&self) -> bool {
-        self.rules.purchase_ack == Watermark::Persisted && !self.is_restored
+        self.rules.ack.needs_database() && !self.is_restored
+    }
+
+    /// Returns whether every promise must be in the database, so that the loss of the machine loses nothing.
+    pub fn promises_replication(&self) -> bool {
+        self.rules.ack == Ack::Replicated && !self.is_restored
     }
 
     // --- steps and faults ---
@@ -585,6 +589,7 @@ impl World {
             latest_unix_ms: self.latest_unix_ms,
             granted: granted.map(|code| self.granted[code.as_bytes()]),
             durable: &self.archive,
+            replicated: self.promises_replication().then_some(&self.database.tables.rows),
             appended: &self.logs.iter().flat_map(|log| log.records.iter().copied()).collect::<Vec<_>>(),
             any_free_since: self.any_free_since(),
             publishes_late: self.any_buyers.publishes_late,

@@ -24,6 +24,16 @@ pub fn boot_s() -> f64 {
     ((seconds(ClockId::Realtime) - seconds(ClockId::Boottime)) * 100.0).round() / 100.0
 }
 
+/// Returns the microseconds by which turns are measured: `clock_us` by the shard's [`Clock`], or the CPU time of this
+/// thread with the feature `turn_cpu_time`, for a benchmark that measures the work of turns on a busy machine.
+pub fn turn_us(clock_us: u64) -> u64 {
+    if !cfg!(feature = "turn_cpu_time") {
+        return clock_us;
+    }
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
+}
+
 /// A source of [`Moment`]s: monotonic time, and the server's time, which follows the system clock by the rule of
 /// [`ClockDiscipline`]. All clones return the same time.
 #[derive(Clone, Debug)]

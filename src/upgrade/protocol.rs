@@ -25,7 +25,6 @@
 use crate::config::settings::Config;
 use crate::http::connection::ConnectionSnapshot;
 use crate::log::stream::End;
-use crate::sale::deferred::Watermark;
 use crate::system::discipline::ClockDiscipline;
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::io::Errno;
@@ -129,7 +128,7 @@ pub struct KeptSettings {
     pub env_file: bool,
     /// Whether it has a database.
     pub database: bool,
-    /// Whether its answer to a purchase waits for the database.
+    /// Whether it has `--ack postgres` or `--ack replicated`.
     pub waits_for_database: bool,
 }
 
@@ -139,7 +138,7 @@ impl KeptSettings {
         KeptSettings {
             env_file: config.has_env_file,
             database: config.database.is_some(),
-            waits_for_database: config.rules.purchase_ack == Watermark::Persisted,
+            waits_for_database: config.rules.ack.needs_database(),
         }
     }
 
@@ -153,8 +152,10 @@ impl KeptSettings {
             let what = "the running server has a database and the new settings have none";
             Some(format!("{what}; set DATABASE_URL or DB_HOST, as before"))
         } else if self.waits_for_database && !now.waits_for_database && !new.is_ack_given {
-            let what = "the running server has --ack postgres and the new settings do not set --ack";
-            Some(format!("{what}; set ACK=postgres, or set ACK=local to answer purchases without waiting for Postgres"))
+            let what = "the running server waits for Postgres and the new settings do not set --ack";
+            Some(format!(
+                "{what}; set ACK=postgres or replicated as before, or set ACK=local to answer without waiting"
+            ))
         } else {
             None
         }

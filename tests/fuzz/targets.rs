@@ -13,11 +13,10 @@ use stampede::log::replay::Replay;
 use stampede::log::stream::{self as streams, Ending, SegmentBytes, SegmentExtent, StreamReading};
 use stampede::sale::code::{Code, ITEMS_MAX};
 use stampede::sale::command::Command;
-use stampede::sale::deferred::Watermark;
 use stampede::sale::ids::{ItemId, Moment, SaleId, UserId};
 use stampede::sale::partition::Partition;
 use stampede::sale::record::{BLOCK_RECORDS, LogEvent, RECORD_BYTES, Record, RefusalReason};
-use stampede::sale::rules::Rules;
+use stampede::sale::rules::{Ack, Rules};
 use uuid::Uuid;
 
 /// A fuzz target, which panics on bytes that reveal a defect.
@@ -261,7 +260,7 @@ pub fn replay(bytes: &[u8]) {
         ttl_ms: 100,
         extension_ms: 0,
         receipts_ms: 3_600_000,
-        purchase_ack: Watermark::Flushed,
+        ack: Ack::Local,
     };
     let Some((&shards, bytes)) = bytes.split_first() else { return };
     let mut replay = Replay::new(Partition::new(u16::from(shards % 8) + 1), rules, 100, now);

@@ -82,6 +82,9 @@ enum Fate {
     Closed,
 }
 
+/// The fate of a client without a request: it is told why its connection is closed.
+const REFUSED: Fate = Fate::Answered(503);
+
 fn fate(mut client: &TcpStream) -> Fate {
     let mut text = [0; 4096];
     match client.read(&mut text) {
@@ -113,7 +116,7 @@ fn the_longest_idle_connection_is_closed_and_never_one_with_a_request() {
         assert_eq!(fate(&in_use), Fate::Answered(200));
 
         let mut third = shard.accepted();
-        assert_eq!([&deciding, &in_use, &idle, &third].map(fate), [Fate::Open, Fate::Open, Fate::Closed, Fate::Open]);
+        assert_eq!([&deciding, &in_use, &idle, &third].map(fate), [Fate::Open, Fate::Open, REFUSED, Fate::Open]);
         let mut fourth = shard.accepted();
         assert_eq!([&deciding, &in_use, &third, &fourth].map(fate), [Fate::Open, Fate::Closed, Fate::Open, Fate::Open]);
         [&mut third, &mut fourth].into_iter().for_each(|client| client.write_all(REQUEST).unwrap());
@@ -140,7 +143,7 @@ fn a_connection_whose_request_has_arrived_is_not_closed() {
         shard.turn_without_poll();
         assert_eq!((fate(&client), fate(&newcomer)), (Fate::Open, Fate::Open), "for a moment, both have a place");
         shard.turn();
-        assert_eq!((fate(&client), fate(&newcomer)), (Fate::Open, Fate::Closed));
+        assert_eq!((fate(&client), fate(&newcomer)), (Fate::Open, REFUSED));
         shard.decide();
         assert_eq!(fate(&client), Fate::Answered(200));
     });
@@ -163,11 +166,11 @@ fn slow_requests_give_their_places_too() {
             shard.turn();
         }
         let first = shard.accepted();
-        assert_eq!([&head, &body, &silent, &first].map(fate), [Fate::Closed, Fate::Open, Fate::Open, Fate::Open]);
+        assert_eq!([&head, &body, &silent, &first].map(fate), [REFUSED, Fate::Open, Fate::Open, Fate::Open]);
         let second = shard.accepted();
-        assert_eq!([&body, &silent, &first, &second].map(fate), [Fate::Closed, Fate::Open, Fate::Open, Fate::Open]);
+        assert_eq!([&body, &silent, &first, &second].map(fate), [REFUSED, Fate::Open, Fate::Open, Fate::Open]);
         let third = shard.accepted();
-        assert_eq!([&silent, &first, &second, &third].map(fate), [Fate::Closed, Fate::Open, Fate::Open, Fate::Open]);
+        assert_eq!([&silent, &first, &second, &third].map(fate), [REFUSED, Fate::Open, Fate::Open, Fate::Open]);
     });
 }
 

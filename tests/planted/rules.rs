@@ -194,7 +194,7 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "an extension is acknowledged before it is durable",
         file: "sale/owner_steps.rs",
-        place: "«return self.defer(Deferred::Answer(waiter, extended(hold)));»",
+        place: "«return self.defer_hold(Deferred::Answer(waiter, extended(hold)));»",
         wrong: "extended(hold)",
         caught_by: SIM,
     },
@@ -273,7 +273,7 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "a checkout is acknowledged before it is durable",
         file: "sale/owner_steps.rs",
-        place: "let outcome = Outcome::Reserved { code, sale, item, expires_unix_ms };\n        «self.defer(Deferred::Answer(waiter, outcome));»\n        if",
+        place: "let outcome = Outcome::Reserved { code, sale, item, expires_unix_ms };\n        «self.defer_hold(Deferred::Answer(waiter, outcome));»\n        if",
         wrong: "self.answer_request(waiter, outcome, now, effects);",
         caught_by: SIM,
     },
@@ -287,21 +287,35 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "a cancellation is acknowledged before it is durable",
         file: "sale/owner_steps.rs",
-        place: "«return self.defer(Deferred::Answer(waiter, Outcome::Released));»",
+        place: "«return self.defer_hold(Deferred::Answer(waiter, Outcome::Released));»",
         wrong: "Outcome::Released",
         caught_by: SIM,
     },
     Bug {
         what: "a purchase that must wait for Postgres waits only for the disk",
         file: "sale/shard.rs",
-        place: "self.waiting.push(«self.rules.purchase_ack», self.appended, deferred);",
+        place: "self.waiting.push(«self.rules.ack.purchase()», self.appended, deferred);",
         wrong: "Watermark::Flushed",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a hold that must be replicated waits only for the disk",
+        file: "sale/rules.rs",
+        place: "Ack::Local | Ack::Postgres => Watermark::Flushed,\n            Ack::Replicated => «Watermark::Persisted»,",
+        wrong: "Watermark::Flushed",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a repeated request is answered before the hold of an earlier run is replicated",
+        file: "sale/shard.rs",
+        place: "Watermark::Persisted => «self.persisted»,",
+        wrong: "self.flushed",
         caught_by: SIM,
     },
     Bug {
         what: "a quota is released before the release record is durable",
         file: "sale/shard.rs",
-        place: "«self.defer(Deferred::ReturnQuota { sale, user });»",
+        place: "«self.defer_hold(Deferred::ReturnQuota { sale, user });»",
         wrong: "let owner = self.partition.owner_of_user(user); \
                 self.ask(owner, Request::Release { sale, user }, now, effects);",
         caught_by: SIM,
@@ -366,7 +380,7 @@ pub const RULES: &[Bug] = &[
         what: "an expired hold is not logged",
         file: "sale/shard.rs",
         place: "«self.log_release((sale, item), hold, ReleaseReason::Expired, now, effects);»",
-        wrong: "let _ = item; self.defer(Deferred::ReturnQuota { sale, user: hold.user });",
+        wrong: "let _ = item; self.defer_hold(Deferred::ReturnQuota { sale, user: hold.user });",
         caught_by: SIM,
     },
     Bug {
@@ -480,7 +494,7 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "a repeated checkout is acknowledged before the first is durable",
         file: "sale/owner_steps.rs",
-        place: "if «self.is_flushed()» {\n            self.answer_request",
+        place: "if «self.are_holds_durable()» {\n            self.answer_request",
         wrong: "true",
         caught_by: SIM,
     },

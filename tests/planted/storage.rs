@@ -109,9 +109,16 @@ pub const STORAGE: &[Bug] = &[
     Bug {
         what: "a server that may still sell is replaced after silence",
         file: "postgres/owner_row.rs",
-        place: "self.seen_us.is_some() && «self.ack == Watermark::Flushed»",
+        place: "self.seen_us.is_some() && «!self.ack.needs_database()»",
         wrong: "{ let _ = self.ack; false }",
         caught_by: "restore::",
+    },
+    Bug {
+        what: "a commit whose wait for the standby was cancelled counts as replicated",
+        file: "postgres/replication.rs",
+        place: "«routine == Some(\"SyncRepWaitForLSN\")» || message",
+        wrong: "routine.is_some_and(str::is_empty)",
+        caught_by: "replication::",
     },
     Bug {
         what: "a missing right is called an unavailable database",

@@ -157,7 +157,6 @@ fn a_connection_with_an_unread_answer_keeps_its_place() {
     for client in &mut occupied {
         (0..64).for_each(|_| assert_eq!(client.read().unwrap().status, 200));
     }
-    assert!(server.metric("stampede_connections_evicted_total") <= 10);
     drop(occupied);
     assert!(server.terminate().success());
 }

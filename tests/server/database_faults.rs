@@ -147,7 +147,8 @@ fn a_database_without_space_refuses_until_there_is_some() {
     let (cluster, dir) = (Cluster::start_with(&options), tempfile::tempdir().unwrap());
     let server = start(dir.path(), &cluster.url(), &["--shards", "1"]);
     let mut client = server.connect();
-    client.wait_for_postgres();
+    server.wait_for_line("the database is connected");
+    wait_until("the sale is in the database", || cluster.count("select count(*) from sales") == 1);
     // The rows go when the statement fails, but the table stays as large as it is.
     let rows = "insert into checkouts (sale_id, item_id, user_id, outcome, at) select sale_id, 1, 1, 0, now() \
         from sales, generate_series(1, 100000)";
@@ -162,11 +163,16 @@ fn a_database_without_space_refuses_until_there_is_some() {
     assert_eq!(cluster.count("select count(*) from checkouts"), 1);
 }
 
+/// Returns the value of a metric.
+fn metric(server: &Server, name: &str) -> f64 {
+    let metrics = Client::connect(server.admin).unwrap().request("GET /metrics").body;
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.expect("the metric is there").parse().unwrap()
+}
+
 /// Returns the number of failed attempts to use the database.
 fn retries(server: &Server) -> f64 {
-    let metrics = Client::connect(server.admin).unwrap().request("GET /metrics").body;
-    let line = metrics.lines().find_map(|line| line.strip_prefix("stampede_postgres_retries_total "));
-    line.expect("the metric is there").parse().unwrap()
+    metric(server, "stampede_postgres_retries_total")
 }
 
 /// What needs a person is reported as what it is, once for each reason. The server does not report in between that the
@@ -180,6 +186,9 @@ fn a_database_that_refuses_rows_is_not_called_unavailable() {
     let url = cluster.url().replace("user=stampede", "user=shop");
     let server = start(dir.path(), &url, &["--shards", "1"]);
     server.wait_for_line("the database is connected");
+    // The maintenance of the partitions changes the tables, too.
+    let partitions = "stampede_postgres_partitions{table=\"purchases\"}";
+    wait_until("the partitions are made", || metric(&server, partitions) > 0.0);
     let mut client = server.connect();
     let refusals = [
         (

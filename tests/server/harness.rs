@@ -172,14 +172,16 @@ impl Server {
     }
 
     /// Opens connections that the server cannot close in favour of others, because their clients do not read their
-    /// answers.
+    /// answers. The answers to what is sent first are already more than the buffers of the two sockets hold (10 MB at
+    /// most): a server that stands still for 200 ms must not look like one whose client is stuck.
     pub fn occupy(&self, connections: usize) -> Vec<Client> {
-        let occupied = (0..connections).map(|_| {
+        let occupy = || {
             let mut client = self.connect();
-            client.send_until_stuck(&b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(64));
-            client
-        });
-        occupied.collect()
+            client.send_until_stuck(&b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1_024));
+            // The server may not have noticed yet that an earlier client has left its place.
+            client.begins_with("HTTP/1.1 200").then_some(client)
+        };
+        std::iter::from_fn(|| Some(occupy())).flatten().take(connections).collect()
     }
 
     /// Returns the sum of a metric over all its labels.
@@ -422,6 +424,12 @@ impl Client {
         let comes = self.stream.peek(&mut [0]).is_ok();
         self.stream.set_read_timeout(Some(PATIENCE)).expect("the connection is open");
         comes
+    }
+
+    /// Returns whether this is the beginning of what the server has sent.
+    fn begins_with(&self, beginning: &str) -> bool {
+        let mut bytes = vec![0; beginning.len()];
+        self.stream.peek(&mut bytes).is_ok_and(|count| &bytes[..count] == beginning.as_bytes())
     }
 
     /// Returns a second handle, so that one thread can read and another can write.

@@ -7,6 +7,7 @@
 
 mod abuse;
 mod admin_port;
+mod alerts;
 mod any_unit;
 mod browser;
 mod budget;
@@ -54,6 +55,7 @@ mod power;
 mod proxy;
 mod recovery_memory;
 mod repeats;
+mod replicated;
 mod replication;
 mod rollover;
 mod rot;

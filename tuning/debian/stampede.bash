@@ -142,7 +142,7 @@ _stampede() {
                     return 0
                     ;;
                 --ack)
-                    COMPREPLY=($(compgen -W "local postgres" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "local postgres replicated" -- "${cur}"))
                     return 0
                     ;;
                 --recover-from)

@@ -37,8 +37,9 @@ complete -c stampede -n "__fish_stampede_needs_command" -l extension -d 'Time by
 complete -c stampede -n "__fish_stampede_needs_command" -l receipts -d 'Time after the end of a sale for which repeated requests with its codes and keys still get their answers, and GET /sales/{id} shows it. Each sale that is remembered needs memory for its items [env: RECEIPTS] [default: 1h, or four sale periods if that is shorter]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l log-budget -d 'Disk space for the logs of all shards, at least 1MiB for each shard. When it is used up, the server removes records of ended sales, refused attempts first; if that is not enough, it refuses checkouts [env: LOG_BUDGET] [default: 1GiB]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l database-url -d 'PostgreSQL database to which every record is persisted, such as postgres://user@host/name. It can also be set in parts: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT [env: DATABASE_URL] [default: none: only the log is written]' -r -f
-complete -c stampede -n "__fish_stampede_needs_command" -l ack -d 'What the 200 of a purchase waits for. local: the flush to the local disk. postgres: also the commit in Postgres [env: ACK] [default: local]' -r -f -a "local\t''
-postgres\t''"
+complete -c stampede -n "__fish_stampede_needs_command" -l ack -d 'What a 200 waits for. local: the flush to the local disk. postgres: that of a purchase also waits for the commit in Postgres. replicated: those of checkouts, extensions and releases as well, and the commit for a synchronous standby [env: ACK] [default: local]' -r -f -a "local\t''
+postgres\t''
+replicated\t''"
 complete -c stampede -n "__fish_stampede_needs_command" -l recover-from -d 'Which side is used at start if the log and Postgres contradict each other. auto: refuse to start. log or postgres: use that side. If the data directory is empty, auto and postgres restore the sale from Postgres [env: RECOVER_FROM] [default: auto]' -r -f -a "auto\t''
 log\t''
 postgres\t''"
