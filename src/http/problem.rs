@@ -83,7 +83,7 @@ impl Problem {
         const CONFLICT: &str = "409 Conflict";
         const BAD: &str = "400 Bad Request";
         let with = |status, slug, title, detail, headers| ProblemText { status, slug, title, detail, headers };
-        // The responder varies the value of `retry-after`.
+        // The responder sets the value of `retry-after`.
         let unavailable =
             |slug, title, detail| with("503 Service Unavailable", slug, title, detail, "retry-after: 1\r\n");
         let conflict = |slug, title| with(CONFLICT, slug, title, "", "");
@@ -95,7 +95,6 @@ impl Problem {
             Problem::ItemSold => conflict("item-sold", "The item is sold"),
             Problem::ItemReserved => conflict("item-reserved", "The item is reserved"),
             Problem::SoldOut => conflict("sold-out", "Every item is sold"),
-            // The responder sets the value of `retry-after`.
             Problem::AllReserved => with(CONFLICT, "all-reserved", "Every item is sold or reserved", "", "retry-after: 1\r\n"),
             Problem::UserLimit => conflict("user-limit", "The user has reached the item limit"),
             Problem::CodeUnknown => conflict("code-unknown", "No reservation has this code"),

@@ -6,6 +6,7 @@ use crate::http::operation::{Answer, Operation, PAGE_ITEMS_DEFAULT, PAGE_ITEMS_M
 use crate::http::origin::Origins;
 use crate::http::problem::Problem;
 use crate::http::response::{Responder, Style};
+use crate::sale::checkout_key::mark_any;
 use crate::sale::code::Code;
 use crate::sale::command::{Command, Outcome};
 use crate::sale::ids::{ItemId, SaleId, UserId};
@@ -194,7 +195,7 @@ fn checkout(head: &Head<'_>, query: &str) -> Result<Route, Problem> {
     let user = user.ok_or(Problem::InvalidUser)?;
     let Some(item) = item else {
         // No item has this number, so this is the namespace of no other checkout.
-        let key = fingerprint(head, Uuid::from_u64_pair(user.0 as u64, u64::MAX))?;
+        let key = mark_any(fingerprint(head, Uuid::from_u64_pair(user.0 as u64, u64::MAX))?);
         return Ok(Route::Command(Command::CheckoutAny { user, key }, head.accepts_json));
     };
     // The namespace of the fingerprint consists of the user and the item: the same key with another user or item has

@@ -28,7 +28,7 @@ use crate::operate::status::Phase;
 use crate::runtime::control::{Notice, Order};
 use crate::runtime::log_pair::{LogPair, LogRoom, Needs, PersistenceChannels};
 use crate::runtime::mesh::Delivery;
-use crate::runtime::publishing::note_published;
+use crate::runtime::published_numbers::note_published;
 use crate::runtime::shard_io::ShardIo;
 use crate::sale::command::Command;
 use crate::sale::effects::Effects;
@@ -251,7 +251,7 @@ impl TurnLoop {
         let (shard, effects, status) = (&mut self.shard, &mut self.effects, &self.shard_io.status);
         let any = self.shard_io.mesh.receive(|delivery| {
             shard.apply(ShardEvent::Sale(status.newest_sale()), now, effects);
-            if let Delivery::Reply(Reply::NoneFree { .. }) = delivery {
+            if let Delivery::Reply(Reply::NoneFree { .. } | Reply::KeyUnknown { .. }) = delivery {
                 note_published(shard, status, now, effects);
             }
             let event = match delivery {

@@ -11,49 +11,30 @@
 //! The requests and replies carry the state of the search: the shard that replies is the last one asked. So a search
 //! whose client is gone leaves nothing behind, and the origin keeps no table.
 //!
+//! A checkout with a key goes to the user's owner first:
+//!
+//! 1. The origin sends `FindKey` to the user's owner. If the key has got an item (see `any_keys`), the user's owner sends
+//!    `Repeat` to the item's owner, which answers with the hold, or when the claim is decided. Otherwise it replies
+//!    `KeyUnknown`, and the origin begins the search.
+//! 2. Two requests with the same key can search at the same time. The user's owner grants the claim of the first one. It
+//!    refuses that of the second one as `Repeated`, and sends `Repeat` for it.
+//! 3. A key has its item until the quota is returned, when the record that ends the hold is durable. A repetition that
+//!    comes before is told to come back. If another item was granted under the key at once, and the record of the end were
+//!    lost in a crash, the key would have two.
+//!
 //! Published numbers are those of an earlier moment. A shard with a free item can have published that it has none: then
 //! the client asks again. If it has published one that is gone, the search costs one message more.
 
+use crate::sale::checkout_key::short;
 use crate::sale::command::Outcome;
 use crate::sale::deferred::Waiter;
 use crate::sale::effects::Effects;
-use crate::sale::ids::{Moment, SaleId, ShardId, Ticket, UserId};
-use crate::sale::message::{Checkout, Reply, Request};
+use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
+use crate::sale::message::{AnyUnit, Checkout, Reply, Request, Verdict};
+use crate::sale::published_stock::PublishedStock;
 use crate::sale::record::{LogEvent, Record, RefusalReason};
 use crate::sale::shard::Shard;
 use uuid::Uuid;
-
-/// A checkout of any item.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct AnyUnit {
-    /// Ticket of the client's request at the origin.
-    pub ticket: Ticket,
-    /// Sale of the checkout.
-    pub sale: SaleId,
-    /// The buyer.
-    pub user: UserId,
-    /// Fingerprint of the idempotency key; nil if there is none.
-    pub key: Uuid,
-}
-
-/// What a shard has published about its items of one sale.
-#[derive(Clone, Copy, Debug)]
-pub struct PublishedStock {
-    /// The sale.
-    pub sale: SaleId,
-    /// Items sold.
-    pub sold: u32,
-    /// Items that are claimed, held or being bought.
-    pub reserved: u32,
-    /// Time at which the first hold of the open sale ends, in monotonic milliseconds; `u64::MAX` if nothing is held.
-    pub next_expiry_ms: u64,
-}
-
-impl Default for PublishedStock {
-    fn default() -> Self {
-        PublishedStock { sale: SaleId(0), sold: 0, reserved: 0, next_expiry_ms: u64::MAX }
-    }
-}
 
 impl Shard {
     /// Returns what the shard publishes about its items of the open sale.
@@ -72,6 +53,15 @@ impl Shard {
     // --- as origin ---
 
     pub(crate) fn checkout_any(&mut self, ticket: Ticket, user: UserId, key: Uuid, now: Moment, effects: &mut Effects) {
+        if key.is_nil() {
+            return self.search(ticket, user, key, now, effects);
+        }
+        let find = Request::FindKey { origin: self.id, ticket, user, key, forgotten: None };
+        self.ask(self.partition.owner_of_user(user), find, now, effects);
+    }
+
+    /// Begins a search.
+    pub(crate) fn search(&mut self, ticket: Ticket, user: UserId, key: Uuid, now: Moment, effects: &mut Effects) {
         let search = AnyUnit { ticket, sale: self.terms().sale, user, key };
         if self.parts.open().is_sold_out {
             return self.refuse_any(search, now, effects);
@@ -107,6 +97,7 @@ impl Shard {
         sale != self.terms().sale || items > u64::from(sold) + u64::from(reserved) || next_expiry_ms <= now.monotonic_ms
     }
 
+    /// Refuses a search that has found nothing.
     fn refuse_any(&mut self, search: AnyUnit, now: Moment, effects: &mut Effects) {
         let AnyUnit { ticket, sale, user, .. } = search;
         let (outcome, reason) = if self.is_sold_out() {
@@ -166,5 +157,84 @@ impl Shard {
         let checkout = Checkout { sale, item: self.partition.item_at(self.id, slot), user, key };
         let claim = Request::Claim { origin, ticket, checkout, is_any: true };
         self.ask(self.partition.owner_of_user(user), claim, now, effects);
+    }
+
+    /// Answers a checkout of any item with the hold that the same user and key have got, or when the claim is decided.
+    #[cold]
+    pub(crate) fn repeat_any(&mut self, waiter: Waiter, checkout: Checkout, now: Moment, effects: &mut Effects) {
+        let (Waiter { origin, ticket }, Checkout { sale, item, user, key }) = (waiter, checkout);
+        let (slot, is_open) = (self.partition.slot_of(item), sale == self.terms().sale);
+        let Some(part) = self.parts.get_mut(sale) else {
+            let find = Request::FindKey { origin, ticket, user, key, forgotten: Some(sale) };
+            return self.ask(self.partition.owner_of_user(user), find, now, effects);
+        };
+        if let Some(hold) = part.stock.same_checkout(slot, user, key) {
+            return self.answer_again(waiter, (sale, item), hold, now, effects);
+        }
+        if is_open && part.stock.is_claimed_by(slot, user, key) {
+            return self.repetitions.push(slot, waiter, checkout);
+        }
+        // The hold has ended, and the key is free when its record is durable. Or the claim of an ended sale is undone.
+        let event = LogEvent::Refused { item: None, user, reason: RefusalReason::ItemReserved };
+        effects.attempts.push(Record { sale: self.terms().sale, unix_ms: now.unix_ms, event });
+        self.answer_request(waiter, Outcome::AllReserved { retry_after_s: 1 }, now, effects);
+    }
+
+    // --- as user owner ---
+
+    /// Forwards a checkout of any item to the owner of the item that its key has got, or lets the origin begin the search.
+    #[cold]
+    pub(crate) fn find_key(
+        &mut self,
+        waiter: Waiter,
+        user: UserId,
+        key: Uuid,
+        forgotten: Option<SaleId>,
+        now: Moment,
+        effects: &mut Effects,
+    ) {
+        if let Some(part) = forgotten.and_then(|sale| self.parts.get_mut(sale))
+            && let Some(item) = part.any_keys.find(user, short(key))
+        {
+            part.any_keys.forget(user, short(key), item);
+        }
+        let Waiter { origin, ticket } = waiter;
+        if !self.repeat_key(waiter, user, key, now, effects) {
+            self.answer(origin, Reply::KeyUnknown { ticket, user, key }, now, effects);
+        }
+    }
+
+    /// Decides the claim of a checkout of any item with a key.
+    #[cold]
+    pub(crate) fn claim_any(
+        &mut self,
+        waiter: Waiter,
+        checkout: &Checkout,
+        now: Moment,
+        effects: &mut Effects,
+    ) -> Verdict {
+        let &Checkout { item, user, key, .. } = checkout;
+        if self.repeat_key(waiter, user, key, now, effects) {
+            return Verdict::Repeated;
+        }
+        let verdict = self.claim(checkout);
+        if verdict == Verdict::Granted {
+            self.parts.open_mut().any_keys.note(user, short(key), item);
+        }
+        verdict
+    }
+
+    /// Forwards a checkout of any item to the owner of the item that its key has got, in this sale or an earlier one.
+    /// Returns whether there is such an item.
+    fn repeat_key(&mut self, waiter: Waiter, user: UserId, key: Uuid, now: Moment, effects: &mut Effects) -> bool {
+        let Some((sale, item)) = self.item_of_key(user, short(key)) else { return false };
+        let Waiter { origin, ticket } = waiter;
+        let checkout = Checkout { sale, item, user, key };
+        self.ask(self.partition.owner_of_item(item), Request::Repeat { origin, ticket, checkout }, now, effects);
+        true
+    }
+
+    fn item_of_key(&self, user: UserId, key: u64) -> Option<(SaleId, ItemId)> {
+        self.parts.iter().find_map(|part| Some((part.terms.sale, part.any_keys.find(user, key)?)))
     }
 }

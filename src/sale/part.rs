@@ -1,5 +1,6 @@
 //! A shard's part of one sale: its items, the quotas of its users, and what it knows of the items of other shards.
 
+use crate::sale::any_keys::AnyKeys;
 use crate::sale::ids::{ItemId, ShardId, Terms};
 use crate::sale::partition::Partition;
 use crate::sale::quotas::Quotas;
@@ -14,6 +15,8 @@ pub struct Part {
     pub stock: Stock,
     /// Quotas of the shard's users.
     pub quotas: Quotas,
+    /// Keys with which the shard's users have got any item.
+    pub any_keys: AnyKeys,
     /// Bitmap of the items that this shard, as origin, knows to be sold. `Sold` is final.
     known_sold: Vec<u64>,
     /// This shard, as origin, knows that every item of the sale is sold. That is final.
@@ -40,6 +43,7 @@ impl Part {
             terms,
             stock,
             quotas,
+            any_keys: AnyKeys::new(partition.user_hash()),
             known_sold: Vec::new(),
             is_sold_out: false,
             last_purchase_ms: 0,
@@ -58,10 +62,11 @@ impl Part {
 
     /// Makes this part one without items, for a sale with `terms`. It keeps its memory.
     pub fn reuse(&mut self, terms: Terms) {
-        let Part { stock, quotas, known_sold, .. } = self;
+        let Part { stock, quotas, any_keys, known_sold, .. } = self;
         (self.terms, self.last_purchase_ms, self.is_reported, self.is_sold_out) = (terms, 0, false, false);
         stock.clear();
         quotas.clear(terms.user_limit);
+        any_keys.clear();
         known_sold.clear();
     }
 
@@ -85,9 +90,12 @@ impl Part {
     }
 
     /// Returns when the part is forgotten if nothing is held any more, in milliseconds since the Unix epoch. A hold can be
-    /// bought after the end of its sale, and its receipt is remembered for as long as any other.
+    /// bought after the end of its sale, and its receipt is remembered for as long as any other. Another shard has the
+    /// holds of the keys in this part, so these are remembered until the longest hold has ended.
     pub fn forgotten_at_ms(&self, rules: &Rules) -> u64 {
-        rules.forgotten_at_ms(self.terms.sale).max(self.last_purchase_ms.saturating_add(rules.receipts_ms))
+        let holds_ms = if self.any_keys.is_empty() { 0 } else { rules.longest_hold_ms() };
+        let forgotten_ms = rules.forgotten_at_ms(self.terms.sale).saturating_add(holds_ms);
+        forgotten_ms.max(self.last_purchase_ms.saturating_add(rules.receipts_ms))
     }
 
     /// Returns whether an item is claimed, held or being bought, so that the number of sold items can still rise after

@@ -18,6 +18,7 @@
 //!
 //! [`ack`]: crate::sale::rules::Rules::ack
 
+use crate::sale::checkout_key::short;
 use crate::sale::code::Code;
 use crate::sale::ids::UserId;
 use crate::sale::item_state::{Cancellation, Confirmation, Extension, Hold, ItemState, Unavailable};
@@ -109,17 +110,6 @@ impl Slot {
     fn is_held_or_bought(&self) -> bool {
         matches!(self.state, ItemState::Held | ItemState::Buying | ItemState::Sold)
     }
-}
-
-/// Returns the part of a fingerprint that a slot keeps: its last 64 bits, of which 62 come from the hash. The other
-/// two are the UUID's variant, always 10, so a fingerprint differs from 0, "no key".
-///
-/// 62 bits are enough: the key is compared only with that of the same item and user (checkout), or of the same code
-/// (purchase). So another client cannot cause a collision without the code. Two keys of one client collide by chance
-/// once in 2^62 repetitions, and a client that searches for a collision gets an answer that belongs to itself. The
-/// record has all 128 bits.
-fn short(key: Uuid) -> u64 {
-    key.as_u128() as u64
 }
 
 /// Numbers of items by state.
@@ -223,6 +213,17 @@ impl Stock {
     /// Returns a free item, if there is one.
     pub fn any_free(&self) -> Option<usize> {
         self.free.first().map(|slot| slot as usize)
+    }
+
+    /// Returns the short fingerprint of the key of the latest checkout of the item at `slot`; 0 if it had none.
+    pub fn checkout_key(&self, slot: usize) -> u64 {
+        self.slots[slot].checkout_key
+    }
+
+    /// Returns whether the item at `slot` is claimed by a checkout with this user and key.
+    pub fn is_claimed_by(&self, slot: usize, user: UserId, key: Uuid) -> bool {
+        let item = &self.slots[slot];
+        item.state == ItemState::Claiming && item.is_of(user, key)
     }
 
     /// Returns the hold of the checkout with this user and key, if the item at `slot` is held or bought by it, and
@@ -360,12 +361,6 @@ impl Stock {
         }
     }
 
-    /// Returns whether the latest checkout of the item at `slot` has an idempotency key, so that its client can repeat
-    /// it.
-    pub fn is_repeatable(&self, slot: usize) -> bool {
-        self.slots[slot].checkout_key != 0
-    }
-
     /// Returns when the next hold ends, in monotonic milliseconds, if there is a hold.
     pub fn next_expiry_ms(&self) -> Option<u64> {
         self.next_expiry().map(|(expires_ms, _)| expires_ms)
@@ -418,6 +413,14 @@ impl Stock {
             self.holds.remove(&mut self.slots, slot);
         }
         hold
+    }
+
+    /// Returns the users, keys and slots of all items that are held or bought with a key, for tests.
+    #[cfg(test)]
+    pub fn keyed(&self) -> impl Iterator<Item = (UserId, u64, usize)> {
+        let keyed =
+            self.slots.iter().enumerate().filter(|(_, slot)| slot.is_held_or_bought() && slot.checkout_key != 0);
+        keyed.map(|(at, slot)| (slot.user, slot.checkout_key, at))
     }
 
     /// Checks that the queue of free items has each of them exactly once, and no other item.
@@ -508,11 +511,11 @@ mod tests {
         let mut stock = Stock::new(1);
         held(&mut stock, 0, hold(1, 7, 100));
         assert_eq!(reserve(&mut stock, 0), Err(Unavailable::Reserved));
-        assert!(!stock.is_repeatable(0));
+        assert_eq!(stock.checkout_key(0), 0);
         stock.release(0, code(7), ReleaseReason::Cancelled, 0);
         stock.reserve(0, UserId(1), Uuid::max()).unwrap();
         stock.grant(0, hold(1, 8, 100));
-        assert!(stock.is_repeatable(0));
+        assert_eq!(stock.checkout_key(0), u64::MAX);
         stock.expire(100).unwrap();
         assert_eq!(stock.reserve(0, UserId(1), Uuid::max()), Ok(()));
     }

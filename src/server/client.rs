@@ -61,19 +61,13 @@ pub fn configure_event_stream(socket: &OwnedFd) {
 /// The requests and answers that have lost their clients.
 #[derive(Debug, Default)]
 pub struct LostClients {
-    /// Tickets and items of requests whose clients do not wait any more.
-    pub withdrawn: Vec<(Ticket, ItemId, Withdrawal)>,
+    /// Tickets and items of requests whose clients do not wait any more. The item is `None` if the client asks for any.
+    pub withdrawn: Vec<(Ticket, Option<ItemId>, Withdrawal)>,
     /// Codes of granted checkouts of whose answer no byte was sent.
     pub undelivered: Vec<Code>,
 }
 
 impl LostClients {
-    /// Adds a request whose client does not wait any more. If it asks for any item, no shard is told: the answer to a
-    /// granted checkout is undelivered when it arrives here.
-    pub fn withdraw(&mut self, ticket: Ticket, item: Option<ItemId>, reason: Withdrawal) {
-        self.withdrawn.extend(item.map(|item| (ticket, item, reason)));
-    }
-
     /// Returns whether there are none.
     pub fn is_empty(&self) -> bool {
         self.withdrawn.is_empty() && self.undelivered.is_empty()
@@ -150,7 +144,7 @@ impl ClientTable {
         }
         let Connection { state, written, unsent_grant, item, .. } = client.connection;
         if state == ConnectionState::Deciding {
-            self.lost.withdraw(client.ticket(key), item, Withdrawal::Disconnected);
+            self.lost.withdrawn.push((client.ticket(key), item, Withdrawal::Disconnected));
         }
         if let Some(UnsentGrant { code, begins }) = unsent_grant
             && written <= begins

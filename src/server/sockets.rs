@@ -308,7 +308,7 @@ impl Server {
             self.request_timer.answered(connection.operation, answer, connection.began_us);
             self.overdue.count += 1;
             self.overdue.example = self.overdue.example.take().or(trace);
-            self.clients.lost().withdraw(ticket, item, Withdrawal::Overdue);
+            self.clients.lost().withdrawn.push((ticket, item, Withdrawal::Overdue));
         } else {
             self.request_timer.refused(answer);
         }

@@ -43,14 +43,14 @@ pub const RULES: &[Bug] = &[
     },
     Bug {
         what: "the table of users does not grow",
-        file: "sale/quotas.rs",
-        place: "«self.split();»",
+        file: "sale/linear_table.rs",
+        place: "«self.split(hash_of);»",
         wrong: "",
         caught_by: "sale::quotas",
     },
     Bug {
         what: "a new bucket takes the users of the wrong bucket",
-        file: "sale/quotas.rs",
+        file: "sale/linear_table.rs",
         place: "let split = «added - (1 << added.ilog2())»;",
         wrong: "added - 1",
         caught_by: "sale::quotas",
@@ -141,6 +141,48 @@ pub const RULES: &[Bug] = &[
         wrong: "None::<(usize, crate::sale::item_state::Hold)>",
         caught_by: SIM,
     },
+    Bug {
+        what: "a repeated checkout of any item gets a second item",
+        file: "sale/any_unit.rs",
+        place: "let Some((sale, item)) = «self.item_of_key(user, short(key))» else",
+        wrong: "None::<(SaleId, ItemId)>",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "two checkouts with one key that search at the same time get two items",
+        file: "sale/any_unit.rs",
+        place: "if «self.repeat_key(waiter, user, key, now, effects)» {\n            return Verdict::Repeated;",
+        wrong: "false",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "the keys of checkouts of any item are lost in a crash",
+        file: "log/replay.rs",
+        place: "«part.any_keys.note(user, short(key), item);»",
+        wrong: "",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a key of an ended hold keeps its item",
+        file: "sale/shard.rs",
+        place: "«part.any_keys.forget(user, key, item);»",
+        wrong: "let _ = (item, key);",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a repeated checkout of any item is not found after the end of its sale",
+        file: "sale/any_unit.rs",
+        place: "«self.parts.iter()».find_map(|part| Some((part.terms.sale, part.any_keys.find(user, key)?)))",
+        wrong: "std::iter::once(self.parts.open())",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "the keys of an ended sale are forgotten before its last hold",
+        file: "sale/part.rs",
+        place: "let holds_ms = «if self.any_keys.is_empty() { 0 } else { rules.longest_hold_ms() }»;",
+        wrong: "0",
+        caught_by: SIM,
+    },
     // --- sales side by side ---
     Bug {
         what: "a hold cannot be bought after the end of its sale",
@@ -180,8 +222,8 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "a claim of an ended sale keeps its place in the user's quota",
         file: "sale/owner_steps.rs",
-        place: "if «granted» {\n            self.ask(self.partition.owner_of_user(user), Request::Release",
-        wrong: "granted && false",
+        place: "if «verdict == Verdict::Granted» {\n            let release",
+        wrong: "false && verdict == Verdict::Granted",
         caught_by: SIM,
     },
     Bug {
@@ -315,9 +357,9 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "a quota is released before the release record is durable",
         file: "sale/shard.rs",
-        place: "«self.defer_hold(Deferred::ReturnQuota { sale, user });»",
+        place: "«self.defer_hold(Deferred::ReturnQuota { sale, item, user, key });»",
         wrong: "let owner = self.partition.owner_of_user(user); \
-                self.ask(owner, Request::Release { sale, user }, now, effects);",
+                self.ask(owner, Request::Release { sale, item, user, key }, now, effects);",
         caught_by: SIM,
     },
     Bug {
@@ -380,7 +422,7 @@ pub const RULES: &[Bug] = &[
         what: "an expired hold is not logged",
         file: "sale/shard.rs",
         place: "«self.log_release((sale, item), hold, ReleaseReason::Expired, now, effects);»",
-        wrong: "let _ = item; self.defer_hold(Deferred::ReturnQuota { sale, user: hold.user });",
+        wrong: "self.defer_hold(Deferred::ReturnQuota { sale, item, user: hold.user, key: 0 });",
         caught_by: SIM,
     },
     Bug {
@@ -435,7 +477,7 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "a withdrawal is sent to a shard that does not have the request",
         file: "sale/shard.rs",
-        place: "let owner = «self.partition.owner_of_item(item)»;\n                self.ask(owner, Request::Withdraw",
+        place: "Some(item) => self.ask(«self.partition.owner_of_item(item)», request, now, effects),",
         wrong: "ShardId((self.partition.owner_of_item(item).0 + 1) % self.partition.shards())",
         caught_by: SIM,
     },
@@ -536,8 +578,8 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "a grant whose client disconnects before the answer keeps its item",
         file: "sale/owner_steps.rs",
-        place: "if «reason == Withdrawal::Disconnected || !part.stock.is_repeatable(slot)» {",
-        wrong: "{ let _ = reason; slot == usize::MAX && !part.stock.is_repeatable(slot) }",
+        place: "if «reason == Withdrawal::Disconnected || part.stock.checkout_key(slot) == 0» {",
+        wrong: "{ let _ = reason; slot == usize::MAX && part.stock.checkout_key(slot) == 0 }",
         caught_by: SIM,
     },
     Bug {
