@@ -172,8 +172,8 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "a repeated checkout of any item is not found after the end of its sale",
         file: "sale/any_unit.rs",
-        place: "«self.parts.iter()».find_map(|part| Some((part.terms.sale, part.any_keys.find(user, key)?)))",
-        wrong: "std::iter::once(self.parts.open())",
+        place: "«self.parts.iter().find_map(|part| Some((part.terms.sale, part.any_keys.find(user, key)?)))»",
+        wrong: "std::iter::once(self.parts.open())\n            .find_map(|part| Some((part.terms.sale, part.any_keys.find(user, key)?)))",
         caught_by: SIM,
     },
     Bug {
@@ -543,15 +543,22 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "a repetition that waits for the claim gets no answer",
         file: "sale/owner_steps.rs",
-        place: "for (waiter, checkout) in «self.repetitions.take(slot)» {",
+        place: "for (waiter, checkout) in «self.repetitions.take(slot)» {\n            self.reserve",
+        wrong: "{ self.repetitions.take(slot); Vec::new() }",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a repetition of any item that waits for a claim that is refused as repeated gets no answer",
+        file: "sale/owner_steps.rs",
+        place: "for (waiter, checkout) in «self.repetitions.take(slot)» {\n            self.repeat_any",
         wrong: "{ self.repetitions.take(slot); Vec::new() }",
         caught_by: SIM,
     },
     Bug {
         what: "a repetition that waits for a claim at the end of the sale gets no answer",
         file: "sale/shard.rs",
-        place: "in self.repetitions.take_all() {\n            «self.answer(origin, Reply::SaleChanged { ticket, item, user, key }, now, effects);»",
-        wrong: "let _ = (origin, ticket, item, user, key);",
+        place: "in self.repetitions.take_all() {\n            «self.bounce(waiter, checkout, is_of_any(short(checkout.key)), now, effects);»",
+        wrong: "let _ = (waiter, is_of_any(short(checkout.key)));",
         caught_by: SIM,
     },
     Bug {
