@@ -29,7 +29,24 @@ start_postgres() {
   ! as "$pg/pg_ctl" -D "$dir/pg/data" status >/dev/null || return 0
   as "$pg/pg_ctl" -D "$dir/pg/data" -o "-c listen_addresses= -k $dir/pg -c config_file=$dir/stampede.conf" -l "$dir/pg/log" -w start >/dev/null
 }
-stop_postgres() { as "$pg/pg_ctl" -D "$dir/pg/data" -m immediate stop >/dev/null 2>&1 || true; }
+# Starts a replica, for which each commit waits from now on.
+start_replica() {
+  [ "$(id -u)" != 0 ] || install -d -o postgres -m 700 "$dir/replica"
+  as "$pg/pg_basebackup" -h "$dir/pg" -U stampede -D "$dir/replica/data" -R -c fast
+  as "$pg/pg_ctl" -D "$dir/replica/data" -o "-c listen_addresses= -k $dir/replica -c config_file=$dir/stampede.conf -c hba_file=$dir/pg/data/pg_hba.conf -c ident_file=$dir/pg/data/pg_ident.conf" -l "$dir/replica/log" -w start >/dev/null
+  psql -h "$dir/pg" -U stampede -d postgres -Atqc "alter system set synchronous_standby_names = '*'" -c 'select pg_reload_conf()' >/dev/null
+}
+stop_replica() {
+  psql -h "$dir/pg" -U stampede -d postgres -Atqc 'alter system reset synchronous_standby_names' -c 'select pg_reload_conf()' >/dev/null
+  as "$pg/pg_ctl" -D "$dir/replica/data" -m immediate stop >/dev/null
+  rm -rf "$dir/replica"
+}
+stop_postgres() {
+  local data
+  for data in "$dir/replica/data" "$dir/pg/data"; do
+    [ ! -e "$data" ] || as "$pg/pg_ctl" -D "$data" -m immediate stop >/dev/null 2>&1 || true
+  done
+}
 sql() { PGOPTIONS="-c search_path=stampede" psql -h "$dir/pg" -U stampede -d "$database" -Atq "$@"; }
 # Waits until Postgres has the row of the sale, and one more second.
 until_opened() { until [ "$(sql -c 'select count(*) from sales')" = 1 ]; do sleep 0.1; done; sleep 1; }
@@ -353,7 +370,8 @@ sell_outs() {
 latency_of_purchases() {
   local ack report
   start_postgres
-  for ack in local postgres; do
+  for ack in local postgres replicated; do
+    [ $ack != replicated ] || start_replica
     for step in peak half; do
       new_database "latency_${ack}_$step"
       serve "$database" --shards 2 --ack "$ack" --items 500000 --user-limit 1000000 --database-url "$url"
@@ -361,14 +379,16 @@ latency_of_purchases() {
       if [ $step = peak ]; then
         report=$(storm "latency-$ack-peak" --duration "$(of_size 2 5)")
         local rate; rate=$(calc "$(field bought <<<"$report") / $(field seconds <<<"$report") / 2" | cut -d. -f1)
+        figure "durable purchases, --ack $ack, peak rate" "$((2 * rate))" /s
       else
         report=$(storm "latency-$ack" --rate "$rate" --duration "$(of_size 3 20)")
         figure "durable purchase, --ack $ack, half the peak rate, open loop: p99" \
-          "$(calc "$(within purchase p99_us <<<"$report") / 1000")" ms "≤ $([ $ack = local ] && echo 3 || echo 10)"
+          "$(calc "$(within purchase p99_us <<<"$report") / 1000")" ms "$([ $ack = replicated ] || echo "≤ $([ $ack = local ] && echo 3 || echo 10)")"
       fi
       stop
     done
   done
+  stop_replica
 }
 
 # Purchases with --ack postgres, at half of their peak rate, while refused checkouts that were recorded without a database

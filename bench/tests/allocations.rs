@@ -197,7 +197,7 @@ fn a_path() {
 
 fn a_whole_server() {
     let dir = tempfile::tempdir().expect("a directory");
-    let (address, mut listeners) = listener::listen(([127, 0, 0, 1], 0).into(), 1).expect("a port");
+    let (address, mut listeners) = listener::listen(([127, 0, 0, 1], 0).into(), 1, false).expect("a port");
     let listener = listeners.pop().expect("one was requested");
     let status = Arc::new(Status::new(Phase::Recovering, 1, 1 << 30, false));
     let doorbells: Arc<[Doorbell]> = [Doorbell::new().expect("a descriptor")].into();

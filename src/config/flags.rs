@@ -66,6 +66,15 @@ pub const SETTINGS: &[Setting] = &[
         help: "Which side is used at start if the log and Postgres contradict each other. auto: refuse to start. log \
             or postgres: use that side. If the data directory is empty, auto and postgres restore the sale from \
             Postgres" },
+    Setting { flag: "standby", variables: &["STANDBY"], value: "on|off", default: "off",
+        help: "Run as one of two servers that share a database: while the other one sells, wait and answer 503; sell in \
+            its place when it has stopped or does not report. Set it on both, with --ack replicated or postgres. \
+            --standby alone means on" },
+    Setting { flag: "standby-heartbeat", variables: &["STANDBY_HEARTBEAT"], value: "DURATION", default: "500ms",
+        help: "With --standby: time between two reports of the selling server to the database" },
+    Setting { flag: "standby-patience", variables: &["STANDBY_PATIENCE"], value: "DURATION", default: "1500ms",
+        help: "With --standby: time without a report after which the other server takes over, and the selling server \
+            answers 503. At least twice --standby-heartbeat, and the same on both servers" },
     Setting { flag: "keep-sales", variables: &["KEEP_SALES"], value: "DURATION", default: "0s",
         help: "Time after which the rows of a sale are dropped from Postgres, such as 400d; 0s: never" },
     Setting { flag: "keep-attempts", variables: &["KEEP_ATTEMPTS"], value: "DURATION", default: "0s",
@@ -131,5 +140,7 @@ pub fn argument(setting: &Setting) -> Arg {
     let Setting { flag, variables, value, default, help } = *setting;
     let default = default.trim_matches(['(', ')']);
     let help = format!("{help} [env: {}] [default: {default}]", variables.join(", "));
-    Arg::new(flag).long(flag).value_name(value).help(help)
+    let argument = Arg::new(flag).long(flag).value_name(value).help(help);
+    // A switch needs no value.
+    if value == "on|off" { argument.num_args(0..=1).default_missing_value("on") } else { argument }
 }

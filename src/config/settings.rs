@@ -33,6 +33,10 @@ const CONNECTIONS_MAX: u64 = 10_000_000;
 const KEEP_MAX: Duration = Duration::from_secs(36_500 * 86_400);
 /// Default of `--receipts`, unless four sale periods are shorter.
 const RECEIPTS: Duration = Duration::from_secs(3600);
+/// Minimum and maximum of `--standby-heartbeat`.
+const HEARTBEATS: std::ops::RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(10);
+/// Maximum of `--standby-patience`.
+const PATIENCE_MAX: Duration = Duration::from_secs(60);
 /// Maximum of the drain delay and of the drain timeout.
 const DRAIN_MAX: Duration = Duration::from_secs(3600);
 /// Minimum and maximum of the idle timeout. Connections are checked about once a second, and answers state the timeout
@@ -102,10 +106,21 @@ pub struct Config {
     pub has_env_file: bool,
     /// Whether `--ack` is set, and not its default.
     pub is_ack_given: bool,
+    /// Times of a pair of servers, with `--standby`.
+    pub pair: Option<PairTimes>,
     /// How long rows are kept in Postgres.
     pub keep: Keep,
     /// Format of log lines. `None`: derived from standard error.
     pub log_format: Option<LogFormat>,
+}
+
+/// Times of two servers that share a database, of which one sells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PairTimes {
+    /// Time between two reports of the selling server to the database.
+    pub heartbeat: Duration,
+    /// Time without a report after which the selling server promises nothing, and the other one takes over.
+    pub patience: Duration,
 }
 
 /// How long rows are kept in Postgres. Zero: for ever.
@@ -251,6 +266,22 @@ impl Sources<'_> {
         Ok(Keep { sales: time("keep-sales")?, attempts: time("keep-attempts")? })
     }
 
+    /// Returns the times of a pair of servers, if `--standby` is set.
+    fn pair(&self, ack: Ack, recover_from: RecoverFrom) -> Result<Option<PairTimes>, BadSetting> {
+        let (standby, given_heartbeat, given_patience) =
+            (self.get("standby")?, self.get("standby-heartbeat")?, self.get("standby-patience")?);
+        let heartbeat = given_heartbeat.duration(HEARTBEATS, "milliseconds")?;
+        let patience = given_patience.duration(heartbeat * 2..=PATIENCE_MAX, "milliseconds")?;
+        match standby.text.as_str() {
+            "off" => Ok(None),
+            // Such a server may promise something without the database, so its silence proves nothing.
+            "on" if !ack.needs_database() => Err(standby.bad("--ack replicated or --ack postgres as well, or use off")),
+            "on" if recover_from != RecoverFrom::Auto => Err(standby.bad("--recover-from auto as well, or use off")),
+            "on" => Ok(Some(PairTimes { heartbeat, patience })),
+            _ => Err(standby.bad("on or off")),
+        }
+    }
+
     /// Returns the origins of `--cors-origin`. A browser compares them letter by letter, so each must have the form that
     /// browsers send.
     fn origins(&self) -> Result<Vec<String>, BadSetting> {
@@ -326,6 +357,7 @@ impl Config {
             log_budget: get("log-budget")?.bytes(1 << 20..=1 << 50)?,
             database,
             recover_from,
+            pair: sources.pair(ack, recover_from)?,
             keep: sources.keep()?,
             max_connections: max_connections.transpose()?.map(|connections| connections as u32),
             max_connections_per_address: get("max-connections-per-address")?.number(0..=CONNECTIONS_MAX)? as u32,
@@ -356,6 +388,7 @@ impl fmt::Display for Config {
             log_budget,
             database,
             recover_from,
+            pair,
             keep,
             max_connections,
             max_connections_per_address,
@@ -386,6 +419,11 @@ impl fmt::Display for Config {
         writeln!(f, "database = {}", database.as_ref().map_or("none".into(), DatabaseUrl::place))?;
         writeln!(f, "ack = {}", rules.ack)?;
         writeln!(f, "recover-from = {recover_from}")?;
+        writeln!(f, "standby = {}", if pair.is_some() { "on" } else { "off" })?;
+        if let Some(PairTimes { heartbeat, patience }) = pair {
+            writeln!(f, "standby-heartbeat = {}", in_one_unit(heartbeat.as_millis() as u64))?;
+            writeln!(f, "standby-patience = {}", in_one_unit(patience.as_millis() as u64))?;
+        }
         writeln!(f, "keep-sales = {}", in_one_unit(keep.sales.as_millis() as u64))?;
         writeln!(f, "keep-attempts = {}", in_one_unit(keep.attempts.as_millis() as u64))?;
         writeln!(f, "max-connections = {}", open(max_connections.map(|connections| connections.to_string())))?;

@@ -175,6 +175,10 @@ pub struct Ready {
     pub ready: bool,
     /// Activity of the process.
     pub status: Doing,
+    /// `/problems/standby` if another server sells, or may sell. Otherwise absent.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", extend("format" = "uri-reference"))]
+    pub kind: Option<String>,
     /// State of Postgres. Null without a database.
     pub postgres: Option<Postgres>,
 }
@@ -194,14 +198,27 @@ pub struct Health {
     pub sale: Option<Sale>,
     /// State of Postgres. Null without a database.
     pub postgres: Option<Postgres>,
+    /// The server that sells, as a standby sees it. Null otherwise, and until the standby has reached the database.
+    pub owner: Option<OwnerHealth>,
     /// State of each shard.
     pub shards: Vec<ShardHealth>,
+}
+
+/// The server that sells, as a standby sees it.
+#[derive(Serialize, JsonSchema)]
+pub struct OwnerHealth {
+    /// Epoch of its run, as in its log lines.
+    pub epoch: u32,
+    /// Time since the standby has seen a report of it in the database, in seconds.
+    pub silent_seconds: f64,
 }
 
 /// Activity of the process.
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Doing {
+    /// Another server sells, or may sell: waiting for its end, or not known any more to be the owner of the database.
+    Standby,
     /// Reading the log, or waiting for the database to restore the sale.
     Recovering,
     /// Selling.

@@ -230,7 +230,9 @@ fn success_bodies(operation: Operation, answer: Answer, schemas: &mut SchemaGene
             json!({"image/svg+xml": {"schema": {"type": "string"}, "example": example}})
         }
         (Operation::Live, _) => as_json(&bodies::Live { live: true, version: VERSION }, schemas),
-        (Operation::Ready, _) => as_json(&bodies::Ready { ready, status, postgres: Some(postgres()) }, schemas),
+        (Operation::Ready, _) => {
+            as_json(&bodies::Ready { ready, status, kind: None, postgres: Some(postgres()) }, schemas)
+        }
         (Operation::Health, _) => {
             let shard = bodies::ShardHealth {
                 shard: 0,
@@ -243,7 +245,8 @@ fn success_bodies(operation: Operation, answer: Answer, schemas: &mut SchemaGene
             };
             let (sale, postgres) = (ready.then(sale), Some(postgres()));
             let shards = vec![shard];
-            as_json(&bodies::Health { status, version: VERSION, live: true, ready, sale, postgres, shards }, schemas)
+            let (live, owner) = (true, None);
+            as_json(&bodies::Health { status, version: VERSION, live, ready, sale, postgres, owner, shards }, schemas)
         }
         (Operation::Api, _) => json!({"application/json": {"schema": {"type": "object"}}}),
         (Operation::Cancel | Operation::Options | Operation::Unknown, _) => json!({}),

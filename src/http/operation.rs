@@ -83,7 +83,7 @@ impl Operation {
         use Problem::*;
         let of_code = |more: &[Problem]| {
             let refused = [OriginNotAllowed, InvalidCode, CodeUnknown, CodeExpired, CodeUsed, SaleEnded];
-            [&refused, more, &[NotReady, Overdue]].concat()
+            [&refused, more, &[NotReady, Standby, Overdue]].concat()
         };
         let refused: Vec<Problem> = match self {
             Operation::Checkout => vec![
@@ -99,16 +99,17 @@ impl Operation {
                 UserLimit,
                 LogFull,
                 NotReady,
+                Standby,
                 Overdue,
             ],
             Operation::Purchase => of_code(&[InvalidKey]),
             Operation::Cancel => of_code(&[]),
             Operation::Extend => of_code(&[NotExtendable, LogFull]),
-            Operation::Sale => vec![NotReady],
-            Operation::Items => vec![InvalidOffset, InvalidLimit, NotReady],
-            Operation::OneSale | Operation::Item => vec![NotFound, NotReady],
-            Operation::Image => vec![InvalidSale, NotFound, NotReady],
-            Operation::Events => vec![NotReady, TooManyConnections],
+            Operation::Sale => vec![NotReady, Standby],
+            Operation::Items => vec![InvalidOffset, InvalidLimit, NotReady, Standby],
+            Operation::OneSale | Operation::Item => vec![NotFound, NotReady, Standby],
+            Operation::Image => vec![InvalidSale, NotFound, NotReady, Standby],
+            Operation::Events => vec![NotReady, Standby, TooManyConnections],
             Operation::Live | Operation::Ready | Operation::Health | Operation::Api | Operation::Options => vec![],
             Operation::Unknown => vec![
                 NotFound,

@@ -49,6 +49,7 @@ pub enum Problem {
     TimedOut,
     LogFull,
     NotReady,
+    Standby,
     TooManyConnections,
     Overdue,
 }
@@ -117,8 +118,7 @@ impl Problem {
             Problem::OnlyGet => not_allowed("allow: GET, HEAD\r\n"),
             Problem::OnlyPost => not_allowed("allow: POST\r\n"),
             Problem::OnlyPostOrDelete => not_allowed("allow: POST, DELETE\r\n"),
-            Problem::UnknownMethod =>
-                with("501 Not Implemented", "not-implemented", "The method is not implemented", "", ""),
+            Problem::UnknownMethod => with("501 Not Implemented", "not-implemented", "The method is not implemented", "", ""),
             Problem::MalformedLine => malformed("the request line is invalid, or a line does not end with CR LF"),
             Problem::MalformedField => malformed("a header field is invalid"),
             Problem::MalformedTarget => malformed("the request target is invalid"),
@@ -133,18 +133,17 @@ impl Problem {
                 "The header of the request is too large", "send at most 16 KiB and at most 64 header fields", ""),
             Problem::BodyTooLarge => with("413 Content Too Large", "body-too-large",
                 "The body of the request is too large", "no request needs a body; a body can have at most 64 KiB", ""),
-            Problem::UnknownCoding =>
-                with("501 Not Implemented", "unknown-coding", "The transfer coding is not supported", "", ""),
-            Problem::UnknownExpectation =>
-                with("417 Expectation Failed", "unknown-expectation", "The expectation is not supported", "", ""),
+            Problem::UnknownCoding => with("501 Not Implemented", "unknown-coding", "The transfer coding is not supported", "", ""),
+            Problem::UnknownExpectation => with("417 Expectation Failed", "unknown-expectation", "The expectation is not supported", "", ""),
             Problem::UnknownVersion =>
                 with("505 HTTP Version Not Supported", "unknown-version", "Only HTTP/1.1 and 1.0 are supported", "", ""),
             Problem::TimedOut => with("408 Request Timeout", "request-timeout", "The request timed out", "", ""),
             Problem::LogFull => unavailable("log-full",
                 "The log has no space for more reservations; reserved items can still be bought", ""),
             Problem::NotReady => unavailable("not-ready", "The server is starting or stopping", ""),
-            Problem::TooManyConnections =>
-                unavailable("too-many-connections", "The server has too many connections", ""),
+            Problem::Standby => unavailable("standby", "Another server sells, or may sell",
+                "send the request to the server whose /readyz answers 200"),
+            Problem::TooManyConnections => unavailable("too-many-connections", "The server has too many connections", ""),
             Problem::Overdue => unavailable("overdue", "The server did not answer in time",
                 "the request may still take effect: repeat it with the same parameters"),
         }

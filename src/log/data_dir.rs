@@ -36,10 +36,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use uuid::Uuid;
 
 const FORMAT: u32 = 2;
-const CONTROL: &str = "control.json";
+pub(crate) const CONTROL: &str = "control.json";
 const NEXT_CONTROL: &str = "control.json.new";
 const LOCK: &str = "lock";
-const LOGS: &str = "log";
+pub(crate) const LOGS: &str = "log";
 /// Mark of a directory whose log is being written from the database.
 const FILLING: &str = "filling";
 
@@ -255,6 +255,11 @@ impl DataDir {
         self.lock.as_fd()
     }
 
+    /// Returns the path of the data directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Returns the path of the directory with the segments.
     pub fn logs(&self) -> PathBuf {
         self.path.join(LOGS)
@@ -288,42 +293,6 @@ impl DataDir {
             fs::remove_file(self.path.join(FILLING))
         })();
         filled.map_err(|error| unwritable(&self.path, error))
-    }
-
-    /// Moves the control file and then the log to a new directory `set-aside-N`, and returns its path. After that, this
-    /// directory is new again.
-    ///
-    /// # Errors
-    /// [`Fatal::DataDir`] if the directory cannot be written.
-    pub fn set_aside(&self) -> Result<PathBuf, Fatal> {
-        let aside = self.set_aside_paths().find(|path| !path.exists()).expect("a free number exists");
-        let moved = (|| {
-            create_durably(&aside)?;
-            if self.path.join(CONTROL).exists() {
-                fs::rename(self.path.join(CONTROL), aside.join(CONTROL))?;
-                sync_dir(&aside)?;
-                sync_dir(&self.path)?;
-            }
-            self.finish_setting_aside()
-        })();
-        moved.map(|()| aside).map_err(|error| unwritable(&self.path, error))
-    }
-
-    fn set_aside_paths(&self) -> impl Iterator<Item = PathBuf> {
-        (1..).map(|number| self.path.join(format!("set-aside-{number}")))
-    }
-
-    /// Moves the log to the directory that has its control file already. This completes a move that a process did not
-    /// finish.
-    fn finish_setting_aside(&self) -> io::Result<()> {
-        let half_done = self.set_aside_paths().take_while(|path| path.exists()).find(|path| !path.join(LOGS).exists());
-        if let Some(aside) = half_done.filter(|_| !self.path.join(CONTROL).exists()) {
-            fs::rename(self.logs(), aside.join(LOGS))?;
-            sync_dir(&aside)?;
-            create_durably(&self.logs())?;
-            sync_dir(&self.path)?;
-        }
-        Ok(())
     }
 
     /// Raises the epoch for a new run, and returns the open directory and its control file. The persistence thread
@@ -437,7 +406,7 @@ fn read_any_control(path: &Path) -> Result<Option<Control>, Fatal> {
     serde_json::from_slice(&bytes).map(Some).map_err(unreadable)
 }
 
-fn unwritable(path: &Path, error: io::Error) -> Fatal {
+pub(crate) fn unwritable(path: &Path, error: io::Error) -> Fatal {
     let shown = path.display();
     let remedy = if is_full(&error) { "free disk space" } else { "make the directory writable for this user" };
     Fatal::DataDir(format!("{shown}: {error}; {remedy}, or set --data-dir to another directory"))
@@ -483,7 +452,7 @@ fn tighten(dir: &Path) -> io::Result<()> {
 }
 
 /// Creates a directory and its missing parents, and makes them durable.
-fn create_durably(path: &Path) -> io::Result<()> {
+pub(crate) fn create_durably(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }

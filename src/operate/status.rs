@@ -4,11 +4,13 @@
 //! Every number is one atomic with one writer, except the newest sale, which every shard can raise. The list of ended
 //! sales has a lock, which only the main thread and the admin port take: no shard takes a lock.
 
-use crate::http::bodies::{Doing, Postgres};
+use crate::http::bodies::{Doing, OwnerHealth, Postgres};
 use crate::http::operation::Operation;
+use crate::http::problem::Problem;
 use crate::log::block::LogKind;
 use crate::log::budget::Budget;
 use crate::operate::counters::{Bounds, Counter, Distribution, Histogram, TIMES_US};
+use crate::operate::lease::Lease;
 use crate::operate::shard_status::{LogStatus, Sales, ShardStatus};
 use crate::sale::ids::{SaleId, ShardId};
 use serde::Serialize;
@@ -21,6 +23,9 @@ use strum::VariantArray;
 /// Phase of the process. A later phase compares greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, VariantArray)]
 pub enum Phase {
+    /// Another server sells, or may sell: this one waits for its end, or is not known any more to be the owner of
+    /// the database. Requests for items, purchases and events get 503.
+    Standby,
     /// The process recovers its state from the log. Requests for items, purchases and events get 503.
     Recovering,
     /// The server sells.
@@ -36,10 +41,18 @@ pub enum Phase {
     Stopping,
 }
 
+impl Phase {
+    /// Returns the refusal of a request for which the process must sell.
+    pub fn refusal(self) -> Problem {
+        if self == Phase::Standby { Problem::Standby } else { Problem::NotReady }
+    }
+}
+
 /// Converts a phase to the status that clients see. All phases of a stop have the same status.
 impl From<Phase> for Doing {
     fn from(phase: Phase) -> Self {
         match phase {
+            Phase::Standby => Doing::Standby,
             Phase::Recovering => Doing::Recovering,
             Phase::Serving => Doing::Serving,
             Phase::Paused => Doing::Paused,
@@ -83,6 +96,30 @@ pub struct EndedSale {
     pub items: u32,
 }
 
+/// What a standby knows of the server that sells.
+#[derive(Debug, Default)]
+pub struct WatchedOwner {
+    /// Epoch of its run. 0: none is known.
+    epoch: AtomicU32,
+    /// Time since the standby has seen a report of it, in milliseconds.
+    silent_ms: AtomicU64,
+}
+
+impl WatchedOwner {
+    /// Publishes what was seen.
+    pub fn publish(&self, epoch: u32, silent: Duration) {
+        self.epoch.store(epoch, Ordering::Relaxed);
+        self.silent_ms.store(silent.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Returns what was published last, or `None` if nothing was.
+    pub fn owner(&self) -> Option<OwnerHealth> {
+        let epoch = self.epoch.load(Ordering::Relaxed);
+        let silent_seconds = self.silent_ms.load(Ordering::Relaxed) as f64 / 1000.0;
+        (epoch > 0).then_some(OwnerHealth { epoch, silent_seconds })
+    }
+}
+
 /// Maximum number of ended sales kept.
 const ENDED_KEPT: usize = 12;
 
@@ -90,6 +127,10 @@ const ENDED_KEPT: usize = 12;
 #[derive(Debug)]
 pub struct Status {
     phase: AtomicU8,
+    /// Until when this process may answer as the owner of the database.
+    pub lease: Lease,
+    /// What a standby knows of the server that sells.
+    pub watched: WatchedOwner,
     newest_sale: AtomicU32,
     /// Numbers of each shard, by shard id.
     pub shards: Box<[ShardStatus]>,
@@ -116,6 +157,8 @@ impl Status {
         let shards = (0..shards).map(|_| ShardStatus::default()).collect();
         Status {
             phase: AtomicU8::new(phase as u8),
+            lease: Lease::default(),
+            watched: WatchedOwner::default(),
             newest_sale: AtomicU32::new(0),
             shards,
             log_budget,
@@ -139,8 +182,17 @@ impl Status {
         &self.shards[usize::from(id.0)]
     }
 
-    /// Returns the phase of the process.
+    /// Returns the phase of the process: the last one that was set, or [`Phase::Standby`] if the process sells and its
+    /// lease has expired.
     pub fn phase(&self) -> Phase {
+        match self.entered_phase() {
+            Phase::Serving | Phase::Leaving if self.lease.is_expired() => Phase::Standby,
+            phase => phase,
+        }
+    }
+
+    /// Returns the phase that was set last.
+    pub fn entered_phase(&self) -> Phase {
         Phase::VARIANTS[usize::from(self.phase.load(Ordering::Acquire))]
     }
 
@@ -252,6 +304,21 @@ impl Status {
 mod tests {
     use super::*;
     use crate::sale::stock::Counts;
+
+    #[test]
+    fn a_server_without_a_lease_does_not_sell() {
+        for (phase, expected) in [
+            (Phase::Serving, Phase::Standby),
+            (Phase::Leaving, Phase::Standby),
+            (Phase::Recovering, Phase::Recovering),
+            (Phase::Draining, Phase::Draining),
+        ] {
+            let status = Status::new(phase, 1, 0, true);
+            assert_eq!(status.phase(), phase, "a server alone needs no lease");
+            status.lease.require();
+            assert_eq!((status.phase(), status.entered_phase()), (expected, phase));
+        }
+    }
 
     #[test]
     fn only_shards_in_the_sale_count() {

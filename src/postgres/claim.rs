@@ -36,6 +36,8 @@ pub struct Claim {
     /// Whether this process serves clients already. It then waits for a database that cannot be used until a person has
     /// repaired it, and does not end.
     pub sells: bool,
+    /// Whether another server may take over as soon as this one does not report.
+    pub is_one_of_two: bool,
     /// Side that is used if the database and the data directory contradict each other.
     pub recover_from: RecoverFrom,
     /// `control.json`, with what the data directory remembers of the database.
@@ -65,7 +67,9 @@ impl Claim {
             let judged = judge_owner(self.owner, memory, found, self.recover_from);
             judged.map(drop).map_err(|conflict| Failure::Final(conflict.into()))
         };
-        let mut database = Database::connect(&self.url, (self.ack, self.sells), may_migrate).await?;
+        // One of two servers waits, too: the other one may sell.
+        let waits = self.sells || self.is_one_of_two;
+        let mut database = Database::connect(&self.url, (self.ack, waits), may_migrate).await?;
         let (owner, terms) = (self.owner, (self.sale_period_s, self.ack));
         let claiming = database.claim(owner, terms, |found, positions| self.judge(found, positions));
         let streams = in_time(CLAIM_TIME, claiming).await?;
@@ -75,8 +79,11 @@ impl Claim {
 
     /// Returns whether the shards may sell before the database names this run: another machine then cannot sell the same
     /// items. Either no purchase is acknowledged without the database, or no other machine replaces the run that the
-    /// database names, or an operator has chosen the log.
+    /// database names, or an operator has chosen the log. One of two servers never does: the other one may sell.
     pub fn may_precede(&self) -> bool {
+        if self.is_one_of_two {
+            return false;
+        }
         self.ack.needs_database() || self.control.database().is_exclusive || self.recover_from == RecoverFrom::Log
     }
 

@@ -6,7 +6,8 @@
 //! [`owner_row`].
 //!
 //! [`session`] is a connection, [`schema`] its migrations, [`limits`] its time limits, [`failure`] its errors,
-//! [`replication`] whether a commit is on a standby, [`snapshot`] a read-only look. [`maintenance`] makes partitions
+//! [`replication`] whether a commit is on a standby, [`snapshot`] a read-only look. [`owner_watch`] says
+//! whether the owner is alive. [`maintenance`] makes partitions
 //! ahead, and drops old ones. [`restore`] fills a new data directory from the database. [`tls`] and [`pgpass`] do what
 //! libpq does.
 
@@ -17,6 +18,7 @@ pub mod feed;
 pub mod limits;
 pub mod maintenance;
 pub mod owner_row;
+pub mod owner_watch;
 pub mod pgpass;
 pub mod replication;
 pub mod restore;

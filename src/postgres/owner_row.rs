@@ -111,7 +111,7 @@ impl Database {
 pub fn taken_over_error() -> Failure {
     let text = "another run of this installation has taken over the database, and this run has changed nothing since; \
         leave this server stopped, or stop the other one";
-    Failure::Final(Fatal::Database(text.into()))
+    Failure::Final(Fatal::DirectoryOlder(text.into()))
 }
 
 /// Locks `clusters` until the end of the transaction, and returns the owner's row. The lock waits for every transaction
@@ -241,4 +241,25 @@ pub async fn set_position(client: &impl GenericClient, stream: &StreamId, positi
     let (epoch, shard, log) = (i64::from(stream.epoch), i32::from(stream.shard), stream.log.name());
     client.execute(upsert, &[&stream.cluster, &epoch, &shard, &log, &(position as i64)]).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_proves_nothing_about_a_run_that_sells_without_the_database() {
+        let owner = Owner { cluster: Uuid::from_u128(1), run: Run { epoch: 1, id: Uuid::from_u128(2) } };
+        for (ack, seen_us, expected) in [
+            (Ack::Local, Some(5), true),
+            (Ack::Local, None, false),
+            (Ack::Postgres, Some(5), false),
+            (Ack::Postgres, None, false),
+            (Ack::Replicated, Some(5), false),
+            (Ack::Replicated, None, false),
+        ] {
+            let found = OwnerRow { owner, sale_period_s: 1, ack, seen_us };
+            assert_eq!(found.is_exclusive(), expected, "{found:?}");
+        }
+    }
 }

@@ -1,10 +1,8 @@
 //! Fills a new data directory with the latest sale in Postgres, and the ended sales that are still needed, after the
 //! machine that sold them is gone.
 //!
-//! 1. Read the owner's row. If its run has stopped in order, continue. If the run has `--ack local`, refuse: it may still
-//!    sell without the database, and its silence proves nothing. Otherwise, or if the operator has set
-//!    `--recover-from postgres`, read the row again at each attempt, until it has not changed for 15 s. If it changes,
-//!    that run is alive, and the takeover is refused.
+//! 1. [`crate::postgres::owner_watch`] decides that the owner may be replaced: its run has stopped in order, or does not
+//!    report. End its sessions, which may hold locks.
 //! 2. In one transaction: lock the row, read these sales, and write a new run as the owner, with the position of
 //!    its only stream at the end of that stream. So its records are not sent to the database again. The row says that
 //!    the run has ended, so that a takeover that fails here can be repeated.
@@ -12,15 +10,14 @@
 
 use crate::config::database_url::DatabaseUrl;
 use crate::config::fatal::Fatal;
-use crate::config::settings::{HOLD_MAX, RecoverFrom};
+use crate::config::settings::HOLD_MAX;
 use crate::log::block::{BLOCK_BYTES, Chain, LogKind, StreamId};
 use crate::log::data_dir::{Control, DataDir};
 use crate::log::ownership::{Memory, Owner, Run};
 use crate::log::segment::{SegmentName, sync_dir};
 use crate::postgres::failure::Failure;
 use crate::postgres::limits::{FENCE_TIME, begin, in_time};
-use crate::postgres::owner_row::{OwnerRow, lock_clusters, other_period, set_position, set_seen, write_owner};
-use crate::postgres::replication::require;
+use crate::postgres::owner_row::{OwnerRow, lock_clusters, set_position, set_seen, write_owner};
 use crate::postgres::session::Database;
 use crate::postgres::snapshot::Snapshot;
 use crate::sale::code::Code;
@@ -32,27 +29,16 @@ use crate::system::host;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio_postgres::GenericClient;
 use uuid::Uuid;
 
-/// The time between two reports of a server to the database that it is alive.
-pub const HEARTBEAT_TIME: Duration = Duration::from_secs(2);
-/// How long a server must not report to a reachable database before another one takes over. This is longer than the
-/// longest wait of a server between two attempts to connect.
-const OWNER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Limit for the transaction of a takeover, which reads the sales.
 const TAKEOVER_TIME: Duration = Duration::from_secs(60);
 /// The first version of the schema whose sales have codes that this version can read.
 const FIRST_SCHEMA: i32 = 3;
 /// Maximum number of blocks in a segment.
 const SEGMENT_BLOCKS: usize = 1024;
-
-/// The memory of a server that wants to take over: the owner's row as it was first read, and the time of that read.
-#[derive(Default)]
-pub struct TakeoverWait {
-    first_seen: Option<(OwnerRow, Instant)>,
-}
 
 /// The sales of the database that a new data directory needs.
 pub struct TakenOver {
@@ -65,79 +51,41 @@ pub struct TakenOver {
     pub records: Vec<Record>,
 }
 
-/// The result of an attempt to take over.
-pub enum Attempt {
-    /// The data directory has been filled with this sale.
-    TakenOver(TakenOver),
-    /// The database was never used, so there is nothing to take over.
-    NeverUsed,
-    /// Another server has reported to the database since the first attempt.
-    OwnerAlive,
-    /// No server has reported since the first attempt, but the wait is not over.
-    Waiting,
-}
-
-impl TakeoverWait {
-    /// Tries to fill the data directory `dir` from the database. Calls `make_new` right before the takeover, after all
-    /// checks have passed, to make the directory new.
-    ///
-    /// # Errors
-    /// [`Failure::Final`]: this server cannot use the database, it does not replicate as `--ack` needs it, its owner may
-    /// still sell, or the data directory cannot be written.
-    /// [`Failure::Transient`]: a later attempt may succeed. The wait then begins anew, because the other server may not
-    /// have reached the database either.
-    pub async fn attempt(
-        &mut self,
-        (url, recover_from): (&DatabaseUrl, RecoverFrom),
-        dir: &DataDir,
-        rules: &Rules,
-        now_ms: u64,
-        make_new: impl FnOnce() -> Result<(), Fatal>,
-    ) -> Result<Attempt, Failure> {
-        let first_seen = self.first_seen.take();
-        // Until the takeover is sure, the database keeps its schema: its owner may be an older version.
-        let snapshot = Snapshot::take(url).await?;
-        in_time(FENCE_TIME, require(&snapshot.client, rules.ack, false)).await?;
-        let Some(found) = snapshot.owner_row else { return Ok(Attempt::NeverUsed) };
-        if found.sale_period_s != rules.period_s {
-            return Err(other_period(found.sale_period_s));
-        }
-        if !may_replace(&found, recover_from) {
-            return Err(may_still_sell(found));
-        }
-        if found.seen_us.is_some() {
-            match first_seen {
-                Some((before, since)) if before == found => {
-                    self.first_seen = first_seen;
-                    if since.elapsed() < OWNER_TIMEOUT {
-                        return Ok(Attempt::Waiting);
-                    }
-                }
-                Some((before, _)) if before.owner == found.owner => return Ok(Attempt::OwnerAlive),
-                _ => {
-                    self.first_seen = Some((found, Instant::now()));
-                    return Ok(Attempt::Waiting);
-                }
-            }
-        }
-        check_format(&snapshot, rules, now_ms).await?;
-        drop(snapshot);
-        make_new()?;
-        let unchanged = |owner| match owner == Some(found.owner) {
-            true => Ok(()),
-            false => Err(has_changed()),
-        };
-        let mut database = Database::connect(url, (rules.ack, false), unchanged).await?;
-        let taken_over = database.take_over(found, host::new_id()?, rules, now_ms);
-        let taken_over = in_time(TAKEOVER_TIME, taken_over).await?;
-        let Owner { cluster, run } = taken_over.owner;
-        let stream = StreamId { cluster, epoch: run.epoch, shard: 0, log: LogKind::Purchases };
-        let memory = Memory { seen: Some(run), filled: Some(run), ..Memory::default() };
-        let mut control = Control::new(cluster, run.epoch, rules.period_s, memory);
-        control.longest_hold_ms = longest_hold_ms(&taken_over.records);
-        dir.fill(control, |logs| write_stream(logs, stream, &taken_over.records))?;
-        Ok(Attempt::TakenOver(taken_over))
-    }
+/// Replaces the run in `found`, and fills the data directory `dir` with its sales. Calls `make_new` right before, after
+/// all checks have passed, to make the directory new.
+///
+/// # Errors
+/// [`Failure::Final`]: this server cannot use the database, or the data directory cannot be written.
+/// [`Failure::Transient`]: the run has reported in the meantime, or the database failed. A later attempt may succeed.
+pub async fn restore(
+    url: &DatabaseUrl,
+    dir: &DataDir,
+    rules: &Rules,
+    now_ms: u64,
+    found: OwnerRow,
+    make_new: impl FnOnce() -> Result<(), Fatal>,
+) -> Result<TakenOver, Failure> {
+    // Until the takeover is sure, the database keeps its schema: its owner may be an older version.
+    let snapshot = Snapshot::take(url).await?;
+    check_format(&snapshot, rules, now_ms).await?;
+    make_new()?;
+    in_time(FENCE_TIME, end_sessions(&snapshot)).await?;
+    drop(snapshot);
+    let unchanged = |owner| match owner == Some(found.owner) {
+        true => Ok(()),
+        false => Err(has_changed()),
+    };
+    // A look has required the replication already, and may be repeated.
+    let mut database = Database::connect(url, (rules.ack, true), unchanged).await?;
+    let taken_over = database.take_over(found, host::new_id()?, rules, now_ms);
+    let taken_over = in_time(TAKEOVER_TIME, taken_over).await?;
+    let Owner { cluster, run } = taken_over.owner;
+    let stream = StreamId { cluster, epoch: run.epoch, shard: 0, log: LogKind::Purchases };
+    let memory = Memory { seen: Some(run), filled: Some(run), ..Memory::default() };
+    let mut control = Control::new(cluster, run.epoch, rules.period_s, memory);
+    control.longest_hold_ms = longest_hold_ms(&taken_over.records);
+    dir.fill(control, |logs| write_stream(logs, stream, &taken_over.records))?;
+    Ok(taken_over)
 }
 
 impl Database {
@@ -175,24 +123,30 @@ impl Database {
     }
 }
 
+/// Ends the sessions that hold locks on the owner's row. They belong to a run that does not report, and would keep their
+/// locks until Postgres notices that their client is gone.
+async fn end_sessions(snapshot: &Snapshot) -> Result<(), Failure> {
+    let Some(installed) = &snapshot.installed else { return Ok(()) };
+    let end = "select pg_terminate_backend(pid) from pg_locks join pg_stat_activity using (pid) \
+        where relation = 'stampede.clusters'::regclass and granted and mode <> 'AccessShareLock' \
+        and usename = current_user and pid <> pg_backend_pid()";
+    snapshot.client.query(&installed.localize(end), &[]).await?;
+    Ok(())
+}
+
 fn has_changed() -> Failure {
     Failure::Transient("another server has reported to the database in the meantime".into())
 }
 
-/// Returns whether the owner may be replaced, if it does not report any more.
-fn may_replace(found: &OwnerRow, recover_from: RecoverFrom) -> bool {
-    !found.is_exclusive() || recover_from == RecoverFrom::Postgres
-}
-
 /// Returns the failure for an owner that may still sell although it does not reach the database.
-fn may_still_sell(found: OwnerRow) -> Failure {
-    Failure::Final(Fatal::Database(format!(
+pub fn may_still_sell(found: &OwnerRow) -> Fatal {
+    Fatal::Database(format!(
         "its latest run (epoch {}, --ack local) has not ended in order, so another server is running on it, or may still \
          sell without it; start the server on the data directory of that run, or stop that server in order. If that \
          server is gone for good, continue from the database with --recover-from postgres: what had not arrived there \
          is lost",
         found.owner.run.epoch
-    )))
+    ))
 }
 
 /// Checks that the latest sale was not sold by version 0.1, or has ended. That version minted codes which this one cannot
@@ -333,26 +287,7 @@ mod tests {
     use super::*;
     use crate::log::stream::Ending;
     use crate::log::stream_files::StreamFiles;
-    use crate::sale::rules::Ack;
     use std::convert::Infallible;
-
-    #[test]
-    fn a_run_that_may_still_sell_is_replaced_only_on_the_word_of_an_operator() {
-        let owner = Owner { cluster: Uuid::from_u128(1), run: Run { epoch: 1, id: Uuid::from_u128(2) } };
-        for (ack, seen_us, expected) in [
-            (Ack::Local, Some(5), false),
-            (Ack::Local, None, true),
-            (Ack::Postgres, Some(5), true),
-            (Ack::Postgres, None, true),
-            (Ack::Replicated, Some(5), true),
-            (Ack::Replicated, None, true),
-        ] {
-            let found = OwnerRow { owner, sale_period_s: 1, ack, seen_us };
-            assert_eq!(may_replace(&found, RecoverFrom::Auto), expected, "{found:?}");
-            assert_eq!(may_replace(&found, RecoverFrom::Log), expected, "{found:?}");
-            assert!(may_replace(&found, RecoverFrom::Postgres));
-        }
-    }
 
     #[test]
     fn what_is_written_is_read_back() {

@@ -4,7 +4,7 @@
 //! The *fence* is the row of `clusters` that names the run that owns the database. A *position* is the number of
 //! records of one stream that are in the database; it is a row of `log_positions`.
 //!
-//! [`Database::ship`] sends one batch:
+//! [`Database::send`] sends one batch. Several batches can have one transaction; those after the first begin with step 3:
 //!
 //! 1. `begin`.
 //! 2. Update the fence, on the condition that it names this run. If it does not, another run has taken over: the
@@ -15,7 +15,7 @@
 //! 4. Wait for the answers to steps 1 to 3 and to the preparation of the COPY statements, which were sent together.
 //! 5. Create the partitions of sales that are new on this connection, and insert the rows of `sales`.
 //! 6. Copy the rows into `checkouts`, `purchases`, `releases` and `extensions`.
-//! 7. `commit`. The database has the rows and the positions, or neither. [`crate::postgres::replication`] says when a
+//! 7. `commit`, by the caller. The database has the rows and the positions, or neither. [`crate::postgres::replication`] says when a
 //!    commit counts.
 //!
 //! If the connection breaks, a statement fails or an answer is late, the transaction may be committed, rolled back or
@@ -45,8 +45,9 @@ use tokio::try_join;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Statement};
 
-/// Maximum number of bytes in one COPY message.
-const COPY_BYTES: usize = 256 * 1024;
+/// Maximum number of bytes in one COPY message. Postgres reads a whole message before it handles a row of it, so a message
+/// must fit into the buffer of a socket, about 200 KB.
+const COPY_BYTES: usize = 32 * 1024;
 
 // The columns in the order of `copy_rows`. A later schema may have more of them.
 const COPY_CHECKOUTS: &str = "copy stampede.checkouts (sale_id, item_id, user_id, code, outcome, at, expires_at, \
@@ -70,21 +71,29 @@ pub struct PositionMove {
 }
 
 impl Database {
-    /// Writes `rows` and moves the positions in one transaction, as the steps of this file describe. All `moves` belong
-    /// to the installation of `owner`.
+    /// Writes `rows` and moves the positions, as the steps of this file describe, up to the commit. All `moves` belong to
+    /// the installation of `owner`. `is_first` is whether the transaction begins with this batch.
     ///
     /// # Errors
     /// [`Failure::Final`]: another run has taken over, or a purchase exists already. [`Failure::Transient`]: whether the
     /// transaction was committed is unknown, and it may still be open. The caller drops the connection, connects again,
     /// and reads the positions.
-    pub async fn ship(&mut self, owner: Owner, rows: Rows, moves: &[PositionMove]) -> Result<(), Failure> {
+    pub async fn send(
+        &mut self,
+        owner: Owner,
+        rows: Rows,
+        moves: &[PositionMove],
+        is_first: bool,
+    ) -> Result<(), Failure> {
         let client = &self.client;
+        let begin = async { if is_first { self.begin().await } else { Ok(()) } };
+        // The fence. Its lock makes a run that wants to take over wait for this transaction.
+        let hold = async { if is_first { set_seen(client, owner, "now").await } else { Ok(()) } };
         let fence = async {
             try_join!(
                 biased;
-                self.begin(),
-                // The fence. Its lock makes a run that wants to take over wait for this transaction.
-                set_seen(client, owner, "now"),
+                begin,
+                hold,
                 // The statement moves nothing if its transaction has written nothing before. So if `begin` has failed, the
                 // positions do not move in a transaction of their own.
                 move_positions(client, moves),
@@ -110,7 +119,7 @@ impl Database {
             copy(client, releases, rows.releases),
             copy(client, extensions, rows.extensions),
         )?;
-        self.commit().await?;
+        // If the transaction fails, the connection is dropped with these sets.
         self.prepared.extend(&rows.sales);
         self.opened.extend(rows.opened.keys());
         Ok(())

@@ -9,16 +9,17 @@
 //! 1. Gather records of all streams into a batch, up to 8 MiB. If answers wait for the database (`--ack postgres` or
 //!    `replicated`), 256 KiB of it are refused checkouts.
 //! 2. Send the batch if it is due: it is full, its first record was gathered 20 ms ago, an answer waits for it, or the
-//!    process stops. If another full batch is durable already, gather it meanwhile.
+//!    process stops. If another full batch is durable already, gather it meanwhile, and send it in the same transaction,
+//!    for 0.5 s at most and only if no answer waits for the commit.
 //! 3. Publish the new positions, and ring the shards.
 //! 4. Report that this run is alive, every 2 s, and start [`crate::postgres::maintenance`], every hour.
 //! 5. If nothing was sent: report the end of this run and return, if the process stops and no record is left. Otherwise
 //!    sleep until a shard rings or a wait ends.
 
 use crate::config::fatal::Fatal;
-use crate::config::settings::Keep;
+use crate::config::logging;
+use crate::config::settings::{Keep, PairTimes};
 use crate::log::block::{LogKind, StreamId};
-use crate::log::ownership::Owner;
 use crate::log::segment::lacks_descriptors;
 use crate::operate::status::Status;
 use crate::postgres::claim::{Claim, unreadable};
@@ -27,14 +28,16 @@ use crate::postgres::failure::{Failure, LoggedReasons, Reason};
 use crate::postgres::feed::{self, Feed, FeedReceiver};
 use crate::postgres::limits::in_time;
 use crate::postgres::maintenance::{MAINTENANCE_TIME, Maintenance};
-use crate::postgres::restore::HEARTBEAT_TIME;
+use crate::postgres::owner_watch;
 use crate::postgres::session::Database;
 use crate::postgres::ship::PositionMove;
 use crate::postgres::stream_tail::StreamTail;
 use crate::sale::ids::{Seq, ShardId};
 use crate::sale::record::{RECORD_BYTES, Record};
 use crate::sale::rules::{Ack, Rules};
+use crate::system::clock::since_boot_us;
 use crate::system::doorbell::Doorbell;
+use crate::system::restart::restart;
 use crate::system::threads;
 use crossbeam_channel::Sender;
 use std::sync::{Arc, OnceLock, atomic::Ordering};
@@ -50,8 +53,12 @@ const BATCH_BYTES_MAX: usize = 8 << 20;
 /// runs and for its own, and both may have as many.
 const AWAITED_ATTEMPT_BYTES_MAX: usize = 256 << 10;
 /// Bytes of records that are turned into rows at once. The previous transaction is served between two pieces.
-const PIECE_BYTES_MAX: usize = 64 << 10;
-/// Maximum duration of a transaction.
+const PIECE_BYTES_MAX: usize = 16 << 10;
+/// Time between two reports to the database, unless this is one of two servers.
+const HEARTBEAT_TIME: Duration = Duration::from_secs(2);
+/// Time after which a transaction takes no further batch.
+const TRANSACTION_TIME: Duration = Duration::from_millis(500);
+/// Maximum duration of sending a batch, and of a commit.
 const SHIP_TIME: Duration = Duration::from_secs(60);
 /// Wait before the first attempt to connect again. Each further wait is twice as long.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -75,6 +82,8 @@ pub struct Plan {
     pub rules: Rules,
     /// How long rows are kept.
     pub keep: Keep,
+    /// Times of a pair of servers, if this is one of two.
+    pub pair: Option<PairTimes>,
     /// Numbers that the shards publish, and the thread's own.
     pub status: Arc<Status>,
     /// Doorbells that wake the shards.
@@ -209,6 +218,8 @@ impl Shipper {
         loop {
             let why = match self.serve(&mut reasons, &mut backoff).await {
                 Ok(()) => return,
+                // What the database lacks was not promised, so this server can become the standby of the other one.
+                Err(Failure::Final(why @ Fatal::DirectoryOlder(_))) if self.plan.pair.is_some() => become_standby(&why),
                 Err(Failure::Final(fatal)) => fatal.exit(),
                 Err(Failure::Transient(why)) => why,
             };
@@ -216,7 +227,8 @@ impl Shipper {
             self.plan.status.is_database_connected.store(false, Ordering::Relaxed);
             self.log_reason(why, &mut reasons);
             sleep(backoff).await;
-            backoff = (backoff * 2).min(BACKOFF_MAX);
+            // One of two servers must report before the other one takes over.
+            backoff = (backoff * 2).min(self.plan.pair.map_or(BACKOFF_MAX, |pair| pair.heartbeat));
         }
     }
 
@@ -259,24 +271,13 @@ impl Shipper {
             let is_urgent = is_urgent(self.plan.claim.ack, &batch, &moves);
             let is_due = !moves.is_empty() && (is_urgent || is_stopping || batch.remaining_wait().is_zero());
             if is_due {
-                let PendingBatch { rows, .. } = std::mem::take(&mut batch);
-                let status = self.plan.status.clone();
-                let shipping = ship(&mut database, owner, rows, &moves, &status);
-                if self.is_behind() {
-                    // Gather a full batch during the transaction. Fewer records wait, so that they form one batch.
-                    let (shipped, gathered) = tokio::join!(shipping, self.gather(&mut batch));
-                    shipped.and(gathered.map(drop))?;
-                } else {
-                    shipping.await?;
-                }
-                moves.iter().for_each(|moved| self.arrived(moved));
-                self.publish();
-                // A batch is a report, too.
-                (self.next_heartbeat, *backoff) = (Instant::now() + HEARTBEAT_TIME, BACKOFF_MIN);
+                self.ship(&mut database, &mut batch, &moves).await?;
+                *backoff = BACKOFF_MIN;
             }
             if Instant::now() >= self.next_heartbeat {
+                let began_us = since_boot_us();
                 in_time(SHIP_TIME, database.heartbeat(owner)).await?;
-                self.next_heartbeat = Instant::now() + HEARTBEAT_TIME;
+                self.confirmed(began_us);
             }
             self.maintain();
             // The database may accept a report and refuse rows, so what waits for a batch must have arrived.
@@ -291,12 +292,74 @@ impl Shipper {
             match (moves.is_empty(), is_awaited) {
                 (true, _) if is_waiting => sleep(DESCRIPTOR_RETRY_TIME).await,
                 (true, _) if is_stopping => return in_time(SHIP_TIME, self.plan.claim.leave(&database)).await,
-                (true, _) => drop(timeout(IDLE_TIME, self.flushed.bell.notified()).await),
+                (true, _) => drop(timeout(self.idle_time(), self.flushed.bell.notified()).await),
                 // A record that an answer waits for may arrive, and is sent at once.
                 (false, true) => drop(timeout(batch.remaining_wait(), self.flushed.bell.notified()).await),
                 (false, false) => sleep(batch.remaining_wait()).await,
             }
         }
+    }
+
+    /// Sends the batch in one transaction, together with full ones that are gathered meanwhile, and publishes the new
+    /// positions. A commit waits for the disk of the database, so a backlog is sent in few of them.
+    async fn ship(
+        &mut self,
+        database: &mut Database,
+        batch: &mut PendingBatch,
+        moves: &[PositionMove],
+    ) -> Result<(), Failure> {
+        let (owner, began, began_us) = (self.plan.claim.owner, Instant::now(), since_boot_us());
+        let mut next_moves = Some(moves.to_vec());
+        let (mut copied, mut is_first) = ([0; 4], true);
+        while let Some(moves) = next_moves {
+            let PendingBatch { rows, .. } = std::mem::take(batch);
+            let of_batch = [&rows.checkouts, &rows.purchases, &rows.releases, &rows.extensions].map(CopyRows::rows);
+            copied.iter_mut().zip(of_batch).for_each(|(sum, rows)| *sum += rows);
+            let sending = in_time(SHIP_TIME, database.send(owner, rows, &moves, is_first));
+            if self.is_behind() {
+                // Gather a full batch meanwhile. Fewer records wait, so that they form one batch.
+                let (sent, gathered) = tokio::join!(sending, self.gather(batch));
+                sent.and(gathered.map(drop))?;
+            } else {
+                sending.await?;
+            }
+            self.tails.iter_mut().for_each(|tail| {
+                tail.sent = moves.iter().find(|moved| moved.stream == tail.stream).map_or(tail.sent, |moved| moved.to);
+            });
+            is_first = false;
+            next_moves = self.may_continue(batch, began).then(|| self.moves());
+        }
+        in_time(SHIP_TIME, database.commit()).await?;
+        self.plan.status.shipped.committed(began.elapsed(), copied);
+        self.arrived();
+        self.publish();
+        // A transaction is a report, too.
+        self.confirmed(began_us);
+        Ok(())
+    }
+
+    /// Returns whether the transaction that began at `began` may take the next batch as well: it is full, and nobody waits
+    /// for the commit.
+    fn may_continue(&self, batch: &PendingBatch, began: Instant) -> bool {
+        let is_awaited = self.plan.claim.ack.needs_database() || self.stop.get().is_some();
+        batch.is_full && !is_awaited && began.elapsed() < TRANSACTION_TIME
+    }
+
+    /// Notes that a transaction that began at `began_us` has found this run to be the owner.
+    fn confirmed(&mut self, began_us: u64) {
+        if let Some(pair) = self.plan.pair {
+            self.plan.status.lease.extend(began_us, pair.patience);
+        }
+        self.next_heartbeat = Instant::now() + self.heartbeat_time();
+    }
+
+    /// Returns how long the thread may wait for a ring.
+    fn idle_time(&self) -> Duration {
+        self.next_heartbeat.saturating_duration_since(Instant::now()).min(IDLE_TIME)
+    }
+
+    fn heartbeat_time(&self) -> Duration {
+        self.plan.pair.map_or(HEARTBEAT_TIME, |pair| pair.heartbeat)
     }
 
     /// Logs that the database is connected.
@@ -309,7 +372,12 @@ impl Shipper {
 
     /// Connects, claims the database, and reads the position of each stream.
     async fn connect(&mut self) -> Result<Database, Failure> {
+        let began_us = since_boot_us();
         let (database, streams) = self.plan.claim.make().await?;
+        self.confirmed(began_us);
+        if self.plan.pair.is_some() {
+            in_time(SHIP_TIME, owner_watch::lock(&database.client, self.plan.claim.owner)).await?;
+        }
         let ends: Vec<Option<Seq>> = self.plan.claim.streams.iter().map(|(.., end)| *end).collect();
         let before = std::mem::take(&mut self.tails);
         for ((stream, position), end) in streams.into_iter().zip(ends) {
@@ -351,10 +419,15 @@ impl Shipper {
         let _ = self.plan.shipped[keeper].send((stream, position));
     }
 
-    fn arrived(&mut self, moved: &PositionMove) {
-        let tail = self.tails.iter_mut().find(|tail| tail.stream == moved.stream).expect("the stream was gathered");
-        tail.position = moved.to;
-        self.send_position(moved.stream, moved.to);
+    /// Notes that everything that was sent is in the database.
+    fn arrived(&mut self) {
+        for place in 0..self.tails.len() {
+            let StreamTail { stream, position, sent, .. } = self.tails[place];
+            if position < sent {
+                self.tails[place].position = sent;
+                self.send_position(stream, sent);
+            }
+        }
     }
 
     /// Adds the next records of all streams to the batch, until the batch is full. Returns whether a stream waits for a
@@ -422,7 +495,7 @@ impl Shipper {
     /// Returns the moves of the positions for the gathered batch.
     fn moves(&self) -> Vec<PositionMove> {
         let moves =
-            self.tails.iter().map(|tail| PositionMove { stream: tail.stream, from: tail.position, to: tail.gathered });
+            self.tails.iter().map(|tail| PositionMove { stream: tail.stream, from: tail.sent, to: tail.gathered });
         moves.filter(|moved| moved.from < moved.to).collect()
     }
 
@@ -455,19 +528,12 @@ fn is_urgent(ack: Ack, batch: &PendingBatch, moves: &[PositionMove]) -> bool {
     }
 }
 
-/// Commits one batch in the database, and counts it.
-async fn ship(
-    database: &mut Database,
-    owner: Owner,
-    rows: Rows,
-    moves: &[PositionMove],
-    status: &Status,
-) -> Result<(), Failure> {
-    let copied = [&rows.checkouts, &rows.purchases, &rows.releases, &rows.extensions].map(CopyRows::rows);
-    let began = Instant::now();
-    in_time(SHIP_TIME, database.ship(owner, rows, moves)).await?;
-    status.shipped.committed(began.elapsed(), copied);
-    Ok(())
+/// Starts this program anew, as the standby of the server that has taken over.
+fn become_standby(why: &Fatal) -> ! {
+    tracing::warn!(%why, "another server has taken over: this one starts again, as its standby");
+    logging::flush();
+    let error = restart();
+    Fatal::Host(format!("cannot start as a standby: {error}")).exit()
 }
 
 /// Returns when the process stops and the deadline of its stop has passed.

@@ -6,6 +6,7 @@ use crate::log::ownership::Owner;
 use crate::postgres::failure::Failure;
 use crate::postgres::limits::{LIMITS, in_time};
 use crate::postgres::owner_row::{self, OwnerRow, POSITIONS, Positions};
+use crate::postgres::replication::ReplicationWaits;
 use crate::postgres::schema::{self, Installed};
 use crate::postgres::session::{self, Session};
 use std::time::Duration;
@@ -28,6 +29,7 @@ pub struct Snapshot {
     pub place: String,
     /// Client of the open transaction: repeatable read, read only.
     pub client: Client,
+    waits: ReplicationWaits,
 }
 
 impl Snapshot {
@@ -37,11 +39,28 @@ impl Snapshot {
     /// [`Failure::Final`]: the schema is newer than this version. [`Failure::Transient`]: the database is not reachable,
     /// or a query failed.
     pub async fn take(url: &DatabaseUrl) -> Result<Snapshot, Failure> {
-        let Session { client, place, .. } = session::log_in(url).await?;
-        in_time(READ_TIME, Snapshot::begin(client, place)).await
+        Snapshot::of(session::log_in(url).await?).await
     }
 
-    async fn begin(client: Client, place: String) -> Result<Snapshot, Failure> {
+    /// Opens the transaction in a session, and reads the same.
+    ///
+    /// # Errors
+    /// Those of [`Snapshot::take`].
+    pub async fn of(session: Session) -> Result<Snapshot, Failure> {
+        in_time(READ_TIME, Snapshot::begin(session)).await
+    }
+
+    /// Ends the transaction, and returns its session.
+    ///
+    /// # Errors
+    /// [`Failure::Transient`]: the statement failed.
+    pub async fn end(self) -> Result<Session, Failure> {
+        let Snapshot { client, place, waits, .. } = self;
+        in_time(READ_TIME, async { Ok(client.batch_execute("rollback").await?) }).await?;
+        Ok(Session { client, place, waits })
+    }
+
+    async fn begin(Session { client, place, waits }: Session) -> Result<Snapshot, Failure> {
         // The reader may be idle for longer than a writer, because it holds no lock that delays a writer.
         let begin = format!(
             "begin isolation level repeatable read read only; {LIMITS}; set local idle_in_transaction_session_timeout = 0"
@@ -49,7 +68,7 @@ impl Snapshot {
         client.batch_execute(&begin).await?;
         let installed = schema::find(&client).await?;
         let mut snapshot =
-            Snapshot { owner: None, owner_row: None, installed, positions: Positions::new(), place, client };
+            Snapshot { owner: None, owner_row: None, installed, positions: Positions::new(), place, client, waits };
         let Some(installed) = &snapshot.installed else { return Ok(snapshot) };
         let select_owner = installed.localize(&owner_row::select_owner(installed.version));
         snapshot.owner_row = snapshot.client.query_opt(&select_owner, &[]).await?.map(|row| owner_row::parse(&row));

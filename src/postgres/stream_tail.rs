@@ -20,6 +20,8 @@ pub struct StreamTail {
     pub stream: StreamId,
     /// Number of records in the database.
     pub position: Seq,
+    /// Number of records in the database or in its open transaction.
+    pub sent: Seq,
     /// Number of records in the database or in a batch.
     pub gathered: Seq,
     /// Number of records of the complete stream, or `None` if this run writes it.
@@ -33,7 +35,7 @@ impl StreamTail {
     /// Creates the tail of `stream`. The database has `position` of its records; its segments are in `logs`.
     pub fn new(logs: &Path, stream: StreamId, position: Seq, end: Option<Seq>) -> Self {
         let (pending, reader) = (VecDeque::new(), LogReader::new(logs, stream));
-        StreamTail { stream, position, gathered: position, end, pending, pending_bytes: 0, reader }
+        StreamTail { stream, position, sent: position, gathered: position, end, pending, pending_bytes: 0, reader }
     }
 
     /// Returns the number of durable records of the stream.

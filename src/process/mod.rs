@@ -1,7 +1,7 @@
 //! The main thread: start in order, watch, end. Never here: rules.
 //!
 //! [`start`] starts everything; [`resume`] finds the sale to continue, in the log or in the database; [`take_over`]
-//! does it beside a process that still sells. Then [`supervisor`] watches, and [`upgrading`] hands over to a new
+//! does it beside a process that still sells, and [`standing_by`] waits for the end of another server. Then [`supervisor`] watches, and [`upgrading`] hands over to a new
 //! process. [`timekeeping`] compares the server's time with the system clock. [`signals`] and [`service_manager`] are the
 //! ways in and out. [`manual`] is the manual page and shell completions,
 //! [`migration`] the command that updates the schema of the database.
@@ -11,6 +11,7 @@ pub mod migration;
 pub mod resume;
 pub mod service_manager;
 pub mod signals;
+pub mod standing_by;
 pub mod start;
 pub mod supervisor;
 pub mod take_over;

@@ -17,8 +17,9 @@ use crate::postgres::claim::Claim;
 use crate::postgres::failure::{Failure, Reason};
 use crate::postgres::limits::in_time;
 use crate::postgres::owner_row::{self, OwnerRow};
+use crate::postgres::owner_watch::{OwnerState, OwnerWatch};
 use crate::postgres::replication::require;
-use crate::postgres::restore::{Attempt, TakeoverWait};
+use crate::postgres::restore::{may_still_sell, restore};
 use crate::postgres::session::log_in;
 use crate::postgres::snapshot::Snapshot;
 use crate::sale::partition::Partition;
@@ -89,7 +90,7 @@ async fn fill_from_database(
     is_stopped: impl Fn(Duration) -> bool,
 ) -> Result<bool, Fatal> {
     let Some(url) = &config.database else { return conflict.map_or(Ok(true), Err) };
-    let mut takeover_wait = TakeoverWait::default();
+    let mut watch = OwnerWatch::new(config.rules, config.recover_from, None);
     let mut wait_log = WaitLog::new(url, "it may have the sale; if it was never used, set --recover-from log");
     loop {
         let make_new = || {
@@ -99,20 +100,26 @@ async fn fill_from_database(
             }
             Ok(())
         };
-        let database = (url, config.recover_from);
-        let attempt = takeover_wait.attempt(database, dir, &config.rules, clock.now().unix_ms, make_new);
-        let reason = match attempt.await {
-            Ok(Attempt::NeverUsed) => return conflict.map_or(Ok(true), Err),
-            Ok(Attempt::TakenOver(taken_over)) => {
+        let replaced = match watch.look(url).await {
+            Ok(OwnerState::NeverUsed) => return conflict.map_or(Ok(true), Err),
+            Ok(OwnerState::Reports(_)) => {
+                let text = "another server is running on it; stop that server, or use another database";
+                return Err(Fatal::Database(text.into()));
+            }
+            Ok(OwnerState::Exclusive(found)) => return Err(may_still_sell(&found)),
+            Ok(OwnerState::Quiet(..)) => Ok(None),
+            Ok(OwnerState::Replaceable(found)) => {
+                restore(url, dir, &config.rules, clock.now().unix_ms, found, make_new).await.map(Some)
+            }
+            Err(failure) => Err(failure),
+        };
+        let reason = match replaced {
+            Ok(Some(taken_over)) => {
                 let (epoch, records) = (taken_over.owner.run.epoch, taken_over.records.len());
                 tracing::info!(url = taken_over.place, epoch, records, "the sale is taken over from the database");
                 return Ok(true);
             }
-            Ok(Attempt::OwnerAlive) => {
-                let text = "another server is running on it; stop that server, or use another database";
-                return Err(Fatal::Database(text.into()));
-            }
-            Ok(Attempt::Waiting) => "waiting until the previous server has not reported for 15 s".into(),
+            Ok(None) => "waiting until the previous server has not reported for 15 s".into(),
             Err(Failure::Transient(why)) => why,
             Err(Failure::Final(why)) => return Err(why),
         };
@@ -124,18 +131,20 @@ async fn fill_from_database(
 }
 
 /// The log lines of a wait for the database: one for each new reason.
-struct WaitLog<'a> {
+pub struct WaitLog<'a> {
     url: &'a DatabaseUrl,
     purpose: &'static str,
     last_reason: Option<Reason>,
 }
 
 impl WaitLog<'_> {
-    fn new<'a>(url: &'a DatabaseUrl, purpose: &'static str) -> WaitLog<'a> {
+    /// Creates the lines of a wait for `url`, with the purpose of the wait.
+    pub fn new<'a>(url: &'a DatabaseUrl, purpose: &'static str) -> WaitLog<'a> {
         WaitLog { url, purpose, last_reason: None }
     }
 
-    fn write(&mut self, reason: Reason) {
+    /// Logs the reason for which the database cannot be used, unless it is the one that was logged last.
+    pub fn write(&mut self, reason: Reason) {
         if self.last_reason.as_ref() != Some(&reason) {
             let what = if reason.is_refusal { ", which refuses this server" } else { "" };
             let why = &reason.text;
@@ -170,7 +179,10 @@ async fn claim_before_selling(claim: &mut Claim, is_stopped: impl Fn(Duration) -
 
 /// Recovers from the log, and claims the database. Returns `None` if the process was stopped while it waited for the
 /// database.
-async fn recover(
+///
+/// # Errors
+/// The reasons of [`resume`]. [`Fatal::DirectoryOlder`]: another run has claimed the database.
+pub async fn recover(
     config: &Config,
     dir: &DataDir,
     partition: Partition,
@@ -336,6 +348,7 @@ fn claim(
         sale_period_s: config.rules.period_s,
         ack: config.rules.ack,
         sells: false,
+        is_one_of_two: config.pair.is_some(),
         recover_from: config.recover_from,
         control,
         logs: data.logs.clone(),

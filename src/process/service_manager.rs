@@ -94,6 +94,12 @@ impl ServiceManager {
     }
 }
 
+/// Reports that the process waits for the end of another server. Call it about once a second, because the watchdog
+/// expects notifications from now on.
+pub fn notify_standby() {
+    notify(&[NotifyState::Ready, NotifyState::Status("standby"), NotifyState::Watchdog]);
+}
+
 fn extension(time: Duration) -> NotifyState<'static> {
     NotifyState::ExtendTimeoutUsec(u32::try_from(time.as_micros()).unwrap_or(u32::MAX))
 }

@@ -23,6 +23,7 @@ use crate::postgres::shipper::{Plan, Shipper};
 use crate::process::resume::{Resumed, resume};
 use crate::process::service_manager::ServiceManager;
 use crate::process::signals::CaughtSignals;
+use crate::process::standing_by::Standby;
 use crate::process::supervisor::{DeferredWork, OwnedDataDir, PendingTakeover, ShardHandles, Supervisor};
 use crate::process::take_over::{StartState, distribute_listeners, take_over};
 use crate::process::{timekeeping, upgrading};
@@ -45,7 +46,7 @@ use rustix::fs::Mode;
 use rustix::process::umask;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tracing::field::display;
 
 /// Largest segment, in bytes. With a small log budget, a segment has a sixteenth of the shard's part of it.
@@ -86,6 +87,9 @@ pub fn start(config: Config, signals: CaughtSignals) -> Result<Option<Supervisor
     log_start(&config, &sizes, address, opening.as_ref(), predecessor.as_ref());
     let phase = if predecessor.is_some() { Phase::Paused } else { Phase::Recovering };
     let status = Arc::new(Status::new(phase, sizes.shards, config.log_budget, config.database.is_some()));
+    if config.pair.is_some() {
+        status.lease.require();
+    }
     let (shards, starts) = spawn_shards(&config, &sizes, listeners, &status, &clock)?;
     signals.forward(shards.notices.clone())?;
 
@@ -101,14 +105,25 @@ pub fn start(config: Config, signals: CaughtSignals) -> Result<Option<Supervisor
                 }
                 matches!(notice, Ok(Notice::Stop(_)))
             };
-            let Some(resumed) = resume(&config, &dir, partition, &clock, is_stopped)? else { return Ok(None) };
+            let resumed = match (config.pair, &config.database) {
+                (Some(times), Some(url)) => {
+                    let (config, dir, clock, status) = (&config, &dir, &clock, &status);
+                    let standby = Standby { config, dir, partition, clock, status, doorbells: &shards.doorbells };
+                    standby.resume(times, url, is_stopped)?
+                }
+                _ => resume(&config, &dir, partition, &clock, is_stopped)?,
+            };
+            let Some(resumed) = resumed else { return Ok(None) };
             let (sockets, existing_blocks) =
                 (distribute_listeners(Vec::new(), sizes.shards), vec![None; sizes.shards.into()]);
-            StartState { dir, admin, resumed, sockets, listeners: Vec::new(), existing_blocks }
+            StartState { dir, admin, lease_until_us: None, resumed, sockets, listeners: Vec::new(), existing_blocks }
         }
         (None, Some(predecessor)) => take_over(&config, predecessor, partition, &clock, sizes.segment_blocks)?,
         (None, None) => unreachable!("a process without a predecessor opens the data directory"),
     };
+    if let Some(until_us) = foundation.lease_until_us {
+        status.lease.extend(until_us, Duration::ZERO);
+    }
     log_recovered(&foundation.resumed, started);
     begin((started, clock), config, (sizes, partition), status, (shards, starts), foundation, predecessor).map(Some)
 }
@@ -139,7 +154,7 @@ fn open(
         predecessor.check(config)?;
         return Ok((config.listen, Vec::new(), None));
     }
-    let (address, listeners) = listener::listen(config.listen, shards)?;
+    let (address, listeners) = listener::listen(config.listen, shards, config.pair.is_some())?;
     listener::steer(&listeners, config.steers_by_cpu, shards);
     let admin = admin::listen(config.admin_listen)?;
     Ok((address, listeners, Some(OpenedPorts { dir: DataDir::lock(&config.data_dir)?, admin })))
@@ -224,14 +239,14 @@ fn begin(
     foundation: StartState,
     predecessor: Option<Predecessor>,
 ) -> Result<Supervisor, Fatal> {
-    let StartState { dir, admin, resumed, sockets, listeners, existing_blocks } = foundation;
+    let StartState { dir, admin, resumed, sockets, listeners, existing_blocks, .. } = foundation;
     let Resumed { data, control, recovered: Recovered { inventories, streams, .. }, claim } = resumed;
     let (senders, returns): (Vec<_>, Vec<_>) = starts.iter().map(|_| unbounded()).unzip();
     let (shipper, feed) = claim
         .map(|claim| {
             let (status, doorbells) = (status.clone(), shards.doorbells.clone());
-            let (rules, keep) = (config.rules, config.keep);
-            Shipper::new(Plan { claim, rules, keep, status, doorbells, shipped: senders })
+            let (rules, keep, pair) = (config.rules, config.keep, config.pair);
+            Shipper::new(Plan { claim, rules, keep, pair, status, doorbells, shipped: senders })
         })
         .unzip();
     // Count the segments of earlier runs before a shard creates one.

@@ -179,7 +179,7 @@ impl Supervisor {
     /// aborts a late upgrade when the time has come.
     fn wait(&mut self, state: &mut SupervisorState) -> Result<Notice, RecvTimeoutError> {
         let now = Instant::now();
-        if self.status.phase() == Phase::Leaving && state.stop.is_some_and(|stop| stop.drains <= now) {
+        if self.status.entered_phase() == Phase::Leaving && state.stop.is_some_and(|stop| stop.drains <= now) {
             tracing::info!("draining: accepting no new connections, finishing requests in flight");
             self.enter(Phase::Draining);
         }
@@ -277,7 +277,7 @@ impl Supervisor {
         self.manifest = streams.manifest(open);
         // In an upgrade, the shards of this run sell already.
         let manifest =
-            if self.status.phase() >= Phase::Serving { self.manifest_of_run() } else { self.manifest.clone() };
+            if self.status.entered_phase() >= Phase::Serving { self.manifest_of_run() } else { self.manifest.clone() };
         self.site.control.store_manifest(manifest)?;
         let old = streams.seal(&self.site.data, &self.status.log_budget)?.into_iter();
         // All segments of a stream go to one shard, so that retention removes them from the oldest on.
@@ -297,7 +297,7 @@ impl Supervisor {
     fn begin_stop(&mut self, signal: &str) -> Stop {
         self.abort_upgrade("this process received a signal to stop");
         self.manager.stopping(Instant::now());
-        let is_selling = self.status.phase() == Phase::Serving;
+        let is_selling = self.status.entered_phase() == Phase::Serving;
         let delay = if is_selling { self.config.drain_delay } else { Duration::ZERO };
         // Enter the phase before the log line, so that a reader of the line sees it in `/readyz`.
         self.enter(Phase::Leaving);

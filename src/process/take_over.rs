@@ -29,6 +29,9 @@ pub struct StartState {
     pub dir: DataDir,
     /// The listening socket of the admin port.
     pub admin: TcpListener,
+    /// End of the predecessor's lease, in microseconds since boot, if it is one of two servers. No other server takes over
+    /// before.
+    pub lease_until_us: Option<u64>,
     /// The recovered sale.
     pub resumed: Resumed,
     /// Sockets for each shard. They are empty without a predecessor, because the shards have their sockets already.
@@ -63,7 +66,7 @@ pub fn take_over(
     let own_admin = (predecessor.offer.admin_listen != config.admin_listen).then(|| admin::listen(config.admin_listen));
     let own_admin = own_admin.transpose()?;
     tracing::info!("prepared: waiting for the old process to hand over");
-    let Handover { lock, admin, ends, mut listeners, clients } =
+    let Handover { lock, admin, lease_until_us, ends, mut listeners, clients } =
         predecessor.receive_handover(config.rules.longest_hold_ms())?;
     let dir = DataDir::adopt(&config.data_dir, lock);
     tracing::info!(listeners = listeners.len(), connections = clients.len(), "taking over");
@@ -78,6 +81,7 @@ pub fn take_over(
     Ok(StartState {
         dir,
         admin,
+        lease_until_us,
         resumed: ahead.finish(config, &ends)?,
         sockets,
         listeners: duplicates,

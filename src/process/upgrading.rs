@@ -123,8 +123,9 @@ impl Supervisor {
     /// Counts a shard that has no requests in flight. After the last one, orders all shards to hand over.
     fn note_shard_idle(&mut self) -> Result<(), String> {
         let successor = self.successor.as_mut().expect("an upgrade is in progress");
-        let line =
-            successor.note_shard_idle(self.shards.threads.len(), self.site.dir.lock_descriptor(), self.admin.as_fd());
+        let (lock, admin) = (self.site.dir.lock_descriptor(), self.admin.as_fd());
+        let lease_until_us = self.config.pair.map(|_| self.status.lease.until_us());
+        let line = successor.note_shard_idle(self.shards.threads.len(), lock, admin, lease_until_us);
         if let Some(line) = line.map_err(|error| error.to_string())? {
             for orders in &self.shards.orders {
                 let _ = orders.send(Order::HandOver(line.clone()));

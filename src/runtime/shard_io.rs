@@ -4,7 +4,6 @@
 
 use crate::http::connection::ConnectionSnapshot;
 use crate::http::head::Head;
-use crate::http::problem::Problem;
 use crate::http::response::Responder;
 use crate::http::route::{Route, route};
 use crate::operate::shard_status::ShardStatus;
@@ -68,7 +67,7 @@ impl ShardIo {
                     Route::Page(page) => status_pages::write(page, &facts, style, responder, out),
                     Route::Options(methods) => responder.options(methods, head, style, out),
                     Route::Refused(problem) => responder.problem(problem, style, out),
-                    Route::Command(..) | Route::Events => responder.problem(Problem::NotReady, style, out),
+                    Route::Command(..) | Route::Events => responder.problem(status.phase().refusal(), style, out),
                 };
                 Handled::Answered(operation, answer)
             });

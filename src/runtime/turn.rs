@@ -17,7 +17,6 @@
 
 use crate::config::fatal::Fatal;
 use crate::http::head::Head;
-use crate::http::problem::Problem;
 use crate::http::response::{Responder, Style};
 use crate::http::route::{Route, respond, route};
 use crate::log::block::LogKind;
@@ -268,7 +267,8 @@ impl TurnLoop {
         // Publish the counters before reading the next request, so that a client that pipelines `GET /sale` after a
         // purchase sees its own purchase.
         self.publish_sale();
-        let (ShardIo { server, status, .. }, is_recovering) = (&mut self.shard_io, self.phase == Phase::Recovering);
+        let (ShardIo { server, status, .. }, phase) = (&mut self.shard_io, self.phase);
+        let is_refusing = matches!(phase, Phase::Recovering | Phase::Standby);
         let (shard, effects, period_s) = (&mut self.shard, &mut self.effects, self.period_s);
         let item_states = &self.item_states;
         let mut handle = |ticket: Ticket, head: &Head<'_>, style, responder: &mut Responder, out: &mut Vec<u8>| {
@@ -276,8 +276,8 @@ impl TurnLoop {
             shard.apply(ShardEvent::Sale(status.newest_sale()), now, effects);
             let (operation, route) = route(head, responder.origins());
             let answer = match route {
-                // This shard may be ready, but another shard is not.
-                Route::Command(..) if is_recovering => responder.problem(Problem::NotReady, style, out),
+                // This shard may be ready, but another shard is not, or another server may sell.
+                Route::Command(..) if is_refusing => responder.problem(phase.refusal(), style, out),
                 Route::Command(command, json) => {
                     if let Command::CheckoutAny { .. } = command {
                         note_published(shard, status, now, effects);
@@ -303,7 +303,7 @@ impl TurnLoop {
                     let facts = Facts { status, sale: Some(sale), known: head.if_none_match };
                     status_pages::write(page, &facts, style, responder, out)
                 }
-                Route::Events if is_recovering => responder.problem(Problem::NotReady, style, out),
+                Route::Events if is_refusing => responder.problem(phase.refusal(), style, out),
                 Route::Events => return Handled::Listening(operation),
                 Route::Options(methods) => responder.options(methods, head, style, out),
                 Route::Refused(problem) => responder.problem(problem, style, out),

@@ -105,3 +105,30 @@ impl Part {
         claiming + held + buying > 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sale::checkout_key::{mark_any, short};
+    use crate::sale::ids::{SaleId, UserId};
+    use crate::sale::rules::Ack;
+    use uuid::Uuid;
+
+    const RULES: Rules = Rules {
+        period_s: 10,
+        items: 4,
+        user_limit: 1,
+        ttl_ms: 100,
+        extension_ms: 50,
+        receipts_ms: 1_000,
+        ack: Ack::Local,
+    };
+
+    #[test]
+    fn a_part_with_keys_is_remembered_until_the_longest_hold_has_ended() {
+        let mut part = Part::new(RULES.terms(SaleId(2)), Partition::new(1), ShardId(0));
+        assert_eq!(part.forgotten_at_ms(&RULES), 31_000);
+        part.any_keys.note(UserId(1), short(mark_any(Uuid::from_u128(1))), ItemId(0));
+        assert_eq!(part.forgotten_at_ms(&RULES), 31_150);
+    }
+}

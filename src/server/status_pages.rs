@@ -33,23 +33,28 @@ pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Respon
     match page {
         Page::Live => responder.json(Answer::Ok, || Live { live: true, version: VERSION }, style, out),
         Page::Ready => {
-            let ready = || Ready { ready: is_ready, status: phase.into(), postgres: facts.status.postgres() };
+            let ready = || Ready {
+                ready: is_ready,
+                status: phase.into(),
+                kind: (phase == Phase::Standby).then(|| Problem::Standby.details().kind),
+                postgres: facts.status.postgres(),
+            };
             responder.json(answer, ready, style, out)
         }
         Page::Sale => match facts.sale {
             Some(_) => responder.json(Answer::Ok, || open_sale(facts), style, out),
-            None => responder.problem(Problem::NotReady, style, out),
+            None => responder.problem(phase.refusal(), style, out),
         },
         Page::OneSale(id) => match facts.sale.map(|on_sale| (on_sale, on_sale.parts.get(id))) {
             Some((on_sale, Some(part))) => {
                 responder.json(Answer::Ok, || one_sale(facts.status, on_sale, part.terms), style, out)
             }
             Some((_, None)) => responder.problem(Problem::NotFound, style, out),
-            None => responder.problem(Problem::NotReady, style, out),
+            None => responder.problem(phase.refusal(), style, out),
         },
         Page::Items(page) => match &facts.sale {
             Some(on_sale) => item_pages::write(page, on_sale, facts.known, style, responder, out),
-            None => responder.problem(Problem::NotReady, style, out),
+            None => responder.problem(phase.refusal(), style, out),
         },
         Page::Api => responder.api(style, out),
         Page::Health => responder.json(answer, || health(facts, phase), style, out),
@@ -107,6 +112,7 @@ fn health(facts: &Facts<'_>, phase: Phase) -> Health {
         ready: phase == Phase::Serving,
         sale: open_sale(facts),
         postgres: facts.status.postgres(),
+        owner: facts.status.watched.owner().filter(|_| phase == Phase::Standby),
         shards: shards.collect(),
     }
 }

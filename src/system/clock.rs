@@ -102,7 +102,7 @@ impl Clock {
 }
 
 /// Returns the time since boot, including the time in which the machine was suspended, in microseconds.
-fn since_boot_us() -> u64 {
+pub fn since_boot_us() -> u64 {
     let time = clock_gettime(ClockId::Boottime);
     time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
 }

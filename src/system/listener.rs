@@ -10,20 +10,26 @@ use nix::libc::{
 };
 use nix::sys::socket::{setsockopt, sockopt::AttachReusePortCbpf};
 use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::{FdFlags, fcntl_setfd};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Sockets of the service manager that stay open when this process executes itself again.
+static KEPT: AtomicUsize = AtomicUsize::new(0);
 
 /// Connections that may wait in the accept queue of one shard. The kernel limits the queue to net.core.somaxconn.
 const BACKLOG: i32 = 16 * 1024;
 
 /// Listens on `address`, once for each shard, or takes the sockets of the service manager. Returns the sockets and
-/// their address, which has the actual port if `address` has port 0.
+/// their address, which has the actual port if `address` has port 0. With `keeps_inherited`, the sockets of the service
+/// manager stay open when this process executes itself again.
 ///
 /// # Errors
 /// [`Fatal::Listen`]: the address cannot be used, or the service manager passed more sockets than there are shards.
-pub fn listen(address: SocketAddr, shards: u16) -> Result<(SocketAddr, Vec<OwnedFd>), Fatal> {
-    if let Some(inherited) = inherit(shards)? {
+pub fn listen(address: SocketAddr, shards: u16, keeps_inherited: bool) -> Result<(SocketAddr, Vec<OwnedFd>), Fatal> {
+    if let Some(inherited) = inherit(shards, keeps_inherited)? {
         return Ok(inherited);
     }
     let refused = |error: io::Error| {
@@ -56,7 +62,7 @@ pub fn listen(address: SocketAddr, shards: u16) -> Result<(SocketAddr, Vec<Owned
 
 /// Takes the sockets that the service manager has opened for this process (sd_listen_fds(3)), one for each shard. If
 /// there are fewer sockets than shards, shards share them.
-fn inherit(shards: u16) -> Result<Option<(SocketAddr, Vec<OwnedFd>)>, Fatal> {
+fn inherit(shards: u16, stay_open: bool) -> Result<Option<(SocketAddr, Vec<OwnedFd>)>, Fatal> {
     let mut manager = ListenFd::from_env();
     let (sockets, shards) = (manager.len(), usize::from(shards));
     if sockets > shards {
@@ -75,13 +81,24 @@ fn inherit(shards: u16) -> Result<Option<(SocketAddr, Vec<OwnedFd>)>, Fatal> {
             let socket = Socket::from(socket);
             socket.set_nonblocking(true).and_then(|()| socket.set_tcp_nodelay(true)).map_err(adopt)?;
             address = address.or(socket.local_addr().map_err(adopt)?.as_socket());
-            listeners.push(OwnedFd::from(socket));
+            let listener = OwnedFd::from(socket);
+            if stay_open {
+                // The descriptor has the number that the service manager has given it, also for the next program.
+                fcntl_setfd(&listener, FdFlags::empty()).map_err(|error| adopt(error.into()))?;
+                KEPT.store(listeners.len() + 1, Ordering::Relaxed);
+            }
+            listeners.push(listener);
             continue;
         };
         let shared = OwnedFd::try_clone(first).map_err(adopt)?;
         listeners.push(shared);
     }
     Ok(address.map(|address| (address, listeners)))
+}
+
+/// Returns the number of sockets of the service manager that stay open when this process executes itself again.
+pub fn kept() -> usize {
+    KEPT.load(Ordering::Relaxed)
 }
 
 /// Adds sockets to the `listeners` of the old process of an upgrade until each shard has one, and returns their

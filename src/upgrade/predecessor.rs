@@ -8,15 +8,14 @@ use crate::config::settings::Config;
 use crate::http::connection::ConnectionSnapshot;
 use crate::log::block::{FORMAT_VERSION, LogKind, StreamKey};
 use crate::log::recovery::Ends;
+use crate::system::restart::{UPGRADE_VARIABLE, restart};
 use crate::system::threads;
-use crate::upgrade::protocol::{FromNew, FromOld, Offer, PROTOCOL, UpgradeSocket, VARIABLE};
+use crate::upgrade::protocol::{FromNew, FromOld, Offer, PROTOCOL, UpgradeSocket};
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Pid, getppid};
 use rustix::stdio::{dup2_stdin, stdin};
 use std::io;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -33,6 +32,8 @@ pub struct Handover {
     pub lock: OwnedFd,
     /// The listener of the admin port.
     pub admin: OwnedFd,
+    /// End of the old process's lease, in microseconds since boot. `None` if it needs none.
+    pub lease_until_us: Option<u64>,
     /// The ends of the streams that the old process has written.
     pub ends: Ends,
     /// The listeners of the public port, in the order in which they were opened.
@@ -48,10 +49,11 @@ impl Predecessor {
     /// # Errors
     /// [`Fatal::Settings`]: the environment variable is set, but standard input is not the socket of an upgrade.
     pub fn find() -> Result<Option<Predecessor>, Fatal> {
-        if std::env::var_os(VARIABLE).is_none() {
+        if std::env::var_os(UPGRADE_VARIABLE).is_none() {
             return Ok(None);
         }
-        let rejected = |why: String| Fatal::Settings(format!("{VARIABLE} is reserved for upgrades ({why}); unset it"));
+        let rejected =
+            |why: String| Fatal::Settings(format!("{UPGRADE_VARIABLE} is reserved for upgrades ({why}); unset it"));
         let line = (|| {
             let line = UpgradeSocket::new(stdin().try_clone_to_owned()?)?;
             dup2_stdin(open("/dev/null", OFlags::RDONLY, Mode::empty())?)?;
@@ -111,9 +113,11 @@ impl Predecessor {
         }
         let (mut lock, mut admin, mut ends, mut listeners, mut clients) =
             (None, None, Ends::new(), Vec::new(), Vec::new());
+        let mut lease_until_us = None;
         loop {
             let Some((message, descriptors)) = self.line.receive().map_err(failed)? else { restart_alone() };
             match message {
+                FromOld::Lease { until_us } => lease_until_us = Some(until_us),
                 FromOld::Lock => lock = descriptors.into_iter().next(),
                 FromOld::Admin => admin = descriptors.into_iter().next(),
                 FromOld::Listener { place } => listeners.extend(descriptors.into_iter().map(|fd| (place, fd))),
@@ -133,7 +137,7 @@ impl Predecessor {
         };
         listeners.sort_by_key(|(place, _)| *place);
         let listeners = listeners.into_iter().map(|(_, listener)| listener).collect();
-        Ok(Handover { lock, admin, ends, listeners, clients })
+        Ok(Handover { lock, admin, lease_until_us, ends, listeners, clients })
     }
 
     /// Sends `Ready`, and waits until this process is the server: the old process has sent `Yours`, or has ended. If
@@ -166,14 +170,11 @@ impl Predecessor {
 fn restart_alone() -> ! {
     tracing::warn!("the old process ended before the handover was complete: starting without it");
     // Wait until the old process has closed its sockets and its lock: it is the parent of this process until then.
-    let old = std::env::var(VARIABLE).ok().and_then(|pid| pid.parse().ok());
+    let old = std::env::var(UPGRADE_VARIABLE).ok().and_then(|pid| pid.parse().ok());
     while getppid().map(Pid::as_raw_nonzero) == old {
         sleep(Duration::from_millis(1));
     }
     logging::flush();
-    let mut arguments = std::env::args_os();
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0(arguments.next().unwrap_or_default()).args(arguments).env_remove(VARIABLE).stdin(Stdio::null());
-    let error = command.exec();
+    let error = restart();
     Fatal::Host(format!("cannot start without the old process: {error}")).exit()
 }

@@ -44,9 +44,6 @@ use std::time::Duration;
 
 /// Version of this protocol. It increases when the meaning of a message changes.
 pub const PROTOCOL: u32 = 2;
-/// Environment variable that marks a process as the new one of an upgrade. The value is the process id of the old
-/// process, and standard input is the socket.
-pub const VARIABLE: &str = "STAMPEDE_TAKES_OVER_FROM";
 /// File descriptors in one message at most. The kernel accepts 253 (unix(7)).
 pub const DESCRIPTORS_MAX: usize = 250;
 /// Bytes of connection state in one message, approximately: requests in progress and unsent answers. A client with more
@@ -66,6 +63,11 @@ pub enum FromOld {
     Lock,
     /// Attached: the listener of the admin port.
     Admin,
+    /// The old process is one of two servers, and has a lease.
+    Lease {
+        /// End of the lease, in microseconds since boot.
+        until_us: u64,
+    },
     /// Attached: one listener of the public port.
     Listener {
         /// Index of the listener in the order in which the listeners were opened.

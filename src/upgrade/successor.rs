@@ -2,8 +2,9 @@
 //! its deadline, and ends the process if the upgrade is aborted. The messages are in `protocol`; the decisions are in
 //! the folder `process`.
 
+use crate::system::restart::UPGRADE_VARIABLE;
 use crate::system::threads;
-use crate::upgrade::protocol::{FromNew, FromOld, Offer, UpgradeSocket, VARIABLE};
+use crate::upgrade::protocol::{FromNew, FromOld, Offer, UpgradeSocket};
 use rustix::fd::BorrowedFd;
 use std::io;
 use std::process::{Child, Command, Stdio};
@@ -59,7 +60,7 @@ impl Successor {
         let mut command = Command::new(arguments.next().unwrap_or_default());
         command
             .args(arguments)
-            .env(VARIABLE, std::process::id().to_string())
+            .env(UPGRADE_VARIABLE, std::process::id().to_string())
             .stdin(Stdio::from(child_end.into_socket()));
         // systemd sets these variables for this process alone.
         for name in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID"] {
@@ -126,7 +127,8 @@ impl Successor {
     }
 
     /// Notes that one of `shards` shards has no requests in flight. After the last one, sends the lock of the data
-    /// directory and the listener of the admin port, and returns the socket on which all shards send theirs.
+    /// directory, the listener of the admin port, and the end of this process's lease if it needs one, and returns
+    /// the socket on which all shards send theirs.
     ///
     /// # Errors
     /// The new process has ended, or does not receive in time.
@@ -135,6 +137,7 @@ impl Successor {
         shards: usize,
         lock: BorrowedFd<'_>,
         admin: BorrowedFd<'_>,
+        lease_until_us: Option<u64>,
     ) -> io::Result<Option<Arc<UpgradeSocket>>> {
         if !self.was_last(Stage::Pausing) {
             return Ok(None);
@@ -142,6 +145,9 @@ impl Successor {
         self.enter(Stage::Passing, shards, HANDOVER_TIMEOUT);
         self.line.send(&FromOld::Lock, &[lock])?;
         self.line.send(&FromOld::Admin, &[admin])?;
+        if let Some(until_us) = lease_until_us {
+            self.line.send(&FromOld::Lease { until_us }, &[])?;
+        }
         Ok(Some(self.line.clone()))
     }
 

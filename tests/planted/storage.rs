@@ -111,7 +111,7 @@ pub const STORAGE: &[Bug] = &[
         file: "postgres/owner_row.rs",
         place: "self.seen_us.is_some() && «!self.ack.needs_database()»",
         wrong: "{ let _ = self.ack; false }",
-        caught_by: "restore::",
+        caught_by: "owner_row::",
     },
     Bug {
         what: "a commit whose wait for the standby was cancelled counts as replicated",
@@ -210,6 +210,27 @@ pub const STORAGE: &[Bug] = &[
         place: "Ok(«at.max(first)»)",
         wrong: "end.unwrap_or(at).max(first)",
         caught_by: SIM,
+    },
+    Bug {
+        what: "a server is taken for dead because it holds no lock, although it was never seen to hold one",
+        file: "postgres/owner_watch.rs",
+        place: "Some(pair) if «self.one_of_two == Some(owner.run.id)» => pair.heartbeat * 3 / 2,",
+        wrong: "true",
+        caught_by: "owner_watch::",
+    },
+    Bug {
+        what: "one of two servers sells although its lease has expired",
+        file: "operate/status.rs",
+        place: "Phase::Serving | Phase::Leaving if «self.lease.is_expired()» => Phase::Standby,",
+        wrong: "false",
+        caught_by: "status::",
+    },
+    Bug {
+        what: "the answer to an earlier transaction shortens the lease",
+        file: "operate/lease.rs",
+        place: "let until_us = «(began_us + patience.as_micros() as u64).max(self.until_us())»;",
+        wrong: "began_us + patience.as_micros() as u64",
+        caught_by: "lease::",
     },
     // --- connections ---
     Bug {

@@ -98,11 +98,16 @@ impl Server {
             seen: RefCell::default(),
             start_time: Duration::ZERO,
         };
-        let starting = server.wait_for_line("starting");
-        let address = |name: &str| starting[name].as_str().expect("a string").parse().expect("an address");
-        (server.address, server.admin) = (address("listen"), address("admin"));
-        server.history.serves(server.address);
+        server.starts_again();
         server
+    }
+
+    /// Waits until the process listens, after its start or after it has executed itself again.
+    pub fn starts_again(&mut self) {
+        let starting = self.wait_for_line("starting");
+        let address = |name: &str| starting[name].as_str().expect("a string").parse().expect("an address");
+        (self.address, self.admin) = (address("listen"), address("admin"));
+        self.history.serves(self.address);
     }
 
     /// Waits for a log line whose message begins with `message`, and returns its fields. The line may have been logged

@@ -203,7 +203,8 @@ fn every_answer_that_is_described_can_be_met_and_no_other() {
         scope.spawn(|| meet_the_end_of_a_sale(api));
         scope.spawn(|| meet_a_full_log(api));
         scope.spawn(|| meet_nothing_free(api));
-        scope.spawn(|| meet_before_it_is_ready(api));
+        scope.spawn(|| meet_before_it_sells(api, &[]));
+        scope.spawn(|| meet_before_it_sells(api, &["--ack", "postgres", "--standby"]));
         meet_in_peace(api, &server);
         slow.join().unwrap()
     });
@@ -399,11 +400,12 @@ fn meet_a_full_log(api: &Api) {
     api.ask(&mut client, Operation::Extend, &format!("?code={code}"), "");
 }
 
-/// Provokes the responses of a server that waits for a database to restore its sale from. It has nothing to sell yet.
-fn meet_before_it_is_ready(api: &Api) {
+/// Provokes the responses of a server that waits for a database to restore its sale from, or for the end of another
+/// server. It has nothing to sell yet.
+fn meet_before_it_sells(api: &Api, more: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
     let nowhere = ["--database-url", "host=127.0.0.1 port=1 user=nobody dbname=none sslmode=disable"];
-    let server = Server::spawn(dir.path(), &nowhere);
+    let server = Server::spawn(dir.path(), &[&nowhere[..], more].concat());
     server.wait_for_line("waiting for the database");
     let mut client = server.connect();
     for (operation, line) in lines() {

@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_stampede_global_optspecs
-    string join \n check-config listen= admin-listen= admin-host= shards= data-dir= items= user-limit= sale-period= reservation-ttl= extension= receipts= log-budget= database-url= ack= recover-from= keep-sales= keep-attempts= max-connections= max-connections-per-address= idle-timeout= steering= cors-origin= drain-delay= drain-timeout= env-file= log-format= h/help V/version
+    string join \n check-config listen= admin-listen= admin-host= shards= data-dir= items= user-limit= sale-period= reservation-ttl= extension= receipts= log-budget= database-url= ack= recover-from= standby= standby-heartbeat= standby-patience= keep-sales= keep-attempts= max-connections= max-connections-per-address= idle-timeout= steering= cors-origin= drain-delay= drain-timeout= env-file= log-format= h/help V/version
 end
 
 function __fish_stampede_needs_command
@@ -43,6 +43,10 @@ replicated\t''"
 complete -c stampede -n "__fish_stampede_needs_command" -l recover-from -d 'Which side is used at start if the log and Postgres contradict each other. auto: refuse to start. log or postgres: use that side. If the data directory is empty, auto and postgres restore the sale from Postgres [env: RECOVER_FROM] [default: auto]' -r -f -a "auto\t''
 log\t''
 postgres\t''"
+complete -c stampede -n "__fish_stampede_needs_command" -l standby -d 'Run as one of two servers that share a database: while the other one sells, wait and answer 503; sell in its place when it has stopped or does not report. Set it on both, with --ack replicated or postgres. --standby alone means on [env: STANDBY] [default: off]' -r -f -a "on\t''
+off\t''"
+complete -c stampede -n "__fish_stampede_needs_command" -l standby-heartbeat -d 'With --standby: time between two reports of the selling server to the database [env: STANDBY_HEARTBEAT] [default: 500ms]' -r -f
+complete -c stampede -n "__fish_stampede_needs_command" -l standby-patience -d 'With --standby: time without a report after which the other server takes over, and the selling server answers 503. At least twice --standby-heartbeat, and the same on both servers [env: STANDBY_PATIENCE] [default: 1500ms]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l keep-sales -d 'Time after which the rows of a sale are dropped from Postgres, such as 400d; 0s: never [env: KEEP_SALES] [default: 0s]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l keep-attempts -d 'Time after which the refused checkouts of a sale are dropped from Postgres, such as 30d; 0s: with the sale [env: KEEP_ATTEMPTS] [default: 0s]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l max-connections -d 'Number of client connections at once. At this limit the connection that has been idle longest is closed for a new one; if none is idle, the new one is answered 503 and closed [env: MAX_CONNECTIONS] [default: 16384, or fewer if the descriptor limit is lower]' -r -f

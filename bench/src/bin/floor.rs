@@ -19,7 +19,7 @@ const LISTENER: u64 = u64::MAX;
 
 fn main() {
     let FloorOptions { address, threads } = FloorOptions::parse();
-    let (_, listeners) = stampede::system::listener::listen(address, threads).unwrap_or_else(|reason| {
+    let (_, listeners) = stampede::system::listener::listen(address, threads, false).unwrap_or_else(|reason| {
         eprintln!("floor: {reason}");
         std::process::exit(1)
     });
