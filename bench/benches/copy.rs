@@ -19,7 +19,10 @@ fn copy(criterion: &mut Criterion<CpuTime>) {
             .zip(0..)
             .map(|(record, number)| {
                 let (item, user) = (ItemId(number), UserId(i64::from(number)));
-                Record { event: LogEvent::Refused { item, user, reason: RefusalReason::ItemSold }, ..*record }
+                Record {
+                    event: LogEvent::Refused { item: Some(item), user, reason: RefusalReason::ItemSold },
+                    ..*record
+                }
             })
             .collect();
         group.throughput(Throughput::Elements(size.into()));

@@ -32,7 +32,7 @@ fn lanes(criterion: &mut Criterion<CpuTime>) {
 fn carry(from: &mut Endpoint, to: &mut Endpoint, messages: u64) {
     let sale = SaleId(1);
     for user in 0..messages as i64 {
-        from.request(ShardId(1), Request::Release { sale, user: UserId(user) });
+        from.request(ShardId(1), Request::Release { sale, item: ItemId(0), user: UserId(user), key: 0 });
     }
     from.dispatch();
     to.receive(|delivery| {

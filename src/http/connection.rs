@@ -187,8 +187,8 @@ pub struct Connection {
     pub unsent_grant: Option<UnsentGrant>,
     /// Operation of the request that waits for its decision.
     pub operation: Operation,
-    /// Item of that request, whose owner decides it.
-    pub item: ItemId,
+    /// Item of that request, whose owner decides it. `None` if the client asks for any item.
+    pub item: Option<ItemId>,
     /// Time at which that request was read, in microseconds.
     pub began_us: u64,
     /// Identifiers of that request.
@@ -222,7 +222,7 @@ impl Connection {
             written: 0,
             unsent_grant: None,
             operation: Operation::Unknown,
-            item: ItemId(0),
+            item: None,
             began_us: 0,
             trace: None,
             style: Style::default(),

@@ -137,9 +137,13 @@ fn response(answers: &[Answer], mut content: Value, is_early: bool) -> Value {
         });
     }
     let names = header_names(answers, &problems, &content, is_early);
+    let described = |name: &'static str| match name {
+        "Retry-After" if problems.contains(&Problem::AllReserved) => "Retry-After-All-Reserved",
+        _ => name,
+    };
     let headers: Map<String, Value> = names
         .into_iter()
-        .map(|name| (name.to_owned(), json!({"$ref": format!("#/components/headers/{name}")})))
+        .map(|name| (name.to_owned(), json!({"$ref": format!("#/components/headers/{}", described(name))})))
         .collect();
     let mut response = json!({"description": lines.join("\n"), "headers": headers});
     if content != json!({}) {

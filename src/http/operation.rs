@@ -94,6 +94,8 @@ impl Operation {
                 NoSuchItem,
                 ItemSold,
                 ItemReserved,
+                SoldOut,
+                AllReserved,
                 UserLimit,
                 LogFull,
                 NotReady,

@@ -11,6 +11,8 @@ use strum::{EnumCount, VariantArray};
 pub enum Problem {
     ItemSold,
     ItemReserved,
+    SoldOut,
+    AllReserved,
     UserLimit,
     CodeUnknown,
     CodeExpired,
@@ -82,7 +84,7 @@ impl Problem {
         const CONFLICT: &str = "409 Conflict";
         const BAD: &str = "400 Bad Request";
         let with = |status, slug, title, detail, headers| ProblemText { status, slug, title, detail, headers };
-        // The responder varies the value of `retry-after`.
+        // The responder sets the value of `retry-after`.
         let unavailable =
             |slug, title, detail| with("503 Service Unavailable", slug, title, detail, "retry-after: 1\r\n");
         let conflict = |slug, title| with(CONFLICT, slug, title, "", "");
@@ -93,6 +95,8 @@ impl Problem {
         match self {
             Problem::ItemSold => conflict("item-sold", "The item is sold"),
             Problem::ItemReserved => conflict("item-reserved", "The item is reserved"),
+            Problem::SoldOut => conflict("sold-out", "Every item is sold"),
+            Problem::AllReserved => with(CONFLICT, "all-reserved", "Every item is sold or reserved", "", "retry-after: 1\r\n"),
             Problem::UserLimit => conflict("user-limit", "The user has reached the item limit"),
             Problem::CodeUnknown => conflict("code-unknown", "No reservation has this code"),
             Problem::CodeExpired => conflict("code-expired", "The reservation has expired or was released"),
@@ -100,7 +104,7 @@ impl Problem {
             Problem::SaleEnded => conflict("sale-ended", "The sale of this code has ended"),
             Problem::NotExtendable => conflict("not-extendable", "Reservations cannot be extended"),
             Problem::InvalidUser => invalid("give user_id once, in the query string, as a whole number from 0 to 9223372036854775807; a body is not read"),
-            Problem::InvalidItem => invalid("give item_id (or id) once, in the query string, as a whole number; a body is not read"),
+            Problem::InvalidItem => invalid("give item_id (or id) at most once, in the query string, as a whole number; a body is not read"),
             Problem::NoSuchItem => invalid("item_id must be less than items_total of GET /sale"),
             Problem::InvalidCode => invalid("give code once, in the query string, as a UUID of 36 characters; a body is not read"),
             Problem::InvalidKey => invalid("send Idempotency-Key at most once, and not empty"),
@@ -114,8 +118,7 @@ impl Problem {
             Problem::OnlyGet => not_allowed("allow: GET, HEAD\r\n"),
             Problem::OnlyPost => not_allowed("allow: POST\r\n"),
             Problem::OnlyPostOrDelete => not_allowed("allow: POST, DELETE\r\n"),
-            Problem::UnknownMethod =>
-                with("501 Not Implemented", "not-implemented", "The method is not implemented", "", ""),
+            Problem::UnknownMethod => with("501 Not Implemented", "not-implemented", "The method is not implemented", "", ""),
             Problem::MalformedLine => malformed("the request line is invalid, or a line does not end with CR LF"),
             Problem::MalformedField => malformed("a header field is invalid"),
             Problem::MalformedTarget => malformed("the request target is invalid"),
@@ -130,10 +133,8 @@ impl Problem {
                 "The header of the request is too large", "send at most 16 KiB and at most 64 header fields", ""),
             Problem::BodyTooLarge => with("413 Content Too Large", "body-too-large",
                 "The body of the request is too large", "no request needs a body; a body can have at most 64 KiB", ""),
-            Problem::UnknownCoding =>
-                with("501 Not Implemented", "unknown-coding", "The transfer coding is not supported", "", ""),
-            Problem::UnknownExpectation =>
-                with("417 Expectation Failed", "unknown-expectation", "The expectation is not supported", "", ""),
+            Problem::UnknownCoding => with("501 Not Implemented", "unknown-coding", "The transfer coding is not supported", "", ""),
+            Problem::UnknownExpectation => with("417 Expectation Failed", "unknown-expectation", "The expectation is not supported", "", ""),
             Problem::UnknownVersion =>
                 with("505 HTTP Version Not Supported", "unknown-version", "Only HTTP/1.1 and 1.0 are supported", "", ""),
             Problem::TimedOut => with("408 Request Timeout", "request-timeout", "The request timed out", "", ""),
@@ -142,8 +143,7 @@ impl Problem {
             Problem::NotReady => unavailable("not-ready", "The server is starting or stopping", ""),
             Problem::Standby => unavailable("standby", "Another server sells, or may sell",
                 "send the request to the server whose /readyz answers 200"),
-            Problem::TooManyConnections =>
-                unavailable("too-many-connections", "The server has too many connections", ""),
+            Problem::TooManyConnections => unavailable("too-many-connections", "The server has too many connections", ""),
             Problem::Overdue => unavailable("overdue", "The server did not answer in time",
                 "the request may still take effect: repeat it with the same parameters"),
         }

@@ -171,6 +171,21 @@ impl Responder {
         Answer::Refused(problem)
     }
 
+    /// Writes a refusal with `retry-after`. Its value is `seconds`, or up to two more.
+    pub fn problem_until(&self, problem: Problem, seconds: u32, style: Style, out: &mut Vec<u8>) -> Answer {
+        let Rendered { head, retry_after_at, body } = &self.problems[problem as usize];
+        let at = retry_after_at.expect("the problem has `retry-after`");
+        let more = u64::from(self.retry_after().as_bytes()[0] - b'1');
+        out.extend_from_slice(&head[..at]);
+        out.extend_from_slice(itoa::Buffer::new().format(u64::from(seconds) + more).as_bytes());
+        out.extend_from_slice(&head[at + 1..]);
+        self.finish_head(style, out);
+        if !style.head_only {
+            out.extend_from_slice(body);
+        }
+        Answer::Refused(problem)
+    }
+
     /// Writes a response with a text body.
     pub fn text(&self, answer: Answer, body: &str, style: Style, out: &mut Vec<u8>) -> Answer {
         self.with_body(answer, "text/plain", UNCACHED, Some(body.as_bytes()), style, out)
@@ -303,7 +318,8 @@ mod tests {
             let text = String::from_utf8(out).unwrap();
             let (head, body) = text.split_once("\r\n\r\n").unwrap();
             assert!(head.contains(&format!("content-length: {}\r\n", body.len())), "{head}");
-            assert_eq!(head.contains("retry-after: "), head.starts_with("HTTP/1.1 503"), "{head}");
+            let comes_back = head.starts_with("HTTP/1.1 503") || *problem == Problem::AllReserved;
+            assert_eq!(head.contains("retry-after: "), comes_back, "{head}");
             assert!(body.contains(&format!("\"type\":\"/problems/{}\"", problem.about().slug)), "{body}");
         }
     }

@@ -6,6 +6,7 @@ use crate::http::operation::{Answer, Operation, PAGE_ITEMS_DEFAULT, PAGE_ITEMS_M
 use crate::http::origin::Origins;
 use crate::http::problem::Problem;
 use crate::http::response::{Responder, Style};
+use crate::sale::checkout_key::mark_any;
 use crate::sale::code::Code;
 use crate::sale::command::{Command, Outcome};
 use crate::sale::ids::{ItemId, SaleId, UserId};
@@ -192,7 +193,11 @@ fn checkout(head: &Head<'_>, query: &str) -> Result<Route, Problem> {
         }
     }
     let user = user.ok_or(Problem::InvalidUser)?;
-    let item = item.ok_or(Problem::InvalidItem)?;
+    let Some(item) = item else {
+        // No item has this number, so this is the namespace of no other checkout.
+        let key = mark_any(fingerprint(head, Uuid::from_u64_pair(user.0 as u64, u64::MAX))?);
+        return Ok(Route::Command(Command::CheckoutAny { user, key }, head.accepts_json));
+    };
     // The namespace of the fingerprint consists of the user and the item: the same key with another user or item has
     // another fingerprint.
     let namespace = Uuid::from_u64_pair(user.0 as u64, item.0.into());
@@ -288,6 +293,10 @@ pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &
         Outcome::Released => return responder.empty(Answer::NoContent, style, out),
         Outcome::ItemSold { .. } => Problem::ItemSold,
         Outcome::ItemReserved => Problem::ItemReserved,
+        Outcome::SoldOut { .. } => Problem::SoldOut,
+        Outcome::AllReserved { retry_after_s } => {
+            return responder.problem_until(Problem::AllReserved, retry_after_s, style, out);
+        }
         Outcome::UserLimit => Problem::UserLimit,
         Outcome::NoSuchItem => Problem::NoSuchItem,
         Outcome::CodeUnknown => Problem::CodeUnknown,
@@ -328,6 +337,8 @@ mod tests {
             way("POST /checkout?id=0&x=y&user_id=9223372036854775807"),
             Route::Command(checkout(0, i64::MAX), true)
         );
+        let any = |user| Command::CheckoutAny { user: UserId(user), key: Uuid::nil() };
+        assert_eq!(way("POST /checkout?user_id=7"), Route::Command(any(7), false));
         let text = "00027232-4538-87b2-840d-b281356ddb74";
         let code = Code::parse(text.as_bytes()).unwrap();
         let purchase = Command::Purchase { code, key: Uuid::nil() };
@@ -379,7 +390,7 @@ mod tests {
         {
             assert_eq!(way(&format!("POST /checkout{query}")), Route::Refused(Problem::InvalidUser), "{query}");
         }
-        for query in ["?user_id=1", "?user_id=1&item_id=1&item_id=1", "?user_id=1&item_id=1&id=1"] {
+        for query in ["?user_id=1&item_id", "?user_id=1&item_id=1&item_id=1", "?user_id=1&item_id=1&id=1"] {
             assert_eq!(way(&format!("POST /checkout{query}")), Route::Refused(Problem::InvalidItem), "{query}");
         }
         for query in ["", "?code=", "?code=1", "?code=00027232-4538-87b2-840d-b281356ddb74&code=x"] {

@@ -7,12 +7,12 @@
 //! - A record that contradicts the rules shows that a record before it is missing.
 
 use crate::log::block::{StreamId, StreamKey};
+use crate::sale::checkout_key::short;
 use crate::sale::code::ITEMS_MAX;
-use crate::sale::ids::{ItemId, Moment, SaleId, Seq, ShardId, Terms, UserId};
+use crate::sale::ids::{ItemId, Moment, SaleId, Seq, ShardId, Terms};
 use crate::sale::item_state::{Cancellation, Confirmation, Extension, Hold};
 use crate::sale::part::Part;
 use crate::sale::partition::Partition;
-use crate::sale::quotas::Quotas;
 use crate::sale::record::{LogEvent, Record};
 use crate::sale::rules::Rules;
 use crate::sale::shard::Inventory;
@@ -183,7 +183,9 @@ impl Replay {
                 let (stock, slot) = self.place(sale, item)?;
                 stock.reserve(slot, user, key).map_err(|_| format!("item {} is checked out twice", item.0))?;
                 stock.grant(slot, Hold { user, code, expires_ms, expires_unix_ms: ends_unix_ms });
-                self.quotas(sale, user).restore(user);
+                let part = self.part(sale, self.partition.owner_of_user(user));
+                part.quotas.restore(user);
+                part.any_keys.note(user, short(key), item);
                 Ok(())
             }
             LogEvent::Extended { item, code, by_ms, .. } => {
@@ -213,8 +215,11 @@ impl Replay {
             LogEvent::Released { item, code, reason, .. } => {
                 let (stock, slot) = self.place(sale, item)?;
                 match stock.release(slot, code, reason, 0) {
-                    Cancellation::Released(hold) => {
-                        self.quotas(sale, hold.user).release(hold.user);
+                    Cancellation::Released(Hold { user, .. }) => {
+                        let key = stock.checkout_key(slot);
+                        let part = self.part(sale, self.partition.owner_of_user(user));
+                        part.quotas.release(user);
+                        part.any_keys.forget(user, key, item);
                         Ok(())
                     }
                     other => Err(format!("item {} is released, but the state of its code is {other:?}", item.0)),
@@ -239,10 +244,6 @@ impl Replay {
             return Err(format!("item {} is not in the stock of {} items", item.0, part.terms.items));
         }
         Ok((&mut part.stock, slot))
-    }
-
-    fn quotas(&mut self, sale: SaleId, user: UserId) -> &mut Quotas {
-        &mut self.part(sale, self.partition.owner_of_user(user)).quotas
     }
 
     /// Returns the newest sale replayed, if any.
@@ -305,6 +306,7 @@ mod tests {
     use super::*;
     use crate::log::block::LogKind;
     use crate::sale::code::{Code, CodeGenerator};
+    use crate::sale::ids::UserId;
     use crate::sale::record::ReleaseReason;
     use crate::sale::rules::Ack;
     use uuid::Uuid;

@@ -382,7 +382,8 @@ mod tests {
     const SEGMENT_BYTES: usize = SEGMENT_BLOCKS as usize * BLOCK_BYTES;
 
     fn record(seq: u64) -> Record {
-        let event = LogEvent::Refused { item: ItemId(1), user: UserId(seq as i64), reason: RefusalReason::ItemSold };
+        let event =
+            LogEvent::Refused { item: Some(ItemId(1)), user: UserId(seq as i64), reason: RefusalReason::ItemSold };
         Record { sale: SaleId(1), unix_ms: seq, event }
     }
 

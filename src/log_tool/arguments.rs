@@ -45,7 +45,7 @@ impl Filter {
     pub fn takes(&self, record: &Record) -> bool {
         let (item, user, code) = match record.event {
             LogEvent::SaleOpened { .. } | LogEvent::RestoredFromPostgres => (None, None, None),
-            LogEvent::Refused { item, user, .. } => (Some(item), Some(user), None),
+            LogEvent::Refused { item, user, .. } => (item, Some(user), None),
             LogEvent::Checkout { item, user, code, .. }
             | LogEvent::Extended { item, user, code, .. }
             | LogEvent::Released { item, user, code, .. }

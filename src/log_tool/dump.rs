@@ -85,7 +85,9 @@ fn about(record: &Record) -> (&'static str, DumpSubject) {
             ("purchase", DumpSubject { code: Some(code.to_string()), idempotency_key, ..of(item, user) })
         }
         LogEvent::Refused { item, user, reason } => {
-            ("refused", DumpSubject { reason: Some(reason.name()), ..of(item, user) })
+            let name = if item.is_some() { reason.name() } else { reason.name_of_any() };
+            let (item_id, user_id) = (item.map(|item| item.0), Some(user.0));
+            ("refused", DumpSubject { item_id, user_id, reason: Some(name), ..DumpSubject::default() })
         }
     }
 }

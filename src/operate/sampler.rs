@@ -37,8 +37,8 @@ impl AnswerClass {
             (Operation::Purchase, Answer::Ok) => AnswerClass::Bought,
             (Operation::Cancel, Answer::NoContent) => AnswerClass::Released,
             (_, Answer::Ok | Answer::NoContent | Answer::Unchanged) => AnswerClass::LookedUp,
-            (_, Answer::Refused(Problem::ItemSold)) => AnswerClass::ItemSold,
-            (_, Answer::Refused(Problem::ItemReserved)) => AnswerClass::ItemReserved,
+            (_, Answer::Refused(Problem::ItemSold | Problem::SoldOut)) => AnswerClass::ItemSold,
+            (_, Answer::Refused(Problem::ItemReserved | Problem::AllReserved)) => AnswerClass::ItemReserved,
             (_, Answer::Refused(Problem::UserLimit)) => AnswerClass::UserLimit,
             (_, Answer::Refused(CodeUnknown | CodeExpired | CodeUsed | SaleEnded | NotExtendable)) => {
                 AnswerClass::CodeRefused

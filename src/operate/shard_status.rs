@@ -30,6 +30,9 @@ pub struct ShardStatus {
     /// The oldest sale in which an item is held on this shard, or the open one, as of the last durable record. 0 before
     /// the first one.
     pub oldest_live: AtomicU32,
+    /// Time at which the first hold of the open sale ends, in monotonic milliseconds; `u64::MAX` if nothing is held. 0
+    /// before the first turn.
+    pub next_expiry_ms: AtomicU64,
     /// Items of the sale that this shard owns.
     pub items: AtomicU64,
     /// Numbers of connections.

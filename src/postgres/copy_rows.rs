@@ -116,7 +116,10 @@ impl Rows {
                 let row = &mut self.checkouts;
                 row.begin(8);
                 row.int8(sale);
-                row.int4(item.0);
+                match item {
+                    Some(item) => row.int4(item.0),
+                    None => row.null(),
+                }
                 row.int8(user.0);
                 row.null();
                 row.int2(reason as i16 + 1);

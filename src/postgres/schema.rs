@@ -20,6 +20,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../sql/0006_days.sql"),
     include_str!("../../sql/0007_publication.sql"),
     include_str!("../../sql/0008_replicated.sql"),
+    include_str!("../../sql/0009_any_item.sql"),
 ];
 /// Moves the tables of earlier versions to the schema `stampede`.
 const MOVE: &str = include_str!("../../sql/move.sql");

@@ -242,7 +242,7 @@ impl Endpoint {
 mod tests {
     use super::*;
     use crate::sale::command::Outcome;
-    use crate::sale::ids::{SaleId, Ticket, UserId};
+    use crate::sale::ids::{ItemId, SaleId, Ticket, UserId};
     use rustix::event::{Timespec, epoll};
     use std::mem::MaybeUninit;
     use std::thread;
@@ -252,7 +252,7 @@ mod tests {
     }
 
     fn release(number: u64) -> Request {
-        Request::Release { sale: SaleId(1), user: UserId(number as i64) }
+        Request::Release { sale: SaleId(1), item: ItemId(0), user: UserId(number as i64), key: 0 }
     }
 
     fn answer(number: u64) -> Reply {

@@ -32,7 +32,8 @@ impl TurnLoop {
     pub(crate) fn publish(&mut self) {
         self.publish_sale();
         let numbers = self.numbers();
-        let ShardStatus { items, appended, log_room, turns, .. } = numbers;
+        let ShardStatus { items, appended, log_room, turns, next_expiry_ms, .. } = numbers;
+        next_expiry_ms.store(self.shard.stock().next_expiry_ms().unwrap_or(u64::MAX), Ordering::Relaxed);
         items.store(self.shard.stock().items() as u64, Ordering::Relaxed);
         appended.store(self.logs.purchases.appended(), Ordering::Relaxed);
         for (kind, log) in self.logs.both() {

@@ -27,9 +27,12 @@ use crate::operate::status::Phase;
 use crate::runtime::control::{Notice, Order};
 use crate::runtime::log_pair::{LogPair, LogRoom, Needs, PersistenceChannels};
 use crate::runtime::mesh::Delivery;
+use crate::runtime::published_numbers::note_published;
 use crate::runtime::shard_io::ShardIo;
+use crate::sale::command::Command;
 use crate::sale::effects::Effects;
 use crate::sale::ids::{Moment, SaleId, Seq, Ticket};
+use crate::sale::message::Reply;
 use crate::sale::parts::NeededSales;
 use crate::sale::record::LogEvent;
 use crate::sale::shard::{Shard, ShardEvent};
@@ -247,6 +250,9 @@ impl TurnLoop {
         let (shard, effects, status) = (&mut self.shard, &mut self.effects, &self.shard_io.status);
         let any = self.shard_io.mesh.receive(|delivery| {
             shard.apply(ShardEvent::Sale(status.newest_sale()), now, effects);
+            if let Delivery::Reply(Reply::NoneFree { .. } | Reply::KeyUnknown { .. }) = delivery {
+                note_published(shard, status, now, effects);
+            }
             let event = match delivery {
                 Delivery::Request(from, request) => ShardEvent::Request(from, request),
                 Delivery::Reply(reply) => ShardEvent::Reply(reply),
@@ -273,6 +279,9 @@ impl TurnLoop {
                 // This shard may be ready, but another shard is not, or another server may sell.
                 Route::Command(..) if is_refusing => responder.problem(phase.refusal(), style, out),
                 Route::Command(command, json) => {
+                    if let Command::CheckoutAny { .. } = command {
+                        note_published(shard, status, now, effects);
+                    }
                     shard.apply(ShardEvent::Command(ticket, command), now, effects);
                     // A command that needs neither another shard nor the log is decided already.
                     match effects.answers.pop_if(|(decided, _)| *decided == ticket) {
@@ -284,8 +293,8 @@ impl TurnLoop {
                             answer
                         }
                         None => {
-                            let item = command.item().expect("a code that leads to no item is refused at once");
-                            return Handled::Deciding { operation, json, item };
+                            // A code that leads to no item is refused at once.
+                            return Handled::Deciding { operation, json, item: command.item() };
                         }
                     }
                 }

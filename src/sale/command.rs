@@ -16,6 +16,13 @@ pub enum Command {
         /// Fingerprint of the `Idempotency-Key`; nil if the request has none.
         key: Uuid,
     },
+    /// Reserve any free item.
+    CheckoutAny {
+        /// The buyer.
+        user: UserId,
+        /// Fingerprint of the `Idempotency-Key`; nil if the request has none.
+        key: Uuid,
+    },
     /// Buy the reserved item.
     Purchase {
         /// The code that the checkout returned.
@@ -36,11 +43,17 @@ pub enum Command {
 }
 
 impl Command {
-    /// Returns the item whose owner decides the command: that of the checkout or of the code. Returns `None` if the code
-    /// leads to no item.
+    /// Returns whether the command is a checkout.
+    pub fn wants_a_hold(&self) -> bool {
+        matches!(self, Command::Checkout { .. } | Command::CheckoutAny { .. })
+    }
+
+    /// Returns the item whose owner decides the command: that of the checkout or of the code. Returns `None` for a
+    /// checkout of any item, and if the code leads to no item.
     pub fn item(&self) -> Option<ItemId> {
         match self {
             Command::Checkout { item, .. } => Some(*item),
+            Command::CheckoutAny { .. } => None,
             Command::Purchase { code, .. } | Command::Cancel { code } | Command::Extend { code } => {
                 code.place().map(|place| place.item)
             }
@@ -58,7 +71,8 @@ pub enum Withdrawal {
 }
 
 /// The outcome of a command. A checkout is refused with the first of `NoSuchItem`, `ItemSold`, `ItemReserved`,
-/// `LogFull` and `UserLimit` that applies.
+/// `LogFull` and `UserLimit` that applies, a checkout of any item with the first of `SoldOut`, `AllReserved`, `LogFull` and
+/// `UserLimit`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The item is held for the user, and the checkout is durable.
@@ -101,6 +115,16 @@ pub enum Outcome {
     },
     /// Refused: the item is claimed, held, or being bought. It may become free again.
     ItemReserved,
+    /// Refused: every item of the sale is sold. Final within the sale.
+    SoldOut {
+        /// The sale.
+        sale: SaleId,
+    },
+    /// Refused: no item is free, but not all are sold.
+    AllReserved {
+        /// Time until the first hold ends, in seconds, at least 1.
+        retry_after_s: u32,
+    },
     /// Refused: the user's quota is used up. A hold that ended counts until its quota is returned.
     UserLimit,
     /// Refused: the sale has no such item.

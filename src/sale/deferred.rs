@@ -59,6 +59,10 @@ pub enum Deferred {
     ReturnQuota {
         /// Sale of the hold that ended.
         sale: SaleId,
+        /// The item.
+        item: ItemId,
+        /// Short fingerprint of the key of the checkout; 0 if there is none.
+        key: u64,
         /// User whose quota is returned.
         user: UserId,
     },

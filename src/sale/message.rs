@@ -22,6 +22,30 @@ pub struct Checkout {
     pub key: Uuid,
 }
 
+/// A checkout of any item.
+#[derive(Clone, Copy, Debug)]
+pub struct AnyUnit {
+    /// Ticket of the client's request at the origin.
+    pub ticket: Ticket,
+    /// Sale of the checkout.
+    pub sale: SaleId,
+    /// The buyer.
+    pub user: UserId,
+    /// Fingerprint of the idempotency key; nil if there is none.
+    pub key: Uuid,
+}
+
+/// The result of a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The item was counted.
+    Granted,
+    /// The limit is reached, or the sale has ended.
+    Denied,
+    /// Another checkout with the same key has got an item. Its owner answers the client.
+    Repeated,
+}
+
 /// A request to an owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
@@ -32,6 +56,41 @@ pub enum Request {
         /// What the client asks for.
         checkout: Checkout,
     },
+    /// Origin → item owner: hold any free item for this user.
+    ReserveAny {
+        /// Ticket of the client's request at the origin.
+        ticket: Ticket,
+        /// Sale of the checkout.
+        sale: SaleId,
+        /// The buyer.
+        user: UserId,
+        /// Fingerprint of the idempotency key; nil if there is none.
+        key: Uuid,
+    },
+    /// Origin or item owner → user owner: a checkout of any item with this key. If it repeats another one, forward it to
+    /// the owner of the item that the key has got. Else reply `KeyUnknown` to the origin.
+    FindKey {
+        /// Shard that has the client.
+        origin: ShardId,
+        /// Ticket of the client's request at the origin.
+        ticket: Ticket,
+        /// The buyer.
+        user: UserId,
+        /// Fingerprint of the idempotency key.
+        key: Uuid,
+        /// A sale that the sender has forgotten, so that its keys repeat nothing.
+        forgotten: Option<SaleId>,
+    },
+    /// User owner → item owner: this item was claimed for a checkout of any item with the same user and key. Repeat the
+    /// answer.
+    Repeat {
+        /// Shard that has the client.
+        origin: ShardId,
+        /// Ticket of the client's request at the origin.
+        ticket: Ticket,
+        /// The first checkout.
+        checkout: Checkout,
+    },
     /// Item owner → user owner: count one more item against the user's quota, if the limit allows it.
     Claim {
         /// Shard that sent the `Reserve`.
@@ -40,13 +99,19 @@ pub enum Request {
         ticket: Ticket,
         /// The checkout. Its item waits in `Claiming`.
         checkout: Checkout,
+        /// The client has asked for any item, and the item's owner has chosen this one.
+        is_any: bool,
     },
     /// Item owner → user owner: count one item less against the user's quota.
     Release {
         /// Sale of the hold that ended.
         sale: SaleId,
+        /// The item, which the key has not got any more.
+        item: ItemId,
         /// User whose quota is returned.
         user: UserId,
+        /// Short fingerprint of the key of the checkout; 0 if there is none.
+        key: u64,
     },
     /// Origin → item owner: buy the item of this code.
     Confirm {
@@ -62,8 +127,8 @@ pub enum Request {
     Withdraw {
         /// The ticket.
         ticket: Ticket,
-        /// Item of the request.
-        item: ItemId,
+        /// Item of the request. `None` if it asks for any item: then each shard gets this.
+        item: Option<ItemId>,
         /// Reason of the withdrawal.
         reason: Withdrawal,
     },
@@ -99,8 +164,10 @@ pub enum Reply {
         ticket: Ticket,
         /// The checkout. Its item waits in `Claiming`.
         checkout: Checkout,
-        /// Whether the item was counted. False if the limit is reached, or if the sale has ended.
-        granted: bool,
+        /// The client has asked for any item, and the item's owner has chosen this one.
+        is_any: bool,
+        /// The result.
+        verdict: Verdict,
     },
     /// Item owner → origin: the outcome for the client.
     Answer {
@@ -118,6 +185,29 @@ pub enum Reply {
         /// The buyer.
         user: UserId,
         /// Fingerprint of the idempotency key; nil if there is none.
+        key: Uuid,
+    },
+    /// Item owner → origin: the owner has no free item, or the sale of the `ReserveAny` is over. The origin asks the next
+    /// shard, or begins again in the current sale.
+    NoneFree {
+        /// Ticket of the client's request at the origin.
+        ticket: Ticket,
+        /// The owner.
+        owner: ShardId,
+        /// Sale of the checkout.
+        sale: SaleId,
+        /// The buyer.
+        user: UserId,
+        /// Fingerprint of the idempotency key; nil if there is none.
+        key: Uuid,
+    },
+    /// User owner → origin: a checkout of any item with this key repeats nothing. The origin begins the search.
+    KeyUnknown {
+        /// Ticket of the client's request at the origin.
+        ticket: Ticket,
+        /// The buyer.
+        user: UserId,
+        /// Fingerprint of the idempotency key.
         key: Uuid,
     },
 }

@@ -6,14 +6,18 @@
 //! sale, and returns records and answers as effects.
 //!
 //! In reading order: [`ids`] (ids, times, terms of a sale), [`rules`] (settings of the rules), [`partition`] (the owner
-//! of each item and user), [`code`] (reservation codes), [`command`] (commands and outcomes), [`message`] (messages
-//! between shards), [`record`] (records of the log), [`item_state`] (states of an item, and results), [`stock`] (items
-//! and holds of one sale), [`quotas`] (items per user), [`part`] (both together, for one sale), [`parts`] (the sales
-//! that a shard knows), [`chunked_vec`] and [`linked_queue`] (containers that never stall a
-//! turn), [`deferred`] (effects that wait for the log), [`repetitions`] (repeated checkouts that wait for
-//! a claim), [`effects`] (what a shard's events cause), [`shard`] (the state machine), [`origin_steps`] and
-//! [`owner_steps`] (its steps in these roles), [`item_name`] (generated names of items).
+//! of each item and user), [`code`] (reservation codes), [`checkout_key`] (idempotency keys), [`command`] (commands and
+//! outcomes), [`message`] (messages between shards), [`record`] (records of the log), [`item_state`] (states of an item,
+//! and results), [`slot_queue`] (queues of slots), [`stock`] (items and holds of one sale), [`quotas`] (items per user),
+//! [`any_keys`] (items of repeatable checkouts of any item), [`part`] (all three together, for one sale), [`parts`] (the
+//! sales that a shard knows), [`chunked_vec`], [`linked_queue`] and [`linear_table`] (containers that never stall a
+//! turn), [`deferred`] (effects that wait for the log), [`repetitions`] (repeated checkouts that wait for a claim),
+//! [`effects`] (what a shard's events cause), [`shard`] (the state machine), [`origin_steps`] and [`owner_steps`] (its
+//! steps in these roles), [`published_stock`] and [`any_unit`] (the search for any free item), [`item_name`] (generated names of items).
 
+pub mod any_keys;
+pub mod any_unit;
+pub mod checkout_key;
 pub mod chunked_vec;
 pub mod code;
 pub mod command;
@@ -22,6 +26,7 @@ pub mod effects;
 pub mod ids;
 pub mod item_name;
 pub mod item_state;
+pub mod linear_table;
 pub mod linked_queue;
 pub mod message;
 pub mod origin_steps;
@@ -29,9 +34,11 @@ pub mod owner_steps;
 pub mod part;
 pub mod partition;
 pub mod parts;
+pub mod published_stock;
 pub mod quotas;
 pub mod record;
 pub mod repetitions;
 pub mod rules;
 pub mod shard;
+pub mod slot_queue;
 pub mod stock;

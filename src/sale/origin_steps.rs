@@ -15,6 +15,7 @@ impl Shard {
                 let checkout = Checkout { sale: self.terms().sale, item, user, key };
                 return self.checkout(ticket, checkout, now, effects);
             }
+            Command::CheckoutAny { user, key } => return self.checkout_any(ticket, user, key, now, effects),
             Command::Purchase { code, key } => (code, Request::Confirm { ticket, code, key }),
             Command::Cancel { code } => (code, Request::Cancel { ticket, code }),
             Command::Extend { code } => (code, Request::Extend { ticket, code }),
@@ -36,7 +37,7 @@ impl Shard {
                 return effects.answers.push((ticket, Outcome::NoSuchItem));
             }
             if open.knows_sold(item) {
-                self.log_refusal(&checkout, RefusalReason::ItemSold, now, effects);
+                self.log_refusal(&checkout, RefusalReason::ItemSold, false, now, effects);
                 return effects.answers.push((ticket, Outcome::ItemSold { sale, item }));
             }
         }

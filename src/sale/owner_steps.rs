@@ -1,12 +1,13 @@
 //! The steps of a shard as item owner: it decides about its items, and logs its decisions.
 
+use crate::sale::checkout_key::short;
 use crate::sale::code::Code;
 use crate::sale::command::{Outcome, Withdrawal};
 use crate::sale::deferred::{Deferred, Waiter};
 use crate::sale::effects::Effects;
 use crate::sale::ids::{ItemId, Moment, SaleId};
 use crate::sale::item_state::{Availability, Cancellation, Confirmation, Extension, Hold, ItemState, Unavailable};
-use crate::sale::message::{Checkout, Reply, Request};
+use crate::sale::message::{Checkout, Reply, Request, Verdict};
 use crate::sale::part::Part;
 use crate::sale::record::{LogEvent, Record, RefusalReason, ReleaseReason};
 use crate::sale::shard::Shard;
@@ -37,7 +38,7 @@ impl Shard {
             ItemState::Free if self.has_no_room() => (Outcome::LogFull, None),
             _ => match self.parts.open_mut().stock.reserve(slot, user, key) {
                 Ok(()) => {
-                    let claim = Request::Claim { origin, ticket, checkout };
+                    let claim = Request::Claim { origin, ticket, checkout, is_any: false };
                     return self.ask(self.partition.owner_of_user(user), claim, now, effects);
                 }
                 Err(Unavailable::Sold) => (Outcome::ItemSold { sale, item }, Some(RefusalReason::ItemSold)),
@@ -49,7 +50,7 @@ impl Shard {
             },
         };
         if let Some(reason) = reason {
-            self.log_refusal(&checkout, reason, now, effects);
+            self.log_refusal(&checkout, reason, false, now, effects);
         }
         self.answer(origin, Reply::Answer { ticket, outcome }, now, effects);
     }
@@ -64,7 +65,7 @@ impl Shard {
     }
 
     /// Answers a repeated checkout with the hold of the first one.
-    fn answer_again(
+    pub(crate) fn answer_again(
         &mut self,
         waiter: Waiter,
         (sale, item): (SaleId, ItemId),
@@ -91,20 +92,24 @@ impl Shard {
         &mut self,
         waiter: Waiter,
         checkout: Checkout,
-        granted: bool,
+        is_any: bool,
+        verdict: Verdict,
         now: Moment,
         effects: &mut Effects,
     ) {
         let Checkout { sale, item, user, key } = checkout;
         if sale != self.terms().sale {
-            return self.move_to_next_sale(waiter, checkout, granted, now, effects);
+            return self.move_to_next_sale(waiter, checkout, is_any, verdict, now, effects);
         }
         let slot = self.partition.slot_of(item);
-        if !granted {
+        if verdict != Verdict::Granted {
             self.parts.open_mut().stock.deny(slot);
+            if verdict == Verdict::Repeated {
+                return self.repeat_ended(slot, now, effects);
+            }
             let repetitions = self.repetitions.take(slot).into_iter().map(|(waiter, _)| waiter);
             for waiter in std::iter::once(waiter).chain(repetitions) {
-                self.log_refusal(&checkout, RefusalReason::UserLimit, now, effects);
+                self.log_refusal(&checkout, RefusalReason::UserLimit, is_any, now, effects);
                 self.answer_request(waiter, Outcome::UserLimit, now, effects);
             }
             return;
@@ -129,18 +134,53 @@ impl Shard {
         &mut self,
         waiter: Waiter,
         checkout: Checkout,
-        granted: bool,
+        is_any: bool,
+        verdict: Verdict,
+        now: Moment,
+        effects: &mut Effects,
+    ) {
+        let Checkout { sale, item, user, key } = checkout;
+        let slot = self.partition.slot_of(item);
+        self.parts.get_mut(sale).expect("a sale with a claim is not forgotten").stock.deny(slot);
+        self.publish_change(sale, slot, Availability::Available, effects);
+        if verdict == Verdict::Granted {
+            let release = Request::Release { sale, item, user, key: short(key) };
+            self.ask(self.partition.owner_of_user(user), release, now, effects);
+        }
+        if verdict != Verdict::Repeated {
+            self.bounce(waiter, checkout, is_any, now, effects);
+        }
+    }
+
+    /// Sends a checkout back, because its sale has ended. A checkout of any item with a key takes the way by the user's
+    /// owner, so that it comes after the release of its claim.
+    pub(crate) fn bounce(
+        &mut self,
+        waiter: Waiter,
+        checkout: Checkout,
+        is_any: bool,
         now: Moment,
         effects: &mut Effects,
     ) {
         let (Waiter { origin, ticket }, Checkout { sale, item, user, key }) = (waiter, checkout);
-        let slot = self.partition.slot_of(item);
-        self.parts.get_mut(sale).expect("a sale with a claim is not forgotten").stock.deny(slot);
-        self.publish_change(sale, slot, Availability::Available, effects);
-        if granted {
-            self.ask(self.partition.owner_of_user(user), Request::Release { sale, user }, now, effects);
+        if is_any && !key.is_nil() {
+            let find = Request::FindKey { origin, ticket, user, key, forgotten: None };
+            return self.ask(self.partition.owner_of_user(user), find, now, effects);
         }
-        self.answer(origin, Reply::SaleChanged { ticket, item, user, key }, now, effects);
+        let bounced = match is_any {
+            true => Reply::NoneFree { ticket, owner: self.id, sale, user, key },
+            false => Reply::SaleChanged { ticket, item, user, key },
+        };
+        self.answer(origin, bounced, now, effects);
+    }
+
+    /// Answers the requests that wait for a claim of this item, after the claim was refused as `Repeated`: their key had got
+    /// this same item before, by a hold that has ended.
+    #[cold]
+    fn repeat_ended(&mut self, slot: usize, now: Moment, effects: &mut Effects) {
+        for (waiter, checkout) in self.repetitions.take(slot) {
+            self.repeat_any(waiter, checkout, now, effects);
+        }
     }
 
     #[cold]
@@ -155,16 +195,19 @@ impl Shard {
     pub(crate) fn withdraw(
         &mut self,
         gone: Waiter,
-        item: ItemId,
+        item: Option<ItemId>,
         reason: Withdrawal,
         now: Moment,
         effects: &mut Effects,
     ) {
-        self.repetitions.withdraw(self.partition.slot_of(item), gone);
+        // A repeated checkout of any item waits only for the time of a message to the user's owner and back.
+        if let Some(item) = item {
+            self.repetitions.withdraw(self.partition.slot_of(item), gone);
+        }
         let Some(code) = self.waiting.withdraw(gone) else { return };
         let Ok((part, _, slot)) = self.find(code) else { return };
         // The client of an overdue request with a key repeats it, and must get this hold.
-        if reason == Withdrawal::Disconnected || !part.stock.is_repeatable(slot) {
+        if reason == Withdrawal::Disconnected || part.stock.checkout_key(slot) == 0 {
             self.undelivered(code, now, effects);
         }
     }

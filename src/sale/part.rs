@@ -1,5 +1,6 @@
 //! A shard's part of one sale: its items, the quotas of its users, and what it knows of the items of other shards.
 
+use crate::sale::any_keys::AnyKeys;
 use crate::sale::ids::{ItemId, ShardId, Terms};
 use crate::sale::partition::Partition;
 use crate::sale::quotas::Quotas;
@@ -14,8 +15,12 @@ pub struct Part {
     pub stock: Stock,
     /// Quotas of the shard's users.
     pub quotas: Quotas,
+    /// Keys with which the shard's users have got any item.
+    pub any_keys: AnyKeys,
     /// Bitmap of the items that this shard, as origin, knows to be sold. `Sold` is final.
     known_sold: Vec<u64>,
+    /// This shard, as origin, knows that every item of the sale is sold. That is final.
+    pub is_sold_out: bool,
     /// Time of the last purchase of one of the shard's items, in milliseconds since the Unix epoch; 0 if there is none.
     pub last_purchase_ms: u64,
     /// The result of the sale has been reported.
@@ -34,7 +39,16 @@ impl Part {
     /// Creates a part without items, for a sale with `terms`.
     pub fn empty(terms: Terms, partition: Partition) -> Self {
         let (stock, quotas) = (Stock::new(0), Quotas::new(terms.user_limit, partition.user_hash(), 0));
-        Part { terms, stock, quotas, known_sold: Vec::new(), last_purchase_ms: 0, is_reported: false }
+        Part {
+            terms,
+            stock,
+            quotas,
+            any_keys: AnyKeys::new(partition.user_hash()),
+            known_sold: Vec::new(),
+            is_sold_out: false,
+            last_purchase_ms: 0,
+            is_reported: false,
+        }
     }
 
     /// Allocates the memory of a part with `items` items, for a sale with the present terms. The kernel provides large
@@ -48,10 +62,11 @@ impl Part {
 
     /// Makes this part one without items, for a sale with `terms`. It keeps its memory.
     pub fn reuse(&mut self, terms: Terms) {
-        let Part { stock, quotas, known_sold, .. } = self;
-        (self.terms, self.last_purchase_ms, self.is_reported) = (terms, 0, false);
+        let Part { stock, quotas, any_keys, known_sold, .. } = self;
+        (self.terms, self.last_purchase_ms, self.is_reported, self.is_sold_out) = (terms, 0, false, false);
         stock.clear();
         quotas.clear(terms.user_limit);
+        any_keys.clear();
         known_sold.clear();
     }
 
@@ -75,9 +90,12 @@ impl Part {
     }
 
     /// Returns when the part is forgotten if nothing is held any more, in milliseconds since the Unix epoch. A hold can be
-    /// bought after the end of its sale, and its receipt is remembered for as long as any other.
+    /// bought after the end of its sale, and its receipt is remembered for as long as any other. Another shard has the
+    /// holds of the keys in this part, so these are remembered until the longest hold has ended.
     pub fn forgotten_at_ms(&self, rules: &Rules) -> u64 {
-        rules.forgotten_at_ms(self.terms.sale).max(self.last_purchase_ms.saturating_add(rules.receipts_ms))
+        let holds_ms = if self.any_keys.is_empty() { 0 } else { rules.longest_hold_ms() };
+        let forgotten_ms = rules.forgotten_at_ms(self.terms.sale).saturating_add(holds_ms);
+        forgotten_ms.max(self.last_purchase_ms.saturating_add(rules.receipts_ms))
     }
 
     /// Returns whether an item is claimed, held or being bought, so that the number of sold items can still rise after
@@ -85,5 +103,32 @@ impl Part {
     pub fn is_live(&self) -> bool {
         let Counts { claiming, held, buying, .. } = self.stock.counts();
         claiming + held + buying > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sale::checkout_key::{mark_any, short};
+    use crate::sale::ids::{SaleId, UserId};
+    use crate::sale::rules::Ack;
+    use uuid::Uuid;
+
+    const RULES: Rules = Rules {
+        period_s: 10,
+        items: 4,
+        user_limit: 1,
+        ttl_ms: 100,
+        extension_ms: 50,
+        receipts_ms: 1_000,
+        ack: Ack::Local,
+    };
+
+    #[test]
+    fn a_part_with_keys_is_remembered_until_the_longest_hold_has_ended() {
+        let mut part = Part::new(RULES.terms(SaleId(2)), Partition::new(1), ShardId(0));
+        assert_eq!(part.forgotten_at_ms(&RULES), 31_000);
+        part.any_keys.note(UserId(1), short(mark_any(Uuid::from_u128(1))), ItemId(0));
+        assert_eq!(part.forgotten_at_ms(&RULES), 31_150);
     }
 }

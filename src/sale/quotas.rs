@@ -3,20 +3,14 @@
 //! An item counts against its user's quota from the claim on. It counts until the sale ends if it is bought, and else
 //! until the quota is returned, after the record that ends the hold is flushed.
 //!
-//! The users are in a hash table that grows by linear hashing (Litwin, "Linear hashing: a new tool for file and table
-//! addressing", VLDB 1980): each new user adds one bucket, which takes the entries that belong there from one other. So
-//! no claim rehashes the table, and the longest one takes a few steps more than the shortest. A table that doubles stalls
-//! its shard for 100 ms at some millions of users. The hash has a secret key: see [`UserHash`].
+//! The users are in a hash table that never stalls its shard. Its hash has a secret key: see [`UserHash`].
 
-use crate::sale::chunked_vec::ChunkedVec;
 use crate::sale::ids::UserId;
+use crate::sale::linear_table::{Chained, LinearTable, NIL};
 use crate::sale::partition::UserHash;
 
 /// Largest number of users that a shard allocates memory for in advance: 1.3 MB.
 const PREALLOCATED_USERS_MAX: usize = 1 << 16;
-
-/// Index of no entry. It marks the end of a chain.
-const NIL: u32 = u32::MAX;
 
 /// A user with an item, or an entry that no user has.
 #[derive(Clone, Copy)]
@@ -28,45 +22,44 @@ struct QuotaEntry {
     next: u32,
 }
 
-const FREE_ENTRY: QuotaEntry = QuotaEntry { user: UserId(0), taken: 0, next: NIL };
+impl Chained for QuotaEntry {
+    const FREE: QuotaEntry = QuotaEntry { user: UserId(0), taken: 0, next: NIL };
+
+    #[inline]
+    fn next(&self) -> u32 {
+        self.next
+    }
+
+    #[inline]
+    fn set_next(&mut self, next: u32) {
+        self.next = next;
+    }
+}
 
 /// The quotas of one shard's users. The entry of a user is removed when the last item is returned.
 pub struct Quotas {
     limit: u32,
     hash: UserHash,
-    /// The first entry of each bucket. There are as many buckets as there were users at most, and at least one.
-    buckets: ChunkedVec<u32>,
-    /// The smallest power of two that is not less than the number of buckets, minus one.
-    mask: usize,
-    entries: ChunkedVec<QuotaEntry>,
-    /// The first entry that no user has.
-    free: u32,
-    users: usize,
+    table: LinearTable<QuotaEntry>,
 }
 
 impl Quotas {
     /// Creates quotas of `limit` items per user. Allocates memory for `users` users in advance, up to a maximum.
     pub fn new(limit: u32, hash: UserHash, users: usize) -> Self {
-        let (buckets, entries) = (ChunkedVec::default(), ChunkedVec::default());
-        let mut quotas = Quotas { limit, hash, buckets, mask: 0, entries, free: NIL, users: 0 };
+        let mut quotas = Quotas { limit, hash, table: LinearTable::default() };
         quotas.allocate(users);
-        quotas.clear(limit);
         quotas
     }
 
     /// Allocates memory for `users` users in advance, up to a maximum, if there is less.
     pub fn allocate(&mut self, users: usize) {
-        let users = users.min(PREALLOCATED_USERS_MAX);
-        self.buckets.allocate(users, NIL);
-        self.entries.allocate(users, FREE_ENTRY);
+        self.table.allocate(users.min(PREALLOCATED_USERS_MAX));
     }
 
     /// Removes all users, keeps their memory, and sets another limit. It takes the same time for any number of users.
     pub fn clear(&mut self, limit: u32) {
-        (self.limit, self.mask, self.free, self.users) = (limit, 0, NIL, 0);
-        self.entries.clear();
-        self.buckets.clear();
-        self.buckets.push(NIL);
+        self.limit = limit;
+        self.table.clear();
     }
 
     /// Counts one more item for the user, unless the limit is reached. Returns whether the item was counted.
@@ -87,104 +80,37 @@ impl Quotas {
 
     /// Returns the user above the limit with the lowest id. After the replay of a complete log there is none.
     pub fn over_limit(&self) -> Option<UserId> {
-        self.entries().filter(|entry| entry.taken > self.limit).map(|entry| entry.user).min()
+        self.table.places().filter(|entry| entry.taken > self.limit).map(|entry| entry.user).min()
     }
 
     /// Counts one item less for the user.
     pub fn release(&mut self, user: UserId) {
-        let bucket = self.bucket(user);
-        let (mut previous, mut at) = (NIL, self.buckets[bucket]);
-        while at != NIL && self.entries[at as usize].user != user {
-            (previous, at) = (at, self.entries[at as usize].next);
-        }
-        assert_ne!(at, NIL, "a quota is released only after it was claimed");
-        let entry = &mut self.entries[at as usize];
-        entry.taken -= 1;
-        if entry.taken == 0 {
-            let next = std::mem::replace(&mut entry.next, self.free);
-            (self.free, self.users) = (at, self.users - 1);
-            match previous {
-                NIL => self.buckets[bucket] = next,
-                previous => self.entries[previous as usize].next = next,
-            }
-        }
+        let was_counted = self.table.remove_if(
+            self.hash.of(user),
+            |entry| entry.user == user,
+            |entry| {
+                entry.taken -= 1;
+                entry.taken == 0
+            },
+        );
+        assert!(was_counted, "a quota is released only after it was claimed");
     }
 
     /// Returns how many items count against the user's quota.
     pub fn taken(&self, user: UserId) -> u32 {
-        self.find(user, self.bucket(user)).map_or(0, |at| self.entries[at].taken)
+        self.table.find(self.hash.of(user), |entry| entry.user == user).map_or(0, |entry| entry.taken)
     }
 
     /// Returns how many items count against the quotas of all users together.
     pub fn total(&self) -> u64 {
-        self.entries().map(|entry| u64::from(entry.taken)).sum()
-    }
-
-    fn entries(&self) -> impl Iterator<Item = &QuotaEntry> {
-        (0..self.entries.len()).map(|at| &self.entries[at])
+        self.table.places().map(|entry| u64::from(entry.taken)).sum()
     }
 
     /// Returns the number of items that count against the user's quota. Adds an entry if there is none.
     fn taken_mut(&mut self, user: UserId) -> &mut u32 {
-        let bucket = self.bucket(user);
-        let at = self.find(user, bucket).unwrap_or_else(|| self.add(user, bucket));
-        &mut self.entries[at].taken
-    }
-
-    fn find(&self, user: UserId, bucket: usize) -> Option<usize> {
-        let mut at = self.buckets[bucket];
-        while at != NIL {
-            let entry = &self.entries[at as usize];
-            if entry.user == user {
-                return Some(at as usize);
-            }
-            at = entry.next;
-        }
-        None
-    }
-
-    /// Returns the bucket of a user: the low bits of the hash, as many as number the buckets. A bucket that is not there
-    /// yet is still part of the one without its highest bit.
-    fn bucket(&self, user: UserId) -> usize {
-        let bucket = self.hash.of(user) as usize & self.mask;
-        if bucket < self.buckets.len() { bucket } else { bucket & self.mask >> 1 }
-    }
-
-    fn add(&mut self, user: UserId, bucket: usize) -> usize {
-        let entry = QuotaEntry { user, taken: 0, next: self.buckets[bucket] };
-        let at = match self.free {
-            NIL => {
-                self.entries.push(entry);
-                self.entries.len() - 1
-            }
-            free => {
-                let at = free as usize;
-                self.free = self.entries[at].next;
-                self.entries[at] = entry;
-                at
-            }
-        };
-        self.buckets[bucket] = at as u32;
-        self.users += 1;
-        if self.users > self.buckets.len() {
-            self.split();
-        }
-        at
-    }
-
-    /// Adds a bucket, and moves the entries there that belong to it. All of them are in one other bucket.
-    fn split(&mut self) {
-        let added = self.buckets.len();
-        let split = added - (1 << added.ilog2());
-        self.buckets.push(NIL);
-        self.mask |= added;
-        let mut at = std::mem::replace(&mut self.buckets[split], NIL);
-        while at != NIL {
-            let QuotaEntry { user, next, .. } = self.entries[at as usize];
-            let bucket = self.bucket(user);
-            self.entries[at as usize].next = std::mem::replace(&mut self.buckets[bucket], at);
-            at = next;
-        }
+        let (hash, entry) = (self.hash, QuotaEntry { user, ..QuotaEntry::FREE });
+        let hash_of = |entry: &QuotaEntry| hash.of(entry.user);
+        &mut self.table.find_or_add(hash.of(user), |entry| entry.user == user, entry, hash_of).taken
     }
 }
 
@@ -214,7 +140,7 @@ mod tests {
         quotas.release(UserId(1));
         assert!(quotas.claim(UserId(1)));
         quotas.release(UserId(2));
-        assert_eq!((quotas.total(), quotas.users, quotas.taken(UserId(2))), (2, 1, 0));
+        assert_eq!((quotas.total(), quotas.table.count(), quotas.taken(UserId(2))), (2, 1, 0));
         assert!(!self::quotas(0).claim(UserId(1)));
     }
 
@@ -245,7 +171,7 @@ mod tests {
                         *map.entry(id).or_default() += u32::from(granted);
                     }
                 }
-                prop_assert_eq!((quotas.users, quotas.total()), (map.len(), map.values().map(|&taken| u64::from(taken)).sum()));
+                prop_assert_eq!((quotas.table.count(), quotas.total()), (map.len(), map.values().map(|&taken| u64::from(taken)).sum()));
                 let over = map.iter().find(|(_, taken)| **taken > limit).map(|(id, _)| UserId(*id));
                 prop_assert_eq!(quotas.over_limit(), over);
             }
@@ -264,7 +190,7 @@ mod tests {
     fn claim_in_few_steps(quotas: &mut Quotas, users: impl Iterator<Item = i64>) {
         for user in users {
             let steps = most_steps(quotas, std::iter::once(user));
-            assert!(steps < 100, "{steps} steps of the claim of user {user}, with {} users", quotas.users);
+            assert!(steps < 100, "{steps} steps of the claim of user {user}, with {} users", quotas.table.count());
         }
     }
 
@@ -275,7 +201,7 @@ mod tests {
         let mut quotas = quotas(1);
         for _ in 0..2 {
             claim_in_few_steps(&mut quotas, 0..1_000_000);
-            assert_eq!((quotas.users, quotas.buckets.len()), (1_000_000, 1_000_000));
+            assert_eq!((quotas.table.count(), quotas.table.buckets()), (1_000_000, 1_000_000));
             assert!(accesses(|| quotas.clear(1)) < 10);
         }
         // The largest ids, and ids that differ only in their high bits.

@@ -4,7 +4,7 @@
 //! offset  0  u8   kind
 //!         1  u8   reason (of a release or a refusal), else 0
 //!         2  u16  0
-//!         4  u32  item            (SaleOpened: the stock)
+//!         4  u32  item            (SaleOpened: the stock; Refused: 2^32 - 1 if any item was asked for)
 //!         8  u32  sale
 //!        12  u32  time to live, ms (Checkout; Extended: the time added; SaleOpened: the limit per user), else 0
 //!        16  i64  user
@@ -50,9 +50,9 @@ impl ReleaseReason {
 #[repr(u8)]
 #[strum(serialize_all = "kebab-case")]
 pub enum RefusalReason {
-    /// The item is sold.
+    /// The item is sold, or if the checkout asked for any item: all are.
     ItemSold,
-    /// The item is claimed, held, or being bought.
+    /// The item is claimed, held, or being bought, or if the checkout asked for any item: none is free.
     ItemReserved,
     /// The user's quota is used up.
     UserLimit,
@@ -63,7 +63,19 @@ impl RefusalReason {
     pub fn name(self) -> &'static str {
         self.into()
     }
+
+    /// Returns the name of the reason if the checkout asked for any item.
+    pub fn name_of_any(self) -> &'static str {
+        match self {
+            RefusalReason::ItemSold => "sold-out",
+            RefusalReason::ItemReserved => "all-reserved",
+            RefusalReason::UserLimit => self.name(),
+        }
+    }
 }
+
+/// Item in the record of a refused checkout that asked for any item. No item has this number.
+const ANY_ITEM: u32 = u32::MAX;
 
 /// The event that a record describes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,8 +139,8 @@ pub enum LogEvent {
     },
     /// A checkout was refused.
     Refused {
-        /// The requested item.
-        item: ItemId,
+        /// The requested item. `None` if the checkout asked for any item.
+        item: Option<ItemId>,
         /// User who was refused.
         user: UserId,
         /// Reason for the refusal.
@@ -189,7 +201,8 @@ impl Record {
                 (raw.code, raw.key) = (*code.as_bytes(), key.into_bytes());
             }
             LogEvent::Refused { item, user, reason } => {
-                (raw.kind, raw.item, raw.user) = (5, item.0.into(), user.0.into());
+                (raw.kind, raw.user) = (5, user.0.into());
+                raw.item = item.map_or(ANY_ITEM, |item| item.0).into();
                 raw.reason = reason as u8 + 1;
             }
         }
@@ -211,7 +224,9 @@ impl Record {
             (2, 0, ..) => LogEvent::Checkout { item, user, code, ttl_ms: raw.ttl_ms.get(), key },
             (3, _, Some(reason), _) => LogEvent::Released { item, user, code, reason },
             (4, 0, ..) => LogEvent::Purchase { item, user, code, key },
-            (5, .., Some(reason)) => LogEvent::Refused { item, user, reason },
+            (5, .., Some(reason)) => {
+                LogEvent::Refused { item: Some(item).filter(|item| item.0 != ANY_ITEM), user, reason }
+            }
             (6, 0, ..) => LogEvent::RestoredFromPostgres,
             (7, 0, ..) => LogEvent::Extended { item, user, code, by_ms: raw.ttl_ms.get() },
             (kind, reason, ..) => return Err(UnknownRecord { kind, reason }),
@@ -263,8 +278,9 @@ mod tests {
                 code,
                 key: Uuid::from_u128(key)
             }),
-            (of, prop::sample::select(RefusalReason::VARIANTS))
-                .prop_map(|((item, user, _), reason)| LogEvent::Refused { item, user, reason }),
+            (of, prop::sample::select(RefusalReason::VARIANTS)).prop_map(|((item, user, _), reason)| {
+                LogEvent::Refused { item: (item.0 % 4 == 0).then_some(item), user, reason }
+            }),
         ]
     }
 

@@ -29,6 +29,7 @@
 //! A checkout with an idempotency key that is repeated with the same user, item and key gets the answer of the first,
 //! also after the end of its sale: it waits with the first one while that is being decided, and until the grant is
 //! durable.
+//! A checkout of any item asks one shard after the other, and one with a key the user's owner first (see `any_unit`).
 //! A granted checkout whose answer reaches no client is cancelled. The origin reports each such answer to the item's
 //! owner, which cancels the hold unless another answer with the same code may have arrived.
 //!
@@ -39,16 +40,18 @@
 //! item's owner in `owner_steps`.
 //! `apply(event, now, effects)` never awaits, reads no clock, and uses no file or socket.
 
+use crate::sale::checkout_key::{is_of_any, short};
 use crate::sale::code::{Code, CodeGenerator};
 use crate::sale::command::{Command, Outcome, Withdrawal};
 use crate::sale::deferred::{Deferred, Waiter, Waiting, Watermark};
 use crate::sale::effects::{Effects, ItemChange};
 use crate::sale::ids::{ItemId, Moment, SaleId, Seq, ShardId, Terms, Ticket, UserId};
 use crate::sale::item_state::{Availability, Hold};
-use crate::sale::message::{Checkout, Reply, Request};
+use crate::sale::message::{AnyUnit, Checkout, Reply, Request, Verdict};
 use crate::sale::part::Part;
 use crate::sale::partition::Partition;
 use crate::sale::parts::{NeededSales, Parts};
+use crate::sale::published_stock::PublishedStock;
 use crate::sale::quotas::Quotas;
 use crate::sale::record::{BLOCK_RECORDS, LogEvent, Record, RefusalReason, ReleaseReason};
 use crate::sale::repetitions::Repetitions;
@@ -84,8 +87,12 @@ pub enum ShardEvent {
     Flushed(Seq),
     /// This run's stream of the purchase log is persisted in Postgres up to this record. As `Flushed`.
     Persisted(Seq),
-    /// No client waits for this ticket any more. Its command has this item.
-    Withdrawn(Ticket, ItemId, Withdrawal),
+    /// What a shard has published about its items. Apply it before a command or a reply that [`needs_published`] says.
+    ///
+    /// [`needs_published`]: Shard::needs_published
+    Published(ShardId, PublishedStock),
+    /// No client waits for this ticket any more. Its command has this item, or asks for any.
+    Withdrawn(Ticket, Option<ItemId>, Withdrawal),
     /// An answer with this code could not be sent to its client.
     Undelivered(Code),
     /// Free blocks of the purchase log that records of holds may use.
@@ -118,6 +125,8 @@ pub struct Shard {
     persisted: Seq,
     pub(crate) waiting: Waiting,
     pub(crate) repetitions: Repetitions,
+    /// What the shards have published, by shard.
+    pub(crate) published: Vec<PublishedStock>,
     log_room: u64,
 }
 
@@ -135,9 +144,20 @@ impl Shard {
         let mut parts = Parts::new(id, partition, inventory.parts);
         parts.allocate(&rules);
         let (waiting, repetitions) = (Waiting::default(), Repetitions::default());
-        let (appended, flushed, persisted, log_room) = (0, 0, 0, 0);
-        let mut shard =
-            Shard { id, partition, rules, parts, codes, appended, flushed, persisted, waiting, repetitions, log_room };
+        let mut shard = Shard {
+            id,
+            partition,
+            rules,
+            parts,
+            codes,
+            appended: 0,
+            flushed: 0,
+            persisted: 0,
+            waiting,
+            repetitions,
+            published: vec![PublishedStock::default(); partition.shards().into()],
+            log_room: 0,
+        };
         shard.append(Record::sale_opened(shard.terms(), now.unix_ms), effects);
         shard
     }
@@ -159,9 +179,14 @@ impl Shard {
                 self.persisted = seq;
                 self.apply_deferred(Watermark::Persisted, seq, now, effects);
             }
+            ShardEvent::Published(shard, numbers) => self.published[usize::from(shard.0)] = numbers,
             ShardEvent::Withdrawn(ticket, item, reason) => {
-                let owner = self.partition.owner_of_item(item);
-                self.ask(owner, Request::Withdraw { ticket, item, reason }, now, effects);
+                let request = Request::Withdraw { ticket, item, reason };
+                match item {
+                    Some(item) => self.ask(self.partition.owner_of_item(item), request, now, effects),
+                    // Any shard may have the answer.
+                    None => (0..self.partition.shards()).for_each(|id| self.ask(ShardId(id), request, now, effects)),
+                }
             }
             ShardEvent::Undelivered(code) => {
                 let place = code.place().expect("the code was minted here");
@@ -267,8 +292,8 @@ impl Shard {
         }
         self.parts.begin(self.rules.terms(sale));
         self.append(Record::sale_opened(self.terms(), now.unix_ms), effects);
-        for (Waiter { origin, ticket }, Checkout { item, user, key, .. }) in self.repetitions.take_all() {
-            self.answer(origin, Reply::SaleChanged { ticket, item, user, key }, now, effects);
+        for (waiter, checkout) in self.repetitions.take_all() {
+            self.bounce(waiter, checkout, is_of_any(short(checkout.key)), now, effects);
         }
         self.close_and_forget(now, effects);
     }
@@ -304,14 +329,18 @@ impl Shard {
     #[inline(always)]
     fn reply(&mut self, reply: Reply, now: Moment, effects: &mut Effects) {
         match reply {
-            Reply::Claimed { origin, ticket, checkout, granted } => {
-                self.claimed(Waiter { origin, ticket }, checkout, granted, now, effects);
+            Reply::Claimed { origin, ticket, checkout, is_any, verdict } => {
+                self.claimed(Waiter { origin, ticket }, checkout, is_any, verdict, now, effects);
             }
             Reply::Answer { ticket, outcome } => self.answer_client(ticket, outcome, effects),
             // A sale must begin between a `Reserve` and its bounce, so the repetitions end.
             Reply::SaleChanged { ticket, item, user, key } => {
                 self.checkout(ticket, Checkout { sale: self.terms().sale, item, user, key }, now, effects);
             }
+            Reply::NoneFree { ticket, owner, sale, user, key } => {
+                self.search_on(AnyUnit { ticket, sale, user, key }, owner, now, effects);
+            }
+            Reply::KeyUnknown { ticket, user, key } => self.search(ticket, user, key, now, effects),
         }
     }
 
@@ -321,11 +350,23 @@ impl Shard {
             Request::Reserve { ticket, checkout } => {
                 self.reserve(Waiter { origin: from, ticket }, checkout, now, effects);
             }
-            Request::Claim { origin, ticket, checkout } => {
-                let granted = self.claim(&checkout);
-                self.answer(from, Reply::Claimed { origin, ticket, checkout, granted }, now, effects);
+            Request::ReserveAny { ticket, sale, user, key } => {
+                self.reserve_any(from, AnyUnit { ticket, sale, user, key }, now, effects);
             }
-            Request::Release { sale, user } => self.return_quota(sale, user),
+            Request::FindKey { origin, ticket, user, key, forgotten } => {
+                self.find_key(Waiter { origin, ticket }, user, key, forgotten, now, effects);
+            }
+            Request::Repeat { origin, ticket, checkout } => {
+                self.repeat_any(Waiter { origin, ticket }, checkout, now, effects);
+            }
+            Request::Claim { origin, ticket, checkout, is_any } => {
+                let verdict = match is_any && !checkout.key.is_nil() {
+                    true => self.claim_any(Waiter { origin, ticket }, &checkout, now, effects),
+                    false => self.claim(&checkout),
+                };
+                self.answer(from, Reply::Claimed { origin, ticket, checkout, is_any, verdict }, now, effects);
+            }
+            Request::Release { sale, item, user, key } => self.return_quota(sale, item, user, key),
             Request::Confirm { ticket, code, key } => {
                 self.confirm(Waiter { origin: from, ticket }, code, key, now, effects);
             }
@@ -340,16 +381,19 @@ impl Shard {
 
     // --- as user owner ---
 
-    /// Counts the item of a checkout against its user's quota, if the limit allows it. Returns whether it was counted.
-    /// A claim of an ended sale is denied: the item's owner begins the new sale before it reads this, and bounces.
-    fn claim(&mut self, checkout: &Checkout) -> bool {
+    /// Counts the item of a checkout against its user's quota, if the limit allows it. A claim of an ended sale is denied:
+    /// the item's owner begins the new sale before it reads this, and bounces.
+    #[inline(always)]
+    pub(crate) fn claim(&mut self, checkout: &Checkout) -> Verdict {
         let open = self.parts.open_mut();
-        checkout.sale == open.terms.sale && open.quotas.claim(checkout.user)
+        let is_counted = checkout.sale == open.terms.sale && open.quotas.claim(checkout.user);
+        if is_counted { Verdict::Granted } else { Verdict::Denied }
     }
 
-    fn return_quota(&mut self, sale: SaleId, user: UserId) {
+    fn return_quota(&mut self, sale: SaleId, item: ItemId, user: UserId, key: u64) {
         if let Some(part) = self.parts.get_mut(sale) {
             part.quotas.release(user);
+            part.any_keys.forget(user, key, item);
         }
     }
 
@@ -369,9 +413,9 @@ impl Shard {
                         self.answer_request(waiter, Outcome::Purchased { sale, item }, now, effects);
                     }
                 }
-                Deferred::ReturnQuota { sale, user } => {
+                Deferred::ReturnQuota { sale, item, user, key } => {
                     let owner = self.partition.owner_of_user(user);
-                    self.ask(owner, Request::Release { sale, user }, now, effects);
+                    self.ask(owner, Request::Release { sale, item, user, key }, now, effects);
                 }
             }
         }
@@ -422,12 +466,22 @@ impl Shard {
         let Hold { user, code, .. } = hold;
         let event = LogEvent::Released { item, user, code, reason };
         self.append(Record { sale, unix_ms: now.unix_ms, event }, effects);
-        self.defer_hold(Deferred::ReturnQuota { sale, user });
+        let slot = self.partition.slot_of(item);
+        let key = self.parts.get(sale).map_or(0, |part| part.stock.checkout_key(slot));
+        self.defer_hold(Deferred::ReturnQuota { sale, item, user, key });
     }
 
-    pub(crate) fn log_refusal(&self, checkout: &Checkout, reason: RefusalReason, now: Moment, effects: &mut Effects) {
+    /// Logs a refused checkout. With `is_any`, the client has not asked for this item, but for any.
+    pub(crate) fn log_refusal(
+        &self,
+        checkout: &Checkout,
+        reason: RefusalReason,
+        is_any: bool,
+        now: Moment,
+        effects: &mut Effects,
+    ) {
         let Checkout { sale, item, user, .. } = *checkout;
-        let event = LogEvent::Refused { item, user, reason };
+        let event = LogEvent::Refused { item: (!is_any).then_some(item), user, reason };
         effects.attempts.push(Record { sale, unix_ms: now.unix_ms, event });
     }
 

@@ -18,15 +18,14 @@
 //!
 //! [`ack`]: crate::sale::rules::Rules::ack
 
+use crate::sale::checkout_key::short;
 use crate::sale::code::Code;
 use crate::sale::ids::UserId;
 use crate::sale::item_state::{Cancellation, Confirmation, Extension, Hold, ItemState, Unavailable};
 use crate::sale::record::ReleaseReason;
+use crate::sale::slot_queue::{Linked, Links, SlotQueue};
 use std::collections::BTreeSet;
 use uuid::Uuid;
-
-/// Index of no slot. It marks the ends of the queue of holds.
-const NIL: u32 = u32::MAX;
 
 /// Milliseconds in 48 bits, which last for 8,900 years. Two of them fit into a slot beside its flags.
 #[derive(Clone, Copy)]
@@ -61,9 +60,8 @@ struct Slot {
     is_cancelled: bool,
     expires: Milliseconds,
     expires_unix: Milliseconds,
-    /// Neighbours in the queue of holds. They have a meaning only in `Held`.
-    previous: u32,
-    next: u32,
+    /// Neighbours in the queue of holds, in `Held`, or in that of free items, in `Free`.
+    links: Links,
     user: UserId,
     /// Code of the latest hold. It stays when the hold ends, so that a late request gets `Expired` and not `Unknown`.
     code: Code,
@@ -81,13 +79,18 @@ const FREE_SLOT: Slot = Slot {
     is_cancelled: false,
     expires: Milliseconds { low: 0, high: 0 },
     expires_unix: Milliseconds { low: 0, high: 0 },
-    previous: NIL,
-    next: NIL,
+    links: Links::NONE,
     user: UserId(0),
     code: Code::NONE,
     checkout_key: 0,
     purchase_key: 0,
 };
+
+impl Linked for Slot {
+    fn links(&mut self) -> &mut Links {
+        &mut self.links
+    }
+}
 
 impl Slot {
     fn hold(&self) -> Hold {
@@ -109,17 +112,6 @@ impl Slot {
     }
 }
 
-/// Returns the part of a fingerprint that a slot keeps: its last 64 bits, of which 62 come from the hash. The other
-/// two are the UUID's variant, always 10, so a fingerprint differs from 0, "no key".
-///
-/// 62 bits are enough: the key is compared only with that of the same item and user (checkout), or of the same code
-/// (purchase). So another client cannot cause a collision without the code. Two keys of one client collide by chance
-/// once in 2^62 repetitions, and a client that searches for a collision gets an answer that belongs to itself. The
-/// record has all 128 bits.
-fn short(key: Uuid) -> u64 {
-    key.as_u128() as u64
-}
-
 /// Numbers of items by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -137,9 +129,10 @@ pub struct Counts {
 pub struct Stock {
     slots: Vec<Slot>,
     counts: Counts,
-    /// Ends of the queue of holds: a doubly linked list through the slots, soonest end first.
-    soonest: u32,
-    latest: u32,
+    /// The free items, those that are free for longest first, so that the code of an ended hold is known for long.
+    free: SlotQueue,
+    /// The holds, soonest end first.
+    holds: SlotQueue,
     /// Holds that are not in the queue, by end and slot: each ended before the last hold of the queue when it was
     /// granted or extended. All holds of a run have the same duration, so these are the holds that were extended, and
     /// those of a run that follows one with longer holds.
@@ -149,14 +142,16 @@ pub struct Stock {
 impl Stock {
     /// Creates a stock of `items` free items.
     pub fn new(items: usize) -> Self {
-        let out_of_order = BTreeSet::new();
-        Stock { slots: vec![FREE_SLOT; items], counts: Counts::default(), soonest: NIL, latest: NIL, out_of_order }
+        let (counts, free, holds, out_of_order) = Default::default();
+        let mut stock = Stock { slots: Vec::new(), counts, free, holds, out_of_order };
+        stock.grow(items, items);
+        stock
     }
 
     /// Removes all items, and keeps their memory.
     pub fn clear(&mut self) {
         self.slots.clear();
-        (self.counts, self.soonest, self.latest) = (Counts::default(), NIL, NIL);
+        (self.counts, self.free, self.holds) = Default::default();
         self.out_of_order.clear();
     }
 
@@ -167,7 +162,9 @@ impl Stock {
 
     /// Adds free items up to a stock of `items`, at most `most` of them. Returns whether the stock has all of them.
     pub fn grow(&mut self, items: usize, most: usize) -> bool {
-        self.slots.resize(items.min(self.slots.len().saturating_add(most)), FREE_SLOT);
+        let added = self.slots.len()..items.min(self.slots.len().saturating_add(most));
+        self.slots.resize(added.end, FREE_SLOT);
+        added.for_each(|slot| self.free.push(&mut self.slots, slot as u32));
         self.slots.len() == items
     }
 
@@ -202,6 +199,7 @@ impl Stock {
             ItemState::Free => {
                 item.state = ItemState::Claiming;
                 (item.user, item.checkout_key) = (user, short(key));
+                self.free.remove(&mut self.slots, slot as u32);
                 self.counts.claiming += 1;
                 Ok(())
             }
@@ -210,6 +208,22 @@ impl Stock {
             // A purchase is final only when it is durable, so a `Buying` item does not count as sold.
             ItemState::Claiming | ItemState::Held | ItemState::Buying => Err(Unavailable::Reserved),
         }
+    }
+
+    /// Returns a free item, if there is one.
+    pub fn any_free(&self) -> Option<usize> {
+        self.free.first().map(|slot| slot as usize)
+    }
+
+    /// Returns the short fingerprint of the key of the latest checkout of the item at `slot`; 0 if it had none.
+    pub fn checkout_key(&self, slot: usize) -> u64 {
+        self.slots[slot].checkout_key
+    }
+
+    /// Returns whether the item at `slot` is claimed by a checkout with this user and key.
+    pub fn is_claimed_by(&self, slot: usize, user: UserId, key: Uuid) -> bool {
+        let item = &self.slots[slot];
+        item.state == ItemState::Claiming && item.is_of(user, key)
     }
 
     /// Returns the hold of the checkout with this user and key, if the item at `slot` is held or bought by it, and
@@ -241,6 +255,7 @@ impl Stock {
         assert_eq!(item.state, ItemState::Claiming, "only a claimed item can be denied");
         item.state = ItemState::Free;
         self.counts.claiming -= 1;
+        self.free.push(&mut self.slots, slot as u32);
     }
 
     /// Moves the item at `slot` from `Held` to `Buying`, if `code` belongs to its hold and the hold is live at
@@ -346,19 +361,13 @@ impl Stock {
         }
     }
 
-    /// Returns whether the latest checkout of the item at `slot` has an idempotency key, so that its client can repeat
-    /// it.
-    pub fn is_repeatable(&self, slot: usize) -> bool {
-        self.slots[slot].checkout_key != 0
-    }
-
     /// Returns when the next hold ends, in monotonic milliseconds, if there is a hold.
     pub fn next_expiry_ms(&self) -> Option<u64> {
         self.next_expiry().map(|(expires_ms, _)| expires_ms)
     }
 
     fn next_expiry(&self) -> Option<(u64, u32)> {
-        let queued = (self.soonest != NIL).then(|| (self.slots[self.soonest as usize].expires_ms(), self.soonest));
+        let queued = self.holds.first().map(|slot| (self.slots[slot as usize].expires_ms(), slot));
         queued.into_iter().chain(self.out_of_order.first().copied()).min()
     }
 
@@ -385,39 +394,42 @@ impl Stock {
         let item = &mut self.slots[slot];
         (item.state, item.is_cancelled) = (ItemState::Free, reason == ReleaseReason::Cancelled);
         self.counts.held -= 1;
+        self.free.push(&mut self.slots, slot as u32);
         hold
     }
 
     fn enqueue(&mut self, slot: u32) {
-        let (expires_ms, latest) = (self.slots[slot as usize].expires_ms(), self.latest);
-        if latest != NIL && self.slots[latest as usize].expires_ms() > expires_ms {
+        let expires_ms = self.slots[slot as usize].expires_ms();
+        if self.holds.last().is_some_and(|latest| self.slots[latest as usize].expires_ms() > expires_ms) {
             self.out_of_order.insert((expires_ms, slot));
-            return;
+        } else {
+            self.holds.push(&mut self.slots, slot);
         }
-        let item = &mut self.slots[slot as usize];
-        (item.previous, item.next) = (latest, NIL);
-        *self.link_after(latest) = slot;
-        self.latest = slot;
     }
 
     fn dequeue(&mut self, slot: u32) -> Hold {
-        let item = &self.slots[slot as usize];
-        let hold = item.hold();
-        if !self.out_of_order.is_empty() && self.out_of_order.remove(&(hold.expires_ms, slot)) {
-            return hold;
+        let hold = self.slots[slot as usize].hold();
+        if self.out_of_order.is_empty() || !self.out_of_order.remove(&(hold.expires_ms, slot)) {
+            self.holds.remove(&mut self.slots, slot);
         }
-        let (previous, next) = (item.previous, item.next);
-        *self.link_after(previous) = next;
-        *self.link_before(next) = previous;
         hold
     }
 
-    fn link_after(&mut self, slot: u32) -> &mut u32 {
-        if slot == NIL { &mut self.soonest } else { &mut self.slots[slot as usize].next }
+    /// Returns the users, keys and slots of all items that are held or bought with a key, for tests.
+    #[cfg(test)]
+    pub fn keyed(&self) -> impl Iterator<Item = (UserId, u64, usize)> {
+        let keyed =
+            self.slots.iter().enumerate().filter(|(_, slot)| slot.is_held_or_bought() && slot.checkout_key != 0);
+        keyed.map(|(at, slot)| (slot.user, slot.checkout_key, at))
     }
 
-    fn link_before(&mut self, slot: u32) -> &mut u32 {
-        if slot == NIL { &mut self.latest } else { &mut self.slots[slot as usize].previous }
+    /// Checks that the queue of free items has each of them exactly once, and no other item.
+    #[cfg(test)]
+    pub fn check_free(&self) {
+        let mut queued = self.free.walk(|slot| self.slots[slot as usize].links);
+        queued.sort_unstable();
+        let free = (0..).zip(&self.slots).filter(|(_, slot)| slot.state == ItemState::Free).map(|(slot, _)| slot);
+        assert_eq!(queued, free.collect::<Vec<u32>>(), "the queue of free items and their states differ");
     }
 }
 
@@ -499,11 +511,11 @@ mod tests {
         let mut stock = Stock::new(1);
         held(&mut stock, 0, hold(1, 7, 100));
         assert_eq!(reserve(&mut stock, 0), Err(Unavailable::Reserved));
-        assert!(!stock.is_repeatable(0));
+        assert_eq!(stock.checkout_key(0), 0);
         stock.release(0, code(7), ReleaseReason::Cancelled, 0);
         stock.reserve(0, UserId(1), Uuid::max()).unwrap();
         stock.grant(0, hold(1, 8, 100));
-        assert!(stock.is_repeatable(0));
+        assert_eq!(stock.checkout_key(0), u64::MAX);
         stock.expire(100).unwrap();
         assert_eq!(stock.reserve(0, UserId(1), Uuid::max()), Ok(()));
     }
@@ -554,6 +566,7 @@ mod tests {
         assert_eq!(stock.release(1, code(7), ReleaseReason::Cancelled, 99), Cancellation::PurchasePending);
         stock.deny(0);
         assert_eq!(stock.counts(), Counts { buying: 1, ..Counts::default() });
+        assert_eq!(stock.any_free(), Some(0));
     }
 
     proptest! {
@@ -576,7 +589,8 @@ mod tests {
             let expired: Vec<_> = std::iter::from_fn(|| stock.expire(50)).map(|(slot, hold)| (hold.expires_ms, slot)).collect();
             prop_assert_eq!(expired, expected);
             prop_assert_eq!(stock.counts(), Counts::default());
-            prop_assert_eq!((stock.soonest, stock.latest), (NIL, NIL));
+            prop_assert_eq!(stock.holds, SlotQueue::EMPTY);
+            stock.check_free();
         }
     }
 }

@@ -61,8 +61,8 @@ pub fn configure_event_stream(socket: &OwnedFd) {
 /// The requests and answers that have lost their clients.
 #[derive(Debug, Default)]
 pub struct LostClients {
-    /// Tickets and items of requests whose clients do not wait any more.
-    pub withdrawn: Vec<(Ticket, ItemId, Withdrawal)>,
+    /// Tickets and items of requests whose clients do not wait any more. The item is `None` if the client asks for any.
+    pub withdrawn: Vec<(Ticket, Option<ItemId>, Withdrawal)>,
     /// Codes of granted checkouts of whose answer no byte was sent.
     pub undelivered: Vec<Code>,
 }

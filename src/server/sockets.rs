@@ -54,8 +54,8 @@ pub enum Handled {
         operation: Operation,
         /// The answer must be JSON.
         json: bool,
-        /// Item of the request, whose owner decides it.
-        item: ItemId,
+        /// Item of the request, whose owner decides it. `None` if the client asks for any item.
+        item: Option<ItemId>,
     },
     /// The client subscribes to `/events`, unless there are too many subscribers.
     Listening(Operation),

@@ -4,10 +4,11 @@ use crate::sale::code::{Code, CodeGenerator};
 use crate::sale::command::{Command, Outcome, Withdrawal};
 use crate::sale::effects::{Effects, EndedShare};
 use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
-use crate::sale::message::{Checkout, Reply, Request};
+use crate::sale::message::{Checkout, Reply, Request, Verdict};
 use crate::sale::part::Part;
 use crate::sale::partition::Partition;
 use crate::sale::parts::Parts;
+use crate::sale::published_stock::PublishedStock;
 use crate::sale::record::{LogEvent, Record, RefusalReason, ReleaseReason};
 use crate::sale::rules::{Ack, Rules};
 use crate::sale::shard::{Inventory, Shard, ShardEvent};
@@ -274,7 +275,7 @@ fn who_repeats_a_purchase_of_a_client_that_is_gone_is_told_in_its_place() {
     let mut shard = shard(1);
     let code = reserve(&mut shard, 0);
     purchase(&mut shard, 1, code, Uuid::nil());
-    apply(&mut shard, ShardEvent::Withdrawn(Ticket(1), ItemId(0), Withdrawal::Disconnected));
+    apply(&mut shard, ShardEvent::Withdrawn(Ticket(1), Some(ItemId(0)), Withdrawal::Disconnected));
     assert_eq!(purchase(&mut shard, 2, code, Uuid::nil()), []);
     let bought = Outcome::Purchased { sale: SaleId(0), item: ItemId(0) };
     assert_eq!(apply(&mut shard, ShardEvent::Flushed(3)).answers, [(Ticket(2), bought)]);
@@ -285,7 +286,7 @@ fn who_repeats_a_purchase_of_a_client_that_is_gone_is_told_in_its_place() {
 fn a_withdrawal_is_sent_to_the_owner_of_the_request() {
     let (mut shard, partition) = (shard(16), Partition::new(16));
     for item in (0..200).map(ItemId) {
-        let gone = ShardEvent::Withdrawn(Ticket(item.0.into()), item, Withdrawal::Disconnected);
+        let gone = ShardEvent::Withdrawn(Ticket(item.0.into()), Some(item), Withdrawal::Disconnected);
         let sent = apply(&mut shard, gone).requests;
         let to: Vec<_> = sent.iter().map(|(to, _)| *to).collect();
         let owner = partition.owner_of_item(item);
@@ -401,34 +402,34 @@ fn every_refused_checkout_is_recorded_with_its_reason() {
     for (item, reason) in [0, 0, 1, 10].map(ItemId).into_iter().zip(reasons) {
         let attempts = checkout(&mut shard, item.0).attempts;
         let events: Vec<_> = attempts.iter().map(|record| record.event).collect();
-        assert_eq!(events, [LogEvent::Refused { item, user: UserId(1), reason }]);
+        assert_eq!(events, [LogEvent::Refused { item: Some(item), user: UserId(1), reason }]);
     }
 }
 
 /// Sends two checkouts with the same key from shard 1, and then the reply to the claim of the first one.
-fn claimed_twice(shard: &mut Shard, granted: bool) -> (Effects, UserId) {
+fn claimed_twice(shard: &mut Shard, verdict: Verdict) -> (Effects, UserId) {
     let user = (0..).map(UserId).find(|user| Partition::new(2).owner_of_user(*user) != ShardId(0)).unwrap();
-    let checkout = Checkout { sale: SaleId(0), item: ItemId(0), user, key: Uuid::max() };
+    let checkout = Checkout { sale: SaleId(0), item: ItemId(0), user, key: Uuid::from_u128(1) };
     for ticket in [1, 2].map(Ticket) {
         let effects = apply(shard, ShardEvent::Request(ShardId(1), Request::Reserve { ticket, checkout }));
         assert_eq!(effects.requests.len(), usize::from(ticket == Ticket(1)), "one claim is sent");
         assert!(effects.replies.is_empty(), "the repetition waits for the claim");
     }
-    let reply = Reply::Claimed { origin: ShardId(1), ticket: Ticket(1), checkout, granted };
+    let reply = Reply::Claimed { origin: ShardId(1), ticket: Ticket(1), checkout, is_any: false, verdict };
     (apply(shard, ShardEvent::Reply(reply)), user)
 }
 
 #[test]
 fn a_repetition_gets_the_answer_of_the_claim() {
     let mut shard = shard(2);
-    let (effects, _) = claimed_twice(&mut shard, false);
+    let (effects, _) = claimed_twice(&mut shard, Verdict::Denied);
     let refused = |ticket| (ShardId(1), Reply::Answer { ticket: Ticket(ticket), outcome: Outcome::UserLimit });
     assert_eq!((effects.replies, effects.attempts.len()), (vec![refused(1), refused(2)], 2));
 
-    let (effects, user) = claimed_twice(&mut shard, true);
+    let (effects, user) = claimed_twice(&mut shard, Verdict::Granted);
     assert!(effects.replies.is_empty(), "the grant is not durable");
     let [.., Record { event: LogEvent::Checkout { code, key, .. }, .. }] = effects.records[..] else { panic!() };
-    assert_eq!(key, Uuid::max());
+    assert_eq!(key, Uuid::from_u128(1));
     let outcome = Outcome::Reserved { code, sale: SaleId(0), item: ItemId(0), expires_unix_ms: 1_100 };
     let granted = |ticket| (ShardId(1), Reply::Answer { ticket: Ticket(ticket), outcome });
     assert_eq!(apply(&mut shard, ShardEvent::Flushed(2)).replies, [granted(1), granted(2)]);
@@ -442,13 +443,13 @@ fn a_repetition_gets_the_answer_of_the_claim() {
 fn repetitions_of_a_claim_move_to_the_next_sale() {
     let mut shard = shard(2);
     let user = (0..).map(UserId).find(|user| Partition::new(2).owner_of_user(*user) != ShardId(0)).unwrap();
-    let checkout = Checkout { sale: SaleId(0), item: ItemId(0), user, key: Uuid::max() };
+    let checkout = Checkout { sale: SaleId(0), item: ItemId(0), user, key: Uuid::from_u128(1) };
     for ticket in [1, 2, 3].map(Ticket) {
         apply(&mut shard, ShardEvent::Request(ShardId(1), Request::Reserve { ticket, checkout }));
     }
-    let gone = Request::Withdraw { ticket: Ticket(2), item: ItemId(0), reason: Withdrawal::Disconnected };
+    let gone = Request::Withdraw { ticket: Ticket(2), item: Some(ItemId(0)), reason: Withdrawal::Disconnected };
     apply(&mut shard, ShardEvent::Request(ShardId(1), gone));
-    let moved = Reply::SaleChanged { ticket: Ticket(3), item: ItemId(0), user, key: Uuid::max() };
+    let moved = Reply::SaleChanged { ticket: Ticket(3), item: ItemId(0), user, key: Uuid::from_u128(1) };
     assert_eq!(apply(&mut shard, ShardEvent::Sale(SaleId(1))).replies, [(ShardId(1), moved)]);
 }
 
@@ -459,7 +460,7 @@ fn a_grant_that_no_client_receives_is_cancelled() {
         apply(shard, ShardEvent::Command(Ticket(ticket), Command::Checkout { item: ItemId(0), user: UserId(1), key }))
     };
     let withdraw = |shard: &mut Shard, ticket, reason| {
-        let records = apply(shard, ShardEvent::Withdrawn(Ticket(ticket), ItemId(0), reason)).records;
+        let records = apply(shard, ShardEvent::Withdrawn(Ticket(ticket), Some(ItemId(0)), reason)).records;
         let is_release =
             |record: &Record| matches!(record.event, LogEvent::Released { reason: ReleaseReason::Cancelled, .. });
         assert!(records.iter().all(is_release));
@@ -508,4 +509,52 @@ fn a_checkout_is_repeated_after_its_purchase() {
     let sold = Outcome::ItemSold { sale: SaleId(0), item: ItemId(0) };
     assert_eq!(ask(&mut shard, Uuid::nil()), [(Ticket(1), sold)]);
     assert_eq!(ask(&mut shard, Uuid::from_u128(1)), [(Ticket(1), sold)]);
+}
+
+/// A sale is sold out when the last purchase is durable, and not before. Until then, the end of the first hold says when to
+/// come back. Refusals are recorded without an item.
+#[test]
+fn a_checkout_of_any_item_learns_when_to_come_back() {
+    let mut shard = shard_with(1, Rules { items: 2, ttl_ms: 2_500, ..RULES });
+    let ask = |shard: &mut Shard| {
+        apply(shard, ShardEvent::Command(Ticket(1), Command::CheckoutAny { user: UserId(1), key: Uuid::nil() }))
+    };
+    let granted = |effects: Effects| match effects.answers[..] {
+        [(_, Outcome::Reserved { code, .. })] => code,
+        ref other => panic!("{other:?}"),
+    };
+    let buy = |code| ShardEvent::Command(Ticket(2), Command::Purchase { code, key: Uuid::nil() });
+    ask(&mut shard);
+    let first = granted(apply(&mut shard, ShardEvent::Flushed(2)));
+    ask(&mut shard);
+    let second = granted(apply(&mut shard, ShardEvent::Flushed(3)));
+    let refused = ask(&mut shard);
+    assert_eq!(refused.answers, [(Ticket(1), Outcome::AllReserved { retry_after_s: 3 })]);
+    let event = LogEvent::Refused { item: None, user: UserId(1), reason: RefusalReason::ItemReserved };
+    assert_eq!(refused.attempts, [Record { sale: SaleId(0), unix_ms: NOW.unix_ms, event }]);
+    [first, second].into_iter().for_each(|code| _ = apply(&mut shard, buy(code)));
+    assert_eq!(ask(&mut shard).answers, [(Ticket(1), Outcome::AllReserved { retry_after_s: 1 })]);
+    apply(&mut shard, ShardEvent::Flushed(4));
+    assert_eq!(ask(&mut shard).answers, [(Ticket(1), Outcome::AllReserved { retry_after_s: 1 })]);
+    apply(&mut shard, ShardEvent::Flushed(5));
+    assert_eq!(ask(&mut shard).answers, [(Ticket(1), Outcome::SoldOut { sale: SaleId(0) })]);
+}
+
+/// The origin passes over shards that have published that they have nothing, and asks each of the others once.
+#[test]
+fn each_shard_is_asked_once_for_any_item() {
+    let mut shard = shard_with(4, Rules { items: 4, ..RULES });
+    // User 1's claims stay on their way, so the only item of this shard is taken.
+    checkout(&mut shard, 0);
+    let published = |sold, next_expiry_ms| PublishedStock { sale: SaleId(0), sold, reserved: 1 - sold, next_expiry_ms };
+    for (other, numbers) in [(1, published(1, u64::MAX)), (2, published(0, 1)), (3, published(0, 1_001))] {
+        apply(&mut shard, ShardEvent::Published(ShardId(other), numbers));
+    }
+    let (user, key) = (UserId(2), Uuid::nil());
+    let asked = apply(&mut shard, ShardEvent::Command(Ticket(3), Command::CheckoutAny { user, key })).requests;
+    assert_eq!(asked, [(ShardId(2), Request::ReserveAny { ticket: Ticket(3), sale: SaleId(0), user, key })]);
+    let none = Reply::NoneFree { ticket: Ticket(3), owner: ShardId(2), sale: SaleId(0), user, key };
+    let refused = apply(&mut shard, ShardEvent::Reply(none));
+    assert_eq!(refused.answers, [(Ticket(3), Outcome::AllReserved { retry_after_s: 1 })]);
+    assert!(refused.requests.is_empty());
 }

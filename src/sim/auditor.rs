@@ -1,6 +1,6 @@
 //! Checks every answer against its request, the time of the request, and the promises made before.
 
-use super::shadow::{Promise, Shadow};
+use super::shadow::{CheckoutId, Promise, Shadow, checkout_id};
 use crate::log::block::StreamKey;
 use crate::sale::code::Code;
 use crate::sale::command::{Command, Outcome};
@@ -51,6 +51,12 @@ pub struct Now<'a> {
     pub replicated: Option<&'a Vec<(StreamKey, u64, Record)>>,
     /// Records that this run has appended, durable or not.
     pub appended: &'a [Record],
+    /// Event since which one of the items has been free without interruption.
+    pub any_free_since: Option<u64>,
+    /// Another checkout of any item with the same user and key was sent.
+    pub is_repeated: bool,
+    /// Shards publish their numbers late, so that a free item may not be found.
+    pub publishes_late: bool,
     /// Event since which the requested item has been free without interruption; `None` if it is not free, or there is
     /// none.
     pub item_free_since: Option<u64>,
@@ -93,6 +99,15 @@ impl Now<'_> {
         self.is_durable(sale, |event| matches!(event, LogEvent::Purchase { item: of, .. } if of == item))
     }
 
+    /// Returns the number of items of a sale.
+    fn items_of(&self, sale: SaleId) -> Option<u32> {
+        let mut of_sale = self.durable.values().flatten().filter(|record| record.sale == sale);
+        of_sale.find_map(|record| match record.event {
+            LogEvent::SaleOpened { items, .. } => Some(items),
+            _ => None,
+        })
+    }
+
     fn is_released(&self, sale: SaleId, code: Code) -> bool {
         self.is_durable(sale, |event| is_cancellation(event, code))
     }
@@ -122,6 +137,15 @@ impl Now<'_> {
             None => self.must_hold(promise, code),
         }
     }
+
+    /// Returns whether the server must repeat the checkout with this code. The keys of checkouts of any item are at another
+    /// shard than the holds: it does not know that a hold lasts longer because the wall clock was set forward.
+    fn must_repeat(&self, promise: &Promise, code: Code) -> bool {
+        let granted_ms = promise.expires_unix_ms - u64::from(self.rules.ttl_ms);
+        let is_in_time = promise.clock_epoch == self.clock_epoch && granted_ms <= self.rules.ends_ms(promise.sale);
+        let is_known = is_in_time || self.latest_unix_ms < self.rules.forgotten_at_ms(promise.sale);
+        self.must_remember(promise, code) && (is_known || promise.checkout_id().0.is_some())
+    }
 }
 
 /// Returns whether this is the cancellation of the hold with this code.
@@ -131,41 +155,10 @@ pub fn is_cancellation(event: LogEvent, code: Code) -> bool {
 
 /// Checks an answer, and adds its promise to `shadow`.
 pub fn audit(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, now: &Now<'_>) {
-    let OpenRequest { command, at, clock_epoch, event, .. } = pending;
-    match (command, outcome) {
-        (Command::Checkout { item, user, key }, Outcome::Reserved { code, sale, item: got, expires_unix_ms }) => {
-            assert_eq!(item, got, "the answer names another item than the request");
-            let ttl_ms = u64::from(now.rules.ttl_ms);
-            let ends = at.unix_ms + ttl_ms..=now.at.unix_ms + ttl_ms;
-            assert!(
-                !key.is_nil() || clock_epoch != now.clock_epoch || ends.contains(&expires_unix_ms),
-                "the answer names a wrong end of the hold"
-            );
-            reserved(shadow, code, (sale, item, user, key), expires_unix_ms, now);
+    match (pending.command, outcome) {
+        (Command::Checkout { .. } | Command::CheckoutAny { .. }, outcome) => {
+            audit_checkout(shadow, pending, outcome, now);
         }
-        (
-            Command::Checkout { item, user, key },
-            Outcome::ItemSold { .. } | Outcome::ItemReserved | Outcome::UserLimit,
-        ) if must_be_repeated(shadow, (item, user, key), event, now) => {
-            panic!("a repeated checkout of {item:?} by {user:?} is answered with {outcome:?}");
-        }
-        (Command::Checkout { item, .. }, Outcome::ItemSold { sale, item: of }) => {
-            assert!(item == of && now.is_sold(sale, item), "{item:?} is refused as sold, but is not");
-        }
-        (Command::Checkout { item, .. }, Outcome::ItemReserved) => {
-            assert!(
-                now.item_free_since.is_none_or(|since| since > event),
-                "{item:?} is refused as reserved, but was free"
-            );
-        }
-        (Command::Checkout { user, key, .. }, Outcome::UserLimit) => {
-            assert!(
-                // A repetition gets the answer of the first request, which was sent before it.
-                !key.is_nil() || now.user_free_since.is_none_or(|since| since > event),
-                "{user:?} is refused, but was below the limit"
-            );
-        }
-        (Command::Checkout { item, .. }, Outcome::NoSuchItem) => assert!(item.0 > 0, "item 0 always exists"),
         (Command::Purchase { code, key }, Outcome::Purchased { sale, item }) => {
             let &Promise { sale: of, item: promised, user, .. } =
                 shadow.codes.get(code.as_bytes()).expect("a purchase with an invented code succeeds");
@@ -192,6 +185,70 @@ pub fn audit(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, now: &
         (Command::Purchase { code, .. } | Command::Cancel { code } | Command::Extend { code }, refusal) => {
             refused(shadow, code, refusal, now);
         }
+    }
+}
+
+fn audit_checkout(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, now: &Now<'_>) {
+    let OpenRequest { command, at, clock_epoch, event, .. } = pending;
+    match (command, outcome) {
+        (
+            Command::Checkout { user, key, .. } | Command::CheckoutAny { user, key },
+            Outcome::Reserved { code, sale, item: got, expires_unix_ms },
+        ) => {
+            assert!(command.item().is_none_or(|item| item == got), "the answer names another item than the request");
+            let ttl_ms = u64::from(now.rules.ttl_ms);
+            let ends = at.unix_ms + ttl_ms..=now.at.unix_ms + ttl_ms;
+            assert!(
+                !key.is_nil() || clock_epoch != now.clock_epoch || ends.contains(&expires_unix_ms),
+                "the answer names a wrong end of the hold"
+            );
+            reserved(shadow, code, (sale, got, user, key), expires_unix_ms, now);
+        }
+        (
+            Command::Checkout { item, user, key },
+            Outcome::ItemSold { .. } | Outcome::ItemReserved | Outcome::UserLimit,
+        ) if must_be_repeated(shadow, (Some(item), user, key), event, now) => {
+            panic!("a repeated checkout of {item:?} by {user:?} is answered with {outcome:?}");
+        }
+        (
+            Command::CheckoutAny { user, key },
+            Outcome::SoldOut { .. } | Outcome::AllReserved { .. } | Outcome::UserLimit,
+        ) if must_be_repeated(shadow, (None, user, key), event, now) => {
+            panic!("a repeated checkout of any item by {user:?} is answered with {outcome:?}");
+        }
+        (Command::CheckoutAny { .. }, Outcome::SoldOut { sale }) => {
+            let items = now.items_of(sale).expect("a sale that is sold out was opened");
+            assert!(
+                (0..items).all(|item| now.is_sold(sale, ItemId(item))),
+                "{sale:?} is refused as sold out, but is not"
+            );
+        }
+        (Command::CheckoutAny { .. }, Outcome::AllReserved { retry_after_s }) => {
+            assert!(retry_after_s > 0 && u64::from(retry_after_s) * 1000 < 1_000 + now.rules.longest_hold_ms());
+            let was_free = now.any_free_since.is_some_and(|since| since <= event);
+            // A repetition is refused until the end of its hold is durable, and while a claim of an ended sale is undone.
+            assert!(
+                now.is_repeated || now.publishes_late || !was_free,
+                "a checkout of any item finds none, but one was free"
+            );
+        }
+        (Command::Checkout { item, .. }, Outcome::ItemSold { sale, item: of }) => {
+            assert!(item == of && now.is_sold(sale, item), "{item:?} is refused as sold, but is not");
+        }
+        (Command::Checkout { item, .. }, Outcome::ItemReserved) => {
+            assert!(
+                now.item_free_since.is_none_or(|since| since > event),
+                "{item:?} is refused as reserved, but was free"
+            );
+        }
+        (Command::Checkout { user, key, .. } | Command::CheckoutAny { user, key }, Outcome::UserLimit) => {
+            assert!(
+                // A repetition gets the answer of the first request, which was sent before it.
+                !key.is_nil() || now.user_free_since.is_none_or(|since| since > event),
+                "{user:?} is refused, but was below the limit"
+            );
+        }
+        (Command::Checkout { item, .. }, Outcome::NoSuchItem) => assert!(item.0 > 0, "item 0 always exists"),
         (_, other) => panic!("{command:?} is answered with {other:?}"),
     }
 }
@@ -233,13 +290,6 @@ fn refused(shadow: &Shadow, code: Code, refusal: Outcome, now: &Now<'_>) {
     }
 }
 
-/// The values that are the same in a checkout and its repetitions.
-type CheckoutId = (ItemId, UserId, Uuid);
-
-fn id_of(promise: &Promise) -> CheckoutId {
-    (promise.item, promise.user, promise.key)
-}
-
 /// Checks that the item was not bought after the end of its hold, to the millisecond. In a later run, and after the wall
 /// clock was set, the end is another one.
 fn check_in_time(promise: &Promise, code: Code, now: &Now<'_>) {
@@ -273,10 +323,11 @@ fn reserved(
         return;
     }
     let GrantTime { number, at, run, clock_epoch } = now.granted.expect("a reservation has the time of its grant");
-    let is_earlier = |promise: &Promise| id_of(promise) == (item, user, key) && promise.number < number;
+    let id = checkout_id(item, user, key);
+    let is_earlier = |promise: &Promise| promise.checkout_id() == id && promise.number < number;
     for (bytes, promise) in shadow.codes.iter().filter(|(_, promise)| !key.is_nil() && is_earlier(promise)) {
         let earlier = Code::from_bytes(*bytes);
-        assert!(!now.must_remember(promise, earlier), "a repeated checkout gets another code");
+        assert!(!now.must_repeat(promise, earlier), "a repeated checkout gets another code");
     }
     // The hold may be over when the answer arrives.
     let good_until =
@@ -306,14 +357,14 @@ fn reserved(
 /// first answer had arrived before.
 fn must_be_repeated(shadow: &Shadow, id: CheckoutId, event: u64, now: &Now<'_>) -> bool {
     let (.., key) = id;
-    let mut same = shadow.codes.iter().filter(|(_, promise)| id_of(promise) == id && promise.event <= event);
-    !key.is_nil() && same.any(|(bytes, promise)| now.must_remember(promise, Code::from_bytes(*bytes)))
+    let mut same = shadow.codes.iter().filter(|(_, promise)| promise.checkout_id() == id && promise.event <= event);
+    !key.is_nil() && same.any(|(bytes, promise)| now.must_repeat(promise, Code::from_bytes(*bytes)))
 }
 
 /// Returns the user of a checkout; `None` for other commands.
 pub fn user_of(command: &Command) -> Option<UserId> {
     match command {
-        Command::Checkout { user, .. } => Some(*user),
+        Command::Checkout { user, .. } | Command::CheckoutAny { user, .. } => Some(*user),
         _ => None,
     }
 }

@@ -53,7 +53,7 @@ impl World {
     /// Lets all holds expire, then checks that new buyers can buy every item that is not sold yet.
     pub fn sell_out(&mut self) {
         self.now.monotonic_ms += self.rules.longest_hold_ms();
-        self.loses_answers = false;
+        (self.loses_answers, self.any_buyers.publishes_late) = (false, false);
         self.settle();
         if self.refused {
             return;
@@ -62,7 +62,13 @@ impl World {
         for item in (0..terms.items).map(ItemId) {
             let user = UserId(1_000 + i64::from(item.0));
             let shard = item.0 as u16 % self.partition.shards();
-            self.command(shard, Command::Checkout { item, user, key: Uuid::nil() });
+            let key = Uuid::nil();
+            let command = match self.any_buyers.exist() {
+                // At rest, every free item is found, in whatever order.
+                true => Command::CheckoutAny { user, key },
+                false => Command::Checkout { item, user, key },
+            };
+            self.command(shard, command);
             self.settle();
             let code = self.shadow.codes.iter().find(|(_, promise)| (promise.sale, promise.user) == (terms.sale, user));
             if let Some(code) = code.map(|(bytes, _)| Code::from_bytes(*bytes)) {
@@ -73,5 +79,7 @@ impl World {
         let slots =
             self.shards.iter().flat_map(|shard| (0..shard.stock().items()).map(|slot| shard.stock().state(slot)));
         assert!(slots.into_iter().all(|state| state == ItemState::Sold), "an item cannot be sold");
+        self.command(0, Command::CheckoutAny { user: UserId(1_000), key: Uuid::nil() });
+        assert!(self.pending.is_empty() && !self.shards[0].needs_published(), "nobody learns that all is sold");
     }
 }

@@ -1,8 +1,10 @@
 //! The invariants of the whole machine, checked after every step.
 
 use super::is_purchase;
+use super::shadow::checkout_id;
 use super::workload::USERS;
 use super::world::{USER_LIMIT, World};
+use crate::sale::checkout_key::is_of_any;
 use crate::sale::ids::{ItemId, SaleId, ShardId, UserId};
 use crate::sale::item_state::ItemState;
 use crate::sale::part::Part;
@@ -53,6 +55,7 @@ impl World {
     pub fn check_item_states(&self) {
         for (id, shard) in (0..).map(ShardId).zip(&self.shards) {
             let sale = shard.terms().sale;
+            shard.parts().iter().for_each(|part| part.stock.check_free());
             for slot in 0..shard.stock().items() {
                 let item = self.partition.item_at(id, slot);
                 let told = self.item_states.read(sale, item);
@@ -98,7 +101,17 @@ impl World {
             let live: u32 = counts.map(|counts| counts.held + counts.sold).sum();
             let taken: u64 = parts.iter().map(|part| part.quotas.total()).sum();
             assert_eq!(u64::from(live), taken, "the quotas do not equal the held and sold items of {sale:?}");
+            let known: BTreeSet<_> = parts.iter().flat_map(|part| part.any_keys.all()).collect();
+            assert_eq!(known, self.any_keys_of(&parts), "the keys do not lead to the held and sold items of {sale:?}");
         }
+    }
+
+    /// Returns the users, keys and items of the holds and purchases of checkouts of any item.
+    fn any_keys_of(&self, parts: &[&Part]) -> BTreeSet<(UserId, u64, ItemId)> {
+        let keyed = (0..).map(ShardId).zip(parts).flat_map(|(id, part)| {
+            part.stock.keyed().map(move |(user, key, slot)| (user, key, self.partition.item_at(id, slot)))
+        });
+        keyed.filter(|(_, key, _)| is_of_any(*key)).collect()
     }
 
     /// Checks that every grant of this run was delivered, was released, or was overdue and has a key with which the
@@ -111,7 +124,7 @@ impl World {
         for event in of_run() {
             if let LogEvent::Checkout { item, user, code, key, .. } = event {
                 let has_end = self.shadow.codes.contains_key(code.as_bytes()) || released.contains(code.as_bytes());
-                let is_repeated = self.shadow.overdue.contains(&(item, user, key));
+                let is_repeated = self.shadow.overdue.contains(&checkout_id(item, user, key));
                 assert!(has_end || is_repeated, "{item:?} is held for an answer that was not delivered");
             }
         }

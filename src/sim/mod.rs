@@ -1,20 +1,23 @@
 //! The simulator, in tests only: production shards, records, blocks and recovery, with simulated lanes, disk, database
 //! and clocks. A seed determines a world and its trace. Real time and real files are never used here.
 //!
-//! In reading order: [`world`] (the machine, its steps and its faults), [`workload`] (commands of buyers), [`shipping`]
-//! (the machine and its database), [`disk`] and [`fake_postgres`] (the simulated disk and database), [`withdrawals`] (requests whose clients are gone), [`shadow`]
-//! (promises made to buyers), [`auditor`] (checks each answer against them), [`invariants`] (checks of the whole
-//! machine after every step), [`ending`] (the end of a world), [`trace`] (the hash of a run), [`small`] (small worlds, tried exhaustively),
-//! [`full_log`] (worlds with little space in the logs), [`alone`] (a single shard).
+//! In reading order: [`world`] (the machine and its steps), [`faults`] (what goes wrong), [`workload`] (commands of
+//! buyers), [`any_buyers`] (buyers that ask for any item), [`shipping`] (the machine and its database), [`disk`] and
+//! [`fake_postgres`] (the simulated disk and database), [`withdrawals`] (requests whose clients are gone), [`shadow`]
+//! (promises made to buyers), [`auditor`] (checks each answer against them), [`invariants`] (checks of the whole machine
+//! after every step), [`ending`] (the end of a world), [`trace`] (the hash of a run), [`small`] (small worlds, tried
+//! exhaustively), [`full_log`] (worlds with little space in the logs), [`alone`] (a single shard).
 //!
 //! Buyers draw from one random stream, the order of events and the faults from another, and the sockets from a third, so
 //! that other faults do not change the numbers that buyers draw. A failed test prints the seed and the command that replays it with its trace.
 
 mod alone;
+mod any_buyers;
 mod auditor;
 mod disk;
 mod ending;
 mod fake_postgres;
+mod faults;
 mod full_log;
 mod invariants;
 mod shadow;

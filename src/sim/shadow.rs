@@ -1,9 +1,18 @@
 //! The promises made to buyers, as their clients know them. Nothing here depends on how the server keeps them.
 
+use crate::sale::checkout_key::{is_of_any, short};
 use crate::sale::code::Code;
 use crate::sale::ids::{ItemId, Moment, SaleId, UserId};
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
+
+/// The values that are the same in a checkout and its repetitions. A checkout of any item names none.
+pub type CheckoutId = (Option<ItemId>, UserId, Uuid);
+
+/// Returns the id of a checkout with this key that has got this item.
+pub fn checkout_id(item: ItemId, user: UserId, key: Uuid) -> CheckoutId {
+    ((!is_of_any(short(key))).then_some(item), user, key)
+}
 
 /// A reservation that a client has received.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +51,14 @@ pub struct Shadow {
     /// Codes of the holds whose release was acknowledged.
     pub released: BTreeSet<[u8; 16]>,
     /// Checkouts with a key that were answered as overdue: their clients have been asked to repeat them.
-    pub overdue: BTreeSet<(ItemId, UserId, Uuid)>,
+    pub overdue: BTreeSet<CheckoutId>,
+}
+
+impl Promise {
+    /// Returns the id of the checkout.
+    pub fn checkout_id(&self) -> CheckoutId {
+        checkout_id(self.item, self.user, self.key)
+    }
 }
 
 impl Shadow {

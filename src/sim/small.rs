@@ -2,29 +2,47 @@
 
 use super::number;
 use super::world::World;
+use crate::sale::checkout_key::mark_any;
 use crate::sale::code::Code;
 use crate::sale::command::Command;
 use crate::sale::ids::{ItemId, UserId};
 use crate::sale::rules::Ack;
 use uuid::Uuid;
 
+/// What buyer 0 sends with a key to both shards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Repeats {
+    Nothing,
+    /// A checkout of its item.
+    Item,
+    /// A checkout of any item.
+    Any,
+}
+
+const ALL: [Repeats; 3] = [Repeats::Nothing, Repeats::Item, Repeats::Any];
+
 /// Buyers in a world of two shards. Buyer `n` sends its requests to shard `n / 2 % 2`, checks out item `n % items`, and
-/// buys it once it is reserved. With `repeats`, buyer 0 has a key and sends its checkout to both shards.
+/// buys it once it is reserved. Buyer 0 may repeat its checkout.
 struct Buyers {
     world: World,
     has_paid: Vec<bool>,
-    repeats: bool,
+    repeats: Repeats,
 }
 
 impl Buyers {
-    fn new(buyers: u32, items: u32, repeats: bool, sales_to_begin: u32) -> Buyers {
+    fn new(buyers: u32, items: u32, repeats: Repeats, sales_to_begin: u32) -> Buyers {
         let mut world = World::small(items, 2, Ack::Local, sales_to_begin);
+        world.any_buyers.publishes_late = false;
         for buyer in 0..buyers {
-            let (item, user) = (ItemId(buyer % items), UserId(buyer.into()));
-            let key = if repeats && buyer == 0 { Uuid::from_u128(1) } else { Uuid::nil() };
-            world.command(buyer as u16 / 2 % 2, Command::Checkout { item, user, key });
-            if !key.is_nil() {
-                world.command(1, Command::Checkout { item, user, key });
+            let (item, user, key) = (ItemId(buyer % items), UserId(buyer.into()), Uuid::from_u128(1));
+            let command = match repeats {
+                Repeats::Item if buyer == 0 => Command::Checkout { item, user, key },
+                Repeats::Any if buyer == 0 => Command::CheckoutAny { user, key: mark_any(key) },
+                _ => Command::Checkout { item, user, key: Uuid::nil() },
+            };
+            world.command(buyer as u16 / 2 % 2, command);
+            if buyer == 0 && repeats != Repeats::Nothing {
+                world.command(1, command);
             }
         }
         Buyers { world, has_paid: vec![false; buyers as usize], repeats }
@@ -47,19 +65,28 @@ impl Buyers {
         true
     }
 
-    /// Checks that the repetition got the same code, if buyer 0 got one.
+    /// Checks that the repetition got the same code, if buyer 0 got one. Of two searches for any item, one may find nothing
+    /// while the other one is decided.
     fn check_repetition(&self) {
         let promises = self.world.shadow.codes.values().filter(|promise| promise.user == UserId(0));
-        for promise in promises {
-            assert_eq!(promise.answers, 1 + u32::from(self.repeats), "the repetition has another answer");
-        }
+        let answers: Vec<u32> = promises.map(|promise| promise.answers).collect();
+        let is_same = match (self.repeats, &answers[..]) {
+            (_, []) => true,
+            (Repeats::Nothing, [answers]) => *answers == 1,
+            (Repeats::Item, [answers]) => *answers == 2,
+            (Repeats::Any, [answers]) => (1..=2).contains(answers),
+            (_, _) => false,
+        };
+        assert!(is_same, "the repetition has another answer: {answers:?}");
     }
 }
 
 #[test]
 fn every_order_of_messages_and_flushes() {
-    let orders = [(2, 1), (3, 1), (3, 2)].map(|(buyers, items)| try_every_order(buyers, items, false, 0));
-    let repeated = [(1, 1), (2, 1), (2, 2)].map(|(buyers, items)| try_every_order(buyers, items, true, 0));
+    let orders = [(2, 1), (3, 1), (3, 2)].map(|(buyers, items)| try_every_order(buyers, items, Repeats::Nothing, 0));
+    let repeated = [(1, 1), (2, 1), (2, 2)].map(|(buyers, items)| try_every_order(buyers, items, Repeats::Item, 0));
+    let any = [(1, 1), (1, 2), (2, 1)].map(|(buyers, items)| try_every_order(buyers, items, Repeats::Any, 0));
+    assert!(any.iter().sum::<u64>() > 500, "{any:?}");
     assert!(repeated.iter().sum::<u64>() > 10_000, "{repeated:?}");
     assert!(orders.iter().sum::<u64>() > 200_000, "{orders:?}");
 }
@@ -70,13 +97,16 @@ fn every_order_of_messages_and_flushes_over_the_turn_of_the_hour() {
     // Two buyers of two items have millions of orders.
     let is_long = number("STAMPEDE_SIM_SEEDS", 20_000) > 20_000;
     let sizes = [(2, 1), (3, 1), (2, 2)].into_iter().filter(|size| is_long || *size != (2, 2));
-    let orders: Vec<u64> = sizes.map(|(buyers, items)| try_every_order(buyers, items, false, 1)).collect();
-    let repeated = try_every_order(1, 1, true, 1);
-    assert!(orders.iter().sum::<u64>() > 1_000 && repeated > 1_000, "{orders:?}, {repeated}");
+    let orders: Vec<u64> = sizes.map(|(buyers, items)| try_every_order(buyers, items, Repeats::Nothing, 1)).collect();
+    let repeated = [Repeats::Item, Repeats::Any].map(|repeats| try_every_order(1, 1, repeats, 1));
+    assert!(
+        orders.iter().sum::<u64>() > 1_000 && repeated.iter().all(|orders| *orders > 1_000),
+        "{orders:?}, {repeated:?}"
+    );
 }
 
 /// Tries every order of actions. Returns the number of orders.
-fn try_every_order(buyers: u32, items: u32, repeats: bool, sales_to_begin: u32) -> u64 {
+fn try_every_order(buyers: u32, items: u32, repeats: Repeats, sales_to_begin: u32) -> u64 {
     let mut path: Vec<(usize, usize)> = Vec::new();
     let mut orders = 0u64;
     loop {
@@ -97,7 +127,9 @@ fn try_every_order(buyers: u32, items: u32, repeats: bool, sales_to_begin: u32) 
         // Every hold is live to the end, so every buyer that got one has bought, also after the end of the sale.
         let (bought, codes) = (crowd.world.shadow.bought.len(), crowd.world.shadow.codes.len());
         assert_eq!(bought, codes, "a hold was not bought");
-        assert!(sales_to_begin > 0 || bought == items as usize, "not every item is sold once");
+        // Buyers of any item may take the one that another buyer names.
+        let is_sold = bought == items as usize || repeats == Repeats::Any && bought > 0;
+        assert!(sales_to_begin > 0 || is_sold, "not every item is sold once");
         orders += 1;
         while path.pop_if(|(choice, options)| *choice + 1 == *options).is_some() {}
         match path.last_mut() {
@@ -110,7 +142,7 @@ fn try_every_order(buyers: u32, items: u32, repeats: bool, sales_to_begin: u32) 
 #[test]
 fn a_crash_at_every_point_and_in_recovery() {
     let mut crashes = 0;
-    for (schedule, repeats) in (0..4usize).flat_map(|schedule| [(schedule, false), (schedule, true)]) {
+    for (schedule, repeats) in (0..4usize).flat_map(|schedule| ALL.map(|repeats| (schedule, repeats))) {
         for point in 0.. {
             let choose = |options: usize| [0, options - 1, options / 2, schedule * 7 % options][schedule];
             let is_over = {

@@ -28,7 +28,8 @@ impl Withdrawals {
     /// Notes that the message of a withdrawal arrives at `to`.
     pub fn arrives(&mut self, Ticket(ticket): Ticket, to: ShardId) {
         if let Some(gone) = self.0.get_mut(&ticket) {
-            assert_eq!(gone.owner, to, "a withdrawal is sent to a shard that does not decide the request");
+            let is_any = matches!(gone.command, Command::CheckoutAny { .. });
+            assert!(is_any || gone.owner == to, "a withdrawal is sent to a shard that does not decide the request");
             gone.is_known = true;
         }
     }
@@ -38,11 +39,13 @@ impl Withdrawals {
     pub fn check(&self, shard: u16, effects: &Effects) {
         let replies = effects.replies.iter().filter_map(|(_, reply)| match reply {
             Reply::Answer { ticket, .. } => Some(*ticket),
-            Reply::Claimed { .. } | Reply::SaleChanged { .. } => None,
+            Reply::Claimed { .. } | Reply::SaleChanged { .. } | Reply::NoneFree { .. } | Reply::KeyUnknown { .. } => {
+                None
+            }
         });
         for Ticket(ticket) in replies.chain(effects.answers.iter().map(|(ticket, _)| *ticket)) {
             let Some(GoneRequest { command, owner, is_known }) = self.0.get(&ticket) else { continue };
-            let may_answer = !is_known || owner.0 != shard || matches!(command, Command::Checkout { .. });
+            let may_answer = !is_known || owner.0 != shard || command.wants_a_hold();
             assert!(may_answer, "the owner answers {command:?} after its client is gone");
         }
     }

@@ -1,5 +1,6 @@
 //! The machine: shards, lanes, logs, clocks and a database, with the steps and the faults that may happen to them.
 
+use super::any_buyers::AnyBuyers;
 use super::auditor::{GrantTime, Now, OpenRequest, audit, user_of};
 use super::disk::{CLUSTER, Disk, purchases_of};
 use super::fake_postgres::FakePostgres;
@@ -12,7 +13,7 @@ use crate::log::ownership::{Memory, Owner, Run};
 use crate::log::replay::Replay;
 use crate::operate::item_states::ItemStates;
 use crate::sale::code::CodeGenerator;
-use crate::sale::command::{Command, Outcome, Withdrawal};
+use crate::sale::command::{Command, Outcome};
 use crate::sale::effects::Effects;
 use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
 use crate::sale::message::{Reply, Request};
@@ -95,11 +96,13 @@ pub struct World {
     /// Messages in each lane, by sender, receiver, and whether it is the lane for replies.
     pub lanes: BTreeMap<(u16, u16, bool), VecDeque<Message>>,
     /// Requests for which no client waits any more. Their answers may still arrive.
-    withdrawals: Withdrawals,
+    pub withdrawals: Withdrawals,
     /// The failures of sockets before an answer is written, and the reasons of withdrawals.
-    sockets: fastrand::Rng,
+    pub sockets: fastrand::Rng,
     /// Whether a shard may receive a message before it has ended the holds that are over, as if there were many of them.
     ends_holds_late: bool,
+    /// The buyers that ask for any item.
+    pub any_buyers: AnyBuyers,
     /// Whether sockets fail before the answers to granted checkouts are written.
     pub loses_answers: bool,
     /// The time of every grant, by code.
@@ -116,7 +119,7 @@ pub struct World {
     pub has_small_logs: bool,
     /// Number of requests refused because a log was full.
     pub refused_as_full: u64,
-    traffic: fastrand::Rng,
+    pub traffic: fastrand::Rng,
     pub faults: fastrand::Rng,
     pub trace: Trace,
 }
@@ -131,6 +134,8 @@ impl World {
         let mut world = Self::with(items, shards, ack, traffic, faults, prints_trace);
         (world.sockets, world.loses_answers) = (fastrand::Rng::with_seed(!seed), true);
         world.ends_holds_late = true;
+        world.any_buyers = AnyBuyers::new(seed);
+        world.any_buyers.restart(shards);
         world
     }
 
@@ -187,6 +192,7 @@ impl World {
             withdrawals: Withdrawals::default(),
             sockets: fastrand::Rng::with_seed(0),
             ends_holds_late: false,
+            any_buyers: AnyBuyers::new(0),
             loses_answers: false,
             granted: BTreeMap::new(),
             tickets: 0,
@@ -278,6 +284,7 @@ impl World {
         match self.faults.u32(0..1000) {
             0..220 => {
                 let command = workload::next(&mut self.traffic, self.rules.items, &self.shadow);
+                let command = self.any_buyers.choose(command);
                 let shard = self.traffic.u16(0..self.partition.shards());
                 self.command(shard, command);
             }
@@ -318,23 +325,6 @@ impl World {
         }
     }
 
-    fn give_up(&mut self) {
-        let place = self.traffic.usize(0..self.pending.len().max(1));
-        if let Some(ticket) = self.pending.keys().nth(place).copied() {
-            let pending = self.pending.remove(&ticket).expect("the ticket is one of `asked`");
-            let reason = if self.sockets.bool() { Withdrawal::Disconnected } else { Withdrawal::Overdue };
-            if let (Command::Checkout { item, user, key }, Withdrawal::Overdue) = (pending.command, reason)
-                && !key.is_nil()
-            {
-                self.shadow.overdue.insert((item, user, key));
-            }
-            self.trace.note(format_args!("{} #{ticket} is withdrawn: {reason:?}", self.steps));
-            let item = pending.command.item().expect("a code that leads to no item is refused at once");
-            self.withdrawals.gone(pending.shard, Ticket(ticket), pending.command, self.partition.owner_of_item(item));
-            self.apply(pending.shard, ShardEvent::Withdrawn(Ticket(ticket), item, reason));
-        }
-    }
-
     fn wait(&mut self) {
         let ms = if self.faults.u32(0..6) == 0 { self.faults.u64(900..1500) } else { self.faults.u64(0..60) };
         self.pass(ms);
@@ -355,51 +345,6 @@ impl World {
         self.apply(shard, ShardEvent::Tick);
     }
 
-    /// Sets the wall clock back or forward by less than 5 s.
-    fn jump(&mut self) {
-        let (back, forth) = (self.faults.u64(0..5_000), self.faults.u64(0..5_000));
-        self.now.unix_ms = self.now.unix_ms + forth - back;
-        self.clock_epoch += 1;
-        self.trace.note(format_args!("{} the wall clock is set to {}", self.steps, self.now.unix_ms));
-    }
-
-    fn crash(&mut self) {
-        let (kind, shards) = (self.faults.u32(0..4), self.faults.u16(1..5));
-        let seals = if self.faults.bool() { Some(self.faults.usize(0..4)) } else { None };
-        let mut sectors = self.faults.clone();
-        self.faults.u64(..);
-        self.now.monotonic_ms = 1 + self.faults.u64(0..1000);
-        // The next run may have another stock, from its next sale on.
-        self.rules.items = if self.faults.u32(0..4) == 0 { self.faults.u32(1..6) } else { self.rules.items };
-        // Keep all sectors, none, or each at random.
-        self.crash_with(shards, seals, || kind == 0 || (kind > 1 && sectors.bool()));
-    }
-
-    /// Crashes all shards and starts `shards` new ones. `is_kept` says of each sector in flight whether it was written.
-    /// With `seals`, a first recovery crashes too, after so many seals.
-    pub fn crash_with(&mut self, shards: u16, seals: Option<usize>, is_kept: impl FnMut() -> bool) {
-        self.trace.note(format_args!("{} crash", self.steps));
-        self.disk.tear(is_kept);
-        if let Some(most) = seals {
-            self.disk.read().expect("a disk without damage can be read");
-            self.disk.seal(most);
-        }
-        self.start(shards);
-    }
-
-    fn damage_disk(&mut self) {
-        let faults = &mut self.faults;
-        self.disk.tear(|| faults.bool());
-        if self.disk.damage_disk(|below| faults.usize(0..below)) {
-            assert!(self.disk.read().is_err(), "recovery does not detect the damage");
-            self.trace.note(format_args!("{} refused: the disk is damaged", self.steps));
-            self.refused = true;
-        } else {
-            let shards = self.partition.shards();
-            self.start(shards);
-        }
-    }
-
     // --- running ---
 
     /// Recovers from the disk and starts a run with `shards` shards.
@@ -418,6 +363,7 @@ impl World {
         self.lanes.clear();
         self.pending.clear();
         self.withdrawals = Withdrawals::default();
+        self.any_buyers.restart(shards);
         self.shards.clear();
         self.items_free.clear();
         self.users_free.clear();
@@ -442,6 +388,7 @@ impl World {
     /// Sends a command to a shard, in a turn of that shard.
     pub fn command(&mut self, shard: u16, command: Command) {
         self.tickets += 1;
+        self.any_buyers.note_sent(command);
         let pending = OpenRequest { shard, command, at: self.now, clock_epoch: self.clock_epoch, event: self.events };
         self.trace.note(format_args!("{} #{} at shard {shard}: {command:?}", self.steps, self.tickets));
         self.pending.insert(self.tickets, pending);
@@ -508,12 +455,43 @@ impl World {
             let room = ShardEvent::LogRoom(self.logs[usize::from(shard)].room);
             self.shards[usize::from(shard)].apply(room, self.now, &mut effects);
         }
+        self.give_published(shard, &event);
         self.shards[usize::from(shard)].apply(event, self.now, &mut effects);
+        self.publish_stock(shard);
         self.events += 1;
         effects.changes.drain(..).for_each(|change| self.item_states.show(ShardId(shard), change));
         self.check_item_states();
         self.note_what_is_free();
         self.carry_out(shard, effects);
+    }
+
+    /// Gives a shard the published numbers before an event with which it chooses the shard to ask.
+    fn give_published(&mut self, shard: u16, event: &ShardEvent) {
+        if matches!(
+            event,
+            ShardEvent::Command(_, Command::CheckoutAny { .. })
+                | ShardEvent::Reply(Reply::NoneFree { .. } | Reply::KeyUnknown { .. })
+        ) {
+            for (id, numbers) in (0..).map(ShardId).zip(self.any_buyers.numbers.clone()) {
+                let shard = &mut self.shards[usize::from(shard)];
+                shard.apply(ShardEvent::Published(id, numbers), self.now, &mut Effects::default());
+            }
+        }
+    }
+
+    /// Returns the event since which one of the items of the newest sale has been free without interruption.
+    fn any_free_since(&self) -> Option<u64> {
+        let terms = self.shards.iter().map(|shard| shard.terms()).max_by_key(|terms| terms.sale);
+        let items = terms.map_or(0, |terms| terms.items);
+        self.items_free.iter().filter(|(item, _)| item.0 < items).map(|(_, since)| *since).min()
+    }
+
+    /// Publishes the numbers of a shard, or leaves the earlier ones.
+    fn publish_stock(&mut self, shard: u16) {
+        let AnyBuyers { publishes_late, numbers, chance, .. } = &mut self.any_buyers;
+        if !*publishes_late || chance.u32(0..3) == 0 {
+            numbers[usize::from(shard)] = self.shards[usize::from(shard)].stock_to_publish();
+        }
     }
 
     fn carry_out(&mut self, shard: u16, effects: Effects) {
@@ -553,13 +531,15 @@ impl World {
         }
         let pending = self.pending.remove(&ticket.0).expect("each request is answered once");
         if self.has_small_logs && outcome == Outcome::LogFull {
-            assert!(matches!(pending.command, Command::Checkout { .. } | Command::Extend { .. }), "{pending:?}");
+            let is_new = pending.command.wants_a_hold();
+            assert!(is_new || matches!(pending.command, Command::Extend { .. }), "{pending:?}");
             self.refused_as_full += 1;
             return;
         }
         assert_eq!(pending.shard, shard, "the answer comes from a shard that is not the origin");
         let item = match pending.command {
             Command::Checkout { item, .. } => Some(item),
+            Command::CheckoutAny { .. } => None,
             Command::Purchase { code, .. } | Command::Cancel { code } | Command::Extend { code } => {
                 self.shadow.codes.get(code.as_bytes()).map(|promise| promise.item)
             }
@@ -576,6 +556,9 @@ impl World {
             durable: &self.archive,
             replicated: self.promises_replication().then_some(&self.database.tables.rows),
             appended: &self.logs.iter().flat_map(|log| log.records.iter().copied()).collect::<Vec<_>>(),
+            any_free_since: self.any_free_since(),
+            is_repeated: self.any_buyers.is_repeated(pending.command),
+            publishes_late: self.any_buyers.publishes_late,
             item_free_since: item.and_then(|item| self.items_free.get(&item).copied()),
             user_free_since: user_of(&pending.command).and_then(|user| self.users_free.get(&user).copied()),
         };

@@ -78,6 +78,7 @@ pub fn route(bytes: &[u8]) {
         let Some(Route::Command(command, _)) = ask(&format!("{line}?{query}")) else { continue };
         let canonical = match command {
             Command::Checkout { item, user, .. } => format!("item_id={}&user_id={}", item.0, user.0),
+            Command::CheckoutAny { user, .. } => format!("user_id={}", user.0),
             Command::Purchase { code, .. } | Command::Cancel { code } | Command::Extend { code } => {
                 format!("code={code}")
             }
@@ -184,7 +185,7 @@ fn resume(segments: &[SegmentBytes]) {
 
 /// Returns the segments that the choices describe.
 fn segments(choices: &mut Choices<'_>) -> Vec<SegmentBytes> {
-    let event = LogEvent::Refused { item: ItemId(1), user: UserId(2), reason: RefusalReason::ItemSold };
+    let event = LogEvent::Refused { item: Some(ItemId(1)), user: UserId(2), reason: RefusalReason::ItemSold };
     let record = Record { sale: SaleId(1), unix_ms: 1, event }.encode();
     let first_block = match choices.byte() {
         255 => choices.number() % FAR,

@@ -59,7 +59,7 @@ impl ListeningShard {
         let undecided = &mut self.undecided;
         self.shard.server.serve(at(self.now_ms), &mut |ticket, _, _, _, _| {
             undecided.push(ticket);
-            Handled::Deciding { operation: Operation::Live, json: false, item: ItemId(0) }
+            Handled::Deciding { operation: Operation::Live, json: false, item: Some(ItemId(0)) }
         });
         self.shard.server.write_replies(at(self.now_ms));
     }

@@ -43,14 +43,14 @@ pub const RULES: &[Bug] = &[
     },
     Bug {
         what: "the table of users does not grow",
-        file: "sale/quotas.rs",
-        place: "«self.split();»",
+        file: "sale/linear_table.rs",
+        place: "«self.split(hash_of);»",
         wrong: "",
         caught_by: "sale::quotas",
     },
     Bug {
         what: "a new bucket takes the users of the wrong bucket",
-        file: "sale/quotas.rs",
+        file: "sale/linear_table.rs",
         place: "let split = «added - (1 << added.ilog2())»;",
         wrong: "added - 1",
         caught_by: "sale::quotas",
@@ -101,8 +101,8 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "holds expire in the order in which they were granted",
         file: "sale/stock.rs",
-        place: "if «latest != NIL && self.slots[latest as usize].expires_ms() > expires_ms» {",
-        wrong: "latest == NIL && self.latest != NIL",
+        place: "if «self.holds.last().is_some_and(|latest| self.slots[latest as usize].expires_ms() > expires_ms)» {",
+        wrong: "false",
         caught_by: "sale::",
     },
     // --- sales side by side ---
@@ -144,8 +144,8 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "a claim of an ended sale keeps its place in the user's quota",
         file: "sale/owner_steps.rs",
-        place: "if «granted» {\n            self.ask(self.partition.owner_of_user(user), Request::Release",
-        wrong: "granted && false",
+        place: "if «verdict == Verdict::Granted» {\n            let release",
+        wrong: "false && verdict == Verdict::Granted",
         caught_by: SIM,
     },
     Bug {
@@ -279,9 +279,9 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "a quota is released before the release record is durable",
         file: "sale/shard.rs",
-        place: "«self.defer_hold(Deferred::ReturnQuota { sale, user });»",
+        place: "«self.defer_hold(Deferred::ReturnQuota { sale, item, user, key });»",
         wrong: "let owner = self.partition.owner_of_user(user); \
-                self.ask(owner, Request::Release { sale, user }, now, effects);",
+                self.ask(owner, Request::Release { sale, item, user, key }, now, effects);",
         caught_by: SIM,
     },
     Bug {
@@ -344,7 +344,7 @@ pub const RULES: &[Bug] = &[
         what: "an expired hold is not logged",
         file: "sale/shard.rs",
         place: "«self.log_release((sale, item), hold, ReleaseReason::Expired, now, effects);»",
-        wrong: "let _ = item; self.defer_hold(Deferred::ReturnQuota { sale, user: hold.user });",
+        wrong: "self.defer_hold(Deferred::ReturnQuota { sale, item, user: hold.user, key: 0 });",
         caught_by: SIM,
     },
     Bug {
@@ -399,7 +399,7 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "a withdrawal is sent to a shard that does not have the request",
         file: "sale/shard.rs",
-        place: "let owner = «self.partition.owner_of_item(item)»;\n                self.ask(owner, Request::Withdraw",
+        place: "Some(item) => self.ask(«self.partition.owner_of_item(item)», request, now, effects),",
         wrong: "ShardId((self.partition.owner_of_item(item).0 + 1) % self.partition.shards())",
         caught_by: SIM,
     },
@@ -465,15 +465,22 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "a repetition that waits for the claim gets no answer",
         file: "sale/owner_steps.rs",
-        place: "for (waiter, checkout) in «self.repetitions.take(slot)» {",
+        place: "for (waiter, checkout) in «self.repetitions.take(slot)» {\n            self.reserve",
+        wrong: "{ self.repetitions.take(slot); Vec::new() }",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a repetition of any item that waits for a claim that is refused as repeated gets no answer",
+        file: "sale/owner_steps.rs",
+        place: "for (waiter, checkout) in «self.repetitions.take(slot)» {\n            self.repeat_any",
         wrong: "{ self.repetitions.take(slot); Vec::new() }",
         caught_by: SIM,
     },
     Bug {
         what: "a repetition that waits for a claim at the end of the sale gets no answer",
         file: "sale/shard.rs",
-        place: "in self.repetitions.take_all() {\n            «self.answer(origin, Reply::SaleChanged { ticket, item, user, key }, now, effects);»",
-        wrong: "let _ = (origin, ticket, item, user, key);",
+        place: "in self.repetitions.take_all() {\n            «self.bounce(waiter, checkout, is_of_any(short(checkout.key)), now, effects);»",
+        wrong: "let _ = (waiter, is_of_any(short(checkout.key)));",
         caught_by: SIM,
     },
     Bug {
@@ -500,8 +507,8 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "a grant whose client disconnects before the answer keeps its item",
         file: "sale/owner_steps.rs",
-        place: "if «reason == Withdrawal::Disconnected || !part.stock.is_repeatable(slot)» {",
-        wrong: "{ let _ = reason; slot == usize::MAX && !part.stock.is_repeatable(slot) }",
+        place: "if «reason == Withdrawal::Disconnected || part.stock.checkout_key(slot) == 0» {",
+        wrong: "{ let _ = reason; slot == usize::MAX && part.stock.checkout_key(slot) == 0 }",
         caught_by: SIM,
     },
     Bug {

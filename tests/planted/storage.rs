@@ -8,7 +8,7 @@ pub const STORAGE: &[Bug] = &[
     Bug {
         what: "recovery does not restore the quotas of users",
         file: "log/replay.rs",
-        place: "«self.quotas(sale, user).restore(user);»",
+        place: "«part.quotas.restore(user);»",
         wrong: "",
         caught_by: SIM,
     },

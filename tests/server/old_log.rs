@@ -71,7 +71,7 @@ impl OldLog {
     /// Returns `count` refused checkouts of a sale.
     pub fn attempts(sale: SaleId, count: u32) -> impl Iterator<Item = Record> {
         let unix_ms = u64::from(sale.0) * PERIOD_S * 1000 + 1;
-        let event = |user| LogEvent::Refused { item: ItemId(0), user, reason: RefusalReason::ItemSold };
+        let event = |user| LogEvent::Refused { item: Some(ItemId(0)), user, reason: RefusalReason::ItemSold };
         (0..count).map(move |user| Record { sale, unix_ms, event: event(UserId(i64::from(user))) })
     }
 

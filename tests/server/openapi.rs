@@ -202,6 +202,7 @@ fn every_answer_that_is_described_can_be_met_and_no_other() {
         scope.spawn(|| meet_a_crowd(api));
         scope.spawn(|| meet_the_end_of_a_sale(api));
         scope.spawn(|| meet_a_full_log(api));
+        scope.spawn(|| meet_nothing_free(api));
         scope.spawn(|| meet_before_it_sells(api, &[]));
         scope.spawn(|| meet_before_it_sells(api, &["--ack", "postgres", "--standby"]));
         meet_in_peace(api, &server);
@@ -374,6 +375,17 @@ fn meet_the_end_of_a_sale(api: &Api) {
     ask_all(&mut client, "code-expired");
     wait_until("the sale is forgotten", || client.purchase(&code).problem() == "sale-ended");
     ask_all(&mut client, "sale-ended");
+}
+
+/// Provokes the refusals of a checkout of any item.
+fn meet_nothing_free(api: &Api) {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(&dir, &["--shards", "1", "--items", "1", "--reservation-ttl", "1h"]);
+    let mut client = server.connect();
+    let code = api.ask(&mut client, Operation::Checkout, "?user_id=1", "").body;
+    assert_eq!(api.ask(&mut client, Operation::Checkout, "?user_id=2", "").problem(), "all-reserved");
+    assert_eq!(client.purchase(&code).status, 200);
+    assert_eq!(api.ask(&mut client, Operation::Checkout, "?user_id=2", "").problem(), "sold-out");
 }
 
 fn meet_a_full_log(api: &Api) {

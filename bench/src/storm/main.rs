@@ -93,7 +93,7 @@ fn run(options: &StormOptions) -> Result<bool, Box<dyn Error>> {
 
     let buyers = VirtualBuyers::new(options.scenario, options.users, before.items_total, options.seed);
     let unexpected = UnexpectedResponses::new(&options.unexpected, options.unexpected_max);
-    let mut recorder = RunRecorder::new(options.scenario, buyers, unexpected);
+    let mut recorder = RunRecorder::new(options.scenario, options.any, buyers, unexpected);
     let mut monitor = StockMonitor::new(address, before);
     let mut progress = ProgressLine::new();
     let saving = |error| format!("{}: {error}; give another file with --unexpected", options.unexpected.display());

@@ -37,6 +37,9 @@ pub struct StormOptions {
     /// Behaviour of the buyers
     #[arg(long, value_enum, default_value = "chain")]
     pub scenario: Scenario,
+    /// Checkouts name no item: buyers take any free one
+    #[arg(long)]
+    pub any: bool,
     /// Buyers per second (open loop); 0 sends as fast as the server responds (closed loop)
     ///
     /// The default depends on the scenario: all users within one second for `crowd`, 100 for `trickle`, 0 otherwise.

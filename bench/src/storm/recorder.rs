@@ -20,14 +20,21 @@ pub struct RunRecorder {
     /// Unexpected responses.
     pub unexpected: UnexpectedResponses,
     scenario: Scenario,
+    /// Checkouts name no item, and the server chooses one.
+    asks_for_any: bool,
     started: SystemTime,
 }
 
 impl RunRecorder {
-    /// Creates an empty record. The run starts now.
-    pub fn new(scenario: Scenario, buyers: VirtualBuyers, unexpected: UnexpectedResponses) -> RunRecorder {
-        let (ledger, statistics) = (Ledger::default(), RunStatistics::new());
-        RunRecorder { buyers, ledger, statistics, unexpected, scenario, started: SystemTime::now() }
+    /// Creates an empty record. The run starts now. If `asks_for_any`, checkouts name no item.
+    pub fn new(
+        scenario: Scenario,
+        asks_for_any: bool,
+        buyers: VirtualBuyers,
+        unexpected: UnexpectedResponses,
+    ) -> RunRecorder {
+        let (ledger, statistics, started) = (Ledger::default(), RunStatistics::new(), SystemTime::now());
+        RunRecorder { buyers, ledger, statistics, unexpected, scenario, asks_for_any, started }
     }
 
     /// Returns the time at which the run started.
@@ -37,8 +44,12 @@ impl RunRecorder {
 
     /// Appends the HTTP request of a step to `out`.
     pub fn write_request(&self, step: BuyerStep, out: &mut Vec<u8>) {
-        let accept = if self.scenario.wants_json() { "Accept: application/json\r\n" } else { "" };
+        let wants_json = self.scenario.wants_json() || self.asks_for_any;
+        let accept = if wants_json { "Accept: application/json\r\n" } else { "" };
         match step.action {
+            BuyerAction::Checkout { user, .. } if self.asks_for_any => {
+                write!(out, "POST /checkout?user_id={user} HTTP/1.1\r\nHost: storm\r\n{accept}\r\n")
+            }
             BuyerAction::Checkout { user, item } => {
                 write!(out, "POST /checkout?user_id={user}&item_id={item} HTTP/1.1\r\nHost: storm\r\n{accept}\r\n")
             }
@@ -86,7 +97,10 @@ impl RunRecorder {
             },
             (_, 503) => (StepResult::Unavailable, Some(PurchaseResponse::Unknown), false),
             (BuyerAction::Checkout { .. }, _) => {
-                let is_expected = matches!(outcome, "item-sold" | "item-reserved" | "user-limit");
+                let is_expected = match self.asks_for_any {
+                    true => matches!(outcome, "sold-out" | "all-reserved" | "user-limit"),
+                    false => matches!(outcome, "item-sold" | "item-reserved" | "user-limit"),
+                };
                 (StepResult::Refused(outcome), None, is_expected)
             }
             (BuyerAction::Purchase(_), _) => {
@@ -147,13 +161,15 @@ impl RunRecorder {
         Ok(self.buyers.next(step, StepResult::NoResponse))
     }
 
-    /// Parses the body of a 200 to a checkout: the bare code, or JSON.
+    /// Parses the body of a 200 to a checkout: the bare code, or JSON. The item is the requested one, unless the server
+    /// has chosen it.
     fn reservation(&self, user: i64, item: u32, body: &[u8], at: Duration) -> Option<LedgerEntry> {
         let received_ms = (self.started + at).duration_since(UNIX_EPOCH).ok()?.as_millis() as u64;
         if let Ok(code) = CodeText::try_from(body) {
             return Some(LedgerEntry { user, item, code, received_ms, expires_ms: None, responses: Vec::new() });
         }
         let json: serde_json::Value = serde_json::from_slice(body).ok()?;
+        let item = if self.asks_for_any { u32::try_from(json["item_id"].as_u64()?).ok()? } else { item };
         let code = CodeText::try_from(json["code"].as_str()?.as_bytes()).ok()?;
         let expires = humantime::parse_rfc3339(json["expires_at"].as_str()?).ok()?;
         let expires_ms = Some(expires.duration_since(UNIX_EPOCH).ok()?.as_millis() as u64);
@@ -205,7 +221,7 @@ mod tests {
     fn recorder(scenario: Scenario) -> (RunRecorder, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let unexpected = UnexpectedResponses::new(&dir.path().join("unexpected"), 10);
-        (RunRecorder::new(scenario, VirtualBuyers::new(scenario, 10, 100, 1), unexpected), dir)
+        (RunRecorder::new(scenario, false, VirtualBuyers::new(scenario, 10, 100, 1), unexpected), dir)
     }
 
     fn answer(recorder: &mut RunRecorder, step: BuyerStep, status: u16, body: &str) -> NextStep {
@@ -235,6 +251,22 @@ mod tests {
         let body = format!(r#"{{"code":"{CODE}","sale_id":5,"item_id":42,"expires_at":"1970-01-01T00:00:30.000Z"}}"#);
         answer(&mut recorder, CHECKOUT, 200, &body);
         assert_eq!(recorder.ledger.reservations[0].expires_ms, Some(30_000));
+    }
+
+    #[test]
+    fn a_checkout_of_any_item_gets_the_one_that_the_server_chooses() {
+        let (mut recorder, _dir) = recorder(Scenario::Chain);
+        recorder.asks_for_any = true;
+        let mut request = Vec::new();
+        recorder.write_request(CHECKOUT, &mut request);
+        assert!(request.starts_with(b"POST /checkout?user_id=7 HTTP/1.1\r\n"));
+        let body = format!(r#"{{"code":"{CODE}","sale_id":5,"item_id":3,"expires_at":"1970-01-01T00:00:30.000Z"}}"#);
+        assert_eq!(answer(&mut recorder, CHECKOUT, 200, &body), NextStep::Send(PURCHASE));
+        assert_eq!(recorder.ledger.reservations[0].item, 3);
+        for why in ["sold-out", "all-reserved"] {
+            answer(&mut recorder, CHECKOUT, 409, &refusal(why));
+        }
+        assert_eq!(recorder.unexpected.count, 0);
     }
 
     #[test]

@@ -266,6 +266,8 @@ impl Verifier<'_> {
                 "200"
                     | "item-sold"
                     | "item-reserved"
+                    | "sold-out"
+                    | "all-reserved"
                     | "user-limit"
                     | "code-used"
                     | "code-expired"

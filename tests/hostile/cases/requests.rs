@@ -162,7 +162,6 @@ pub fn parameters() -> Vec<Case> {
                 ("no parameters", ""),
                 ("only a question mark", "?"),
                 ("no user", "?item_id=66"),
-                ("no item", "?user_id=66"),
                 ("two users", "?user_id=66&user_id=67&item_id=66"),
                 ("two identical users", "?user_id=66&item_id=66&user_id=66"),
                 ("two items", "?user_id=66&item_id=66&item_id=67"),

@@ -1,0 +1,240 @@
+//! The search for any free item. A checkout that names no item asks one shard after the other:
+//!
+//! 1. The origin asks itself, then the other shards in the order of their ids, from its own on and around. It passes over
+//!    those that have published that they have no free item.
+//! 2. The owner takes the item that is free for longest, and goes on as with a checkout of that item. If it has none, it
+//!    replies `NoneFree`, and the origin asks the next shard. Each shard is asked once at most.
+//! 3. If no shard is left, the sale is sold out when the published numbers of sold items add up to the stock. They only
+//!    rise, and an item is sold only when its purchase is durable, so this is true and final. Otherwise another client may
+//!    lose its hold, and this one is told when the first hold ends.
+//!
+//! The requests and replies carry the state of the search: the shard that replies is the last one asked. So a search
+//! whose client is gone leaves nothing behind, and the origin keeps no table.
+//!
+//! A checkout with a key goes to the user's owner first:
+//!
+//! 1. The origin sends `FindKey` to the user's owner. If the key has got an item (see `any_keys`), the user's owner sends
+//!    `Repeat` to the item's owner, which answers with the hold, or when the claim is decided. Otherwise it replies
+//!    `KeyUnknown`, and the origin begins the search.
+//! 2. Two requests with the same key can search at the same time. The user's owner grants the claim of the first one. It
+//!    refuses that of the second one as `Repeated`, and sends `Repeat` for it.
+//! 3. A key has its item until the quota is returned, when the record that ends the hold is durable. A repetition that
+//!    comes before is told to come back. If another item was granted under the key at once, and the record of the end were
+//!    lost in a crash, the key would have two.
+//!
+//! Published numbers are those of an earlier moment. A shard with a free item can have published that it has none: then
+//! the client asks again. If it has published one that is gone, the search costs one message more.
+
+use crate::sale::checkout_key::short;
+use crate::sale::command::Outcome;
+use crate::sale::deferred::Waiter;
+use crate::sale::effects::Effects;
+use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
+use crate::sale::message::{AnyUnit, Checkout, Reply, Request, Verdict};
+use crate::sale::published_stock::PublishedStock;
+use crate::sale::record::{LogEvent, Record, RefusalReason};
+use crate::sale::shard::Shard;
+use uuid::Uuid;
+
+impl Shard {
+    /// Returns what the shard publishes about its items of the open sale.
+    pub fn stock_to_publish(&self) -> PublishedStock {
+        let (counts, sale) = (self.counts(), self.terms().sale);
+        let reserved = counts.claiming + counts.held + counts.buying;
+        let next_expiry_ms = self.stock().next_expiry_ms().unwrap_or(u64::MAX);
+        PublishedStock { sale, sold: counts.sold, reserved, next_expiry_ms }
+    }
+
+    /// Returns whether a checkout of any item needs to know what the other shards have published: not if all is sold.
+    pub fn needs_published(&self) -> bool {
+        !self.parts.open().is_sold_out
+    }
+
+    // --- as origin ---
+
+    pub(crate) fn checkout_any(&mut self, ticket: Ticket, user: UserId, key: Uuid, now: Moment, effects: &mut Effects) {
+        if key.is_nil() {
+            return self.search(ticket, user, key, now, effects);
+        }
+        let find = Request::FindKey { origin: self.id, ticket, user, key, forgotten: None };
+        self.ask(self.partition.owner_of_user(user), find, now, effects);
+    }
+
+    /// Begins a search.
+    pub(crate) fn search(&mut self, ticket: Ticket, user: UserId, key: Uuid, now: Moment, effects: &mut Effects) {
+        let search = AnyUnit { ticket, sale: self.terms().sale, user, key };
+        if self.parts.open().is_sold_out {
+            return self.refuse_any(search, now, effects);
+        }
+        self.ask_for_any(self.id, search, now, effects);
+    }
+
+    fn ask_for_any(&mut self, owner: ShardId, search: AnyUnit, now: Moment, effects: &mut Effects) {
+        let AnyUnit { ticket, sale, user, key } = search;
+        self.ask(owner, Request::ReserveAny { ticket, sale, user, key }, now, effects);
+    }
+
+    /// Goes on with a search after `asked` has replied that it has no free item.
+    pub(crate) fn search_on(&mut self, search: AnyUnit, asked: ShardId, now: Moment, effects: &mut Effects) {
+        let AnyUnit { ticket, sale, user, key } = search;
+        if sale != self.terms().sale {
+            // A sale must begin between a `ReserveAny` and this reply, so the repetitions end.
+            return self.checkout_any(ticket, user, key, now, effects);
+        }
+        let shards = self.partition.shards();
+        let mut others =
+            (1..shards).map(|step| ShardId((asked.0 + step) % shards)).take_while(|owner| *owner != self.id);
+        match others.find(|owner| self.may_have_free(*owner, now)) {
+            Some(owner) => self.ask_for_any(owner, search, now, effects),
+            None => self.refuse_any(search, now, effects),
+        }
+    }
+
+    /// Returns whether the published numbers of a shard allow that it has a free item, or a hold that is over.
+    fn may_have_free(&self, owner: ShardId, now: Moment) -> bool {
+        let PublishedStock { sale, sold, reserved, next_expiry_ms } = self.published[usize::from(owner.0)];
+        let items = self.partition.owned_items(owner, self.terms().items) as u64;
+        sale != self.terms().sale || items > u64::from(sold) + u64::from(reserved) || next_expiry_ms <= now.monotonic_ms
+    }
+
+    /// Refuses a search that has found nothing.
+    fn refuse_any(&mut self, search: AnyUnit, now: Moment, effects: &mut Effects) {
+        let AnyUnit { ticket, sale, user, .. } = search;
+        let (outcome, reason) = if self.is_sold_out() {
+            (Outcome::SoldOut { sale }, RefusalReason::ItemSold)
+        } else {
+            (Outcome::AllReserved { retry_after_s: self.retry_after_s(now) }, RefusalReason::ItemReserved)
+        };
+        let event = LogEvent::Refused { item: None, user, reason };
+        effects.attempts.push(Record { sale, unix_ms: now.unix_ms, event });
+        effects.answers.push((ticket, outcome));
+    }
+
+    /// Returns what all shards have published, with the present numbers of this one.
+    fn all_published(&self) -> impl Iterator<Item = PublishedStock> {
+        let own = usize::from(self.id.0);
+        (0..)
+            .zip(&self.published)
+            .map(move |(shard, other)| if shard == own { self.stock_to_publish() } else { *other })
+    }
+
+    fn is_sold_out(&mut self) -> bool {
+        let (sale, items) = (self.terms().sale, self.terms().items);
+        let is_sold_out = self.parts.open().is_sold_out || {
+            let of_sale = self.all_published().filter(|numbers| numbers.sale == sale);
+            of_sale.map(|numbers| u64::from(numbers.sold)).sum::<u64>() == u64::from(items)
+        };
+        self.parts.open_mut().is_sold_out = is_sold_out;
+        is_sold_out
+    }
+
+    /// Returns the time until the first hold ends, in seconds, at least 1. A claim or a purchase ends within a second.
+    fn retry_after_s(&self, now: Moment) -> u32 {
+        let ends_ms =
+            self.all_published().map(|numbers| numbers.next_expiry_ms).min().filter(|ends_ms| *ends_ms < u64::MAX);
+        let seconds = ends_ms.map_or(0, |ends_ms| ends_ms.saturating_sub(now.monotonic_ms).div_ceil(1000));
+        u32::try_from(seconds).unwrap_or(u32::MAX).max(1)
+    }
+
+    // --- as item owner ---
+
+    pub(crate) fn reserve_any(&mut self, origin: ShardId, search: AnyUnit, now: Moment, effects: &mut Effects) {
+        let AnyUnit { ticket, sale, user, key } = search;
+        if sale == self.terms().sale && self.stock().any_free().is_none() {
+            // A turn ends a limited number of holds, so a hold can be over and not ended yet.
+            if let Some((slot, hold)) = self.parts.open_mut().stock.expire(now.monotonic_ms) {
+                self.expired(sale, slot, hold, now, effects);
+            }
+        }
+        let Some(slot) = self.stock().any_free().filter(|_| sale == self.terms().sale) else {
+            let none = Reply::NoneFree { ticket, owner: self.id, sale, user, key };
+            return self.answer(origin, none, now, effects);
+        };
+        if self.has_no_room() {
+            return self.answer_request(Waiter { origin, ticket }, Outcome::LogFull, now, effects);
+        }
+        self.parts.open_mut().stock.reserve(slot, user, key).expect("the item is free");
+        let checkout = Checkout { sale, item: self.partition.item_at(self.id, slot), user, key };
+        let claim = Request::Claim { origin, ticket, checkout, is_any: true };
+        self.ask(self.partition.owner_of_user(user), claim, now, effects);
+    }
+
+    /// Answers a checkout of any item with the hold that the same user and key have got, or when the claim is decided.
+    #[cold]
+    pub(crate) fn repeat_any(&mut self, waiter: Waiter, checkout: Checkout, now: Moment, effects: &mut Effects) {
+        let (Waiter { origin, ticket }, Checkout { sale, item, user, key }) = (waiter, checkout);
+        let (slot, is_open) = (self.partition.slot_of(item), sale == self.terms().sale);
+        let Some(part) = self.parts.get_mut(sale) else {
+            let find = Request::FindKey { origin, ticket, user, key, forgotten: Some(sale) };
+            return self.ask(self.partition.owner_of_user(user), find, now, effects);
+        };
+        if let Some(hold) = part.stock.same_checkout(slot, user, key) {
+            return self.answer_again(waiter, (sale, item), hold, now, effects);
+        }
+        if is_open && part.stock.is_claimed_by(slot, user, key) {
+            return self.repetitions.push(slot, waiter, checkout);
+        }
+        // The hold has ended, and the key is free when its record is durable. Or the claim of an ended sale is undone.
+        let event = LogEvent::Refused { item: None, user, reason: RefusalReason::ItemReserved };
+        effects.attempts.push(Record { sale: self.terms().sale, unix_ms: now.unix_ms, event });
+        self.answer_request(waiter, Outcome::AllReserved { retry_after_s: 1 }, now, effects);
+    }
+
+    // --- as user owner ---
+
+    /// Forwards a checkout of any item to the owner of the item that its key has got, or lets the origin begin the search.
+    #[cold]
+    pub(crate) fn find_key(
+        &mut self,
+        waiter: Waiter,
+        user: UserId,
+        key: Uuid,
+        forgotten: Option<SaleId>,
+        now: Moment,
+        effects: &mut Effects,
+    ) {
+        if let Some(part) = forgotten.and_then(|sale| self.parts.get_mut(sale))
+            && let Some(item) = part.any_keys.find(user, short(key))
+        {
+            part.any_keys.forget(user, short(key), item);
+        }
+        let Waiter { origin, ticket } = waiter;
+        if !self.repeat_key(waiter, user, key, now, effects) {
+            self.answer(origin, Reply::KeyUnknown { ticket, user, key }, now, effects);
+        }
+    }
+
+    /// Decides the claim of a checkout of any item with a key.
+    #[cold]
+    pub(crate) fn claim_any(
+        &mut self,
+        waiter: Waiter,
+        checkout: &Checkout,
+        now: Moment,
+        effects: &mut Effects,
+    ) -> Verdict {
+        let &Checkout { item, user, key, .. } = checkout;
+        if self.repeat_key(waiter, user, key, now, effects) {
+            return Verdict::Repeated;
+        }
+        let verdict = self.claim(checkout);
+        if verdict == Verdict::Granted {
+            self.parts.open_mut().any_keys.note(user, short(key), item);
+        }
+        verdict
+    }
+
+    /// Forwards a checkout of any item to the owner of the item that its key has got, in this sale or an earlier one.
+    /// Returns whether there is such an item.
+    fn repeat_key(&mut self, waiter: Waiter, user: UserId, key: Uuid, now: Moment, effects: &mut Effects) -> bool {
+        let Some((sale, item)) = self.item_of_key(user, short(key)) else { return false };
+        let Waiter { origin, ticket } = waiter;
+        let checkout = Checkout { sale, item, user, key };
+        self.ask(self.partition.owner_of_item(item), Request::Repeat { origin, ticket, checkout }, now, effects);
+        true
+    }
+
+    fn item_of_key(&self, user: UserId, key: u64) -> Option<(SaleId, ItemId)> {
+        self.parts.iter().find_map(|part| Some((part.terms.sale, part.any_keys.find(user, key)?)))
+    }
+}
