@@ -10,6 +10,7 @@ use crate::log::damage::is_of_disk;
 use crate::log::segment::SegmentName;
 use crate::sale::ids::Seq;
 use crate::sale::record::RECORD_BYTES;
+use rustix::fs::{Advice, fadvise};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fs::File;
@@ -210,7 +211,11 @@ impl LogReader {
         loop {
             let Some(name) = self.names()?.into_iter().find(|name| name.end_block() > block) else { return Ok(None) };
             let file = match File::open(name.path(&self.dir)) {
-                Ok(file) => Some(file),
+                Ok(file) => {
+                    // The log was written past the page cache. Read the segment ahead while its first blocks are sent.
+                    let _ = fadvise(&file, 0, None, Advice::WillNeed);
+                    Some(file)
+                }
                 // Retention has removed the segment since it was listed: list again.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) if is_of_disk(&error) => None,
