@@ -7,7 +7,8 @@
 //! ends, and whether anything is missing), [`damage`] (what can be wrong with it), [`stream_files`] (a stream on disk,
 //! piece by piece), [`replay`] (records back to a sale), [`losses`] (whether lost records are needed), [`recovery`] (all
 //! streams of a data directory), [`reader`] (flushed records again, for Postgres). [`ownership`] judges whether a data
-//! directory and a database fit together. [`set_aside`] moves a log away that is not needed. [`sample`] writes streams for the unit tests.
+//! directory and a database fit together. [`set_aside`] moves a log away that is not needed. [`sample`] writes streams for
+//! the unit tests.
 
 pub mod block;
 pub mod budget;

@@ -38,11 +38,7 @@ impl DataDir {
         let rotated = (|| {
             aside[..removed].iter().try_for_each(fs::remove_dir_all)?;
             // The oldest one has the lowest number.
-            aside[removed..]
-                .iter()
-                .zip(&aside)
-                .filter(|_| removed > 0)
-                .try_for_each(|(from, to)| fs::rename(from, to))?;
+            aside[removed..].iter().zip(&aside).try_for_each(|(from, to)| fs::rename(from, to))?;
             sync_dir(self.path())
         })();
         rotated.map_err(|error| unwritable(self.path(), error))?;

@@ -1,8 +1,8 @@
 //! The main thread: start in order, watch, end. Never here: rules.
 //!
 //! [`start`] starts everything; [`resume`] finds the sale to continue, in the log or in the database; [`take_over`]
-//! does it beside a process that still sells, and [`standing_by`] waits for the end of another server. Then [`supervisor`] watches, and [`upgrading`] hands over to a new
-//! process. [`timekeeping`] compares the server's time with the system clock. [`signals`] and [`service_manager`] are the
+//! does it beside a process that still sells, and [`standing_by`] waits for the end of another server. Then
+//! [`supervisor`] watches, and [`upgrading`] hands over to a new process. [`timekeeping`] compares the server's time with the system clock. [`signals`] and [`service_manager`] are the
 //! ways in and out. [`manual`] is the manual page and shell completions,
 //! [`migration`] the command that updates the schema of the database.
 

@@ -33,6 +33,9 @@ use uuid::Uuid;
 const LOOK_TIME: Duration = Duration::from_millis(100);
 /// Time between two notifications of the service manager.
 const NOTIFICATION_TIME: Duration = Duration::from_secs(1);
+/// Maximum number of claims. If another server was faster each time, or none is there at all, the log and the database
+/// contradict each other.
+const CLAIMS_MAX: u32 = 3;
 /// Number of logs that stay in the data directory after they were moved aside.
 const SET_ASIDE_KEPT: usize = 3;
 
@@ -72,8 +75,9 @@ impl Standby<'_> {
         url: &DatabaseUrl,
         is_stopped: impl Fn(Duration) -> bool,
     ) -> Result<Option<Resumed>, Fatal> {
-        let runtime = event_loop()?;
+        let (runtime, mut claims) = (event_loop()?, 0);
         loop {
+            claims += 1;
             let was_new = self.dir.is_new();
             if !runtime.block_on(self.wait(times, url, &is_stopped))? {
                 return Ok(None);
@@ -81,7 +85,7 @@ impl Standby<'_> {
             self.enter(Phase::Recovering);
             match runtime.block_on(recover(self.config, self.dir, self.partition, self.clock, &is_stopped)) {
                 // The other server was faster.
-                Err(Fatal::DirectoryOlder(why)) => {
+                Err(Fatal::DirectoryOlder(why)) if claims < CLAIMS_MAX => {
                     tracing::info!(why, "another server has claimed the database first");
                     // This server has sold nothing, and belongs to the installation of the other one.
                     if was_new {

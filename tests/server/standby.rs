@@ -1,7 +1,7 @@
 //! Two servers that share a database, of which one sells and the other one waits (`--standby`).
 
 use crate::cluster::{Cluster, Options};
-use crate::harness::{Client, LONG_SALE, Server, assert_refused, how_many, skipped, stampede, wait_until};
+use crate::harness::{Client, LONG_SALE, Server, assert_refused, copy_dir, how_many, skipped, stampede, wait_until};
 use crate::network::Link;
 use rustix::process::Signal;
 use std::net::TcpListener;
@@ -322,6 +322,25 @@ fn an_owner_that_is_not_confirmed_promises_nothing() {
     assert_eq!(client.checkout(2, 1).problem(), "item-sold");
     client.reserve(2, 2);
     assert!(server.terminate().success());
+}
+
+/// The data directory was restored from a backup, and the database names its run: nobody else has taken over, so the
+/// contradiction ends the server instead of being tried again and again.
+#[test]
+fn an_older_data_directory_of_the_owner_is_refused() {
+    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let (url, own, copy) = (cluster.url(), dir.path().join("own"), dir.path().join("copy"));
+    std::fs::create_dir(&own).unwrap();
+    let server = Server::spawn(&own, &arguments(&url, "postgres"));
+    wait_to_sell(&server);
+    let mut client = server.connect();
+    client.reserve(1, 1);
+    client.wait_for_postgres();
+    copy_dir(&own, &copy);
+    (2..40).for_each(|item| _ = client.reserve(i64::from(item), item));
+    client.wait_for_postgres();
+    server.kill();
+    assert_refused(&copy, &arguments(&url, "postgres"), 8, &["the data directory is older than the database"]);
 }
 
 /// Two servers are started at once on a database that was never used. One sells, the other one waits.
