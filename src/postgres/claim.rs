@@ -13,10 +13,9 @@ use crate::log::reader::first_records;
 use crate::log::segment::lacks_descriptors;
 use crate::postgres::failure::Failure;
 use crate::postgres::limits::in_time;
-use crate::postgres::owner_row::{OwnerRow, Positions, known_position};
+use crate::postgres::owner_row::{OwnerRow, OwnerTerms, Positions, known_position};
 use crate::postgres::session::Database;
 use crate::sale::ids::Seq;
-use crate::sale::rules::Ack;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -29,15 +28,11 @@ pub struct Claim {
     pub url: DatabaseUrl,
     /// Installation and run of this process.
     pub owner: Owner,
-    /// Length of a sale, in seconds.
-    pub sale_period_s: u32,
-    /// What the answers that promise something wait for.
-    pub ack: Ack,
+    /// What the database is told about this run.
+    pub terms: OwnerTerms,
     /// Whether this process serves clients already. It then waits for a database that cannot be used until a person has
     /// repaired it, and does not end.
     pub sells: bool,
-    /// Whether another server may take over as soon as this one does not report.
-    pub is_one_of_two: bool,
     /// Side that is used if the database and the data directory contradict each other.
     pub recover_from: RecoverFrom,
     /// `control.json`, with what the data directory remembers of the database.
@@ -68,12 +63,18 @@ impl Claim {
             judged.map(drop).map_err(|conflict| Failure::Final(conflict.into()))
         };
         // One of two servers waits, too: the other one may sell.
-        let waits = self.sells || self.is_one_of_two;
-        let mut database = Database::connect(&self.url, (self.ack, waits), may_migrate).await?;
-        let (owner, terms) = (self.owner, (self.sale_period_s, self.ack));
+        let OwnerTerms { ack, patience, .. } = self.terms;
+        let waits = self.sells || patience.is_some();
+        let mut database = Database::connect(&self.url, (ack, waits), may_migrate).await?;
+        // The run that has taken over may hold its locks for a long time, and this one must learn of it meanwhile.
+        let judged = judge_owner(self.owner, memory, database.owner().await?, self.recover_from);
+        if let Err(conflict @ Conflict::DirectoryOlder(_)) = judged {
+            return Err(Failure::Final(conflict.into()));
+        }
+        let (owner, terms) = (self.owner, self.terms);
         let claiming = database.claim(owner, terms, |found, positions| self.judge(found, positions));
         let streams = in_time(CLAIM_TIME, claiming).await?;
-        self.set_exclusive(!self.ack.needs_database())?;
+        self.set_exclusive(!ack.needs_database())?;
         Ok((database, streams))
     }
 
@@ -81,10 +82,10 @@ impl Claim {
     /// items. Either no purchase is acknowledged without the database, or no other machine replaces the run that the
     /// database names, or an operator has chosen the log. One of two servers never does: the other one may sell.
     pub fn may_precede(&self) -> bool {
-        if self.is_one_of_two {
+        if self.terms.patience.is_some() {
             return false;
         }
-        self.ack.needs_database() || self.control.database().is_exclusive || self.recover_from == RecoverFrom::Log
+        self.terms.ack.needs_database() || self.control.database().is_exclusive || self.recover_from == RecoverFrom::Log
     }
 
     /// Reports that this run has ended and that all its records are in the database, so that another run can take over
@@ -140,7 +141,7 @@ impl Claim {
         // Remember the claim before it is sent: if its answer is lost, only this entry distinguishes it from the claim of
         // another data directory.
         // The answer may be lost, so the run is exclusive only if the row is so before and after the claim.
-        let is_exclusive = row.is_some_and(|row| row.is_exclusive()) && !self.ack.needs_database();
+        let is_exclusive = row.is_some_and(|row| row.is_exclusive()) && !self.terms.ack.needs_database();
         self.remember(Memory { is_exclusive, ..memory.claiming(found, self.owner.run) })?;
         Ok(streams)
     }

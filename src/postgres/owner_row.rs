@@ -13,6 +13,7 @@ use crate::postgres::session::Database;
 use crate::sale::ids::Seq;
 use crate::sale::rules::Ack;
 use std::collections::BTreeMap;
+use std::time::Duration;
 use tokio::try_join;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{GenericClient, Row, Transaction};
@@ -27,9 +28,22 @@ pub struct OwnerRow {
     pub sale_period_s: u32,
     /// What the answers of that run wait for. A run that waits for its own disk only may sell even if it does not report.
     pub ack: Ack,
+    /// Time without a report after which the run promises nothing, if it is one of two servers.
+    pub patience: Option<Duration>,
     /// Time of the run's last report, in microseconds since the Unix epoch by the clock of the database. `None` if the
     /// run has stopped and all its records are in the database.
     pub seen_us: Option<i64>,
+}
+
+/// What a run writes into its row of `clusters`.
+#[derive(Clone, Copy, Debug)]
+pub struct OwnerTerms {
+    /// Length of a sale, in seconds.
+    pub sale_period_s: u32,
+    /// What the answers of the run wait for.
+    pub ack: Ack,
+    /// Time without a report after which the run promises nothing, if it is one of two servers.
+    pub patience: Option<Duration>,
 }
 
 impl OwnerRow {
@@ -56,12 +70,7 @@ impl Database {
     /// # Errors
     /// The failure that `judge` returns. [`Failure::Final`]: the database has another sale period.
     /// [`Failure::Transient`]: a statement failed; whether the claim was committed is unknown.
-    pub async fn claim<J>(
-        &mut self,
-        owner: Owner,
-        (sale_period_s, ack): (u32, Ack),
-        judge: J,
-    ) -> Result<Vec<(StreamId, Seq)>, Failure>
+    pub async fn claim<J>(&mut self, owner: Owner, terms: OwnerTerms, judge: J) -> Result<Vec<(StreamId, Seq)>, Failure>
     where
         J: FnOnce(Option<OwnerRow>, &Positions) -> Result<Vec<(StreamId, Seq)>, Failure>,
     {
@@ -69,10 +78,10 @@ impl Database {
         let found = lock_clusters(&transaction).await?;
         let positions = positions(&transaction, owner.cluster).await?;
         let streams = judge(found, &positions)?;
-        if let Some(period) = found.map(|found| found.sale_period_s).filter(|period| *period != sale_period_s) {
+        if let Some(period) = found.map(|found| found.sale_period_s).filter(|period| *period != terms.sale_period_s) {
             return Err(other_period(period));
         }
-        write_owner(&transaction, owner, sale_period_s, ack).await?;
+        write_owner(&transaction, owner, terms).await?;
         for (stream, position) in &streams {
             if known_position(&positions, stream) != Some(*position) {
                 set_position(&transaction, stream, *position).await?;
@@ -81,6 +90,16 @@ impl Database {
         transaction.commit().await?;
         self.confirm_commit().await?;
         Ok(streams)
+    }
+
+    /// Returns the owner of the database. Takes no lock, so a claim whose commit was not answered may be missing.
+    ///
+    /// # Errors
+    /// [`Failure::Transient`]: the query failed.
+    pub async fn owner(&self) -> Result<Option<Owner>, Failure> {
+        let select = select_owner(PATIENCE_SCHEMA);
+        let rows = in_time(FENCE_TIME, async { Ok(self.client.query_typed(&select, &[]).await?) }).await?;
+        Ok(rows.first().map(|row| parse(row).owner))
     }
 
     /// Reports that this run is alive, by the clock of the database.
@@ -121,21 +140,25 @@ pub fn taken_over_error() -> Failure {
 /// [`Failure::Transient`]: the lock was not granted within `lock_timeout`, or a statement failed.
 pub async fn lock_clusters(transaction: &Transaction<'_>) -> Result<Option<OwnerRow>, Failure> {
     transaction.batch_execute("lock table stampede.clusters in share row exclusive mode").await?;
-    let row = transaction.query_opt(&format!("{} for update", select_owner(ACK_SCHEMA)), &[]).await?;
+    let row = transaction.query_opt(&format!("{} for update", select_owner(PATIENCE_SCHEMA)), &[]).await?;
     Ok(row.map(|row| parse(&row)))
 }
 
 /// The first version of the schema whose owner row has the acknowledgement mode.
 const ACK_SCHEMA: i32 = 4;
+/// The first version of the schema whose owner row has the patience of one of two servers.
+const PATIENCE_SCHEMA: i32 = 10;
 
 /// Returns the query for the owner's row in this version of the schema, in the columns that [`parse`] reads. `seen_at` is
 /// `-infinity` for a run that has stopped.
 pub fn select_owner(schema_version: i32) -> String {
     // Earlier versions did not record the mode. Silence proves nothing about their runs either.
     let ack = if schema_version < ACK_SCHEMA { "'local'" } else { "ack" };
+    let patience = if schema_version < PATIENCE_SCHEMA { "null::integer" } else { "patience_ms" };
     format!(
         "select cluster, epoch, run, sale_period_s, \
-        case when isfinite(seen_at) then (extract(epoch from seen_at) * 1000000)::bigint end, {ack} from stampede.clusters"
+        case when isfinite(seen_at) then (extract(epoch from seen_at) * 1000000)::bigint end, {ack}, {patience} \
+        from stampede.clusters"
     )
 }
 
@@ -145,7 +168,8 @@ pub fn parse(row: &Row) -> OwnerRow {
     let owner = Owner { cluster: row.get(0), run: Run { epoch: epoch as u32, id: row.get(2) } };
     // A constraint of the table allows only the three names.
     let ack = row.get::<_, &str>(5).parse().unwrap_or(Ack::Local);
-    OwnerRow { owner, sale_period_s: period as u32, ack, seen_us: row.get(4) }
+    let patience = row.get::<_, Option<i32>>(6).map(|ms| Duration::from_millis(ms as u64));
+    OwnerRow { owner, sale_period_s: period as u32, ack, patience, seen_us: row.get(4) }
 }
 
 /// Returns the failure for a database whose sales have another length, `period` seconds.
@@ -177,15 +201,15 @@ pub async fn set_seen(client: &impl GenericClient, Owner { cluster, run }: Owner
 pub async fn write_owner(
     transaction: &Transaction<'_>,
     Owner { cluster, run }: Owner,
-    sale_period_s: u32,
-    ack: Ack,
+    terms: OwnerTerms,
 ) -> Result<(), Failure> {
-    let upsert = "insert into stampede.clusters as c (cluster, sale_period_s, epoch, run, ack, since, seen_at) \
-        values ($1, $2, $3, $4, $5, now(), clock_timestamp()) on conflict (cluster) do update \
+    let upsert = "insert into stampede.clusters as c (cluster, sale_period_s, epoch, run, ack, patience_ms, since, seen_at) \
+        values ($1, $2, $3, $4, $5, $6, now(), clock_timestamp()) on conflict (cluster) do update \
         set ack = case when c.run = $4 then c.ack else $5 end, \
-        epoch = $3, run = $4, since = now(), seen_at = clock_timestamp()";
-    let (period, epoch) = (sale_period_s as i32, i64::from(run.epoch));
-    transaction.execute(upsert, &[&cluster, &period, &epoch, &run.id, &ack.to_string()]).await?;
+        epoch = $3, run = $4, patience_ms = $6, since = now(), seen_at = clock_timestamp()";
+    let (period, epoch) = (terms.sale_period_s as i32, i64::from(run.epoch));
+    let patience_ms = terms.patience.map(|patience| patience.as_millis() as i32);
+    transaction.execute(upsert, &[&cluster, &period, &epoch, &run.id, &terms.ack.to_string(), &patience_ms]).await?;
     Ok(())
 }
 
@@ -258,7 +282,7 @@ mod tests {
             (Ack::Replicated, Some(5), false),
             (Ack::Replicated, None, false),
         ] {
-            let found = OwnerRow { owner, sale_period_s: 1, ack, seen_us };
+            let found = OwnerRow { owner, sale_period_s: 1, ack, patience: None, seen_us };
             assert_eq!(found.is_exclusive(), expected, "{found:?}");
         }
     }

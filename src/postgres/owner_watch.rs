@@ -6,9 +6,9 @@
 //!
 //! | the run | counts as silent after |
 //! |---|---|
-//! | holds its advisory lock: it is one of two servers, and reports often | `--standby-patience` |
-//! | held it, and the lock is free: its session has ended, as after kill -9 | one and a half `--standby-heartbeat` |
-//! | was never seen to hold it | 15 s: longer than its longest wait between two attempts to connect |
+//! | is one of two servers, and reports often | its `--standby-patience`, which its row has |
+//! | is one of two, and has lost the advisory lock that it was seen to hold: its session has ended, as after kill -9 | one and a half `--standby-heartbeat` |
+//! | is not one of two | 15 s: longer than its longest wait between two attempts to connect |
 //!
 //! The lock alone is no proof: a live run loses it with its connection, and a pooler keeps it for a dead one.
 
@@ -54,13 +54,13 @@ pub struct OwnerWatch {
     /// The owner's row, and the time at which it was first seen like this.
     seen: Option<(OwnerRow, Instant)>,
     /// The run that was seen to hold its lock.
-    one_of_two: Option<Uuid>,
+    locked: Option<Uuid>,
 }
 
 impl OwnerWatch {
     /// Creates the watch of a server with these settings.
     pub fn new(rules: Rules, recover_from: RecoverFrom, pair: Option<PairTimes>) -> Self {
-        OwnerWatch { rules, recover_from, pair, session: None, seen: None, one_of_two: None }
+        OwnerWatch { rules, recover_from, pair, session: None, seen: None, locked: None }
     }
 
     /// Looks at the database once.
@@ -87,7 +87,7 @@ impl OwnerWatch {
             return Err(other_period(found.sale_period_s));
         }
         if is_locked {
-            self.one_of_two = Some(found.owner.run.id);
+            self.locked = Some(found.owner.run.id);
         }
         if found.is_exclusive() && self.recover_from != RecoverFrom::Postgres {
             return Ok(OwnerState::Exclusive(found));
@@ -107,17 +107,18 @@ impl OwnerWatch {
         };
         self.seen = seen;
         let silent = since.elapsed();
-        Ok(match silent < self.patience(found.owner, is_locked) {
+        Ok(match silent < self.patience(&found, is_locked) {
             true => OwnerState::Quiet(found, silent),
             false => OwnerState::Replaceable(found),
         })
     }
 
     /// Returns the time after which the owner counts as silent.
-    fn patience(&self, owner: Owner, is_locked: bool) -> Duration {
-        match self.pair {
-            Some(pair) if is_locked => pair.patience,
-            Some(pair) if self.one_of_two == Some(owner.run.id) => pair.heartbeat * 3 / 2,
+    fn patience(&self, found: &OwnerRow, is_locked: bool) -> Duration {
+        let has_lost_lock = !is_locked && self.locked == Some(found.owner.run.id);
+        match (self.pair, found.patience) {
+            (Some(pair), Some(patience)) if has_lost_lock => patience.min(pair.heartbeat * 3 / 2),
+            (Some(_), Some(patience)) => patience,
             _ => OWNER_TIMEOUT,
         }
     }
@@ -166,13 +167,26 @@ mod tests {
             ack: Ack::Replicated,
         };
         let pair = PairTimes { heartbeat: Duration::from_millis(100), patience: Duration::from_millis(400) };
-        let owner = |id| Owner { cluster: Uuid::nil(), run: Run { epoch: 1, id: Uuid::from_u128(id) } };
+        let found = |patience_ms: Option<u64>| OwnerRow {
+            owner: Owner { cluster: Uuid::nil(), run: Run { epoch: 1, id: Uuid::from_u128(1) } },
+            sale_period_s: 1,
+            ack: Ack::Replicated,
+            patience: patience_ms.map(Duration::from_millis),
+            seen_us: Some(1),
+        };
         let mut watch = OwnerWatch::new(rules, RecoverFrom::Auto, Some(pair));
-        watch.one_of_two = Some(Uuid::from_u128(1));
-        for (run, is_locked, expected_ms) in [(1, true, 400), (1, false, 150), (2, true, 400), (2, false, 15_000)] {
-            assert_eq!(watch.patience(owner(run), is_locked), Duration::from_millis(expected_ms), "{run} {is_locked}");
+        for (patience_ms, was_locked, is_locked, expected_ms) in [
+            (Some(300), true, true, 300),
+            (Some(300), true, false, 150),
+            (Some(300), false, false, 300),
+            (Some(90), true, false, 90),
+            (None, true, false, 15_000),
+        ] {
+            watch.locked = was_locked.then_some(Uuid::from_u128(1));
+            let patience = watch.patience(&found(patience_ms), is_locked);
+            assert_eq!(patience, Duration::from_millis(expected_ms), "{patience_ms:?} {was_locked} {is_locked}");
         }
         watch.pair = None;
-        assert_eq!(watch.patience(owner(1), true), OWNER_TIMEOUT);
+        assert_eq!(watch.patience(&found(Some(300)), true), OWNER_TIMEOUT);
     }
 }

@@ -17,7 +17,7 @@ use crate::log::ownership::{Memory, Owner, Run};
 use crate::log::segment::{SegmentName, sync_dir};
 use crate::postgres::failure::Failure;
 use crate::postgres::limits::{FENCE_TIME, begin, in_time};
-use crate::postgres::owner_row::{OwnerRow, lock_clusters, set_position, set_seen, write_owner};
+use crate::postgres::owner_row::{OwnerRow, OwnerTerms, lock_clusters, set_position, set_seen, write_owner};
 use crate::postgres::session::Database;
 use crate::postgres::snapshot::Snapshot;
 use crate::sale::code::Code;
@@ -114,7 +114,8 @@ impl Database {
         let records = needed_sales(&transaction, rules, now_ms).await?;
         let stream = StreamId { cluster, epoch: owner.run.epoch, shard: 0, log: LogKind::Purchases };
         set_position(&transaction, &stream, records.len() as Seq).await?;
-        write_owner(&transaction, owner, found.sale_period_s, rules.ack).await?;
+        let terms = OwnerTerms { sale_period_s: found.sale_period_s, ack: rules.ack, patience: None };
+        write_owner(&transaction, owner, terms).await?;
         set_seen(&transaction, owner, "-infinity").await?;
         transaction.commit().await?;
         // The new data directory must not have more than the standbys will have.

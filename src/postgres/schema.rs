@@ -21,6 +21,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../sql/0007_publication.sql"),
     include_str!("../../sql/0008_replicated.sql"),
     include_str!("../../sql/0009_any_item.sql"),
+    include_str!("../../sql/0010_patience.sql"),
 ];
 /// Moves the tables of earlier versions to the schema `stampede`.
 const MOVE: &str = include_str!("../../sql/move.sql");

@@ -90,15 +90,15 @@ impl Database {
     }
 }
 
-/// Opens a session on the first host that is in the wanted state. Each address of each host has
-/// its own limit in time, so a host that does not answer does not keep the next one from being tried.
+/// Opens a session on the first host that is in the wanted state, and begins with the host of the latest session. Each
+/// address of each host has its own limit in time, so a host that does not answer does not keep the next one from being tried.
 ///
 /// # Errors
 /// [`Failure::Transient`]: no host is reachable, accepts the connection and is in the wanted state, or TLS cannot be set
 /// up. The text has the reason for each host.
 pub async fn log_in(url: &DatabaseUrl) -> Result<Session, Failure> {
     let mut reasons = Vec::new();
-    for host in &url.hosts {
+    for (place, host) in url.hosts_in_turn() {
         let addresses = match look_up(url, host).await {
             Ok(addresses) => addresses,
             Err(why) => {
@@ -108,7 +108,10 @@ pub async fn log_in(url: &DatabaseUrl) -> Result<Session, Failure> {
         };
         for address in addresses {
             match in_time(url.connect_timeout, open(url, host, address)).await {
-                Ok((client, waits)) => return Ok(Session { client, place: url.place_of(host), waits }),
+                Ok((client, waits)) => {
+                    url.note_session(place);
+                    return Ok(Session { client, place: url.place_of(host), waits });
+                }
                 Err(Failure::Transient(why)) => reasons.push((host, why.text)),
                 Err(failure) => return Err(failure),
             }

@@ -258,7 +258,7 @@ impl Shipper {
     /// the database is connected.
     async fn serve(&mut self, reasons: &mut LoggedReasons, backoff: &mut Duration) -> Result<(), Failure> {
         let mut database = self.connect().await?;
-        let (owner, is_awaited) = (self.plan.claim.owner, self.plan.claim.ack.needs_database());
+        let (owner, is_awaited) = (self.plan.claim.owner, self.plan.claim.terms.ack.needs_database());
         let mut is_verified = false;
         // Report at once: the database may accept connections and refuse changes.
         self.next_heartbeat = Instant::now();
@@ -268,7 +268,7 @@ impl Shipper {
             let is_stopping = self.stop.get().is_some();
             let is_waiting = self.gather(&mut batch).await?;
             let moves = self.moves();
-            let is_urgent = is_urgent(self.plan.claim.ack, &batch, &moves);
+            let is_urgent = is_urgent(self.plan.claim.terms.ack, &batch, &moves);
             let is_due = !moves.is_empty() && (is_urgent || is_stopping || batch.remaining_wait().is_zero());
             if is_due {
                 self.ship(&mut database, &mut batch, &moves).await?;
@@ -341,7 +341,7 @@ impl Shipper {
     /// Returns whether the transaction that began at `began` may take the next batch as well: it is full, and nobody waits
     /// for the commit.
     fn may_continue(&self, batch: &PendingBatch, began: Instant) -> bool {
-        let is_awaited = self.plan.claim.ack.needs_database() || self.stop.get().is_some();
+        let is_awaited = self.plan.claim.terms.ack.needs_database() || self.stop.get().is_some();
         batch.is_full && !is_awaited && began.elapsed() < TRANSACTION_TIME
     }
 
@@ -442,7 +442,7 @@ impl Shipper {
             }
         }
         batch.is_full = false;
-        let is_awaited = self.plan.claim.ack.needs_database();
+        let is_awaited = self.plan.claim.terms.ack.needs_database();
         let attempt_bytes_max = if is_awaited { AWAITED_ATTEMPT_BYTES_MAX } else { BATCH_BYTES_MAX };
         let (mut records, mut is_waiting) = (Vec::new(), false);
         for (tail, until) in self.tails.iter_mut().zip(durable) {

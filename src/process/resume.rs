@@ -16,7 +16,7 @@ use crate::log::recovery::{Ends, Recovered, Recovery};
 use crate::postgres::claim::Claim;
 use crate::postgres::failure::{Failure, Reason};
 use crate::postgres::limits::in_time;
-use crate::postgres::owner_row::{self, OwnerRow};
+use crate::postgres::owner_row::{self, OwnerRow, OwnerTerms};
 use crate::postgres::owner_watch::{OwnerState, OwnerWatch};
 use crate::postgres::replication::require;
 use crate::postgres::restore::{may_still_sell, restore};
@@ -345,10 +345,12 @@ fn claim(
     Ok(Some(Claim {
         url,
         owner: Owner { cluster, run: Run { epoch, id: host::new_id()? } },
-        sale_period_s: config.rules.period_s,
-        ack: config.rules.ack,
+        terms: OwnerTerms {
+            sale_period_s: config.rules.period_s,
+            ack: config.rules.ack,
+            patience: config.pair.map(|pair| pair.patience),
+        },
         sells: false,
-        is_one_of_two: config.pair.is_some(),
         recover_from: config.recover_from,
         control,
         logs: data.logs.clone(),

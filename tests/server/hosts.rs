@@ -23,7 +23,13 @@ fn buy(client: &mut Client, items: std::ops::Range<u32>) {
     }
 }
 
-/// Also, the password file is searched for the host in use.
+/// Returns whether nobody has connected since the last call.
+fn is_left_alone(silent: &TcpListener) -> bool {
+    silent.set_nonblocking(true).unwrap();
+    std::iter::from_fn(|| silent.accept().ok()).count() == 0
+}
+
+/// Also, later connections begin with the host that answered, and the password file is searched for the host in use.
 #[test]
 fn a_host_that_says_nothing_is_left_for_the_next() {
     let cluster = Cluster::start_with(&Options { tcp: "host all all all scram-sha-256", ..Options::default() });
@@ -46,6 +52,10 @@ fn a_host_that_says_nothing_is_left_for_the_next() {
         let line = server.wait_for_line("the database is connected");
         assert_eq!(line["url"], format!("stampede@127.0.0.1:{second}/postgres"));
         server.connect().wait_for_postgres();
+        assert!(!is_left_alone(&silent), "the first host was not tried first");
+        cluster.ask("select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()");
+        server.wait_for_line("the database is connected");
+        assert!(is_left_alone(&silent), "the host that said nothing was tried again before the one that answered");
         server.kill();
         cluster.ask("update clusters set seen_at = '-infinity'");
     }

@@ -1,6 +1,6 @@
 //! Two servers that share a database, of which one sells and the other one waits (`--standby`).
 
-use crate::cluster::{Cluster, Options};
+use crate::cluster::{Cluster, Options, bin};
 use crate::harness::{Client, LONG_SALE, Server, assert_refused, copy_dir, how_many, skipped, stampede, wait_until};
 use crate::network::Link;
 use rustix::process::Signal;
@@ -162,6 +162,40 @@ fn the_other_server_sells_after_kill_9() {
     drop((owner, standby));
 }
 
+/// Also, a standby that was started too late to see the owner's advisory lock does not wait for longer.
+#[test]
+fn the_patience_is_that_of_the_server_that_sells() {
+    let pair = Pair::new();
+    let patient = [&arguments(&pair.url, "replicated")[..], &["--standby-patience", "5s"]].concat();
+    let owner = Server::spawn(pair.dirs[0].path(), &patient);
+    wait_to_sell(&owner);
+    owner.kill();
+    let standby = pair.spawn(1);
+    standby.wait_for_line("standing by");
+    let waited = wait_to_sell(&standby);
+    assert!((Duration::from_secs(4)..Duration::from_secs(12)).contains(&waited), "{waited:?}");
+    assert!(standby.terminate().success());
+}
+
+#[test]
+fn of_two_that_wait_one_sells() {
+    let (pair, third) = (Pair::new(), tempfile::tempdir().unwrap());
+    let (owner, second) = pair.start();
+    let third = Server::spawn(third.path(), &arguments(&pair.url, "replicated"));
+    third.wait_for_line("standing by");
+    let (waiting, code) = ([second, third], owner.connect().reserve(1, 1));
+    waiting.iter().for_each(assert_stands_by);
+    owner.kill();
+    let sells = |server: &&Server| server.connect().request("GET /readyz").status == 200;
+    wait_until("one of them sells", || waiting.iter().any(|server| sells(&server)));
+    let selling = waiting.iter().find(sells).unwrap();
+    assert_eq!(selling.connect().purchase(&code).status, 200);
+    assert_eq!(waiting.iter().filter(sells).count(), 1);
+    for server in waiting {
+        assert!(server.terminate().success());
+    }
+}
+
 #[test]
 fn a_stop_in_order_hands_the_sale_over_at_once() {
     let pair = Pair::new();
@@ -207,6 +241,29 @@ fn a_superseded_server_becomes_the_standby() {
     assert_eq!(client.checkout(9, 1).problem(), "item-sold");
     client.reserve(9, 2);
     assert!(owner.terminate().success());
+}
+
+/// It does not wait for the locks of its successor to learn of it.
+#[test]
+fn a_superseded_server_waits_for_no_lock() {
+    let pair = Pair::new();
+    let (mut owner, standby) = pair.start();
+    owner.signal(Signal::STOP);
+    pair.primary.ask("select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()");
+    wait_to_sell(&standby);
+    let lock = "begin; lock table stampede.clusters in row exclusive mode; select pg_sleep(120)";
+    let mut holder = Command::new(bin("psql")).args([&pair.primary.url(), "-c", lock]).spawn().unwrap();
+    let held = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";
+    wait_until("the lock is held", || pair.primary.count(held) == 1);
+    owner.signal(Signal::CONT);
+    owner.wait_for_line("another server has taken over");
+    owner.starts_again();
+    owner.wait_for_line("standing by");
+    assert!(holder.try_wait().unwrap().is_none(), "the lock was not held");
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    assert!(owner.terminate().success());
+    assert!(standby.terminate().success());
 }
 
 /// The owner loses its network, without a packet that says so: it stops to answer before the other one sells, and becomes
