@@ -2,10 +2,9 @@
 //! supported is refused, and never ignored.
 
 use crate::config::connection_string::{self, Pairs};
+use crate::config::host_choice::HostChoice;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio_postgres::Config;
 use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation};
@@ -76,19 +75,6 @@ pub struct ClientCertificate {
     pub key: PathBuf,
 }
 
-/// Place of the host that the latest session of the process was opened on. All clones of an address share it. It is no
-/// part of the address, so any two are equal.
-#[derive(Clone, Debug, Default)]
-struct LatestHost(Arc<AtomicUsize>);
-
-impl PartialEq for LatestHost {
-    fn eq(&self, _: &LatestHost) -> bool {
-        true
-    }
-}
-
-impl Eq for LatestHost {}
-
 /// Address of the database, with the parameters of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DatabaseUrl {
@@ -96,7 +82,8 @@ pub struct DatabaseUrl {
     pub config: Config,
     /// The hosts, in the order in which the first connection tries them. There is at least one.
     pub hosts: Vec<DatabaseHost>,
-    latest_host: LatestHost,
+    /// Host that the next connection tries first.
+    pub choice: HostChoice,
     /// State that a server must have. A host in another state is skipped.
     pub target: TargetSession,
     /// Limit for the connection to one address of a host, its TLS and authentication included.
@@ -144,21 +131,15 @@ impl DatabaseUrl {
         format!("{user}@{host}:{port}/{name}")
     }
 
-    /// Returns the hosts in the order in which a connection tries them, with their places. The host of the latest session
-    /// is the first one, so that a lost host does not cost each new connection its limit in time. With
+    /// Returns the hosts in the order in which the next connection tries them, with their numbers. With
     /// [`TargetSession::Any`], the order says which host is preferred, and stays.
     pub fn hosts_in_turn(&self) -> impl Iterator<Item = (usize, &DatabaseHost)> {
         let first = match self.target {
             TargetSession::Any => 0,
-            TargetSession::ReadWrite | TargetSession::Primary => self.latest_host.0.load(Ordering::Relaxed),
+            TargetSession::ReadWrite | TargetSession::Primary => self.choice.first(),
         };
-        let places = (first..self.hosts.len()).chain(0..first);
-        places.map(|place| (place, &self.hosts[place]))
-    }
-
-    /// Notes that a session was opened on the host at `place`.
-    pub fn note_session(&self, place: usize) {
-        self.latest_host.0.store(place, Ordering::Relaxed);
+        let numbers = (first..self.hosts.len()).chain(0..first);
+        numbers.map(|number| (number, &self.hosts[number]))
     }
 
     /// Returns `user@host:port,host:port/name` of all hosts, without the password.
@@ -279,17 +260,8 @@ impl Options {
         if config.get_dbname().is_some_and(is_odd) {
             return Err(ODD.into());
         }
-        let latest_host = LatestHost::default();
-        Ok(DatabaseUrl {
-            config,
-            hosts,
-            latest_host,
-            target,
-            connect_timeout,
-            tls,
-            root_certificates,
-            client_certificate,
-        })
+        let choice = HostChoice::default();
+        Ok(DatabaseUrl { config, hosts, choice, target, connect_timeout, tls, root_certificates, client_certificate })
     }
 
     /// Returns the hosts of the lists of names, addresses and ports.

@@ -63,6 +63,11 @@ impl OwnerWatch {
         OwnerWatch { rules, recover_from, pair, session: None, seen: None, locked: None }
     }
 
+    /// Forgets the session and the silence, after a takeover has failed: its host may not be the primary any more.
+    pub fn begin_anew(&mut self) {
+        (self.session, self.seen) = (None, None);
+    }
+
     /// Looks at the database once.
     ///
     /// # Errors

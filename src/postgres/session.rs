@@ -1,6 +1,7 @@
 //! A connection to the database: the hosts in turn, log-in, schema, and the limits of each transaction.
 
 use crate::config::database_url::{DatabaseHost, DatabaseUrl, TargetSession, TlsMode, ssl_mode};
+use crate::config::host_choice::HostInUse;
 use crate::log::ownership::Owner;
 use crate::postgres::failure::Failure;
 use crate::postgres::limits::{FENCE_TIME, LIMITS, in_time};
@@ -23,6 +24,7 @@ pub struct Session {
     pub client: Client,
     /// `user@host:port/name` of the host in use.
     pub place: String,
+    pub(crate) host: HostInUse,
     pub(crate) waits: ReplicationWaits,
 }
 
@@ -31,6 +33,7 @@ pub struct Database {
     pub(crate) client: Client,
     /// `user@host:port/name` of the host in use.
     pub place: String,
+    host: HostInUse,
     /// What a commit must have reached to count.
     pub(crate) ack: Ack,
     pub(crate) waits: ReplicationWaits,
@@ -54,10 +57,10 @@ impl Database {
         (ack, sells): (Ack, bool),
         judge: impl FnOnce(Option<Owner>) -> Result<(), Failure>,
     ) -> Result<Database, Failure> {
-        let Session { mut client, place, waits } = log_in(url).await?;
+        let Session { mut client, place, host, waits } = log_in(url).await?;
         in_time(FENCE_TIME, require(&client, ack, sells)).await?;
         schema::migrate(&mut client, judge).await?;
-        Ok(Database { client, place, ack, waits, prepared: BTreeSet::new(), opened: BTreeSet::new() })
+        Ok(Database { client, place, host, ack, waits, prepared: BTreeSet::new(), opened: BTreeSet::new() })
     }
 
     /// Begins a transaction with [`LIMITS`]. It ends with the statement `commit`; if anything fails before, the
@@ -77,7 +80,7 @@ impl Database {
         let commit = async { Ok::<(), Failure>(self.client.batch_execute("commit").await?) };
         // Both are sent together, so the setting needs no further round trip.
         try_join!(biased; commit, require(&self.client, self.ack, true))?;
-        self.waits.check()
+        self.check_commit()
     }
 
     /// Checks that the latest commit of this session counts. Postgres executes this after the commit.
@@ -86,11 +89,17 @@ impl Database {
     /// [`Failure::Transient`]: synchronous standbys may lack the commit, or there are none and `--ack` needs one.
     pub(crate) async fn confirm_commit(&self) -> Result<(), Failure> {
         require(&self.client, self.ack, true).await?;
-        self.waits.check()
+        self.check_commit()
+    }
+
+    fn check_commit(&self) -> Result<(), Failure> {
+        self.waits.check()?;
+        self.host.committed();
+        Ok(())
     }
 }
 
-/// Opens a session on the first host that is in the wanted state, and begins with the host of the latest session. Each
+/// Opens a session on the first host that is in the wanted state, in the order of [`DatabaseUrl::hosts_in_turn`]. Each
 /// address of each host has its own limit in time, so a host that does not answer does not keep the next one from being tried.
 ///
 /// # Errors
@@ -98,7 +107,7 @@ impl Database {
 /// up. The text has the reason for each host.
 pub async fn log_in(url: &DatabaseUrl) -> Result<Session, Failure> {
     let mut reasons = Vec::new();
-    for (place, host) in url.hosts_in_turn() {
+    for (number, host) in url.hosts_in_turn() {
         let addresses = match look_up(url, host).await {
             Ok(addresses) => addresses,
             Err(why) => {
@@ -109,8 +118,8 @@ pub async fn log_in(url: &DatabaseUrl) -> Result<Session, Failure> {
         for address in addresses {
             match in_time(url.connect_timeout, open(url, host, address)).await {
                 Ok((client, waits)) => {
-                    url.note_session(place);
-                    return Ok(Session { client, place: url.place_of(host), waits });
+                    let (place, host) = (url.place_of(host), url.choice.opened(number, url.hosts.len()));
+                    return Ok(Session { client, place, host, waits });
                 }
                 Err(Failure::Transient(why)) => reasons.push((host, why.text)),
                 Err(failure) => return Err(failure),

@@ -2,6 +2,7 @@
 //! checks before a takeover.
 
 use crate::config::database_url::DatabaseUrl;
+use crate::config::host_choice::HostInUse;
 use crate::log::ownership::Owner;
 use crate::postgres::failure::Failure;
 use crate::postgres::limits::{LIMITS, in_time};
@@ -27,6 +28,7 @@ pub struct Snapshot {
     pub positions: Positions,
     /// `user@host:port/name` of the host in use.
     pub place: String,
+    host: HostInUse,
     /// Client of the open transaction: repeatable read, read only.
     pub client: Client,
     waits: ReplicationWaits,
@@ -55,20 +57,28 @@ impl Snapshot {
     /// # Errors
     /// [`Failure::Transient`]: the statement failed.
     pub async fn end(self) -> Result<Session, Failure> {
-        let Snapshot { client, place, waits, .. } = self;
+        let Snapshot { client, place, host, waits, .. } = self;
         in_time(READ_TIME, async { Ok(client.batch_execute("rollback").await?) }).await?;
-        Ok(Session { client, place, waits })
+        Ok(Session { client, place, host, waits })
     }
 
-    async fn begin(Session { client, place, waits }: Session) -> Result<Snapshot, Failure> {
+    async fn begin(Session { client, place, host, waits }: Session) -> Result<Snapshot, Failure> {
         // The reader may be idle for longer than a writer, because it holds no lock that delays a writer.
         let begin = format!(
             "begin isolation level repeatable read read only; {LIMITS}; set local idle_in_transaction_session_timeout = 0"
         );
         client.batch_execute(&begin).await?;
         let installed = schema::find(&client).await?;
-        let mut snapshot =
-            Snapshot { owner: None, owner_row: None, installed, positions: Positions::new(), place, client, waits };
+        let mut snapshot = Snapshot {
+            owner: None,
+            owner_row: None,
+            installed,
+            positions: Positions::new(),
+            place,
+            host,
+            client,
+            waits,
+        };
         let Some(installed) = &snapshot.installed else { return Ok(snapshot) };
         let select_owner = installed.localize(&owner_row::select_owner(installed.version));
         snapshot.owner_row = snapshot.client.query_opt(&select_owner, &[]).await?.map(|row| owner_row::parse(&row));

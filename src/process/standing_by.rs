@@ -124,7 +124,10 @@ impl Standby<'_> {
             match result {
                 Ok(true) => return Ok(true),
                 Ok(false) => {}
-                Err(Failure::Transient(why)) => reported.wait_log.write(why),
+                Err(Failure::Transient(why)) => {
+                    watch.begin_anew();
+                    reported.wait_log.write(why);
+                }
                 Err(Failure::Final(why)) => return Err(why),
             }
             if reported.next_notification <= Instant::now() {

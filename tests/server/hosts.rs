@@ -90,6 +90,35 @@ fn a_host_that_drops_packets_is_left_for_the_next() {
 }
 
 /// The first host is a standby. Then the primary is killed, and the standby promoted.
+/// A primary that was replaced without its knowledge accepts sessions, and no commit of them is ever confirmed.
+#[test]
+fn a_primary_that_confirms_nothing_is_left_for_the_next() {
+    let (mut primary, dir) = (Cluster::start_with(&Options::OPEN), tempfile::tempdir().unwrap());
+    let standby = primary.standby();
+    let url = format!("postgres://stampede@127.0.0.1:{},127.0.0.1:{}/postgres", primary.port, standby.port);
+    let server = start(dir.path(), &url, &["--ack", "postgres"]);
+    server.wait_for_line("the database is connected");
+    let mut client = server.connect();
+    buy(&mut client, 0..10);
+    client.wait_for_postgres();
+    let code = client.reserve(1, 10);
+    primary.ask("alter system set synchronous_standby_names = '*'");
+    primary.ask("select pg_reload_conf()");
+    assert_eq!(standby.ask("select pg_promote()"), "t");
+    wait_until("the server uses the other host", || {
+        // Whoever else waits for the locks ends the sessions, as a standby of the server does.
+        primary.ask("select pg_terminate_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'");
+        server.times_said("the database is connected") == 1
+    });
+    let line = server.wait_for_line("the database is connected");
+    assert_eq!(line["url"], format!("stampede@127.0.0.1:{}/postgres", standby.port));
+    assert_eq!(client.purchase(&code).status, 200);
+    client.wait_for_postgres();
+    primary.kill();
+    assert!(server.terminate().success());
+    assert_eq!(standby.ask("select count(*), count(distinct item_id) from purchases"), "11|11");
+}
+
 #[test]
 fn a_standby_is_skipped_until_it_is_promoted() {
     for ack in ["local", "postgres"] {

@@ -69,6 +69,7 @@ mod standby;
 mod start_up;
 mod takeover;
 mod tls;
+mod two_pairs;
 mod upgrade;
 mod withdrawals;
 mod write_faults;
