@@ -42,12 +42,10 @@ impl HostChoice {
     /// makes the next choice later.
     pub fn opened(&self, host: usize, hosts: usize) -> HostInUse {
         let Choice { first, sessions } = &*self.0;
-        let before = if first.swap(host, Ordering::Relaxed) == host { sessions.load(Ordering::Relaxed) } else { 0 };
-        sessions.store(before + 1, Ordering::Relaxed);
-        if before + 1 >= SESSIONS {
-            first.store((host + 1) % hosts, Ordering::Relaxed);
-            sessions.store(0, Ordering::Relaxed);
-        }
+        let before = if self.first() == host { sessions.load(Ordering::Relaxed) } else { 0 };
+        let (next, count) = if before + 1 < SESSIONS { (host, before + 1) } else { ((host + 1) % hosts, 0) };
+        first.store(next, Ordering::Relaxed);
+        sessions.store(count, Ordering::Relaxed);
         HostInUse { choice: self.clone(), host }
     }
 }
