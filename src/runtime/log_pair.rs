@@ -29,7 +29,7 @@ const ATTEMPTS_FLUSH_MS: u64 = 50;
 const ATTEMPTS_PARTIAL_FLUSH_MS: u64 = 1_000;
 /// Blocks of the purchase log reserved for the records that open sales. Holds cannot use them.
 const LOG_SLACK_BLOCKS: u64 = 16;
-/// Blocks that a shard needs at least, in addition to those for holds, to be ready.
+/// Blocks that a shard needs at least, in addition to those for holds, to be ready, and to open a sale.
 const READY_BLOCKS: u64 = 3;
 /// Blocks of the purchase log kept free, in addition to one for each item, for records in flight during a rush.
 const RUSH_BLOCKS: u64 = 1024;
@@ -48,6 +48,8 @@ pub struct LogPair {
     pub persistence: Option<PersistenceChannels>,
     /// Number of the last record in the purchase log that does not open a sale. No answer waits for a later record.
     awaited: Seq,
+    /// Number of the last record in the purchase log that opens a sale.
+    opening: Seq,
     /// Monotonic time since when attempts are buffered.
     attempts_since_ms: u64,
     /// Files are being removed because another shard lacks space.
@@ -76,6 +78,7 @@ impl LogPair {
             retention,
             persistence,
             awaited: 0,
+            opening: 0,
             attempts_since_ms: 0,
             is_relieving: Rc::default(),
         }
@@ -84,8 +87,9 @@ impl LogPair {
     /// Appends a record to the purchase log.
     pub fn append_purchase(&mut self, record: &Record) {
         let seq = self.purchases.append(record);
-        if !matches!(record.event, LogEvent::SaleOpened { .. }) {
-            self.awaited = seq;
+        match record.event {
+            LogEvent::SaleOpened { .. } => self.opening = seq,
+            _ => self.awaited = seq,
         }
     }
 
@@ -106,12 +110,18 @@ impl LogPair {
         self.purchases.flushed() >= self.awaited
     }
 
-    /// Starts the flushes that are due, or those of all buffered records if `is_ending` is set. `is_full` says that the
-    /// purchase log has no room for new holds.
-    pub fn start_flushes(&mut self, now_ms: u64, is_ending: bool, is_full: bool) {
-        // In a full log, a record that opens a sale waits for another record, because alone it would take the block that
-        // the end of a hold needs.
-        if !self.is_awaited_flushed() || !is_full || is_ending {
+    /// Returns whether the record that opens the latest sale is durable.
+    pub fn is_opening_flushed(&self) -> bool {
+        self.purchases.flushed() >= self.opening
+    }
+
+    /// Starts the flushes that are due, or those of all buffered records if `is_ending` is set. `holds` is the number of
+    /// blocks for the ends of the holds.
+    pub fn start_flushes(&mut self, now_ms: u64, is_ending: bool, holds: u64) {
+        // With no block to spare, a record that opens a sale waits for another record, because alone it would take the
+        // block that the end of a hold needs.
+        let has_spare = self.purchases.room() >= holds + READY_BLOCKS;
+        if !self.is_awaited_flushed() || has_spare || is_ending {
             self.purchases.start_flush();
         }
         let age_ms = now_ms.saturating_sub(self.attempts_since_ms);
@@ -203,8 +213,8 @@ pub struct Needs {
 }
 
 impl Needs {
-    /// Returns the free blocks that the purchase log should have. With fewer, the shard grants almost no new holds, makes
-    /// no segment for attempts, and lets a record that opens a sale wait for the block of another record.
+    /// Returns the free blocks that the purchase log should have. With fewer, the shard grants almost no new holds, and
+    /// makes no segment for attempts.
     pub fn reserve(&self) -> u64 {
         self.holds + 2 * LOG_SLACK_BLOCKS
     }

@@ -353,7 +353,9 @@ impl TurnLoop {
     /// Determines the sales whose records the log must keep, when everything that the shard has decided is durable.
     fn note_needed(&mut self, now: Moment) {
         let (flushed, open) = (self.logs.purchases.flushed(), self.shard.terms().sale);
-        if !self.logs.is_awaited_flushed() || (flushed, open) == (self.needed_at, self.needed.open) {
+        // Until the log has the opening of a sale, the sale before it is the latest one there, and must stay.
+        let is_flushed = self.logs.is_awaited_flushed() && self.logs.is_opening_flushed();
+        if !is_flushed || (flushed, open) == (self.needed_at, self.needed.open) {
             return;
         }
         self.needed_at = flushed;
@@ -369,7 +371,7 @@ impl TurnLoop {
             return;
         }
         let is_ending = self.is_draining || self.phase == Phase::Paused;
-        self.logs.start_flushes(now.monotonic_ms, is_ending, self.room.is_full);
+        self.logs.start_flushes(now.monotonic_ms, is_ending, self.shard.log_reserve());
         let LogPair { purchases, attempts, retention, .. } = &mut self.logs;
         for (name, last) in purchases.take_finished().into_iter().chain(attempts.take_finished()) {
             retention.finished(name, self.shard.terms().sale, last);
