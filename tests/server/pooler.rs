@@ -103,3 +103,23 @@ fn a_pooler_gives_each_transaction_another_session() {
         assert!(server.terminate().success());
     }
 }
+
+/// The pooler keeps the advisory lock of a dead server, so the other one waits for the whole patience.
+#[test]
+fn one_of_two_servers_takes_over_through_a_pooler() {
+    let (cluster, dirs) = (Cluster::start(), [(); 2].map(|()| tempfile::tempdir().unwrap()));
+    let pooler = Pooler::start(&cluster, "transaction");
+    let arguments = [&LONG_SALE[..], &["--database-url", &pooler.url, "--ack", "postgres", "--standby"]].concat();
+    let owner = Server::start(dirs[0].path(), &arguments);
+    let standby = Server::spawn(dirs[1].path(), &arguments);
+    standby.wait_for_line("standing by");
+    let mut client = owner.connect();
+    let code = client.reserve(1, 1);
+    client.wait_for_postgres();
+    drop(client);
+    owner.kill();
+    standby.wait_for_line("serving");
+    standby.wait_for_line("the database is connected");
+    assert_eq!(standby.connect().purchase(&code).status, 200);
+    assert!(standby.terminate().success());
+}
