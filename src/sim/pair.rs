@@ -112,7 +112,7 @@ impl Pair {
             trace: Trace::new(prints_trace),
         };
         pair.fault_share = [3, 10, 30][pair.faults.usize(0..3)];
-        (pair.delay, pair.batch) = (pair.faults.u32(1..5), [2, 12][pair.faults.usize(0..2)]);
+        (pair.delay, pair.batch) = (pair.faults.u32(1..6), [1, 3, 12][pair.faults.usize(0..3)]);
         pair.start_processes();
         pair
     }
@@ -272,6 +272,7 @@ impl Pair {
             place if place < ready.len() => self.database.execute(ready[place].server, ready[place].session),
             _ => _ = self.database.replicate(),
         }
+        self.check_restorable();
     }
 
     /// Returns the sessions at which something arrives now.

@@ -239,9 +239,8 @@ impl Pair {
             Ok(streams) => streams,
             Err(Conflict::DirectoryOlder(_)) => return self.superseded(machine),
             Err(_) => {
-                // The first claim of an empty database has found nothing to which the database can have gone back.
-                let is_first = first_found.as_ref().is_none_or(|(first, _)| *first == owner);
-                assert!(is_first, "machine {machine} refuses a database that it has claimed before");
+                let first = first_found.as_ref().map(|(first, _)| first.run);
+                self.check_refusal(first, owner.run, machine);
                 return self.give_up(machine, "the database is older");
             }
         };
@@ -254,6 +253,16 @@ impl Pair {
         let moved = positions.iter().map(|(key, at)| (*key, *at)).collect();
         let change = Change { owner, ack, seen_us: Some(0), positions: moved, rows: Vec::new() };
         self.begin(machine, Task::Claim(positions), Statement::Commit(change), began_us);
+    }
+
+    /// Checks that a process refuses the primary only if its first claim has found what the primary lacks: nothing, or a run
+    /// that only an old primary has.
+    fn check_refusal(&self, first: Option<Run>, own: Run, machine: usize) {
+        let primary = self.database.primary();
+        let is_old = self.clients[machine].link.is_none_or(|link| link.server != primary);
+        let has_run = |run: Run| self.database.servers[primary].log.iter().any(|change| change.owner.run == run);
+        let is_known = first.is_some_and(|first| first != own && has_run(first));
+        assert!(is_old || !is_known, "machine {machine} refuses a database that it has claimed before");
     }
 
     fn claimed(&mut self, machine: usize, positions: Positions, began_us: u64) {
@@ -315,6 +324,7 @@ impl Pair {
         let (positions, mut rows) = (run.positions.as_ref().expect("the database is connected"), RowBatch::new());
         for (key, all) in archive {
             let from = positions.get(key).copied().unwrap_or(0);
+            assert!(from <= all.len() as u64, "the database has more records of {key:?} than the log");
             let records = &all[from as usize..];
             let records = &records[..records.len().min(room)];
             room -= records.len();
@@ -332,7 +342,6 @@ impl Pair {
 
     fn reported(&mut self, machine: usize, rows: &RowBatch, began_us: u64) {
         self.confirmed(machine, began_us);
-        self.check_restorable();
         for (key, from, records) in rows {
             let at = from + records.len() as u64;
             let run = self.machines[machine].selling().expect("the process sells");

@@ -13,7 +13,7 @@ use uuid::Uuid;
 /// Rounds of 50 ms after which a machine must sell: more than 15 s, after which a standby replaces an owner that it never saw
 /// to hold its lock, by a
 /// slow clock.
-const ROUNDS_MAX: u32 = 4_000;
+const ROUNDS_MAX: u32 = 800;
 
 impl Pair {
     /// Ends all faults.
