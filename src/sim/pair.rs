@@ -24,6 +24,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 use uuid::Uuid;
 
+/// Number of kinds of faults.
+const FAULTS: u32 = 24;
 /// Most milliseconds by which a wall clock is ahead.
 const AHEAD_MS_MAX: u64 = 20;
 
@@ -335,7 +337,11 @@ impl Pair {
 
     fn fault(&mut self, machine: usize) {
         let server = self.faults.usize(0..2);
-        let kind = self.faults.u32(0..24);
+        let kind = self.faults.u32(0..FAULTS);
+        self.make_fault(kind, machine, server);
+    }
+
+    fn make_fault(&mut self, kind: u32, machine: usize, server: usize) {
         self.trace.note(format_args!("{} fault {kind} of machine {machine}, server {server}", self.steps));
         match kind {
             0..5 => self.cuts[machine][server] = [self.faults.bool(), self.faults.bool()],
@@ -442,6 +448,36 @@ fn every_pair_keeps_the_promises() {
     let Occurrences { takeovers, superseded, vanished, late, without_lease, promises, purchases } = sum;
     let counts = [takeovers, superseded, vanished, late, without_lease, promises, purchases];
     assert!(seeds < 1_000 || counts.iter().all(|count| *count > seeds / 100), "{sum:?}");
+}
+
+/// A fault of each kind at every second point of some runs that are otherwise good, and another one soon after it.
+#[test]
+fn every_pair_of_faults_at_every_point() {
+    let runs = number("STAMPEDE_SIM_SEEDS", 20_000) / 10_000;
+    let (mut faults, mut promises) = (0, 0);
+    for (seed, kind) in (0..runs.max(1)).flat_map(|seed| (0..FAULTS).map(move |kind| (seed, kind))) {
+        for point in (0..300).step_by(2) {
+            let mut pair = Pair::new(seed, false);
+            pair.settle();
+            (pair.is_calm, pair.fault_share, pair.delay, pair.batch) = (false, 0, 1, 12);
+            let seller = usize::from(pair.machines[0].selling().is_none());
+            let server = pair.database.primary();
+            for step in 0..point + 200 {
+                pair.step();
+                match step {
+                    _ if step == point => pair.make_fault(kind, seller, server),
+                    _ if step == point + 20 => pair.make_fault((point as u32 + kind) % FAULTS, seller, server),
+                    _ => {}
+                }
+            }
+            pair.calm();
+            pair.settle();
+            pair.buy_what_is_held();
+            pair.sell_out();
+            (faults, promises) = (faults + 2, promises + pair.seen.promises);
+        }
+    }
+    assert!(promises > faults / 4, "{promises} promises, {faults} faults");
 }
 
 /// Replays the pair of the seed in `STAMPEDE_SIM_FIRST` and prints its trace.
