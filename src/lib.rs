@@ -6,9 +6,9 @@
 //! | 8 | `process/` | start in order, watch, end | rules |
 //! | 7 | `runtime/` | a shard's thread: the turn, the lanes, the logs | decisions |
 //! | 7 | `log_tool/` | `stampede log` | a lock, a write |
+//! | 7 | `sim/` | simulated worlds from a seed, in tests only | real time |
 //! | 6 | `server/` | sockets and pages of the public port | the meaning of a request |
 //! | 6 | `postgres/` | every record in Postgres, exactly once | rules |
-//! | 6 | `sim/` | simulated worlds from a seed, in tests only | real time |
 //! | 5 | `upgrade/` | two processes, one sale | the sale itself: it passes through the log |
 //! | 5 | `operate/` | what operators and readers see | waiting for a shard, or making one wait |
 //! | 4 | `log/` | bytes of the log, files, recovery | decisions of the sale |

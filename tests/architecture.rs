@@ -16,8 +16,8 @@ const FLOORS: &[&[&str]] = &[
     &["system"],
     &["log"],
     &["operate", "upgrade"],
-    &["postgres", "server", "sim"],
-    &["log_tool", "runtime"],
+    &["postgres", "server"],
+    &["log_tool", "runtime", "sim"],
     &["process"],
 ];
 

@@ -36,6 +36,12 @@ impl Lease {
         self.until_us.store(until_us, Ordering::Release);
     }
 
+    /// Ends the lease at `until_us` since boot, if it would last longer: the other server may take over earlier than
+    /// usual. The same thread extends the lease.
+    pub fn shorten(&self, until_us: u64) {
+        self.until_us.store(until_us.min(self.until_us()), Ordering::Release);
+    }
+
     /// Returns the end of the lease, in microseconds since boot.
     pub fn until_us(&self) -> u64 {
         self.until_us.load(Ordering::Acquire)
@@ -43,8 +49,12 @@ impl Lease {
 
     /// Returns whether the lease has ended. Reads no clock if the server needs none.
     pub fn is_expired(&self) -> bool {
-        let until_us = self.until_us();
-        until_us != u64::MAX && since_boot_us() >= until_us
+        self.until_us() != u64::MAX && self.is_expired_at(since_boot_us())
+    }
+
+    /// Returns whether the lease of one of two servers has ended at `now_us`, in microseconds since boot.
+    pub fn is_expired_at(&self, now_us: u64) -> bool {
+        now_us >= self.until_us()
     }
 }
 
@@ -63,6 +73,10 @@ mod tests {
         // The answer to an earlier transaction does not shorten it.
         lease.extend(now_us - 1, Duration::ZERO);
         assert!(!lease.is_expired());
+        lease.shorten(now_us + 2_000_000);
+        lease.shorten(now_us + 3_000_000);
+        assert!(!lease.is_expired_at(now_us + 1_999_999));
+        assert!(lease.is_expired_at(now_us + 2_000_000));
         lease.require();
         lease.extend(now_us - 2_000_000, Duration::from_secs(1));
         assert!(lease.is_expired());

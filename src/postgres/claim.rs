@@ -111,16 +111,9 @@ impl Claim {
 
     fn judge(&mut self, row: Option<OwnerRow>, positions: &Positions) -> Result<Vec<(StreamId, Seq)>, Failure> {
         let found = row.map(|row| row.owner);
-        let mut memory = self.control.database();
-        let is_before = |(first, _): &&(Owner, Positions)| Some(*first) == found && *first != self.owner;
-        if let Some((first, before)) = self.first_found.as_ref().filter(is_before) {
-            // The database was restored to a state before the first claim of this process. If it has as much as then of
-            // the streams that this directory no longer had, the log can supply everything else.
-            let is_kept = |stream: &StreamKey| self.streams.iter().any(|(kept, ..)| kept.key() == *stream);
-            if before.iter().all(|(stream, at)| is_kept(stream) || positions.get(stream) >= Some(at)) {
-                memory.seen = Some(first.run);
-            }
-        }
+        let is_kept = |stream: &StreamKey| self.streams.iter().any(|(kept, ..)| kept.key() == *stream);
+        let memory = self.control.database();
+        let memory = remembered(memory, self.first_found.as_ref(), (self.owner, found, positions), is_kept);
         let firsts = first_records(&self.logs, self.owner.cluster).map_err(unreadable)?;
         let extents = self.streams.iter().map(|(stream, lost, end)| {
             let first = firsts.get(&stream.key()).copied();
@@ -144,6 +137,24 @@ impl Claim {
         let is_exclusive = row.is_some_and(|row| row.is_exclusive()) && !self.terms.ack.needs_database();
         self.remember(Memory { is_exclusive, ..memory.claiming(found, self.owner.run) })?;
         Ok(streams)
+    }
+}
+
+/// Returns what the data directory of `this` run must remember when it has found this owner and these positions. If the
+/// database was restored to a state before the first claim of this process, and has as much as then of the streams that
+/// this directory no longer had, the log can supply everything else. `is_kept` says of a stream whether the log has it.
+pub fn remembered(
+    memory: Memory,
+    first_found: Option<&(Owner, Positions)>,
+    (this, found, positions): (Owner, Option<Owner>, &Positions),
+    is_kept: impl Fn(&StreamKey) -> bool,
+) -> Memory {
+    let is_before = |(first, _): &&(Owner, Positions)| Some(*first) == found && *first != this;
+    match first_found.filter(is_before) {
+        Some((first, before)) if before.iter().all(|(key, at)| is_kept(key) || positions.get(key) >= Some(at)) => {
+            Memory { seen: Some(first.run), ..memory }
+        }
+        _ => memory,
     }
 }
 

@@ -140,6 +140,8 @@ pub struct Shipper {
     tails: Vec<StreamTail>,
     /// Time of the next report to the database that this run is alive.
     next_heartbeat: Instant,
+    /// Beginning of the latest transaction that has found this run to be the owner, in microseconds since boot.
+    confirmed_us: u64,
     descriptors: DescriptorWait,
     /// Whether the latest gathering took every record that was durable.
     is_caught_up: bool,
@@ -171,12 +173,16 @@ impl Shipper {
         let (feed, flushed) = feed::channel();
         let now = Instant::now();
         let claim = Claim { sells: true, ..plan.claim };
+        // In an upgrade, the lease is that of the old process.
+        let patience_us = plan.pair.map_or(0, |pair| pair.patience.as_micros() as u64);
+        let confirmed_us = plan.status.lease.until_us().saturating_sub(patience_us);
         let shipper = Shipper {
             plan: Plan { claim, ..plan },
             flushed,
             stop: Arc::new(OnceLock::new()),
             tails: Vec::new(),
             next_heartbeat: now,
+            confirmed_us,
             descriptors: DescriptorWait::default(),
             is_caught_up: false,
             next_maintenance: now,
@@ -223,6 +229,11 @@ impl Shipper {
                 Err(Failure::Final(fatal)) => fatal.exit(),
                 Err(Failure::Transient(why)) => why,
             };
+            if let Some(pair) = self.plan.pair {
+                // The session may have ended, so the standby waits for a shorter time.
+                let patience = owner_watch::patience_without_session(pair);
+                self.plan.status.lease.shorten(self.confirmed_us + patience.as_micros() as u64);
+            }
             self.plan.status.shipped.retries.add(1);
             self.plan.status.is_database_connected.store(false, Ordering::Relaxed);
             self.log_reason(why, &mut reasons);
@@ -350,7 +361,10 @@ impl Shipper {
         if let Some(pair) = self.plan.pair {
             self.plan.status.lease.extend(began_us, pair.patience);
         }
-        self.next_heartbeat = Instant::now() + self.heartbeat_time();
+        self.confirmed_us = began_us;
+        // Count from the beginning of the transaction, as the lease does: it must not end before the next report.
+        let elapsed = Duration::from_micros(since_boot_us().saturating_sub(began_us));
+        self.next_heartbeat = Instant::now() + self.heartbeat_time().saturating_sub(elapsed);
     }
 
     /// Returns how long the thread may wait for a ring.

@@ -8,6 +8,11 @@
 //! after every step), [`ending`] (the end of a world), [`trace`] (the hash of a run), [`small`] (small worlds, tried
 //! exhaustively), [`full_log`] (worlds with little space in the logs), [`alone`] (a single shard).
 //!
+//! Two machines on one database are worlds of their own: [`pair`] (both machines, the network, the steps and faults),
+//! [`pair_machine`] (a machine and its process), [`pair_database`] (how a process watches, takes over, claims and reports),
+//! [`replicated_postgres`] (a primary and its synchronous standby), [`pair_auditor`] (checks each answer), [`pair_ending`]
+//! (the end of a pair).
+//!
 //! Buyers draw from one random stream, the order of events and the faults from another, and the sockets from a third, so
 //! that other faults do not change the numbers that buyers draw. A failed test prints the seed and the command that replays it with its trace.
 
@@ -20,6 +25,12 @@ mod fake_postgres;
 mod faults;
 mod full_log;
 mod invariants;
+mod pair;
+mod pair_auditor;
+mod pair_database;
+mod pair_ending;
+mod pair_machine;
+mod replicated_postgres;
 mod shadow;
 mod shipping;
 mod small;

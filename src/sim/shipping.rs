@@ -106,7 +106,7 @@ impl World {
     pub fn take_over(&mut self) {
         let Some(owner) = self.database.tables.owner else { return };
         self.trace.note(format_args!("{} takeover", self.steps));
-        let records = self.database.needed_sales(&self.rules, self.now.unix_ms);
+        let records = self.database.tables.needed_sales(&self.rules, self.now.unix_ms);
         let run =
             Run { epoch: self.owner.run.epoch.max(owner.run.epoch) + 1, id: Uuid::from_u128(self.faults.u128(..)) };
         let key = purchases_of(run.epoch, 0);

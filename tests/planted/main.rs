@@ -4,12 +4,13 @@
 //! one bug when the tests of the copy run. So one build serves all bugs, and the sources themselves contain none of
 //! them.
 //!
-//! The tables of bugs are `rules.rs`, `any_item.rs` and `storage.rs`. If a place of a table is no longer found, the source has changed:
+//! The tables of bugs are `rules.rs`, `any_item.rs`, `storage.rs` and `two_machines.rs`. If a place of a table is no longer found, the source has changed:
 //! update the table.
 
 mod any_item;
 mod rules;
 mod storage;
+mod two_machines;
 
 use rules::Bug;
 use std::fmt::Write;
@@ -25,7 +26,7 @@ const SEEDS: &str = "20000";
 
 /// Returns all bugs.
 fn bugs() -> impl Iterator<Item = &'static Bug> {
-    rules::RULES.iter().chain(any_item::ANY_ITEM).chain(storage::STORAGE)
+    rules::RULES.iter().chain(any_item::ANY_ITEM).chain(storage::STORAGE).chain(two_machines::TWO_MACHINES)
 }
 
 #[test]
