@@ -41,7 +41,7 @@ fn parts(criterion: &mut Criterion<CpuTime>) {
             bencher.iter(|| {
                 let head =
                     parse_head(black_box(request).as_bytes()).expect("the head is valid").expect("the head is whole");
-                black_box(route(&head, &Origins::None))
+                black_box(route(&head, &Origins::None, true))
             });
         });
     }

@@ -86,7 +86,7 @@ impl RequestPath {
             at += used;
             let Step::Request(head) = step else { panic!("the request is whole") };
             let style = Style { keep_alive: head.keep_alive, head_only: head.method == Method::Head, json: false };
-            let Route::Command(command, json) = route(&head, &Origins::None).1 else {
+            let Route::Command(command, json) = route(&head, &Origins::None, true).1 else {
                 panic!("the request is for the sale")
             };
             let style = Style { json, ..style };

@@ -250,7 +250,8 @@ fn serve(listener: OwnedFd, logs: &Path, status: Arc<Status>, doorbells: &Arc<[D
         let request_timer = RequestTimer::new(status.clone(), id, clock.clone());
         let idle_timeout = Duration::from_secs(75);
         let admission = Admission::new(id, status.clone(), doorbells.clone(), 1000, None);
-        let mut server = Server::new(admission, request_timer, Origins::None, idle_timeout).expect("a descriptor");
+        let mut server =
+            Server::new(admission, request_timer, Origins::None, true, idle_timeout).expect("a descriptor");
         server.listen(listener).expect("the listener can be registered");
         let always_ready = eventfd(1, EventfdFlags::CLOEXEC).expect("a descriptor");
         let always_ready = PollableFd::new(always_ready).expect("a descriptor");

@@ -98,6 +98,8 @@ pub const SETTINGS: &[Setting] = &[
         default: "(none: web pages of other origins cannot use the API)",
         help: "Origins of web pages that may use the API from a browser, separated by commas, such as \
             https://shop.example; * for every origin" },
+    Setting { flag: "shop", variables: &["SHOP"], value: "on|off", default: "on",
+        help: "Whether GET / is a page to buy from" },
     Setting { flag: "drain-delay", variables: &["DRAIN_DELAY"], value: "DURATION", default: "0s",
         help: "After a signal to stop: time for which the server still sells while /readyz already answers 503, so \
             that load balancers stop sending clients" },

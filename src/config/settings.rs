@@ -96,6 +96,8 @@ pub struct Config {
     pub steers_by_cpu: bool,
     /// Origins of web pages that may use the API, such as `https://shop.example`, or `*` for every origin.
     pub cors_origins: Vec<String>,
+    /// Whether there is a page to buy from.
+    pub has_shop: bool,
     /// Time for which the server still sells after a signal to stop.
     pub drain_delay: Duration,
     /// Maximum time for the rest of the stop.
@@ -344,6 +346,12 @@ impl Config {
             "cpu" => true,
             _ => return Err(steering.bad("hash or cpu")),
         };
+        let shop = get("shop")?;
+        let has_shop = match shop.text.as_str() {
+            "on" => true,
+            "off" => false,
+            _ => return Err(shop.bad("on or off")),
+        };
         let log_format = sources.given("log-format")?.map(|raw| raw.choice("text or json"));
         let shards = sources.given("shards")?.map(|raw| raw.number(1..=SHARDS_MAX.into()));
         let max_connections = sources.given("max-connections")?.map(|raw| raw.number(1..=CONNECTIONS_MAX));
@@ -364,6 +372,7 @@ impl Config {
             idle_timeout: get("idle-timeout")?.duration(IDLE_TIMEOUTS, "milliseconds")?,
             steers_by_cpu,
             cors_origins: sources.origins()?,
+            has_shop,
             drain_delay: get("drain-delay")?.duration(Duration::ZERO..=DRAIN_MAX, "milliseconds")?,
             drain_timeout: get("drain-timeout")?.duration(Duration::ZERO..=DRAIN_MAX, "milliseconds")?,
             env_file: sources.env_file.clone(),
@@ -395,6 +404,7 @@ impl fmt::Display for Config {
             idle_timeout,
             steers_by_cpu,
             cors_origins,
+            has_shop,
             drain_delay,
             drain_timeout,
             env_file,
@@ -431,6 +441,7 @@ impl fmt::Display for Config {
         writeln!(f, "idle-timeout = {}", in_one_unit(idle_timeout.as_millis() as u64))?;
         writeln!(f, "steering = {}", if *steers_by_cpu { "cpu" } else { "hash" })?;
         writeln!(f, "cors-origin = {}", listed(cors_origins))?;
+        writeln!(f, "shop = {}", if *has_shop { "on" } else { "off" })?;
         writeln!(f, "drain-delay = {}", in_one_unit(drain_delay.as_millis() as u64))?;
         writeln!(f, "drain-timeout = {}", in_one_unit(drain_timeout.as_millis() as u64))?;
         writeln!(f, "env-file = {env_file}")?;

@@ -249,7 +249,7 @@ fn success_bodies(operation: Operation, answer: Answer, schemas: &mut SchemaGene
             as_json(&bodies::Health { status, version: VERSION, live, ready, sale, postgres, owner, shards }, schemas)
         }
         (Operation::Api, _) => json!({"application/json": {"schema": {"type": "object"}}}),
-        (Operation::Cancel | Operation::Options | Operation::Unknown, _) => json!({}),
+        (Operation::Cancel | Operation::Shop | Operation::Options | Operation::Unknown, _) => json!({}),
     }
 }
 

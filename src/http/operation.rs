@@ -42,6 +42,8 @@ pub enum Operation {
     Health,
     /// Return the OpenAPI document.
     Api,
+    /// Return a file of the shop.
+    Shop,
     /// Returns the methods of a path, or what a web page of another origin may send.
     Options,
     /// Unknown path or method, or a request that is not valid HTTP.
@@ -49,9 +51,9 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Returns whether the OpenAPI document has this operation: it has a path of its own.
+    /// Returns whether the OpenAPI document has this operation: it has a path of its own, and is for programs.
     pub fn is_described(self) -> bool {
-        !matches!(self, Operation::Options | Operation::Unknown)
+        !matches!(self, Operation::Shop | Operation::Options | Operation::Unknown)
     }
 
     /// Returns the method and the path of the operation. Both are empty for [`Operation::Unknown`].
@@ -71,6 +73,7 @@ impl Operation {
             Operation::Ready => ("GET", "/readyz"),
             Operation::Health => ("GET", "/health"),
             Operation::Api => ("GET", "/openapi.json"),
+            Operation::Shop => ("GET", "/"),
             Operation::Options => ("OPTIONS", "*"),
             Operation::Unknown => ("", ""),
         }
@@ -110,7 +113,8 @@ impl Operation {
             Operation::OneSale | Operation::Item => vec![NotFound, NotReady, Standby],
             Operation::Image => vec![InvalidSale, NotFound, NotReady, Standby],
             Operation::Events => vec![NotReady, Standby, TooManyConnections],
-            Operation::Live | Operation::Ready | Operation::Health | Operation::Api | Operation::Options => vec![],
+            Operation::Live | Operation::Ready | Operation::Health | Operation::Api => vec![],
+            Operation::Shop | Operation::Options => vec![],
             Operation::Unknown => vec![
                 NotFound,
                 OnlyGet,
@@ -136,7 +140,7 @@ impl Operation {
         };
         let granted: &[Answer] = match self {
             Operation::Cancel | Operation::Options => &[Answer::NoContent],
-            Operation::Image => &[Answer::Ok, Answer::Unchanged],
+            Operation::Image | Operation::Shop => &[Answer::Ok, Answer::Unchanged],
             Operation::Ready | Operation::Health => &[Answer::Ok, Answer::Unready],
             Operation::Unknown => &[],
             _ => &[Answer::Ok],

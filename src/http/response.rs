@@ -5,6 +5,7 @@ use crate::http::openapi;
 use crate::http::operation::Answer;
 use crate::http::origin::Origins;
 use crate::http::problem::Problem;
+use crate::http::shop::{self, ShopFile};
 use std::cell::Cell;
 use std::fmt;
 use std::time::{Duration, UNIX_EPOCH};
@@ -64,6 +65,7 @@ pub struct Responder {
     date_if_closed: String,
     idle_timeout: Duration,
     origins: Origins,
+    has_shop: bool,
     /// Index of the next value of `retry-after`.
     next_retry: Cell<usize>,
     /// Header lines that depend on the request: its id, and what a web page of its origin may do.
@@ -73,14 +75,14 @@ pub struct Responder {
 
 impl Default for Responder {
     fn default() -> Self {
-        Responder::new(Origins::None, Duration::from_secs(75))
+        Responder::new(Origins::None, true, Duration::from_secs(75))
     }
 }
 
 impl Responder {
-    /// Creates a responder. Web pages of these `origins` may read its answers. Connections without a request are closed
-    /// after `idle_timeout`, which answers state in whole seconds.
-    pub fn new(origins: Origins, idle_timeout: Duration) -> Self {
+    /// Creates a responder. Web pages of these `origins` may read its answers. `has_shop` is whether there is a page to
+    /// buy from. Connections without a request are closed after `idle_timeout`, which answers state in whole seconds.
+    pub fn new(origins: Origins, has_shop: bool, idle_timeout: Duration) -> Self {
         let problems = Problem::VARIANTS.iter().map(|problem| render(*problem)).collect();
         let mut responder = Responder {
             api: openapi::text(),
@@ -90,6 +92,7 @@ impl Responder {
             date_if_closed: String::new(),
             idle_timeout,
             origins,
+            has_shop,
             next_retry: Cell::new(0),
             extra: Vec::new(),
             body: Vec::new(),
@@ -131,6 +134,11 @@ impl Responder {
     /// Returns the origins whose web pages may use the API.
     pub fn origins(&self) -> &Origins {
         &self.origins
+    }
+
+    /// Returns whether there is a page to buy from.
+    pub fn has_shop(&self) -> bool {
+        self.has_shop
     }
 
     /// Sets the request to which the next response belongs, by its `X-Request-Id` and its `Origin`.
@@ -248,18 +256,30 @@ impl Responder {
             Freshness::Always => (YEAR_S, ", immutable"),
         };
         let caching = format!("\r\ncache-control: public, max-age={max_age_s}{immutable}\r\netag: {tag}");
-        let Some(svg) = svg else {
-            for part in ["HTTP/1.1 ", Answer::Unchanged.status(), &caching, "\r\ndate: "] {
-                out.extend_from_slice(part.as_bytes());
-            }
-            self.finish_head(style, out);
-            return Answer::Unchanged;
-        };
+        let Some(svg) = svg else { return self.unchanged(&caching, style, out) };
         if style.head_only {
             return self.with_body(Answer::Ok, "image/svg+xml", &caching, None, style, out);
         }
         let (caching, svg) = (format!("{caching}\r\ncontent-length: "), svg.to_string());
         self.with_body(Answer::Ok, "image/svg+xml", &caching, Some(svg.as_bytes()), style, out)
+    }
+
+    /// Writes a file of the shop, or 304 if the client has it already.
+    pub fn shop_file(&self, file: &ShopFile, is_known: bool, style: Style, out: &mut Vec<u8>) -> Answer {
+        let caching = format!("{}\r\netag: {}", shop::HEADERS, file.tag);
+        if is_known {
+            return self.unchanged(&caching, style, out);
+        }
+        let caching = format!("{caching}\r\ncontent-length: ");
+        self.with_body(Answer::Ok, file.kind, &caching, Some(file.text.as_bytes()), style, out)
+    }
+
+    fn unchanged(&self, caching: &str, style: Style, out: &mut Vec<u8>) -> Answer {
+        for part in ["HTTP/1.1 ", Answer::Unchanged.status(), caching, "\r\ndate: "] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        self.finish_head(style, out);
+        Answer::Unchanged
     }
 
     /// Writes a response with a body, or the head of one whose body is not made. `caching` is the part of the head
@@ -366,7 +386,7 @@ mod tests {
 
     #[test]
     fn only_an_answer_that_keeps_the_connection_states_the_idle_timeout() {
-        let mut responder = Responder::new(Origins::None, Duration::from_millis(2900));
+        let mut responder = Responder::new(Origins::None, true, Duration::from_millis(2900));
         let mut end = |keep_alive| {
             let mut out = Vec::new();
             responder.set_time(784_111_777_000);

@@ -6,6 +6,7 @@ use crate::http::operation::{Answer, Operation, PAGE_ITEMS_DEFAULT, PAGE_ITEMS_M
 use crate::http::origin::Origins;
 use crate::http::problem::Problem;
 use crate::http::response::{Responder, Style};
+use crate::http::shop::ShopFile;
 use crate::sale::checkout_key::mark_any;
 use crate::sale::code::Code;
 use crate::sale::command::{Command, Outcome};
@@ -45,6 +46,8 @@ pub enum Page {
     Health,
     /// The OpenAPI document.
     Api,
+    /// A file of the shop.
+    Shop(&'static ShopFile),
 }
 
 /// Document about items.
@@ -68,8 +71,8 @@ pub enum ItemPage {
     },
 }
 
-/// Returns the operation that a request selects, and its destination.
-pub fn route(head: &Head<'_>, origins: &Origins) -> (Operation, Route) {
+/// Returns the operation that a request selects, and its destination. `has_shop` is whether the paths of the shop exist.
+pub fn route(head: &Head<'_>, origins: &Origins, has_shop: bool) -> (Operation, Route) {
     let decoded;
     let query = if head.is_encoded {
         decoded = decode_unreserved(head.query);
@@ -77,7 +80,7 @@ pub fn route(head: &Head<'_>, origins: &Origins) -> (Operation, Route) {
     } else {
         head.query
     };
-    match select(head, query) {
+    match select(head, query, has_shop) {
         selected if head.method == Method::Options => options(head.path, selected),
         // First: a page that may not use the API learns nothing about its parameters.
         (operation, _) if !origins.admit(head) && operation != Operation::Unknown => {
@@ -100,7 +103,7 @@ fn options(path: &str, (operation, route): (Operation, Route)) -> (Operation, Ro
 
 // Inlined, as is the next one: they are on the path of every request, and return a large enum.
 #[inline(always)]
-fn select(head: &Head<'_>, query: &str) -> (Operation, Route) {
+fn select(head: &Head<'_>, query: &str, has_shop: bool) -> (Operation, Route) {
     let refused = |problem| (Operation::Unknown, Route::Refused(problem));
     let get = |operation, route| match head.method {
         Method::Get | Method::Head => (operation, route),
@@ -128,7 +131,10 @@ fn select(head: &Head<'_>, query: &str) -> (Operation, Route) {
                 get(Operation::Image, image(ItemId(item), query).unwrap_or_else(Route::Refused))
             }
             (_, Some((sale, None))) => page(Operation::OneSale, Page::OneSale(SaleId(sale))),
-            _ => refused(Problem::NotFound),
+            _ => match ShopFile::at(path).filter(|_| has_shop) {
+                Some(file) => page(Operation::Shop, Page::Shop(file)),
+                None => refused(Problem::NotFound),
+            },
         },
     }
 }
@@ -326,7 +332,7 @@ mod tests {
 
     fn way(request: &str) -> Route {
         let text = format!("{request} HTTP/1.1\r\nHost: x\r\n\r\n");
-        route(&parse_head(text.as_bytes()).unwrap().unwrap(), &Origins::None).1
+        route(&parse_head(text.as_bytes()).unwrap().unwrap(), &Origins::None, true).1
     }
 
     #[test]

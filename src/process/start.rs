@@ -220,10 +220,22 @@ fn spawn_shards(
         starts.push(start);
         senders.push(sender);
         let (status, notices, clock) = (status.clone(), notices.clone(), clock.clone());
-        let (origins, idle_timeout) = (Origins::new(&config.cors_origins), config.idle_timeout);
+        let (origins, has_shop, idle_timeout) =
+            (Origins::new(&config.cors_origins), config.has_shop, config.idle_timeout);
         let admission = Admission::new(id, status.clone(), doorbells.clone(), connections_max, addresses.clone());
-        let thread =
-            ShardThread { id, sockets, mesh, admission, origins, idle_timeout, clock, status, notices, orders };
+        let thread = ShardThread {
+            id,
+            sockets,
+            mesh,
+            admission,
+            origins,
+            has_shop,
+            idle_timeout,
+            clock,
+            status,
+            notices,
+            orders,
+        };
         threads.push(thread.spawn(placement, begun)?);
     }
     Ok((ShardHandles { doorbells, notice_receiver, notices, orders: senders, threads }, starts))

@@ -58,6 +58,8 @@ pub struct ShardThread {
     pub admission: Admission,
     /// Origins of web pages that may use the API.
     pub origins: Origins,
+    /// Whether there is a page to buy from.
+    pub has_shop: bool,
     /// Time after which a connection without a request is closed.
     pub idle_timeout: Duration,
     /// The clock of its turns.
@@ -114,9 +116,21 @@ impl ShardThread {
     }
 
     async fn sell(self, start: Receiver<ShardStart>) -> Result<(), Fatal> {
-        let ShardThread { id, sockets, mesh, admission, origins, idle_timeout, clock, status, notices, orders } = self;
+        let ShardThread {
+            id,
+            sockets,
+            mesh,
+            admission,
+            origins,
+            has_shop,
+            idle_timeout,
+            clock,
+            status,
+            notices,
+            orders,
+        } = self;
         let request_timer = RequestTimer::new(status.clone(), id, clock.clone());
-        let server = Server::new(admission, request_timer, origins, idle_timeout);
+        let server = Server::new(admission, request_timer, origins, has_shop, idle_timeout);
         let mut server = server.map_err(host::no_descriptors)?;
         adopt(&mut server, sockets, &clock)?;
         let always_ready = eventfd(1, EventfdFlags::CLOEXEC).map_err(io::Error::from);

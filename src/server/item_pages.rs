@@ -98,9 +98,9 @@ pub fn write(
     }
 }
 
-/// Reports whether an `If-None-Match` value contains this tag (RFC 9110 §13.1.2). Splitting at commas is correct,
+/// Returns whether an `If-None-Match` value contains this tag (RFC 9110 §13.1.2). Splitting at commas is correct,
 /// because no tag of this server contains one.
-fn names(known: &[u8], tag: &str) -> bool {
+pub fn names(known: &[u8], tag: &str) -> bool {
     let mut tags = known.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
     tags.any(|known| known == b"*" || known.strip_prefix(b"W/").unwrap_or(known) == tag.as_bytes())
 }

@@ -95,7 +95,7 @@ pub struct Server {
 
 impl Server {
     /// Creates a server for the clients that `admission` admits, whose doorbell wakes it from a wait. It records requests
-    /// in `request_timer`. Web pages of these `origins` may use the API. A connection without a request is closed after
+    /// in `request_timer`. Web pages of these `origins` may use the API. `has_shop` is whether there is a page to buy from. A connection without a request is closed after
     /// `idle_timeout`. Call it on the executor that will run the server.
     ///
     /// # Errors
@@ -104,6 +104,7 @@ impl Server {
         admission: Admission,
         request_timer: RequestTimer,
         origins: Origins,
+        has_shop: bool,
         idle_timeout: Duration,
     ) -> io::Result<Self> {
         // Now, so that no request waits for the drawings.
@@ -115,7 +116,7 @@ impl Server {
             clients: ClientTable::new(admission.shard(), idle_ms, admission.addresses().cloned()),
             admission,
             idle_ms,
-            responder: Responder::new(origins, idle_timeout),
+            responder: Responder::new(origins, has_shop, idle_timeout),
             request_timer,
             ready: Vec::new(),
             work: 0,

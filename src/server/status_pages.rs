@@ -57,6 +57,10 @@ pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Respon
             None => responder.problem(phase.refusal(), style, out),
         },
         Page::Api => responder.api(style, out),
+        Page::Shop(file) => {
+            let is_known = facts.known.is_some_and(|known| item_pages::names(known, &file.tag));
+            responder.shop_file(file, is_known, style, out)
+        }
         Page::Health => responder.json(answer, || health(facts, phase), style, out),
     }
 }

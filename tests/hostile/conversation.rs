@@ -81,7 +81,7 @@ impl Conversation {
                 Ok((used, Step::Request(head))) => {
                     at += used;
                     self.requests.push(request(&head, self.heard + at));
-                    self.answers.push(match route(&head, &Origins::None).1 {
+                    self.answers.push(match route(&head, &Origins::None, true).1 {
                         Route::Command(command, _) => Answer::Asked(command),
                         Route::Page(_) | Route::Events => Answer::Shown,
                         Route::Options(_) => Answer::Listed,

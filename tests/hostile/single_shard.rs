@@ -22,7 +22,7 @@ pub fn server(status: &Arc<Status>, connections_max: usize) -> Server {
     let admission =
         Admission::new(ShardId(0), status.clone(), [Doorbell::new().unwrap()].into(), connections_max, None);
     let request_timer = RequestTimer::new(status.clone(), ShardId(0), Clock::start());
-    Server::new(admission, request_timer, Origins::None, Duration::from_secs(75)).unwrap()
+    Server::new(admission, request_timer, Origins::None, true, Duration::from_secs(75)).unwrap()
 }
 
 pub struct SingleShard {

@@ -144,9 +144,11 @@ impl Browser {
 
     /// Presses a key in the element that has the focus.
     pub fn press(&self, key: &str) {
-        let code = json!({ "ArrowLeft": 37, "ArrowRight": 39, "Tab": 9 })[key].clone();
+        let code = json!({ "ArrowLeft": 37, "ArrowRight": 39, "Tab": 9, "Enter": 13 })[key].clone();
+        // Only a key with a text presses a button.
+        let text = if key == "Enter" { "\r" } else { "" };
         for kind in ["keyDown", "keyUp"] {
-            let event = json!({ "type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code });
+            let event = json!({ "type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code, "text": text });
             self.tell("Input.dispatchKeyEvent", event);
         }
     }

@@ -18,7 +18,7 @@ const PHONE: Screen = Screen { width: 390, height: 844, is_dark: false };
 const NARROW: Screen = Screen { width: 360, height: 780, is_dark: true };
 
 /// Script that lists texts with a contrast below 4.5 to 1, and chart lines with one below 3 to 1 (WCAG 2.2, AA).
-const FAINT: &str = "(() => {
+pub const FAINT: &str = "(() => {
   const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
   const part = (v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4);
   const light = ([r, g, b]) => 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);

@@ -63,6 +63,7 @@ mod rot;
 mod sell_out;
 mod service;
 mod settings;
+mod shop;
 mod signals;
 mod split_brain;
 mod standby;

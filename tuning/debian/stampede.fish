@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_stampede_global_optspecs
-    string join \n check-config listen= admin-listen= admin-host= shards= data-dir= items= user-limit= sale-period= reservation-ttl= extension= receipts= log-budget= database-url= ack= recover-from= standby= standby-heartbeat= standby-patience= keep-sales= keep-attempts= max-connections= max-connections-per-address= idle-timeout= steering= cors-origin= drain-delay= drain-timeout= env-file= log-format= h/help V/version
+    string join \n check-config listen= admin-listen= admin-host= shards= data-dir= items= user-limit= sale-period= reservation-ttl= extension= receipts= log-budget= database-url= ack= recover-from= standby= standby-heartbeat= standby-patience= keep-sales= keep-attempts= max-connections= max-connections-per-address= idle-timeout= steering= cors-origin= shop= drain-delay= drain-timeout= env-file= log-format= h/help V/version
 end
 
 function __fish_stampede_needs_command
@@ -55,6 +55,8 @@ complete -c stampede -n "__fish_stampede_needs_command" -l idle-timeout -d 'Time
 complete -c stampede -n "__fish_stampede_needs_command" -l steering -d 'Which shard gets a new connection. hash: any shard, by address and port. cpu: the shard on the CPU where the connection arrived, for network cards that distribute connections over the CPUs [env: STEERING] [default: hash]' -r -f -a "hash\t''
 cpu\t''"
 complete -c stampede -n "__fish_stampede_needs_command" -l cors-origin -d 'Origins of web pages that may use the API from a browser, separated by commas, such as https://shop.example; * for every origin [env: CORS_ORIGIN] [default: none: web pages of other origins cannot use the API]' -r -f
+complete -c stampede -n "__fish_stampede_needs_command" -l shop -d 'Whether GET / is a page to buy from [env: SHOP] [default: on]' -r -f -a "on\t''
+off\t''"
 complete -c stampede -n "__fish_stampede_needs_command" -l drain-delay -d 'After a signal to stop: time for which the server still sells while /readyz already answers 503, so that load balancers stop sending clients [env: DRAIN_DELAY] [default: 0s]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l drain-timeout -d 'After the drain delay: maximum time to finish requests in flight, flush the log and persist it in Postgres. Then the process exits, and the log keeps the records that are not persisted [env: DRAIN_TIMEOUT] [default: 10s]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l env-file -d 'File with variables, one VARIABLE=value per line. An upgrade in place reads it again. Only .env may be missing. ENV_FILE is read from the environment only [env: ENV_FILE] [default: .env]' -r -f -a "(__fish_complete_directories)"

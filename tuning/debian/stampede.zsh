@@ -40,6 +40,7 @@ _stampede() {
 '--idle-timeout=[Time after which a connection without a request is closed. Answers state it in the header Keep-Alive. A proxy in front must close its idle connections earlier \[env\: IDLE_TIMEOUT\] \[default\: 75s\]]:DURATION:' \
 '--steering=[Which shard gets a new connection. hash\: any shard, by address and port. cpu\: the shard on the CPU where the connection arrived, for network cards that distribute connections over the CPUs \[env\: STEERING\] \[default\: hash\]]:hash|cpu:(hash cpu)' \
 '--cors-origin=[Origins of web pages that may use the API from a browser, separated by commas, such as https\://shop.example; * for every origin \[env\: CORS_ORIGIN\] \[default\: none\: web pages of other origins cannot use the API\]]:ORIGINS:' \
+'--shop=[Whether GET / is a page to buy from \[env\: SHOP\] \[default\: on\]]::on|off:(on off)' \
 '--drain-delay=[After a signal to stop\: time for which the server still sells while /readyz already answers 503, so that load balancers stop sending clients \[env\: DRAIN_DELAY\] \[default\: 0s\]]:DURATION:' \
 '--drain-timeout=[After the drain delay\: maximum time to finish requests in flight, flush the log and persist it in Postgres. Then the process exits, and the log keeps the records that are not persisted \[env\: DRAIN_TIMEOUT\] \[default\: 10s\]]:DURATION:' \
 '--env-file=[File with variables, one VARIABLE=value per line. An upgrade in place reads it again. Only .env may be missing. ENV_FILE is read from the environment only \[env\: ENV_FILE\] \[default\: .env\]]:PATH:_files -/' \
