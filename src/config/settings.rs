@@ -14,7 +14,7 @@ use crate::config::flags::SETTINGS;
 use crate::config::raw_setting::{BadSetting, RawSetting, in_one_unit};
 use crate::sale::code::ITEMS_MAX;
 use crate::sale::parts::ENDED_MAX;
-use crate::sale::rules::{Ack, Rules};
+use crate::sale::rules::{Ack, HOLD_MAX, PERIOD_MAX, Rules};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
@@ -25,8 +25,6 @@ use strum::{Display, EnumString};
 
 /// Maximum number of shards.
 pub const SHARDS_MAX: u16 = 256;
-/// Maximum of the duration of a hold together with its extension.
-pub const HOLD_MAX: Duration = Duration::from_secs(2 * 86400);
 /// Maximum of the limits of connections.
 const CONNECTIONS_MAX: u64 = 10_000_000;
 /// Longest time of `--keep-sales` and `--keep-attempts`.
@@ -228,7 +226,7 @@ impl Sources<'_> {
     /// Returns the rules of the sales.
     fn rules(&self, ack: Ack) -> Result<Rules, BadSetting> {
         let period = self.get("sale-period")?;
-        let period_s = period.duration(Duration::from_secs(1)..=Duration::from_secs(366 * 86400), "whole seconds")?;
+        let period_s = period.duration(Duration::from_secs(1)..=PERIOD_MAX, "whole seconds")?;
         if period_s.subsec_nanos() != 0 {
             return Err(period.bad("a duration in whole seconds, like 30s or 1h"));
         }

@@ -14,7 +14,7 @@
 //! 3. Drop it.
 
 use crate::config::database_url::DatabaseUrl;
-use crate::config::settings::{HOLD_MAX, Keep};
+use crate::config::settings::Keep;
 use crate::log::ownership::Owner;
 use crate::operate::status::Status;
 use crate::postgres::failure::Failure;
@@ -22,7 +22,7 @@ use crate::postgres::limits::begin;
 use crate::postgres::owner_row::taken_over_error;
 use crate::postgres::session;
 use crate::sale::ids::SaleId;
-use crate::sale::rules::Rules;
+use crate::sale::rules::{HOLD_MAX, Rules};
 use std::sync::{Arc, atomic::Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::timeout;

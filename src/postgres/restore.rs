@@ -10,7 +10,6 @@
 
 use crate::config::database_url::DatabaseUrl;
 use crate::config::fatal::Fatal;
-use crate::config::settings::HOLD_MAX;
 use crate::log::block::{BLOCK_BYTES, Chain, LogKind, StreamId};
 use crate::log::data_dir::{Control, DataDir};
 use crate::log::ownership::{Memory, Owner, Run};
@@ -24,7 +23,7 @@ use crate::sale::code::Code;
 use crate::sale::ids::{ItemId, SaleId, Seq, Terms, UserId};
 use crate::sale::parts::ENDED_MAX;
 use crate::sale::record::{BLOCK_RECORDS, LogEvent, Record, ReleaseReason};
-use crate::sale::rules::Rules;
+use crate::sale::rules::{HOLD_MAX, Rules};
 use crate::system::host;
 use std::fs::File;
 use std::io::{self, Write};

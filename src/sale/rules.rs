@@ -2,7 +2,13 @@
 
 use crate::sale::deferred::Watermark;
 use crate::sale::ids::{SaleId, Terms};
+use std::time::Duration;
 use strum::{Display, EnumString};
+
+/// Maximum length of a sale.
+pub const PERIOD_MAX: Duration = Duration::from_secs(366 * 86400);
+/// Maximum of the duration of a hold together with its extension; each is at most half of it.
+pub const HOLD_MAX: Duration = Duration::from_secs(2 * 86400);
 
 /// What the answers that promise something wait for, in addition to the flush to the local disk. It is the value of
 /// `--ack` and of the column `ack` in `clusters`.

@@ -525,4 +525,26 @@ pub const RULES: &[Bug] = &[
         wrong: "",
         caught_by: SIM,
     },
+    // --- the plan ---
+    Bug {
+        what: "the offset of a time is added",
+        file: "plan/plan_time.rs",
+        place: "map(|ms| «ms - offset_minutes * 60_000»);",
+        wrong: "ms + offset_minutes * 60_000",
+        caught_by: "plan::",
+    },
+    Bug {
+        what: "the last repetition of a sale may have the id of another sale",
+        file: "plan/plan_sequence.rs",
+        place: "} else if «last.id() >= sale.id» {",
+        wrong: "last.id() > sale.id",
+        caught_by: "plan::",
+    },
+    Bug {
+        what: "products of a sale share their units",
+        file: "plan/plan_reader.rs",
+        place: "first = «product.numbers().end»;",
+        wrong: "first",
+        caught_by: "plan::",
+    },
 ];
