@@ -135,7 +135,9 @@ impl Replay {
     /// A description, if the record contradicts those before it.
     pub fn record(&mut self, record: &Record) -> Result<(), String> {
         if let LogEvent::SaleOpened { items, user_limit } = record.event {
-            return self.open(Terms { sale: record.sale, items, user_limit });
+            let planned = self.rules.schedule.terms(record.sale);
+            let Some(planned) = planned else { return Err(format!("sale {} is not planned", record.sale.0)) };
+            return self.open(Terms { items, user_limit, ..planned });
         }
         if self.sales.contains_key(&record.sale) {
             return self.apply(record);
@@ -259,11 +261,11 @@ impl Replay {
     /// A description, if a user of a sale that is not forgotten exceeds the limit, or if a record of that sale or a newer
     /// one contradicts those before it.
     pub fn finish(mut self) -> Result<(Vec<Inventory>, ReplayedItems), String> {
-        let current = SaleId::at(self.now.unix_ms, self.rules.period_s);
-        let open = self.sale().map_or(current, |newest| newest.max(current));
-        if !self.sales.contains_key(&open) {
-            self.sales.insert(open, self.fresh(self.rules.terms(open)));
+        let latest = self.rules.schedule.latest(self.now.unix_ms);
+        if let Some(latest) = latest.filter(|latest| self.sale().is_none_or(|newest| newest < latest.sale)) {
+            self.sales.insert(latest.sale, self.fresh(latest));
         }
+        let open = self.sale().expect("a sale has opened");
         let (rules, now, complete_from, flaws) = (self.rules, self.now, self.complete_from, &self.contradictions);
         self.sales.retain(|&sale, parts| {
             let is_live = parts.iter().any(Part::is_live);
@@ -309,18 +311,12 @@ mod tests {
     use crate::sale::ids::UserId;
     use crate::sale::record::ReleaseReason;
     use crate::sale::rules::Ack;
+    use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule};
     use uuid::Uuid;
 
     const NOW: Moment = Moment { monotonic_ms: 1_000, unix_ms: 3_600_000 * 500 };
-    const RULES: Rules = Rules {
-        period_s: 3600,
-        items: 4,
-        user_limit: 1,
-        ttl_ms: 100,
-        extension_ms: 0,
-        receipts_ms: 3_600_000,
-        ack: Ack::Local,
-    };
+    const SALES: PeriodicSale = PeriodicSale { period_s: 3600, items: 4, user_limit: 1, ttl_ms: 100, extension_ms: 0 };
+    const RULES: Rules = Rules { schedule: SaleSchedule::Periodic(SALES), receipts_ms: 3_600_000, ack: Ack::Local };
 
     fn record(event: LogEvent) -> Record {
         Record { sale: SaleId(500), unix_ms: NOW.unix_ms - 40, event }
@@ -375,7 +371,7 @@ mod tests {
         let mut old = opened();
         old.sale = SaleId(498);
         let (inventories, found) = replay(&[old]).unwrap().finish().unwrap();
-        assert_eq!((inventories[0].open().terms, found), (RULES.terms(SaleId(500)), ReplayedItems::default()));
+        assert_eq!((inventories[0].open().terms, found), (SALES.terms(SaleId(500)), ReplayedItems::default()));
         assert_eq!(inventories[0].parts.len(), 1);
     }
 

@@ -83,7 +83,7 @@ impl OwnerWatch {
         };
         let is_locked = in_time(FENCE_TIME, is_locked(&snapshot.client, found.owner)).await?;
         self.session = Some(snapshot.end().await?);
-        if found.sale_period_s != self.rules.period_s {
+        if found.sale_period_s != self.rules.schedule.period_s() {
             return Err(other_period(found.sale_period_s));
         }
         if is_locked {
@@ -153,18 +153,12 @@ mod tests {
     use super::*;
     use crate::log::ownership::Run;
     use crate::sale::rules::Ack;
+    use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule};
 
     #[test]
     fn only_one_of_two_servers_is_replaced_soon() {
-        let rules = Rules {
-            period_s: 1,
-            items: 1,
-            user_limit: 1,
-            ttl_ms: 1,
-            extension_ms: 0,
-            receipts_ms: 0,
-            ack: Ack::Replicated,
-        };
+        let sales = PeriodicSale { period_s: 1, items: 1, user_limit: 1, ttl_ms: 1, extension_ms: 0 };
+        let rules = Rules { schedule: SaleSchedule::Periodic(sales), receipts_ms: 0, ack: Ack::Replicated };
         let pair = PairTimes { heartbeat: Duration::from_millis(100), patience: Duration::from_millis(400) };
         let owner = |id| Owner { cluster: Uuid::nil(), run: Run { epoch: 1, id: Uuid::from_u128(id) } };
         let mut watch = OwnerWatch::new(rules, RecoverFrom::Auto, Some(pair));

@@ -114,7 +114,7 @@ impl Shard {
             }
             return;
         }
-        let (code, ttl_ms) = (self.codes.mint(sale, item), self.rules.ttl_ms);
+        let (code, ttl_ms) = (self.codes.mint(sale, item), self.terms().ttl_ms);
         let expires_ms = now.monotonic_ms + u64::from(ttl_ms);
         let expires_unix_ms = now.unix_ms + u64::from(ttl_ms);
         self.parts.open_mut().stock.grant(slot, Hold { user, code, expires_ms, expires_unix_ms });
@@ -292,11 +292,12 @@ impl Shard {
 
     pub(crate) fn extend(&mut self, waiter: Waiter, code: Code, now: Moment, effects: &mut Effects) {
         // The log keeps a block for the end of each hold, and none for its extension.
-        let (by_ms, is_full) = (self.rules.extension_ms, self.has_no_room());
+        let is_full = self.has_no_room();
         let (part, (sale, item), slot) = match self.find(code) {
             Ok(found) => found,
             Err(outcome) => return self.answer_request(waiter, outcome, now, effects),
         };
+        let by_ms = part.terms.extension_ms;
         let extended = |hold: Hold| Outcome::Extended { code, sale, item, expires_unix_ms: hold.expires_unix_ms };
         let outcome = match part.stock.extend(slot, code, if is_full { 0 } else { by_ms }, now.monotonic_ms) {
             Extension::Extended(hold) => {

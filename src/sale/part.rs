@@ -93,8 +93,8 @@ impl Part {
     /// bought after the end of its sale, and its receipt is remembered for as long as any other. Another shard has the
     /// holds of the keys in this part, so these are remembered until the longest hold has ended.
     pub fn forgotten_at_ms(&self, rules: &Rules) -> u64 {
-        let holds_ms = if self.any_keys.is_empty() { 0 } else { rules.longest_hold_ms() };
-        let forgotten_ms = rules.forgotten_at_ms(self.terms.sale).saturating_add(holds_ms);
+        let holds_ms = if self.any_keys.is_empty() { 0 } else { self.terms.longest_hold_ms() };
+        let forgotten_ms = self.terms.closes_ms.saturating_add(rules.receipts_ms).saturating_add(holds_ms);
         forgotten_ms.max(self.last_purchase_ms.saturating_add(rules.receipts_ms))
     }
 
@@ -112,21 +112,15 @@ mod tests {
     use crate::sale::checkout_key::{mark_any, short};
     use crate::sale::ids::{SaleId, UserId};
     use crate::sale::rules::Ack;
+    use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule};
     use uuid::Uuid;
 
-    const RULES: Rules = Rules {
-        period_s: 10,
-        items: 4,
-        user_limit: 1,
-        ttl_ms: 100,
-        extension_ms: 50,
-        receipts_ms: 1_000,
-        ack: Ack::Local,
-    };
+    const SALES: PeriodicSale = PeriodicSale { period_s: 10, items: 4, user_limit: 1, ttl_ms: 100, extension_ms: 50 };
+    const RULES: Rules = Rules { schedule: SaleSchedule::Periodic(SALES), receipts_ms: 1_000, ack: Ack::Local };
 
     #[test]
     fn a_part_with_keys_is_remembered_until_the_longest_hold_has_ended() {
-        let mut part = Part::new(RULES.terms(SaleId(2)), Partition::new(1), ShardId(0));
+        let mut part = Part::new(SALES.terms(SaleId(2)), Partition::new(1), ShardId(0));
         assert_eq!(part.forgotten_at_ms(&RULES), 31_000);
         part.any_keys.note(UserId(1), short(mark_any(Uuid::from_u128(1))), ItemId(0));
         assert_eq!(part.forgotten_at_ms(&RULES), 31_150);

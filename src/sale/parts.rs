@@ -48,6 +48,11 @@ impl NeededSales {
     pub const ALL: NeededSales = NeededSales { open: SaleId(0), oldest_live: SaleId(0), oldest_remembered: SaleId(0) };
 }
 
+/// Returns when the part of a sale begins to be built, in milliseconds since the Unix epoch.
+fn preparation_due_ms(next: &Terms) -> u64 {
+    next.opens_ms.saturating_sub(PREPARATION_MS.min((next.closes_ms - next.opens_ms) / 2))
+}
+
 /// The parts of all sales that a shard knows.
 pub struct Parts {
     id: ShardId,
@@ -73,7 +78,7 @@ impl Parts {
 
     /// Allocates the memory of the next sales, so that no turn does. Call it once, before the first turn.
     pub fn allocate(&mut self, rules: &Rules) {
-        let next = rules.terms(self.next_sale());
+        let Some(next) = rules.schedule.next(self.open.terms.sale) else { return };
         self.spare.extend((0..SPARE_PARTS).map(|_| {
             let mut part = Part::empty(next, self.partition);
             part.allocate(self.partition.owned_items(self.id, next.items));
@@ -146,10 +151,10 @@ impl Parts {
 
     /// Builds a slice of the next sale, if it is due. Returns whether another slice is due.
     pub fn prepare(&mut self, rules: &Rules, now: Moment) -> bool {
-        if self.is_ready || now.unix_ms < self.preparation_due_ms(rules) {
+        let Some(next) = rules.schedule.next(self.open.terms.sale) else { return false };
+        if self.is_ready || now.unix_ms < preparation_due_ms(&next) {
             return false;
         }
-        let next = rules.terms(self.next_sale());
         let mut part = self.prepared.take().unwrap_or_else(|| self.start_to_build(next));
         self.is_ready = part.build(self.partition.owned_items(self.id, next.items), SLICE_ITEMS);
         self.prepared = Some(part);
@@ -163,21 +168,12 @@ impl Parts {
         part
     }
 
-    fn next_sale(&self) -> SaleId {
-        SaleId(self.open.terms.sale.0.saturating_add(1))
-    }
-
-    fn preparation_due_ms(&self, rules: &Rules) -> u64 {
-        rules.starts_ms(self.next_sale()) - PREPARATION_MS.min(u64::from(rules.period_s) * 500)
-    }
-
     /// Returns the time from `now` until the next sale begins or, before that, its part must be built, in milliseconds
-    /// of Unix time.
-    pub fn time_to_next_sale_ms(&self, rules: &Rules, now: Moment) -> u64 {
-        let due_ms = if self.is_ready { rules.starts_ms(self.next_sale()) } else { self.preparation_due_ms(rules) };
-        // A sale that another shard has begun early is open before its time by this shard's clock.
-        let period_ms = u64::from(rules.period_s) * 1000;
-        due_ms.saturating_sub(now.unix_ms).min(period_ms - now.unix_ms % period_ms)
+    /// of Unix time. Returns `None` if no sale follows.
+    pub fn time_to_next_sale_ms(&self, rules: &Rules, now: Moment) -> Option<u64> {
+        let next = rules.schedule.next(self.open.terms.sale)?;
+        let due_ms = if self.is_ready { next.opens_ms } else { preparation_due_ms(&next) };
+        Some(due_ms.saturating_sub(now.unix_ms))
     }
 
     /// Returns the results of the ended sales in which nothing is held any more, each once.
@@ -201,8 +197,8 @@ impl Parts {
     /// Returns the sales whose records the log must keep.
     pub fn needed(&self, rules: &Rules, now: Moment) -> NeededSales {
         let oldest_live = self.ended.iter().rev().find(|part| part.is_live()).unwrap_or(&self.open).terms.sale;
-        let receipts_since = SaleId::at(now.unix_ms.saturating_sub(rules.receipts_ms), rules.period_s);
-        let oldest_remembered = oldest_live.min(receipts_since);
+        let receipts_since = rules.schedule.latest(now.unix_ms.saturating_sub(rules.receipts_ms));
+        let oldest_remembered = oldest_live.min(receipts_since.map_or(SaleId(0), |terms| terms.sale));
         NeededSales { open: self.open.terms.sale, oldest_live, oldest_remembered }
     }
 

@@ -4,7 +4,7 @@ use super::shadow::{CheckoutId, Promise, Shadow, checkout_id};
 use crate::log::block::StreamKey;
 use crate::sale::code::Code;
 use crate::sale::command::{Command, Outcome};
-use crate::sale::ids::{ItemId, Moment, SaleId, UserId};
+use crate::sale::ids::{ItemId, Moment, SaleId, Terms, UserId};
 use crate::sale::record::{LogEvent, Record, ReleaseReason};
 use crate::sale::rules::Rules;
 use std::collections::BTreeMap;
@@ -84,10 +84,15 @@ impl Now<'_> {
         self.durable.values().flatten().find(|record| record.sale == sale && is_it(record.event))
     }
 
+    /// Returns the terms of a sale.
+    fn terms(&self, sale: SaleId) -> Terms {
+        self.rules.schedule.terms(sale).expect("a sale of the schedule")
+    }
+
     /// Returns by how many milliseconds the hold of this code was extended, durably.
     fn extended_ms(&self, sale: SaleId, code: Code) -> u64 {
         let is_it = |event| matches!(event, LogEvent::Extended { code: of, .. } if of == code);
-        if self.is_durable(sale, is_it) { self.rules.extension_ms.into() } else { 0 }
+        if self.is_durable(sale, is_it) { self.terms(sale).extension_ms.into() } else { 0 }
     }
 
     /// Returns whether the answers of a sale must still be remembered. The wall clock may have been set back since then.
@@ -141,7 +146,7 @@ impl Now<'_> {
     /// Returns whether the server must repeat the checkout with this code. The keys of checkouts of any item are at another
     /// shard than the holds: it does not know that a hold lasts longer because the wall clock was set forward.
     fn must_repeat(&self, promise: &Promise, code: Code) -> bool {
-        let granted_ms = promise.expires_unix_ms - u64::from(self.rules.ttl_ms);
+        let granted_ms = promise.expires_unix_ms - u64::from(self.terms(promise.sale).ttl_ms);
         let is_in_time = promise.clock_epoch == self.clock_epoch && granted_ms <= self.rules.ends_ms(promise.sale);
         let is_known = is_in_time || self.latest_unix_ms < self.rules.forgotten_at_ms(promise.sale);
         self.must_remember(promise, code) && (is_known || promise.checkout_id().0.is_some())
@@ -196,7 +201,7 @@ fn audit_checkout(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, n
             Outcome::Reserved { code, sale, item: got, expires_unix_ms },
         ) => {
             assert!(command.item().is_none_or(|item| item == got), "the answer names another item than the request");
-            let ttl_ms = u64::from(now.rules.ttl_ms);
+            let ttl_ms = u64::from(now.terms(sale).ttl_ms);
             let ends = at.unix_ms + ttl_ms..=now.at.unix_ms + ttl_ms;
             assert!(
                 !key.is_nil() || clock_epoch != now.clock_epoch || ends.contains(&expires_unix_ms),
@@ -224,7 +229,9 @@ fn audit_checkout(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, n
             );
         }
         (Command::CheckoutAny { .. }, Outcome::AllReserved { retry_after_s }) => {
-            assert!(retry_after_s > 0 && u64::from(retry_after_s) * 1000 < 1_000 + now.rules.longest_hold_ms());
+            assert!(
+                retry_after_s > 0 && u64::from(retry_after_s) * 1000 < 1_000 + now.rules.schedule.longest_hold_ms()
+            );
             let was_free = now.any_free_since.is_some_and(|since| since <= event);
             // A repetition is refused until the end of its hold is durable, and while a claim of an ended sale is undone.
             assert!(

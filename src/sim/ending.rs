@@ -52,7 +52,7 @@ impl World {
 
     /// Lets all holds expire, then checks that new buyers can buy every item that is not sold yet.
     pub fn sell_out(&mut self) {
-        self.now.monotonic_ms += self.rules.longest_hold_ms();
+        self.now.monotonic_ms += self.rules.schedule.longest_hold_ms();
         (self.loses_answers, self.any_buyers.publishes_late) = (false, false);
         self.settle();
         if self.refused {

@@ -3,6 +3,7 @@
 use super::world::World;
 use crate::sale::command::{Command, Withdrawal};
 use crate::sale::ids::{ShardId, Ticket};
+use crate::sale::sale_schedule::SaleSchedule;
 use crate::sale::shard::ShardEvent;
 
 impl World {
@@ -44,7 +45,8 @@ impl World {
         self.faults.u64(..);
         self.now.monotonic_ms = 1 + self.faults.u64(0..1000);
         // The next run may have another stock, from its next sale on.
-        self.rules.items = if self.faults.u32(0..4) == 0 { self.faults.u32(1..6) } else { self.rules.items };
+        self.sales.items = if self.faults.u32(0..4) == 0 { self.faults.u32(1..6) } else { self.sales.items };
+        self.rules.schedule = SaleSchedule::Periodic(self.sales);
         // Keep all sectors, none, or each at random.
         self.crash_with(shards, seals, || kind == 0 || (kind > 1 && sectors.bool()));
     }

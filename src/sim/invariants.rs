@@ -5,7 +5,7 @@ use super::shadow::checkout_id;
 use super::workload::USERS;
 use super::world::{USER_LIMIT, World};
 use crate::sale::checkout_key::is_of_any;
-use crate::sale::ids::{ItemId, SaleId, ShardId, UserId};
+use crate::sale::ids::{ItemId, ShardId, UserId};
 use crate::sale::item_state::ItemState;
 use crate::sale::part::Part;
 use crate::sale::record::LogEvent;
@@ -67,7 +67,7 @@ impl World {
     /// Updates the events since which each item has been free, and each user below the limit, without interruption.
     pub fn note_what_is_free(&mut self) {
         let (event, sale) = (self.events, self.newest_sale());
-        for item in (0..self.rules.items).map(ItemId) {
+        for item in (0..self.sales.items).map(ItemId) {
             let owner = &self.shards[usize::from(self.partition.owner_of_item(item).0)];
             let (slot, stock) = (self.partition.slot_of(item), owner.stock());
             // A checkout ends a hold that is over.
@@ -87,7 +87,7 @@ impl World {
     pub fn check_rest(&self) {
         self.check_undelivered();
         assert!(self.pending.is_empty(), "requests without an answer: {:?}", self.pending);
-        let sale = SaleId::at(self.now.unix_ms, self.rules.period_s);
+        let sale = self.rules.schedule.latest(self.now.unix_ms).expect("a sale has opened").sale;
         assert!(self.shards.iter().all(|shard| shard.terms().sale >= sale), "a shard has not begun the current sale");
         for sale in self.shards[0].parts().iter().map(|part| part.terms.sale) {
             let parts: Option<Vec<&Part>> = self.shards.iter().map(|shard| shard.parts().get(sale)).collect();

@@ -20,6 +20,7 @@ use crate::sale::message::{Reply, Request};
 use crate::sale::partition::Partition;
 use crate::sale::record::{LogEvent, Record};
 use crate::sale::rules::{Ack, Rules};
+use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule};
 use crate::sale::shard::{Shard, ShardEvent};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use uuid::Uuid;
@@ -63,6 +64,8 @@ pub struct WorldLog {
 
 /// The simulated machine, its clients and its database.
 pub struct World {
+    /// Sales of the next run. The schedule of `rules` has the same.
+    pub sales: PeriodicSale,
     pub rules: Rules,
     pub partition: Partition,
     pub shards: Vec<Shard>,
@@ -158,17 +161,16 @@ impl World {
         faults: fastrand::Rng,
         prints_trace: bool,
     ) -> Self {
-        let period_s = (PERIOD_MS / 1000) as u32;
+        let sales = PeriodicSale {
+            period_s: (PERIOD_MS / 1000) as u32,
+            items,
+            user_limit: USER_LIMIT,
+            ttl_ms: TTL_MS,
+            extension_ms: EXTENSION_MS,
+        };
         let mut world = World {
-            rules: Rules {
-                period_s,
-                items,
-                user_limit: USER_LIMIT,
-                ttl_ms: TTL_MS,
-                extension_ms: EXTENSION_MS,
-                receipts_ms: PERIOD_MS,
-                ack,
-            },
+            sales,
+            rules: Rules { schedule: SaleSchedule::Periodic(sales), receipts_ms: PERIOD_MS, ack },
             partition: Partition::new(1),
             shards: Vec::new(),
             item_states: ItemStates::new(Partition::new(1), 0, &[]),
@@ -283,7 +285,7 @@ impl World {
         self.steps += 1;
         match self.faults.u32(0..1000) {
             0..220 => {
-                let command = workload::next(&mut self.traffic, self.rules.items, &self.shadow);
+                let command = workload::next(&mut self.traffic, self.sales.items, &self.shadow);
                 let command = self.any_buyers.choose(command);
                 let shard = self.traffic.u16(0..self.partition.shards());
                 self.command(shard, command);
@@ -353,7 +355,7 @@ impl World {
         self.archive = self.disk.read().expect("a disk without damage can be read");
         self.archive.retain(|_, records| !records.is_empty());
         self.disk.seal(usize::MAX);
-        let mut replay = Replay::new(self.partition, self.rules, self.rules.longest_hold_ms(), self.now);
+        let mut replay = Replay::new(self.partition, self.rules, self.rules.schedule.longest_hold_ms(), self.now);
         for record in self.archive.values().flatten() {
             replay.record(record).unwrap_or_else(|error| panic!("{record:?} cannot be replayed: {error}"));
         }
@@ -369,7 +371,7 @@ impl World {
         self.users_free.clear();
         self.positions = None;
         self.logs = (0..shards).map(|_| WorldLog::default()).collect();
-        self.item_states = ItemStates::new(self.partition, self.rules.items, &inventories);
+        self.item_states = ItemStates::new(self.partition, self.rules.schedule.items_max(), &inventories);
         for (id, inventory) in (0..).zip(inventories) {
             let key = purchases_of(self.owner.run.epoch, id);
             self.disk.create(key);

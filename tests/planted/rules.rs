@@ -357,8 +357,8 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "a clock that goes back reopens an earlier sale",
         file: "sale/shard.rs",
-        place: "if «sale <= self.terms().sale» {\n            return;",
-        wrong: "sale == self.terms().sale",
+        place: "latest.filter(|latest| «latest.sale > self.terms().sale»)",
+        wrong: "latest.sale != self.terms().sale",
         caught_by: SIM,
     },
     Bug {
