@@ -70,6 +70,16 @@ impl Part {
         known_sold.clear();
     }
 
+    /// Returns this part, in which nothing was ever reserved, for a sale with `terms`. It may have been built for an earlier
+    /// sale, if the clock was set forward.
+    pub fn meant_for(mut self, terms: Terms) -> Self {
+        match (self.terms.items, self.terms.user_limit) == (terms.items, terms.user_limit) {
+            true => self.terms = terms,
+            false => self.reuse(terms),
+        }
+        self
+    }
+
     /// Builds up to `most` items, and memory for the same number of words of the bitmap. Returns whether the part has
     /// all `items` items that the shard owns.
     pub fn build(&mut self, items: usize, most: usize) -> bool {

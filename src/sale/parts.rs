@@ -79,9 +79,10 @@ impl Parts {
     /// Allocates the memory of the next sales, so that no turn does. Call it once, before the first turn.
     pub fn allocate(&mut self, rules: &Rules) {
         let Some(next) = rules.schedule.next(self.open.terms.sale) else { return };
+        let largest = Terms { items: rules.schedule.items_max(), ..next };
         self.spare.extend((0..SPARE_PARTS).map(|_| {
-            let mut part = Part::empty(next, self.partition);
-            part.allocate(self.partition.owned_items(self.id, next.items));
+            let mut part = Part::empty(largest, self.partition);
+            part.allocate(self.partition.owned_items(self.id, largest.items));
             part
         }));
     }
@@ -140,9 +141,10 @@ impl Parts {
 
     /// Begins the sale with `terms`, which is newer than all others.
     pub fn begin(&mut self, terms: Terms) {
-        let mut next = self.prepared.take().unwrap_or_else(|| self.start_to_build(terms));
-        // The prepared part may have been meant for an earlier sale, if the clock was set forward.
-        next.terms = terms;
+        let mut next = match self.prepared.take() {
+            Some(prepared) => prepared.meant_for(terms),
+            None => self.start_to_build(terms),
+        };
         // Nothing is left to do if the sale was prepared in time.
         next.build(self.partition.owned_items(self.id, terms.items), usize::MAX);
         self.is_ready = false;

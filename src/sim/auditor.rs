@@ -293,6 +293,10 @@ fn refused(shadow: &Shadow, code: Code, refusal: Outcome, now: &Now<'_>) {
             let is_sold = promise.is_none_or(|promise| now.is_sold(promise.sale, promise.item));
             assert!(is_sold, "a code is refused as used, but the purchase is not durable");
         }
+        Outcome::NotExtendable => {
+            let by_ms = promise.map_or(0, |promise| now.terms(promise.sale).extension_ms);
+            assert_eq!(by_ms, 0, "a hold is not extended, but the sale allows it");
+        }
         other => panic!("{code:?} is answered with {other:?}"),
     }
 }

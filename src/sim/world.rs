@@ -4,6 +4,7 @@ use super::any_buyers::AnyBuyers;
 use super::auditor::{GrantTime, Now, OpenRequest, audit, user_of};
 use super::disk::{CLUSTER, Disk, purchases_of};
 use super::fake_postgres::FakePostgres;
+use super::plans;
 use super::shadow::Shadow;
 use super::trace::Trace;
 use super::withdrawals::Withdrawals;
@@ -27,9 +28,12 @@ use uuid::Uuid;
 
 /// Largest number of items per user.
 pub const USER_LIMIT: u32 = 2;
-const TTL_MS: u32 = 100;
-const EXTENSION_MS: u32 = 60;
-const PERIOD_MS: u64 = 2_000;
+/// Duration of a hold, in milliseconds. A plan may have shorter ones.
+pub const TTL_MS: u32 = 100;
+/// Time by which a hold can be extended, in milliseconds.
+pub const EXTENSION_MS: u32 = 60;
+/// Length of a sale, in milliseconds.
+pub const PERIOD_MS: u64 = 2_000;
 
 /// A message on its way.
 #[derive(Debug)]
@@ -134,7 +138,8 @@ impl World {
         let traffic = fastrand::Rng::with_seed(faults.u64(..));
         let ack = [Ack::Local, Ack::Postgres, Ack::Replicated][faults.usize(0..3)];
         let (items, shards) = (faults.u32(1..6), faults.u16(1..5));
-        let mut world = Self::with(items, shards, ack, traffic, faults, prints_trace);
+        let schedule = |sales| plans::schedule(seed, sales);
+        let mut world = Self::with((items, schedule), shards, ack, traffic, faults, prints_trace);
         (world.sockets, world.loses_answers) = (fastrand::Rng::with_seed(!seed), true);
         world.ends_holds_late = true;
         world.any_buyers = AnyBuyers::new(seed);
@@ -147,14 +152,14 @@ impl World {
     /// The first sale ends in 10 ms, and `sales_to_begin` sales may begin after it.
     pub fn small(items: u32, shards: u16, ack: Ack, sales_to_begin: u32) -> Self {
         let [traffic, faults] = [0, 1].map(fastrand::Rng::with_seed);
-        let mut world = Self::with(items, shards, ack, traffic, faults, false);
+        let mut world = Self::with((items, SaleSchedule::Periodic), shards, ack, traffic, faults, false);
         world.now.unix_ms += PERIOD_MS - 10;
         world.sales_to_begin = sales_to_begin;
         world
     }
 
     fn with(
-        items: u32,
+        (items, schedule): (u32, impl Fn(PeriodicSale) -> SaleSchedule),
         shards: u16,
         ack: Ack,
         traffic: fastrand::Rng,
@@ -170,7 +175,7 @@ impl World {
         };
         let mut world = World {
             sales,
-            rules: Rules { schedule: SaleSchedule::Periodic(sales), receipts_ms: PERIOD_MS, ack },
+            rules: Rules { schedule: schedule(sales), receipts_ms: PERIOD_MS, ack },
             partition: Partition::new(1),
             shards: Vec::new(),
             item_states: ItemStates::new(Partition::new(1), 0, &[]),
@@ -285,7 +290,7 @@ impl World {
         self.steps += 1;
         match self.faults.u32(0..1000) {
             0..220 => {
-                let command = workload::next(&mut self.traffic, self.sales.items, &self.shadow);
+                let command = workload::next(&mut self.traffic, self.rules.schedule.items_max(), &self.shadow);
                 let command = self.any_buyers.choose(command);
                 let shard = self.traffic.u16(0..self.partition.shards());
                 self.command(shard, command);

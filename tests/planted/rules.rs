@@ -527,6 +527,20 @@ pub const RULES: &[Bug] = &[
     },
     // --- the plan ---
     Bug {
+        what: "a part that was prepared for another sale keeps its stock and its limit",
+        file: "sale/part.rs",
+        place: "match «(self.terms.items, self.terms.user_limit) == (terms.items, terms.user_limit)» {",
+        wrong: "true",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "holds have the duration of another sale",
+        file: "sale/owner_steps.rs",
+        place: "(self.codes.mint(sale, item), «self.terms().ttl_ms»);",
+        wrong: "self.rules.schedule.longest_hold_ms() as u32",
+        caught_by: SIM,
+    },
+    Bug {
         what: "the offset of a time is added",
         file: "plan/plan_time.rs",
         place: "map(|ms| «ms - offset_minutes * 60_000»);",
