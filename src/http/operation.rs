@@ -96,6 +96,7 @@ impl Operation {
                 ItemReserved,
                 SoldOut,
                 AllReserved,
+                NotOpen,
                 UserLimit,
                 LogFull,
                 NotReady,

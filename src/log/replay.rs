@@ -148,7 +148,9 @@ impl Replay {
 
     /// Returns whether no hold of the sale can be live any more, and its receipts are not needed. Its records are ignored.
     pub fn is_over(&self, sale: SaleId) -> bool {
-        self.rules.ends_ms(sale) + self.needed_ms <= self.now.unix_ms
+        // Of a plan, the newest sale is remembered until the next one opens.
+        let newest = self.rules.schedule.latest(self.now.unix_ms).map(|newest| newest.sale);
+        self.rules.ends_ms(sale).saturating_add(self.needed_ms) <= self.now.unix_ms && newest > Some(sale)
     }
 
     fn open(&mut self, terms: Terms) -> Result<(), String> {
@@ -261,16 +263,17 @@ impl Replay {
     /// A description, if a user of a sale that is not forgotten exceeds the limit, or if a record of that sale or a newer
     /// one contradicts those before it.
     pub fn finish(mut self) -> Result<(Vec<Inventory>, ReplayedItems), String> {
-        let latest = self.rules.schedule.latest(self.now.unix_ms);
-        if let Some(latest) = latest.filter(|latest| self.sale().is_none_or(|newest| newest < latest.sale)) {
-            self.sales.insert(latest.sale, self.fresh(latest));
+        let latest = self.rules.schedule.latest(self.now.unix_ms).unwrap_or(Terms::NONE);
+        let open = self.sale().map_or(latest.sale, |newest| newest.max(latest.sale));
+        if !self.sales.contains_key(&open) {
+            self.sales.insert(open, self.fresh(latest));
         }
-        let open = self.sale().expect("a sale has opened");
         let (rules, now, complete_from, flaws) = (self.rules, self.now, self.complete_from, &self.contradictions);
         self.sales.retain(|&sale, parts| {
             let is_live = parts.iter().any(Part::is_live);
             // The result of a sale that has closed was reported by an earlier run.
-            parts.iter_mut().for_each(|part| part.is_reported = sale < open && !is_live);
+            let has_closed = sale < open || parts[0].terms.has_closed(now.unix_ms);
+            parts.iter_mut().for_each(|part| part.is_reported = has_closed && !is_live);
             let is_due = |part: &Part| now.unix_ms < part.forgotten_at_ms(&rules);
             let has_receipts = parts.iter().any(is_due) && !flaws.contains_key(&sale);
             // Retention removes no record of a sale in which an item is held on any shard.

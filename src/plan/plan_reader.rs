@@ -89,7 +89,7 @@ pub fn read_plan(file: &PlanText, lists: Lists) -> Result<SalePlan, PlanRefused>
 /// Returns the sale of a table, and the place of its id, unless one of those is missing that the sequence of sales needs.
 fn read_sale(source: &PlanSource, keys: &TomlKeys, lists: Lists) -> Option<(PlannedSale, std::ops::Range<usize>)> {
     ["id", "name", "opens", "closes", "user_limit"].into_iter().for_each(|key| keys.require(key));
-    let (id, name) = (keys.number("id", 0..=u32::MAX), keys.text("name", NAME_CHARS_MAX));
+    let (id, name) = (keys.number("id", 1..=u32::MAX), keys.text("name", NAME_CHARS_MAX));
     let (opens, closes) = (keys.time("opens"), keys.time("closes"));
     let user_limit = keys.number("user_limit", 1..=ITEMS_MAX);
     let ttl = keys.duration("reservation_ttl", MILLISECOND..=HOLD_MAX / 2, MILLISECOND);
@@ -380,7 +380,7 @@ units = ["A1", "A2"]
                 "[[sale]]\nid = {id}\nname = \"S\"\nopens = {date}T00:00:00Z\ncloses = {date}T01:00:00Z\nuser_limit = 1\n"
             )
         };
-        let many = |count| (0..count).map(|id| sale(id) + &product(0)).collect::<String>();
+        let many = |count| (1..=count).map(|id| sale(id) + &product(0)).collect::<String>();
         let wide = |count| sale(1) + &products(count);
         let big = |first: u32| format!("{}{}", sale(1), products(2).replacen("= 1\n", &format!("= {first}\n"), 1));
         for (fits, exceeds, why) in [

@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn only_so_many_sales_are_open_at_once() {
-        let mut sales: Vec<_> = (0..OPEN_MAX as u32).map(|id| (id, id, 30, "")).collect();
+        let mut sales: Vec<_> = (0..OPEN_MAX as u32).map(|id| (id + 1, id, 30, "")).collect();
         assert!(mistakes(&sales).is_empty());
         sales.push((50, 29, 31, ""));
         let line = 9 * OPEN_MAX + 2;

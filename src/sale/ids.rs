@@ -71,6 +71,15 @@ pub struct Terms {
 }
 
 impl Terms {
+    /// The terms before the first sale of a plan has opened: nothing is on sale. No sale of a plan has the id 0.
+    pub const NONE: Terms =
+        Terms { sale: SaleId(0), items: 0, user_limit: 0, opens_ms: 0, closes_ms: 0, ttl_ms: 0, extension_ms: 0 };
+
+    /// Returns whether the sale has closed by `unix_ms`, or there is none.
+    pub fn has_closed(&self, unix_ms: u64) -> bool {
+        unix_ms >= self.closes_ms
+    }
+
     /// Returns the longest time for which an item can be held, with the extension, in milliseconds.
     pub fn longest_hold_ms(&self) -> u64 {
         u64::from(self.ttl_ms) + u64::from(self.extension_ms)

@@ -1,6 +1,6 @@
 //! The steps of a shard as item owner: it decides about its items, and logs its decisions.
 
-use crate::sale::checkout_key::short;
+use crate::sale::checkout_key::{is_of_any, short};
 use crate::sale::code::Code;
 use crate::sale::command::{Outcome, Withdrawal};
 use crate::sale::deferred::{Deferred, Waiter};
@@ -25,6 +25,9 @@ impl Shard {
             && let Some((sale, hold)) = self.checkout_of_ended_sale(&checkout)
         {
             return self.answer_again(waiter, (sale, item), hold, now, effects);
+        }
+        if self.terms().has_closed(now.unix_ms) {
+            return self.reserve_after_close(waiter, checkout, now, effects);
         }
         if item.0 >= self.terms().items {
             return self.answer_request(waiter, Outcome::NoSuchItem, now, effects);
@@ -53,6 +56,20 @@ impl Shard {
             self.log_refusal(&checkout, reason, false, now, effects);
         }
         self.answer(origin, Reply::Answer { ticket, outcome }, now, effects);
+    }
+
+    /// Refuses a checkout, because its sale has closed and none has opened since, unless it repeats another one.
+    #[cold]
+    fn reserve_after_close(&mut self, waiter: Waiter, checkout: Checkout, now: Moment, effects: &mut Effects) {
+        let Checkout { sale, item, user, key } = checkout;
+        let slot = self.partition.slot_of(item);
+        if !key.is_nil()
+            && item.0 < self.terms().items
+            && let Some(hold) = self.parts.open_mut().stock.same_checkout(slot, user, key)
+        {
+            return self.answer_again(waiter, (sale, item), hold, now, effects);
+        }
+        self.answer_request(waiter, self.not_open(now), now, effects);
     }
 
     /// Returns the sale and the hold of a checkout of an ended sale that this one repeats.
@@ -98,7 +115,8 @@ impl Shard {
         effects: &mut Effects,
     ) {
         let Checkout { sale, item, user, key } = checkout;
-        if sale != self.terms().sale {
+        let has_closed = self.terms().has_closed(now.unix_ms);
+        if sale != self.terms().sale || has_closed {
             return self.move_to_next_sale(waiter, checkout, is_any, verdict, now, effects);
         }
         let slot = self.partition.slot_of(item);
@@ -128,7 +146,7 @@ impl Shard {
         }
     }
 
-    /// Ends a claim whose sale has ended meanwhile. The origin repeats the checkout in the new sale.
+    /// Ends a claim whose sale has ended meanwhile. The origin repeats the checkout in the new sale, if one has opened.
     #[cold]
     fn move_to_next_sale(
         &mut self,
@@ -146,6 +164,12 @@ impl Shard {
         if verdict == Verdict::Granted {
             let release = Request::Release { sale, item, user, key: short(key) };
             self.ask(self.partition.owner_of_user(user), release, now, effects);
+        }
+        // If a new sale has begun, its beginning has ended the repetitions that waited for this claim.
+        if sale == self.terms().sale {
+            for (waiter, checkout) in self.repetitions.take(slot) {
+                self.bounce(waiter, checkout, is_of_any(short(checkout.key)), now, effects);
+            }
         }
         if verdict != Verdict::Repeated {
             self.bounce(waiter, checkout, is_any, now, effects);

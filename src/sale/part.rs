@@ -23,7 +23,7 @@ pub struct Part {
     pub is_sold_out: bool,
     /// Time of the last purchase of one of the shard's items, in milliseconds since the Unix epoch; 0 if there is none.
     pub last_purchase_ms: u64,
-    /// The result of the sale has been reported.
+    /// The result of the sale has been reported, or there is no sale.
     pub is_reported: bool,
 }
 
@@ -47,7 +47,7 @@ impl Part {
             known_sold: Vec::new(),
             is_sold_out: false,
             last_purchase_ms: 0,
-            is_reported: false,
+            is_reported: terms.items == 0,
         }
     }
 
@@ -63,7 +63,8 @@ impl Part {
     /// Makes this part one without items, for a sale with `terms`. It keeps its memory.
     pub fn reuse(&mut self, terms: Terms) {
         let Part { stock, quotas, any_keys, known_sold, .. } = self;
-        (self.terms, self.last_purchase_ms, self.is_reported, self.is_sold_out) = (terms, 0, false, false);
+        (self.terms, self.last_purchase_ms, self.is_sold_out) = (terms, 0, false);
+        self.is_reported = terms.items == 0;
         stock.clear();
         quotas.clear(terms.user_limit);
         any_keys.clear();

@@ -2,7 +2,8 @@
 //!
 //! 1. *Prepared*: the part of the next sale, built ahead in slices, because memory for millions of items takes longer
 //!    to fill than a turn may last.
-//! 2. *Open*: the newest sale. Only this one grants checkouts.
+//! 2. *Open*: the newest sale, until it closes. Only this one grants checkouts. With a plan, it can close before the next
+//!    one opens, and there may be none yet ([`Terms::NONE`]).
 //! 3. *Closing*: the sale has ended, and items are still held. A hold can be bought, released and extended until it
 //!    ends, as its checkout promised.
 //! 4. *Closed*: nothing is held any more. Repeated requests still get their answers.
@@ -170,17 +171,20 @@ impl Parts {
         part
     }
 
-    /// Returns the time from `now` until the next sale begins or, before that, its part must be built, in milliseconds
-    /// of Unix time. Returns `None` if no sale follows.
+    /// Returns the time from `now` until the open sale closes, the next one begins or, before that, its part must be built,
+    /// in milliseconds of Unix time. Returns `None` if none of these follows.
     pub fn time_to_next_sale_ms(&self, rules: &Rules, now: Moment) -> Option<u64> {
-        let next = rules.schedule.next(self.open.terms.sale)?;
-        let due_ms = if self.is_ready { next.opens_ms } else { preparation_due_ms(&next) };
-        Some(due_ms.saturating_sub(now.unix_ms))
+        let closes_ms = Some(self.open.terms.closes_ms).filter(|closes_ms| *closes_ms > now.unix_ms);
+        let next = rules.schedule.next(self.open.terms.sale);
+        let due_ms = next.map(|next| if self.is_ready { next.opens_ms } else { preparation_due_ms(&next) });
+        closes_ms.into_iter().chain(due_ms).min().map(|due_ms| due_ms.saturating_sub(now.unix_ms))
     }
 
-    /// Returns the results of the ended sales in which nothing is held any more, each once.
-    pub fn close(&mut self) -> impl Iterator<Item = EndedShare> {
-        let closed = self.ended.iter_mut().filter(|part| !part.is_reported && !part.is_live());
+    /// Returns the results of the sales that have closed and in which nothing is held any more, each once.
+    pub fn close(&mut self, now: Moment) -> impl Iterator<Item = EndedShare> {
+        let newest = Some(&mut self.open).filter(|part| part.terms.has_closed(now.unix_ms));
+        let over = newest.into_iter().chain(&mut self.ended);
+        let closed = over.filter(|part| !part.is_reported && !part.is_live());
         closed.map(|part| {
             part.is_reported = true;
             let (sold, items) = (part.stock.counts().sold, part.stock.items() as u32);

@@ -131,7 +131,7 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// Creates a shard that continues with `inventory`. Its first record opens the sale in its new stream.
+    /// Creates a shard that continues with `inventory`. Its first record opens the sale in its new stream, if there is one.
     pub fn new(
         id: ShardId,
         partition: Partition,
@@ -158,7 +158,9 @@ impl Shard {
             published: vec![PublishedStock::default(); partition.shards().into()],
             log_room: 0,
         };
-        shard.append(Record::sale_opened(shard.terms(), now.unix_ms), effects);
+        if shard.terms().items > 0 {
+            shard.append(Record::sale_opened(shard.terms(), now.unix_ms), effects);
+        }
         shard
     }
 
@@ -287,7 +289,7 @@ impl Shard {
     }
 
     fn close_and_forget(&mut self, now: Moment, effects: &mut Effects) {
-        effects.ended.extend(self.parts.close());
+        effects.ended.extend(self.parts.close(now));
         self.parts.forget(&self.rules, now);
     }
 

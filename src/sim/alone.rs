@@ -148,7 +148,7 @@ fn the_next_sale_is_built_in_slices_and_memory_is_used_again() {
         let slices = (0..).take_while(|_| parts.prepare(&rules, at(5_000))).count();
         assert_eq!((slices, parts.prepare(&rules, at(0))), (4, false), "20,000 items are five slices");
         parts.begin(rules.schedule.terms(SaleId(sale)).unwrap());
-        assert_eq!(parts.close().count(), 1);
+        assert_eq!(parts.close(at(0)).count(), 1);
         parts.forget(&rules, at(0));
         assert_eq!((parts.open().stock.items(), parts.iter().count()), (20_000, 1));
     }

@@ -89,6 +89,18 @@ impl Now<'_> {
         self.rules.schedule.terms(sale).expect("a sale of the schedule")
     }
 
+    /// Returns whether no sale was open at some time from `from_ms` to `to_ms`.
+    fn has_gap(&self, from_ms: u64, to_ms: u64) -> bool {
+        let Some(mut sale) = self.rules.schedule.latest(from_ms) else { return true };
+        while sale.closes_ms <= to_ms {
+            match self.rules.schedule.next(sale.sale) {
+                Some(next) if next.opens_ms <= sale.closes_ms.max(from_ms) => sale = next,
+                _ => return true,
+            }
+        }
+        false
+    }
+
     /// Returns by how many milliseconds the hold of this code was extended, durably.
     fn extended_ms(&self, sale: SaleId, code: Code) -> u64 {
         let is_it = |event| matches!(event, LogEvent::Extended { code: of, .. } if of == code);
@@ -211,15 +223,19 @@ fn audit_checkout(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, n
         }
         (
             Command::Checkout { item, user, key },
-            Outcome::ItemSold { .. } | Outcome::ItemReserved | Outcome::UserLimit,
+            Outcome::ItemSold { .. } | Outcome::ItemReserved | Outcome::UserLimit | Outcome::NotOpen { .. },
         ) if must_be_repeated(shadow, (Some(item), user, key), event, now) => {
             panic!("a repeated checkout of {item:?} by {user:?} is answered with {outcome:?}");
         }
         (
             Command::CheckoutAny { user, key },
-            Outcome::SoldOut { .. } | Outcome::AllReserved { .. } | Outcome::UserLimit,
+            Outcome::SoldOut { .. } | Outcome::AllReserved { .. } | Outcome::UserLimit | Outcome::NotOpen { .. },
         ) if must_be_repeated(shadow, (None, user, key), event, now) => {
             panic!("a repeated checkout of any item by {user:?} is answered with {outcome:?}");
+        }
+        (_, Outcome::NotOpen { retry_after_s }) => {
+            let has_gap = clock_epoch != now.clock_epoch || now.has_gap(at.unix_ms, now.at.unix_ms);
+            assert!(retry_after_s > 0 && has_gap, "a sale was open all the time");
         }
         (Command::CheckoutAny { .. }, Outcome::SoldOut { sale }) => {
             let items = now.items_of(sale).expect("a sale that is sold out was opened");

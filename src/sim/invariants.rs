@@ -5,7 +5,7 @@ use super::shadow::checkout_id;
 use super::workload::USERS;
 use super::world::World;
 use crate::sale::checkout_key::is_of_any;
-use crate::sale::ids::{ItemId, ShardId, UserId};
+use crate::sale::ids::{ItemId, SaleId, ShardId, UserId};
 use crate::sale::item_state::ItemState;
 use crate::sale::part::Part;
 use crate::sale::record::LogEvent;
@@ -41,7 +41,7 @@ impl World {
         }
         assert!(!is_everywhere || live <= taken, "{live} items are held or bought, but quotas count only {taken}");
         let is_exact = !self.taken_over.contains(&sale);
-        let limit_of = |sale| self.rules.schedule.terms(sale).expect("the sale has begun").user_limit;
+        let limit_of = |sale| self.rules.schedule.terms(sale).map_or(0, |terms| terms.user_limit);
         for user in (0..USERS).map(UserId) {
             let owner = &self.shards[usize::from(self.partition.owner_of_user(user).0)];
             let limit = limit_of(owner.terms().sale);
@@ -89,7 +89,7 @@ impl World {
     pub fn check_rest(&self) {
         self.check_undelivered();
         assert!(self.pending.is_empty(), "requests without an answer: {:?}", self.pending);
-        let sale = self.rules.schedule.latest(self.now.unix_ms).expect("a sale has opened").sale;
+        let sale = self.rules.schedule.latest(self.now.unix_ms).map_or(SaleId(0), |latest| latest.sale);
         assert!(self.shards.iter().all(|shard| shard.terms().sale >= sale), "a shard has not begun the current sale");
         for sale in self.shards[0].parts().iter().map(|part| part.terms.sale) {
             let parts: Option<Vec<&Part>> = self.shards.iter().map(|shard| shard.parts().get(sale)).collect();

@@ -32,6 +32,8 @@ pub const USER_LIMIT: u32 = 2;
 pub const TTL_MS: u32 = 100;
 /// Time by which a hold can be extended, in milliseconds.
 pub const EXTENSION_MS: u32 = 60;
+/// Time of the wall clock at which a world begins.
+pub const BEGIN_MS: u64 = 1_000_000;
 /// Length of a sale, in milliseconds.
 pub const PERIOD_MS: u64 = 2_000;
 
@@ -190,7 +192,7 @@ impl World {
             steps: 0,
             events: 0,
             clock_epoch: 0,
-            now: Moment { monotonic_ms: 1, unix_ms: 1_000_000 },
+            now: Moment { monotonic_ms: 1, unix_ms: BEGIN_MS },
             latest_unix_ms: 0,
             sales_to_begin: 0,
             logs: Vec::new(),
@@ -509,6 +511,8 @@ impl World {
                 let time = GrantTime { number, at: self.now, run, clock_epoch: self.clock_epoch };
                 let earlier = self.granted.insert(*code.as_bytes(), time);
                 assert!(earlier.is_none(), "a code is issued twice");
+                let terms = self.rules.schedule.terms(record.sale).expect("a sale of the schedule");
+                assert!(!terms.has_closed(record.unix_ms), "a checkout is granted after its sale has closed");
             }
         }
         self.logs[usize::from(shard)].records.extend(effects.records);

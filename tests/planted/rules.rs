@@ -301,7 +301,7 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "a grant of the previous sale reserves an item of the current sale",
         file: "sale/owner_steps.rs",
-        place: "if «sale != self.terms().sale» {\n            return self.move_to_next_sale",
+        place: "if «sale != self.terms().sale» || has_closed {\n            return self.move_to_next_sale",
         wrong: "sale == SaleId(u32::MAX)",
         caught_by: SIM,
     },
@@ -486,7 +486,7 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "a repeated checkout of a bought item is refused by the shard that knows of the purchase",
         file: "sale/origin_steps.rs",
-        place: "if «key.is_nil()» {\n            if item",
+        place: "if «key.is_nil()» {\n            if open.terms",
         wrong: "item.0 < open.terms.items || key.is_nil()",
         caught_by: SIM,
     },
@@ -531,6 +531,20 @@ pub const RULES: &[Bug] = &[
         file: "sale/part.rs",
         place: "match «(self.terms.items, self.terms.user_limit) == (terms.items, terms.user_limit)» {",
         wrong: "true",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a closed sale grants checkouts with a key",
+        file: "sale/owner_steps.rs",
+        place: "if «self.terms().has_closed(now.unix_ms)» {",
+        wrong: "false",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a claim that returns after the end of its sale is granted",
+        file: "sale/owner_steps.rs",
+        place: "let has_closed = «self.terms().has_closed(now.unix_ms)»;",
+        wrong: "false",
         caught_by: SIM,
     },
     Bug {
