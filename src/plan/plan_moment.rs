@@ -1,35 +1,38 @@
 //! What the sales of a plan do at a given time, which `stampede plan show` prints.
 
 use crate::plan::plan_time::{in_units, in_utc};
-use crate::plan::planned_sale::{Occurrence, SalePlan};
+use crate::plan::planned_sale::{PlannedSale, SalePlan};
 use crate::plan::text_table::table;
+use crate::sale::ids::Terms;
 
 /// Returns which sales are over, open, next and later at `unix_ms`. Of a sale that is repeated, the latest and the next one
 /// are listed.
 pub fn at_moment(plan: &SalePlan, unix_ms: u64) -> String {
-    let occurrences = plan.sales.iter().flat_map(|sale| [sale.latest(unix_ms), sale.next(unix_ms)]).flatten();
-    let mut occurrences: Vec<_> = occurrences.collect();
-    occurrences.sort_by_key(Occurrence::id);
-    let next_ms = occurrences.iter().map(Occurrence::opens_ms).filter(|opens_ms| *opens_ms > unix_ms).min();
-    let rows: Vec<_> = occurrences.iter().map(|sale| row(sale, unix_ms, next_ms)).collect();
+    let sales = plan.sales.iter().flat_map(|planned| {
+        let series = planned.series();
+        [series.latest(unix_ms), series.next(unix_ms)].into_iter().flatten().map(move |terms| (planned, terms))
+    });
+    let mut sales: Vec<(&PlannedSale, Terms)> = sales.collect();
+    sales.sort_by_key(|(_, terms)| terms.sale);
+    let next_ms = sales.iter().map(|(_, terms)| terms.opens_ms).filter(|opens_ms| *opens_ms > unix_ms).min();
+    let rows: Vec<_> = sales.iter().map(|(planned, terms)| row(planned, terms, unix_ms, next_ms)).collect();
     format!("{}\n\n{}", in_utc(unix_ms), table(&["sale", "name", "state", "opens", "closes", "remarks"], &rows))
 }
 
-fn row(sale: &Occurrence, unix_ms: u64, next_ms: Option<u64>) -> Vec<String> {
-    let (opens_ms, closes_ms) = (sale.opens_ms(), sale.closes_ms());
+fn row(planned: &PlannedSale, terms: &Terms, unix_ms: u64, next_ms: Option<u64>) -> Vec<String> {
+    let &Terms { sale, opens_ms, closes_ms, .. } = terms;
     // Whole seconds, as all times of a plan.
     let span = |from_ms: u64, to_ms: u64| in_units((to_ms - from_ms).div_ceil(1000) * 1000);
     let (state, remark) = if unix_ms >= closes_ms {
         ("over", format!("closed {} ago", span(closes_ms, unix_ms)))
     } else if unix_ms >= opens_ms {
-        (if sale.planned.is_paused { "paused" } else { "open" }, format!("closes in {}", span(unix_ms, closes_ms)))
+        (if planned.is_paused { "paused" } else { "open" }, format!("closes in {}", span(unix_ms, closes_ms)))
     } else {
-        let paused = if sale.planned.is_paused { ", paused" } else { "" };
+        let paused = if planned.is_paused { ", paused" } else { "" };
         let state = if Some(opens_ms) == next_ms { "next" } else { "later" };
         (state, format!("opens in {}{paused}", span(unix_ms, opens_ms)))
     };
-    let name = sale.planned.name.clone();
-    vec![sale.id().0.to_string(), name, state.into(), in_utc(opens_ms), in_utc(closes_ms), remark]
+    vec![sale.0.to_string(), planned.name.clone(), state.into(), in_utc(opens_ms), in_utc(closes_ms), remark]
 }
 
 #[cfg(test)]

@@ -23,8 +23,9 @@ pub fn check(source: &PlanSource, sales: &[PlannedSale], places: &[Range<usize>]
         if let Some(wrong) = before.iter().find_map(|(earlier, _)| same_in_codes(earlier, sale)) {
             source.mistake((*place).clone(), wrong);
         }
-        let is_open =
-            |other: &PlannedSale| other.latest(sale.opens_ms).is_some_and(|latest| latest.closes_ms() > sale.opens_ms);
+        let is_open = |other: &PlannedSale| {
+            other.series().latest(sale.opens_ms).is_some_and(|latest| latest.closes_ms > sale.opens_ms)
+        };
         let open = 1 + before.iter().filter(|(earlier, _)| is_open(earlier)).count();
         if open > OPEN_MAX {
             let text = format!("when this sale opens, {open} sales are open; at most {OPEN_MAX} can be open at once");
@@ -36,18 +37,19 @@ pub fn check(source: &PlanSource, sales: &[PlannedSale], places: &[Range<usize>]
 /// Returns what is wrong with the id of a sale, given the sale with the next lower one.
 fn out_of_order(previous: &PlannedSale, sale: &PlannedSale) -> Option<String> {
     let (id, line) = (sale.id.0, previous.line);
-    let last = previous.occurrence(previous.occurrences() - 1);
+    let series = previous.series();
+    let last = series.last();
     if previous.id == sale.id {
         Some(format!("the sale in line {line} has the id {id} already"))
-    } else if last.id() >= sale.id {
-        let ids = format!("the sale in line {line} is repeated and has the ids {} to {}", previous.id.0, last.id().0);
+    } else if last.sale >= sale.id {
+        let ids = format!("the sale in line {line} is repeated and has the ids {} to {}", previous.id.0, last.sale.0);
         let is_endless = previous.repetition.is_some_and(|repetition| repetition.until_ms.is_none());
         let remedy = if is_endless { "end it with \"until\"" } else { "give a higher id" };
         Some(format!("{ids}; {remedy}"))
-    } else if last.opens_ms() > sale.opens_ms {
+    } else if last.opens_ms > sale.opens_ms {
         let lower = previous.id.0;
         let text = format!("sale {id} opens before sale {lower} in line {line}");
-        let repeated = if last.number > 0 { " has opened for the last time" } else { "" };
+        let repeated = if series.count > 1 { " has opened for the last time" } else { "" };
         Some(format!("{text}{repeated}; ids must increase in the order in which sales open"))
     } else {
         None
@@ -57,8 +59,8 @@ fn out_of_order(previous: &PlannedSale, sale: &PlannedSale) -> Option<String> {
 /// Returns the ids of two sales whose codes cannot be told apart, as a mistake. Of a sale that is repeated more often than
 /// a code can tell, only the repetitions next to the other sale count.
 fn same_in_codes(earlier: &PlannedSale, sale: &PlannedSale) -> Option<String> {
-    let window = |of: &PlannedSale| of.occurrences().min(SALES_BACK_MAX.into());
-    let last = earlier.occurrence(earlier.occurrences() - 1).id().0;
+    let window = |of: &PlannedSale| of.series().count.min(SALES_BACK_MAX.into());
+    let last = earlier.series().last().sale.0;
     let (first, count) = (last - (window(earlier) - 1), window(earlier));
     let distance = sale.id.0.wrapping_sub(first) % IDS_IN_CODES;
     let back = (IDS_IN_CODES - distance) % IDS_IN_CODES;

@@ -1,7 +1,8 @@
 //! What a plan says: its sales, and the products that each of them sells.
 
 use crate::plan::plan_time::FOREVER_MS;
-use crate::sale::ids::SaleId;
+use crate::sale::ids::{SaleId, Terms};
+use crate::sale::sale_schedule::SaleSeries;
 use std::ops::Range;
 
 /// Maximum number of sales in a plan. A repeated sale counts once.
@@ -80,15 +81,6 @@ pub enum Units {
     Named(Vec<String>),
 }
 
-/// One sale of a planned sale, which may be one of many.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Occurrence<'a> {
-    /// What the plan says of it.
-    pub planned: &'a PlannedSale,
-    /// Its number among the repetitions, from 0.
-    pub number: u32,
-}
-
 impl SalePlan {
     /// Returns the number of units of all sales. A repeated sale counts once.
     pub fn units(&self) -> u64 {
@@ -102,32 +94,18 @@ impl PlannedSale {
         self.products.last().map_or(0, |product| product.numbers().end)
     }
 
-    /// Returns how many sales this is, with its repetitions. Ids and times that can be written bound a sale that is
-    /// repeated for ever.
-    pub fn occurrences(&self) -> u32 {
-        let Some(Repetition { every_ms, until_ms }) = self.repetition else { return 1 };
-        let until_ms = until_ms.unwrap_or(FOREVER_MS);
-        let by_time = until_ms.saturating_sub(self.opens_ms).div_ceil(every_ms.max(1));
-        let by_id = u64::from(u32::MAX - self.id.0) + 1;
-        u32::try_from(by_time.min(by_id)).unwrap_or(u32::MAX).max(1)
-    }
-
-    /// Returns the sale with this number among the repetitions, from 0 to less than [`occurrences`](Self::occurrences).
-    pub fn occurrence(&self, number: u32) -> Occurrence<'_> {
-        Occurrence { planned: self, number }
-    }
-
-    /// Returns the latest of the sales that have opened by `unix_ms`.
-    pub fn latest(&self, unix_ms: u64) -> Option<Occurrence<'_>> {
-        let since_ms = unix_ms.checked_sub(self.opens_ms)?;
-        let number = self.repetition.map_or(0, |repetition| since_ms / repetition.every_ms.max(1));
-        Some(self.occurrence(number.min(u64::from(self.occurrences() - 1)) as u32))
-    }
-
-    /// Returns the first of the sales that open after `unix_ms`.
-    pub fn next(&self, unix_ms: u64) -> Option<Occurrence<'_>> {
-        let number = self.latest(unix_ms).map_or(0, |latest| latest.number + 1);
-        (number < self.occurrences()).then(|| self.occurrence(number))
+    /// Returns the sales that this is, with its repetitions. Ids and times that can be written bound a sale that is repeated
+    /// for ever.
+    pub fn series(&self) -> SaleSeries {
+        let &PlannedSale { id: sale, opens_ms, closes_ms, user_limit, ttl_ms, extension_ms, .. } = self;
+        let first = Terms { sale, items: self.units(), user_limit, opens_ms, closes_ms, ttl_ms, extension_ms };
+        let Some(Repetition { every_ms, until_ms }) = self.repetition else {
+            return SaleSeries { first, every_ms: 0, count: 1 };
+        };
+        let by_time = until_ms.unwrap_or(FOREVER_MS).saturating_sub(opens_ms).div_ceil(every_ms.max(1));
+        let by_id = u64::from(u32::MAX - sale.0) + 1;
+        let count = u32::try_from(by_time.min(by_id)).unwrap_or(u32::MAX).max(1);
+        SaleSeries { first, every_ms, count }
     }
 }
 
@@ -145,27 +123,6 @@ impl Units {
             Units::Quantity(quantity) => *quantity,
             Units::Named(names) => u32::try_from(names.len()).unwrap_or(u32::MAX),
         }
-    }
-}
-
-impl Occurrence<'_> {
-    /// Returns the id of the sale.
-    pub fn id(&self) -> SaleId {
-        SaleId(self.planned.id.0 + self.number)
-    }
-
-    /// Returns the opening time, in milliseconds since the Unix epoch.
-    pub fn opens_ms(&self) -> u64 {
-        self.planned.opens_ms + self.shift_ms()
-    }
-
-    /// Returns the closing time, in milliseconds since the Unix epoch.
-    pub fn closes_ms(&self) -> u64 {
-        self.planned.closes_ms + self.shift_ms()
-    }
-
-    fn shift_ms(&self) -> u64 {
-        self.planned.repetition.map_or(0, |repetition| repetition.every_ms * u64::from(self.number))
     }
 }
 
@@ -191,22 +148,22 @@ mod tests {
 
     #[test]
     fn repetitions_follow_each_other() {
-        let sale = repeated(Some(11_001));
-        assert_eq!(sale.occurrences(), 3);
-        let latest = |unix_ms| sale.latest(unix_ms).map(|sale| (sale.id().0, sale.opens_ms(), sale.closes_ms()));
+        let sales = repeated(Some(11_001)).series();
+        assert_eq!(sales.count, 3);
+        let latest = |unix_ms| sales.latest(unix_ms).map(|sale| (sale.sale.0, sale.opens_ms, sale.closes_ms));
         assert_eq!([latest(999), latest(1_000)], [None, Some((7, 1_000, 4_000))]);
         assert_eq!([latest(5_999), latest(6_000)], [Some((7, 1_000, 4_000)), Some((8, 6_000, 9_000))]);
         assert_eq!(latest(1_000_000), Some((9, 11_000, 14_000)));
-        let next = |unix_ms| sale.next(unix_ms).map(|sale| sale.id().0);
+        let next = |unix_ms| sales.next(unix_ms).map(|sale| sale.sale.0);
         assert_eq!([next(0), next(1_000), next(10_999), next(11_000)], [Some(7), Some(8), Some(9), None]);
-        assert_eq!(repeated(Some(11_000)).occurrences(), 2);
+        assert_eq!(repeated(Some(11_000)).series().count, 2);
     }
 
     #[test]
     fn ids_bound_a_sale_that_is_repeated_for_ever() {
-        let sale = PlannedSale { id: SaleId(u32::MAX - 1), ..repeated(None) };
-        assert_eq!(sale.occurrences(), 2);
-        assert_eq!(sale.latest(FOREVER_MS).unwrap().id(), SaleId(u32::MAX));
-        assert!(repeated(None).occurrences() > 1_000_000);
+        let sales = PlannedSale { id: SaleId(u32::MAX - 1), ..repeated(None) }.series();
+        assert_eq!(sales.count, 2);
+        assert_eq!(sales.latest(FOREVER_MS).unwrap().sale, SaleId(u32::MAX));
+        assert!(repeated(None).series().count > 1_000_000);
     }
 }

@@ -57,9 +57,7 @@ impl SaleSchedule {
             SaleSchedule::Periodic(periodic) => Some(periodic.terms(SaleId::at(unix_ms, periodic.period_s))),
             SaleSchedule::Planned(series) => {
                 let last = series.partition_point(|series| series.first.opens_ms <= unix_ms).checked_sub(1)?;
-                let SaleSeries { first, every_ms, count } = series[last];
-                let number = (unix_ms - first.opens_ms) / every_ms.max(1);
-                series[last].number(number.min(u64::from(count - 1)) as u32)
+                series[last].latest(unix_ms)
             }
         }
     }
@@ -124,6 +122,25 @@ impl PeriodicSale {
 }
 
 impl SaleSeries {
+    /// Returns the last of the sales.
+    pub fn last(&self) -> Terms {
+        self.number(self.count - 1).expect("there is at least one sale")
+    }
+
+    /// Returns the newest of the sales that have opened by `unix_ms`.
+    pub fn latest(&self, unix_ms: u64) -> Option<Terms> {
+        let number = unix_ms.checked_sub(self.first.opens_ms)? / self.every_ms.max(1);
+        self.number(number.min(u64::from(self.count - 1)) as u32)
+    }
+
+    /// Returns the first of the sales that open after `unix_ms`.
+    pub fn next(&self, unix_ms: u64) -> Option<Terms> {
+        match self.latest(unix_ms) {
+            Some(latest) => self.number(latest.sale.0 - self.first.sale.0 + 1),
+            None => Some(self.first),
+        }
+    }
+
     /// Returns the terms of the sale with this number, from 0.
     fn number(&self, number: u32) -> Option<Terms> {
         let Terms { sale, opens_ms, closes_ms, .. } = self.first;

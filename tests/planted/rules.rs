@@ -564,8 +564,8 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "the last repetition of a sale may have the id of another sale",
         file: "plan/plan_sequence.rs",
-        place: "} else if «last.id() >= sale.id» {",
-        wrong: "last.id() > sale.id",
+        place: "} else if «last.sale >= sale.id» {",
+        wrong: "last.sale > sale.id",
         caught_by: "plan::",
     },
     Bug {
