@@ -154,7 +154,8 @@ impl Maintenance {
 fn first_kept(rules: &Rules, keep: &Keep, now_ms: u64) -> [u32; 2] {
     let latest = |unix_ms: u64| rules.schedule.latest(unix_ms);
     let before = |sale: &Terms| sale.opens_ms.checked_sub(1).and_then(latest);
-    let is_needed = |sale: &Terms| rules.forgotten_at_ms(sale.sale) + HOLD_MAX.as_millis() as u64 > now_ms;
+    let is_needed =
+        |sale: &Terms| rules.forgotten_at_ms(sale.sale).saturating_add(HOLD_MAX.as_millis() as u64) > now_ms;
     let mut needed = latest(now_ms);
     while let Some(earlier) = needed.as_ref().and_then(before).filter(is_needed) {
         needed = Some(earlier);

@@ -176,7 +176,7 @@ async fn needed_sales(client: &impl GenericClient, rules: &Rules, now_ms: u64) -
     for row in sales {
         let (sale_id, items, user_limit): (i64, i32, i32) = (row.get(0), row.get(1), row.get(2));
         let (sale, opened_ms) = (SaleId(sale_id as u32), unix_ms(row.get(3)));
-        let may_hold = rules.forgotten_at_ms(sale) + HOLD_MAX.as_millis() as u64 > now_ms;
+        let may_hold = rules.forgotten_at_ms(sale).saturating_add(HOLD_MAX.as_millis() as u64) > now_ms;
         let is_needed = Some(sale_id) == newest || now_ms < rules.forgotten_at_ms(sale);
         if is_needed || may_hold && has_promises(client, sale_id, rules, now_ms).await? {
             let event = LogEvent::SaleOpened { items: items as u32, user_limit: user_limit as u32 };
