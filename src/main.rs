@@ -7,7 +7,7 @@ use stampede::config::{env_file, logging, output};
 use stampede::log_tool::arguments::{self, LogCommand};
 use stampede::log_tool::{dump, sale_report, scan, verify};
 use stampede::process::supervisor::Supervisor;
-use stampede::process::{manual, migration, signals, start};
+use stampede::process::{manual, migration, plan_command, signals, start};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufWriter, ErrorKind, IsTerminal, stdout};
@@ -23,6 +23,9 @@ fn main() {
     });
     if let Some(text) = manual::asked_for(&arguments) {
         return end_command(print(&text));
+    }
+    if let Some(command) = plan_command::asked_for(&arguments) {
+        return end_command(plan_command::run(&command).and_then(|text| print(&text)));
     }
     let (log_command, given) = arguments::asked_for(&arguments).unzip();
     let migrate = arguments.subcommand_matches("migrate");

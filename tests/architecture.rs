@@ -12,6 +12,7 @@ use syn::{Attribute, Item, Visibility};
 /// The folders of `src`, from the bottom to the top. A file imports from its own folder and from floors below it.
 const FLOORS: &[&[&str]] = &[
     &["sale"],
+    &["plan"],
     &["config", "http"],
     &["system"],
     &["log"],
@@ -24,6 +25,7 @@ const FLOORS: &[&[&str]] = &[
 /// Folders and files that never await, read no clock, draw no randomness and open nothing.
 const PURE: &[&str] = &[
     "sale",
+    "plan",
     "http",
     "config/database_url",
     "config/env_file",

@@ -156,7 +156,7 @@ fn every_path_exists() {
 }
 
 /// Folders whose constants that limit something are bounds of the running server.
-const BOUNDED: &[&str] = &["src/server/", "src/runtime/", "src/sale/", "src/log/", "src/postgres/"];
+const BOUNDED: &[&str] = &["src/server/", "src/runtime/", "src/plan/", "src/sale/", "src/log/", "src/postgres/"];
 /// Constants of these folders that limit a format or a search, not what others can make large.
 const OF_FORMATS: &[&str] = &["COUNT_MAX", "ITEMS_MAX", "SALES_BACK_MAX", "BACKOFF_MAX", "POLLS_MAX"];
 

@@ -6,7 +6,7 @@ use stampede::log::block::{BLOCK_BYTES, Chain, LogKind, StreamId};
 use stampede::log::segment::SegmentName;
 use stampede::log::stream::SegmentBytes;
 use stampede::sale::code::CodeGenerator;
-use stampede::sale::ids::{ItemId, SaleId, UserId};
+use stampede::sale::ids::{ItemId, UserId};
 use stampede::sale::record::{BLOCK_RECORDS, LogEvent, RECORD_BYTES, Record};
 use std::io;
 use std::path::Path;
@@ -22,8 +22,7 @@ const DELAY: u32 = 200;
 /// Returns the records of a sale: its opening, then two for each of `items` items. Each user buys ten items. The order
 /// of the items is not their order in memory.
 pub fn records(items: u32) -> impl Iterator<Item = Record> {
-    let rules = rules(items);
-    let terms = rules.terms(SaleId::at(NOW.unix_ms, rules.period_s));
+    let terms = rules(items).schedule.latest(NOW.unix_ms).expect("one sale follows another");
     let record = move |event| Record { sale: terms.sale, unix_ms: NOW.unix_ms, event };
     // Two generators with the same seed: the codes of the checkouts, and the same codes for the purchases.
     let (mut given, mut presented) = (CodeGenerator::new([1; 32]), CodeGenerator::new([1; 32]));
@@ -32,7 +31,7 @@ pub fn records(items: u32) -> impl Iterator<Item = Record> {
         let checkout = (turn < items).then(|| {
             let (item, user) = buyer(turn);
             let (code, key) = (given.mint(terms.sale, item), Uuid::nil());
-            record(LogEvent::Checkout { item, user, code, ttl_ms: rules.ttl_ms, key })
+            record(LogEvent::Checkout { item, user, code, ttl_ms: terms.ttl_ms, key })
         });
         let purchase = turn.checked_sub(DELAY).map(|turn| {
             let (item, user) = buyer(turn);

@@ -10,6 +10,7 @@ use stampede::sale::effects::Effects;
 use stampede::sale::ids::{Moment, Seq, ShardId, Ticket};
 use stampede::sale::partition::Partition;
 use stampede::sale::rules::{Ack, Rules};
+use stampede::sale::sale_schedule::{PeriodicSale, SaleSchedule};
 use stampede::sale::shard::{Shard, ShardEvent};
 use stampede::system::doorbell::Doorbell;
 use std::sync::Arc;
@@ -20,17 +21,14 @@ pub const COMMANDS: usize = 64;
 /// The constant time of the benchmarks: no hold expires, and the sale does not end.
 pub const NOW: Moment = Moment { monotonic_ms: 1, unix_ms: 1_800_000_000_000 };
 
+/// Returns sales of `items` items, without a limit for each user.
+pub fn sales(items: u32) -> PeriodicSale {
+    PeriodicSale { period_s: 3600, items, user_limit: u32::MAX, ttl_ms: u32::MAX, extension_ms: 0 }
+}
+
 /// Returns the rules of a sale of `items` items, without a limit for each user.
 pub fn rules(items: u32) -> Rules {
-    Rules {
-        period_s: 3600,
-        items,
-        user_limit: u32::MAX,
-        ttl_ms: u32::MAX,
-        extension_ms: 0,
-        receipts_ms: 3_600_000,
-        ack: Ack::Local,
-    }
+    Rules { schedule: SaleSchedule::Periodic(sales(items)), receipts_ms: 3_600_000, ack: Ack::Local }
 }
 
 /// A shard, its effects, its end of the mesh and its number of appended records.

@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "a counting allocator must implement GlobalAlloc")]
 
 use bench::path::Crowd;
-use bench::turns::rules;
+use bench::turns::{rules, sales};
 use glommio::LocalExecutorBuilder;
 use glommio::io::PollableFd;
 use rustix::event::{EventfdFlags, eventfd};
@@ -28,6 +28,7 @@ use stampede::sale::ids::{Moment, SaleId, ShardId, UserId};
 use stampede::sale::partition::Partition;
 use stampede::sale::quotas::Quotas;
 use stampede::sale::rules::Rules;
+use stampede::sale::sale_schedule::{PeriodicSale, SaleSchedule};
 use stampede::sale::shard::{Shard, ShardEvent};
 use stampede::server::admission::Admission;
 use stampede::server::sockets::Server;
@@ -136,14 +137,14 @@ fn items_from_environment() -> Option<u32> {
 /// built.
 fn an_hour(items: u32) {
     let rules = Rules { receipts_ms: 0, ..rules(items) };
-    let mut now = Moment { monotonic_ms: 1, unix_ms: rules.starts_ms(SaleId(0)) };
+    let mut now = Moment { monotonic_ms: 1, unix_ms: 0 };
     let (mut inventories, _) = Replay::new(Partition::new(1), rules, 0, now).finish().expect("a new sale");
     let (inventory, mut effects) = (inventories.pop().expect("one was requested"), Effects::default());
     let codes = CodeGenerator::new([1; 32]);
     let mut shard = Shard::new(ShardId(0), Partition::new(1), rules, inventory, codes, now, &mut effects);
     IS_COUNTED.set(true);
     for sale in 1..5 {
-        now.unix_ms = rules.starts_ms(SaleId(sale)) - 1;
+        now.unix_ms = rules.schedule.terms(SaleId(sale)).expect("each period has a sale").opens_ms - 1;
         let (mut slices, mut longest) = (0, Duration::ZERO);
         let building = allocated_bytes(|| {
             let mut is_building = true;
@@ -245,7 +246,8 @@ fn serve(listener: OwnedFd, logs: &Path, status: Arc<Status>, doorbells: &Arc<[D
     let executor = LocalExecutorBuilder::new(placement).io_memory(host::IO_MEMORY).make().expect("a ring");
     executor.run(async move {
         let (id, partition, clock) = (ShardId(0), Partition::new(1), Clock::start());
-        let rules = Rules { ttl_ms: 600_000, period_s: 365 * 86400, ..rules(2 * REQUESTS as u32) };
+        let sales = PeriodicSale { ttl_ms: 600_000, period_s: 365 * 86400, ..sales(2 * REQUESTS as u32) };
+        let rules = Rules { schedule: SaleSchedule::Periodic(sales), ..rules(0) };
         let mesh = mesh::connect(doorbells).pop().expect("there is one shard");
         let request_timer = RequestTimer::new(status.clone(), id, clock.clone());
         let idle_timeout = Duration::from_secs(75);
@@ -258,7 +260,7 @@ fn serve(listener: OwnedFd, logs: &Path, status: Arc<Status>, doorbells: &Arc<[D
         let orders = crossbeam_channel::never();
         let outside = ShardIo { id, server, mesh, clock: clock.clone(), status, notices, orders, always_ready };
         let (mut inventories, _) = Replay::new(partition, rules, 0, clock.now()).finish().expect("a new sale");
-        let item_states = Arc::new(ItemStates::new(partition, rules.items, &inventories));
+        let item_states = Arc::new(ItemStates::new(partition, rules.schedule.items_max(), &inventories));
         let inventory = inventories.pop().expect("one was requested");
         let log = |log| {
             let stream = StreamId { cluster: Uuid::from_u128(1), epoch: 1, shard: 0, log };
@@ -270,7 +272,7 @@ fn serve(listener: OwnedFd, logs: &Path, status: Arc<Status>, doorbells: &Arc<[D
         let codes = CodeGenerator::new([1; 32]);
         let shard = Shard::new(id, partition, rules, inventory, codes, clock.now(), &mut effects);
         IS_COUNTED.set(true);
-        let ended = TurnLoop::new(outside, shard, effects, logs, item_states, rules.period_s).run().await;
+        let ended = TurnLoop::new(outside, shard, effects, logs, item_states).run().await;
         IS_COUNTED.set(false);
         ended.unwrap_or_else(|reason| panic!("{reason}"));
     });

@@ -12,6 +12,9 @@ pub enum Fatal {
     /// A setting or an argument is invalid.
     #[error("wrong setting: {0}")]
     Settings(String),
+    /// The plan of the sales is invalid, or cannot be read.
+    #[error("wrong plan: {0}")]
+    Plan(String),
     /// A port cannot be opened.
     #[error("cannot listen: {0}")]
     Listen(String),
@@ -43,7 +46,7 @@ impl Fatal {
     /// Returns the exit code of the process. The exit code of a panic is [`INTERNAL_ERROR`].
     pub fn exit_code(&self) -> i32 {
         match self {
-            Fatal::Settings(_) => 2,
+            Fatal::Settings(_) | Fatal::Plan(_) => 2,
             Fatal::Listen(_) => 3,
             Fatal::DataDir(_) => 4,
             Fatal::Host(_) => 5,
@@ -77,7 +80,7 @@ pub const INTERNAL_ERROR: i32 = 70;
 /// Every exit code with its meaning, for the manual page. `docs/operations.md` has the same table.
 pub const EXIT_CODES: &[(i32, &str)] = &[
     (0, "stopped by SIGTERM, SIGINT or SIGQUIT, replaced by an upgrade in place, or a command succeeded"),
-    (2, "a setting or an argument is invalid"),
+    (2, "a setting, an argument or the plan is invalid"),
     (3, "cannot listen on the address of --listen or --admin-listen"),
     (4, "the data directory is locked, cannot be read or written, or does not match the settings"),
     (5, "the host lacks a required resource, such as io_uring, descriptors or locked memory"),
@@ -109,6 +112,7 @@ mod tests {
     fn every_exit_code_has_its_meaning() {
         let reasons = [
             Fatal::Settings,
+            Fatal::Plan,
             Fatal::Listen,
             Fatal::DataDir,
             Fatal::Host,

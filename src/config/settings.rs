@@ -14,7 +14,8 @@ use crate::config::flags::SETTINGS;
 use crate::config::raw_setting::{BadSetting, RawSetting, in_one_unit};
 use crate::sale::code::ITEMS_MAX;
 use crate::sale::parts::ENDED_MAX;
-use crate::sale::rules::{Ack, Rules};
+use crate::sale::rules::{Ack, HOLD_MAX, PERIOD_MAX, Rules};
+use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
@@ -25,8 +26,6 @@ use strum::{Display, EnumString};
 
 /// Maximum number of shards.
 pub const SHARDS_MAX: u16 = 256;
-/// Maximum of the duration of a hold together with its extension.
-pub const HOLD_MAX: Duration = Duration::from_secs(2 * 86400);
 /// Maximum of the limits of connections.
 const CONNECTIONS_MAX: u64 = 10_000_000;
 /// Longest time of `--keep-sales` and `--keep-attempts`.
@@ -78,7 +77,9 @@ pub struct Config {
     pub shards: Option<u16>,
     /// Directory of the log.
     pub data_dir: PathBuf,
-    /// Parameters of the rules of a sale.
+    /// The sales.
+    pub sales: PeriodicSale,
+    /// Settings of the rules, with these sales as the schedule.
     pub rules: Rules,
     /// Disk space for the logs of all shards together, in bytes.
     pub log_budget: u64,
@@ -227,10 +228,10 @@ impl Sources<'_> {
         })
     }
 
-    /// Returns the rules of the sales.
-    fn rules(&self, ack: Ack) -> Result<Rules, BadSetting> {
+    /// Returns the sales.
+    fn sales(&self) -> Result<PeriodicSale, BadSetting> {
         let period = self.get("sale-period")?;
-        let period_s = period.duration(Duration::from_secs(1)..=Duration::from_secs(366 * 86400), "whole seconds")?;
+        let period_s = period.duration(Duration::from_secs(1)..=PERIOD_MAX, "whole seconds")?;
         if period_s.subsec_nanos() != 0 {
             return Err(period.bad("a duration in whole seconds, like 30s or 1h"));
         }
@@ -244,14 +245,12 @@ impl Sources<'_> {
                 format!("a time that ends within {ENDED_MAX} sale periods, with --extension at most {holds}");
             return Err(ttl.bad(&expected));
         }
-        Ok(Rules {
+        Ok(PeriodicSale {
             period_s: period_s.as_secs() as u32,
             items: self.get("items")?.number(1..=ITEMS_MAX.into())? as u32,
             user_limit: self.get("user-limit")?.number(1..=ITEMS_MAX.into())? as u32,
             ttl_ms: ttl_time.as_millis() as u32,
             extension_ms: extension.as_millis() as u32,
-            receipts_ms: self.receipts(period_s)?.as_millis() as u64,
-            ack,
         })
     }
 
@@ -355,13 +354,16 @@ impl Config {
         let log_format = sources.given("log-format")?.map(|raw| raw.choice("text or json"));
         let shards = sources.given("shards")?.map(|raw| raw.number(1..=SHARDS_MAX.into()));
         let max_connections = sources.given("max-connections")?.map(|raw| raw.number(1..=CONNECTIONS_MAX));
+        let sales = sources.sales()?;
+        let receipts_ms = sources.receipts(Duration::from_secs(sales.period_s.into()))?.as_millis() as u64;
         Ok(Config {
             listen: sources.address("listen", "LISTEN", &["PORT", "APP_PORT"])?,
             admin_listen: sources.address("admin-listen", "ADMIN_LISTEN", &["APP_METRICS_PORT"])?,
             admin_hosts: sources.admin_hosts()?,
             shards: shards.transpose()?.map(|shards| shards as u16),
             data_dir: get("data-dir")?.text.into(),
-            rules: sources.rules(ack)?,
+            sales,
+            rules: Rules { schedule: SaleSchedule::Periodic(sales), receipts_ms, ack },
             log_budget: get("log-budget")?.bytes(1 << 20..=1 << 50)?,
             database,
             recover_from,
@@ -393,6 +395,7 @@ impl fmt::Display for Config {
             admin_hosts,
             shards,
             data_dir,
+            sales,
             rules,
             log_budget,
             database,
@@ -419,11 +422,11 @@ impl fmt::Display for Config {
         writeln!(f, "admin-host = {}", listed(admin_hosts))?;
         writeln!(f, "shards = {}", open(shards.map(|shards| shards.to_string())))?;
         writeln!(f, "data-dir = {}", data_dir.display())?;
-        writeln!(f, "items = {}", rules.items)?;
-        writeln!(f, "user-limit = {}", rules.user_limit)?;
-        writeln!(f, "sale-period = {}", in_one_unit(u64::from(rules.period_s) * 1000))?;
-        writeln!(f, "reservation-ttl = {}", in_one_unit(rules.ttl_ms.into()))?;
-        writeln!(f, "extension = {}", in_one_unit(rules.extension_ms.into()))?;
+        writeln!(f, "items = {}", sales.items)?;
+        writeln!(f, "user-limit = {}", sales.user_limit)?;
+        writeln!(f, "sale-period = {}", in_one_unit(u64::from(sales.period_s) * 1000))?;
+        writeln!(f, "reservation-ttl = {}", in_one_unit(sales.ttl_ms.into()))?;
+        writeln!(f, "extension = {}", in_one_unit(sales.extension_ms.into()))?;
         writeln!(f, "receipts = {}", in_one_unit(rules.receipts_ms))?;
         writeln!(f, "log-budget = {log_budget}")?;
         writeln!(f, "database = {}", database.as_ref().map_or("none".into(), DatabaseUrl::place))?;
@@ -475,7 +478,8 @@ mod tests {
         assert_eq!(config.listen, "0.0.0.0:8080".parse().unwrap());
         let (period_s, items, user_limit, ttl_ms, ack) = (3600, 10_000, 10, 30_000, Ack::Local);
         let (extension_ms, receipts_ms) = (0, 3_600_000);
-        assert_eq!(config.rules, Rules { period_s, items, user_limit, ttl_ms, extension_ms, receipts_ms, ack });
+        let sales = PeriodicSale { period_s, items, user_limit, ttl_ms, extension_ms };
+        assert_eq!(config.rules, Rules { schedule: SaleSchedule::Periodic(sales), receipts_ms, ack });
         assert_eq!((config.data_dir, config.log_budget), ("./data".into(), 1 << 30));
         assert_eq!((config.shards, config.max_connections, config.log_format), (None, None, None));
     }
@@ -483,7 +487,7 @@ mod tests {
     #[test]
     fn flags_win_over_the_environment_over_the_file() {
         let items = |flags: &[(&'static str, &str)], env: &[(&str, &str)], file: &[(&str, &str)]| {
-            config(flags, env, file).unwrap().rules.items
+            config(flags, env, file).unwrap().sales.items
         };
         assert_eq!(items(&[("items", "1")], &[("ITEMS", "2")], &[("ITEMS", "3")]), 1);
         assert_eq!(items(&[], &[("ITEMS", "2"), ("APP_ITEM_NUMBER", "4")], &[("ITEMS", "3")]), 2);

@@ -99,6 +99,7 @@ impl Operation {
                 ItemReserved,
                 SoldOut,
                 AllReserved,
+                NotOpen,
                 UserLimit,
                 LogFull,
                 NotReady,

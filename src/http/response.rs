@@ -338,7 +338,8 @@ mod tests {
             let text = String::from_utf8(out).unwrap();
             let (head, body) = text.split_once("\r\n\r\n").unwrap();
             assert!(head.contains(&format!("content-length: {}\r\n", body.len())), "{head}");
-            let comes_back = head.starts_with("HTTP/1.1 503") || *problem == Problem::AllReserved;
+            let comes_back =
+                head.starts_with("HTTP/1.1 503") || matches!(problem, Problem::AllReserved | Problem::NotOpen);
             assert_eq!(head.contains("retry-after: "), comes_back, "{head}");
             assert!(body.contains(&format!("\"type\":\"/problems/{}\"", problem.about().slug)), "{body}");
         }

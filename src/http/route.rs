@@ -303,6 +303,9 @@ pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &
         Outcome::AllReserved { retry_after_s } => {
             return responder.problem_until(Problem::AllReserved, retry_after_s, style, out);
         }
+        Outcome::NotOpen { retry_after_s } => {
+            return responder.problem_until(Problem::NotOpen, retry_after_s, style, out);
+        }
         Outcome::UserLimit => Problem::UserLimit,
         Outcome::NoSuchItem => Problem::NoSuchItem,
         Outcome::CodeUnknown => Problem::CodeUnknown,

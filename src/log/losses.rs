@@ -162,7 +162,6 @@ mod tests {
     use crate::log::block::LogKind;
     use crate::log::sample::{PURCHASES, SampleStream};
     use crate::log::stream_files::{Stopped, StreamFiles};
-    use crate::sale::ids::Terms;
     use std::convert::Infallible;
 
     /// Reads a stream and judges its damage. Sales up to `over` are over. `later` is the first sale of a later run.
@@ -190,7 +189,8 @@ mod tests {
             files.accept(damage);
         }
         if let Some(sale) = later {
-            let opened = Record::sale_opened(&Terms { sale: SaleId(sale), items: 1, user_limit: 1 }, 0);
+            let opened =
+                Record { sale: SaleId(sale), unix_ms: 0, event: LogEvent::SaleOpened { items: 1, user_limit: 1 } };
             openings.note(StreamKey { log: LogKind::Purchases, epoch: 2, shard: 3 }, 1, &opened);
         }
         let Some(losses) = files.losses() else { return Ok(None) };

@@ -157,7 +157,8 @@ impl Recovery {
         }
         let mut left = streams.clone();
         let damaged = self.take_damaged(&mut left)?;
-        let current = SaleId::at((self.now)().unix_ms, self.rules.period_s);
+        let latest = self.rules.schedule.latest((self.now)().unix_ms);
+        let current = latest.map_or(SaleId(0), |latest| latest.sale);
         let records = |key| streams.contains_key(&key).then(|| self.ends.get(&key).map_or(0, |end| end.records));
         if let Some(lost) = self.data.manifest.missing(current, records) {
             return Err(Fatal::Damaged(lost));

@@ -135,7 +135,9 @@ impl Replay {
     /// A description, if the record contradicts those before it.
     pub fn record(&mut self, record: &Record) -> Result<(), String> {
         if let LogEvent::SaleOpened { items, user_limit } = record.event {
-            return self.open(Terms { sale: record.sale, items, user_limit });
+            let planned = self.rules.schedule.terms(record.sale);
+            let Some(planned) = planned else { return Err(format!("sale {} is not planned", record.sale.0)) };
+            return self.open(Terms { items, user_limit, ..planned });
         }
         if self.sales.contains_key(&record.sale) {
             return self.apply(record);
@@ -146,7 +148,9 @@ impl Replay {
 
     /// Returns whether no hold of the sale can be live any more, and its receipts are not needed. Its records are ignored.
     pub fn is_over(&self, sale: SaleId) -> bool {
-        self.rules.ends_ms(sale) + self.needed_ms <= self.now.unix_ms
+        // Of a plan, the newest sale is remembered until the next one opens.
+        let newest = self.rules.schedule.latest(self.now.unix_ms).map(|newest| newest.sale);
+        self.rules.ends_ms(sale).saturating_add(self.needed_ms) <= self.now.unix_ms && newest > Some(sale)
     }
 
     fn open(&mut self, terms: Terms) -> Result<(), String> {
@@ -259,16 +263,17 @@ impl Replay {
     /// A description, if a user of a sale that is not forgotten exceeds the limit, or if a record of that sale or a newer
     /// one contradicts those before it.
     pub fn finish(mut self) -> Result<(Vec<Inventory>, ReplayedItems), String> {
-        let current = SaleId::at(self.now.unix_ms, self.rules.period_s);
-        let open = self.sale().map_or(current, |newest| newest.max(current));
+        let latest = self.rules.schedule.latest(self.now.unix_ms).unwrap_or(Terms::NONE);
+        let open = self.sale().map_or(latest.sale, |newest| newest.max(latest.sale));
         if !self.sales.contains_key(&open) {
-            self.sales.insert(open, self.fresh(self.rules.terms(open)));
+            self.sales.insert(open, self.fresh(latest));
         }
         let (rules, now, complete_from, flaws) = (self.rules, self.now, self.complete_from, &self.contradictions);
         self.sales.retain(|&sale, parts| {
             let is_live = parts.iter().any(Part::is_live);
             // The result of a sale that has closed was reported by an earlier run.
-            parts.iter_mut().for_each(|part| part.is_reported = sale < open && !is_live);
+            let has_closed = sale < open || parts[0].terms.has_closed(now.unix_ms);
+            parts.iter_mut().for_each(|part| part.is_reported = has_closed && !is_live);
             let is_due = |part: &Part| now.unix_ms < part.forgotten_at_ms(&rules);
             let has_receipts = parts.iter().any(is_due) && !flaws.contains_key(&sale);
             // Retention removes no record of a sale in which an item is held on any shard.
@@ -309,18 +314,12 @@ mod tests {
     use crate::sale::ids::UserId;
     use crate::sale::record::ReleaseReason;
     use crate::sale::rules::Ack;
+    use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule};
     use uuid::Uuid;
 
     const NOW: Moment = Moment { monotonic_ms: 1_000, unix_ms: 3_600_000 * 500 };
-    const RULES: Rules = Rules {
-        period_s: 3600,
-        items: 4,
-        user_limit: 1,
-        ttl_ms: 100,
-        extension_ms: 0,
-        receipts_ms: 3_600_000,
-        ack: Ack::Local,
-    };
+    const SALES: PeriodicSale = PeriodicSale { period_s: 3600, items: 4, user_limit: 1, ttl_ms: 100, extension_ms: 0 };
+    const RULES: Rules = Rules { schedule: SaleSchedule::Periodic(SALES), receipts_ms: 3_600_000, ack: Ack::Local };
 
     fn record(event: LogEvent) -> Record {
         Record { sale: SaleId(500), unix_ms: NOW.unix_ms - 40, event }
@@ -375,7 +374,7 @@ mod tests {
         let mut old = opened();
         old.sale = SaleId(498);
         let (inventories, found) = replay(&[old]).unwrap().finish().unwrap();
-        assert_eq!((inventories[0].open().terms, found), (RULES.terms(SaleId(500)), ReplayedItems::default()));
+        assert_eq!((inventories[0].open().terms, found), (SALES.terms(SaleId(500)), ReplayedItems::default()));
         assert_eq!(inventories[0].parts.len(), 1);
     }
 

@@ -14,7 +14,7 @@ use crate::log_tool::postgres_view::{PostgresView, SaleRows};
 use crate::log_tool::scan::{LogScan, many};
 use crate::postgres::owner_row::{Positions, known_position};
 use crate::sale::code::Code;
-use crate::sale::ids::{ItemId, SaleId, Seq, Terms, UserId};
+use crate::sale::ids::{ItemId, SaleId, Seq, UserId};
 use crate::sale::record::{LogEvent, Record};
 use crate::system::clock::Clock;
 use std::collections::{HashMap, HashSet};
@@ -54,7 +54,8 @@ struct Tally {
     sale: Option<SaleId>,
     /// Latest sale that the log has.
     newest: Option<SaleId>,
-    terms: Option<Terms>,
+    /// Stock and limit per user.
+    terms: Option<(u32, u32)>,
     all: EventCounts,
     /// Counts of the records that Postgres must have.
     arrived: EventCounts,
@@ -85,7 +86,7 @@ impl Tally {
         }
         match record.event {
             LogEvent::SaleOpened { items, user_limit } => {
-                self.terms = Some(Terms { sale: record.sale, items, user_limit });
+                self.terms = Some((items, user_limit));
             }
             LogEvent::RestoredFromPostgres => self.is_taken_over = true,
             LogEvent::Checkout { code, ttl_ms, .. } => {
@@ -162,7 +163,7 @@ pub fn add_up(config: &Config, requested: Option<SaleId>, report: &mut String) -
         let newest = tally.newest.map_or(0, |sale| sale.0);
         return Err(Fatal::Settings(format!("the log has no sale {}; its latest sale is {newest}", sale.0)));
     }
-    let terms = tally.terms.map(|terms| (terms.items, terms.user_limit));
+    let terms = tally.terms;
     let terms = terms.or(rows.as_ref().and_then(|rows| rows.terms));
     *report += &heading(sale, period_s, terms);
     *report += &table(&tally, rows.as_ref(), terms, now_ms);
@@ -274,7 +275,7 @@ fn contradictions(tally: &Tally, rows: &SaleRows, kept: KeptRecords) -> Vec<Stri
             found.push(format!("{name}: {log} in the log up to the positions of Postgres, {postgres} in Postgres"));
         }
     }
-    if let (Some(Terms { items, user_limit, .. }), Some(terms)) = (tally.terms, rows.terms)
+    if let (Some((items, user_limit)), Some(terms)) = (tally.terms, rows.terms)
         && terms != (items, user_limit)
     {
         let (other_items, other_limit) = terms;

@@ -18,7 +18,6 @@ use crate::log::stream_files::{Losses, Stopped, StreamFiles};
 use crate::sale::ids::{Moment, SaleId, Seq};
 use crate::sale::partition::Partition;
 use crate::sale::record::Record;
-use crate::sale::rules::Rules;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -122,7 +121,7 @@ impl LogScan {
     /// # Errors
     /// The error with which a server would refuse to start, if a stream is damaged or missing.
     pub fn judge(&self, config: &Config, now: Moment, persisted: &Persisted) -> Result<Vec<DamagedBeginning>, Fatal> {
-        let rules = Rules { period_s: self.control.sale_period_s, ..config.rules };
+        let rules = config.rules.with_period(self.control.sale_period_s);
         let replay = Replay::new(Partition::new(1), rules, self.control.longest_hold_ms, now);
         let mut damaged = Vec::new();
         for stream in self.streams.iter().filter(|stream| stream.id.log == LogKind::Purchases) {
@@ -141,7 +140,8 @@ impl LogScan {
         damaged.iter().try_for_each(|beginning| beginning.require_persisted(&self.logs, persisted))?;
         let records =
             |key| self.streams.iter().find(|stream| stream.id.key() == key).map(|stream| stream.end().records);
-        match self.manifest.missing(SaleId::at(now.unix_ms, self.control.sale_period_s), records) {
+        let latest = rules.schedule.latest(now.unix_ms);
+        match self.manifest.missing(latest.map_or(SaleId(0), |latest| latest.sale), records) {
             Some(lost) => Err(Fatal::Damaged(lost)),
             None => Ok(damaged),
         }

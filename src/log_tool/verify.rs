@@ -12,7 +12,6 @@ use crate::postgres::owner_row::known_position;
 use crate::sale::ids::Seq;
 use crate::sale::partition::Partition;
 use crate::sale::record::LogEvent;
-use crate::sale::rules::Rules;
 use crate::system::clock::Clock;
 
 /// Reads the whole log, and appends one line for each stream and a conclusion to `report`.
@@ -21,7 +20,7 @@ use crate::system::clock::Clock;
 /// The error with which a start of the server would refuse.
 pub fn verify(config: &Config, report: &mut String) -> Result<(), Fatal> {
     let mut scan = LogScan::new(&config.data_dir)?;
-    let rules = Rules { period_s: scan.control.sale_period_s, ..config.rules };
+    let rules = config.rules.with_period(scan.control.sale_period_s);
     let now = Clock::start().now();
     let mut replay = Replay::new(Partition::new(1), rules, scan.control.longest_hold_ms, now);
     scan.read(|id, seq, record| {

@@ -59,7 +59,7 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener, Fatal> {
 /// [`Fatal::Host`] if the event loop or the thread cannot be created.
 pub fn start(listener: TcpListener, status: Arc<Status>, clock: Clock, config: &Config) -> Result<(), Fatal> {
     let runtime = threads::event_loop()?;
-    let (period_s, names) = (config.rules.period_s, HostNames::new(&config.admin_hosts));
+    let (period_s, names) = (config.rules.schedule.period_s(), HostNames::new(&config.admin_hosts));
     let serve = async move {
         listener.set_nonblocking(true)?;
         let page = dashboard::routes(status.clone(), clock, period_s);

@@ -60,8 +60,9 @@ impl ItemStates {
 mod tests {
     use super::*;
     use crate::sale::code::Code;
-    use crate::sale::ids::{Terms, UserId};
+    use crate::sale::ids::UserId;
     use crate::sale::item_state::Hold;
+    use crate::sale::sale_schedule::PeriodicSale;
     use uuid::Uuid;
 
     #[test]
@@ -83,7 +84,9 @@ mod tests {
 
     #[test]
     fn it_begins_with_what_shards_have() {
-        let terms = |sale| Terms { sale: SaleId(sale), items: 3, user_limit: 1 };
+        let terms = |sale| {
+            PeriodicSale { period_s: 1, items: 3, user_limit: 1, ttl_ms: 1, extension_ms: 0 }.terms(SaleId(sale))
+        };
         let mut parts = vec![Part::new(terms(6), Partition::new(1), ShardId(0))];
         parts.push(Part::new(terms(7), Partition::new(1), ShardId(0)));
         let (user, code) = (UserId(1), Code::NONE);

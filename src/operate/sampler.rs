@@ -31,7 +31,7 @@ enum AnswerClass {
 impl AnswerClass {
     fn of(operation: Operation, answer: Answer) -> Self {
         use Problem::{CodeExpired, CodeUnknown, CodeUsed, NotExtendable, SaleEnded};
-        use Problem::{LogFull, NotReady, Overdue, TooManyConnections};
+        use Problem::{LogFull, NotOpen, NotReady, Overdue, TooManyConnections};
         match (operation, answer) {
             (Operation::Checkout, Answer::Ok) => AnswerClass::Reserved,
             (Operation::Purchase, Answer::Ok) => AnswerClass::Bought,
@@ -43,7 +43,7 @@ impl AnswerClass {
             (_, Answer::Refused(CodeUnknown | CodeExpired | CodeUsed | SaleEnded | NotExtendable)) => {
                 AnswerClass::CodeRefused
             }
-            (_, Answer::Unready | Answer::Refused(LogFull | NotReady | TooManyConnections | Overdue)) => {
+            (_, Answer::Unready | Answer::Refused(LogFull | NotOpen | NotReady | TooManyConnections | Overdue)) => {
                 AnswerClass::Unavailable
             }
             _ => AnswerClass::Invalid,

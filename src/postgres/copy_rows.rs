@@ -3,7 +3,6 @@
 //! Format: PostgreSQL manual, "COPY, Binary Format". Every field that comes from a client has a fixed width, so no
 //! value of a client can make a batch invalid.
 
-use crate::sale::ids::Terms;
 use crate::sale::record::{LogEvent, Record};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::collections::{BTreeMap, BTreeSet};
@@ -73,6 +72,17 @@ impl CopyRows {
     }
 }
 
+/// The row of a sale that begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenedSale {
+    /// Number of items in the stock.
+    pub items: u32,
+    /// Largest number of items per user.
+    pub user_limit: u32,
+    /// Time of the record, in milliseconds since the Unix epoch.
+    pub unix_ms: u64,
+}
+
 /// The rows of one transaction.
 #[derive(Default)]
 pub struct Rows {
@@ -84,8 +94,8 @@ pub struct Rows {
     pub releases: CopyRows,
     /// Rows of `extensions`.
     pub extensions: CopyRows,
-    /// Sales that begin, by id: terms, and time in milliseconds since the Unix epoch. Each shard has a record of it.
-    pub opened: BTreeMap<u32, (Terms, u64)>,
+    /// Sales that begin, by id. Each shard has a record of it.
+    pub opened: BTreeMap<u32, OpenedSale>,
     /// Ids of all sales that have a record in this transaction.
     pub sales: BTreeSet<u32>,
 }
@@ -97,8 +107,7 @@ impl Rows {
         self.sales.insert(record.sale.0);
         match record.event {
             LogEvent::SaleOpened { items, user_limit } => {
-                let terms = Terms { sale: record.sale, items, user_limit };
-                self.opened.entry(record.sale.0).or_insert((terms, at));
+                self.opened.entry(record.sale.0).or_insert(OpenedSale { items, user_limit, unix_ms: at });
             }
             LogEvent::Checkout { item, user, code, ttl_ms, key } => {
                 let row = &mut self.checkouts;

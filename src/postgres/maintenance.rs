@@ -14,15 +14,15 @@
 //! 3. Drop it.
 
 use crate::config::database_url::DatabaseUrl;
-use crate::config::settings::{HOLD_MAX, Keep};
+use crate::config::settings::Keep;
 use crate::log::ownership::Owner;
 use crate::operate::status::Status;
 use crate::postgres::failure::Failure;
 use crate::postgres::limits::begin;
 use crate::postgres::owner_row::taken_over_error;
 use crate::postgres::session;
-use crate::sale::ids::SaleId;
-use crate::sale::rules::Rules;
+use crate::sale::ids::Terms;
+use crate::sale::rules::{HOLD_MAX, Rules};
 use std::sync::{Arc, atomic::Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::timeout;
@@ -106,8 +106,8 @@ impl Maintenance {
         transaction.batch_execute("set local lock_timeout = '1s'").await?;
         self.check_owner(&transaction).await?;
         for day in 0..DAYS_AHEAD {
-            let sale = (now_ms + day * DAY_MS) / (u64::from(self.rules.period_s) * 1000);
-            transaction.execute("select stampede.prepare_sale($1)", &[&(sale as i64)]).await?;
+            let Some(sale) = self.rules.schedule.latest(now_ms + day * DAY_MS) else { continue };
+            transaction.execute("select stampede.prepare_sale($1)", &[&i64::from(sale.sale.0)]).await?;
         }
         Ok(transaction.commit().await?)
     }
@@ -152,15 +152,18 @@ impl Maintenance {
 /// Returns the first sale whose rows are kept, and the first one whose refused checkouts are kept. Sales that the server
 /// may remember, and those in which an item may be held, are always kept.
 fn first_kept(rules: &Rules, keep: &Keep, now_ms: u64) -> [u32; 2] {
-    let is_needed = |sale: u32| rules.forgotten_at_ms(SaleId(sale)) + HOLD_MAX.as_millis() as u64 > now_ms;
-    let sale_at = |unix_ms: u64| (unix_ms / (u64::from(rules.period_s) * 1000)) as u32;
-    let mut needed = sale_at(now_ms);
-    while needed > 0 && is_needed(needed - 1) {
-        needed -= 1;
+    let latest = |unix_ms: u64| rules.schedule.latest(unix_ms);
+    let before = |sale: &Terms| sale.opens_ms.checked_sub(1).and_then(latest);
+    let is_needed =
+        |sale: &Terms| rules.forgotten_at_ms(sale.sale).saturating_add(HOLD_MAX.as_millis() as u64) > now_ms;
+    let mut needed = latest(now_ms);
+    while let Some(earlier) = needed.as_ref().and_then(before).filter(is_needed) {
+        needed = Some(earlier);
     }
+    let id = |sale: Option<Terms>| sale.map_or(0, |sale| sale.sale.0);
     let first = |time: Duration| match time.as_millis() as u64 {
         0 => 0,
-        time => sale_at(now_ms.saturating_sub(time)).min(needed),
+        time => id(latest(now_ms.saturating_sub(time))).min(id(needed)),
     };
     [first(keep.sales), first(keep.attempts)]
 }
@@ -169,12 +172,14 @@ fn first_kept(rules: &Rules, keep: &Keep, now_ms: u64) -> [u32; 2] {
 mod tests {
     use super::*;
     use crate::sale::rules::Ack;
+    use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule};
 
     #[test]
     fn needed_sales_are_kept_whatever_the_settings_say() {
         let (items, user_limit, ttl_ms, extension_ms, receipts_ms) = (1, 1, 1, 0, 3_600_000);
         let ack = Ack::Local;
-        let rules = Rules { period_s: 3600, items, user_limit, ttl_ms, extension_ms, receipts_ms, ack };
+        let sales = PeriodicSale { period_s: 3600, items, user_limit, ttl_ms, extension_ms };
+        let rules = Rules { schedule: SaleSchedule::Periodic(sales), receipts_ms, ack };
         let now = 498_000 * 3_600_000;
         let days = |days: u64| Duration::from_secs(days * 86_400);
         let kept = |sales, attempts| first_kept(&rules, &Keep { sales, attempts }, now);

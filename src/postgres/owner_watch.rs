@@ -94,7 +94,7 @@ impl OwnerWatch {
         };
         let is_locked = in_time(FENCE_TIME, is_locked(&snapshot.client, found.owner)).await?;
         self.session = Some(snapshot.end().await?);
-        if found.sale_period_s != self.rules.period_s {
+        if found.sale_period_s != self.rules.schedule.period_s() {
             return Err(other_period(found.sale_period_s));
         }
         Ok(self.judge(seen, (found, is_locked), Instant::now()))
@@ -191,13 +191,13 @@ mod tests {
     use super::*;
     use crate::log::ownership::Run;
     use crate::sale::rules::Ack;
+    use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule};
 
     const PAIR: PairTimes = PairTimes { heartbeat: Duration::from_millis(100), patience: Duration::from_millis(400) };
 
     fn watch(pair: Option<PairTimes>) -> OwnerWatch {
-        let (period_s, items, user_limit, ttl_ms, extension_ms, receipts_ms) = (1, 1, 1, 1, 0, 0);
-        let ack = Ack::Replicated;
-        let rules = Rules { period_s, items, user_limit, ttl_ms, extension_ms, receipts_ms, ack };
+        let sales = PeriodicSale { period_s: 1, items: 1, user_limit: 1, ttl_ms: 1, extension_ms: 0 };
+        let rules = Rules { schedule: SaleSchedule::Periodic(sales), receipts_ms: 0, ack: Ack::Replicated };
         OwnerWatch::new(rules, RecoverFrom::Auto, pair)
     }
 

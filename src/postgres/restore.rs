@@ -10,7 +10,6 @@
 
 use crate::config::database_url::DatabaseUrl;
 use crate::config::fatal::Fatal;
-use crate::config::settings::HOLD_MAX;
 use crate::log::block::{BLOCK_BYTES, Chain, LogKind, StreamId};
 use crate::log::data_dir::{Control, DataDir};
 use crate::log::ownership::{Memory, Owner, Run};
@@ -21,10 +20,10 @@ use crate::postgres::owner_row::{OwnerRow, OwnerTerms, lock_clusters, set_positi
 use crate::postgres::session::Database;
 use crate::postgres::snapshot::Snapshot;
 use crate::sale::code::Code;
-use crate::sale::ids::{ItemId, SaleId, Seq, Terms, UserId};
+use crate::sale::ids::{ItemId, SaleId, Seq, UserId};
 use crate::sale::parts::ENDED_MAX;
 use crate::sale::record::{BLOCK_RECORDS, LogEvent, Record, ReleaseReason};
-use crate::sale::rules::Rules;
+use crate::sale::rules::{HOLD_MAX, Rules};
 use crate::system::host;
 use std::fs::File;
 use std::io::{self, Write};
@@ -82,7 +81,7 @@ pub async fn restore(
     let Owner { cluster, run } = taken_over.owner;
     let stream = StreamId { cluster, epoch: run.epoch, shard: 0, log: LogKind::Purchases };
     let memory = Memory { seen: Some(run), filled: Some(run), ..Memory::default() };
-    let mut control = Control::new(cluster, run.epoch, rules.period_s, memory);
+    let mut control = Control::new(cluster, run.epoch, rules.schedule.period_s(), memory);
     control.longest_hold_ms = longest_hold_ms(&taken_over.records);
     dir.fill(control, |logs| write_stream(logs, stream, &taken_over.records))?;
     Ok(taken_over)
@@ -178,11 +177,11 @@ async fn needed_sales(client: &impl GenericClient, rules: &Rules, now_ms: u64) -
     for row in sales {
         let (sale_id, items, user_limit): (i64, i32, i32) = (row.get(0), row.get(1), row.get(2));
         let (sale, opened_ms) = (SaleId(sale_id as u32), unix_ms(row.get(3)));
-        let may_hold = rules.forgotten_at_ms(sale) + HOLD_MAX.as_millis() as u64 > now_ms;
+        let may_hold = rules.forgotten_at_ms(sale).saturating_add(HOLD_MAX.as_millis() as u64) > now_ms;
         let is_needed = Some(sale_id) == newest || now_ms < rules.forgotten_at_ms(sale);
         if is_needed || may_hold && has_promises(client, sale_id, rules, now_ms).await? {
-            let terms = Terms { sale, items: items as u32, user_limit: user_limit as u32 };
-            let restored = sale_records(client, terms, opened_ms).await?;
+            let event = LogEvent::SaleOpened { items: items as u32, user_limit: user_limit as u32 };
+            let restored = sale_records(client, Record { sale, unix_ms: opened_ms, event }).await?;
             // Holds of version 0.1 have ended with their sale.
             if restored.iter().all(has_current_code) {
                 records.extend(restored);
@@ -214,12 +213,9 @@ async fn has_promises(client: &impl GenericClient, sale_id: i64, rules: &Rules, 
 }
 
 /// Returns the records of one sale: its opening, the latest hold of each item, and the purchases.
-async fn sale_records(client: &impl GenericClient, terms: Terms, opened_ms: u64) -> Result<Vec<Record>, Failure> {
-    let sale = terms.sale;
-    let mut records = vec![
-        Record::sale_opened(&terms, opened_ms),
-        Record { sale, unix_ms: opened_ms, event: LogEvent::RestoredFromPostgres },
-    ];
+async fn sale_records(client: &impl GenericClient, opened: Record) -> Result<Vec<Record>, Failure> {
+    let sale = opened.sale;
+    let mut records = vec![opened, Record { event: LogEvent::RestoredFromPostgres, ..opened }];
     // A hold that was not released is later than all that were. The full join keeps purchases whose checkouts an operator
     // has deleted.
     let holds = "select item_id, coalesce(p.user_id, c.user_id), code, coalesce(c.at, p.at), \

@@ -31,12 +31,12 @@
 
 use crate::log::block::StreamId;
 use crate::log::ownership::Owner;
-use crate::postgres::copy_rows::{CopyRows, Rows};
+use crate::postgres::copy_rows::{CopyRows, OpenedSale, Rows};
 use crate::postgres::failure::Failure;
 use crate::postgres::limits::{FENCE_TIME, in_time};
 use crate::postgres::owner_row::set_seen;
 use crate::postgres::session::Database;
-use crate::sale::ids::{Seq, Terms};
+use crate::sale::ids::Seq;
 use bytes::Bytes;
 use futures_util::SinkExt;
 use std::pin::pin;
@@ -107,9 +107,9 @@ impl Database {
         for sale in rows.sales.difference(&self.prepared) {
             client.execute("select stampede.prepare_sale($1)", &[&i64::from(*sale)]).await?;
         }
-        for (sale, (terms, unix_ms)) in &rows.opened {
+        for (sale, opened) in &rows.opened {
             if !self.opened.contains(sale) {
-                open_sale(client, *terms, *unix_ms).await?;
+                open_sale(client, *sale, opened).await?;
             }
         }
         try_join!(
@@ -126,10 +126,9 @@ impl Database {
     }
 }
 
-async fn open_sale(client: &Client, terms: Terms, unix_ms: u64) -> Result<(), Failure> {
-    let opened = UNIX_EPOCH + Duration::from_millis(unix_ms);
-    let values: [&(dyn ToSql + Sync); 4] =
-        [&i64::from(terms.sale.0), &(terms.items as i32), &(terms.user_limit as i32), &opened];
+async fn open_sale(client: &Client, sale: u32, opened: &OpenedSale) -> Result<(), Failure> {
+    let at = UNIX_EPOCH + Duration::from_millis(opened.unix_ms);
+    let values: [&(dyn ToSql + Sync); 4] = [&i64::from(sale), &(opened.items as i32), &(opened.user_limit as i32), &at];
     let insert = "insert into stampede.sales (sale_id, items, user_limit, opened_at) values ($1, $2, $3, $4) \
         on conflict (sale_id) do nothing";
     client.execute(insert, &values).await?;

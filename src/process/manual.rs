@@ -5,7 +5,7 @@
 use crate::config::fatal::EXIT_CODES;
 use crate::config::flags::{self, SETTINGS};
 use crate::log_tool::arguments;
-use crate::process::migration;
+use crate::process::{migration, plan_command};
 use clap::builder::{PossibleValuesParser, TypedValueParser, ValueHint};
 use clap::{Arg, ArgMatches, Command};
 use clap_complete::Shell;
@@ -62,6 +62,7 @@ pub fn command() -> Command {
         .override_usage(
             "stampede [OPTIONS]\n       \
              stampede log <verify|dump|sale> [OPTIONS]\n       \
+             stampede plan <check|show> [OPTIONS] <FILE>\n       \
              stampede migrate [OPTIONS]\n       \
              stampede completions <SHELL>\n       \
              stampede man",
@@ -73,6 +74,7 @@ pub fn command() -> Command {
         .args_conflicts_with_subcommands(true)
         .disable_help_subcommand(true)
         .subcommand(arguments::command())
+        .subcommand(plan_command::command())
         .subcommand(migration::command())
         .subcommand(Command::new("completions").about("Print completions for a shell").arg(shell))
         .subcommand(Command::new("man").about("Print the manual page: stampede man | man -l -"))
@@ -82,7 +84,7 @@ pub fn command() -> Command {
 pub fn asked_for(arguments: &ArgMatches) -> Option<String> {
     let text = match arguments.subcommand()? {
         ("completions", arguments) => completions(*arguments.get_one("shell").expect("clap requires the argument")),
-        ("log" | "migrate", _) => return None,
+        ("log" | "migrate" | "plan", _) => return None,
         _ => page().expect("writing to memory does not fail"),
     };
     Some(String::from_utf8(text).expect("the output is UTF-8"))

@@ -4,10 +4,13 @@
 //! does it beside a process that still sells, and [`standing_by`] waits for the end of another server. Then
 //! [`supervisor`] watches, and [`upgrading`] hands over to a new process. [`timekeeping`] compares the server's time with the system clock. [`signals`] and [`service_manager`] are the
 //! ways in and out. [`manual`] is the manual page and shell completions,
-//! [`migration`] the command that updates the schema of the database.
+//! [`migration`] the command that updates the schema of the database, [`plan_command`] the command that explains a plan,
+//! and [`plan_files`] reads the files of a plan.
 
 pub mod manual;
 pub mod migration;
+pub mod plan_command;
+pub mod plan_files;
 pub mod resume;
 pub mod service_manager;
 pub mod signals;

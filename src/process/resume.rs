@@ -189,7 +189,7 @@ pub async fn recover(
     clock: &Clock,
     is_stopped: impl Fn(Duration) -> bool,
 ) -> Result<Option<Resumed>, Fatal> {
-    let (data, control) = dir.open(config.rules.period_s)?;
+    let (data, control) = dir.open(config.rules.schedule.period_s())?;
     let clock = clock.clone();
     let recovered = Recovery::new(data.clone(), partition, config.rules, move || clock.now()).finish(&Ends::new())?;
     let damaged = recovered.streams.damaged();
@@ -197,7 +197,7 @@ pub async fn recover(
         let (persisted, _) = persisted(config, &data, &control).await?;
         damaged.iter().try_for_each(|beginning| beginning.require_persisted(&data.logs, &persisted))?;
     }
-    control.raise_longest_hold(config.rules.longest_hold_ms())?;
+    control.raise_longest_hold(config.rules.schedule.longest_hold_ms())?;
     let mut claim = claim(config, &data, control.clone(), &recovered, partition)?;
     if let Some(claim) = &mut claim
         && !claim_before_selling(claim, is_stopped).await?
@@ -255,7 +255,7 @@ impl UpgradeRecovery {
         partition: Partition,
         clock: &Clock,
     ) -> Result<UpgradeRecovery, Fatal> {
-        let (data, control) = DataDir::open_reserved(&config.data_dir, config.rules.period_s, epoch)?;
+        let (data, control) = DataDir::open_reserved(&config.data_dir, config.rules.schedule.period_s(), epoch)?;
         let clock = clock.clone();
         let mut recovery = Recovery::new(data.clone(), partition, config.rules, move || clock.now());
         recovery.read_ahead()?;
@@ -308,7 +308,7 @@ impl UpgradeRecovery {
         for beginning in recovered.streams.damaged() {
             beginning.require_persisted(&data.logs, &persisted)?;
         }
-        control.assume_longest_hold(config.rules.longest_hold_ms());
+        control.assume_longest_hold(config.rules.schedule.longest_hold_ms());
         let claim = claim(config, &data, control.clone(), &recovered, partition)?;
         Ok(Resumed { data, control, recovered, claim })
     }
@@ -346,7 +346,7 @@ fn claim(
         url,
         owner: Owner { cluster, run: Run { epoch, id: host::new_id()? } },
         terms: OwnerTerms {
-            sale_period_s: config.rules.period_s,
+            sale_period_s: config.rules.schedule.period_s(),
             ack: config.rules.ack,
             patience: config.pair.map(|pair| pair.patience),
         },

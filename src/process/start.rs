@@ -170,9 +170,9 @@ fn log_start(
     let admin = opening.and_then(|opening| opening.admin.local_addr().ok()).map(display);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"), listen = %address, admin, shards = sizes.shards, cpus = ?host::cpus(),
-        data_dir = %config.data_dir.display(), items = config.rules.items, user_limit = config.rules.user_limit,
-        sale_period_s = config.rules.period_s, reservation_ttl_ms = config.rules.ttl_ms,
-        extension_ms = config.rules.extension_ms, receipts_ms = config.rules.receipts_ms,
+        data_dir = %config.data_dir.display(), items = config.sales.items, user_limit = config.sales.user_limit,
+        sale_period_s = config.sales.period_s, reservation_ttl_ms = config.sales.ttl_ms,
+        extension_ms = config.sales.extension_ms, receipts_ms = config.rules.receipts_ms,
         log_budget = config.log_budget, max_connections = sizes.connections,
         database = config.database.as_ref().map(DatabaseUrl::place),
         in_place_of = predecessor.map(|predecessor| &predecessor.offer.version), "starting"
@@ -265,7 +265,7 @@ fn begin(
     streams.count(&data, &status.log_budget)?;
     let (deferred_work, config) = (DeferredWork { streams, open: open_sale(&inventories), shipper }, Arc::new(config));
     // Create this before any shard sells: each shard answers with the states of all items, also those of other shards.
-    let item_states = Arc::new(ItemStates::new(partition, config.rules.items, &inventories));
+    let item_states = Arc::new(ItemStates::new(partition, config.rules.schedule.items_max(), &inventories));
     let Sizes { segment_blocks, .. } = sizes;
     let setup = ShardSetup { config: config.clone(), partition, item_states, data: data.clone(), segment_blocks };
     let (setup, site) = (Arc::new(setup), OwnedDataDir { dir, data, control });

@@ -67,7 +67,7 @@ pub fn take_over(
     let own_admin = own_admin.transpose()?;
     tracing::info!("prepared: waiting for the old process to hand over");
     let Handover { lock, admin, lease_until_us, ends, mut listeners, clients } =
-        predecessor.receive_handover(config.rules.longest_hold_ms())?;
+        predecessor.receive_handover(config.rules.schedule.longest_hold_ms())?;
     let dir = DataDir::adopt(&config.data_dir, lock);
     tracing::info!(listeners = listeners.len(), connections = clients.len(), "taking over");
     listener::extend(&mut listeners, partition.shards())?;

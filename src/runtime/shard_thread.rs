@@ -150,7 +150,7 @@ impl ShardThread {
         let mut effects = Effects::default();
         let codes = CodeGenerator::new(seed);
         let shard = Shard::new(id, *partition, config.rules, inventory, codes, shard_io.clock.now(), &mut effects);
-        TurnLoop::new(shard_io, shard, effects, logs, item_states.clone(), config.rules.period_s).run().await
+        TurnLoop::new(shard_io, shard, effects, logs, item_states.clone()).run().await
     }
 }
 

@@ -81,7 +81,6 @@ pub struct TurnLoop {
     pub(crate) shard: Shard,
     pub(crate) logs: LogPair,
     pub(crate) item_states: Arc<ItemStates>,
-    period_s: u32,
     /// The phase of the process at the start of the turn.
     phase: Phase,
     pub(crate) effects: Effects,
@@ -107,21 +106,13 @@ pub struct TurnLoop {
 
 impl TurnLoop {
     /// Creates the loop of `shard`. `effects` has what the shard has produced at its creation.
-    pub fn new(
-        shard_io: ShardIo,
-        shard: Shard,
-        effects: Effects,
-        logs: LogPair,
-        item_states: Arc<ItemStates>,
-        period_s: u32,
-    ) -> Self {
+    pub fn new(shard_io: ShardIo, shard: Shard, effects: Effects, logs: LogPair, item_states: Arc<ItemStates>) -> Self {
         let room = LogRoom::new(&logs);
         TurnLoop {
             shard_io,
             shard,
             logs,
             item_states,
-            period_s,
             phase: Phase::Recovering,
             effects,
             applied: 0,
@@ -174,8 +165,8 @@ impl TurnLoop {
         self.shard_io.dispatch();
         if !is_paused {
             let ShardIo { server, status, .. } = &mut self.shard_io;
-            let (parts, period_s, item_states) = (self.shard.parts(), self.period_s, &*self.item_states);
-            let sale = OnSale { parts, period_s, item_states, unix_ms: now.unix_ms };
+            let (parts, item_states) = (self.shard.parts(), &*self.item_states);
+            let sale = OnSale { parts, item_states, unix_ms: now.unix_ms };
             let facts = Facts { status, sale: Some(sale), known: None };
             server.send_events(now, |sent, out| sent.update(&facts, now.monotonic_ms, out));
         }
@@ -269,7 +260,7 @@ impl TurnLoop {
         self.publish_sale();
         let (ShardIo { server, status, .. }, phase) = (&mut self.shard_io, self.phase);
         let is_refusing = matches!(phase, Phase::Recovering | Phase::Standby);
-        let (shard, effects, period_s) = (&mut self.shard, &mut self.effects, self.period_s);
+        let (shard, effects) = (&mut self.shard, &mut self.effects);
         let item_states = &self.item_states;
         let mut handle = |ticket: Ticket, head: &Head<'_>, style, responder: &mut Responder, out: &mut Vec<u8>| {
             // After the request has been read, because its client may have seen a new sale on another shard.
@@ -299,7 +290,7 @@ impl TurnLoop {
                     }
                 }
                 Route::Page(page) => {
-                    let sale = OnSale { parts: shard.parts(), period_s, item_states, unix_ms: now.unix_ms };
+                    let sale = OnSale { parts: shard.parts(), item_states, unix_ms: now.unix_ms };
                     let facts = Facts { status, sale: Some(sale), known: head.if_none_match };
                     status_pages::write(page, &facts, style, responder, out)
                 }
@@ -559,6 +550,7 @@ impl TurnLoop {
             (self.shard.next_expiry_ms(), server.accepts_again_ms(), server.subscribers().next_ms());
         let due = [lane_retry, Some(self.next_sweep_ms), expiry, accepts, event_due, self.logs.attempts_due_ms()];
         let due_ms = due.into_iter().flatten().min().expect("the next sweep is always scheduled");
-        due_ms.saturating_sub(now.monotonic_ms).min(self.shard.time_to_next_sale_ms(now))
+        let to_next_sale_ms = self.shard.time_to_next_sale_ms(now).unwrap_or(u64::MAX);
+        due_ms.saturating_sub(now.monotonic_ms).min(to_next_sale_ms)
     }
 }

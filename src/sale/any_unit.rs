@@ -62,6 +62,9 @@ impl Shard {
 
     /// Begins a search.
     pub(crate) fn search(&mut self, ticket: Ticket, user: UserId, key: Uuid, now: Moment, effects: &mut Effects) {
+        if self.terms().has_closed(now.unix_ms) {
+            return effects.answers.push((ticket, self.not_open(now)));
+        }
         let search = AnyUnit { ticket, sale: self.terms().sale, user, key };
         if self.parts.open().is_sold_out {
             return self.refuse_any(search, now, effects);
@@ -80,6 +83,9 @@ impl Shard {
         if sale != self.terms().sale {
             // A sale must begin between a `ReserveAny` and this reply, so the repetitions end.
             return self.checkout_any(ticket, user, key, now, effects);
+        }
+        if self.terms().has_closed(now.unix_ms) {
+            return effects.answers.push((ticket, self.not_open(now)));
         }
         let shards = self.partition.shards();
         let mut others =
@@ -140,13 +146,14 @@ impl Shard {
 
     pub(crate) fn reserve_any(&mut self, origin: ShardId, search: AnyUnit, now: Moment, effects: &mut Effects) {
         let AnyUnit { ticket, sale, user, key } = search;
-        if sale == self.terms().sale && self.stock().any_free().is_none() {
+        let is_open = sale == self.terms().sale && !self.terms().has_closed(now.unix_ms);
+        if is_open && self.stock().any_free().is_none() {
             // A turn ends a limited number of holds, so a hold can be over and not ended yet.
             if let Some((slot, hold)) = self.parts.open_mut().stock.expire(now.monotonic_ms) {
                 self.expired(sale, slot, hold, now, effects);
             }
         }
-        let Some(slot) = self.stock().any_free().filter(|_| sale == self.terms().sale) else {
+        let Some(slot) = self.stock().any_free().filter(|_| is_open) else {
             let none = Reply::NoneFree { ticket, owner: self.id, sale, user, key };
             return self.answer(origin, none, now, effects);
         };

@@ -70,8 +70,8 @@ pub enum Withdrawal {
     Overdue,
 }
 
-/// The outcome of a command. A checkout is refused with the first of `NoSuchItem`, `ItemSold`, `ItemReserved`,
-/// `LogFull` and `UserLimit` that applies, a checkout of any item with the first of `SoldOut`, `AllReserved`, `LogFull` and
+/// The outcome of a command. A checkout is refused with the first of `NotOpen`, `NoSuchItem`, `ItemSold`, `ItemReserved`,
+/// `LogFull` and `UserLimit` that applies, a checkout of any item with the first of `NotOpen`, `SoldOut`, `AllReserved`, `LogFull` and
 /// `UserLimit`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -123,6 +123,11 @@ pub enum Outcome {
     /// Refused: no item is free, but not all are sold.
     AllReserved {
         /// Time until the first hold ends, in seconds, at least 1.
+        retry_after_s: u32,
+    },
+    /// Refused: no sale is open.
+    NotOpen {
+        /// Time until the next sale opens, in seconds, at least 1, and one day if that is longer or none follows.
         retry_after_s: u32,
     },
     /// Refused: the user's quota is used up. A hold that ended counts until its quota is returned.

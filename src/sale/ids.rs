@@ -50,7 +50,8 @@ pub struct Moment {
     pub unix_ms: u64,
 }
 
-/// The terms of a sale. They are fixed when the sale opens; changed settings apply from the next sale on.
+/// The terms of a sale. The stock and the limit are fixed when the sale opens; changed settings apply from the next sale
+/// on. The duration of holds and of extensions applies to those that begin under it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
     /// The sale.
@@ -59,6 +60,30 @@ pub struct Terms {
     pub items: u32,
     /// Largest number of items that one user may hold and have bought, together.
     pub user_limit: u32,
+    /// Opening time, in milliseconds since the Unix epoch.
+    pub opens_ms: u64,
+    /// Closing time, in milliseconds since the Unix epoch.
+    pub closes_ms: u64,
+    /// Duration of a hold, in milliseconds.
+    pub ttl_ms: u32,
+    /// Time by which a client can extend its hold once, in milliseconds. With 0, holds are not extended.
+    pub extension_ms: u32,
+}
+
+impl Terms {
+    /// The terms before the first sale of a plan has opened: nothing is on sale. No sale of a plan has the id 0.
+    pub const NONE: Terms =
+        Terms { sale: SaleId(0), items: 0, user_limit: 0, opens_ms: 0, closes_ms: 0, ttl_ms: 0, extension_ms: 0 };
+
+    /// Returns whether the sale has closed by `unix_ms`, or there is none.
+    pub fn has_closed(&self, unix_ms: u64) -> bool {
+        unix_ms >= self.closes_ms
+    }
+
+    /// Returns the longest time for which an item can be held, with the extension, in milliseconds.
+    pub fn longest_hold_ms(&self) -> u64 {
+        u64::from(self.ttl_ms) + u64::from(self.extension_ms)
+    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@
 //! (the origin) and the shards that own the item and the user; [`shard`] applies each of them to the [`part`] of its
 //! sale, and returns records and answers as effects.
 //!
-//! In reading order: [`ids`] (ids, times, terms of a sale), [`rules`] (settings of the rules), [`partition`] (the owner
+//! In reading order: [`ids`] (ids, times, terms of a sale), [`sale_schedule`] (which sale
+//! comes when), [`rules`] (settings of the rules), [`partition`] (the owner
 //! of each item and user), [`code`] (reservation codes), [`checkout_key`] (idempotency keys), [`command`] (commands and
 //! outcomes), [`message`] (messages between shards), [`record`] (records of the log), [`item_state`] (states of an item,
 //! and results), [`slot_queue`] (queues of slots), [`stock`] (items and holds of one sale), [`quotas`] (items per user),
@@ -39,6 +40,7 @@ pub mod quotas;
 pub mod record;
 pub mod repetitions;
 pub mod rules;
+pub mod sale_schedule;
 pub mod shard;
 pub mod slot_queue;
 pub mod stock;

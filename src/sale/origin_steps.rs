@@ -33,6 +33,9 @@ impl Shard {
         let open = self.parts.open();
         // With a key, the owner of the item decides: the checkout may repeat one that was granted, also in an ended sale.
         if key.is_nil() {
+            if open.terms.has_closed(now.unix_ms) {
+                return effects.answers.push((ticket, self.not_open(now)));
+            }
             if item.0 >= open.terms.items {
                 return effects.answers.push((ticket, Outcome::NoSuchItem));
             }
@@ -42,6 +45,14 @@ impl Shard {
             }
         }
         self.ask(self.partition.owner_of_item(item), Request::Reserve { ticket, checkout }, now, effects);
+    }
+
+    /// Returns the outcome of a checkout while no sale is open.
+    #[cold]
+    pub(crate) fn not_open(&self, now: Moment) -> Outcome {
+        let next = self.rules.schedule.next(self.terms().sale);
+        let wait_s = next.map_or(u64::MAX, |next| next.opens_ms.saturating_sub(now.unix_ms).div_ceil(1000));
+        Outcome::NotOpen { retry_after_s: wait_s.clamp(1, 86_400) as u32 }
     }
 
     pub(crate) fn answer_client(&mut self, ticket: Ticket, outcome: Outcome, effects: &mut Effects) {

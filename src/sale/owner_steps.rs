@@ -1,6 +1,6 @@
 //! The steps of a shard as item owner: it decides about its items, and logs its decisions.
 
-use crate::sale::checkout_key::short;
+use crate::sale::checkout_key::{is_of_any, short};
 use crate::sale::code::Code;
 use crate::sale::command::{Outcome, Withdrawal};
 use crate::sale::deferred::{Deferred, Waiter};
@@ -25,6 +25,9 @@ impl Shard {
             && let Some((sale, hold)) = self.checkout_of_ended_sale(&checkout)
         {
             return self.answer_again(waiter, (sale, item), hold, now, effects);
+        }
+        if self.terms().has_closed(now.unix_ms) {
+            return self.reserve_after_close(waiter, checkout, now, effects);
         }
         if item.0 >= self.terms().items {
             return self.answer_request(waiter, Outcome::NoSuchItem, now, effects);
@@ -53,6 +56,20 @@ impl Shard {
             self.log_refusal(&checkout, reason, false, now, effects);
         }
         self.answer(origin, Reply::Answer { ticket, outcome }, now, effects);
+    }
+
+    /// Refuses a checkout, because its sale has closed and none has opened since, unless it repeats another one.
+    #[cold]
+    fn reserve_after_close(&mut self, waiter: Waiter, checkout: Checkout, now: Moment, effects: &mut Effects) {
+        let Checkout { sale, item, user, key } = checkout;
+        let slot = self.partition.slot_of(item);
+        if !key.is_nil()
+            && item.0 < self.terms().items
+            && let Some(hold) = self.parts.open_mut().stock.same_checkout(slot, user, key)
+        {
+            return self.answer_again(waiter, (sale, item), hold, now, effects);
+        }
+        self.answer_request(waiter, self.not_open(now), now, effects);
     }
 
     /// Returns the sale and the hold of a checkout of an ended sale that this one repeats.
@@ -98,7 +115,8 @@ impl Shard {
         effects: &mut Effects,
     ) {
         let Checkout { sale, item, user, key } = checkout;
-        if sale != self.terms().sale {
+        let has_closed = self.terms().has_closed(now.unix_ms);
+        if sale != self.terms().sale || has_closed {
             return self.move_to_next_sale(waiter, checkout, is_any, verdict, now, effects);
         }
         let slot = self.partition.slot_of(item);
@@ -114,7 +132,7 @@ impl Shard {
             }
             return;
         }
-        let (code, ttl_ms) = (self.codes.mint(sale, item), self.rules.ttl_ms);
+        let (code, ttl_ms) = (self.codes.mint(sale, item), self.terms().ttl_ms);
         let expires_ms = now.monotonic_ms + u64::from(ttl_ms);
         let expires_unix_ms = now.unix_ms + u64::from(ttl_ms);
         self.parts.open_mut().stock.grant(slot, Hold { user, code, expires_ms, expires_unix_ms });
@@ -128,7 +146,7 @@ impl Shard {
         }
     }
 
-    /// Ends a claim whose sale has ended meanwhile. The origin repeats the checkout in the new sale.
+    /// Ends a claim whose sale has ended meanwhile. The origin repeats the checkout in the new sale, if one has opened.
     #[cold]
     fn move_to_next_sale(
         &mut self,
@@ -146,6 +164,12 @@ impl Shard {
         if verdict == Verdict::Granted {
             let release = Request::Release { sale, item, user, key: short(key) };
             self.ask(self.partition.owner_of_user(user), release, now, effects);
+        }
+        // If a new sale has begun, its beginning has ended the repetitions that waited for this claim.
+        if sale == self.terms().sale {
+            for (waiter, checkout) in self.repetitions.take(slot) {
+                self.bounce(waiter, checkout, is_of_any(short(checkout.key)), now, effects);
+            }
         }
         if verdict != Verdict::Repeated {
             self.bounce(waiter, checkout, is_any, now, effects);
@@ -292,11 +316,12 @@ impl Shard {
 
     pub(crate) fn extend(&mut self, waiter: Waiter, code: Code, now: Moment, effects: &mut Effects) {
         // The log keeps a block for the end of each hold, and none for its extension.
-        let (by_ms, is_full) = (self.rules.extension_ms, self.has_no_room());
+        let is_full = self.has_no_room();
         let (part, (sale, item), slot) = match self.find(code) {
             Ok(found) => found,
             Err(outcome) => return self.answer_request(waiter, outcome, now, effects),
         };
+        let by_ms = part.terms.extension_ms;
         let extended = |hold: Hold| Outcome::Extended { code, sale, item, expires_unix_ms: hold.expires_unix_ms };
         let outcome = match part.stock.extend(slot, code, if is_full { 0 } else { by_ms }, now.monotonic_ms) {
             Extension::Extended(hold) => {

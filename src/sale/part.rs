@@ -23,7 +23,7 @@ pub struct Part {
     pub is_sold_out: bool,
     /// Time of the last purchase of one of the shard's items, in milliseconds since the Unix epoch; 0 if there is none.
     pub last_purchase_ms: u64,
-    /// The result of the sale has been reported.
+    /// The result of the sale has been reported, or there is no sale.
     pub is_reported: bool,
 }
 
@@ -47,7 +47,7 @@ impl Part {
             known_sold: Vec::new(),
             is_sold_out: false,
             last_purchase_ms: 0,
-            is_reported: false,
+            is_reported: terms.items == 0,
         }
     }
 
@@ -63,11 +63,22 @@ impl Part {
     /// Makes this part one without items, for a sale with `terms`. It keeps its memory.
     pub fn reuse(&mut self, terms: Terms) {
         let Part { stock, quotas, any_keys, known_sold, .. } = self;
-        (self.terms, self.last_purchase_ms, self.is_reported, self.is_sold_out) = (terms, 0, false, false);
+        (self.terms, self.last_purchase_ms, self.is_sold_out) = (terms, 0, false);
+        self.is_reported = terms.items == 0;
         stock.clear();
         quotas.clear(terms.user_limit);
         any_keys.clear();
         known_sold.clear();
+    }
+
+    /// Returns this part, in which nothing was ever reserved, for a sale with `terms`. It may have been built for an earlier
+    /// sale, if the clock was set forward.
+    pub fn meant_for(mut self, terms: Terms) -> Self {
+        match (self.terms.items, self.terms.user_limit) == (terms.items, terms.user_limit) {
+            true => self.terms = terms,
+            false => self.reuse(terms),
+        }
+        self
     }
 
     /// Builds up to `most` items, and memory for the same number of words of the bitmap. Returns whether the part has
@@ -93,8 +104,8 @@ impl Part {
     /// bought after the end of its sale, and its receipt is remembered for as long as any other. Another shard has the
     /// holds of the keys in this part, so these are remembered until the longest hold has ended.
     pub fn forgotten_at_ms(&self, rules: &Rules) -> u64 {
-        let holds_ms = if self.any_keys.is_empty() { 0 } else { rules.longest_hold_ms() };
-        let forgotten_ms = rules.forgotten_at_ms(self.terms.sale).saturating_add(holds_ms);
+        let holds_ms = if self.any_keys.is_empty() { 0 } else { self.terms.longest_hold_ms() };
+        let forgotten_ms = self.terms.closes_ms.saturating_add(rules.receipts_ms).saturating_add(holds_ms);
         forgotten_ms.max(self.last_purchase_ms.saturating_add(rules.receipts_ms))
     }
 
@@ -112,21 +123,15 @@ mod tests {
     use crate::sale::checkout_key::{mark_any, short};
     use crate::sale::ids::{SaleId, UserId};
     use crate::sale::rules::Ack;
+    use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule};
     use uuid::Uuid;
 
-    const RULES: Rules = Rules {
-        period_s: 10,
-        items: 4,
-        user_limit: 1,
-        ttl_ms: 100,
-        extension_ms: 50,
-        receipts_ms: 1_000,
-        ack: Ack::Local,
-    };
+    const SALES: PeriodicSale = PeriodicSale { period_s: 10, items: 4, user_limit: 1, ttl_ms: 100, extension_ms: 50 };
+    const RULES: Rules = Rules { schedule: SaleSchedule::Periodic(SALES), receipts_ms: 1_000, ack: Ack::Local };
 
     #[test]
     fn a_part_with_keys_is_remembered_until_the_longest_hold_has_ended() {
-        let mut part = Part::new(RULES.terms(SaleId(2)), Partition::new(1), ShardId(0));
+        let mut part = Part::new(SALES.terms(SaleId(2)), Partition::new(1), ShardId(0));
         assert_eq!(part.forgotten_at_ms(&RULES), 31_000);
         part.any_keys.note(UserId(1), short(mark_any(Uuid::from_u128(1))), ItemId(0));
         assert_eq!(part.forgotten_at_ms(&RULES), 31_150);

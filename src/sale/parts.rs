@@ -2,7 +2,8 @@
 //!
 //! 1. *Prepared*: the part of the next sale, built ahead in slices, because memory for millions of items takes longer
 //!    to fill than a turn may last.
-//! 2. *Open*: the newest sale. Only this one grants checkouts.
+//! 2. *Open*: the newest sale, until it closes. Only this one grants checkouts. With a plan, it can close before the next
+//!    one opens, and there may be none yet ([`Terms::NONE`]).
 //! 3. *Closing*: the sale has ended, and items are still held. A hold can be bought, released and extended until it
 //!    ends, as its checkout promised.
 //! 4. *Closed*: nothing is held any more. Repeated requests still get their answers.
@@ -48,6 +49,11 @@ impl NeededSales {
     pub const ALL: NeededSales = NeededSales { open: SaleId(0), oldest_live: SaleId(0), oldest_remembered: SaleId(0) };
 }
 
+/// Returns when the part of a sale begins to be built, in milliseconds since the Unix epoch.
+fn preparation_due_ms(next: &Terms) -> u64 {
+    next.opens_ms.saturating_sub(PREPARATION_MS.min((next.closes_ms - next.opens_ms) / 2))
+}
+
 /// The parts of all sales that a shard knows.
 pub struct Parts {
     id: ShardId,
@@ -73,10 +79,11 @@ impl Parts {
 
     /// Allocates the memory of the next sales, so that no turn does. Call it once, before the first turn.
     pub fn allocate(&mut self, rules: &Rules) {
-        let next = rules.terms(self.next_sale());
+        let Some(next) = rules.schedule.next(self.open.terms.sale) else { return };
+        let largest = Terms { items: rules.schedule.items_max(), ..next };
         self.spare.extend((0..SPARE_PARTS).map(|_| {
-            let mut part = Part::empty(next, self.partition);
-            part.allocate(self.partition.owned_items(self.id, next.items));
+            let mut part = Part::empty(largest, self.partition);
+            part.allocate(self.partition.owned_items(self.id, largest.items));
             part
         }));
     }
@@ -135,9 +142,10 @@ impl Parts {
 
     /// Begins the sale with `terms`, which is newer than all others.
     pub fn begin(&mut self, terms: Terms) {
-        let mut next = self.prepared.take().unwrap_or_else(|| self.start_to_build(terms));
-        // The prepared part may have been meant for an earlier sale, if the clock was set forward.
-        next.terms = terms;
+        let mut next = match self.prepared.take() {
+            Some(prepared) => prepared.meant_for(terms),
+            None => self.start_to_build(terms),
+        };
         // Nothing is left to do if the sale was prepared in time.
         next.build(self.partition.owned_items(self.id, terms.items), usize::MAX);
         self.is_ready = false;
@@ -146,10 +154,10 @@ impl Parts {
 
     /// Builds a slice of the next sale, if it is due. Returns whether another slice is due.
     pub fn prepare(&mut self, rules: &Rules, now: Moment) -> bool {
-        if self.is_ready || now.unix_ms < self.preparation_due_ms(rules) {
+        let Some(next) = rules.schedule.next(self.open.terms.sale) else { return false };
+        if self.is_ready || now.unix_ms < preparation_due_ms(&next) {
             return false;
         }
-        let next = rules.terms(self.next_sale());
         let mut part = self.prepared.take().unwrap_or_else(|| self.start_to_build(next));
         self.is_ready = part.build(self.partition.owned_items(self.id, next.items), SLICE_ITEMS);
         self.prepared = Some(part);
@@ -163,26 +171,20 @@ impl Parts {
         part
     }
 
-    fn next_sale(&self) -> SaleId {
-        SaleId(self.open.terms.sale.0.saturating_add(1))
+    /// Returns the time from `now` until the open sale closes, the next one begins or, before that, its part must be built,
+    /// in milliseconds of Unix time. Returns `None` if none of these follows.
+    pub fn time_to_next_sale_ms(&self, rules: &Rules, now: Moment) -> Option<u64> {
+        let closes_ms = Some(self.open.terms.closes_ms).filter(|closes_ms| *closes_ms > now.unix_ms);
+        let next = rules.schedule.next(self.open.terms.sale);
+        let due_ms = next.map(|next| if self.is_ready { next.opens_ms } else { preparation_due_ms(&next) });
+        closes_ms.into_iter().chain(due_ms).min().map(|due_ms| due_ms.saturating_sub(now.unix_ms))
     }
 
-    fn preparation_due_ms(&self, rules: &Rules) -> u64 {
-        rules.starts_ms(self.next_sale()) - PREPARATION_MS.min(u64::from(rules.period_s) * 500)
-    }
-
-    /// Returns the time from `now` until the next sale begins or, before that, its part must be built, in milliseconds
-    /// of Unix time.
-    pub fn time_to_next_sale_ms(&self, rules: &Rules, now: Moment) -> u64 {
-        let due_ms = if self.is_ready { rules.starts_ms(self.next_sale()) } else { self.preparation_due_ms(rules) };
-        // A sale that another shard has begun early is open before its time by this shard's clock.
-        let period_ms = u64::from(rules.period_s) * 1000;
-        due_ms.saturating_sub(now.unix_ms).min(period_ms - now.unix_ms % period_ms)
-    }
-
-    /// Returns the results of the ended sales in which nothing is held any more, each once.
-    pub fn close(&mut self) -> impl Iterator<Item = EndedShare> {
-        let closed = self.ended.iter_mut().filter(|part| !part.is_reported && !part.is_live());
+    /// Returns the results of the sales that have closed and in which nothing is held any more, each once.
+    pub fn close(&mut self, now: Moment) -> impl Iterator<Item = EndedShare> {
+        let newest = Some(&mut self.open).filter(|part| part.terms.has_closed(now.unix_ms));
+        let over = newest.into_iter().chain(&mut self.ended);
+        let closed = over.filter(|part| !part.is_reported && !part.is_live());
         closed.map(|part| {
             part.is_reported = true;
             let (sold, items) = (part.stock.counts().sold, part.stock.items() as u32);
@@ -201,8 +203,8 @@ impl Parts {
     /// Returns the sales whose records the log must keep.
     pub fn needed(&self, rules: &Rules, now: Moment) -> NeededSales {
         let oldest_live = self.ended.iter().rev().find(|part| part.is_live()).unwrap_or(&self.open).terms.sale;
-        let receipts_since = SaleId::at(now.unix_ms.saturating_sub(rules.receipts_ms), rules.period_s);
-        let oldest_remembered = oldest_live.min(receipts_since);
+        let receipts_since = rules.schedule.latest(now.unix_ms.saturating_sub(rules.receipts_ms));
+        let oldest_remembered = oldest_live.min(receipts_since.map_or(SaleId(0), |terms| terms.sale));
         NeededSales { open: self.open.terms.sale, oldest_live, oldest_remembered }
     }
 

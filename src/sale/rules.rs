@@ -1,8 +1,15 @@
 //! The settings that the rules of a sale need.
 
 use crate::sale::deferred::Watermark;
-use crate::sale::ids::{SaleId, Terms};
+use crate::sale::ids::SaleId;
+use crate::sale::sale_schedule::SaleSchedule;
+use std::time::Duration;
 use strum::{Display, EnumString};
+
+/// Maximum length of a sale.
+pub const PERIOD_MAX: Duration = Duration::from_secs(366 * 86400);
+/// Maximum of the duration of a hold together with its extension; each is at most half of it.
+pub const HOLD_MAX: Duration = Duration::from_secs(2 * 86400);
 
 /// What the answers that promise something wait for, in addition to the flush to the local disk. It is the value of
 /// `--ack` and of the column `ack` in `clusters`.
@@ -41,19 +48,11 @@ impl Ack {
     }
 }
 
-/// The settings that the rules need. `items` and `user_limit` apply from the next sale on.
+/// The settings that the rules need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
-    /// Length of a sale in seconds.
-    pub period_s: u32,
-    /// Number of items in the stock of the next sale.
-    pub items: u32,
-    /// Largest number of items per user in the next sale.
-    pub user_limit: u32,
-    /// Duration of a hold, in milliseconds.
-    pub ttl_ms: u32,
-    /// Time by which a client can extend its hold once, in milliseconds. With 0, holds are not extended.
-    pub extension_ms: u32,
+    /// Which sale opens when, and under which terms.
+    pub schedule: SaleSchedule,
     /// Time for which the answers of an ended sale are remembered, in milliseconds.
     pub receipts_ms: u64,
     /// What the answers that promise something wait for.
@@ -61,29 +60,20 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Returns the terms of a sale that begins under these settings.
-    pub fn terms(&self, sale: SaleId) -> Terms {
-        Terms { sale, items: self.items, user_limit: self.user_limit }
+    /// Returns these rules with another length of each sale, if sales have one length.
+    pub fn with_period(self, period_s: u32) -> Rules {
+        Rules { schedule: self.schedule.with_period(period_s), ..self }
     }
 
-    /// Returns the start of a sale, in milliseconds since the Unix epoch.
-    pub fn starts_ms(&self, sale: SaleId) -> u64 {
-        u64::from(sale.0) * u64::from(self.period_s) * 1000
-    }
-
-    /// Returns the end of a sale, in milliseconds since the Unix epoch.
+    /// Returns the end of a sale, in milliseconds since the Unix epoch. Of a sale that is not in the schedule nothing is
+    /// known, so it has no end.
     pub fn ends_ms(&self, sale: SaleId) -> u64 {
-        self.starts_ms(sale) + u64::from(self.period_s) * 1000
+        self.schedule.terms(sale).map_or(u64::MAX, |terms| terms.closes_ms)
     }
 
     /// Returns when a sale is forgotten, in milliseconds since the Unix epoch, if nothing is held any more and nothing was
     /// bought after its end.
     pub fn forgotten_at_ms(&self, sale: SaleId) -> u64 {
         self.ends_ms(sale).saturating_add(self.receipts_ms)
-    }
-
-    /// Returns the longest time for which an item can be held, with the extension, in milliseconds.
-    pub fn longest_hold_ms(&self) -> u64 {
-        u64::from(self.ttl_ms) + u64::from(self.extension_ms)
     }
 }

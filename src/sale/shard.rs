@@ -131,7 +131,7 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// Creates a shard that continues with `inventory`. Its first record opens the sale in its new stream.
+    /// Creates a shard that continues with `inventory`. Its first record opens the sale in its new stream, if there is one.
     pub fn new(
         id: ShardId,
         partition: Partition,
@@ -158,7 +158,9 @@ impl Shard {
             published: vec![PublishedStock::default(); partition.shards().into()],
             log_room: 0,
         };
-        shard.append(Record::sale_opened(shard.terms(), now.unix_ms), effects);
+        if shard.terms().items > 0 {
+            shard.append(Record::sale_opened(shard.terms(), now.unix_ms), effects);
+        }
         shard
     }
 
@@ -169,7 +171,11 @@ impl Shard {
             ShardEvent::Command(ticket, command) => self.command(ticket, command, now, effects),
             ShardEvent::Request(from, request) => self.request(from, request, now, effects),
             ShardEvent::Reply(reply) => self.reply(reply, now, effects),
-            ShardEvent::Sale(sale) => self.begin_sale_if_newer(sale, now, effects),
+            ShardEvent::Sale(sale) if sale > self.terms().sale => {
+                let terms = self.rules.schedule.terms(sale).expect("all shards have the same schedule");
+                self.begin_sale(terms, now, effects);
+            }
+            ShardEvent::Sale(_) => {}
             ShardEvent::Flushed(seq) => {
                 debug_assert!(self.flushed <= seq && seq <= self.appended);
                 self.flushed = seq;
@@ -238,8 +244,8 @@ impl Shard {
         self.parts.needed(&self.rules, now)
     }
 
-    /// Returns the time until the next sale begins or must be built, in milliseconds.
-    pub fn time_to_next_sale_ms(&self, now: Moment) -> u64 {
+    /// Returns the time until the next sale begins or must be built, in milliseconds, if a sale follows.
+    pub fn time_to_next_sale_ms(&self, now: Moment) -> Option<u64> {
         self.parts.time_to_next_sale_ms(&self.rules, now)
     }
 
@@ -263,7 +269,10 @@ impl Shard {
     // --- time ---
 
     fn tick(&mut self, now: Moment, effects: &mut Effects) {
-        self.begin_sale_if_newer(SaleId::at(now.unix_ms, self.rules.period_s), now, effects);
+        let latest = self.rules.schedule.latest(now.unix_ms);
+        if let Some(newer) = latest.filter(|latest| latest.sale > self.terms().sale) {
+            self.begin_sale(newer, now, effects);
+        }
         let expiries = if self.waits_for_flush() { 0 } else { EXPIRIES_PER_TURN };
         for _ in 0..expiries {
             let Some((sale, slot, hold)) = self.parts.expire(now.monotonic_ms) else { break };
@@ -280,17 +289,13 @@ impl Shard {
     }
 
     fn close_and_forget(&mut self, now: Moment, effects: &mut Effects) {
-        effects.ended.extend(self.parts.close());
+        effects.ended.extend(self.parts.close(now));
         self.parts.forget(&self.rules, now);
     }
 
-    /// Begins `sale` if it is newer. Repetitions that wait for a claim move to the new sale, and so does the claim when
-    /// it is answered.
-    fn begin_sale_if_newer(&mut self, sale: SaleId, now: Moment, effects: &mut Effects) {
-        if sale <= self.terms().sale {
-            return;
-        }
-        self.parts.begin(self.rules.terms(sale));
+    /// Begins a newer sale. Repetitions that wait for a claim move to it, and so does the claim when it is answered.
+    fn begin_sale(&mut self, terms: Terms, now: Moment, effects: &mut Effects) {
+        self.parts.begin(terms);
         self.append(Record::sale_opened(self.terms(), now.unix_ms), effects);
         for (waiter, checkout) in self.repetitions.take_all() {
             self.bounce(waiter, checkout, is_of_any(short(checkout.key)), now, effects);

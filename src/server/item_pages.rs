@@ -29,8 +29,6 @@ pub static DRAWINGS_CHECKSUM: LazyLock<u32> = LazyLock::new(|| {
 pub struct OnSale<'a> {
     /// The sales that the shard knows.
     pub parts: &'a Parts,
-    /// Length of the sale, in seconds.
-    pub period_s: u32,
     /// Published states of the items.
     pub item_states: &'a ItemStates,
     /// Wall-clock time of this turn, in ms since the Unix epoch.
@@ -57,8 +55,7 @@ impl OnSale<'_> {
     }
 
     fn seconds_left(&self) -> u64 {
-        let ends_s = (u64::from(self.terms().sale.0) + 1) * u64::from(self.period_s);
-        ends_s.saturating_sub(self.unix_ms / 1000)
+        (self.terms().closes_ms / 1000).saturating_sub(self.unix_ms / 1000)
     }
 }
 

@@ -68,28 +68,27 @@ pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Respon
 /// Returns the state of the open sale, or `None` before recovery has ended.
 pub fn open_sale(facts: &Facts<'_>) -> Option<Sale> {
     let on_sale = facts.sale?;
-    Some(sale(facts.status, on_sale.period_s, on_sale.terms()))
+    Some(sale(facts.status, on_sale.terms()))
 }
 
 fn one_sale(status: &Status, on_sale: OnSale<'_>, terms: Terms) -> OneSale {
-    let sale = sale(status, on_sale.period_s, terms);
+    let sale = sale(status, terms);
     let phase = match sale.reserved {
-        _ if terms.sale == on_sale.terms().sale => SalePhase::Open,
+        _ if terms.sale == on_sale.terms().sale && !terms.has_closed(on_sale.unix_ms) => SalePhase::Open,
         0 => SalePhase::Closed,
         _ => SalePhase::Closing,
     };
     OneSale { phase, sale }
 }
 
-fn sale(status: &Status, period_s: u32, terms: Terms) -> Sale {
+fn sale(status: &Status, terms: Terms) -> Sale {
     let sales = status.sales(terms.sale);
-    let starts_s = u64::from(terms.sale.0) * u64::from(period_s);
     // Shards publish one after the other, so the sums are not a snapshot of one moment and must not underflow here.
     let available = terms.items.saturating_sub(sales.sold + sales.reserved);
     Sale {
         sale_id: terms.sale.0,
-        starts_at: rfc3339(starts_s * 1000),
-        ends_at: rfc3339((starts_s + u64::from(period_s)) * 1000),
+        starts_at: rfc3339(terms.opens_ms),
+        ends_at: rfc3339(terms.closes_ms),
         items_total: terms.items,
         sold: sales.sold,
         reserved: sales.reserved,

@@ -128,10 +128,11 @@ mod tests {
     use super::*;
     use crate::operate::item_states::ItemStates;
     use crate::operate::status::{Phase, Status};
-    use crate::sale::ids::{ShardId, Terms};
+    use crate::sale::ids::ShardId;
     use crate::sale::part::Part;
     use crate::sale::partition::Partition;
     use crate::sale::parts::Parts;
+    use crate::sale::sale_schedule::PeriodicSale;
     use crate::sale::stock::Counts;
 
     #[test]
@@ -142,10 +143,11 @@ mod tests {
         let mut hear = |sale, sold, now_ms| {
             let counts = Counts { claiming: 0, held: 1, buying: 0, sold };
             status.shards[0].publish_sales(SaleId(sale), counts);
-            let terms = Terms { sale: SaleId(sale), items: 10, user_limit: 2 };
+            let terms = PeriodicSale { period_s: 3600, items: 10, user_limit: 2, ttl_ms: 1, extension_ms: 0 }
+                .terms(SaleId(sale));
             let mut out = Vec::new();
             let parts = Parts::new(ShardId(0), Partition::new(1), vec![Part::empty(terms, Partition::new(1))]);
-            let sale = Some(OnSale { parts: &parts, period_s: 3600, item_states: &item_states, unix_ms: now_ms });
+            let sale = Some(OnSale { parts: &parts, item_states: &item_states, unix_ms: now_ms });
             sent.update(&Facts { status: &status, sale, known: None }, now_ms, &mut out);
             String::from_utf8(out).unwrap()
         };

@@ -11,19 +11,18 @@ use crate::sale::parts::Parts;
 use crate::sale::published_stock::PublishedStock;
 use crate::sale::record::{LogEvent, Record, RefusalReason, ReleaseReason};
 use crate::sale::rules::{Ack, Rules};
+use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule};
 use crate::sale::shard::{Inventory, Shard, ShardEvent};
 use uuid::Uuid;
 
 const NOW: Moment = Moment { monotonic_ms: 1, unix_ms: 1_000 };
-const RULES: Rules = Rules {
-    period_s: 10,
-    items: 200,
-    user_limit: 10,
-    ttl_ms: 100,
-    extension_ms: 50,
-    receipts_ms: 10_000,
-    ack: Ack::Local,
-};
+const SALES: PeriodicSale = PeriodicSale { period_s: 10, items: 200, user_limit: 10, ttl_ms: 100, extension_ms: 50 };
+const RULES: Rules = Rules { schedule: SaleSchedule::Periodic(SALES), receipts_ms: 10_000, ack: Ack::Local };
+
+/// Returns [`RULES`] with other sales.
+fn rules(sales: PeriodicSale) -> Rules {
+    Rules { schedule: SaleSchedule::Periodic(sales), ..RULES }
+}
 
 /// Returns the first of `shards` shards, with nothing sold and unlimited room in the log.
 fn shard(shards: u16) -> Shard {
@@ -32,7 +31,7 @@ fn shard(shards: u16) -> Shard {
 
 fn shard_with(shards: u16, rules: Rules) -> Shard {
     let (partition, id) = (Partition::new(shards), ShardId(0));
-    let inventory = Inventory { parts: vec![Part::new(rules.terms(SaleId(0)), partition, id)] };
+    let inventory = Inventory { parts: vec![Part::new(rules.schedule.terms(SaleId(0)).unwrap(), partition, id)] };
     let (codes, mut effects) = (CodeGenerator::new([0; 32]), Effects::default());
     let mut shard = Shard::new(id, partition, rules, inventory, codes, NOW, &mut effects);
     shard.apply(ShardEvent::LogRoom(u64::MAX), NOW, &mut effects);
@@ -140,16 +139,16 @@ fn the_result_of_a_sale_is_final() {
 /// The next sale is ready when it begins, and is built in the memory of a forgotten one.
 #[test]
 fn the_next_sale_is_built_in_slices_and_memory_is_used_again() {
-    let rules = Rules { items: 20_000, receipts_ms: 0, ..RULES };
+    let rules = Rules { receipts_ms: 0, ..rules(PeriodicSale { items: 20_000, ..SALES }) };
     let (partition, id) = (Partition::new(1), ShardId(0));
-    let mut parts = Parts::new(id, partition, vec![Part::new(rules.terms(SaleId(0)), partition, id)]);
+    let mut parts = Parts::new(id, partition, vec![Part::new(rules.schedule.terms(SaleId(0)).unwrap(), partition, id)]);
     for sale in 1..5 {
         let at = |before_ms| Moment { monotonic_ms: 1, unix_ms: u64::from(sale) * 10_000 - before_ms };
         assert!(!parts.prepare(&rules, at(5_001)), "it is too early");
         let slices = (0..).take_while(|_| parts.prepare(&rules, at(5_000))).count();
         assert_eq!((slices, parts.prepare(&rules, at(0))), (4, false), "20,000 items are five slices");
-        parts.begin(rules.terms(SaleId(sale)));
-        assert_eq!(parts.close().count(), 1);
+        parts.begin(rules.schedule.terms(SaleId(sale)).unwrap());
+        assert_eq!(parts.close(at(0)).count(), 1);
         parts.forget(&rules, at(0));
         assert_eq!((parts.open().stock.items(), parts.iter().count()), (20_000, 1));
     }
@@ -298,7 +297,8 @@ fn a_withdrawal_is_sent_to_the_owner_of_the_request() {
 #[test]
 fn answers_that_become_due_together_leave_in_several_turns() {
     const PURCHASES: u32 = 2_500;
-    let rules = Rules { items: PURCHASES, user_limit: PURCHASES, ack: Ack::Postgres, ..RULES };
+    let sales = PeriodicSale { items: PURCHASES, user_limit: PURCHASES, ..SALES };
+    let rules = Rules { ack: Ack::Postgres, ..rules(sales) };
     let mut shard = shard_with(1, rules);
     let codes: Vec<Code> = (0..PURCHASES).map(|item| reserve_at(&mut shard, item)).collect();
     (0..).zip(codes).for_each(|(ticket, code)| assert_eq!(purchase(&mut shard, ticket, code, Uuid::nil()), []));
@@ -322,7 +322,7 @@ fn answers_that_become_due_together_leave_in_several_turns() {
 #[test]
 fn holds_that_end_together_expire_in_several_turns() {
     const HOLDS: u32 = 3_000;
-    let rules = Rules { items: HOLDS + 1, user_limit: 2 * HOLDS, ..RULES };
+    let rules = rules(PeriodicSale { items: HOLDS + 1, user_limit: 2 * HOLDS, ..SALES });
     let mut shard = shard_with(1, rules);
     let codes: Vec<Code> = (0..HOLDS).map(|item| reserve_at(&mut shard, item)).collect();
     let (end, mut effects) = (Moment { monotonic_ms: 101, unix_ms: 1_100 }, Effects::default());
@@ -357,7 +357,7 @@ fn holds_that_end_together_expire_in_several_turns() {
 #[test]
 fn no_more_holds_expire_than_the_log_can_take() {
     const HOLDS: u32 = 20_000;
-    let rules = Rules { items: HOLDS, user_limit: HOLDS, ..RULES };
+    let rules = rules(PeriodicSale { items: HOLDS, user_limit: HOLDS, ..SALES });
     let mut shard = shard_with(1, rules);
     (0..HOLDS).for_each(|item| _ = reserve_at(&mut shard, item));
     let (end, mut effects) = (Moment { monotonic_ms: 101, unix_ms: 1_100 }, Effects::default());
@@ -515,7 +515,7 @@ fn a_checkout_is_repeated_after_its_purchase() {
 /// come back. Refusals are recorded without an item.
 #[test]
 fn a_checkout_of_any_item_learns_when_to_come_back() {
-    let mut shard = shard_with(1, Rules { items: 2, ttl_ms: 2_500, ..RULES });
+    let mut shard = shard_with(1, rules(PeriodicSale { items: 2, ttl_ms: 2_500, ..SALES }));
     let ask = |shard: &mut Shard| {
         apply(shard, ShardEvent::Command(Ticket(1), Command::CheckoutAny { user: UserId(1), key: Uuid::nil() }))
     };
@@ -543,7 +543,7 @@ fn a_checkout_of_any_item_learns_when_to_come_back() {
 /// The origin passes over shards that have published that they have nothing, and asks each of the others once.
 #[test]
 fn each_shard_is_asked_once_for_any_item() {
-    let mut shard = shard_with(4, Rules { items: 4, ..RULES });
+    let mut shard = shard_with(4, rules(PeriodicSale { items: 4, ..SALES }));
     // User 1's claims stay on their way, so the only item of this shard is taken.
     checkout(&mut shard, 0);
     let published = |sold, next_expiry_ms| PublishedStock { sale: SaleId(0), sold, reserved: 1 - sold, next_expiry_ms };

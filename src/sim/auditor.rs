@@ -4,7 +4,7 @@ use super::shadow::{CheckoutId, Promise, Shadow, checkout_id};
 use crate::log::block::StreamKey;
 use crate::sale::code::Code;
 use crate::sale::command::{Command, Outcome};
-use crate::sale::ids::{ItemId, Moment, SaleId, UserId};
+use crate::sale::ids::{ItemId, Moment, SaleId, Terms, UserId};
 use crate::sale::record::{LogEvent, Record, ReleaseReason};
 use crate::sale::rules::Rules;
 use std::collections::BTreeMap;
@@ -84,10 +84,27 @@ impl Now<'_> {
         self.durable.values().flatten().find(|record| record.sale == sale && is_it(record.event))
     }
 
+    /// Returns the terms of a sale.
+    fn terms(&self, sale: SaleId) -> Terms {
+        self.rules.schedule.terms(sale).expect("a sale of the schedule")
+    }
+
+    /// Returns whether no sale was open at some time from `from_ms` to `to_ms`.
+    fn has_gap(&self, from_ms: u64, to_ms: u64) -> bool {
+        let Some(mut sale) = self.rules.schedule.latest(from_ms) else { return true };
+        while sale.closes_ms <= to_ms {
+            match self.rules.schedule.next(sale.sale) {
+                Some(next) if next.opens_ms <= sale.closes_ms.max(from_ms) => sale = next,
+                _ => return true,
+            }
+        }
+        false
+    }
+
     /// Returns by how many milliseconds the hold of this code was extended, durably.
     fn extended_ms(&self, sale: SaleId, code: Code) -> u64 {
         let is_it = |event| matches!(event, LogEvent::Extended { code: of, .. } if of == code);
-        if self.is_durable(sale, is_it) { self.rules.extension_ms.into() } else { 0 }
+        if self.is_durable(sale, is_it) { self.terms(sale).extension_ms.into() } else { 0 }
     }
 
     /// Returns whether the answers of a sale must still be remembered. The wall clock may have been set back since then.
@@ -141,7 +158,7 @@ impl Now<'_> {
     /// Returns whether the server must repeat the checkout with this code. The keys of checkouts of any item are at another
     /// shard than the holds: it does not know that a hold lasts longer because the wall clock was set forward.
     fn must_repeat(&self, promise: &Promise, code: Code) -> bool {
-        let granted_ms = promise.expires_unix_ms - u64::from(self.rules.ttl_ms);
+        let granted_ms = promise.expires_unix_ms - u64::from(self.terms(promise.sale).ttl_ms);
         let is_in_time = promise.clock_epoch == self.clock_epoch && granted_ms <= self.rules.ends_ms(promise.sale);
         let is_known = is_in_time || self.latest_unix_ms < self.rules.forgotten_at_ms(promise.sale);
         self.must_remember(promise, code) && (is_known || promise.checkout_id().0.is_some())
@@ -196,7 +213,7 @@ fn audit_checkout(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, n
             Outcome::Reserved { code, sale, item: got, expires_unix_ms },
         ) => {
             assert!(command.item().is_none_or(|item| item == got), "the answer names another item than the request");
-            let ttl_ms = u64::from(now.rules.ttl_ms);
+            let ttl_ms = u64::from(now.terms(sale).ttl_ms);
             let ends = at.unix_ms + ttl_ms..=now.at.unix_ms + ttl_ms;
             assert!(
                 !key.is_nil() || clock_epoch != now.clock_epoch || ends.contains(&expires_unix_ms),
@@ -206,15 +223,19 @@ fn audit_checkout(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, n
         }
         (
             Command::Checkout { item, user, key },
-            Outcome::ItemSold { .. } | Outcome::ItemReserved | Outcome::UserLimit,
+            Outcome::ItemSold { .. } | Outcome::ItemReserved | Outcome::UserLimit | Outcome::NotOpen { .. },
         ) if must_be_repeated(shadow, (Some(item), user, key), event, now) => {
             panic!("a repeated checkout of {item:?} by {user:?} is answered with {outcome:?}");
         }
         (
             Command::CheckoutAny { user, key },
-            Outcome::SoldOut { .. } | Outcome::AllReserved { .. } | Outcome::UserLimit,
+            Outcome::SoldOut { .. } | Outcome::AllReserved { .. } | Outcome::UserLimit | Outcome::NotOpen { .. },
         ) if must_be_repeated(shadow, (None, user, key), event, now) => {
             panic!("a repeated checkout of any item by {user:?} is answered with {outcome:?}");
+        }
+        (_, Outcome::NotOpen { retry_after_s }) => {
+            let has_gap = clock_epoch != now.clock_epoch || now.has_gap(at.unix_ms, now.at.unix_ms);
+            assert!(retry_after_s > 0 && has_gap, "a sale was open all the time");
         }
         (Command::CheckoutAny { .. }, Outcome::SoldOut { sale }) => {
             let items = now.items_of(sale).expect("a sale that is sold out was opened");
@@ -224,7 +245,9 @@ fn audit_checkout(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, n
             );
         }
         (Command::CheckoutAny { .. }, Outcome::AllReserved { retry_after_s }) => {
-            assert!(retry_after_s > 0 && u64::from(retry_after_s) * 1000 < 1_000 + now.rules.longest_hold_ms());
+            assert!(
+                retry_after_s > 0 && u64::from(retry_after_s) * 1000 < 1_000 + now.rules.schedule.longest_hold_ms()
+            );
             let was_free = now.any_free_since.is_some_and(|since| since <= event);
             // A repetition is refused until the end of its hold is durable, and while a claim of an ended sale is undone.
             assert!(
@@ -285,6 +308,10 @@ fn refused(shadow: &Shadow, code: Code, refusal: Outcome, now: &Now<'_>) {
         Outcome::CodeUsed => {
             let is_sold = promise.is_none_or(|promise| now.is_sold(promise.sale, promise.item));
             assert!(is_sold, "a code is refused as used, but the purchase is not durable");
+        }
+        Outcome::NotExtendable => {
+            let by_ms = promise.map_or(0, |promise| now.terms(promise.sale).extension_ms);
+            assert_eq!(by_ms, 0, "a hold is not extended, but the sale allows it");
         }
         other => panic!("{code:?} is answered with {other:?}"),
     }

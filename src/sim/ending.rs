@@ -50,14 +50,26 @@ impl World {
         panic!("messages, flushes or shipping do not come to an end");
     }
 
+    /// Moves the clocks to the next sale, if none is open.
+    fn wait_for_an_open_sale(&mut self) {
+        let newest = *self.shards[0].terms();
+        if newest.has_closed(self.now.unix_ms) {
+            let next = self.rules.schedule.next(newest.sale).expect("a plan does not end in a simulated world");
+            self.now.monotonic_ms += next.opens_ms - self.now.unix_ms;
+            self.now.unix_ms = next.opens_ms;
+            self.settle();
+        }
+    }
+
     /// Lets all holds expire, then checks that new buyers can buy every item that is not sold yet.
     pub fn sell_out(&mut self) {
-        self.now.monotonic_ms += self.rules.longest_hold_ms();
+        self.now.monotonic_ms += self.rules.schedule.longest_hold_ms();
         (self.loses_answers, self.any_buyers.publishes_late) = (false, false);
         self.settle();
         if self.refused {
             return;
         }
+        self.wait_for_an_open_sale();
         let terms = *self.shards[0].terms();
         for item in (0..terms.items).map(ItemId) {
             let user = UserId(1_000 + i64::from(item.0));

@@ -3,6 +3,7 @@
 use super::world::World;
 use crate::sale::command::{Command, Withdrawal};
 use crate::sale::ids::{ShardId, Ticket};
+use crate::sale::sale_schedule::SaleSchedule;
 use crate::sale::shard::ShardEvent;
 
 impl World {
@@ -43,8 +44,11 @@ impl World {
         let mut sectors = self.faults.clone();
         self.faults.u64(..);
         self.now.monotonic_ms = 1 + self.faults.u64(0..1000);
-        // The next run may have another stock, from its next sale on.
-        self.rules.items = if self.faults.u32(0..4) == 0 { self.faults.u32(1..6) } else { self.rules.items };
+        // The next run may have another stock, from its next sale on, unless there is a plan.
+        self.sales.items = if self.faults.u32(0..4) == 0 { self.faults.u32(1..6) } else { self.sales.items };
+        if let SaleSchedule::Periodic(_) = self.rules.schedule {
+            self.rules.schedule = SaleSchedule::Periodic(self.sales);
+        }
         // Keep all sectors, none, or each at random.
         self.crash_with(shards, seals, || kind == 0 || (kind > 1 && sectors.bool()));
     }

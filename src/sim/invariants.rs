@@ -3,7 +3,7 @@
 use super::is_purchase;
 use super::shadow::checkout_id;
 use super::workload::USERS;
-use super::world::{USER_LIMIT, World};
+use super::world::World;
 use crate::sale::checkout_key::is_of_any;
 use crate::sale::ids::{ItemId, SaleId, ShardId, UserId};
 use crate::sale::item_state::ItemState;
@@ -41,11 +41,13 @@ impl World {
         }
         assert!(!is_everywhere || live <= taken, "{live} items are held or bought, but quotas count only {taken}");
         let is_exact = !self.taken_over.contains(&sale);
+        let limit_of = |sale| self.rules.schedule.terms(sale).map_or(0, |terms| terms.user_limit);
         for user in (0..USERS).map(UserId) {
             let owner = &self.shards[usize::from(self.partition.owner_of_user(user).0)];
-            assert!(!is_exact || owner.quotas().taken(user) <= USER_LIMIT, "the quota of {user:?} exceeds the limit");
+            let limit = limit_of(owner.terms().sale);
+            assert!(!is_exact || owner.quotas().taken(user) <= limit, "the quota of {user:?} exceeds the limit");
             assert!(
-                !is_exact || self.shadow.bought_by(user, sale) <= USER_LIMIT as usize,
+                !is_exact || self.shadow.bought_by(user, sale) <= limit_of(sale) as usize,
                 "{user:?} bought more than the limit"
             );
         }
@@ -67,7 +69,7 @@ impl World {
     /// Updates the events since which each item has been free, and each user below the limit, without interruption.
     pub fn note_what_is_free(&mut self) {
         let (event, sale) = (self.events, self.newest_sale());
-        for item in (0..self.rules.items).map(ItemId) {
+        for item in (0..self.rules.schedule.items_max()).map(ItemId) {
             let owner = &self.shards[usize::from(self.partition.owner_of_item(item).0)];
             let (slot, stock) = (self.partition.slot_of(item), owner.stock());
             // A checkout ends a hold that is over.
@@ -87,7 +89,7 @@ impl World {
     pub fn check_rest(&self) {
         self.check_undelivered();
         assert!(self.pending.is_empty(), "requests without an answer: {:?}", self.pending);
-        let sale = SaleId::at(self.now.unix_ms, self.rules.period_s);
+        let sale = self.rules.schedule.latest(self.now.unix_ms).map_or(SaleId(0), |latest| latest.sale);
         assert!(self.shards.iter().all(|shard| shard.terms().sale >= sale), "a shard has not begun the current sale");
         for sale in self.shards[0].parts().iter().map(|part| part.terms.sale) {
             let parts: Option<Vec<&Part>> = self.shards.iter().map(|shard| shard.parts().get(sale)).collect();

@@ -1,8 +1,8 @@
 //! The simulator, in tests only: production shards, records, blocks and recovery, with simulated lanes, disk, database
 //! and clocks. A seed determines a world and its trace. Real time and real files are never used here.
 //!
-//! In reading order: [`world`] (the machine and its steps), [`faults`] (what goes wrong), [`workload`] (commands of
-//! buyers), [`any_buyers`] (buyers that ask for any item), [`shipping`] (the machine and its database), [`disk`] and
+//! In reading order: [`world`] (the machine and its steps), [`faults`] (what goes wrong), [`plans`] (sales with terms of their own), [`workload`]
+//! (commands of buyers), [`any_buyers`] (buyers that ask for any item), [`shipping`] (the machine and its database), [`disk`] and
 //! [`fake_postgres`] (the simulated disk and database), [`withdrawals`] (requests whose clients are gone), [`shadow`]
 //! (promises made to buyers), [`auditor`] (checks each answer against them), [`invariants`] (checks of the whole machine
 //! after every step), [`ending`] (the end of a world), [`trace`] (the hash of a run), [`small`] (small worlds, tried
@@ -30,6 +30,7 @@ mod pair_auditor;
 mod pair_database;
 mod pair_ending;
 mod pair_machine;
+mod plans;
 mod replicated_postgres;
 mod shadow;
 mod shipping;

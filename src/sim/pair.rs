@@ -18,6 +18,7 @@ use crate::sale::command::{Command, Outcome};
 use crate::sale::ids::{ItemId, Ticket, UserId};
 use crate::sale::record::LogEvent;
 use crate::sale::rules::{Ack, Rules};
+use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule};
 use crate::sale::shard::ShardEvent;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -44,6 +45,8 @@ pub struct Occurrences {
 
 /// Two machines and their database.
 pub struct Pair {
+    /// The sale.
+    pub sales: PeriodicSale,
     pub rules: Rules,
     pub machines: [PairMachine; 2],
     pub clients: [DatabaseClient; 2],
@@ -83,17 +86,16 @@ impl Pair {
             ahead_ms: faults.u64(0..=AHEAD_MS_MAX),
         };
         let machines = [clock(), clock()].map(PairMachine::new);
-        let rules = Rules {
+        let sales = PeriodicSale {
             period_s: PERIOD_S,
             items: faults.u32(1..6),
             user_limit: faults.u32(1..3),
             ttl_ms: [800, 3_000, 600_000][faults.usize(0..3)],
             extension_ms: 1_000,
-            receipts_ms: 1_000,
-            ack,
         };
         let mut pair = Pair {
-            rules,
+            sales,
+            rules: Rules { schedule: SaleSchedule::Periodic(sales), receipts_ms: 1_000, ack },
             machines,
             clients: Default::default(),
             database: ReplicatedPostgres::new(ack == Ack::Replicated),
@@ -173,7 +175,7 @@ impl Pair {
 
     /// Sends the command of a buyer, mostly to a machine that sells.
     fn buyer(&mut self) {
-        let (items, chance) = (self.rules.items, &mut self.traffic);
+        let (items, chance) = (self.sales.items, &mut self.traffic);
         let known = self.auditor.promises.len();
         let code = self.auditor.promises.keys().nth(chance.usize(0..=known));
         let code = code.map_or(Code::from_bytes([0x88; 16]), |bytes| Code::from_bytes(*bytes));
@@ -296,7 +298,8 @@ impl Pair {
         let now = AnswerTime {
             run: owner.run,
             unix_ms: (earliest, earliest + AHEAD_MS_MAX),
-            rules: &self.rules,
+            ack: self.rules.ack,
+            user_limit: self.sales.user_limit,
             database: &self.database,
             archive,
             is_cut_off,
@@ -329,7 +332,7 @@ impl Pair {
         }
         for user in taken.values() {
             let items = taken.values().filter(|of| *of == user).count();
-            assert!(items <= self.rules.user_limit as usize, "{user:?} has {items} items in the database");
+            assert!(items <= self.sales.user_limit as usize, "{user:?} has {items} items in the database");
         }
     }
 

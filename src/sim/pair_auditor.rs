@@ -7,7 +7,7 @@ use crate::sale::code::Code;
 use crate::sale::command::{Command, Outcome};
 use crate::sale::ids::{ItemId, UserId};
 use crate::sale::record::{LogEvent, Record};
-use crate::sale::rules::{Ack, Rules};
+use crate::sale::rules::Ack;
 use std::collections::BTreeMap;
 
 /// A request of a buyer.
@@ -52,7 +52,9 @@ pub struct AnswerTime<'a> {
     pub run: Run,
     /// The earliest and the latest time that a wall clock can show.
     pub unix_ms: (u64, u64),
-    pub rules: &'a Rules,
+    pub ack: Ack,
+    /// Largest number of items of a user.
+    pub user_limit: u32,
     pub database: &'a ReplicatedPostgres,
     /// The session of the run has ended, and its process does not know it yet.
     pub is_cut_off: bool,
@@ -63,7 +65,7 @@ pub struct AnswerTime<'a> {
 
 impl AnswerTime<'_> {
     fn is_replicated(&self) -> bool {
-        self.rules.ack == Ack::Replicated
+        self.ack == Ack::Replicated
     }
 
     /// Returns whether the machine's own runs have logged such an event.
@@ -195,7 +197,7 @@ impl PairAuditor {
         let user = promise.user;
         let before = self.bought.insert(item, code);
         assert!(before.is_none_or(|before| before == code), "{item:?} is sold twice");
-        let is_within = self.bought_by(user) <= now.rules.user_limit as usize;
+        let is_within = self.bought_by(user) <= now.user_limit as usize;
         assert!(!now.is_replicated() || is_within, "{user:?} has bought more than the limit");
     }
 }

@@ -122,8 +122,8 @@ impl Pair {
     pub fn sell_out(&mut self) {
         self.settle();
         let slowest = self.machines.iter().map(|machine| machine.clock.rate).min().unwrap_or(1000);
-        self.true_ms += self.rules.longest_hold_ms() * 1000 / slowest;
-        let (items, limit) = (self.rules.items, self.rules.user_limit);
+        self.true_ms += self.rules.schedule.longest_hold_ms() * 1000 / slowest;
+        let (items, limit) = (self.sales.items, self.sales.user_limit);
         for item in (0..items).map(ItemId) {
             let (user, seller) = (UserId(1_000 + i64::from(item.0 / limit)), self.settle());
             self.command(seller, Command::Checkout { item, user, key: Uuid::nil() });

@@ -4,6 +4,7 @@ use super::any_buyers::AnyBuyers;
 use super::auditor::{GrantTime, Now, OpenRequest, audit, user_of};
 use super::disk::{CLUSTER, Disk, purchases_of};
 use super::fake_postgres::FakePostgres;
+use super::plans;
 use super::shadow::Shadow;
 use super::trace::Trace;
 use super::withdrawals::Withdrawals;
@@ -20,15 +21,21 @@ use crate::sale::message::{Reply, Request};
 use crate::sale::partition::Partition;
 use crate::sale::record::{LogEvent, Record};
 use crate::sale::rules::{Ack, Rules};
+use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule};
 use crate::sale::shard::{Shard, ShardEvent};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use uuid::Uuid;
 
 /// Largest number of items per user.
 pub const USER_LIMIT: u32 = 2;
-const TTL_MS: u32 = 100;
-const EXTENSION_MS: u32 = 60;
-const PERIOD_MS: u64 = 2_000;
+/// Duration of a hold, in milliseconds. A plan may have shorter ones.
+pub const TTL_MS: u32 = 100;
+/// Time by which a hold can be extended, in milliseconds.
+pub const EXTENSION_MS: u32 = 60;
+/// Time of the wall clock at which a world begins.
+pub const BEGIN_MS: u64 = 1_000_000;
+/// Length of a sale, in milliseconds.
+pub const PERIOD_MS: u64 = 2_000;
 
 /// A message on its way.
 #[derive(Debug)]
@@ -63,6 +70,8 @@ pub struct WorldLog {
 
 /// The simulated machine, its clients and its database.
 pub struct World {
+    /// Sales of the next run. The schedule of `rules` has the same.
+    pub sales: PeriodicSale,
     pub rules: Rules,
     pub partition: Partition,
     pub shards: Vec<Shard>,
@@ -131,7 +140,8 @@ impl World {
         let traffic = fastrand::Rng::with_seed(faults.u64(..));
         let ack = [Ack::Local, Ack::Postgres, Ack::Replicated][faults.usize(0..3)];
         let (items, shards) = (faults.u32(1..6), faults.u16(1..5));
-        let mut world = Self::with(items, shards, ack, traffic, faults, prints_trace);
+        let schedule = |sales| plans::schedule(seed, sales);
+        let mut world = Self::with((items, schedule), shards, ack, traffic, faults, prints_trace);
         (world.sockets, world.loses_answers) = (fastrand::Rng::with_seed(!seed), true);
         world.ends_holds_late = true;
         world.any_buyers = AnyBuyers::new(seed);
@@ -144,31 +154,30 @@ impl World {
     /// The first sale ends in 10 ms, and `sales_to_begin` sales may begin after it.
     pub fn small(items: u32, shards: u16, ack: Ack, sales_to_begin: u32) -> Self {
         let [traffic, faults] = [0, 1].map(fastrand::Rng::with_seed);
-        let mut world = Self::with(items, shards, ack, traffic, faults, false);
+        let mut world = Self::with((items, SaleSchedule::Periodic), shards, ack, traffic, faults, false);
         world.now.unix_ms += PERIOD_MS - 10;
         world.sales_to_begin = sales_to_begin;
         world
     }
 
     fn with(
-        items: u32,
+        (items, schedule): (u32, impl Fn(PeriodicSale) -> SaleSchedule),
         shards: u16,
         ack: Ack,
         traffic: fastrand::Rng,
         faults: fastrand::Rng,
         prints_trace: bool,
     ) -> Self {
-        let period_s = (PERIOD_MS / 1000) as u32;
+        let sales = PeriodicSale {
+            period_s: (PERIOD_MS / 1000) as u32,
+            items,
+            user_limit: USER_LIMIT,
+            ttl_ms: TTL_MS,
+            extension_ms: EXTENSION_MS,
+        };
         let mut world = World {
-            rules: Rules {
-                period_s,
-                items,
-                user_limit: USER_LIMIT,
-                ttl_ms: TTL_MS,
-                extension_ms: EXTENSION_MS,
-                receipts_ms: PERIOD_MS,
-                ack,
-            },
+            sales,
+            rules: Rules { schedule: schedule(sales), receipts_ms: PERIOD_MS, ack },
             partition: Partition::new(1),
             shards: Vec::new(),
             item_states: ItemStates::new(Partition::new(1), 0, &[]),
@@ -183,7 +192,7 @@ impl World {
             steps: 0,
             events: 0,
             clock_epoch: 0,
-            now: Moment { monotonic_ms: 1, unix_ms: 1_000_000 },
+            now: Moment { monotonic_ms: 1, unix_ms: BEGIN_MS },
             latest_unix_ms: 0,
             sales_to_begin: 0,
             logs: Vec::new(),
@@ -283,7 +292,7 @@ impl World {
         self.steps += 1;
         match self.faults.u32(0..1000) {
             0..220 => {
-                let command = workload::next(&mut self.traffic, self.rules.items, &self.shadow);
+                let command = workload::next(&mut self.traffic, self.rules.schedule.items_max(), &self.shadow);
                 let command = self.any_buyers.choose(command);
                 let shard = self.traffic.u16(0..self.partition.shards());
                 self.command(shard, command);
@@ -353,7 +362,7 @@ impl World {
         self.archive = self.disk.read().expect("a disk without damage can be read");
         self.archive.retain(|_, records| !records.is_empty());
         self.disk.seal(usize::MAX);
-        let mut replay = Replay::new(self.partition, self.rules, self.rules.longest_hold_ms(), self.now);
+        let mut replay = Replay::new(self.partition, self.rules, self.rules.schedule.longest_hold_ms(), self.now);
         for record in self.archive.values().flatten() {
             replay.record(record).unwrap_or_else(|error| panic!("{record:?} cannot be replayed: {error}"));
         }
@@ -369,7 +378,7 @@ impl World {
         self.users_free.clear();
         self.positions = None;
         self.logs = (0..shards).map(|_| WorldLog::default()).collect();
-        self.item_states = ItemStates::new(self.partition, self.rules.items, &inventories);
+        self.item_states = ItemStates::new(self.partition, self.rules.schedule.items_max(), &inventories);
         for (id, inventory) in (0..).zip(inventories) {
             let key = purchases_of(self.owner.run.epoch, id);
             self.disk.create(key);
@@ -502,6 +511,8 @@ impl World {
                 let time = GrantTime { number, at: self.now, run, clock_epoch: self.clock_epoch };
                 let earlier = self.granted.insert(*code.as_bytes(), time);
                 assert!(earlier.is_none(), "a code is issued twice");
+                let terms = self.rules.schedule.terms(record.sale).expect("a sale of the schedule");
+                assert!(!terms.has_closed(record.unix_ms), "a checkout is granted after its sale has closed");
             }
         }
         self.logs[usize::from(shard)].records.extend(effects.records);

@@ -17,6 +17,7 @@ use stampede::sale::ids::{ItemId, Moment, SaleId, UserId};
 use stampede::sale::partition::Partition;
 use stampede::sale::record::{BLOCK_RECORDS, LogEvent, RECORD_BYTES, Record, RefusalReason};
 use stampede::sale::rules::{Ack, Rules};
+use stampede::sale::sale_schedule::{PeriodicSale, SaleSchedule};
 use uuid::Uuid;
 
 /// A fuzz target, which panics on bytes that reveal a defect.
@@ -253,15 +254,8 @@ const ITEMS: u32 = 64;
 /// Checks that any records in any order are replayed or refused one by one, and that the result is a consistent sale.
 pub fn replay(bytes: &[u8]) {
     let now = Moment { monotonic_ms: 1_000, unix_ms: 3_600_000 * 500 };
-    let rules = Rules {
-        period_s: 3600,
-        items: ITEMS,
-        user_limit: 10,
-        ttl_ms: 100,
-        extension_ms: 0,
-        receipts_ms: 3_600_000,
-        ack: Ack::Local,
-    };
+    let sales = PeriodicSale { period_s: 3600, items: ITEMS, user_limit: 10, ttl_ms: 100, extension_ms: 0 };
+    let rules = Rules { schedule: SaleSchedule::Periodic(sales), receipts_ms: 3_600_000, ack: Ack::Local };
     let Some((&shards, bytes)) = bytes.split_first() else { return };
     let mut replay = Replay::new(Partition::new(u16::from(shards % 8) + 1), rules, 100, now);
     for bytes in bytes.as_chunks::<RECORD_BYTES>().0 {

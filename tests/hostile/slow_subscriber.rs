@@ -5,10 +5,11 @@ use glommio::{LocalExecutorBuilder, Placement};
 use stampede::http::connection::ConnectionSnapshot;
 use stampede::operate::item_states::ItemStates;
 use stampede::operate::status::{Phase, Status};
-use stampede::sale::ids::{Moment, SaleId, ShardId, Terms};
+use stampede::sale::ids::{Moment, SaleId, ShardId};
 use stampede::sale::part::Part;
 use stampede::sale::partition::Partition;
 use stampede::sale::parts::Parts;
+use stampede::sale::sale_schedule::PeriodicSale;
 use stampede::sale::stock::Counts;
 use stampede::server::item_pages::OnSale;
 use stampede::server::status_pages::Facts;
@@ -16,7 +17,8 @@ use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-const SALE: Terms = Terms { sale: SaleId(7), items: 100, user_limit: 1 };
+const SALE: SaleId = SaleId(7);
+const SALES: PeriodicSale = PeriodicSale { period_s: 3600, items: 100, user_limit: 1, ttl_ms: 1, extension_ms: 0 };
 /// Bytes of pending output, more than the kernel buffers for a client that does not read.
 const BEFORE: usize = 8 << 20;
 
@@ -29,8 +31,8 @@ fn after(ms: u64) -> Moment {
 fn told_by_then(until_ms: u64) -> (String, bool) {
     let run = async move {
         let status = Arc::new(Status::new(Phase::Serving, 1, 0, false));
-        let item_states = ItemStates::new(Partition::new(1), SALE.items, &[]);
-        let parts = Parts::new(ShardId(0), Partition::new(1), vec![Part::empty(SALE, Partition::new(1))]);
+        let item_states = ItemStates::new(Partition::new(1), SALES.items, &[]);
+        let parts = Parts::new(ShardId(0), Partition::new(1), vec![Part::empty(SALES.terms(SALE), Partition::new(1))]);
         let mut server = server(&status, 4);
         let (mut client, socket) = UnixStream::pair().unwrap();
         socket.set_nonblocking(true).unwrap();
@@ -39,10 +41,10 @@ fn told_by_then(until_ms: u64) -> (String, bool) {
         server.adopt(socket.into(), Some(midway), after(0)).unwrap();
         let mut turn = |sold, ms| {
             let now = after(ms);
-            status.shards[0].publish_sales(SALE.sale, Counts { claiming: 0, held: 0, buying: 0, sold });
+            status.shards[0].publish_sales(SALE, Counts { claiming: 0, held: 0, buying: 0, sold });
             server.poll(0);
             server.serve(now, &mut |_, _, _, _, _| panic!("the subscriber sends no request"));
-            let sale = OnSale { parts: &parts, period_s: 3600, item_states: &item_states, unix_ms: now.unix_ms };
+            let sale = OnSale { parts: &parts, item_states: &item_states, unix_ms: now.unix_ms };
             let facts = Facts { status: &status, sale: Some(sale), known: None };
             server.send_events(now, |told, out| told.update(&facts, now.monotonic_ms, out));
             server.write_replies(now);

@@ -77,7 +77,7 @@ pub const ANY_ITEM: &[Bug] = &[
     Bug {
         what: "the keys of an ended sale are forgotten before its last hold",
         file: "sale/part.rs",
-        place: "let holds_ms = «if self.any_keys.is_empty() { 0 } else { rules.longest_hold_ms() }»;",
+        place: "let holds_ms = «if self.any_keys.is_empty() { 0 } else { self.terms.longest_hold_ms() }»;",
         wrong: "0",
         caught_by: "sale::part::",
     },

@@ -301,7 +301,7 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "a grant of the previous sale reserves an item of the current sale",
         file: "sale/owner_steps.rs",
-        place: "if «sale != self.terms().sale» {\n            return self.move_to_next_sale",
+        place: "if «sale != self.terms().sale» || has_closed {\n            return self.move_to_next_sale",
         wrong: "sale == SaleId(u32::MAX)",
         caught_by: SIM,
     },
@@ -357,8 +357,8 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "a clock that goes back reopens an earlier sale",
         file: "sale/shard.rs",
-        place: "if «sale <= self.terms().sale» {\n            return;",
-        wrong: "sale == self.terms().sale",
+        place: "latest.filter(|latest| «latest.sale > self.terms().sale»)",
+        wrong: "latest.sale != self.terms().sale",
         caught_by: SIM,
     },
     Bug {
@@ -486,7 +486,7 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "a repeated checkout of a bought item is refused by the shard that knows of the purchase",
         file: "sale/origin_steps.rs",
-        place: "if «key.is_nil()» {\n            if item",
+        place: "if «key.is_nil()» {\n            if open.terms",
         wrong: "item.0 < open.terms.items || key.is_nil()",
         caught_by: SIM,
     },
@@ -524,5 +524,55 @@ pub const RULES: &[Bug] = &[
         place: "«item.answers = item.answers.saturating_add(1);»",
         wrong: "",
         caught_by: SIM,
+    },
+    // --- the plan ---
+    Bug {
+        what: "a part that was prepared for another sale keeps its stock and its limit",
+        file: "sale/part.rs",
+        place: "match «(self.terms.items, self.terms.user_limit) == (terms.items, terms.user_limit)» {",
+        wrong: "true",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a closed sale grants checkouts with a key",
+        file: "sale/owner_steps.rs",
+        place: "if «self.terms().has_closed(now.unix_ms)» {",
+        wrong: "false",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a claim that returns after the end of its sale is granted",
+        file: "sale/owner_steps.rs",
+        place: "let has_closed = «self.terms().has_closed(now.unix_ms)»;",
+        wrong: "false",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "holds have the duration of another sale",
+        file: "sale/owner_steps.rs",
+        place: "(self.codes.mint(sale, item), «self.terms().ttl_ms»);",
+        wrong: "self.rules.schedule.longest_hold_ms() as u32",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "the offset of a time is added",
+        file: "plan/plan_time.rs",
+        place: "map(|ms| «ms - offset_minutes * 60_000»);",
+        wrong: "ms + offset_minutes * 60_000",
+        caught_by: "plan::",
+    },
+    Bug {
+        what: "the last repetition of a sale may have the id of another sale",
+        file: "plan/plan_sequence.rs",
+        place: "} else if «last.sale >= sale.id» {",
+        wrong: "last.sale > sale.id",
+        caught_by: "plan::",
+    },
+    Bug {
+        what: "products of a sale share their units",
+        file: "plan/plan_reader.rs",
+        place: "first = «product.numbers().end»;",
+        wrong: "first",
+        caught_by: "plan::",
     },
 ];

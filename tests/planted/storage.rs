@@ -37,7 +37,7 @@ pub const STORAGE: &[Bug] = &[
     Bug {
         what: "a full log extends holds in the blocks for their ends",
         file: "sale/owner_steps.rs",
-        place: "let (by_ms, is_full) = (self.rules.extension_ms, «self.has_no_room()»);",
+        place: "let is_full = «self.has_no_room()»;",
         wrong: "false",
         caught_by: "sim::alone",
     },
@@ -193,8 +193,8 @@ pub const STORAGE: &[Bug] = &[
     Bug {
         what: "rows of a sale that is needed are dropped",
         file: "postgres/maintenance.rs",
-        place: "time => «sale_at(now_ms.saturating_sub(time)).min(needed)»,",
-        wrong: "sale_at(now_ms.saturating_sub(time))",
+        place: "time => «id(latest(now_ms.saturating_sub(time))).min(id(needed))»,",
+        wrong: "id(latest(now_ms.saturating_sub(time)))",
         caught_by: "maintenance::",
     },
     Bug {

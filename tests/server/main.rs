@@ -51,6 +51,7 @@ mod package;
 mod parent;
 mod pauses;
 mod persistence;
+mod plan;
 mod pooler;
 mod power;
 mod proxy;

@@ -28,6 +28,9 @@ _stampede() {
             stampede,migrate)
                 cmd="stampede__subcmd__migrate"
                 ;;
+            stampede,plan)
+                cmd="stampede__subcmd__plan"
+                ;;
             stampede__subcmd__log,dump)
                 cmd="stampede__subcmd__log__subcmd__dump"
                 ;;
@@ -37,6 +40,12 @@ _stampede() {
             stampede__subcmd__log,verify)
                 cmd="stampede__subcmd__log__subcmd__verify"
                 ;;
+            stampede__subcmd__plan,check)
+                cmd="stampede__subcmd__plan__subcmd__check"
+                ;;
+            stampede__subcmd__plan,show)
+                cmd="stampede__subcmd__plan__subcmd__show"
+                ;;
             *)
                 ;;
         esac
@@ -44,7 +53,7 @@ _stampede() {
 
     case "${cmd}" in
         stampede)
-            opts="-h -V --check-config --listen --admin-listen --admin-host --shards --data-dir --items --user-limit --sale-period --reservation-ttl --extension --receipts --log-budget --database-url --ack --recover-from --standby --standby-heartbeat --standby-patience --keep-sales --keep-attempts --max-connections --max-connections-per-address --idle-timeout --steering --cors-origin --shop --drain-delay --drain-timeout --env-file --log-format --help --version completions man log migrate"
+            opts="-h -V --check-config --listen --admin-listen --admin-host --shards --data-dir --items --user-limit --sale-period --reservation-ttl --extension --receipts --log-budget --database-url --ack --recover-from --standby --standby-heartbeat --standby-patience --keep-sales --keep-attempts --max-connections --max-connections-per-address --idle-timeout --steering --cors-origin --shop --drain-delay --drain-timeout --env-file --log-format --help --version plan completions man log migrate"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -431,6 +440,52 @@ _stampede() {
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o plusdirs
                     fi
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        stampede__subcmd__plan)
+            opts="-h --help check show"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        stampede__subcmd__plan__subcmd__check)
+            opts="-h --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        stampede__subcmd__plan__subcmd__show)
+            opts="-h --at --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --at)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 *)

@@ -59,7 +59,40 @@ _stampede() {
         (( CURRENT += 1 ))
         curcontext="${curcontext%:*:*}:stampede-command-$line[1]:"
         case $line[1] in
-            (completions)
+            (plan)
+_arguments "${_arguments_options[@]}" : \
+'-h[Print help]' \
+'--help[Print help]' \
+":: :_stampede__subcmd__plan_commands" \
+"*::: :->plan" \
+&& ret=0
+
+    case $state in
+    (plan)
+        words=($line[1] "${words[@]}")
+        (( CURRENT += 1 ))
+        curcontext="${curcontext%:*:*}:stampede-plan-command-$line[1]:"
+        case $line[1] in
+            (check)
+_arguments "${_arguments_options[@]}" : \
+'-h[Print help (see more with '\''--help'\'')]' \
+'--help[Print help (see more with '\''--help'\'')]' \
+':file -- Path of the plan, a TOML file:_files' \
+&& ret=0
+;;
+(show)
+_arguments "${_arguments_options[@]}" : \
+'--at=[Time for which to print the states, such as 2026-12-01T18\:00\:00+01\:00 \[default\: now\]]:TIME:_default' \
+'-h[Print help (see more with '\''--help'\'')]' \
+'--help[Print help (see more with '\''--help'\'')]' \
+':file -- Path of the plan, a TOML file:_files' \
+&& ret=0
+;;
+        esac
+    ;;
+esac
+;;
+(completions)
 _arguments "${_arguments_options[@]}" : \
 '-h[Print help]' \
 '--help[Print help]' \
@@ -138,6 +171,7 @@ esac
 (( $+functions[_stampede_commands] )) ||
 _stampede_commands() {
     local commands; commands=(
+'plan:Check a plan of sales, or show what is open and next' \
 'completions:Print completions for a shell' \
 'man:Print the manual page\: stampede man | man -l -' \
 'log:Read the log of a data directory\: verify it, dump it, or add up a sale' \
@@ -183,6 +217,24 @@ _stampede__subcmd__man_commands() {
 _stampede__subcmd__migrate_commands() {
     local commands; commands=()
     _describe -t commands 'stampede migrate commands' commands "$@"
+}
+(( $+functions[_stampede__subcmd__plan_commands] )) ||
+_stampede__subcmd__plan_commands() {
+    local commands; commands=(
+'check:Explain a plan, or name its mistakes' \
+'show:Print which sales of a plan are over, open and next' \
+    )
+    _describe -t commands 'stampede plan commands' commands "$@"
+}
+(( $+functions[_stampede__subcmd__plan__subcmd__check_commands] )) ||
+_stampede__subcmd__plan__subcmd__check_commands() {
+    local commands; commands=()
+    _describe -t commands 'stampede plan check commands' commands "$@"
+}
+(( $+functions[_stampede__subcmd__plan__subcmd__show_commands] )) ||
+_stampede__subcmd__plan__subcmd__show_commands() {
+    local commands; commands=()
+    _describe -t commands 'stampede plan show commands' commands "$@"
 }
 
 if [ "$funcstack[1]" = "_stampede" ]; then

@@ -1,0 +1,169 @@
+//! What a plan says: its sales, and the products that each of them sells.
+
+use crate::plan::plan_time::FOREVER_MS;
+use crate::sale::ids::{SaleId, Terms};
+use crate::sale::sale_schedule::SaleSeries;
+use std::ops::Range;
+
+/// Maximum number of sales in a plan. A repeated sale counts once.
+pub const PLANNED_SALES_MAX: usize = 256;
+/// Maximum number of sales that are open at once.
+pub const OPEN_MAX: usize = 16;
+/// Maximum number of products in a sale.
+pub const PRODUCTS_MAX: usize = 1024;
+
+/// The sales of a plan, in the order in which they open, which is that of their ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SalePlan {
+    /// The sales.
+    pub sales: Vec<PlannedSale>,
+}
+
+/// A sale of a plan, or a sequence of sales with the same terms.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedSale {
+    /// Id of the sale. Each repetition has the next id.
+    pub id: SaleId,
+    /// Name for people.
+    pub name: String,
+    /// Opening time, in milliseconds since the Unix epoch.
+    pub opens_ms: u64,
+    /// Closing time, in milliseconds since the Unix epoch.
+    pub closes_ms: u64,
+    /// Whether and for how long the sale is repeated.
+    pub repetition: Option<Repetition>,
+    /// Largest number of units that one user may hold and have bought, together.
+    pub user_limit: u32,
+    /// Duration of a hold, in milliseconds.
+    pub ttl_ms: u32,
+    /// Time by which a client can extend its hold once, in milliseconds. With 0, holds are not extended.
+    pub extension_ms: u32,
+    /// Whether checkouts are refused for now.
+    pub is_paused: bool,
+    /// The products. Their units are numbered in this order, from 0.
+    pub products: Vec<Product>,
+    /// Line of the plan in which the sale begins.
+    pub line: usize,
+}
+
+/// How a sale is repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Repetition {
+    /// Time from one opening to the next, in milliseconds.
+    pub every_ms: u64,
+    /// Time from which no further sale opens, in milliseconds since the Unix epoch. `None`: it never ends.
+    pub until_ms: Option<u64>,
+}
+
+/// A product: a range of the units of its sale.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Product {
+    /// Id, unique in the sale.
+    pub id: String,
+    /// Name for people.
+    pub name: String,
+    /// Address of an image: `https://…`, or a path that begins with `/`.
+    pub image: Option<String>,
+    /// Price for people. Stampede handles no money.
+    pub price: Option<String>,
+    /// The units.
+    pub units: Units,
+    /// Number of the product's first unit in the sale.
+    pub first: u32,
+}
+
+/// The units of a product.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Units {
+    /// This many units without names.
+    Quantity(u32),
+    /// Units with names, such as seats.
+    Named(Vec<String>),
+}
+
+impl SalePlan {
+    /// Returns the number of units of all sales. A repeated sale counts once.
+    pub fn units(&self) -> u64 {
+        self.sales.iter().map(|sale| u64::from(sale.units())).sum()
+    }
+}
+
+impl PlannedSale {
+    /// Returns the number of units in the stock.
+    pub fn units(&self) -> u32 {
+        self.products.last().map_or(0, |product| product.numbers().end)
+    }
+
+    /// Returns the sales that this is, with its repetitions. Ids and times that can be written bound a sale that is repeated
+    /// for ever.
+    pub fn series(&self) -> SaleSeries {
+        let &PlannedSale { id: sale, opens_ms, closes_ms, user_limit, ttl_ms, extension_ms, .. } = self;
+        let first = Terms { sale, items: self.units(), user_limit, opens_ms, closes_ms, ttl_ms, extension_ms };
+        let Some(Repetition { every_ms, until_ms }) = self.repetition else {
+            return SaleSeries { first, every_ms: 0, count: 1 };
+        };
+        let by_time = until_ms.unwrap_or(FOREVER_MS).saturating_sub(opens_ms).div_ceil(every_ms.max(1));
+        let by_id = u64::from(u32::MAX - sale.0) + 1;
+        let count = u32::try_from(by_time.min(by_id)).unwrap_or(u32::MAX).max(1);
+        SaleSeries { first, every_ms, count }
+    }
+}
+
+impl Product {
+    /// Returns the numbers of the product's units in the sale.
+    pub fn numbers(&self) -> Range<u32> {
+        self.first..self.first.saturating_add(self.units.count())
+    }
+}
+
+impl Units {
+    /// Returns the number of units.
+    pub fn count(&self) -> u32 {
+        match self {
+            Units::Quantity(quantity) => *quantity,
+            Units::Named(names) => u32::try_from(names.len()).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn repeated(until_ms: Option<u64>) -> PlannedSale {
+        PlannedSale {
+            id: SaleId(7),
+            name: "Hourly".into(),
+            opens_ms: 1_000,
+            closes_ms: 4_000,
+            repetition: Some(Repetition { every_ms: 5_000, until_ms }),
+            user_limit: 1,
+            ttl_ms: 1,
+            extension_ms: 0,
+            is_paused: false,
+            products: Vec::new(),
+            line: 1,
+        }
+    }
+
+    #[test]
+    fn repetitions_follow_each_other() {
+        let sales = repeated(Some(11_001)).series();
+        assert_eq!(sales.count, 3);
+        let latest = |unix_ms| sales.latest(unix_ms).map(|sale| (sale.sale.0, sale.opens_ms, sale.closes_ms));
+        assert_eq!([latest(999), latest(1_000)], [None, Some((7, 1_000, 4_000))]);
+        assert_eq!([latest(5_999), latest(6_000)], [Some((7, 1_000, 4_000)), Some((8, 6_000, 9_000))]);
+        assert_eq!(latest(1_000_000), Some((9, 11_000, 14_000)));
+        let next = |unix_ms| sales.next(unix_ms).map(|sale| sale.sale.0);
+        assert_eq!([next(0), next(1_000), next(10_999), next(11_000)], [Some(7), Some(8), Some(9), None]);
+        assert_eq!(repeated(Some(11_000)).series().count, 2);
+    }
+
+    #[test]
+    fn ids_bound_a_sale_that_is_repeated_for_ever() {
+        let sales = PlannedSale { id: SaleId(u32::MAX - 1), ..repeated(None) }.series();
+        assert_eq!(sales.count, 2);
+        assert_eq!(sales.latest(FOREVER_MS).unwrap().sale, SaleId(u32::MAX));
+        assert!(repeated(None).series().count > 1_000_000);
+    }
+}

@@ -1,0 +1,210 @@
+//! Which sale opens when, and under which terms: one sale after another by `--sale-period`, or the sales of a plan.
+//!
+//! Ids increase in the order in which sales open. A schedule says what is due; what has opened is in the log.
+
+use crate::sale::ids::{SaleId, Terms};
+
+/// The sales of a server, from the first to the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SaleSchedule {
+    /// A sale for each period since 1970, without a gap.
+    Periodic(PeriodicSale),
+    /// The sales of a plan, in the order of their ids. A process reads one plan, so it is never freed.
+    Planned(&'static [SaleSeries]),
+}
+
+/// Sales of equal length, one after another. The id of a sale is the number of periods before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeriodicSale {
+    /// Length of a sale in seconds.
+    pub period_s: u32,
+    /// Number of items in the stock of the next sale.
+    pub items: u32,
+    /// Largest number of items per user in the next sale.
+    pub user_limit: u32,
+    /// Duration of a hold, in milliseconds.
+    pub ttl_ms: u32,
+    /// Time by which a client can extend its hold once, in milliseconds. With 0, holds are not extended.
+    pub extension_ms: u32,
+}
+
+/// Sales with the same terms that open at a fixed distance and have consecutive ids, or one sale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SaleSeries {
+    /// Terms of the first sale.
+    pub first: Terms,
+    /// Time from one opening to the next, in milliseconds.
+    pub every_ms: u64,
+    /// Number of sales, at least 1.
+    pub count: u32,
+}
+
+impl SaleSchedule {
+    /// Returns the terms of a sale, if there is or was such a sale.
+    pub fn terms(&self, sale: SaleId) -> Option<Terms> {
+        match self {
+            SaleSchedule::Periodic(periodic) => Some(periodic.terms(sale)),
+            SaleSchedule::Planned(series) => {
+                let last = series.partition_point(|series| series.first.sale <= sale).checked_sub(1)?;
+                series[last].number(sale.0 - series[last].first.sale.0)
+            }
+        }
+    }
+
+    /// Returns the newest sale that has opened by `unix_ms`. It may have closed since.
+    pub fn latest(&self, unix_ms: u64) -> Option<Terms> {
+        match self {
+            SaleSchedule::Periodic(periodic) => Some(periodic.terms(SaleId::at(unix_ms, periodic.period_s))),
+            SaleSchedule::Planned(series) => {
+                let last = series.partition_point(|series| series.first.opens_ms <= unix_ms).checked_sub(1)?;
+                series[last].latest(unix_ms)
+            }
+        }
+    }
+
+    /// Returns the first sale with a higher id than `sale`.
+    pub fn next(&self, sale: SaleId) -> Option<Terms> {
+        match self {
+            SaleSchedule::Periodic(periodic) => Some(periodic.terms(SaleId(sale.0.saturating_add(1)))),
+            SaleSchedule::Planned(series) => {
+                let next = series.partition_point(|series| series.first.sale <= sale);
+                let repeated = next.checked_sub(1).map(|last| &series[last]);
+                let repeated = repeated.and_then(|last| last.number((sale.0 - last.first.sale.0).checked_add(1)?));
+                repeated.or_else(|| series.get(next).map(|series| series.first))
+            }
+        }
+    }
+
+    /// Returns the length of each sale in seconds, or 0 for the sales of a plan. A data directory and a database belong to
+    /// one such number.
+    pub fn period_s(&self) -> u32 {
+        match self {
+            SaleSchedule::Periodic(periodic) => periodic.period_s,
+            SaleSchedule::Planned(_) => 0,
+        }
+    }
+
+    /// Returns this schedule with another length of each sale, if it has such a length.
+    pub fn with_period(self, period_s: u32) -> SaleSchedule {
+        match self {
+            SaleSchedule::Periodic(periodic) => SaleSchedule::Periodic(PeriodicSale { period_s, ..periodic }),
+            SaleSchedule::Planned(_) => self,
+        }
+    }
+
+    /// Returns the largest stock of a sale that can open, in items.
+    pub fn items_max(&self) -> u32 {
+        match self {
+            SaleSchedule::Periodic(periodic) => periodic.items,
+            SaleSchedule::Planned(series) => series.iter().map(|series| series.first.items).max().unwrap_or(0),
+        }
+    }
+
+    /// Returns the longest time for which an item can be held, with the extension, in milliseconds.
+    pub fn longest_hold_ms(&self) -> u64 {
+        match self {
+            SaleSchedule::Periodic(periodic) => u64::from(periodic.ttl_ms) + u64::from(periodic.extension_ms),
+            SaleSchedule::Planned(series) => {
+                series.iter().map(|series| series.first.longest_hold_ms()).max().unwrap_or(0)
+            }
+        }
+    }
+}
+
+impl PeriodicSale {
+    /// Returns the terms of a sale that begins under these settings.
+    pub fn terms(&self, sale: SaleId) -> Terms {
+        let &PeriodicSale { period_s, items, user_limit, ttl_ms, extension_ms } = self;
+        let period_ms = u64::from(period_s) * 1000;
+        let opens_ms = u64::from(sale.0) * period_ms;
+        Terms { sale, items, user_limit, opens_ms, closes_ms: opens_ms + period_ms, ttl_ms, extension_ms }
+    }
+}
+
+impl SaleSeries {
+    /// Returns the last of the sales.
+    pub fn last(&self) -> Terms {
+        self.number(self.count - 1).expect("there is at least one sale")
+    }
+
+    /// Returns the newest of the sales that have opened by `unix_ms`.
+    pub fn latest(&self, unix_ms: u64) -> Option<Terms> {
+        let number = unix_ms.checked_sub(self.first.opens_ms)? / self.every_ms.max(1);
+        self.number(number.min(u64::from(self.count - 1)) as u32)
+    }
+
+    /// Returns the first of the sales that open after `unix_ms`.
+    pub fn next(&self, unix_ms: u64) -> Option<Terms> {
+        match self.latest(unix_ms) {
+            Some(latest) => self.number(latest.sale.0 - self.first.sale.0 + 1),
+            None => Some(self.first),
+        }
+    }
+
+    /// Returns the terms of the sale with this number, from 0.
+    fn number(&self, number: u32) -> Option<Terms> {
+        let Terms { sale, opens_ms, closes_ms, .. } = self.first;
+        let shift_ms = self.every_ms * u64::from(number);
+        (number < self.count).then(|| Terms {
+            sale: SaleId(sale.0 + number),
+            opens_ms: opens_ms + shift_ms,
+            closes_ms: closes_ms + shift_ms,
+            ..self.first
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOURLY: PeriodicSale =
+        PeriodicSale { period_s: 3600, items: 10, user_limit: 2, ttl_ms: 30_000, extension_ms: 5_000 };
+
+    /// The plan that says the same as `--sale-period 1h`.
+    fn hourly_plan() -> SaleSchedule {
+        let series = [SaleSeries { first: HOURLY.terms(SaleId(0)), every_ms: 3_600_000, count: u32::MAX }];
+        SaleSchedule::Planned(Box::leak(Box::new(series)))
+    }
+
+    #[test]
+    fn a_repeated_sale_of_a_plan_is_the_periodic_sale() {
+        let (periodic, planned) = (SaleSchedule::Periodic(HOURLY), hourly_plan());
+        for unix_ms in [0, 1, 3_599_999, 3_600_000, 1_796_148_000_000] {
+            let now = periodic.latest(unix_ms).unwrap();
+            assert!(now.opens_ms <= unix_ms && unix_ms < now.closes_ms);
+            assert_eq!(planned.latest(unix_ms), Some(now));
+            assert_eq!(planned.terms(now.sale), periodic.terms(now.sale));
+            assert_eq!(planned.next(now.sale), periodic.next(now.sale));
+            assert_eq!(periodic.next(now.sale).unwrap().opens_ms, now.closes_ms);
+        }
+        assert_eq!([periodic, planned].map(|schedule| schedule.items_max()), [10, 10]);
+        assert_eq!([periodic, planned].map(|schedule| schedule.longest_hold_ms()), [35_000, 35_000]);
+    }
+
+    #[test]
+    fn sales_of_a_plan_have_terms_of_their_own_and_gaps_between_them() {
+        let sale = |id: u32, opens_ms, closes_ms, items| Terms {
+            opens_ms,
+            closes_ms,
+            items,
+            ttl_ms: 1_000 * id,
+            ..HOURLY.terms(SaleId(id))
+        };
+        let (first, last) = (sale(3, 100, 200, 7), sale(20, 1_000, 9_000, 5));
+        let repeated = SaleSeries { first: sale(5, 300, 350, 9), every_ms: 100, count: 3 };
+        let one = |first| SaleSeries { first, every_ms: 0, count: 1 };
+        let planned = SaleSchedule::Planned(Box::leak(Box::new([one(first), repeated, one(last)])));
+        let latest = |unix_ms| planned.latest(unix_ms).map(|terms| (terms.sale.0, terms.opens_ms, terms.closes_ms));
+        assert_eq!([latest(99), latest(100), latest(299)], [None, Some((3, 100, 200)), Some((3, 100, 200))]);
+        assert_eq!([latest(300), latest(499)], [Some((5, 300, 350)), Some((6, 400, 450))]);
+        assert_eq!([latest(999), latest(u64::MAX)], [Some((7, 500, 550)), Some((20, 1_000, 9_000))]);
+        let next = |sale| planned.next(SaleId(sale)).map(|terms| terms.sale.0);
+        assert_eq!([next(0), next(3), next(4), next(5)], [Some(3), Some(5), Some(5), Some(6)]);
+        assert_eq!([next(7), next(19), next(20), next(u32::MAX)], [Some(20), Some(20), None, None]);
+        let known = [2, 3, 4, 7, 8, 20, 21].map(|sale| planned.terms(SaleId(sale)).is_some());
+        assert_eq!(known, [false, true, false, true, false, true, false]);
+        assert_eq!((planned.items_max(), planned.longest_hold_ms()), (9, 25_000));
+        assert_eq!(SaleSchedule::Planned(&[]).latest(u64::MAX), None);
+    }
+}
