@@ -214,7 +214,7 @@ pub const STORAGE: &[Bug] = &[
     Bug {
         what: "a server is taken for dead because it holds no lock, although it was never seen to hold one",
         file: "postgres/owner_watch.rs",
-        place: "Some(pair) if «self.one_of_two == Some(found.owner.run.id)» => patience_without_session(pair),",
+        place: "let has_lost_lock = !is_locked && «self.locked == Some(found.owner.run.id)»;",
         wrong: "true",
         caught_by: "owner_watch::",
     },

@@ -42,6 +42,13 @@ pub const TWO_MACHINES: &[Bug] = &[
         wrong: "self.waiting.push(Watermark::Flushed, self.appended, Deferred::ReturnQuota { sale, item, user, key });",
         caught_by: PAIR,
     },
+    Bug {
+        what: "a primary that confirms no commit is used for ever",
+        file: "config/host_choice.rs",
+        place: "if «before + 1 < SESSIONS» {",
+        wrong: "{ let _ = (before, SESSIONS, hosts); true }",
+        caught_by: "host_choice::",
+    },
     // --- what is modelled ---
     Bug {
         what: "a takeover does not raise the epoch in the transaction that reads",
