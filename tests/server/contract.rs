@@ -287,7 +287,8 @@ fn wrong_methods_and_paths_are_told_apart() {
             ("GET /purchase", 405, Some("POST")),
             ("DELETE /sale", 405, Some("GET, HEAD")),
             ("PATCH /livez", 405, Some("GET, HEAD")),
-            ("GET /", 404, None),
+            ("POST /", 405, Some("GET, HEAD")),
+            ("GET /nothing", 404, None),
             ("POST /checkout/1", 404, None),
         ] {
             let response = client.request(line);
