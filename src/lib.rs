@@ -15,7 +15,7 @@
 //! | 4 | `system/` | clocks, CPUs, descriptors, threads | anything of a sale |
 //! | 3 | `http/` | bytes to requests, outcomes to answers, pure | sockets |
 //! | 3 | `config/` | settings, reasons to end | I/O except log lines and the exit |
-//! | 2 | `plan/` | what is sold when: the file of `--plan` and its mistakes, pure | a file, a clock |
+//! | 2 | `plan/` | what is sold when: the file of a plan and its mistakes, pure | a file, a clock |
 //! | 1 | `sale/` | the rules, pure | anything else |
 //!
 //! Each folder's `mod.rs` is its map. A request travels `server` → `http` → `runtime` → `sale` → `runtime` → `log`, and its

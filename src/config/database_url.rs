@@ -450,6 +450,17 @@ mod tests {
     }
 
     #[test]
+    fn later_connections_begin_with_the_host_in_use_unless_the_order_is_a_preference() {
+        for (target, expected) in [("", [1, 2, 0]), ("&target_session_attrs=any", [0, 1, 2])] {
+            let url = DatabaseUrl::parse(&format!("postgres://u@a,b,c/d?connect_timeout=1{target}")).unwrap();
+            let numbers = || url.hosts_in_turn().map(|(number, _)| number).collect::<Vec<_>>();
+            assert_eq!(numbers(), [0, 1, 2], "{target}");
+            url.clone().choice.opened(1, 3);
+            assert_eq!(numbers(), expected, "{target}");
+        }
+    }
+
+    #[test]
     fn hosts_are_lists() {
         let hosts = |text: &str| {
             let url = DatabaseUrl::parse(text)?;

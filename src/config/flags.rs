@@ -74,7 +74,7 @@ pub const SETTINGS: &[Setting] = &[
         help: "With --standby: time between two reports of the selling server to the database" },
     Setting { flag: "standby-patience", variables: &["STANDBY_PATIENCE"], value: "DURATION", default: "1500ms",
         help: "With --standby: time without a report after which the other server takes over, and the selling server \
-            answers 503. At least twice --standby-heartbeat, and the same on both servers" },
+            answers 503. At least twice --standby-heartbeat. That of the selling server counts on both" },
     Setting { flag: "keep-sales", variables: &["KEEP_SALES"], value: "DURATION", default: "0s",
         help: "Time after which the rows of a sale are dropped from Postgres, such as 400d; 0s: never" },
     Setting { flag: "keep-attempts", variables: &["KEEP_ATTEMPTS"], value: "DURATION", default: "0s",

@@ -1,5 +1,4 @@
-//! The plan of `--plan`: which sales open when, under which terms, and what they sell. Never here: a file, a clock, or what
-//! a client does.
+//! A plan: which sales open when, under which terms, and what they sell. Never here: a file, a clock, or what a client does.
 //!
 //! Data passes through like this: the text of a TOML file, and of the lists of units that it names, becomes a [`planned_sale`]
 //! `SalePlan`, or a list of all its mistakes.

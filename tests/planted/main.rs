@@ -4,8 +4,8 @@
 //! one bug when the tests of the copy run. So one build serves all bugs, and the sources themselves contain none of
 //! them.
 //!
-//! The tables of bugs are `rules.rs`, `any_item.rs`, `storage.rs` and `two_machines.rs`. If a place of a table is no longer found, the source has changed:
-//! update the table.
+//! The tables of bugs are `rules.rs`, `any_item.rs`, `storage.rs` and `two_machines.rs`. If a place of a table is no longer
+//! found, the source has changed: update the table.
 
 mod any_item;
 mod rules;

@@ -52,15 +52,21 @@ impl Pair {
 struct Front {
     haproxy: Child,
     address: SocketAddr,
+    /// Where keepalived asks.
+    checks: SocketAddr,
     _dir: tempfile::TempDir,
 }
 
 impl Front {
     fn start(pairs: &[Pair; 2]) -> Front {
         let dir = tempfile::tempdir().unwrap();
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let mut text =
-            repository_text("tuning/cluster/haproxy-pairs.cfg").replace("bind :80", &format!("bind {address}"));
+        let free_address = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (address, checks) = (free_address(), free_address());
+        let mut text = repository_text("tuning/cluster/haproxy-pairs.cfg");
+        for (documented, address) in [("bind :80\n", address), ("bind :8404\n", checks)] {
+            assert_eq!(text.matches(documented).count(), 1, "{documented}");
+            text = text.replace(documented, &format!("bind {address}\n"));
+        }
         let servers = pairs.iter().flat_map(|pair| &pair.servers);
         for (server, documented) in servers.zip(["10.9.0.1:8080", "10.9.0.2:8080", "10.9.0.4:8080", "10.9.0.5:8080"]) {
             assert_eq!(text.matches(documented).count(), 1, "{documented}");
@@ -71,7 +77,7 @@ impl Front {
         let mut haproxy = Command::new("haproxy");
         let haproxy =
             haproxy.args(["-db", "-f"]).arg(&file).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let front = Front { haproxy, address, _dir: dir };
+        let front = Front { haproxy, address, checks, _dir: dir };
         for sale in [1, 2] {
             let is_ready = || front.ask(sale, "GET /readyz?x=1").is_some_and(|answer| answer.status == 200);
             wait_until("HAProxy sees who sells", || (0..10).all(|_| is_ready()));
@@ -79,10 +85,15 @@ impl Front {
         front
     }
 
-    /// Sends a request for one of the sales on a connection of its own. Returns `None` if no answer arrives.
+    /// Sends a request for one of the sales. Returns `None` if no answer arrives.
     fn ask(&self, sale: u32, line: &str) -> Option<Response> {
-        let mut stream = TcpStream::connect(self.address).ok()?;
-        let request = format!("{line}&sale_id={sale} HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n");
+        Self::ask_at(self.address, &format!("{line}&sale_id={sale}"))
+    }
+
+    /// Sends a request on a connection of its own. Returns `None` if no answer arrives.
+    fn ask_at(address: SocketAddr, line: &str) -> Option<Response> {
+        let mut stream = TcpStream::connect(address).ok()?;
+        let request = format!("{line} HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
@@ -140,6 +151,8 @@ fn each_sale_has_a_pair() {
         };
         wait_until("the first sale sells out", || front.buy(1, user, item) == Some(200) || is_sold());
     }
+    let is_alive = || Front::ask_at(front.checks, "GET /alive").is_some_and(|answer| answer.status == 200);
+    assert!(is_alive(), "a server of each pair sells");
     for pair in pairs {
         pair.servers.into_iter().for_each(|server| assert!(server.terminate().success()));
         let sold = pair.database.ask("select item_id from stampede.purchases");
@@ -147,4 +160,5 @@ fn each_sale_has_a_pair() {
         assert_eq!((sold.len(), sold.iter().collect::<BTreeSet<_>>().len()), (ITEMS as usize, ITEMS as usize));
         drop(pair.dirs);
     }
+    wait_until("keepalived learns that nobody sells", || !is_alive());
 }
