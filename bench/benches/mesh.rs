@@ -58,7 +58,7 @@ fn protocol(criterion: &mut Criterion<CpuTime>) {
                 for item in requested..requested + some as u32 {
                     let (item, user) = (ItemId(item), UserId(i64::from(item / 10)));
                     let origin = (item.0 as usize + 1) % turns.shards();
-                    turns.command(origin, Ticket(0), Command::Checkout { item, user, key: Uuid::nil() });
+                    turns.command(origin, Ticket(0), Command::Checkout { sale: None, item, user, key: Uuid::nil() });
                 }
                 turns.settle(|_, effects| {
                     black_box((&effects.records, &effects.answers));

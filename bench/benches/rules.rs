@@ -67,7 +67,7 @@ impl SaleUnderLoad {
         let user = u64::from(self.requested).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         self.requested = self.requested.wrapping_add(1);
         let user = UserId(((user * u64::from(self.users)) >> 32) as i64);
-        Command::Checkout { item, user, key: Uuid::nil() }
+        Command::Checkout { sale: None, item, user, key: Uuid::nil() }
     }
 
     fn rounds(&mut self, mut commands: usize, mut next: impl FnMut(&mut SaleUnderLoad) -> Command) {

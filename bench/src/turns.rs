@@ -51,7 +51,7 @@ impl Turns {
         let (partition, rules) = (Partition::new(shards), rules(items));
         let (inventories, _) =
             Replay::new(partition, rules, 0, NOW).finish().expect("an empty log has no contradiction");
-        let item_states = ItemStates::new(partition, items, &inventories);
+        let item_states = ItemStates::new(partition, rules.schedule, &inventories);
         let doorbells: Arc<[Doorbell]> = (0..shards).map(|_| Doorbell::new().expect("a descriptor")).collect();
         let local_shards = (0..shards).map(ShardId).zip(inventories).zip(mesh::connect(&doorbells));
         let local_shards = local_shards.map(|((id, inventory), mesh)| {
@@ -69,7 +69,7 @@ impl Turns {
     pub fn command(&mut self, index: usize, ticket: Ticket, command: Command) -> &mut Effects {
         let LocalShard { shard, effects, .. } = &mut self.local_shards[index];
         // The server's turn does the same before each command, with the latest sale that a shard has published.
-        shard.apply(ShardEvent::Sale(shard.terms().sale), NOW, effects);
+        shard.apply(ShardEvent::Sale(shard.newest().sale), NOW, effects);
         shard.apply(ShardEvent::Command(ticket, command), NOW, effects);
         effects
     }
@@ -88,7 +88,7 @@ impl Turns {
             shard.apply(ShardEvent::Flushed(*appended), NOW, effects);
             shard.apply(ShardEvent::LogRoom(u64::MAX), NOW, effects);
             mesh.receive(|delivery| {
-                shard.apply(ShardEvent::Sale(shard.terms().sale), NOW, effects);
+                shard.apply(ShardEvent::Sale(shard.newest().sale), NOW, effects);
                 let event = match delivery {
                     Delivery::Request(from, request) => ShardEvent::Request(from, request),
                     Delivery::Reply(reply) => ShardEvent::Reply(reply),
@@ -112,7 +112,7 @@ impl Turns {
 
     /// Returns the number of sold items.
     pub fn sold(&self) -> u32 {
-        self.local_shards.iter().map(|local_shard| local_shard.shard.counts().sold).sum()
+        self.local_shards.iter().map(|local_shard| local_shard.shard.stock().counts().sold).sum()
     }
 
     /// Returns the number of shards.

@@ -158,7 +158,7 @@ fn an_hour(items: u32) {
         let begun = Instant::now();
         let opening = allocated_bytes(|| shard.apply(ShardEvent::Tick, now, &mut effects));
         let opened = begun.elapsed();
-        assert_eq!((shard.terms().sale, shard.stock().items()), (SaleId(sale), items as usize));
+        assert_eq!((shard.newest().sale, shard.stock().items()), (SaleId(sale), items as usize));
         say(&format!(
             "sale {sale} of {items} items: {opening} bytes and {opened:?} to open, {building} bytes in {slices} slices to \
              build, the longest {longest:?}"
@@ -260,7 +260,7 @@ fn serve(listener: OwnedFd, logs: &Path, status: Arc<Status>, doorbells: &Arc<[D
         let orders = crossbeam_channel::never();
         let outside = ShardIo { id, server, mesh, clock: clock.clone(), status, notices, orders, always_ready };
         let (mut inventories, _) = Replay::new(partition, rules, 0, clock.now()).finish().expect("a new sale");
-        let item_states = Arc::new(ItemStates::new(partition, rules.schedule.items_max(), &inventories));
+        let item_states = Arc::new(ItemStates::new(partition, rules.schedule, &inventories));
         let inventory = inventories.pop().expect("one was requested");
         let log = |log| {
             let stream = StreamId { cluster: Uuid::from_u128(1), epoch: 1, shard: 0, log };

@@ -181,7 +181,7 @@ fn image(item: ItemId, query: &str) -> Result<Route, Problem> {
 
 #[inline(always)]
 fn checkout(head: &Head<'_>, query: &str) -> Result<Route, Problem> {
-    let (mut user, mut item, mut short_name) = (None, None, false);
+    let (mut user, mut item, mut sale, mut short_name) = (None, None, None, false);
     for (name, value) in parameters(query) {
         match name {
             b"user_id" if user.is_some() => return Err(Problem::InvalidUser),
@@ -195,6 +195,11 @@ fn checkout(head: &Head<'_>, query: &str) -> Result<Route, Problem> {
                 item = Some(ItemId(id.ok_or(Problem::InvalidItem)?));
                 short_name = name == b"id";
             }
+            b"sale_id" if sale.is_some() => return Err(Problem::InvalidSaleId),
+            b"sale_id" => {
+                let id = number(value).and_then(|id| u32::try_from(id).ok());
+                sale = Some(SaleId(id.ok_or(Problem::InvalidSaleId)?));
+            }
             _ => {}
         }
     }
@@ -202,13 +207,13 @@ fn checkout(head: &Head<'_>, query: &str) -> Result<Route, Problem> {
     let Some(item) = item else {
         // No item has this number, so this is the namespace of no other checkout.
         let key = mark_any(fingerprint(head, Uuid::from_u64_pair(user.0 as u64, u64::MAX))?);
-        return Ok(Route::Command(Command::CheckoutAny { user, key }, head.accepts_json));
+        return Ok(Route::Command(Command::CheckoutAny { sale, user, key }, head.accepts_json));
     };
     // The namespace of the fingerprint consists of the user and the item: the same key with another user or item has
     // another fingerprint.
     let namespace = Uuid::from_u64_pair(user.0 as u64, item.0.into());
     let key = fingerprint(head, namespace)?;
-    Ok(Route::Command(Command::Checkout { item, user, key }, short_name || head.accepts_json))
+    Ok(Route::Command(Command::Checkout { sale, item, user, key }, short_name || head.accepts_json))
 }
 
 /// Returns the fingerprint of the idempotency key: a name-based UUID (RFC 9562 §5.5) in `namespace`. It is nil if the
@@ -306,6 +311,9 @@ pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &
         Outcome::NotOpen { retry_after_s } => {
             return responder.problem_until(Problem::NotOpen, retry_after_s, style, out);
         }
+        Outcome::SaleUnnamed => Problem::SaleUnnamed,
+        Outcome::NoSuchSale => Problem::NoSuchSale,
+        Outcome::Paused => Problem::Paused,
         Outcome::UserLimit => Problem::UserLimit,
         Outcome::NoSuchItem => Problem::NoSuchItem,
         Outcome::CodeUnknown => Problem::CodeUnknown,
@@ -340,14 +348,19 @@ mod tests {
 
     #[test]
     fn commands_are_found() {
-        let checkout = |item, user| Command::Checkout { item: ItemId(item), user: UserId(user), key: Uuid::nil() };
+        let in_sale =
+            |sale, item, user| Command::Checkout { sale, item: ItemId(item), user: UserId(user), key: Uuid::nil() };
+        let checkout = |item, user| in_sale(None, item, user);
         assert_eq!(way("POST /checkout?user_id=1&item_id=2"), Route::Command(checkout(2, 1), false));
         assert_eq!(
             way("POST /checkout?id=0&x=y&user_id=9223372036854775807"),
             Route::Command(checkout(0, i64::MAX), true)
         );
-        let any = |user| Command::CheckoutAny { user: UserId(user), key: Uuid::nil() };
-        assert_eq!(way("POST /checkout?user_id=7"), Route::Command(any(7), false));
+        let any = |sale, user| Command::CheckoutAny { sale, user: UserId(user), key: Uuid::nil() };
+        assert_eq!(way("POST /checkout?user_id=7"), Route::Command(any(None, 7), false));
+        assert_eq!(way("POST /checkout?sale_id=3&user_id=7"), Route::Command(any(Some(SaleId(3)), 7), false));
+        let named = Route::Command(in_sale(Some(SaleId(u32::MAX)), 2, 1), false);
+        assert_eq!(way("POST /checkout?user_id=1&item_id=2&sale_id=4294967295"), named);
         let text = "00027232-4538-87b2-840d-b281356ddb74";
         let code = Code::parse(text.as_bytes()).unwrap();
         let purchase = Command::Purchase { code, key: Uuid::nil() };
@@ -401,6 +414,10 @@ mod tests {
         }
         for query in ["?user_id=1&item_id", "?user_id=1&item_id=1&item_id=1", "?user_id=1&item_id=1&id=1"] {
             assert_eq!(way(&format!("POST /checkout{query}")), Route::Refused(Problem::InvalidItem), "{query}");
+        }
+        for query in ["sale_id", "sale_id=", "sale_id=x", "sale_id=07", "sale_id=4294967296", "sale_id=1&sale_id=1"] {
+            let refused = Route::Refused(Problem::InvalidSaleId);
+            assert_eq!(way(&format!("POST /checkout?user_id=1&{query}")), refused, "{query}");
         }
         for query in ["", "?code=", "?code=1", "?code=00027232-4538-87b2-840d-b281356ddb74&code=x"] {
             assert_eq!(way(&format!("POST /purchase{query}")), Route::Refused(Problem::InvalidCode), "{query}");

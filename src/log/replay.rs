@@ -53,7 +53,7 @@ struct StreamProgress {
     lacks_records: bool,
 }
 
-/// Sold and held items of the sale that continues after a replay.
+/// Sold and held items of the sales that continue after a replay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReplayedItems {
     /// Number of items sold.
@@ -168,6 +168,19 @@ impl Replay {
         Ok(())
     }
 
+    /// Begins the sales that have opened by the clock since the newest one of the log. Returns the terms of the newest sale.
+    fn begin_due(&mut self) -> Terms {
+        let latest = self.rules.schedule.latest(self.now.unix_ms).unwrap_or(Terms::NONE);
+        let known = self.sales.last_key_value().map(|(_, parts)| parts[0].terms);
+        if let Some(known) = known.filter(|known| known.sale >= latest.sale) {
+            return known;
+        }
+        for terms in self.rules.schedule.open_with(latest, known.map_or(SaleId(0), |known| known.sale)) {
+            self.sales.insert(terms.sale, self.fresh(terms));
+        }
+        latest
+    }
+
     fn fresh(&self, terms: Terms) -> Vec<Part> {
         (0..self.partition.shards()).map(|shard| Part::new(terms, self.partition, ShardId(shard))).collect()
     }
@@ -255,31 +268,26 @@ impl Replay {
         self.sales.last_key_value().map(|(sale, _)| *sale)
     }
 
-    /// Returns the initial state of each shard: the replayed sales, and a new sale if all of them have ended by the
-    /// clock. An ended sale in which no item is held is forgotten if its receipts are not needed, or if records of it are
+    /// Returns the initial state of each shard: the replayed sales, and those that have opened since by the clock. An ended sale in which no item is held is forgotten if its receipts are not needed, or if records of it are
     /// missing: a shorter `--receipts` of an earlier run may have removed them.
     ///
     /// # Errors
     /// A description, if a user of a sale that is not forgotten exceeds the limit, or if a record of that sale or a newer
     /// one contradicts those before it.
     pub fn finish(mut self) -> Result<(Vec<Inventory>, ReplayedItems), String> {
-        let latest = self.rules.schedule.latest(self.now.unix_ms).unwrap_or(Terms::NONE);
-        let open = self.sale().map_or(latest.sale, |newest| newest.max(latest.sale));
-        if !self.sales.contains_key(&open) {
-            self.sales.insert(open, self.fresh(latest));
-        }
+        let newest = self.begin_due();
         let (rules, now, complete_from, flaws) = (self.rules, self.now, self.complete_from, &self.contradictions);
         self.sales.retain(|&sale, parts| {
             let is_live = parts.iter().any(Part::is_live);
             // The result of a sale that has closed was reported by an earlier run.
-            let has_closed = sale < open || parts[0].terms.has_closed(now.unix_ms);
+            let has_closed = parts[0].terms.has_closed(now.unix_ms.max(newest.opens_ms));
             parts.iter_mut().for_each(|part| part.is_reported = has_closed && !is_live);
             let is_due = |part: &Part| now.unix_ms < part.forgotten_at_ms(&rules);
             let has_receipts = parts.iter().any(is_due) && !flaws.contains_key(&sale);
             // Retention removes no record of a sale in which an item is held on any shard.
-            sale == open || sale >= complete_from && (is_live || has_receipts)
+            sale == newest.sale || sale >= complete_from && (!has_closed || is_live || has_receipts)
         });
-        let is_known = |sale: SaleId| sale > open || self.sales.contains_key(&sale);
+        let is_known = |sale: SaleId| sale > newest.sale || self.sales.contains_key(&sale);
         if let Some((_, text)) = self.contradictions.iter().find(|(sale, _)| is_known(**sale)) {
             return Err(text.clone());
         }
@@ -290,7 +298,7 @@ impl Replay {
                 return Err(format!("user {} has more than {limit} items of sale {}", user.0, sale.0));
             }
             let Counts { sold, held, .. } = part.stock.counts();
-            if sale == open {
+            if !part.terms.has_closed(now.unix_ms.max(newest.opens_ms)) {
                 found.sold += sold;
                 found.held += held;
             } else {
@@ -353,7 +361,7 @@ mod tests {
     fn holds_keep_their_end() {
         let (inventories, found) = replay(&[opened(), checkout(1, 7)]).unwrap().finish().unwrap();
         assert_eq!(found, ReplayedItems { sold: 0, held: 1, held_in_ended: 0 });
-        assert_eq!(inventories[1].open().stock.next_expiry_ms(), Some(1_060));
+        assert_eq!(inventories[1].newest().stock.next_expiry_ms(), Some(1_060));
     }
 
     /// A hold that is granted while the log is being read keeps its whole time.
@@ -366,7 +374,7 @@ mod tests {
         replay.record(&checkout(1, 7)).unwrap();
         assert_eq!(replay.held(), [0, 1]);
         let (inventories, _) = replay.finish().unwrap();
-        assert_eq!(inventories[1].open().stock.next_expiry_ms(), Some(1_060));
+        assert_eq!(inventories[1].newest().stock.next_expiry_ms(), Some(1_060));
     }
 
     #[test]
@@ -374,7 +382,7 @@ mod tests {
         let mut old = opened();
         old.sale = SaleId(498);
         let (inventories, found) = replay(&[old]).unwrap().finish().unwrap();
-        assert_eq!((inventories[0].open().terms, found), (SALES.terms(SaleId(500)), ReplayedItems::default()));
+        assert_eq!((inventories[0].newest().terms, found), (SALES.terms(SaleId(500)), ReplayedItems::default()));
         assert_eq!(inventories[0].parts.len(), 1);
     }
 
@@ -435,7 +443,7 @@ mod tests {
         let mut future = opened();
         future.sale = SaleId(600);
         let (inventories, _) = replay(&[future, opened()]).unwrap().finish().unwrap();
-        assert_eq!(inventories[0].open().terms.sale, SaleId(600));
+        assert_eq!(inventories[0].newest().terms.sale, SaleId(600));
     }
 
     #[test]

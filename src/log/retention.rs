@@ -185,7 +185,7 @@ impl Retention {
             let first_needed = match kind {
                 // Recovery does not need attempts.
                 LogKind::Attempts if self.shipped.is_some() => SaleId(u32::MAX),
-                LogKind::Attempts => needed.open,
+                LogKind::Attempts => needed.oldest_open,
                 LogKind::Purchases if segment.ends_stream => needed.oldest_remembered,
                 LogKind::Purchases => needed.oldest_live,
             };
@@ -217,10 +217,20 @@ mod tests {
     use proptest::prelude::*;
     use uuid::Uuid;
 
-    const NOW: NeededSales = NeededSales { open: SaleId(10), oldest_live: SaleId(10), oldest_remembered: SaleId(10) };
+    const NOW: NeededSales = NeededSales {
+        newest: SaleId(10),
+        oldest_open: SaleId(10),
+        oldest_live: SaleId(10),
+        oldest_remembered: SaleId(10),
+    };
 
     fn from(sale: u32) -> NeededSales {
-        NeededSales { open: SaleId(sale), oldest_live: SaleId(sale), oldest_remembered: SaleId(sale) }
+        NeededSales {
+            newest: SaleId(sale),
+            oldest_open: SaleId(sale),
+            oldest_live: SaleId(sale),
+            oldest_remembered: SaleId(sale),
+        }
     }
 
     fn name(log: LogKind, first_block: u64) -> SegmentName {

@@ -6,8 +6,8 @@ use crate::operate::counters::{Batches, Counter, Histogram, Requests, TIMES_US};
 use crate::sale::code::ITEMS_MAX;
 use crate::sale::ids::SaleId;
 use crate::sale::parts::ENDED_MAX;
+use crate::sale::published_stock::PublishedStock;
 use crate::sale::record::{RefusalReason, ReleaseReason};
-use crate::sale::stock::Counts;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use strum::EnumCount;
 
@@ -24,15 +24,11 @@ pub struct Sales {
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct ShardStatus {
-    /// Counts of the latest sales, by the low bits of the sale's id: 14 more bits of the id, then 25 bits sold, then 25
-    /// bits reserved. They share one word so that a reader gets values of the same moment.
+    /// Counts of the latest sales, by the low bits of the sale's id.
     sales: SalesWords,
-    /// The oldest sale in which an item is held on this shard, or the open one, as of the last durable record. 0 before
-    /// the first one.
+    /// The oldest sale that is open or in which an item is held on this shard, or the newest one, as of the last durable
+    /// record. 0 before the first one.
     pub oldest_live: AtomicU32,
-    /// Time at which the first hold of the open sale ends, in monotonic milliseconds; `u64::MAX` if nothing is held. 0
-    /// before the first turn.
-    pub next_expiry_ms: AtomicU64,
     /// Items of the sale that this shard owns.
     pub items: AtomicU64,
     /// Numbers of connections.
@@ -139,22 +135,31 @@ impl ShardStatus {
         &self.logs[log as usize]
     }
 
-    /// Publishes the shard's sold and reserved items of `sale`.
-    pub fn publish_sales(&self, sale: SaleId, counts: Counts) {
-        let reserved = u64::from(counts.claiming + counts.held + counts.buying);
-        let (word, tag) = self.sales.word(sale);
-        word.store(tag << (2 * COUNT_BITS) | u64::from(counts.sold) << COUNT_BITS | reserved, Ordering::Release);
+    /// Publishes what the shard has sold and reserved of a sale.
+    pub fn publish_sales(&self, stock: PublishedStock) {
+        let PublishedStock { sale, sold, reserved, next_expiry_ms } = stock;
+        let (words, tag) = self.sales.of(sale);
+        words.next_expiry_ms.store(next_expiry_ms, Ordering::Relaxed);
+        let counts = tag << (2 * COUNT_BITS) | u64::from(sold) << COUNT_BITS | u64::from(reserved);
+        words.counts.store(counts, Ordering::Release);
     }
 
-    /// Returns the shard's sold and reserved items of `sale`: zero if the shard has not published them.
-    pub fn sales(&self, sale: SaleId) -> Sales {
-        let (word, tag) = self.sales.word(sale);
-        let word = word.load(Ordering::Acquire);
-        if word >> (2 * COUNT_BITS) != tag {
-            return Sales::default();
+    /// Returns what the shard has published of `sale`: nothing sold and nothing reserved if it has not.
+    pub fn published(&self, sale: SaleId) -> PublishedStock {
+        let (words, tag) = self.sales.of(sale);
+        let counts = words.counts.load(Ordering::Acquire);
+        if counts >> (2 * COUNT_BITS) != tag {
+            return PublishedStock { sale, ..PublishedStock::default() };
         }
-        let count = |word: u64| (word & ((1 << COUNT_BITS) - 1)) as u32;
-        Sales { sold: count(word >> COUNT_BITS), reserved: count(word) }
+        let count = |counts: u64| (counts & ((1 << COUNT_BITS) - 1)) as u32;
+        let next_expiry_ms = words.next_expiry_ms.load(Ordering::Relaxed);
+        PublishedStock { sale, sold: count(counts >> COUNT_BITS), reserved: count(counts), next_expiry_ms }
+    }
+
+    /// Returns the shard's sold and reserved items of `sale`.
+    pub fn sales(&self, sale: SaleId) -> Sales {
+        let PublishedStock { sold, reserved, .. } = self.published(sale);
+        Sales { sold, reserved }
     }
 }
 
@@ -165,19 +170,29 @@ const _: () = assert!(ITEMS_MAX < 1 << COUNT_BITS);
 const SALES_PUBLISHED: usize = 1024;
 const _: () = assert!(SALES_PUBLISHED > 2 * ENDED_MAX as usize);
 
-/// The published counts of the latest sales.
+/// What is published of the latest sales.
 #[derive(Debug)]
-struct SalesWords(Box<[AtomicU64]>);
+struct SalesWords(Box<[SaleWords]>);
+
+/// What is published of one sale.
+#[derive(Debug, Default)]
+struct SaleWords {
+    /// 14 bits of the sale's id, then 25 bits sold, then 25 bits reserved. They share one word so that a reader gets values
+    /// of the same moment.
+    counts: AtomicU64,
+    /// Time at which the first hold ends, in monotonic milliseconds; `u64::MAX` if nothing is held.
+    next_expiry_ms: AtomicU64,
+}
 
 impl Default for SalesWords {
     fn default() -> Self {
-        SalesWords((0..SALES_PUBLISHED).map(|_| AtomicU64::new(0)).collect())
+        SalesWords((0..SALES_PUBLISHED).map(|_| SaleWords::default()).collect())
     }
 }
 
 impl SalesWords {
-    /// Returns the word of `sale`, and the bits of the sale's id that the word contains.
-    fn word(&self, sale: SaleId) -> (&AtomicU64, u64) {
+    /// Returns the words of `sale`, and the bits of the sale's id that they contain.
+    fn of(&self, sale: SaleId) -> (&SaleWords, u64) {
         let tag = u64::from(sale.0 / SALES_PUBLISHED as u32) & ((1 << (64 - 2 * COUNT_BITS)) - 1);
         (&self.0[sale.0 as usize % SALES_PUBLISHED], tag)
     }

@@ -303,7 +303,7 @@ impl Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sale::stock::Counts;
+    use crate::sale::published_stock::PublishedStock;
 
     #[test]
     fn a_server_without_a_lease_does_not_sell() {
@@ -323,9 +323,9 @@ mod tests {
     #[test]
     fn only_shards_in_the_sale_count() {
         let status = Status::new(Phase::Serving, 2, 0, false);
-        let counts = Counts { claiming: 1, held: 2, buying: 3, sold: 4 };
-        status.shards[0].publish_sales(SaleId(70_000), counts);
-        status.shards[1].publish_sales(SaleId(69_999), counts);
+        let published = |sale| PublishedStock { sale: SaleId(sale), sold: 4, reserved: 6, next_expiry_ms: 9 };
+        status.shards[0].publish_sales(published(70_000));
+        status.shards[1].publish_sales(published(69_999));
         assert_eq!(status.sales(SaleId(70_000)), Sales { sold: 4, reserved: 6 });
     }
 }

@@ -1,8 +1,9 @@
 //! Checks the sales of a plan against each other: ids and openings are in the same order, and codes can be told apart.
 
-use crate::plan::planned_sale::{OPEN_MAX, PlannedSale};
+use crate::plan::planned_sale::PlannedSale;
 use crate::plan::toml_keys::PlanSource;
 use crate::sale::code::SALES_BACK_MAX;
+use crate::sale::sale_schedule::OPEN_MAX;
 use std::ops::Range;
 
 /// Number of ids after which the part of an id that is in a code is the same again.

@@ -7,8 +7,6 @@ use std::ops::Range;
 
 /// Maximum number of sales in a plan. A repeated sale counts once.
 pub const PLANNED_SALES_MAX: usize = 256;
-/// Maximum number of sales that are open at once.
-pub const OPEN_MAX: usize = 16;
 /// Maximum number of products in a sale.
 pub const PRODUCTS_MAX: usize = 1024;
 
@@ -97,15 +95,16 @@ impl PlannedSale {
     /// Returns the sales that this is, with its repetitions. Ids and times that can be written bound a sale that is repeated
     /// for ever.
     pub fn series(&self) -> SaleSeries {
-        let &PlannedSale { id: sale, opens_ms, closes_ms, user_limit, ttl_ms, extension_ms, .. } = self;
-        let first = Terms { sale, items: self.units(), user_limit, opens_ms, closes_ms, ttl_ms, extension_ms };
+        let &PlannedSale { id: sale, opens_ms, closes_ms, user_limit, ttl_ms, extension_ms, is_paused, .. } = self;
+        let items = self.units();
+        let first = Terms { sale, items, user_limit, opens_ms, closes_ms, ttl_ms, extension_ms, is_paused };
         let Some(Repetition { every_ms, until_ms }) = self.repetition else {
-            return SaleSeries { first, every_ms: 0, count: 1 };
+            return SaleSeries { first, every_ms: 0, count: 1, layer: 0 };
         };
         let by_time = until_ms.unwrap_or(FOREVER_MS).saturating_sub(opens_ms).div_ceil(every_ms.max(1));
         let by_id = u64::from(u32::MAX - sale.0) + 1;
         let count = u32::try_from(by_time.min(by_id)).unwrap_or(u32::MAX).max(1);
-        SaleSeries { first, every_ms, count }
+        SaleSeries { first, every_ms, count, layer: 0 }
     }
 }
 

@@ -194,7 +194,7 @@ fn log_recovered(resumed: &Resumed, started: Instant) {
 }
 
 fn open_sale(inventories: &[Inventory]) -> SaleId {
-    inventories.first().expect("there is at least one shard").open().terms.sale
+    inventories.first().expect("there is at least one shard").newest().terms.sale
 }
 
 /// Starts the threads of the shards. They answer that the server is not ready until they receive a [`ShardStart`].
@@ -265,7 +265,7 @@ fn begin(
     streams.count(&data, &status.log_budget)?;
     let (deferred_work, config) = (DeferredWork { streams, open: open_sale(&inventories), shipper }, Arc::new(config));
     // Create this before any shard sells: each shard answers with the states of all items, also those of other shards.
-    let item_states = Arc::new(ItemStates::new(partition, config.rules.schedule.items_max(), &inventories));
+    let item_states = Arc::new(ItemStates::new(partition, config.rules.schedule, &inventories));
     let Sizes { segment_blocks, .. } = sizes;
     let setup = ShardSetup { config: config.clone(), partition, item_states, data: data.clone(), segment_blocks };
     let (setup, site) = (Arc::new(setup), OwnedDataDir { dir, data, control });

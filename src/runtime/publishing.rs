@@ -7,33 +7,31 @@ use crate::system::clock::turn_us;
 use std::sync::atomic::Ordering;
 
 impl TurnLoop {
-    /// Publishes the counters of the sale and the items that have changed.
+    /// Publishes the counters of the sales and the items that have changed.
     pub(crate) fn publish_sale(&mut self) {
-        self.shard_io.status.note_sale(self.shard.terms().sale);
-        let (numbers, open) = (self.shard_io.status.shard(self.shard_io.id), self.shard.parts().open());
+        let newest = self.shard.newest().sale;
+        self.shard_io.status.note_sale(newest);
+        let (numbers, shard) = (self.shard_io.status.shard(self.shard_io.id), &self.shard);
+        let publish = |sale| numbers.publish_sales(shard.stock_to_publish(sale));
         for change in self.effects.changes.drain(..) {
             self.item_states.show(self.shard_io.id, change);
-            if change.sale != open.terms.sale
-                && let Some(part) = self.shard.parts().get(change.sale)
-            {
-                numbers.publish_sales(change.sale, part.stock.counts());
+            if change.sale != newest {
+                publish(change.sale);
             }
         }
-        if open.terms.sale != self.published {
-            // The counts of the sale that has ended may have changed since they were published last.
-            self.published = open.terms.sale;
-            let parts = self.shard.parts().iter();
-            parts.for_each(|part| numbers.publish_sales(part.terms.sale, part.stock.counts()));
+        if newest != self.published || shard.parts().overlap() {
+            // The counts of a sale that has closed may have changed since they were published last.
+            self.published = newest;
+            shard.parts().iter().for_each(|part| publish(part.terms.sale));
         }
-        numbers.publish_sales(open.terms.sale, open.stock.counts());
+        publish(newest);
     }
 
     /// Publishes the counters of the shard, its lanes aside.
     pub(crate) fn publish(&mut self) {
         self.publish_sale();
         let numbers = self.numbers();
-        let ShardStatus { items, appended, log_room, turns, next_expiry_ms, .. } = numbers;
-        next_expiry_ms.store(self.shard.stock().next_expiry_ms().unwrap_or(u64::MAX), Ordering::Relaxed);
+        let ShardStatus { items, appended, log_room, turns, .. } = numbers;
         items.store(self.shard.stock().items() as u64, Ordering::Relaxed);
         appended.store(self.logs.purchases.appended(), Ordering::Relaxed);
         for (kind, log) in self.logs.both() {

@@ -91,7 +91,7 @@ pub struct TurnLoop {
     /// The sales whose records the log must keep, as of the durable record `needed_at`.
     needed: NeededSales,
     needed_at: Seq,
-    /// The open sale when the counts were published last.
+    /// The newest sale when the counts were published last.
     pub(crate) published: SaleId,
     is_ready: bool,
     is_draining: bool,
@@ -157,7 +157,7 @@ impl TurnLoop {
         is_busy |= !is_paused && self.serve(now);
 
         self.append(now);
-        self.note_needed(now);
+        self.note_needed();
         self.start_flushes(now);
         // Publish the counters before any reply leaves, from here or through another shard, so that a client that reads
         // the sale after a 200 sees its own purchase.
@@ -166,7 +166,7 @@ impl TurnLoop {
         if !is_paused {
             let ShardIo { server, status, .. } = &mut self.shard_io;
             let (parts, item_states) = (self.shard.parts(), &*self.item_states);
-            let sale = OnSale { parts, item_states, unix_ms: now.unix_ms };
+            let sale = OnSale { parts, item_states, now };
             let facts = Facts { status, sale: Some(sale), known: None };
             server.send_events(now, |sent, out| sent.update(&facts, now.monotonic_ms, out));
         }
@@ -241,8 +241,12 @@ impl TurnLoop {
         let (shard, effects, status) = (&mut self.shard, &mut self.effects, &self.shard_io.status);
         let any = self.shard_io.mesh.receive(|delivery| {
             shard.apply(ShardEvent::Sale(status.newest_sale()), now, effects);
-            if let Delivery::Reply(Reply::NoneFree { .. } | Reply::KeyUnknown { .. }) = delivery {
-                note_published(shard, status, now, effects);
+            match delivery {
+                Delivery::Reply(Reply::NoneFree { sale, is_named, .. }) => {
+                    note_published(shard, is_named.then_some(sale), status, now, effects);
+                }
+                Delivery::Reply(Reply::KeyUnknown { named, .. }) => note_published(shard, named, status, now, effects),
+                _ => {}
             }
             let event = match delivery {
                 Delivery::Request(from, request) => ShardEvent::Request(from, request),
@@ -270,8 +274,8 @@ impl TurnLoop {
                 // This shard may be ready, but another shard is not, or another server may sell.
                 Route::Command(..) if is_refusing => responder.problem(phase.refusal(), style, out),
                 Route::Command(command, json) => {
-                    if let Command::CheckoutAny { .. } = command {
-                        note_published(shard, status, now, effects);
+                    if let Command::CheckoutAny { sale, .. } = command {
+                        note_published(shard, sale, status, now, effects);
                     }
                     shard.apply(ShardEvent::Command(ticket, command), now, effects);
                     // A command that needs neither another shard nor the log is decided already.
@@ -290,7 +294,7 @@ impl TurnLoop {
                     }
                 }
                 Route::Page(page) => {
-                    let sale = OnSale { parts: shard.parts(), item_states, unix_ms: now.unix_ms };
+                    let sale = OnSale { parts: shard.parts(), item_states, now };
                     let facts = Facts { status, sale: Some(sale), known: head.if_none_match };
                     status_pages::write(page, &facts, style, responder, out)
                 }
@@ -342,15 +346,15 @@ impl TurnLoop {
     }
 
     /// Determines the sales whose records the log must keep, when everything that the shard has decided is durable.
-    fn note_needed(&mut self, now: Moment) {
-        let (flushed, open) = (self.logs.purchases.flushed(), self.shard.terms().sale);
+    fn note_needed(&mut self) {
+        let (flushed, newest) = (self.logs.purchases.flushed(), self.shard.newest().sale);
         // Until the log has the opening of a sale, the sale before it is the latest one there, and must stay.
         let is_flushed = self.logs.is_awaited_flushed() && self.logs.is_opening_flushed();
-        if !is_flushed || (flushed, open) == (self.needed_at, self.needed.open) {
+        if !is_flushed || (flushed, newest) == (self.needed_at, self.needed.newest) {
             return;
         }
         self.needed_at = flushed;
-        self.needed = self.shard.needed_sales(now);
+        self.needed = self.shard.needed_sales();
         self.numbers().oldest_live.store(self.needed.oldest_live.0, Ordering::Release);
         // An item may have been owned by another shard when its records were written, so the oldest sale of all shards
         // counts.
@@ -365,7 +369,7 @@ impl TurnLoop {
         self.logs.start_flushes(now.monotonic_ms, is_ending, self.shard.log_reserve());
         let LogPair { purchases, attempts, retention, .. } = &mut self.logs;
         for (name, last) in purchases.take_finished().into_iter().chain(attempts.take_finished()) {
-            retention.finished(name, self.shard.terms().sale, last);
+            retention.finished(name, self.shard.newest().sale, last);
         }
     }
 

@@ -29,115 +29,136 @@ use crate::sale::checkout_key::short;
 use crate::sale::command::Outcome;
 use crate::sale::deferred::Waiter;
 use crate::sale::effects::Effects;
-use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
-use crate::sale::message::{AnyUnit, Checkout, Reply, Request, Verdict};
+use crate::sale::ids::{Moment, SaleId, ShardId, Ticket, UserId};
+use crate::sale::message::{AnyUnit, Asked, Checkout, KeyScope, Reply, Request, Verdict};
 use crate::sale::published_stock::PublishedStock;
 use crate::sale::record::{LogEvent, Record, RefusalReason};
+use crate::sale::repetitions::Repetition;
 use crate::sale::shard::Shard;
+use crate::sale::stock::Counts;
 use uuid::Uuid;
 
 impl Shard {
-    /// Returns what the shard publishes about its items of the open sale.
-    pub fn stock_to_publish(&self) -> PublishedStock {
-        let (counts, sale) = (self.counts(), self.terms().sale);
-        let reserved = counts.claiming + counts.held + counts.buying;
-        let next_expiry_ms = self.stock().next_expiry_ms().unwrap_or(u64::MAX);
-        PublishedStock { sale, sold: counts.sold, reserved, next_expiry_ms }
+    /// Returns what the shard publishes about its items of a sale.
+    pub fn stock_to_publish(&self, sale: SaleId) -> PublishedStock {
+        let Some(part) = self.parts.get(sale) else { return PublishedStock { sale, ..PublishedStock::default() } };
+        let Counts { claiming, held, buying, sold } = part.stock.counts();
+        let next_expiry_ms = part.stock.next_expiry_ms().unwrap_or(u64::MAX);
+        PublishedStock { sale, sold, reserved: claiming + held + buying, next_expiry_ms }
     }
 
-    /// Returns whether a checkout of any item needs to know what the other shards have published: not if all is sold.
-    pub fn needs_published(&self) -> bool {
-        !self.parts.open().is_sold_out
+    /// Returns the sale of which a checkout of any item needs to know what the other shards have published, if there is
+    /// one: not if all is sold. `named` is the sale that the client has named.
+    pub fn needs_published(&self, named: Option<SaleId>, now: Moment) -> Option<SaleId> {
+        let sale = self.choose(self.named(named), now).ok()?;
+        self.parts.get(sale).filter(|part| !part.is_sold_out).map(|part| part.terms.sale)
     }
 
     // --- as origin ---
 
-    pub(crate) fn checkout_any(&mut self, ticket: Ticket, user: UserId, key: Uuid, now: Moment, effects: &mut Effects) {
+    pub(crate) fn checkout_any(
+        &mut self,
+        ticket: Ticket,
+        named: Option<SaleId>,
+        user: UserId,
+        key: Uuid,
+        now: Moment,
+        effects: &mut Effects,
+    ) {
         if key.is_nil() {
-            return self.search(ticket, user, key, now, effects);
+            return self.search(ticket, named, user, key, now, effects);
         }
-        let find = Request::FindKey { origin: self.id, ticket, user, key, forgotten: None };
+        let scope = named.map_or(KeyScope::Every, KeyScope::One);
+        let find = Request::FindKey { origin: self.id, ticket, user, key, scope };
         self.ask(self.partition.owner_of_user(user), find, now, effects);
     }
 
     /// Begins a search.
-    pub(crate) fn search(&mut self, ticket: Ticket, user: UserId, key: Uuid, now: Moment, effects: &mut Effects) {
-        if self.terms().has_closed(now.unix_ms) {
-            return effects.answers.push((ticket, self.not_open(now)));
-        }
-        let search = AnyUnit { ticket, sale: self.terms().sale, user, key };
-        if self.parts.open().is_sold_out {
+    pub(crate) fn search(
+        &mut self,
+        ticket: Ticket,
+        named: Option<SaleId>,
+        user: UserId,
+        key: Uuid,
+        now: Moment,
+        effects: &mut Effects,
+    ) {
+        let sale = match self.choose(named, now) {
+            Ok(sale) => sale,
+            Err(outcome) => return effects.answers.push((ticket, outcome)),
+        };
+        let search = AnyUnit { ticket, sale, is_named: named.is_some(), user, key };
+        if self.parts.of_open(sale).is_sold_out {
             return self.refuse_any(search, now, effects);
         }
         self.ask_for_any(self.id, search, now, effects);
     }
 
     fn ask_for_any(&mut self, owner: ShardId, search: AnyUnit, now: Moment, effects: &mut Effects) {
-        let AnyUnit { ticket, sale, user, key } = search;
-        self.ask(owner, Request::ReserveAny { ticket, sale, user, key }, now, effects);
+        let AnyUnit { ticket, sale, is_named, user, key } = search;
+        self.ask(owner, Request::ReserveAny { ticket, sale, is_named, user, key }, now, effects);
     }
 
     /// Goes on with a search after `asked` has replied that it has no free item.
     pub(crate) fn search_on(&mut self, search: AnyUnit, asked: ShardId, now: Moment, effects: &mut Effects) {
-        let AnyUnit { ticket, sale, user, key } = search;
-        if sale != self.terms().sale {
-            // A sale must begin between a `ReserveAny` and this reply, so the repetitions end.
-            return self.checkout_any(ticket, user, key, now, effects);
-        }
-        if self.terms().has_closed(now.unix_ms) {
-            return effects.answers.push((ticket, self.not_open(now)));
+        let AnyUnit { ticket, sale, is_named, user, key } = search;
+        if !self.parts.is_open(sale, now) {
+            // A sale opens or closes between a `ReserveAny` and this reply, so the repetitions end.
+            return self.checkout_any(ticket, is_named.then_some(sale), user, key, now, effects);
         }
         let shards = self.partition.shards();
         let mut others =
             (1..shards).map(|step| ShardId((asked.0 + step) % shards)).take_while(|owner| *owner != self.id);
-        match others.find(|owner| self.may_have_free(*owner, now)) {
+        match others.find(|owner| self.may_have_free(sale, *owner, now)) {
             Some(owner) => self.ask_for_any(owner, search, now, effects),
             None => self.refuse_any(search, now, effects),
         }
     }
 
-    /// Returns whether the published numbers of a shard allow that it has a free item, or a hold that is over.
-    fn may_have_free(&self, owner: ShardId, now: Moment) -> bool {
-        let PublishedStock { sale, sold, reserved, next_expiry_ms } = self.published[usize::from(owner.0)];
-        let items = self.partition.owned_items(owner, self.terms().items) as u64;
-        sale != self.terms().sale || items > u64::from(sold) + u64::from(reserved) || next_expiry_ms <= now.monotonic_ms
+    /// Returns whether the published numbers of a shard allow that it has a free item of `sale`, or a hold that is over.
+    fn may_have_free(&self, sale: SaleId, owner: ShardId, now: Moment) -> bool {
+        let published = self.published[usize::from(owner.0)];
+        let PublishedStock { sold, reserved, next_expiry_ms, .. } = published;
+        let items = self.parts.get(sale).map_or(0, |part| part.terms.items);
+        let items = self.partition.owned_items(owner, items) as u64;
+        published.sale != sale || items > u64::from(sold) + u64::from(reserved) || next_expiry_ms <= now.monotonic_ms
     }
 
     /// Refuses a search that has found nothing.
     fn refuse_any(&mut self, search: AnyUnit, now: Moment, effects: &mut Effects) {
         let AnyUnit { ticket, sale, user, .. } = search;
-        let (outcome, reason) = if self.is_sold_out() {
+        let (outcome, reason) = if self.is_sold_out(sale) {
             (Outcome::SoldOut { sale }, RefusalReason::ItemSold)
         } else {
-            (Outcome::AllReserved { retry_after_s: self.retry_after_s(now) }, RefusalReason::ItemReserved)
+            (Outcome::AllReserved { retry_after_s: self.retry_after_s(sale, now) }, RefusalReason::ItemReserved)
         };
         let event = LogEvent::Refused { item: None, user, reason };
         effects.attempts.push(Record { sale, unix_ms: now.unix_ms, event });
         effects.answers.push((ticket, outcome));
     }
 
-    /// Returns what all shards have published, with the present numbers of this one.
-    fn all_published(&self) -> impl Iterator<Item = PublishedStock> {
+    /// Returns what all shards have published about `sale`, with the present numbers of this one.
+    fn all_published(&self, sale: SaleId) -> impl Iterator<Item = PublishedStock> {
         let own = usize::from(self.id.0);
-        (0..)
-            .zip(&self.published)
-            .map(move |(shard, other)| if shard == own { self.stock_to_publish() } else { *other })
+        let all = (0..).zip(&self.published);
+        let all = all.map(move |(shard, other)| if shard == own { self.stock_to_publish(sale) } else { *other });
+        all.filter(move |numbers| numbers.sale == sale)
     }
 
-    fn is_sold_out(&mut self) -> bool {
-        let (sale, items) = (self.terms().sale, self.terms().items);
-        let is_sold_out = self.parts.open().is_sold_out || {
-            let of_sale = self.all_published().filter(|numbers| numbers.sale == sale);
-            of_sale.map(|numbers| u64::from(numbers.sold)).sum::<u64>() == u64::from(items)
+    fn is_sold_out(&mut self, sale: SaleId) -> bool {
+        let part = self.parts.of_open(sale);
+        let is_sold_out = part.is_sold_out || {
+            let items = part.terms.items;
+            self.all_published(sale).map(|numbers| u64::from(numbers.sold)).sum::<u64>() == u64::from(items)
         };
-        self.parts.open_mut().is_sold_out = is_sold_out;
+        self.parts.of_open(sale).is_sold_out = is_sold_out;
         is_sold_out
     }
 
     /// Returns the time until the first hold ends, in seconds, at least 1. A claim or a purchase ends within a second.
-    fn retry_after_s(&self, now: Moment) -> u32 {
-        let ends_ms =
-            self.all_published().map(|numbers| numbers.next_expiry_ms).min().filter(|ends_ms| *ends_ms < u64::MAX);
+    fn retry_after_s(&self, sale: SaleId, now: Moment) -> u32 {
+        let ends_ms = self.all_published(sale).map(|numbers| numbers.next_expiry_ms).min();
+        let ends_ms = ends_ms.filter(|ends_ms| *ends_ms < u64::MAX);
         let seconds = ends_ms.map_or(0, |ends_ms| ends_ms.saturating_sub(now.monotonic_ms).div_ceil(1000));
         u32::try_from(seconds).unwrap_or(u32::MAX).max(1)
     }
@@ -145,45 +166,69 @@ impl Shard {
     // --- as item owner ---
 
     pub(crate) fn reserve_any(&mut self, origin: ShardId, search: AnyUnit, now: Moment, effects: &mut Effects) {
-        let AnyUnit { ticket, sale, user, key } = search;
-        let is_open = sale == self.terms().sale && !self.terms().has_closed(now.unix_ms);
-        if is_open && self.stock().any_free().is_none() {
-            // A turn ends a limited number of holds, so a hold can be over and not ended yet.
-            if let Some((slot, hold)) = self.parts.open_mut().stock.expire(now.monotonic_ms) {
-                self.expired(sale, slot, hold, now, effects);
-            }
-        }
-        let Some(slot) = self.stock().any_free().filter(|_| is_open) else {
-            let none = Reply::NoneFree { ticket, owner: self.id, sale, user, key };
+        let AnyUnit { ticket, sale, is_named, user, key } = search;
+        let waiter = Waiter { origin, ticket };
+        let Some(slot) = self.take_any_free(sale, now, effects) else {
+            let none = Reply::NoneFree { ticket, owner: self.id, sale, is_named, user, key };
             return self.answer(origin, none, now, effects);
         };
-        if self.has_no_room() {
-            return self.answer_request(Waiter { origin, ticket }, Outcome::LogFull, now, effects);
+        if self.parts.of_open(sale).terms.is_paused {
+            return self.answer_request(waiter, Outcome::Paused, now, effects);
         }
-        self.parts.open_mut().stock.reserve(slot, user, key).expect("the item is free");
+        if self.has_no_room() {
+            return self.answer_request(waiter, Outcome::LogFull, now, effects);
+        }
+        self.parts.of_open(sale).stock.reserve(slot, user, key).expect("the item is free");
         let checkout = Checkout { sale, item: self.partition.item_at(self.id, slot), user, key };
-        let claim = Request::Claim { origin, ticket, checkout, is_any: true };
+        let claim = Request::Claim { origin, ticket, checkout, asked: Asked { is_any: true, is_named } };
         self.ask(self.partition.owner_of_user(user), claim, now, effects);
+    }
+
+    /// Returns the slot of a free item of `sale`, if the sale is open and this shard has one.
+    fn take_any_free(&mut self, sale: SaleId, now: Moment, effects: &mut Effects) -> Option<usize> {
+        if !self.parts.is_open(sale, now) {
+            return None;
+        }
+        let stock = &mut self.parts.of_open(sale).stock;
+        if stock.any_free().is_none() {
+            // A turn ends a limited number of holds, so a hold can be over and not ended yet.
+            let (slot, hold) = stock.expire(now.monotonic_ms)?;
+            self.expired(sale, slot, hold, now, effects);
+        }
+        self.parts.of_open(sale).stock.any_free()
     }
 
     /// Answers a checkout of any item with the hold that the same user and key have got, or when the claim is decided.
     #[cold]
-    pub(crate) fn repeat_any(&mut self, waiter: Waiter, checkout: Checkout, now: Moment, effects: &mut Effects) {
+    pub(crate) fn repeat_any(
+        &mut self,
+        waiter: Waiter,
+        checkout: Checkout,
+        is_named: bool,
+        now: Moment,
+        effects: &mut Effects,
+    ) {
         let (Waiter { origin, ticket }, Checkout { sale, item, user, key }) = (waiter, checkout);
-        let (slot, is_open) = (self.partition.slot_of(item), sale == self.terms().sale);
+        let slot = self.partition.slot_of(item);
         let Some(part) = self.parts.get_mut(sale) else {
-            let find = Request::FindKey { origin, ticket, user, key, forgotten: Some(sale) };
+            // The sale that a client has named is over. Of the others, the key may have an item.
+            if is_named {
+                return self.answer_request(waiter, self.not_open_now(sale, now), now, effects);
+            }
+            let scope = KeyScope::EveryBut(sale);
+            let find = Request::FindKey { origin, ticket, user, key, scope };
             return self.ask(self.partition.owner_of_user(user), find, now, effects);
         };
         if let Some(hold) = part.stock.same_checkout(slot, user, key) {
             return self.answer_again(waiter, (sale, item), hold, now, effects);
         }
-        if is_open && part.stock.is_claimed_by(slot, user, key) {
-            return self.repetitions.push(slot, waiter, checkout);
+        if part.stock.is_claimed_by(slot, user, key) {
+            let asked = Asked { is_any: true, is_named };
+            return self.repetitions.push(slot, sale, Repetition { waiter, checkout, asked });
         }
-        // The hold has ended, and the key is free when its record is durable. Or the claim of an ended sale is undone.
+        // The hold has ended, and the key is free when its record is durable.
         let event = LogEvent::Refused { item: None, user, reason: RefusalReason::ItemReserved };
-        effects.attempts.push(Record { sale: self.terms().sale, unix_ms: now.unix_ms, event });
+        effects.attempts.push(Record { sale, unix_ms: now.unix_ms, event });
         self.answer_request(waiter, Outcome::AllReserved { retry_after_s: 1 }, now, effects);
     }
 
@@ -196,18 +241,20 @@ impl Shard {
         waiter: Waiter,
         user: UserId,
         key: Uuid,
-        forgotten: Option<SaleId>,
+        scope: KeyScope,
         now: Moment,
         effects: &mut Effects,
     ) {
-        if let Some(part) = forgotten.and_then(|sale| self.parts.get_mut(sale))
+        if let KeyScope::EveryBut(forgotten) = scope
+            && let Some(part) = self.parts.get_mut(forgotten)
             && let Some(item) = part.any_keys.find(user, short(key))
         {
             part.any_keys.forget(user, short(key), item);
         }
+        let named = if let KeyScope::One(sale) = scope { Some(sale) } else { None };
         let Waiter { origin, ticket } = waiter;
-        if !self.repeat_key(waiter, user, key, now, effects) {
-            self.answer(origin, Reply::KeyUnknown { ticket, user, key }, now, effects);
+        if !self.repeat_key(waiter, named, user, key, now, effects) {
+            self.answer(origin, Reply::KeyUnknown { ticket, user, key, named }, now, effects);
         }
     }
 
@@ -217,31 +264,41 @@ impl Shard {
         &mut self,
         waiter: Waiter,
         checkout: &Checkout,
+        is_named: bool,
         now: Moment,
         effects: &mut Effects,
     ) -> Verdict {
-        let &Checkout { item, user, key, .. } = checkout;
-        if self.repeat_key(waiter, user, key, now, effects) {
+        let &Checkout { sale, item, user, key } = checkout;
+        if self.repeat_key(waiter, is_named.then_some(sale), user, key, now, effects) {
             return Verdict::Repeated;
         }
         let verdict = self.claim(checkout);
-        if verdict == Verdict::Granted {
-            self.parts.open_mut().any_keys.note(user, short(key), item);
+        if verdict == Verdict::Granted
+            && let Some(part) = self.parts.get_mut(sale)
+        {
+            part.any_keys.note(user, short(key), item);
         }
         verdict
     }
 
-    /// Forwards a checkout of any item to the owner of the item that its key has got, in this sale or an earlier one.
+    /// Forwards a checkout of any item to the owner of the item that its key has got, in the named sale or in any.
     /// Returns whether there is such an item.
-    fn repeat_key(&mut self, waiter: Waiter, user: UserId, key: Uuid, now: Moment, effects: &mut Effects) -> bool {
-        let Some((sale, item)) = self.item_of_key(user, short(key)) else { return false };
-        let Waiter { origin, ticket } = waiter;
+    fn repeat_key(
+        &mut self,
+        waiter: Waiter,
+        named: Option<SaleId>,
+        user: UserId,
+        key: Uuid,
+        now: Moment,
+        effects: &mut Effects,
+    ) -> bool {
+        let parts = self.parts.iter().filter(|part| named.is_none_or(|named| part.terms.sale == named));
+        let found = { parts }.find_map(|part| Some((part.terms.sale, part.any_keys.find(user, short(key))?)));
+        let Some((sale, item)) = found else { return false };
+        let (Waiter { origin, ticket }, is_named) = (waiter, named.is_some());
         let checkout = Checkout { sale, item, user, key };
-        self.ask(self.partition.owner_of_item(item), Request::Repeat { origin, ticket, checkout }, now, effects);
+        let repeat = Request::Repeat { origin, ticket, checkout, is_named };
+        self.ask(self.partition.owner_of_item(item), repeat, now, effects);
         true
-    }
-
-    fn item_of_key(&self, user: UserId, key: u64) -> Option<(SaleId, ItemId)> {
-        self.parts.iter().find_map(|part| Some((part.terms.sale, part.any_keys.find(user, key)?)))
     }
 }

@@ -9,6 +9,8 @@ use uuid::Uuid;
 pub enum Command {
     /// Reserve an item.
     Checkout {
+        /// The sale that the client has named. It has an effect only with a plan.
+        sale: Option<SaleId>,
         /// The requested item. The sale may not have it.
         item: ItemId,
         /// The buyer.
@@ -18,6 +20,8 @@ pub enum Command {
     },
     /// Reserve any free item.
     CheckoutAny {
+        /// The sale that the client has named. It has an effect only with a plan.
+        sale: Option<SaleId>,
         /// The buyer.
         user: UserId,
         /// Fingerprint of the `Idempotency-Key`; nil if the request has none.
@@ -70,9 +74,9 @@ pub enum Withdrawal {
     Overdue,
 }
 
-/// The outcome of a command. A checkout is refused with the first of `NotOpen`, `NoSuchItem`, `ItemSold`, `ItemReserved`,
-/// `LogFull` and `UserLimit` that applies, a checkout of any item with the first of `NotOpen`, `SoldOut`, `AllReserved`, `LogFull` and
-/// `UserLimit`.
+/// The outcome of a command. A checkout is refused with the first of these that applies: `NoSuchSale`, `NotOpen`,
+/// `SaleUnnamed` or `SaleEnded`; then `NoSuchItem`, `Paused`, `ItemSold`, `ItemReserved`, `LogFull` and `UserLimit`, or, if
+/// it asks for any item, `SoldOut`, `Paused`, `AllReserved`, `LogFull` and `UserLimit`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The item is held for the user, and the checkout is durable.
@@ -125,11 +129,17 @@ pub enum Outcome {
         /// Time until the first hold ends, in seconds, at least 1.
         retry_after_s: u32,
     },
-    /// Refused: no sale is open.
+    /// Refused: no sale is open, or the sale that the client has named has not opened.
     NotOpen {
-        /// Time until the next sale opens, in seconds, at least 1, and one day if that is longer or none follows.
+        /// Time until the next sale or that one opens, in seconds, at least 1, and one day if that is longer or none follows.
         retry_after_s: u32,
     },
+    /// Refused: several sales are open, and the client has named none.
+    SaleUnnamed,
+    /// Refused: the plan has no sale with the id that the client has named.
+    NoSuchSale,
+    /// Refused: the sale is paused.
+    Paused,
     /// Refused: the user's quota is used up. A hold that ended counts until its quota is returned.
     UserLimit,
     /// Refused: the sale has no such item.
@@ -141,7 +151,7 @@ pub enum Outcome {
     CodeExpired,
     /// Refused: another request has bought the item with this code.
     CodeUsed,
-    /// Refused: the code belongs to a sale that is over and forgotten.
+    /// Refused: the code belongs to a sale that is over and forgotten, or the sale that the client has named has closed.
     SaleEnded,
     /// Refused: holds are not extended on this server.
     NotExtendable,

@@ -51,7 +51,8 @@ pub struct Moment {
 }
 
 /// The terms of a sale. The stock and the limit are fixed when the sale opens; changed settings apply from the next sale
-/// on. The duration of holds and of extensions applies to those that begin under it.
+/// on. The duration of holds and of extensions applies to those that begin under it. Ids increase in the order in which
+/// sales open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
     /// The sale.
@@ -68,12 +69,22 @@ pub struct Terms {
     pub ttl_ms: u32,
     /// Time by which a client can extend its hold once, in milliseconds. With 0, holds are not extended.
     pub extension_ms: u32,
+    /// Whether checkouts are refused for now.
+    pub is_paused: bool,
 }
 
 impl Terms {
     /// The terms before the first sale of a plan has opened: nothing is on sale. No sale of a plan has the id 0.
-    pub const NONE: Terms =
-        Terms { sale: SaleId(0), items: 0, user_limit: 0, opens_ms: 0, closes_ms: 0, ttl_ms: 0, extension_ms: 0 };
+    pub const NONE: Terms = Terms {
+        sale: SaleId(0),
+        items: 0,
+        user_limit: 0,
+        opens_ms: 0,
+        closes_ms: 0,
+        ttl_ms: 0,
+        extension_ms: 0,
+        is_paused: false,
+    };
 
     /// Returns whether the sale has closed by `unix_ms`, or there is none.
     pub fn has_closed(&self, unix_ms: u64) -> bool {

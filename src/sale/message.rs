@@ -29,10 +29,32 @@ pub struct AnyUnit {
     pub ticket: Ticket,
     /// Sale of the checkout.
     pub sale: SaleId,
+    /// The client has named the sale.
+    pub is_named: bool,
     /// The buyer.
     pub user: UserId,
     /// Fingerprint of the idempotency key; nil if there is none.
     pub key: Uuid,
+}
+
+/// The sales in which the key of a checkout may have got an item before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyScope {
+    /// Any sale: the client has named none.
+    Every,
+    /// Any sale but this one, which the item's owner has forgotten.
+    EveryBut(SaleId),
+    /// The sale that the client has named.
+    One(SaleId),
+}
+
+/// What the client of a checkout has asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Any item: the item's owner has chosen this one.
+    pub is_any: bool,
+    /// This sale: the client has named it.
+    pub is_named: bool,
 }
 
 /// The result of a claim.
@@ -55,6 +77,8 @@ pub enum Request {
         ticket: Ticket,
         /// What the client asks for.
         checkout: Checkout,
+        /// The client has named the sale.
+        is_named: bool,
     },
     /// Origin → item owner: hold any free item for this user.
     ReserveAny {
@@ -62,6 +86,8 @@ pub enum Request {
         ticket: Ticket,
         /// Sale of the checkout.
         sale: SaleId,
+        /// The client has named the sale.
+        is_named: bool,
         /// The buyer.
         user: UserId,
         /// Fingerprint of the idempotency key; nil if there is none.
@@ -78,8 +104,8 @@ pub enum Request {
         user: UserId,
         /// Fingerprint of the idempotency key.
         key: Uuid,
-        /// A sale that the sender has forgotten, so that its keys repeat nothing.
-        forgotten: Option<SaleId>,
+        /// The sales in which the key may have got an item.
+        scope: KeyScope,
     },
     /// User owner → item owner: this item was claimed for a checkout of any item with the same user and key. Repeat the
     /// answer.
@@ -90,6 +116,8 @@ pub enum Request {
         ticket: Ticket,
         /// The first checkout.
         checkout: Checkout,
+        /// The client has named the sale.
+        is_named: bool,
     },
     /// Item owner → user owner: count one more item against the user's quota, if the limit allows it.
     Claim {
@@ -99,8 +127,8 @@ pub enum Request {
         ticket: Ticket,
         /// The checkout. Its item waits in `Claiming`.
         checkout: Checkout,
-        /// The client has asked for any item, and the item's owner has chosen this one.
-        is_any: bool,
+        /// What the client has asked for.
+        asked: Asked,
     },
     /// Item owner → user owner: count one item less against the user's quota.
     Release {
@@ -164,8 +192,8 @@ pub enum Reply {
         ticket: Ticket,
         /// The checkout. Its item waits in `Claiming`.
         checkout: Checkout,
-        /// The client has asked for any item, and the item's owner has chosen this one.
-        is_any: bool,
+        /// What the client has asked for.
+        asked: Asked,
         /// The result.
         verdict: Verdict,
     },
@@ -176,7 +204,8 @@ pub enum Reply {
         /// The outcome.
         outcome: Outcome,
     },
-    /// Item owner → origin: the sale of the `Reserve` is over. The origin repeats the checkout in the current sale.
+    /// Item owner → origin: the sale of the `Reserve` has closed, and the client has not named it. The origin repeats the
+    /// checkout in the sale that is open now.
     SaleChanged {
         /// Ticket of the client's request at the origin.
         ticket: Ticket,
@@ -187,8 +216,8 @@ pub enum Reply {
         /// Fingerprint of the idempotency key; nil if there is none.
         key: Uuid,
     },
-    /// Item owner → origin: the owner has no free item, or the sale of the `ReserveAny` is over. The origin asks the next
-    /// shard, or begins again in the current sale.
+    /// Item owner → origin: the owner has no free item, or the sale of the `ReserveAny` has closed. The origin asks the next
+    /// shard, or begins again in the sale that is open now.
     NoneFree {
         /// Ticket of the client's request at the origin.
         ticket: Ticket,
@@ -196,6 +225,8 @@ pub enum Reply {
         owner: ShardId,
         /// Sale of the checkout.
         sale: SaleId,
+        /// The client has named the sale.
+        is_named: bool,
         /// The buyer.
         user: UserId,
         /// Fingerprint of the idempotency key; nil if there is none.
@@ -209,6 +240,8 @@ pub enum Reply {
         user: UserId,
         /// Fingerprint of the idempotency key.
         key: Uuid,
+        /// The sale that the client has named.
+        named: Option<SaleId>,
     },
 }
 

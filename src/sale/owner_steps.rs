@@ -1,52 +1,68 @@
 //! The steps of a shard as item owner: it decides about its items, and logs its decisions.
 
-use crate::sale::checkout_key::{is_of_any, short};
+use crate::sale::checkout_key::short;
 use crate::sale::code::Code;
 use crate::sale::command::{Outcome, Withdrawal};
 use crate::sale::deferred::{Deferred, Waiter};
 use crate::sale::effects::Effects;
 use crate::sale::ids::{ItemId, Moment, SaleId};
 use crate::sale::item_state::{Availability, Cancellation, Confirmation, Extension, Hold, ItemState, Unavailable};
-use crate::sale::message::{Checkout, Reply, Request, Verdict};
+use crate::sale::message::{Asked, Checkout, KeyScope, Reply, Request, Verdict};
 use crate::sale::part::Part;
+use crate::sale::parts::UnnamedSale;
 use crate::sale::record::{LogEvent, Record, RefusalReason, ReleaseReason};
+use crate::sale::repetitions::Repetition;
 use crate::sale::shard::Shard;
 use uuid::Uuid;
 
 impl Shard {
     // --- checkout ---
 
-    pub(crate) fn reserve(&mut self, waiter: Waiter, checkout: Checkout, now: Moment, effects: &mut Effects) {
+    pub(crate) fn reserve(
+        &mut self,
+        waiter: Waiter,
+        checkout: Checkout,
+        is_named: bool,
+        now: Moment,
+        effects: &mut Effects,
+    ) {
         let (Waiter { origin, ticket }, Checkout { sale, item, user, key }) = (waiter, checkout);
-        if sale != self.terms().sale {
-            return self.answer(origin, Reply::SaleChanged { ticket, item, user, key }, now, effects);
+        let asked = Asked { is_any: false, is_named };
+        if !key.is_nil() {
+            if let Some((sale, hold)) = self.earlier_checkout(&checkout, is_named, now) {
+                return self.answer_again(waiter, (sale, item), hold, now, effects);
+            }
+            if !is_named && self.parts.unnamed(now) == UnnamedSale::Several {
+                return self.repeat_or_refuse(waiter, checkout, now, effects);
+            }
         }
-        if !key.is_nil()
-            && let Some((sale, hold)) = self.checkout_of_ended_sale(&checkout)
-        {
-            return self.answer_again(waiter, (sale, item), hold, now, effects);
+        if !self.parts.is_open(sale, now) {
+            return self.bounce(waiter, checkout, asked, now, effects);
         }
-        if self.terms().has_closed(now.unix_ms) {
-            return self.reserve_after_close(waiter, checkout, now, effects);
-        }
-        if item.0 >= self.terms().items {
+        let (slot, mut part) = (self.partition.slot_of(item), self.parts.of_open(sale));
+        if item.0 >= part.terms.items {
             return self.answer_request(waiter, Outcome::NoSuchItem, now, effects);
         }
-        let slot = self.partition.slot_of(item);
         // A turn ends a limited number of holds, so the hold of this item can be over and not ended yet.
-        if let Some(hold) = self.parts.open_mut().stock.expire_item(slot, now.monotonic_ms) {
+        if let Some(hold) = part.stock.expire_item(slot, now.monotonic_ms) {
             self.expired(sale, slot, hold, now, effects);
         }
-        let (outcome, reason) = match self.stock().state(slot) {
-            ItemState::Free if self.has_no_room() => (Outcome::LogFull, None),
-            _ => match self.parts.open_mut().stock.reserve(slot, user, key) {
+        let has_no_room = self.has_no_room();
+        part = self.parts.of_open(sale);
+        let is_paused = part.terms.is_paused;
+        let (outcome, reason) = match part.stock.state(slot) {
+            ItemState::Free if is_paused => (Outcome::Paused, None),
+            ItemState::Free if has_no_room => (Outcome::LogFull, None),
+            _ => match part.stock.reserve(slot, user, key) {
                 Ok(()) => {
-                    let claim = Request::Claim { origin, ticket, checkout, is_any: false };
+                    let claim = Request::Claim { origin, ticket, checkout, asked };
                     return self.ask(self.partition.owner_of_user(user), claim, now, effects);
                 }
                 Err(Unavailable::Sold) => (Outcome::ItemSold { sale, item }, Some(RefusalReason::ItemSold)),
                 Err(Unavailable::Reserved) => (Outcome::ItemReserved, Some(RefusalReason::ItemReserved)),
-                Err(Unavailable::SameCheckoutPending) => return self.repetitions.push(slot, waiter, checkout),
+                Err(Unavailable::SameCheckoutPending) => {
+                    return self.repetitions.push(slot, sale, Repetition { waiter, checkout, asked });
+                }
                 Err(Unavailable::SameCheckout(hold)) => {
                     return self.answer_again(waiter, (sale, item), hold, now, effects);
                 }
@@ -58,26 +74,37 @@ impl Shard {
         self.answer(origin, Reply::Answer { ticket, outcome }, now, effects);
     }
 
-    /// Refuses a checkout, because its sale has closed and none has opened since, unless it repeats another one.
+    /// Decides a checkout that names no sale while several are open: its client may have had no choice at the first attempt.
     #[cold]
-    fn reserve_after_close(&mut self, waiter: Waiter, checkout: Checkout, now: Moment, effects: &mut Effects) {
-        let Checkout { sale, item, user, key } = checkout;
+    fn repeat_or_refuse(&mut self, waiter: Waiter, checkout: Checkout, now: Moment, effects: &mut Effects) {
+        let Checkout { item, user, key, .. } = checkout;
         let slot = self.partition.slot_of(item);
-        if !key.is_nil()
-            && item.0 < self.terms().items
-            && let Some(hold) = self.parts.open_mut().stock.same_checkout(slot, user, key)
-        {
-            return self.answer_again(waiter, (sale, item), hold, now, effects);
+        let is_first = |part: &&Part| item.0 < part.terms.items && part.stock.is_claimed_by(slot, user, key);
+        let first = self.parts.iter().find(is_first).map(|part| part.terms.sale);
+        match first {
+            Some(sale) => {
+                let asked = Asked { is_any: false, is_named: false };
+                self.repetitions.push(
+                    slot,
+                    sale,
+                    Repetition { waiter, checkout: Checkout { sale, ..checkout }, asked },
+                );
+            }
+            None => self.answer_request(waiter, Outcome::SaleUnnamed, now, effects),
         }
-        self.answer_request(waiter, self.not_open(now), now, effects);
     }
 
-    /// Returns the sale and the hold of a checkout of an ended sale that this one repeats.
+    /// Returns the sale and the hold of a checkout that this one repeats, in its sale or, if its client has named none, in
+    /// any. A hold that is over and not ended yet is not repeated.
     #[cold]
-    fn checkout_of_ended_sale(&mut self, checkout: &Checkout) -> Option<(SaleId, Hold)> {
-        let &Checkout { item, user, key, .. } = checkout;
+    fn earlier_checkout(&mut self, checkout: &Checkout, is_named: bool, now: Moment) -> Option<(SaleId, Hold)> {
+        let &Checkout { sale, item, user, key } = checkout;
         let slot = self.partition.slot_of(item);
-        let mut parts = self.parts.ended_mut().filter(|part| item.0 < part.terms.items);
+        let may_repeat = |part: &&mut Part| {
+            let is_asked = !is_named || part.terms.sale == sale;
+            is_asked && item.0 < part.terms.items && !part.stock.has_ended(slot, now.monotonic_ms)
+        };
+        let mut parts = self.parts.iter_mut().filter(may_repeat);
         parts.find_map(|part| part.stock.same_checkout(slot, user, key).map(|hold| (part.terms.sale, hold)))
     }
 
@@ -109,50 +136,50 @@ impl Shard {
         &mut self,
         waiter: Waiter,
         checkout: Checkout,
-        is_any: bool,
+        asked: Asked,
         verdict: Verdict,
         now: Moment,
         effects: &mut Effects,
     ) {
         let Checkout { sale, item, user, key } = checkout;
-        let has_closed = self.terms().has_closed(now.unix_ms);
-        if sale != self.terms().sale || has_closed {
-            return self.move_to_next_sale(waiter, checkout, is_any, verdict, now, effects);
+        if !self.parts.is_open(sale, now) {
+            return self.undo_claim(waiter, checkout, asked, verdict, now, effects);
         }
-        let slot = self.partition.slot_of(item);
+        let (slot, part) = (self.partition.slot_of(item), self.parts.of_open(sale));
         if verdict != Verdict::Granted {
-            self.parts.open_mut().stock.deny(slot);
+            part.stock.deny(slot);
+            let repetitions = self.repetitions.take(slot, sale);
             if verdict == Verdict::Repeated {
-                return self.repeat_ended(slot, now, effects);
+                return self.repeat_ended(repetitions, now, effects);
             }
-            let repetitions = self.repetitions.take(slot).into_iter().map(|(waiter, _)| waiter);
-            for waiter in std::iter::once(waiter).chain(repetitions) {
-                self.log_refusal(&checkout, RefusalReason::UserLimit, is_any, now, effects);
+            let waiters = repetitions.into_iter().map(|repetition| repetition.waiter);
+            for waiter in std::iter::once(waiter).chain(waiters) {
+                self.log_refusal(&checkout, RefusalReason::UserLimit, asked.is_any, now, effects);
                 self.answer_request(waiter, Outcome::UserLimit, now, effects);
             }
             return;
         }
-        let (code, ttl_ms) = (self.codes.mint(sale, item), self.terms().ttl_ms);
+        let (code, ttl_ms) = (self.codes.mint(sale, item), part.terms.ttl_ms);
         let expires_ms = now.monotonic_ms + u64::from(ttl_ms);
         let expires_unix_ms = now.unix_ms + u64::from(ttl_ms);
-        self.parts.open_mut().stock.grant(slot, Hold { user, code, expires_ms, expires_unix_ms });
+        part.stock.grant(slot, Hold { user, code, expires_ms, expires_unix_ms });
         self.publish_change(sale, slot, Availability::Reserved, effects);
         let event = LogEvent::Checkout { item, user, code, ttl_ms, key };
         self.append(Record { sale, unix_ms: now.unix_ms, event }, effects);
         let outcome = Outcome::Reserved { code, sale, item, expires_unix_ms };
         self.defer_hold(Deferred::Answer(waiter, outcome));
         if !self.repetitions.is_empty() {
-            self.repeat_grant(slot, now, effects);
+            self.repeat_grant(slot, sale, now, effects);
         }
     }
 
-    /// Ends a claim whose sale has ended meanwhile. The origin repeats the checkout in the new sale, if one has opened.
+    /// Ends a claim whose sale has closed meanwhile.
     #[cold]
-    fn move_to_next_sale(
+    fn undo_claim(
         &mut self,
         waiter: Waiter,
         checkout: Checkout,
-        is_any: bool,
+        asked: Asked,
         verdict: Verdict,
         now: Moment,
         effects: &mut Effects,
@@ -165,52 +192,57 @@ impl Shard {
             let release = Request::Release { sale, item, user, key: short(key) };
             self.ask(self.partition.owner_of_user(user), release, now, effects);
         }
-        // If a new sale has begun, its beginning has ended the repetitions that waited for this claim.
-        if sale == self.terms().sale {
-            for (waiter, checkout) in self.repetitions.take(slot) {
-                self.bounce(waiter, checkout, is_of_any(short(checkout.key)), now, effects);
-            }
+        for Repetition { waiter, checkout, asked } in self.repetitions.take(slot, sale) {
+            self.bounce(waiter, checkout, asked, now, effects);
         }
         if verdict != Verdict::Repeated {
-            self.bounce(waiter, checkout, is_any, now, effects);
+            self.bounce(waiter, checkout, asked, now, effects);
         }
     }
 
-    /// Sends a checkout back, because its sale has ended. A checkout of any item with a key takes the way by the user's
-    /// owner, so that it comes after the release of its claim.
+    /// Refuses a checkout, because its sale has closed. If its client has not named that sale, and another one is open, the
+    /// checkout goes back to the origin. One of any item with a key takes the way by the user's owner, so that it comes
+    /// after the release of its claim.
+    #[cold]
     pub(crate) fn bounce(
         &mut self,
         waiter: Waiter,
         checkout: Checkout,
-        is_any: bool,
+        asked: Asked,
         now: Moment,
         effects: &mut Effects,
     ) {
         let (Waiter { origin, ticket }, Checkout { sale, item, user, key }) = (waiter, checkout);
-        if is_any && !key.is_nil() {
-            let find = Request::FindKey { origin, ticket, user, key, forgotten: None };
+        if asked.is_named {
+            return self.answer_request(waiter, self.not_open_now(sale, now), now, effects);
+        }
+        if asked.is_any && !key.is_nil() {
+            let find = Request::FindKey { origin, ticket, user, key, scope: KeyScope::Every };
             return self.ask(self.partition.owner_of_user(user), find, now, effects);
         }
-        let bounced = match is_any {
-            true => Reply::NoneFree { ticket, owner: self.id, sale, user, key },
+        if self.parts.unnamed(now) == UnnamedSale::None {
+            return self.answer_request(waiter, self.not_open(now), now, effects);
+        }
+        let bounced = match asked.is_any {
+            true => Reply::NoneFree { ticket, owner: self.id, sale, is_named: false, user, key },
             false => Reply::SaleChanged { ticket, item, user, key },
         };
         self.answer(origin, bounced, now, effects);
     }
 
-    /// Answers the requests that wait for a claim of this item, after the claim was refused as `Repeated`: their key had got
+    /// Answers the requests that wait for a claim of an item, after the claim was refused as `Repeated`: their key had got
     /// this same item before, by a hold that has ended.
     #[cold]
-    fn repeat_ended(&mut self, slot: usize, now: Moment, effects: &mut Effects) {
-        for (waiter, checkout) in self.repetitions.take(slot) {
-            self.repeat_any(waiter, checkout, now, effects);
+    fn repeat_ended(&mut self, repetitions: Vec<Repetition>, now: Moment, effects: &mut Effects) {
+        for Repetition { waiter, checkout, asked } in repetitions {
+            self.repeat_any(waiter, checkout, asked.is_named, now, effects);
         }
     }
 
     #[cold]
-    fn repeat_grant(&mut self, slot: usize, now: Moment, effects: &mut Effects) {
-        for (waiter, checkout) in self.repetitions.take(slot) {
-            self.reserve(waiter, checkout, now, effects);
+    fn repeat_grant(&mut self, slot: usize, sale: SaleId, now: Moment, effects: &mut Effects) {
+        for Repetition { waiter, checkout, asked } in self.repetitions.take(slot, sale) {
+            self.reserve(waiter, checkout, asked.is_named, now, effects);
         }
     }
 

@@ -1,13 +1,13 @@
 //! The sales that a shard knows, side by side. Each has a [`Part`]:
 //!
-//! 1. *Prepared*: the part of the next sale, built ahead in slices, because memory for millions of items takes longer
-//!    to fill than a turn may last.
-//! 2. *Open*: the newest sale, until it closes. Only this one grants checkouts. With a plan, it can close before the next
-//!    one opens, and there may be none yet ([`Terms::NONE`]).
-//! 3. *Closing*: the sale has ended, and items are still held. A hold can be bought, released and extended until it
+//! 1. *Prepared*: the part of a sale that opens soon, built ahead in slices, because memory for millions of items takes
+//!    longer to fill than a turn may last.
+//! 2. *Open*: from the opening of the sale to its closing. Only then it grants checkouts. Without a plan, one sale is open
+//!    at any time. With a plan, several can be, or none ([`Terms::NONE`] before the first).
+//! 3. *Closing*: the sale has closed, and items are still held. A hold can be bought, released and extended until it
 //!    ends, as its checkout promised.
 //! 4. *Closed*: nothing is held any more. Repeated requests still get their answers.
-//! 5. *Forgotten*, after [`Rules::receipts_ms`]. The memory of the part is used again for the next sale.
+//! 5. *Forgotten*, after [`Rules::receipts_ms`]. The memory of the part is used again for a later sale.
 //!
 //! Usually there are two or three parts, so a linear scan from the newest one is the fastest lookup.
 
@@ -19,7 +19,9 @@ use crate::sale::item_state::Hold;
 use crate::sale::part::Part;
 use crate::sale::partition::Partition;
 use crate::sale::rules::Rules;
+use crate::sale::sale_schedule::OPEN_MAX;
 use crate::sale::stock::Counts;
+use std::collections::VecDeque;
 
 /// Number of sale periods that holds may last at most, and receipts as well. So a shard knows at most twice as many ended
 /// sales.
@@ -36,9 +38,11 @@ const PREPARATION_MS: u64 = 60_000;
 /// The sales whose records the log must keep. Records of other sales are needed only for receipts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NeededSales {
-    /// The open sale.
-    pub open: SaleId,
-    /// The oldest sale in which an item is held, or the open one.
+    /// The newest sale.
+    pub newest: SaleId,
+    /// The oldest sale that is open, or the newest one.
+    pub oldest_open: SaleId,
+    /// The oldest sale that is open or in which an item is held, or the newest one.
     pub oldest_live: SaleId,
     /// The oldest sale whose receipts are needed by the clock, or `oldest_live` if that is older.
     pub oldest_remembered: SaleId,
@@ -46,7 +50,8 @@ pub struct NeededSales {
 
 impl NeededSales {
     /// Every sale.
-    pub const ALL: NeededSales = NeededSales { open: SaleId(0), oldest_live: SaleId(0), oldest_remembered: SaleId(0) };
+    pub const ALL: NeededSales =
+        NeededSales { newest: SaleId(0), oldest_open: SaleId(0), oldest_live: SaleId(0), oldest_remembered: SaleId(0) };
 }
 
 /// Returns when the part of a sale begins to be built, in milliseconds since the Unix epoch.
@@ -54,32 +59,53 @@ fn preparation_due_ms(next: &Terms) -> u64 {
     next.opens_ms.saturating_sub(PREPARATION_MS.min((next.closes_ms - next.opens_ms) / 2))
 }
 
+fn latest_close_ms(parts: &[Part]) -> u64 {
+    parts.iter().map(|part| part.terms.closes_ms).max().unwrap_or(0)
+}
+
+/// The sale of a checkout whose client has named none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnnamedSale {
+    /// No sale is open.
+    None,
+    /// The one that is open.
+    One(SaleId),
+    /// Several are open, so the client must name one.
+    Several,
+}
+
 /// The parts of all sales that a shard knows.
 pub struct Parts {
     id: ShardId,
     partition: Partition,
-    open: Part,
-    /// Parts of ended sales, newest first.
-    ended: Vec<Part>,
-    /// The part of the next sale, while it is built and when it is ready.
-    prepared: Option<Part>,
-    is_ready: bool,
+    /// The part of the sale that has opened last.
+    newest: Part,
+    /// The other parts, newest first. Those of sales that overlap with the newest one are open.
+    earlier: Vec<Part>,
+    /// The latest closing time of an earlier sale, in milliseconds since the Unix epoch.
+    earlier_close_ms: u64,
+    /// The parts of the next sales, in their order, while they are built and when they are ready. Only the last one may be
+    /// unfinished.
+    prepared: VecDeque<Part>,
+    is_last_ready: bool,
     /// Parts without a sale, and those of forgotten sales, whose memory is used again. Their number never exceeds that of
     /// the parts known before, or [`SPARE_PARTS`].
     spare: Vec<Part>,
 }
 
 impl Parts {
-    /// Creates the parts of shard `id` from those that it knows, oldest first. The last one is open.
+    /// Creates the parts of shard `id` from those that it knows, oldest first.
     pub fn new(id: ShardId, partition: Partition, mut known: Vec<Part>) -> Self {
-        let open = known.pop().expect("a shard knows at least one sale");
-        let ended = known.into_iter().rev().collect();
-        Parts { id, partition, open, ended, prepared: None, is_ready: false, spare: Vec::new() }
+        let newest = known.pop().expect("a shard knows at least one sale");
+        let earlier: Vec<_> = known.into_iter().rev().collect();
+        let earlier_close_ms = latest_close_ms(&earlier);
+        let (prepared, spare) = (VecDeque::with_capacity(OPEN_MAX), Vec::new());
+        Parts { id, partition, newest, earlier, earlier_close_ms, prepared, is_last_ready: true, spare }
     }
 
     /// Allocates the memory of the next sales, so that no turn does. Call it once, before the first turn.
     pub fn allocate(&mut self, rules: &Rules) {
-        let Some(next) = rules.schedule.next(self.open.terms.sale) else { return };
+        let Some(next) = rules.schedule.next(self.newest.terms.sale) else { return };
         let largest = Terms { items: rules.schedule.items_max(), ..next };
         self.spare.extend((0..SPARE_PARTS).map(|_| {
             let mut part = Part::empty(largest, self.partition);
@@ -88,28 +114,24 @@ impl Parts {
         }));
     }
 
-    /// Returns the part of the open sale.
-    pub fn open(&self) -> &Part {
-        &self.open
+    /// Returns the part of the sale that has opened last. It may have closed.
+    pub fn newest(&self) -> &Part {
+        &self.newest
     }
 
-    /// Returns the part of the open sale.
-    pub fn open_mut(&mut self) -> &mut Part {
-        &mut self.open
+    /// Returns the part of the sale that has opened last. It may have closed.
+    pub fn newest_mut(&mut self) -> &mut Part {
+        &mut self.newest
     }
 
-    /// Returns all parts but the prepared one, newest first.
+    /// Returns all parts but the prepared ones, newest first.
     pub fn iter(&self) -> impl Iterator<Item = &Part> {
-        std::iter::once(&self.open).chain(&self.ended)
+        std::iter::once(&self.newest).chain(&self.earlier)
     }
 
-    fn iter_mut(&mut self) -> impl Iterator<Item = &mut Part> {
-        std::iter::once(&mut self.open).chain(&mut self.ended)
-    }
-
-    /// Returns the parts of ended sales, newest first.
-    pub fn ended_mut(&mut self) -> impl Iterator<Item = &mut Part> {
-        self.ended.iter_mut()
+    /// Returns all parts but the prepared ones, newest first.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Part> {
+        std::iter::once(&mut self.newest).chain(&mut self.earlier)
     }
 
     /// Returns the part of `sale`, if the shard knows it.
@@ -119,10 +141,70 @@ impl Parts {
 
     /// Returns the part of `sale`, if the shard knows it.
     pub fn get_mut(&mut self, sale: SaleId) -> Option<&mut Part> {
-        if self.open.terms.sale == sale {
-            return Some(&mut self.open);
+        if self.newest.terms.sale == sale {
+            return Some(&mut self.newest);
         }
-        self.ended.iter_mut().find(|part| part.terms.sale == sale)
+        self.earlier.iter_mut().find(|part| part.terms.sale == sale)
+    }
+
+    /// Returns the part of `sale`, which is open.
+    pub fn of_open(&mut self, sale: SaleId) -> &mut Part {
+        self.get_mut(sale).expect("a shard knows the sales that are open")
+    }
+
+    // --- which sales are open ---
+
+    /// Returns the time by which sales close: that of the clock, or the opening of the newest sale if that is later. A
+    /// shard whose clock is ahead may have begun that sale, or the clock was set back. So a sale that closes when another
+    /// one opens is never open beside it.
+    fn closing_time_ms(&self, now: Moment) -> u64 {
+        now.unix_ms.max(self.newest.terms.opens_ms)
+    }
+
+    /// Returns whether a sale that this shard knows is open.
+    pub fn is_open(&self, sale: SaleId, now: Moment) -> bool {
+        if self.newest.terms.sale == sale {
+            return !self.newest.terms.has_closed(now.unix_ms);
+        }
+        let closing_time_ms = self.closing_time_ms(now);
+        self.get(sale).is_some_and(|part| !part.terms.has_closed(closing_time_ms))
+    }
+
+    /// Returns the terms of the open sales, newest first.
+    pub fn open(&self, now: Moment) -> impl Iterator<Item = &Terms> {
+        let closing_time_ms = self.closing_time_ms(now);
+        self.iter().map(|part| &part.terms).filter(move |terms| !terms.has_closed(closing_time_ms))
+    }
+
+    /// Returns whether an earlier sale may be open beside the newest one.
+    pub fn overlap(&self) -> bool {
+        self.earlier_close_ms > self.newest.terms.opens_ms
+    }
+
+    /// Returns the terms of the newest sale, and of those that were open when it opened, oldest first.
+    pub fn begun_last(&self) -> impl Iterator<Item = &Terms> {
+        let terms = self.earlier.iter().rev().chain([&self.newest]).map(|part| &part.terms);
+        terms.filter(|terms| !terms.has_closed(self.newest.terms.opens_ms))
+    }
+
+    /// Returns the sale of a checkout whose client has named none.
+    #[inline(always)]
+    pub fn unnamed(&self, now: Moment) -> UnnamedSale {
+        let has_newest = !self.newest.terms.has_closed(now.unix_ms);
+        if has_newest && !self.overlap() {
+            return UnnamedSale::One(self.newest.terms.sale);
+        }
+        self.one_of_several(now)
+    }
+
+    #[cold]
+    fn one_of_several(&self, now: Moment) -> UnnamedSale {
+        let mut open = self.open(now);
+        match (open.next(), open.next()) {
+            (None, _) => UnnamedSale::None,
+            (Some(terms), None) => UnnamedSale::One(terms.sale),
+            (Some(_), Some(_)) => UnnamedSale::Several,
+        }
     }
 
     /// Returns the part of the sale to which a code leads, and the item.
@@ -131,37 +213,53 @@ impl Parts {
     /// The outcome with which the code is refused, if it leads to no item of a known sale.
     pub fn locate(&mut self, code: Code) -> Result<(&mut Part, ItemId), Outcome> {
         let place = code.place().ok_or(Outcome::CodeUnknown)?;
-        let open = self.open.terms.sale;
+        let newest = self.newest.terms.sale;
         match self.iter_mut().find(|part| place.is_in(part.terms.sale)) {
             Some(part) if place.item.0 < part.terms.items => Ok((part, place.item)),
             Some(_) => Err(Outcome::CodeUnknown),
-            None if place.sales_before(open) <= SALES_BACK_MAX => Err(Outcome::SaleEnded),
+            None if place.sales_before(newest) <= SALES_BACK_MAX => Err(Outcome::SaleEnded),
             None => Err(Outcome::CodeUnknown),
         }
     }
 
+    // --- from one sale to the next ---
+
     /// Begins the sale with `terms`, which is newer than all others.
     pub fn begin(&mut self, terms: Terms) {
-        let mut next = match self.prepared.take() {
+        let mut next = match self.prepared.pop_front() {
             Some(prepared) => prepared.meant_for(terms),
             None => self.start_to_build(terms),
         };
+        // If the clock was set forward, parts of sales that do not open any more may have been prepared.
+        while self.prepared.front().is_some_and(|part| part.terms.sale <= terms.sale) {
+            self.spare.extend(self.prepared.pop_front());
+        }
         // Nothing is left to do if the sale was prepared in time.
         next.build(self.partition.owned_items(self.id, terms.items), usize::MAX);
-        self.is_ready = false;
-        self.ended.insert(0, std::mem::replace(&mut self.open, next));
+        self.is_last_ready |= self.prepared.is_empty();
+        self.earlier.insert(0, std::mem::replace(&mut self.newest, next));
+        self.earlier_close_ms = latest_close_ms(&self.earlier);
     }
 
-    /// Builds a slice of the next sale, if it is due. Returns whether another slice is due.
+    /// Builds a slice of a sale that opens soon, if it is due. Returns whether another slice is due.
     pub fn prepare(&mut self, rules: &Rules, now: Moment) -> bool {
-        let Some(next) = rules.schedule.next(self.open.terms.sale) else { return false };
-        if self.is_ready || now.unix_ms < preparation_due_ms(&next) {
-            return false;
+        if self.is_last_ready {
+            let Some(next) = self.next_to_prepare(rules) else { return false };
+            if now.unix_ms < preparation_due_ms(&next) {
+                return false;
+            }
+            let part = self.start_to_build(next);
+            self.prepared.push_back(part);
         }
-        let mut part = self.prepared.take().unwrap_or_else(|| self.start_to_build(next));
-        self.is_ready = part.build(self.partition.owned_items(self.id, next.items), SLICE_ITEMS);
-        self.prepared = Some(part);
-        !self.is_ready
+        let last = self.prepared.back_mut().expect("a part that is not ready is there");
+        self.is_last_ready = last.build(self.partition.owned_items(self.id, last.terms.items), SLICE_ITEMS);
+        !self.is_last_ready
+    }
+
+    /// Returns the sale after those that are prepared, unless as many are prepared as can be open at once.
+    fn next_to_prepare(&self, rules: &Rules) -> Option<Terms> {
+        let last = self.prepared.back().unwrap_or(&self.newest).terms.sale;
+        (self.prepared.len() < OPEN_MAX).then(|| rules.schedule.next(last)).flatten()
     }
 
     /// Returns a part without items for the sale with `terms`, in the memory of a forgotten sale if there is one.
@@ -171,19 +269,22 @@ impl Parts {
         part
     }
 
-    /// Returns the time from `now` until the open sale closes, the next one begins or, before that, its part must be built,
-    /// in milliseconds of Unix time. Returns `None` if none of these follows.
+    /// Returns the time from `now` until an open sale closes, the next one opens or, before that, a part must be built, in
+    /// milliseconds of Unix time. Returns `None` if none of these follows.
     pub fn time_to_next_sale_ms(&self, rules: &Rules, now: Moment) -> Option<u64> {
-        let closes_ms = Some(self.open.terms.closes_ms).filter(|closes_ms| *closes_ms > now.unix_ms);
-        let next = rules.schedule.next(self.open.terms.sale);
-        let due_ms = next.map(|next| if self.is_ready { next.opens_ms } else { preparation_due_ms(&next) });
-        closes_ms.into_iter().chain(due_ms).min().map(|due_ms| due_ms.saturating_sub(now.unix_ms))
+        let closes_ms = self.iter().map(|part| part.terms.closes_ms).filter(|closes_ms| *closes_ms > now.unix_ms);
+        let opens_ms = rules.schedule.next(self.newest.terms.sale).map(|next| next.opens_ms);
+        let due_ms = match self.is_last_ready {
+            true => self.next_to_prepare(rules).map(|next| preparation_due_ms(&next)),
+            false => Some(now.unix_ms),
+        };
+        closes_ms.chain(opens_ms).chain(due_ms).min().map(|due_ms| due_ms.saturating_sub(now.unix_ms))
     }
 
     /// Returns the results of the sales that have closed and in which nothing is held any more, each once.
     pub fn close(&mut self, now: Moment) -> impl Iterator<Item = EndedShare> {
-        let newest = Some(&mut self.open).filter(|part| part.terms.has_closed(now.unix_ms));
-        let over = newest.into_iter().chain(&mut self.ended);
+        let closing_time_ms = self.closing_time_ms(now);
+        let over = self.iter_mut().filter(move |part| part.terms.has_closed(closing_time_ms));
         let closed = over.filter(|part| !part.is_reported && !part.is_live());
         closed.map(|part| {
             part.is_reported = true;
@@ -195,17 +296,23 @@ impl Parts {
     /// Forgets the closed sales whose receipts are not needed any more.
     pub fn forget(&mut self, rules: &Rules, now: Moment) {
         let is_over = |part: &mut Part| !part.is_live() && now.unix_ms >= part.forgotten_at_ms(rules);
-        while let Some(oldest) = self.ended.pop_if(is_over) {
-            self.spare.push(oldest);
-        }
+        self.spare.extend(self.earlier.extract_if(.., is_over));
     }
 
-    /// Returns the sales whose records the log must keep.
-    pub fn needed(&self, rules: &Rules, now: Moment) -> NeededSales {
-        let oldest_live = self.ended.iter().rev().find(|part| part.is_live()).unwrap_or(&self.open).terms.sale;
-        let receipts_since = rules.schedule.latest(now.unix_ms.saturating_sub(rules.receipts_ms));
-        let oldest_remembered = oldest_live.min(receipts_since.map_or(SaleId(0), |terms| terms.sale));
-        NeededSales { open: self.open.terms.sale, oldest_live, oldest_remembered }
+    /// Returns the sales whose records the log must keep. A sale that overlaps with the newest one opens again if the clock
+    /// is set back.
+    pub fn needed(&self) -> NeededSales {
+        let is_open = |part: &Part| !part.terms.has_closed(self.newest.terms.opens_ms);
+        let oldest = |is_needed: &dyn Fn(&Part) -> bool| {
+            let found = self.earlier.iter().rev().find(|part| is_needed(part));
+            found.unwrap_or(&self.newest).terms.sale
+        };
+        NeededSales {
+            newest: self.newest.terms.sale,
+            oldest_open: oldest(&is_open),
+            oldest_live: oldest(&|part| is_open(part) || part.is_live()),
+            oldest_remembered: oldest(&|_| true),
+        }
     }
 
     /// Frees an item whose hold has ended by `now_ms` (monotonic). Returns its sale, its slot and the hold.
@@ -223,9 +330,8 @@ impl Parts {
 
     /// Returns how many items of all sales are claimed, and how many are held.
     pub fn claiming_and_held(&self) -> (u64, u64) {
-        let Counts { claiming, held, .. } = self.open.stock.counts();
-        let (mut claims, mut holds) = (u64::from(claiming), u64::from(held));
-        for part in &self.ended {
+        let (mut claims, mut holds) = (0, 0);
+        for part in self.iter() {
             let Counts { claiming, held, .. } = part.stock.counts();
             claims += u64::from(claiming);
             holds += u64::from(held);

@@ -1,15 +1,21 @@
-//! Which sale opens when, and under which terms: one sale after another by `--sale-period`, or the sales of a plan.
+//! Which sale opens when, and under which terms: one sale after another by `--sale-period`, or the sales of a plan, which
+//! can overlap.
 //!
 //! Ids increase in the order in which sales open. A schedule says what is due; what has opened is in the log.
 
 use crate::sale::ids::{SaleId, Terms};
+use std::iter;
+
+/// Maximum number of sales that are open at once.
+pub const OPEN_MAX: usize = 16;
 
 /// The sales of a server, from the first to the last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SaleSchedule {
     /// A sale for each period since 1970, without a gap.
     Periodic(PeriodicSale),
-    /// The sales of a plan, in the order of their ids. A process reads one plan, so it is never freed.
+    /// The sales of a plan, in the order of their ids. A process reads one plan, so it is never freed. See
+    /// [`planned`](SaleSchedule::planned).
     Planned(&'static [SaleSeries]),
 }
 
@@ -35,11 +41,51 @@ pub struct SaleSeries {
     pub first: Terms,
     /// Time from one opening to the next, in milliseconds.
     pub every_ms: u64,
-    /// Number of sales, at least 1.
+    /// Number of sales, at least 1. Each closes before the next one opens.
     pub count: u32,
+    /// Number of the layer that shows the states of the items, below [`LAYERS_MAX`]. Series that overlap in time have
+    /// different layers.
+    pub layer: u8,
 }
 
+/// Maximum number of layers: as many sales as can be open at once, and one that is repeated and closed between.
+pub const LAYERS_MAX: usize = OPEN_MAX + 1;
+
 impl SaleSchedule {
+    /// Creates the schedule of a plan, whose series are in the order of their ids and openings.
+    pub fn planned(mut series: Vec<SaleSeries>) -> Self {
+        for number in 0..series.len() {
+            let (before, rest) = series.split_at_mut(number);
+            let overlapping = before.iter().filter(|other| other.last().closes_ms > rest[0].first.opens_ms);
+            let taken: Vec<u8> = overlapping.map(|other| other.layer).collect();
+            rest[0].layer = (0..).find(|layer| !taken.contains(layer)).expect("there are fewer series than layers");
+        }
+        SaleSchedule::Planned(Box::leak(series.into()))
+    }
+
+    /// Returns the layer that shows the states of the items of a sale, if the sale is in the schedule.
+    pub fn layer(&self, sale: SaleId) -> Option<usize> {
+        match self {
+            SaleSchedule::Periodic(_) => Some(0),
+            SaleSchedule::Planned(series) => {
+                let last = series.partition_point(|series| series.first.sale <= sale).checked_sub(1)?;
+                (sale.0 - series[last].first.sale.0 < series[last].count).then_some(usize::from(series[last].layer))
+            }
+        }
+    }
+
+    /// Returns the largest stock of a sale in each layer, in items.
+    pub fn layers(&self) -> Vec<u32> {
+        let SaleSchedule::Planned(series) = self else { return vec![self.items_max()] };
+        let mut layers = Vec::new();
+        for SaleSeries { first, layer, .. } in *series {
+            layers.resize(layers.len().max(usize::from(*layer) + 1), 0);
+            let largest = &mut layers[usize::from(*layer)];
+            *largest = first.items.max(*largest);
+        }
+        layers
+    }
+
     /// Returns the terms of a sale, if there is or was such a sale.
     pub fn terms(&self, sale: SaleId) -> Option<Terms> {
         match self {
@@ -60,6 +106,19 @@ impl SaleSchedule {
                 series[last].latest(unix_ms)
             }
         }
+    }
+
+    /// Returns the sales after `sale` that are open when the sale with the terms `newest` opens, in the order of their
+    /// openings. `newest` is the last of them.
+    pub fn open_with(&self, newest: Terms, sale: SaleId) -> impl Iterator<Item = Terms> + use<> {
+        let earlier: &'static [SaleSeries] = match self {
+            SaleSchedule::Periodic(_) => &[],
+            SaleSchedule::Planned(series) => series,
+        };
+        // A series has one open sale at most.
+        let open = earlier.iter().filter_map(move |series| series.latest(newest.opens_ms));
+        let open = open.filter(move |terms| sale < terms.sale && terms.sale < newest.sale);
+        open.filter(move |terms| !terms.has_closed(newest.opens_ms)).chain(iter::once(newest))
     }
 
     /// Returns the first sale with a higher id than `sale`.
@@ -117,7 +176,8 @@ impl PeriodicSale {
         let &PeriodicSale { period_s, items, user_limit, ttl_ms, extension_ms } = self;
         let period_ms = u64::from(period_s) * 1000;
         let opens_ms = u64::from(sale.0) * period_ms;
-        Terms { sale, items, user_limit, opens_ms, closes_ms: opens_ms + period_ms, ttl_ms, extension_ms }
+        let closes_ms = opens_ms + period_ms;
+        Terms { sale, items, user_limit, opens_ms, closes_ms, ttl_ms, extension_ms, is_paused: false }
     }
 }
 
@@ -163,8 +223,8 @@ mod tests {
 
     /// The plan that says the same as `--sale-period 1h`.
     fn hourly_plan() -> SaleSchedule {
-        let series = [SaleSeries { first: HOURLY.terms(SaleId(0)), every_ms: 3_600_000, count: u32::MAX }];
-        SaleSchedule::Planned(Box::leak(Box::new(series)))
+        let first = HOURLY.terms(SaleId(0));
+        SaleSchedule::planned(vec![SaleSeries { first, every_ms: 3_600_000, count: u32::MAX, layer: 0 }])
     }
 
     #[test]
@@ -192,9 +252,9 @@ mod tests {
             ..HOURLY.terms(SaleId(id))
         };
         let (first, last) = (sale(3, 100, 200, 7), sale(20, 1_000, 9_000, 5));
-        let repeated = SaleSeries { first: sale(5, 300, 350, 9), every_ms: 100, count: 3 };
-        let one = |first| SaleSeries { first, every_ms: 0, count: 1 };
-        let planned = SaleSchedule::Planned(Box::leak(Box::new([one(first), repeated, one(last)])));
+        let repeated = SaleSeries { first: sale(5, 300, 350, 9), every_ms: 100, count: 3, layer: 0 };
+        let one = |first| SaleSeries { first, every_ms: 0, count: 1, layer: 0 };
+        let planned = SaleSchedule::planned(vec![one(first), repeated, one(last)]);
         let latest = |unix_ms| planned.latest(unix_ms).map(|terms| (terms.sale.0, terms.opens_ms, terms.closes_ms));
         assert_eq!([latest(99), latest(100), latest(299)], [None, Some((3, 100, 200)), Some((3, 100, 200))]);
         assert_eq!([latest(300), latest(499)], [Some((5, 300, 350)), Some((6, 400, 450))]);
@@ -206,5 +266,32 @@ mod tests {
         assert_eq!(known, [false, true, false, true, false, true, false]);
         assert_eq!((planned.items_max(), planned.longest_hold_ms()), (9, 25_000));
         assert_eq!(SaleSchedule::Planned(&[]).latest(u64::MAX), None);
+    }
+
+    #[test]
+    fn sales_that_overlap_open_together_and_have_layers_of_their_own() {
+        let series = |id, opens_ms, closes_ms, items| {
+            let first = Terms { opens_ms, closes_ms, items, ..HOURLY.terms(SaleId(id)) };
+            SaleSeries { first, every_ms: 0, count: 1, layer: 0 }
+        };
+        let repeated = SaleSeries { every_ms: 10, count: 5, ..series(10, 200, 205, 8) };
+        let all = [(1, 0, 1_000, 7), (2, 50, 60, 3), (3, 50, 70, 4), (4, 65, 80, 9)];
+        let all = all.map(|(id, opens_ms, closes_ms, items)| series(id, opens_ms, closes_ms, items));
+        let planned = SaleSchedule::planned(all.into_iter().chain([repeated, series(30, 240, 300, 2)]).collect());
+        let open_with = |newest, after| -> Vec<u32> {
+            let newest = planned.terms(SaleId(newest)).unwrap();
+            planned.open_with(newest, SaleId(after)).map(|terms| terms.sale.0).collect()
+        };
+        assert_eq!([open_with(3, 0), open_with(3, 2)], [vec![1, 2, 3], vec![3]]);
+        assert_eq!(open_with(4, 0), [1, 3, 4], "sale 2 has closed when sale 4 opens");
+        assert_eq!([open_with(12, 4), open_with(30, 9)], [vec![12], vec![14, 30]]);
+        let layers = [1, 2, 3, 4, 10, 14, 30].map(|sale| planned.layer(SaleId(sale)));
+        assert_eq!(layers, [0, 1, 2, 1, 1, 1, 2].map(Some));
+        assert_eq!([5, 15, 31].map(|sale| planned.layer(SaleId(sale))), [None; 3]);
+        assert_eq!(planned.layers(), [7, 9, 4]);
+        let periodic = SaleSchedule::Periodic(HOURLY);
+        assert_eq!((periodic.layer(SaleId(9)), periodic.layers()), (Some(0), vec![10]));
+        let next = periodic.terms(SaleId(9)).unwrap();
+        assert_eq!(periodic.open_with(next, SaleId(3)).collect::<Vec<_>>(), [next], "the others have closed");
     }
 }

@@ -34,13 +34,13 @@
 //! owner, which cancels the hold unless another answer with the same code may have arrived.
 //!
 //! Sales live side by side (see `parts`). Each message names its sale, directly or by a code, and the owner looks the
-//! part up. A checkout that is still being decided when its sale ends moves to the next sale.
+//! part up. The origin chooses the sale of a checkout whose client has named none. If that sale closes while the checkout
+//! is being decided, the checkout moves to the sale that is open then.
 //!
 //! `deferred` explains why these effects wait for the log. The steps of the origin are in `origin_steps`, those of the
 //! item's owner in `owner_steps`.
 //! `apply(event, now, effects)` never awaits, reads no clock, and uses no file or socket.
 
-use crate::sale::checkout_key::{is_of_any, short};
 use crate::sale::code::{Code, CodeGenerator};
 use crate::sale::command::{Command, Outcome, Withdrawal};
 use crate::sale::deferred::{Deferred, Waiter, Waiting, Watermark};
@@ -56,7 +56,7 @@ use crate::sale::quotas::Quotas;
 use crate::sale::record::{BLOCK_RECORDS, LogEvent, Record, RefusalReason, ReleaseReason};
 use crate::sale::repetitions::Repetitions;
 use crate::sale::rules::Rules;
-use crate::sale::stock::{Counts, Stock};
+use crate::sale::stock::Stock;
 
 /// Largest number of holds that expire in one turn, so that a whole stock of holds that end together does not stall it.
 /// Until its turn comes, a hold that is over can be neither bought nor extended, and a checkout of its item ends it.
@@ -101,13 +101,13 @@ pub enum ShardEvent {
 
 /// The state that recovery restores and a shard starts with.
 pub struct Inventory {
-    /// The shard's parts of all sales that it knows, oldest first. The last one is open.
+    /// The shard's parts of all sales that it knows, oldest first.
     pub parts: Vec<Part>,
 }
 
 impl Inventory {
-    /// Returns the part of the open sale.
-    pub fn open(&self) -> &Part {
+    /// Returns the part of the sale that has opened last.
+    pub fn newest(&self) -> &Part {
         self.parts.last().expect("a shard knows at least one sale")
     }
 }
@@ -131,7 +131,8 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// Creates a shard that continues with `inventory`. Its first record opens the sale in its new stream, if there is one.
+    /// Creates a shard that continues with `inventory`. Its first records open the newest sale in its new stream, and
+    /// those that overlap with it.
     pub fn new(
         id: ShardId,
         partition: Partition,
@@ -143,6 +144,7 @@ impl Shard {
     ) -> Self {
         let mut parts = Parts::new(id, partition, inventory.parts);
         parts.allocate(&rules);
+        let begun_last: Vec<Terms> = parts.begun_last().copied().collect();
         let (waiting, repetitions) = (Waiting::default(), Repetitions::default());
         let mut shard = Shard {
             id,
@@ -158,8 +160,9 @@ impl Shard {
             published: vec![PublishedStock::default(); partition.shards().into()],
             log_room: 0,
         };
-        if shard.terms().items > 0 {
-            shard.append(Record::sale_opened(shard.terms(), now.unix_ms), effects);
+        // Before the first sale of a plan, nothing has opened.
+        for terms in begun_last {
+            shard.append(Record::sale_opened(&terms, now.unix_ms), effects);
         }
         shard
     }
@@ -171,9 +174,9 @@ impl Shard {
             ShardEvent::Command(ticket, command) => self.command(ticket, command, now, effects),
             ShardEvent::Request(from, request) => self.request(from, request, now, effects),
             ShardEvent::Reply(reply) => self.reply(reply, now, effects),
-            ShardEvent::Sale(sale) if sale > self.terms().sale => {
+            ShardEvent::Sale(sale) if sale > self.newest().sale => {
                 let terms = self.rules.schedule.terms(sale).expect("all shards have the same schedule");
-                self.begin_sale(terms, now, effects);
+                self.begin_sales(terms, now, effects);
             }
             ShardEvent::Sale(_) => {}
             ShardEvent::Flushed(seq) => {
@@ -214,24 +217,19 @@ impl Shard {
         self.parts.prepare(&self.rules, now)
     }
 
-    /// Returns the terms of the open sale.
-    pub fn terms(&self) -> &Terms {
-        &self.parts.open().terms
+    /// Returns the terms of the sale that has opened last. It may have closed.
+    pub fn newest(&self) -> &Terms {
+        &self.parts.newest().terms
     }
 
-    /// Returns how many of this shard's items of the open sale are in each state.
-    pub fn counts(&self) -> Counts {
-        self.stock().counts()
-    }
-
-    /// Returns this shard's items of the open sale.
+    /// Returns this shard's items of the sale that has opened last.
     pub fn stock(&self) -> &Stock {
-        &self.parts.open().stock
+        &self.parts.newest().stock
     }
 
-    /// Returns the quotas of this shard's users in the open sale.
+    /// Returns the quotas of this shard's users in the sale that has opened last.
     pub fn quotas(&self) -> &Quotas {
-        &self.parts.open().quotas
+        &self.parts.newest().quotas
     }
 
     /// Returns the parts of all sales that this shard knows, newest first.
@@ -240,11 +238,11 @@ impl Shard {
     }
 
     /// Returns the sales whose records the log must keep.
-    pub fn needed_sales(&self, now: Moment) -> NeededSales {
-        self.parts.needed(&self.rules, now)
+    pub fn needed_sales(&self) -> NeededSales {
+        self.parts.needed()
     }
 
-    /// Returns the time until the next sale begins or must be built, in milliseconds, if a sale follows.
+    /// Returns the time until a sale opens or closes, or the next one must be built, in milliseconds, if one does.
     pub fn time_to_next_sale_ms(&self, now: Moment) -> Option<u64> {
         self.parts.time_to_next_sale_ms(&self.rules, now)
     }
@@ -270,8 +268,8 @@ impl Shard {
 
     fn tick(&mut self, now: Moment, effects: &mut Effects) {
         let latest = self.rules.schedule.latest(now.unix_ms);
-        if let Some(newer) = latest.filter(|latest| latest.sale > self.terms().sale) {
-            self.begin_sale(newer, now, effects);
+        if let Some(newer) = latest.filter(|latest| latest.sale > self.newest().sale) {
+            self.begin_sales(newer, now, effects);
         }
         let expiries = if self.waits_for_flush() { 0 } else { EXPIRIES_PER_TURN };
         for _ in 0..expiries {
@@ -293,12 +291,12 @@ impl Shard {
         self.parts.forget(&self.rules, now);
     }
 
-    /// Begins a newer sale. Repetitions that wait for a claim move to it, and so does the claim when it is answered.
-    fn begin_sale(&mut self, terms: Terms, now: Moment, effects: &mut Effects) {
-        self.parts.begin(terms);
-        self.append(Record::sale_opened(self.terms(), now.unix_ms), effects);
-        for (waiter, checkout) in self.repetitions.take_all() {
-            self.bounce(waiter, checkout, is_of_any(short(checkout.key)), now, effects);
+    /// Begins the sale with the terms `newest`, and before it those that open earlier and are open beside it. All shards
+    /// begin the same sales in the same order, whatever their clocks say.
+    fn begin_sales(&mut self, newest: Terms, now: Moment, effects: &mut Effects) {
+        for terms in self.rules.schedule.open_with(newest, self.newest().sale) {
+            self.parts.begin(terms);
+            self.append(Record::sale_opened(self.newest(), now.unix_ms), effects);
         }
         self.close_and_forget(now, effects);
     }
@@ -334,42 +332,43 @@ impl Shard {
     #[inline(always)]
     fn reply(&mut self, reply: Reply, now: Moment, effects: &mut Effects) {
         match reply {
-            Reply::Claimed { origin, ticket, checkout, is_any, verdict } => {
-                self.claimed(Waiter { origin, ticket }, checkout, is_any, verdict, now, effects);
+            Reply::Claimed { origin, ticket, checkout, asked, verdict } => {
+                self.claimed(Waiter { origin, ticket }, checkout, asked, verdict, now, effects);
             }
             Reply::Answer { ticket, outcome } => self.answer_client(ticket, outcome, effects),
-            // A sale must begin between a `Reserve` and its bounce, so the repetitions end.
+            // A sale closes between a `Reserve` and its bounce, and this shard sees it in its next turn at the latest, so
+            // the repetitions end.
             Reply::SaleChanged { ticket, item, user, key } => {
-                self.checkout(ticket, Checkout { sale: self.terms().sale, item, user, key }, now, effects);
+                self.checkout(ticket, None, (item, user, key), now, effects);
             }
-            Reply::NoneFree { ticket, owner, sale, user, key } => {
-                self.search_on(AnyUnit { ticket, sale, user, key }, owner, now, effects);
+            Reply::NoneFree { ticket, owner, sale, is_named, user, key } => {
+                self.search_on(AnyUnit { ticket, sale, is_named, user, key }, owner, now, effects);
             }
-            Reply::KeyUnknown { ticket, user, key } => self.search(ticket, user, key, now, effects),
+            Reply::KeyUnknown { ticket, user, key, named } => self.search(ticket, named, user, key, now, effects),
         }
     }
 
     #[inline(always)]
     fn request(&mut self, from: ShardId, request: Request, now: Moment, effects: &mut Effects) {
         match request {
-            Request::Reserve { ticket, checkout } => {
-                self.reserve(Waiter { origin: from, ticket }, checkout, now, effects);
+            Request::Reserve { ticket, checkout, is_named } => {
+                self.reserve(Waiter { origin: from, ticket }, checkout, is_named, now, effects);
             }
-            Request::ReserveAny { ticket, sale, user, key } => {
-                self.reserve_any(from, AnyUnit { ticket, sale, user, key }, now, effects);
+            Request::ReserveAny { ticket, sale, is_named, user, key } => {
+                self.reserve_any(from, AnyUnit { ticket, sale, is_named, user, key }, now, effects);
             }
-            Request::FindKey { origin, ticket, user, key, forgotten } => {
-                self.find_key(Waiter { origin, ticket }, user, key, forgotten, now, effects);
+            Request::FindKey { origin, ticket, user, key, scope } => {
+                self.find_key(Waiter { origin, ticket }, user, key, scope, now, effects);
             }
-            Request::Repeat { origin, ticket, checkout } => {
-                self.repeat_any(Waiter { origin, ticket }, checkout, now, effects);
+            Request::Repeat { origin, ticket, checkout, is_named } => {
+                self.repeat_any(Waiter { origin, ticket }, checkout, is_named, now, effects);
             }
-            Request::Claim { origin, ticket, checkout, is_any } => {
-                let verdict = match is_any && !checkout.key.is_nil() {
-                    true => self.claim_any(Waiter { origin, ticket }, &checkout, now, effects),
+            Request::Claim { origin, ticket, checkout, asked } => {
+                let verdict = match asked.is_any && !checkout.key.is_nil() {
+                    true => self.claim_any(Waiter { origin, ticket }, &checkout, asked.is_named, now, effects),
                     false => self.claim(&checkout),
                 };
-                self.answer(from, Reply::Claimed { origin, ticket, checkout, is_any, verdict }, now, effects);
+                self.answer(from, Reply::Claimed { origin, ticket, checkout, asked, verdict }, now, effects);
             }
             Request::Release { sale, item, user, key } => self.return_quota(sale, item, user, key),
             Request::Confirm { ticket, code, key } => {
@@ -386,12 +385,11 @@ impl Shard {
 
     // --- as user owner ---
 
-    /// Counts the item of a checkout against its user's quota, if the limit allows it. A claim of an ended sale is denied:
-    /// the item's owner begins the new sale before it reads this, and bounces.
+    /// Counts the item of a checkout against its user's quota, if the limit allows it. Whether the sale is open is for the
+    /// item's owner to decide.
     #[inline(always)]
     pub(crate) fn claim(&mut self, checkout: &Checkout) -> Verdict {
-        let open = self.parts.open_mut();
-        let is_counted = checkout.sale == open.terms.sale && open.quotas.claim(checkout.user);
+        let is_counted = self.parts.get_mut(checkout.sale).is_some_and(|part| part.quotas.claim(checkout.user));
         if is_counted { Verdict::Granted } else { Verdict::Denied }
     }
 

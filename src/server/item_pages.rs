@@ -8,7 +8,7 @@ use crate::http::response::{Freshness, Responder, Style};
 use crate::http::route::ItemPage;
 use crate::operate::item_states::ItemStates;
 use crate::sale::code::ITEMS_MAX;
-use crate::sale::ids::{ItemId, SaleId, Terms};
+use crate::sale::ids::{ItemId, Moment, SaleId, Terms};
 use crate::sale::item_name::{ItemImage, ItemName};
 use crate::sale::parts::Parts;
 use crate::server::art::ItemArt;
@@ -31,14 +31,19 @@ pub struct OnSale<'a> {
     pub parts: &'a Parts,
     /// Published states of the items.
     pub item_states: &'a ItemStates,
-    /// Wall-clock time of this turn, in ms since the Unix epoch.
-    pub unix_ms: u64,
+    /// Time of this turn.
+    pub now: Moment,
 }
 
 impl OnSale<'_> {
-    /// Returns the terms of the open sale.
+    /// Returns the terms of the sale that has opened last.
     pub fn terms(&self) -> Terms {
-        self.parts.open().terms
+        self.parts.newest().terms
+    }
+
+    /// Returns whether a sale is open.
+    pub fn is_open(&self, sale: SaleId) -> bool {
+        self.parts.is_open(sale, self.now)
     }
 
     fn item(&self, item: ItemId) -> Item {
@@ -55,7 +60,7 @@ impl OnSale<'_> {
     }
 
     fn seconds_left(&self) -> u64 {
-        (self.terms().closes_ms / 1000).saturating_sub(self.unix_ms / 1000)
+        (self.terms().closes_ms / 1000).saturating_sub(self.now.unix_ms / 1000)
     }
 }
 

@@ -74,7 +74,7 @@ pub fn open_sale(facts: &Facts<'_>) -> Option<Sale> {
 fn one_sale(status: &Status, on_sale: OnSale<'_>, terms: Terms) -> OneSale {
     let sale = sale(status, terms);
     let phase = match sale.reserved {
-        _ if terms.sale == on_sale.terms().sale && !terms.has_closed(on_sale.unix_ms) => SalePhase::Open,
+        _ if on_sale.is_open(terms.sale) => SalePhase::Open,
         0 => SalePhase::Closed,
         _ => SalePhase::Closing,
     };

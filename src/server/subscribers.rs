@@ -128,26 +128,28 @@ mod tests {
     use super::*;
     use crate::operate::item_states::ItemStates;
     use crate::operate::status::{Phase, Status};
-    use crate::sale::ids::ShardId;
+    use crate::sale::ids::{Moment, SaleId, ShardId};
     use crate::sale::part::Part;
     use crate::sale::partition::Partition;
     use crate::sale::parts::Parts;
-    use crate::sale::sale_schedule::PeriodicSale;
-    use crate::sale::stock::Counts;
+    use crate::sale::published_stock::PublishedStock;
+    use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule};
+
+    const SALES: PeriodicSale = PeriodicSale { period_s: 3600, items: 10, user_limit: 2, ttl_ms: 1, extension_ms: 0 };
+    const SCHEDULE: SaleSchedule = SaleSchedule::Periodic(SALES);
 
     #[test]
     fn each_hears_what_is_new_to_it_and_signs_of_life() {
         let (status, item_states) =
-            (Status::new(Phase::Serving, 1, 0, false), ItemStates::new(Partition::new(1), 10, &[]));
+            (Status::new(Phase::Serving, 1, 0, false), ItemStates::new(Partition::new(1), SCHEDULE, &[]));
         let mut sent = SentState::default();
         let mut hear = |sale, sold, now_ms| {
-            let counts = Counts { claiming: 0, held: 1, buying: 0, sold };
-            status.shards[0].publish_sales(SaleId(sale), counts);
-            let terms = PeriodicSale { period_s: 3600, items: 10, user_limit: 2, ttl_ms: 1, extension_ms: 0 }
-                .terms(SaleId(sale));
+            let published = PublishedStock { sale: SaleId(sale), sold, reserved: 1, next_expiry_ms: u64::MAX };
+            status.shards[0].publish_sales(published);
+            let (terms, now) = (SALES.terms(SaleId(sale)), Moment { monotonic_ms: now_ms, unix_ms: now_ms });
             let mut out = Vec::new();
             let parts = Parts::new(ShardId(0), Partition::new(1), vec![Part::empty(terms, Partition::new(1))]);
-            let sale = Some(OnSale { parts: &parts, item_states: &item_states, unix_ms: now_ms });
+            let sale = Some(OnSale { parts: &parts, item_states: &item_states, now });
             sent.update(&Facts { status: &status, sale, known: None }, now_ms, &mut out);
             String::from_utf8(out).unwrap()
         };

@@ -4,7 +4,7 @@ use crate::sale::code::{Code, CodeGenerator};
 use crate::sale::command::{Command, Outcome, Withdrawal};
 use crate::sale::effects::{Effects, EndedShare};
 use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
-use crate::sale::message::{Checkout, Reply, Request, Verdict};
+use crate::sale::message::{Asked, Checkout, Reply, Request, Verdict};
 use crate::sale::part::Part;
 use crate::sale::partition::Partition;
 use crate::sale::parts::Parts;
@@ -17,6 +17,8 @@ use uuid::Uuid;
 
 const NOW: Moment = Moment { monotonic_ms: 1, unix_ms: 1_000 };
 const SALES: PeriodicSale = PeriodicSale { period_s: 10, items: 200, user_limit: 10, ttl_ms: 100, extension_ms: 50 };
+/// A checkout of an item, in the sale that is open.
+const ASKED: Asked = Asked { is_any: false, is_named: false };
 const RULES: Rules = Rules { schedule: SaleSchedule::Periodic(SALES), receipts_ms: 10_000, ack: Ack::Local };
 
 /// Returns [`RULES`] with other sales.
@@ -45,7 +47,7 @@ fn apply(shard: &mut Shard, event: ShardEvent) -> Effects {
 }
 
 fn checkout(shard: &mut Shard, item: u32) -> Effects {
-    let command = Command::Checkout { item: ItemId(item), user: UserId(1), key: Uuid::nil() };
+    let command = Command::Checkout { sale: None, item: ItemId(item), user: UserId(1), key: Uuid::nil() };
     apply(shard, ShardEvent::Command(Ticket(7), command))
 }
 
@@ -72,6 +74,7 @@ fn the_log_has_room_set_aside_for_every_hold_and_two_for_every_claim() {
     let user = (0..).map(UserId).find(|user| Partition::new(2).owner_of_user(*user) != ShardId(0)).unwrap();
     for item in [0, 2, 4].map(ItemId) {
         let reserve = Request::Reserve {
+            is_named: false,
             ticket: Ticket(7),
             checkout: Checkout { sale: SaleId(0), item, user, key: Uuid::nil() },
         };
@@ -108,7 +111,7 @@ fn without_room_in_the_log_no_hold_is_extended() {
 fn what_is_flushed_needs_no_more_room() {
     let mut shard = shard(1);
     for item in 0..64 {
-        let command = Command::Checkout { item: ItemId(item), user: UserId(item.into()), key: Uuid::nil() };
+        let command = Command::Checkout { sale: None, item: ItemId(item), user: UserId(item.into()), key: Uuid::nil() };
         apply(&mut shard, ShardEvent::Command(Ticket(1), command));
     }
     apply(&mut shard, ShardEvent::Flushed(65));
@@ -150,7 +153,7 @@ fn the_next_sale_is_built_in_slices_and_memory_is_used_again() {
         parts.begin(rules.schedule.terms(SaleId(sale)).unwrap());
         assert_eq!(parts.close(at(0)).count(), 1);
         parts.forget(&rules, at(0));
-        assert_eq!((parts.open().stock.items(), parts.iter().count()), (20_000, 1));
+        assert_eq!((parts.newest().stock.items(), parts.iter().count()), (20_000, 1));
     }
 }
 
@@ -159,22 +162,22 @@ fn the_next_sale_is_built_in_slices_and_memory_is_used_again() {
 fn a_hold_outlives_its_sale() {
     let mut shard = shard(1);
     let [first, second, third] = [0, 1, 2].map(|item| {
-        let command = Command::Checkout { item: ItemId(item), user: UserId(1), key: Uuid::max() };
+        let command = Command::Checkout { sale: None, item: ItemId(item), user: UserId(1), key: Uuid::max() };
         apply(&mut shard, ShardEvent::Command(Ticket(1), command));
         let answers = apply(&mut shard, ShardEvent::Flushed(2 + u64::from(item))).answers;
         let [(_, Outcome::Reserved { code, .. })] = answers[..] else { panic!("{answers:?}") };
         code
     });
     apply(&mut shard, ShardEvent::Sale(SaleId(1)));
-    assert_eq!(shard.needed_sales(NOW).oldest_live, SaleId(0));
+    assert_eq!(shard.needed_sales().oldest_live, SaleId(0));
     let mut ask = |command| apply(&mut shard, ShardEvent::Command(Ticket(9), command));
     let records = |effects: Effects| effects.records.iter().map(|record| record.sale).collect::<Vec<_>>();
     assert_eq!(records(ask(Command::Purchase { code: first, key: Uuid::nil() })), [SaleId(0)]);
     assert_eq!(records(ask(Command::Extend { code: second })), [SaleId(0)]);
     assert_eq!(records(ask(Command::Cancel { code: third })), [SaleId(0)]);
     // The same key gets the hold of the ended sale, another key an item of the open one.
-    assert_eq!(records(ask(Command::Checkout { item: ItemId(1), user: UserId(1), key: Uuid::max() })), []);
-    let other = Command::Checkout { item: ItemId(1), user: UserId(1), key: Uuid::from_u128(1) };
+    assert_eq!(records(ask(Command::Checkout { sale: None, item: ItemId(1), user: UserId(1), key: Uuid::max() })), []);
+    let other = Command::Checkout { sale: None, item: ItemId(1), user: UserId(1), key: Uuid::from_u128(1) };
     assert_eq!(records(ask(other)), [SaleId(1)]);
     let answers = apply(&mut shard, ShardEvent::Flushed(9)).answers;
     let sales = answers.iter().map(|(_, outcome)| match outcome {
@@ -186,8 +189,8 @@ fn a_hold_outlives_its_sale() {
     let later = Moment { monotonic_ms: 151, unix_ms: 10_150 };
     let mut effects = Effects::default();
     shard.apply(ShardEvent::Tick, later, &mut effects);
-    assert_eq!((effects.records.len(), shard.counts().held), (2, 0), "the holds of both sales end");
-    assert_eq!(shard.needed_sales(NOW).oldest_live, SaleId(1));
+    assert_eq!((effects.records.len(), shard.stock().counts().held), (2, 0), "the holds of both sales end");
+    assert_eq!(shard.needed_sales().oldest_live, SaleId(1));
 }
 
 /// A hold that outlives the receipts of its sale is bought, and its own receipt is remembered for as long as any other.
@@ -314,7 +317,7 @@ fn answers_that_become_due_together_leave_in_several_turns() {
     }
     let tickets: Vec<_> = answers.iter().map(|(ticket, _)| ticket.0).collect();
     assert_eq!(tickets, (0..u64::from(PURCHASES)).collect::<Vec<_>>());
-    assert_eq!(shard.counts().sold, PURCHASES);
+    assert_eq!(shard.stock().counts().sold, PURCHASES);
 }
 
 /// A whole stock of holds ends in the same millisecond. Each turn frees a part of it and does not sleep before the next,
@@ -328,7 +331,7 @@ fn holds_that_end_together_expire_in_several_turns() {
     let (end, mut effects) = (Moment { monotonic_ms: 101, unix_ms: 1_100 }, Effects::default());
     shard.apply(ShardEvent::Tick, end, &mut effects);
     assert_eq!(effects.records.len(), 1024);
-    let held = shard.counts().held;
+    let held = shard.stock().counts().held;
     assert_eq!((held, shard.next_expiry_ms()), (HOLDS - 1024, Some(101)), "the next turn has work");
     let last = codes[HOLDS as usize - 1];
     for command in [Command::Purchase { code: last, key: Uuid::nil() }, Command::Extend { code: last }] {
@@ -337,7 +340,7 @@ fn holds_that_end_together_expire_in_several_turns() {
         assert_eq!(effects.answers, [(Ticket(1), Outcome::CodeExpired)]);
     }
     let (mut effects, item) = (Effects::default(), ItemId(HOLDS - 1));
-    let again = Command::Checkout { item, user: UserId(2), key: Uuid::nil() };
+    let again = Command::Checkout { sale: None, item, user: UserId(2), key: Uuid::nil() };
     shard.apply(ShardEvent::Command(Ticket(1), again), end, &mut effects);
     let [
         LogEvent::Released { item: released, code, reason: ReleaseReason::Expired, .. },
@@ -349,7 +352,7 @@ fn holds_that_end_together_expire_in_several_turns() {
     assert_eq!((released, reserved, code), (item, item, last));
     for left in [HOLDS - 2 * 1024, 1, 1] {
         shard.apply(ShardEvent::Tick, end, &mut Effects::default());
-        assert_eq!(shard.counts().held, left, "the new hold stays");
+        assert_eq!(shard.stock().counts().held, left, "the new hold stays");
     }
 }
 
@@ -367,7 +370,7 @@ fn no_more_holds_expire_than_the_log_can_take() {
     assert!((16 * 1024..18 * 1024).contains(&ended), "{ended} holds have ended");
     shard.apply(ShardEvent::Flushed(u64::from(1 + HOLDS) + ended as u64), end, &mut effects);
     (0..20).for_each(|_| shard.apply(ShardEvent::Tick, end, &mut effects));
-    assert_eq!((effects.records.len(), shard.counts().held), (HOLDS as usize, 0));
+    assert_eq!((effects.records.len(), shard.stock().counts().held), (HOLDS as usize, 0));
 }
 
 /// A code leads to its sale whatever the stock of the sales since then, and after the receipts to no sale.
@@ -411,11 +414,12 @@ fn claimed_twice(shard: &mut Shard, verdict: Verdict) -> (Effects, UserId) {
     let user = (0..).map(UserId).find(|user| Partition::new(2).owner_of_user(*user) != ShardId(0)).unwrap();
     let checkout = Checkout { sale: SaleId(0), item: ItemId(0), user, key: Uuid::from_u128(1) };
     for ticket in [1, 2].map(Ticket) {
-        let effects = apply(shard, ShardEvent::Request(ShardId(1), Request::Reserve { ticket, checkout }));
+        let effects =
+            apply(shard, ShardEvent::Request(ShardId(1), Request::Reserve { ticket, checkout, is_named: false }));
         assert_eq!(effects.requests.len(), usize::from(ticket == Ticket(1)), "one claim is sent");
         assert!(effects.replies.is_empty(), "the repetition waits for the claim");
     }
-    let reply = Reply::Claimed { origin: ShardId(1), ticket: Ticket(1), checkout, is_any: false, verdict };
+    let reply = Reply::Claimed { origin: ShardId(1), ticket: Ticket(1), checkout, asked: ASKED, verdict };
     (apply(shard, ShardEvent::Reply(reply)), user)
 }
 
@@ -435,7 +439,7 @@ fn a_repetition_gets_the_answer_of_the_claim() {
     assert_eq!(apply(&mut shard, ShardEvent::Flushed(2)).replies, [granted(1), granted(2)]);
     // A later repetition is answered at once, because the grant is durable.
     let checkout = Checkout { sale: SaleId(0), item: ItemId(0), user, key };
-    let reserve = Request::Reserve { ticket: Ticket(3), checkout };
+    let reserve = Request::Reserve { ticket: Ticket(3), checkout, is_named: false };
     assert_eq!(apply(&mut shard, ShardEvent::Request(ShardId(1), reserve)).replies, [granted(3)]);
 }
 
@@ -445,19 +449,30 @@ fn repetitions_of_a_claim_move_to_the_next_sale() {
     let user = (0..).map(UserId).find(|user| Partition::new(2).owner_of_user(*user) != ShardId(0)).unwrap();
     let checkout = Checkout { sale: SaleId(0), item: ItemId(0), user, key: Uuid::from_u128(1) };
     for ticket in [1, 2, 3].map(Ticket) {
-        apply(&mut shard, ShardEvent::Request(ShardId(1), Request::Reserve { ticket, checkout }));
+        apply(&mut shard, ShardEvent::Request(ShardId(1), Request::Reserve { ticket, checkout, is_named: false }));
     }
     let gone = Request::Withdraw { ticket: Ticket(2), item: Some(ItemId(0)), reason: Withdrawal::Disconnected };
     apply(&mut shard, ShardEvent::Request(ShardId(1), gone));
-    let moved = Reply::SaleChanged { ticket: Ticket(3), item: ItemId(0), user, key: Uuid::from_u128(1) };
-    assert_eq!(apply(&mut shard, ShardEvent::Sale(SaleId(1))).replies, [(ShardId(1), moved)]);
+    assert_eq!(apply(&mut shard, ShardEvent::Sale(SaleId(1))).replies, [], "they wait for the decision of the claim");
+    let (ticket, verdict) = (Ticket(1), Verdict::Granted);
+    let claimed = Reply::Claimed { origin: ShardId(1), ticket, checkout, asked: ASKED, verdict };
+    let effects = apply(&mut shard, ShardEvent::Reply(claimed));
+    let moved = |ticket| (ShardId(1), Reply::SaleChanged { ticket, item: ItemId(0), user, key: Uuid::from_u128(1) });
+    assert_eq!(effects.replies, [moved(Ticket(3)), moved(Ticket(1))]);
+    assert!(matches!(effects.requests[..], [(_, Request::Release { .. })]), "the quota is returned");
 }
 
 #[test]
 fn a_grant_that_no_client_receives_is_cancelled() {
     let key = Uuid::max();
     let ask = |shard: &mut Shard, ticket, key| {
-        apply(shard, ShardEvent::Command(Ticket(ticket), Command::Checkout { item: ItemId(0), user: UserId(1), key }))
+        apply(
+            shard,
+            ShardEvent::Command(
+                Ticket(ticket),
+                Command::Checkout { sale: None, item: ItemId(0), user: UserId(1), key },
+            ),
+        )
     };
     let withdraw = |shard: &mut Shard, ticket, reason| {
         let records = apply(shard, ShardEvent::Withdrawn(Ticket(ticket), Some(ItemId(0)), reason)).records;
@@ -476,7 +491,7 @@ fn a_grant_that_no_client_receives_is_cancelled() {
         let mut shard = shard(1);
         ask(&mut shard, 1, key);
         assert_eq!(withdraw(&mut shard, 1, reason), releases, "{key} {reason:?}");
-        assert_eq!(shard.counts().held, 1 - releases as u32);
+        assert_eq!(shard.stock().counts().held, 1 - releases as u32);
         assert_eq!(apply(&mut shard, ShardEvent::Flushed(2)).answers, []);
     }
     // A second request has the same code: the hold ends when both are gone.
@@ -487,7 +502,11 @@ fn a_grant_that_no_client_receives_is_cancelled() {
     let answers = apply(&mut shard, ShardEvent::Flushed(2)).answers;
     let [(Ticket(2), Outcome::Reserved { code, .. })] = answers[..] else { panic!("{answers:?}") };
     assert_eq!(apply(&mut shard, ShardEvent::Undelivered(code)).records.len(), 1);
-    assert_eq!((shard.counts().held, shard.quotas().taken(UserId(1))), (0, 1), "the quota waits for the record");
+    assert_eq!(
+        (shard.stock().counts().held, shard.quotas().taken(UserId(1))),
+        (0, 1),
+        "the quota waits for the record"
+    );
     apply(&mut shard, ShardEvent::Flushed(3));
     assert_eq!(shard.quotas().taken(UserId(1)), 0);
 }
@@ -497,8 +516,11 @@ fn a_grant_that_no_client_receives_is_cancelled() {
 fn a_checkout_is_repeated_after_its_purchase() {
     let (mut shard, key) = (shard(1), Uuid::max());
     let ask = |shard: &mut Shard, key| {
-        apply(shard, ShardEvent::Command(Ticket(1), Command::Checkout { item: ItemId(0), user: UserId(1), key }))
-            .answers
+        apply(
+            shard,
+            ShardEvent::Command(Ticket(1), Command::Checkout { sale: None, item: ItemId(0), user: UserId(1), key }),
+        )
+        .answers
     };
     ask(&mut shard, key);
     let granted = apply(&mut shard, ShardEvent::Flushed(2)).answers;
@@ -517,7 +539,10 @@ fn a_checkout_is_repeated_after_its_purchase() {
 fn a_checkout_of_any_item_learns_when_to_come_back() {
     let mut shard = shard_with(1, rules(PeriodicSale { items: 2, ttl_ms: 2_500, ..SALES }));
     let ask = |shard: &mut Shard| {
-        apply(shard, ShardEvent::Command(Ticket(1), Command::CheckoutAny { user: UserId(1), key: Uuid::nil() }))
+        apply(
+            shard,
+            ShardEvent::Command(Ticket(1), Command::CheckoutAny { sale: None, user: UserId(1), key: Uuid::nil() }),
+        )
     };
     let granted = |effects: Effects| match effects.answers[..] {
         [(_, Outcome::Reserved { code, .. })] => code,
@@ -551,9 +576,13 @@ fn each_shard_is_asked_once_for_any_item() {
         apply(&mut shard, ShardEvent::Published(ShardId(other), numbers));
     }
     let (user, key) = (UserId(2), Uuid::nil());
-    let asked = apply(&mut shard, ShardEvent::Command(Ticket(3), Command::CheckoutAny { user, key })).requests;
-    assert_eq!(asked, [(ShardId(2), Request::ReserveAny { ticket: Ticket(3), sale: SaleId(0), user, key })]);
-    let none = Reply::NoneFree { ticket: Ticket(3), owner: ShardId(2), sale: SaleId(0), user, key };
+    let asked =
+        apply(&mut shard, ShardEvent::Command(Ticket(3), Command::CheckoutAny { sale: None, user, key })).requests;
+    assert_eq!(
+        asked,
+        [(ShardId(2), Request::ReserveAny { ticket: Ticket(3), sale: SaleId(0), is_named: false, user, key })]
+    );
+    let none = Reply::NoneFree { ticket: Ticket(3), owner: ShardId(2), sale: SaleId(0), is_named: false, user, key };
     let refused = apply(&mut shard, ShardEvent::Reply(none));
     assert_eq!(refused.answers, [(Ticket(3), Outcome::AllReserved { retry_after_s: 1 })]);
     assert!(refused.requests.is_empty());

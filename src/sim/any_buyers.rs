@@ -2,7 +2,7 @@
 
 use crate::sale::checkout_key::{is_of_any, mark_any, short};
 use crate::sale::command::Command;
-use crate::sale::ids::UserId;
+use crate::sale::ids::{SaleId, UserId};
 use crate::sale::published_stock::PublishedStock;
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -13,8 +13,8 @@ pub struct AnyBuyers {
     share: u32,
     /// Shards publish their numbers after some of their events only, as at the end of a turn.
     pub publishes_late: bool,
-    /// The latest published numbers, by shard.
-    pub numbers: Vec<PublishedStock>,
+    /// The latest published numbers, by shard and sale.
+    pub numbers: BTreeMap<(u16, SaleId), PublishedStock>,
     /// The number of checkouts so far, by user and key.
     sent: BTreeMap<(UserId, Uuid), u32>,
     pub chance: fastrand::Rng,
@@ -25,7 +25,7 @@ impl AnyBuyers {
     pub fn new(seed: u64) -> Self {
         let mut chance = fastrand::Rng::with_seed(seed ^ 0xa11);
         let (share, publishes_late) = (chance.u32(0..8).saturating_sub(3), chance.bool());
-        AnyBuyers { share, publishes_late, numbers: Vec::new(), sent: BTreeMap::new(), chance }
+        AnyBuyers { share, publishes_late, numbers: BTreeMap::new(), sent: BTreeMap::new(), chance }
     }
 
     /// Returns whether some buyers ask for any item.
@@ -36,8 +36,10 @@ impl AnyBuyers {
     /// Turns some checkouts into checkouts of any item, and the repetitions of such checkouts.
     pub fn choose(&mut self, command: Command) -> Command {
         match command {
-            Command::Checkout { user, key, .. } if is_of_any(short(key)) || self.chance.u32(0..4) < self.share => {
-                Command::CheckoutAny { user, key: mark_any(key) }
+            Command::Checkout { sale, user, key, .. }
+                if is_of_any(short(key)) || self.chance.u32(0..4) < self.share =>
+            {
+                Command::CheckoutAny { sale, user, key: mark_any(key) }
             }
             command => command,
         }
@@ -45,18 +47,19 @@ impl AnyBuyers {
 
     /// Notes that a command is sent.
     pub fn note_sent(&mut self, command: Command) {
-        if let Command::CheckoutAny { user, key } = command {
+        if let Command::CheckoutAny { user, key, .. } = command {
             *self.sent.entry((user, key)).or_default() += 1;
         }
     }
 
     /// Returns whether a command is one of several checkouts of any item with one key.
     pub fn is_repeated(&self, command: Command) -> bool {
-        matches!(command, Command::CheckoutAny { user, key } if !key.is_nil() && self.sent[&(user, key)] > 1)
+        matches!(command, Command::CheckoutAny { user, key, .. } if !key.is_nil() && self.sent[&(user, key)] > 1)
     }
 
-    /// Begins a run with `shards` shards, which have published nothing.
-    pub fn restart(&mut self, shards: u16) {
-        self.numbers = vec![PublishedStock::default(); shards.into()];
+    /// Returns what a shard has published of a sale.
+    pub fn published(&self, shard: u16, sale: SaleId) -> PublishedStock {
+        let none = PublishedStock { sale, ..PublishedStock::default() };
+        self.numbers.get(&(shard, sale)).copied().unwrap_or(none)
     }
 }

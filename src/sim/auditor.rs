@@ -7,6 +7,7 @@ use crate::sale::command::{Command, Outcome};
 use crate::sale::ids::{ItemId, Moment, SaleId, Terms, UserId};
 use crate::sale::record::{LogEvent, Record, ReleaseReason};
 use crate::sale::rules::Rules;
+use crate::sale::sale_schedule::SaleSchedule;
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
@@ -35,6 +36,8 @@ pub struct GrantTime {
 pub struct Now<'a> {
     /// The newest sale of any shard.
     pub sale: SaleId,
+    /// The only sale that a checkout can have asked for.
+    pub asked: Option<SaleId>,
     pub at: Moment,
     pub run: u32,
     pub clock_epoch: u32,
@@ -51,7 +54,7 @@ pub struct Now<'a> {
     pub replicated: Option<&'a Vec<(StreamKey, u64, Record)>>,
     /// Records that this run has appended, durable or not.
     pub appended: &'a [Record],
-    /// Event since which one of the items has been free without interruption.
+    /// Event since which one of the items of that sale has been free without interruption.
     pub any_free_since: Option<u64>,
     /// Another checkout of any item with the same user and key was sent.
     pub is_repeated: bool,
@@ -89,16 +92,28 @@ impl Now<'_> {
         self.rules.schedule.terms(sale).expect("a sale of the schedule")
     }
 
+    /// Returns the sales that were open at some time from `from_ms` to `to_ms`, and a few more that were not, in the order
+    /// of their openings.
+    fn latest_sales(&self, to_ms: u64) -> impl Iterator<Item = Terms> {
+        let latest = self.rules.schedule.latest(to_ms).map_or(0, |latest| latest.sale.0);
+        (latest.saturating_sub(8)..=latest).filter_map(|sale| self.rules.schedule.terms(SaleId(sale)))
+    }
+
     /// Returns whether no sale was open at some time from `from_ms` to `to_ms`.
     fn has_gap(&self, from_ms: u64, to_ms: u64) -> bool {
-        let Some(mut sale) = self.rules.schedule.latest(from_ms) else { return true };
-        while sale.closes_ms <= to_ms {
-            match self.rules.schedule.next(sale.sale) {
-                Some(next) if next.opens_ms <= sale.closes_ms.max(from_ms) => sale = next,
-                _ => return true,
+        let mut covered_ms = from_ms;
+        for sale in self.latest_sales(to_ms).filter(|sale| sale.closes_ms > from_ms) {
+            if sale.opens_ms > covered_ms {
+                return true;
             }
+            covered_ms = covered_ms.max(sale.closes_ms);
         }
-        false
+        covered_ms <= to_ms
+    }
+
+    /// Returns whether several sales were open at some time from `from_ms` to `to_ms`, or one closed and another one opened.
+    fn had_several(&self, from_ms: u64, to_ms: u64) -> bool {
+        self.latest_sales(to_ms).filter(|sale| sale.closes_ms > from_ms).nth(1).is_some()
     }
 
     /// Returns by how many milliseconds the hold of this code was extended, durably.
@@ -209,9 +224,11 @@ fn audit_checkout(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, n
     let OpenRequest { command, at, clock_epoch, event, .. } = pending;
     match (command, outcome) {
         (
-            Command::Checkout { user, key, .. } | Command::CheckoutAny { user, key },
+            Command::Checkout { sale: named, user, key, .. } | Command::CheckoutAny { sale: named, user, key },
             Outcome::Reserved { code, sale, item: got, expires_unix_ms },
         ) => {
+            let is_named = named.is_some() && matches!(now.rules.schedule, SaleSchedule::Planned(_));
+            assert!(!is_named || named == Some(sale), "the answer names another sale than the request");
             assert!(command.item().is_none_or(|item| item == got), "the answer names another item than the request");
             let ttl_ms = u64::from(now.terms(sale).ttl_ms);
             let ends = at.unix_ms + ttl_ms..=now.at.unix_ms + ttl_ms;
@@ -219,19 +236,52 @@ fn audit_checkout(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, n
                 !key.is_nil() || clock_epoch != now.clock_epoch || ends.contains(&expires_unix_ms),
                 "the answer names a wrong end of the hold"
             );
-            reserved(shadow, code, (sale, got, user, key), expires_unix_ms, now);
+            reserved(shadow, code, (sale, got, user, key), is_named, expires_unix_ms, now);
         }
         (
-            Command::Checkout { item, user, key },
-            Outcome::ItemSold { .. } | Outcome::ItemReserved | Outcome::UserLimit | Outcome::NotOpen { .. },
-        ) if must_be_repeated(shadow, (Some(item), user, key), event, now) => {
+            Command::Checkout { sale, item, user, key },
+            Outcome::ItemSold { .. }
+            | Outcome::ItemReserved
+            | Outcome::UserLimit
+            | Outcome::NotOpen { .. }
+            | Outcome::SaleUnnamed
+            | Outcome::SaleEnded
+            | Outcome::Paused,
+        ) if must_be_repeated(shadow, (Some(item), user, key), sale, event, now) => {
             panic!("a repeated checkout of {item:?} by {user:?} is answered with {outcome:?}");
         }
         (
-            Command::CheckoutAny { user, key },
-            Outcome::SoldOut { .. } | Outcome::AllReserved { .. } | Outcome::UserLimit | Outcome::NotOpen { .. },
-        ) if must_be_repeated(shadow, (None, user, key), event, now) => {
+            Command::CheckoutAny { sale, user, key },
+            Outcome::SoldOut { .. }
+            | Outcome::AllReserved { .. }
+            | Outcome::UserLimit
+            | Outcome::NotOpen { .. }
+            | Outcome::SaleUnnamed
+            | Outcome::SaleEnded
+            | Outcome::Paused,
+        ) if must_be_repeated(shadow, (None, user, key), sale, event, now) => {
             panic!("a repeated checkout of any item by {user:?} is answered with {outcome:?}");
+        }
+        (
+            Command::Checkout { sale: Some(named), .. } | Command::CheckoutAny { sale: Some(named), .. },
+            outcome @ (Outcome::NotOpen { .. } | Outcome::SaleEnded | Outcome::NoSuchSale),
+        ) if matches!(now.rules.schedule, SaleSchedule::Planned(_)) => {
+            let Some(terms) = now.rules.schedule.terms(named) else { return assert_eq!(outcome, Outcome::NoSuchSale) };
+            let is_right = match outcome {
+                Outcome::NotOpen { retry_after_s } => retry_after_s > 0 && at.unix_ms < terms.opens_ms,
+                // Another sale that opens when this one closes may have begun before.
+                _ => outcome == Outcome::SaleEnded && now.latest_unix_ms >= terms.closes_ms,
+            };
+            assert!(is_right || clock_epoch != now.clock_epoch, "{terms:?} was open all the time");
+        }
+        (_, Outcome::SaleUnnamed) => {
+            let had_several = clock_epoch != now.clock_epoch || now.had_several(at.unix_ms, now.latest_unix_ms);
+            assert!(had_several, "one sale was open all the time");
+        }
+        (_, Outcome::Paused) => {
+            let mut sales = now.latest_sales(now.latest_unix_ms).filter(|terms| terms.is_paused);
+            let is_paused = |asked| now.terms(asked).is_paused;
+            assert!(now.asked.is_some_and(is_paused) || sales.next().is_some(), "no sale is paused");
         }
         (_, Outcome::NotOpen { retry_after_s }) => {
             let has_gap = clock_epoch != now.clock_epoch || now.has_gap(at.unix_ms, now.at.unix_ms);
@@ -264,14 +314,16 @@ fn audit_checkout(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, n
                 "{item:?} is refused as reserved, but was free"
             );
         }
-        (Command::Checkout { user, key, .. } | Command::CheckoutAny { user, key }, Outcome::UserLimit) => {
+        (Command::Checkout { user, key, .. } | Command::CheckoutAny { user, key, .. }, Outcome::UserLimit) => {
             assert!(
                 // A repetition gets the answer of the first request, which was sent before it.
                 !key.is_nil() || now.user_free_since.is_none_or(|since| since > event),
                 "{user:?} is refused, but was below the limit"
             );
         }
-        (Command::Checkout { item, .. }, Outcome::NoSuchItem) => assert!(item.0 > 0, "item 0 always exists"),
+        (Command::Checkout { item, .. }, Outcome::NoSuchItem) => {
+            assert!(item.0 > 0, "item 0 always exists")
+        }
         (_, other) => panic!("{command:?} is answered with {other:?}"),
     }
 }
@@ -333,6 +385,7 @@ fn reserved(
     shadow: &mut Shadow,
     code: Code,
     (sale, item, user, key): (SaleId, ItemId, UserId, Uuid),
+    is_named: bool,
     expires_unix_ms: u64,
     now: &Now<'_>,
 ) {
@@ -351,7 +404,8 @@ fn reserved(
     }
     let GrantTime { number, at, run, clock_epoch } = now.granted.expect("a reservation has the time of its grant");
     let id = checkout_id(item, user, key);
-    let is_earlier = |promise: &Promise| promise.checkout_id() == id && promise.number < number;
+    let is_same = |promise: &Promise| promise.checkout_id() == id && (!is_named || promise.sale == sale);
+    let is_earlier = |promise: &Promise| is_same(promise) && promise.number < number;
     for (bytes, promise) in shadow.codes.iter().filter(|(_, promise)| !key.is_nil() && is_earlier(promise)) {
         let earlier = Code::from_bytes(*bytes);
         assert!(!now.must_repeat(promise, earlier), "a repeated checkout gets another code");
@@ -380,11 +434,13 @@ fn reserved(
     );
 }
 
-/// Returns whether a checkout that was sent after `event` repeats one whose hold or purchase must be remembered. The
-/// first answer had arrived before.
-fn must_be_repeated(shadow: &Shadow, id: CheckoutId, event: u64, now: &Now<'_>) -> bool {
+/// Returns whether a checkout that was sent after `event` repeats one, in the sale that it names or in any, whose hold or
+/// purchase must be remembered. The first answer had arrived before.
+fn must_be_repeated(shadow: &Shadow, id: CheckoutId, sale: Option<SaleId>, event: u64, now: &Now<'_>) -> bool {
     let (.., key) = id;
-    let mut same = shadow.codes.iter().filter(|(_, promise)| promise.checkout_id() == id && promise.event <= event);
+    let named = sale.filter(|_| matches!(now.rules.schedule, SaleSchedule::Planned(_)));
+    let is_same = |promise: &Promise| promise.checkout_id() == id && named.is_none_or(|named| promise.sale == named);
+    let mut same = shadow.codes.iter().filter(|(_, promise)| is_same(promise) && promise.event <= event);
     !key.is_nil() && same.any(|(bytes, promise)| now.must_repeat(promise, Code::from_bytes(*bytes)))
 }
 

@@ -3,7 +3,7 @@
 use super::world::World;
 use crate::sale::code::Code;
 use crate::sale::command::Command;
-use crate::sale::ids::{ItemId, UserId};
+use crate::sale::ids::{ItemId, Terms, UserId};
 use crate::sale::item_state::ItemState;
 use crate::sale::shard::ShardEvent;
 use std::collections::VecDeque;
@@ -52,16 +52,16 @@ impl World {
 
     /// Moves the clocks to the next sale, if none is open.
     fn wait_for_an_open_sale(&mut self) {
-        let newest = *self.shards[0].terms();
-        if newest.has_closed(self.now.unix_ms) {
-            let next = self.rules.schedule.next(newest.sale).expect("a plan does not end in a simulated world");
+        if self.open_sales().is_empty() {
+            let newest = self.newest_sale();
+            let next = self.rules.schedule.next(newest).expect("a plan does not end in a simulated world");
             self.now.monotonic_ms += next.opens_ms - self.now.unix_ms;
             self.now.unix_ms = next.opens_ms;
             self.settle();
         }
     }
 
-    /// Lets all holds expire, then checks that new buyers can buy every item that is not sold yet.
+    /// Lets all holds expire, then checks that new buyers can buy every item of the open sales that is not sold yet.
     pub fn sell_out(&mut self) {
         self.now.monotonic_ms += self.rules.schedule.longest_hold_ms();
         (self.loses_answers, self.any_buyers.publishes_late) = (false, false);
@@ -70,15 +70,20 @@ impl World {
             return;
         }
         self.wait_for_an_open_sale();
-        let terms = *self.shards[0].terms();
+        for terms in self.open_sales().into_iter().filter(|terms| !terms.is_paused) {
+            self.sell_out_sale(terms);
+        }
+    }
+
+    fn sell_out_sale(&mut self, terms: Terms) {
+        let (named, key) = (Some(terms.sale), Uuid::nil());
         for item in (0..terms.items).map(ItemId) {
             let user = UserId(1_000 + i64::from(item.0));
             let shard = item.0 as u16 % self.partition.shards();
-            let key = Uuid::nil();
             let command = match self.any_buyers.exist() {
                 // At rest, every free item is found, in whatever order.
-                true => Command::CheckoutAny { user, key },
-                false => Command::Checkout { item, user, key },
+                true => Command::CheckoutAny { sale: named, user, key },
+                false => Command::Checkout { sale: named, item, user, key },
             };
             self.command(shard, command);
             self.settle();
@@ -88,10 +93,11 @@ impl World {
                 self.settle();
             }
         }
-        let slots =
-            self.shards.iter().flat_map(|shard| (0..shard.stock().items()).map(|slot| shard.stock().state(slot)));
+        let parts = self.shards.iter().map(|shard| shard.parts().get(terms.sale).expect("the sale is open"));
+        let slots = parts.flat_map(|part| (0..part.stock.items()).map(|slot| part.stock.state(slot)));
         assert!(slots.into_iter().all(|state| state == ItemState::Sold), "an item cannot be sold");
-        self.command(0, Command::CheckoutAny { user: UserId(1_000), key: Uuid::nil() });
-        assert!(self.pending.is_empty() && !self.shards[0].needs_published(), "nobody learns that all is sold");
+        self.command(0, Command::CheckoutAny { sale: named, user: UserId(1_000), key });
+        let is_known = self.shards[0].needs_published(named, self.now).is_none();
+        assert!(self.pending.is_empty() && is_known, "nobody learns that all is sold");
     }
 }

@@ -14,7 +14,7 @@ impl World {
             let pending = self.pending.remove(&ticket).expect("the ticket is one of `asked`");
             let reason = if self.sockets.bool() { Withdrawal::Disconnected } else { Withdrawal::Overdue };
             let item = pending.command.item();
-            if let (Command::Checkout { user, key, .. } | Command::CheckoutAny { user, key }, Withdrawal::Overdue) =
+            if let (Command::Checkout { user, key, .. } | Command::CheckoutAny { user, key, .. }, Withdrawal::Overdue) =
                 (pending.command, reason)
                 && !key.is_nil()
             {

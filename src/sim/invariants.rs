@@ -5,7 +5,7 @@ use super::shadow::checkout_id;
 use super::workload::USERS;
 use super::world::World;
 use crate::sale::checkout_key::is_of_any;
-use crate::sale::ids::{ItemId, SaleId, ShardId, UserId};
+use crate::sale::ids::{ItemId, SaleId, ShardId, Terms, UserId};
 use crate::sale::item_state::ItemState;
 use crate::sale::part::Part;
 use crate::sale::record::LogEvent;
@@ -27,60 +27,76 @@ impl World {
                 assert_eq!(times, 1, "Postgres has {times} rows of an acknowledged purchase of {item:?}");
             }
         }
-        let sale = self.newest_sale();
+        let sales: BTreeSet<_> =
+            self.shards.iter().flat_map(|shard| shard.parts().iter()).map(|part| part.terms.sale).collect();
+        sales.into_iter().for_each(|sale| self.check_sale(sale));
+    }
+
+    fn check_sale(&self, sale: SaleId) {
         let (mut taken, mut live, mut is_everywhere) = (0, 0, true);
         for shard in &self.shards {
-            if shard.terms().sale != sale {
+            let Some(part) = shard.parts().get(sale) else {
                 is_everywhere = false;
                 continue;
-            }
-            let counts = shard.counts();
-            taken += shard.quotas().total();
+            };
+            let counts = part.stock.counts();
+            taken += part.quotas.total();
             live += u64::from(counts.held + counts.buying + counts.sold);
-            assert!(counts.claiming + counts.held + counts.buying + counts.sold <= shard.stock().items() as u32);
+            assert!(counts.claiming + counts.held + counts.buying + counts.sold <= part.stock.items() as u32);
         }
-        assert!(!is_everywhere || live <= taken, "{live} items are held or bought, but quotas count only {taken}");
+        assert!(
+            !is_everywhere || live <= taken,
+            "{live} items of {sale:?} are held or bought, but quotas count {taken}"
+        );
         let is_exact = !self.taken_over.contains(&sale);
-        let limit_of = |sale| self.rules.schedule.terms(sale).map_or(0, |terms| terms.user_limit);
+        let limit = self.rules.schedule.terms(sale).map_or(0, |terms| terms.user_limit);
         for user in (0..USERS).map(UserId) {
             let owner = &self.shards[usize::from(self.partition.owner_of_user(user).0)];
-            let limit = limit_of(owner.terms().sale);
-            assert!(!is_exact || owner.quotas().taken(user) <= limit, "the quota of {user:?} exceeds the limit");
+            let taken = owner.parts().get(sale).map_or(0, |part| part.quotas.taken(user));
+            assert!(!is_exact || taken <= limit, "the quota of {user:?} exceeds the limit");
             assert!(
-                !is_exact || self.shadow.bought_by(user, sale) <= limit_of(sale) as usize,
+                !is_exact || self.shadow.bought_by(user, sale) <= limit as usize,
                 "{user:?} bought more than the limit"
             );
         }
     }
 
-    /// Checks that readers see the state of every item.
+    /// Checks that readers see the state of every item of the open sales.
     pub fn check_item_states(&self) {
         for (id, shard) in (0..).map(ShardId).zip(&self.shards) {
-            let sale = shard.terms().sale;
             shard.parts().iter().for_each(|part| part.stock.check_free());
-            for slot in 0..shard.stock().items() {
-                let item = self.partition.item_at(id, slot);
-                let told = self.item_states.read(sale, item);
-                assert_eq!(told, shard.stock().state(slot).into(), "{item:?} of {sale:?}");
+            for sale in shard.parts().open(self.now).map(|terms| terms.sale) {
+                let stock = &shard.parts().get(sale).expect("the sale is open").stock;
+                for slot in 0..stock.items() {
+                    let item = self.partition.item_at(id, slot);
+                    let told = self.item_states.read(sale, item);
+                    assert_eq!(told, stock.state(slot).into(), "{item:?} of {sale:?}");
+                }
             }
         }
     }
 
-    /// Updates the events since which each item has been free, and each user below the limit, without interruption.
+    /// Updates the events since which each item of the open sales has been free, and each user below the limit, without
+    /// interruption.
     pub fn note_what_is_free(&mut self) {
-        let (event, sale) = (self.events, self.newest_sale());
-        for item in (0..self.rules.schedule.items_max()).map(ItemId) {
-            let owner = &self.shards[usize::from(self.partition.owner_of_item(item).0)];
-            let (slot, stock) = (self.partition.slot_of(item), owner.stock());
-            // A checkout ends a hold that is over.
-            let is_free = || stock.state(slot) == ItemState::Free || stock.has_ended(slot, self.now.monotonic_ms);
-            let is_free = owner.terms().sale == sale && (item.0 >= owner.terms().items || is_free());
-            note(&mut self.items_free, item, is_free, event);
-        }
-        for user in (0..USERS).map(UserId) {
-            let owner = &self.shards[usize::from(self.partition.owner_of_user(user).0)];
-            let is_free = owner.terms().sale == sale && owner.quotas().taken(user) < owner.terms().user_limit;
-            note(&mut self.users_free, user, is_free, event);
+        let (event, open) = (self.events, self.open_sales());
+        self.items_free.retain(|(sale, _), _| open.iter().any(|terms| terms.sale == *sale));
+        self.users_free.retain(|(sale, _), _| open.iter().any(|terms| terms.sale == *sale));
+        for Terms { sale, items, user_limit, .. } in open {
+            let part_at = |owner: ShardId| self.shards[usize::from(owner.0)].parts().get(sale);
+            for item in (0..items).map(ItemId) {
+                let slot = self.partition.slot_of(item);
+                // A checkout ends a hold that is over.
+                let is_free = part_at(self.partition.owner_of_item(item)).is_some_and(|part| {
+                    part.stock.state(slot) == ItemState::Free || part.stock.has_ended(slot, self.now.monotonic_ms)
+                });
+                note(&mut self.items_free, (sale, item), is_free, event);
+            }
+            for user in (0..USERS).map(UserId) {
+                let part = part_at(self.partition.owner_of_user(user));
+                let is_free = part.is_some_and(|part| part.quotas.taken(user) < user_limit);
+                note(&mut self.users_free, (sale, user), is_free, event);
+            }
         }
     }
 
@@ -90,7 +106,7 @@ impl World {
         self.check_undelivered();
         assert!(self.pending.is_empty(), "requests without an answer: {:?}", self.pending);
         let sale = self.rules.schedule.latest(self.now.unix_ms).map_or(SaleId(0), |latest| latest.sale);
-        assert!(self.shards.iter().all(|shard| shard.terms().sale >= sale), "a shard has not begun the current sale");
+        assert!(self.shards.iter().all(|shard| shard.newest().sale >= sale), "a shard has not begun the current sale");
         for sale in self.shards[0].parts().iter().map(|part| part.terms.sale) {
             let parts: Option<Vec<&Part>> = self.shards.iter().map(|shard| shard.parts().get(sale)).collect();
             // A shard that holds no item forgets a sale before the others.

@@ -182,7 +182,7 @@ impl Pair {
         let key = Uuid::from_u128(chance.u128(0..3));
         let (item, user) = (ItemId(chance.u32(0..items)), UserId(chance.i64(0..3)));
         let command = match chance.u32(0..16) {
-            0..8 => Command::Checkout { item, user, key },
+            0..8 => Command::Checkout { sale: None, item, user, key },
             8..11 => Command::Purchase { code, key },
             11..15 => Command::Cancel { code },
             _ => Command::Extend { code },

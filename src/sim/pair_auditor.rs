@@ -140,7 +140,7 @@ impl PairAuditor {
                 let promise = self.promises.get_mut(code.as_bytes()).expect("the code was granted");
                 promise.expires_unix_ms = promise.expires_unix_ms.max(expires_unix_ms);
             }
-            (Command::Checkout { item, .. }, Outcome::ItemSold { .. }) => {
+            (Command::Checkout { sale: None, item, .. }, Outcome::ItemSold { .. }) => {
                 let sells = |event| matches!(event, LogEvent::Purchase { item: of, .. } if of == item);
                 // A purchase of an earlier run of this machine, whose answer the client may still wait for, counts already.
                 if !now.has_own(sells) {

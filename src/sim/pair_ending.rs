@@ -126,7 +126,7 @@ impl Pair {
         let (items, limit) = (self.sales.items, self.sales.user_limit);
         for item in (0..items).map(ItemId) {
             let (user, seller) = (UserId(1_000 + i64::from(item.0 / limit)), self.settle());
-            self.command(seller, Command::Checkout { item, user, key: Uuid::nil() });
+            self.command(seller, Command::Checkout { sale: None, item, user, key: Uuid::nil() });
             self.settle();
             let mut codes =
                 self.auditor.promises.iter().filter(|(_, promise)| (promise.user, promise.item) == (user, item));

@@ -12,22 +12,24 @@ const FIRST: u32 = (BEGIN_MS / PERIOD_MS) as u32;
 /// Number of sales in a plan, more than a world lives to see.
 const SALES: u32 = 1_000;
 
-static SERIES: LazyLock<Vec<Vec<SaleSeries>>> = LazyLock::new(|| (0..PLANS).map(series).collect());
+static SCHEDULES: LazyLock<Vec<SaleSchedule>> = LazyLock::new(|| (0..PLANS).map(plan).collect());
 
 /// Returns the schedule of the world of `seed`: in half of the worlds `sales`, and a plan in the others.
 pub fn schedule(seed: u64, sales: PeriodicSale) -> SaleSchedule {
     let mut chance = fastrand::Rng::with_seed(seed ^ 0x91a);
     match chance.bool() {
         true => SaleSchedule::Periodic(sales),
-        false => SaleSchedule::Planned(&SERIES[chance.usize(0..PLANS as usize)]),
+        false => SCHEDULES[chance.usize(0..PLANS as usize)],
     }
 }
 
-/// Returns sales that begin with each period, whose stock, limit and hold times change with each sale. Those of every other
-/// plan close at any time before the next one opens, and in some plans no sale is open at first.
-fn series(seed: u64) -> Vec<SaleSeries> {
+/// Returns a plan of sales that open with each period, whose stock, limit and hold times change with each sale, and some of
+/// which are paused. They close when the next one opens, before, or after others have opened. In some plans no sale is
+/// open at first.
+fn plan(seed: u64) -> SaleSchedule {
     let mut chance = fastrand::Rng::with_seed(seed);
-    let (has_gaps, first) = (seed.is_multiple_of(2), FIRST + u32::from(seed.is_multiple_of(4)));
+    let longest_ms = [0, 1, 1, 3][seed as usize % 4] * PERIOD_MS;
+    let first = FIRST + u32::from(seed.is_multiple_of(3));
     let sale = |id| {
         let opens_ms = u64::from(id) * PERIOD_MS;
         let first = Terms {
@@ -35,11 +37,21 @@ fn series(seed: u64) -> Vec<SaleSeries> {
             items: chance.u32(1..6),
             user_limit: chance.u32(1..=USER_LIMIT),
             opens_ms,
-            closes_ms: opens_ms + if has_gaps { chance.u64(1..=PERIOD_MS) } else { PERIOD_MS },
+            closes_ms: opens_ms + if longest_ms > 0 { chance.u64(1..=longest_ms) } else { PERIOD_MS },
             ttl_ms: chance.u32(TTL_MS / 2..=TTL_MS),
             extension_ms: [0, EXTENSION_MS][chance.usize(0..2)],
+            is_paused: chance.u32(0..10) == 0,
         };
-        SaleSeries { first, every_ms: 0, count: 1 }
+        SaleSeries { first, every_ms: 0, count: 1, layer: 0 }
     };
-    (first..first + SALES).map(sale).collect()
+    SaleSchedule::planned((first..first + SALES).map(sale).collect())
+}
+
+/// Draws the sale that a client names, if it names one. `newest` is the newest sale that a client can have seen.
+pub fn named(chance: &mut fastrand::Rng, schedule: &SaleSchedule, newest: SaleId) -> Option<SaleId> {
+    match (schedule, chance.u32(0..8)) {
+        (SaleSchedule::Planned(_), ahead @ 0..5) => Some(SaleId((newest.0 + 1).saturating_sub(ahead))),
+        (SaleSchedule::Periodic(_), 0) => Some(SaleId(7)),
+        _ => None,
+    }
 }

@@ -36,9 +36,9 @@ impl Buyers {
         for buyer in 0..buyers {
             let (item, user, key) = (ItemId(buyer % items), UserId(buyer.into()), Uuid::from_u128(1));
             let command = match repeats {
-                Repeats::Item if buyer == 0 => Command::Checkout { item, user, key },
-                Repeats::Any if buyer == 0 => Command::CheckoutAny { user, key: mark_any(key) },
-                _ => Command::Checkout { item, user, key: Uuid::nil() },
+                Repeats::Item if buyer == 0 => Command::Checkout { sale: None, item, user, key },
+                Repeats::Any if buyer == 0 => Command::CheckoutAny { sale: None, user, key: mark_any(key) },
+                _ => Command::Checkout { sale: None, item, user, key: Uuid::nil() },
             };
             world.command(buyer as u16 / 2 % 2, command);
             if buyer == 0 && repeats != Repeats::Nothing {

@@ -16,7 +16,7 @@ use crate::operate::item_states::ItemStates;
 use crate::sale::code::CodeGenerator;
 use crate::sale::command::{Command, Outcome};
 use crate::sale::effects::Effects;
-use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
+use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Terms, Ticket, UserId};
 use crate::sale::message::{Reply, Request};
 use crate::sale::partition::Partition;
 use crate::sale::record::{LogEvent, Record};
@@ -87,9 +87,9 @@ pub struct World {
     /// Requests without an answer, by ticket.
     pub pending: BTreeMap<u64, OpenRequest>,
     /// Event since which each free item has been free without interruption.
-    pub items_free: BTreeMap<ItemId, u64>,
+    pub items_free: BTreeMap<(SaleId, ItemId), u64>,
     /// Event since which each user below the limit has been below it without interruption.
-    pub users_free: BTreeMap<UserId, u64>,
+    pub users_free: BTreeMap<(SaleId, UserId), u64>,
     pub steps: u64,
     /// Number of events that shards have applied. A step may apply several.
     pub events: u64,
@@ -145,7 +145,6 @@ impl World {
         (world.sockets, world.loses_answers) = (fastrand::Rng::with_seed(!seed), true);
         world.ends_holds_late = true;
         world.any_buyers = AnyBuyers::new(seed);
-        world.any_buyers.restart(shards);
         world
     }
 
@@ -180,7 +179,7 @@ impl World {
             rules: Rules { schedule: schedule(sales), receipts_ms: PERIOD_MS, ack },
             partition: Partition::new(1),
             shards: Vec::new(),
-            item_states: ItemStates::new(Partition::new(1), 0, &[]),
+            item_states: ItemStates::new(Partition::new(1), schedule(sales), &[]),
             shadow: Shadow::default(),
             database: FakePostgres::default(),
             archive: BTreeMap::new(),
@@ -267,7 +266,13 @@ impl World {
 
     /// Returns the newest sale of any shard.
     pub fn newest_sale(&self) -> SaleId {
-        self.shards.iter().map(|shard| shard.terms().sale).max().expect("a world has at least one shard")
+        self.shards.iter().map(|shard| shard.newest().sale).max().expect("a world has at least one shard")
+    }
+
+    /// Returns the sales that are open on any shard.
+    pub fn open_sales(&self) -> Vec<Terms> {
+        let open = self.shards.iter().flat_map(|shard| shard.parts().open(self.now));
+        open.map(|terms| (terms.sale, *terms)).collect::<BTreeMap<_, _>>().into_values().collect()
     }
 
     /// Returns all durable records.
@@ -292,7 +297,8 @@ impl World {
         self.steps += 1;
         match self.faults.u32(0..1000) {
             0..220 => {
-                let command = workload::next(&mut self.traffic, self.rules.schedule.items_max(), &self.shadow);
+                let newest = self.newest_sale();
+                let command = workload::next(&mut self.traffic, &self.rules.schedule, newest, &self.shadow);
                 let command = self.any_buyers.choose(command);
                 let shard = self.traffic.u16(0..self.partition.shards());
                 self.command(shard, command);
@@ -372,13 +378,13 @@ impl World {
         self.lanes.clear();
         self.pending.clear();
         self.withdrawals = Withdrawals::default();
-        self.any_buyers.restart(shards);
+        self.any_buyers.numbers.clear();
         self.shards.clear();
         self.items_free.clear();
         self.users_free.clear();
         self.positions = None;
         self.logs = (0..shards).map(|_| WorldLog::default()).collect();
-        self.item_states = ItemStates::new(self.partition, self.rules.schedule.items_max(), &inventories);
+        self.item_states = ItemStates::new(self.partition, self.rules.schedule, &inventories);
         for (id, inventory) in (0..).zip(inventories) {
             let key = purchases_of(self.owner.run.epoch, id);
             self.disk.create(key);
@@ -476,30 +482,40 @@ impl World {
 
     /// Gives a shard the published numbers before an event with which it chooses the shard to ask.
     fn give_published(&mut self, shard: u16, event: &ShardEvent) {
-        if matches!(
-            event,
-            ShardEvent::Command(_, Command::CheckoutAny { .. })
-                | ShardEvent::Reply(Reply::NoneFree { .. } | Reply::KeyUnknown { .. })
-        ) {
-            for (id, numbers) in (0..).map(ShardId).zip(self.any_buyers.numbers.clone()) {
-                let shard = &mut self.shards[usize::from(shard)];
-                shard.apply(ShardEvent::Published(id, numbers), self.now, &mut Effects::default());
-            }
+        let named = match *event {
+            ShardEvent::Command(_, Command::CheckoutAny { sale, .. }) => sale,
+            ShardEvent::Reply(Reply::NoneFree { sale, is_named, .. }) => is_named.then_some(sale),
+            ShardEvent::Reply(Reply::KeyUnknown { named, .. }) => named,
+            _ => return,
+        };
+        let asking = &mut self.shards[usize::from(shard)];
+        let Some(sale) = asking.needs_published(named, self.now) else { return };
+        for id in 0..self.partition.shards() {
+            let published = ShardEvent::Published(ShardId(id), self.any_buyers.published(id, sale));
+            asking.apply(published, self.now, &mut Effects::default());
         }
     }
 
-    /// Returns the event since which one of the items of the newest sale has been free without interruption.
-    fn any_free_since(&self) -> Option<u64> {
-        let terms = self.shards.iter().map(|shard| shard.terms()).max_by_key(|terms| terms.sale);
-        let items = terms.map_or(0, |terms| terms.items);
-        self.items_free.iter().filter(|(item, _)| item.0 < items).map(|(_, since)| *since).min()
+    /// Returns the only sale that a checkout can have asked for: the one that it names, or the only one that is open.
+    fn asked(&self, command: &Command) -> Option<SaleId> {
+        let (Command::Checkout { sale, .. } | Command::CheckoutAny { sale, .. }) = command else { return None };
+        let named = sale.filter(|_| matches!(self.rules.schedule, SaleSchedule::Planned(_)));
+        let mut open = self.open_sales().into_iter();
+        named.or(open.next().filter(|_| open.next().is_none()).map(|terms| terms.sale))
+    }
+
+    /// Returns the event since which one of the items of a sale has been free without interruption.
+    fn any_free_since(&self, sale: SaleId) -> Option<u64> {
+        self.items_free.iter().filter(|((of, _), _)| *of == sale).map(|(_, since)| *since).min()
     }
 
     /// Publishes the numbers of a shard, or leaves the earlier ones.
     fn publish_stock(&mut self, shard: u16) {
         let AnyBuyers { publishes_late, numbers, chance, .. } = &mut self.any_buyers;
         if !*publishes_late || chance.u32(0..3) == 0 {
-            numbers[usize::from(shard)] = self.shards[usize::from(shard)].stock_to_publish();
+            let publishing = &self.shards[usize::from(shard)];
+            let sales = publishing.parts().iter().map(|part| part.terms.sale);
+            numbers.extend(sales.map(|sale| ((shard, sale), publishing.stock_to_publish(sale))));
         }
     }
 
@@ -513,6 +529,7 @@ impl World {
                 assert!(earlier.is_none(), "a code is issued twice");
                 let terms = self.rules.schedule.terms(record.sale).expect("a sale of the schedule");
                 assert!(!terms.has_closed(record.unix_ms), "a checkout is granted after its sale has closed");
+                assert!(!terms.is_paused, "a checkout is granted in a sale that is paused");
             }
         }
         self.logs[usize::from(shard)].records.extend(effects.records);
@@ -555,8 +572,10 @@ impl World {
                 self.shadow.codes.get(code.as_bytes()).map(|promise| promise.item)
             }
         };
+        let asked = self.asked(&pending.command);
         let now = Now {
             sale: self.newest_sale(),
+            asked,
             at: self.now,
             run: self.owner.run.epoch,
             clock_epoch: self.clock_epoch,
@@ -567,11 +586,11 @@ impl World {
             durable: &self.archive,
             replicated: self.promises_replication().then_some(&self.database.tables.rows),
             appended: &self.logs.iter().flat_map(|log| log.records.iter().copied()).collect::<Vec<_>>(),
-            any_free_since: self.any_free_since(),
+            any_free_since: asked.and_then(|sale| self.any_free_since(sale)),
             is_repeated: self.any_buyers.is_repeated(pending.command),
             publishes_late: self.any_buyers.publishes_late,
-            item_free_since: item.and_then(|item| self.items_free.get(&item).copied()),
-            user_free_since: user_of(&pending.command).and_then(|user| self.users_free.get(&user).copied()),
+            item_free_since: asked.zip(item).and_then(|place| self.items_free.get(&place).copied()),
+            user_free_since: asked.zip(user_of(&pending.command)).and_then(|user| self.users_free.get(&user).copied()),
         };
         audit(&mut self.shadow, pending, outcome, &now);
     }

@@ -78,8 +78,10 @@ pub fn route(bytes: &[u8]) {
     for line in ["POST /checkout", "POST /purchase", "DELETE /checkout", "POST /checkout/extend"] {
         let Some(Route::Command(command, _)) = ask(&format!("{line}?{query}")) else { continue };
         let canonical = match command {
-            Command::Checkout { item, user, .. } => format!("item_id={}&user_id={}", item.0, user.0),
-            Command::CheckoutAny { user, .. } => format!("user_id={}", user.0),
+            Command::Checkout { sale, item, user, .. } => {
+                format!("item_id={}&user_id={}{}", item.0, user.0, sale_parameter(sale))
+            }
+            Command::CheckoutAny { sale, user, .. } => format!("user_id={}{}", user.0, sale_parameter(sale)),
             Command::Purchase { code, .. } | Command::Cancel { code } | Command::Extend { code } => {
                 format!("code={code}")
             }
@@ -92,6 +94,10 @@ pub fn route(bytes: &[u8]) {
         let Some(Route::Command(again, _)) = ask(&format!("{line}?{canonical}")) else { panic!("{canonical}") };
         assert_eq!(again, command);
     }
+}
+
+fn sale_parameter(sale: Option<SaleId>) -> String {
+    sale.map(|sale| format!("&sale_id={}", sale.0)).unwrap_or_default()
 }
 
 const STREAM: StreamId = StreamId { cluster: Uuid::from_u128(1), epoch: 2, shard: 3, log: LogKind::Purchases };
@@ -269,9 +275,9 @@ pub fn replay(bytes: &[u8]) {
         let _ = replay.record(&record);
     }
     let Ok((inventories, found)) = replay.finish() else { return };
-    let terms = inventories[0].open().terms;
+    let terms = inventories[0].newest().terms;
     assert!(found.sold + found.held <= terms.items && terms.items <= ITEMS);
-    assert!(inventories.iter().all(|inventory| inventory.open().terms == terms));
+    assert!(inventories.iter().all(|inventory| inventory.newest().terms == terms));
     assert!(inventories.iter().all(|inventory| inventory.parts.len() == inventories[0].parts.len()));
     let _ = Code::from_bytes([0x8f; 16]).place();
 }

@@ -24,7 +24,7 @@ fn outcome(answer: &Answer) -> &'static str {
         Answer::Shown => "200",
         Answer::Listed => "204",
         Answer::Asked(Command::Purchase { .. } | Command::Cancel { .. } | Command::Extend { .. }) => "code-unknown",
-        Answer::Asked(Command::Checkout { item, .. }) if item.0 == COVETED => "the item",
+        Answer::Asked(Command::Checkout { sale: None, item, .. }) if item.0 == COVETED => "the item",
         Answer::Asked(Command::Checkout { .. }) => "invalid-parameter",
         Answer::Asked(Command::CheckoutAny { .. }) => "any item",
     }

@@ -9,8 +9,8 @@ use stampede::sale::ids::{Moment, SaleId, ShardId};
 use stampede::sale::part::Part;
 use stampede::sale::partition::Partition;
 use stampede::sale::parts::Parts;
-use stampede::sale::sale_schedule::PeriodicSale;
-use stampede::sale::stock::Counts;
+use stampede::sale::published_stock::PublishedStock;
+use stampede::sale::sale_schedule::{PeriodicSale, SaleSchedule};
 use stampede::server::item_pages::OnSale;
 use stampede::server::status_pages::Facts;
 use std::io::{ErrorKind, Read};
@@ -31,7 +31,7 @@ fn after(ms: u64) -> Moment {
 fn told_by_then(until_ms: u64) -> (String, bool) {
     let run = async move {
         let status = Arc::new(Status::new(Phase::Serving, 1, 0, false));
-        let item_states = ItemStates::new(Partition::new(1), SALES.items, &[]);
+        let item_states = ItemStates::new(Partition::new(1), SaleSchedule::Periodic(SALES), &[]);
         let parts = Parts::new(ShardId(0), Partition::new(1), vec![Part::empty(SALES.terms(SALE), Partition::new(1))]);
         let mut server = server(&status, 4);
         let (mut client, socket) = UnixStream::pair().unwrap();
@@ -41,10 +41,11 @@ fn told_by_then(until_ms: u64) -> (String, bool) {
         server.adopt(socket.into(), Some(midway), after(0)).unwrap();
         let mut turn = |sold, ms| {
             let now = after(ms);
-            status.shards[0].publish_sales(SALE, Counts { claiming: 0, held: 0, buying: 0, sold });
+            let published = PublishedStock { sale: SALE, sold, reserved: 0, next_expiry_ms: u64::MAX };
+            status.shards[0].publish_sales(published);
             server.poll(0);
             server.serve(now, &mut |_, _, _, _, _| panic!("the subscriber sends no request"));
-            let sale = OnSale { parts: &parts, item_states: &item_states, unix_ms: now.unix_ms };
+            let sale = OnSale { parts: &parts, item_states: &item_states, now };
             let facts = Facts { status: &status, sale: Some(sale), known: None };
             server.send_events(now, |told, out| told.update(&facts, now.monotonic_ms, out));
             server.write_replies(now);
