@@ -12,7 +12,7 @@ pub struct ItemId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UserId(pub i64);
 
-/// Number of a sale: `floor(unix_seconds / period_seconds)`. The current sale of a shard never decreases.
+/// Number of a sale: `floor(unix_seconds / period_seconds)`, or its id in a plan. The current sale of a shard never decreases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SaleId(pub u32);
 
@@ -50,8 +50,8 @@ pub struct Moment {
     pub unix_ms: u64,
 }
 
-/// The terms of a sale. The stock and the limit are fixed when the sale opens; changed settings apply from the next sale
-/// on. The duration of holds and of extensions applies to those that begin under it.
+/// The terms of a sale. The times, the stock, the limit and the products are fixed when the sale opens; changed settings
+/// apply from the next sale on. The duration of holds and of extensions applies to those that begin under it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
     /// The sale.
@@ -68,12 +68,24 @@ pub struct Terms {
     pub ttl_ms: u32,
     /// Time by which a client can extend its hold once, in milliseconds. With 0, holds are not extended.
     pub extension_ms: u32,
+    /// Fingerprint of the products and their numbers of units, or [`Terms::NO_PRODUCTS`].
+    pub products: u64,
 }
 
 impl Terms {
     /// The terms before the first sale of a plan has opened: nothing is on sale. No sale of a plan has the id 0.
-    pub const NONE: Terms =
-        Terms { sale: SaleId(0), items: 0, user_limit: 0, opens_ms: 0, closes_ms: 0, ttl_ms: 0, extension_ms: 0 };
+    pub const NONE: Terms = Terms {
+        sale: SaleId(0),
+        items: 0,
+        user_limit: 0,
+        opens_ms: 0,
+        closes_ms: 0,
+        ttl_ms: 0,
+        extension_ms: 0,
+        products: Terms::NO_PRODUCTS,
+    };
+    /// The fingerprint of a sale without products, or of one whose products are not known.
+    pub const NO_PRODUCTS: u64 = 0;
 
     /// Returns whether the sale has closed by `unix_ms`, or there is none.
     pub fn has_closed(&self, unix_ms: u64) -> bool {

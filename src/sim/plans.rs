@@ -38,6 +38,7 @@ fn series(seed: u64) -> Vec<SaleSeries> {
             closes_ms: opens_ms + if has_gaps { chance.u64(1..=PERIOD_MS) } else { PERIOD_MS },
             ttl_ms: chance.u32(TTL_MS / 2..=TTL_MS),
             extension_ms: [0, EXTENSION_MS][chance.usize(0..2)],
+            products: chance.u64(..),
         };
         SaleSeries { first, every_ms: 0, count: 1 }
     };

@@ -9,7 +9,7 @@ use stampede::sale::ids::{Moment, SaleId, ShardId};
 use stampede::sale::part::Part;
 use stampede::sale::partition::Partition;
 use stampede::sale::parts::Parts;
-use stampede::sale::sale_schedule::PeriodicSale;
+use stampede::sale::sale_schedule::{PeriodicSale, SaleSchedule};
 use stampede::sale::stock::Counts;
 use stampede::server::item_pages::OnSale;
 use stampede::server::status_pages::Facts;
@@ -44,7 +44,8 @@ fn told_by_then(until_ms: u64) -> (String, bool) {
             status.shards[0].publish_sales(SALE, Counts { claiming: 0, held: 0, buying: 0, sold });
             server.poll(0);
             server.serve(now, &mut |_, _, _, _, _| panic!("the subscriber sends no request"));
-            let sale = OnSale { parts: &parts, item_states: &item_states, unix_ms: now.unix_ms };
+            let (parts, item_states) = (&parts, &item_states);
+            let sale = OnSale { parts, item_states, schedule: SaleSchedule::Periodic(SALES), unix_ms: now.unix_ms };
             let facts = Facts { status: &status, sale: Some(sale), known: None };
             server.send_events(now, |told, out| told.update(&facts, now.monotonic_ms, out));
             server.write_replies(now);

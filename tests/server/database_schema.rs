@@ -258,8 +258,8 @@ fn migrate(dir: &Path, url: &str) -> (Option<i32>, String) {
 #[test]
 fn a_server_needs_no_right_over_the_schema() {
     let (cluster, dir, empty) = (Cluster::start(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    assert_eq!(migrate(dir.path(), &cluster.url()), (Some(0), "the schema was updated from version 0 to 10\n".into()));
-    assert_eq!(migrate(dir.path(), &cluster.url()), (Some(0), "the schema has version 10 already\n".into()));
+    assert_eq!(migrate(dir.path(), &cluster.url()), (Some(0), "the schema was updated from version 0 to 11\n".into()));
+    assert_eq!(migrate(dir.path(), &cluster.url()), (Some(0), "the schema has version 11 already\n".into()));
     let documented = repository_text("docs/postgres.md");
     let grants = documented.split("```sql\n").find(|block| block.starts_with("create role shop")).unwrap();
     cluster.ask(grants.split("```").next().unwrap());
@@ -305,6 +305,6 @@ fn the_schema_of_a_running_server_is_not_changed() {
     let server = start(dir.path(), &cluster, &HOURLY);
     trade(&mut server.connect(), 3);
     assert!(server.terminate().success());
-    assert_eq!(cluster.count("select max(version) from schema_migrations"), 10);
+    assert_eq!(cluster.count("select max(version) from schema_migrations"), 11);
     assert_eq!(cluster.count("select count(*) from pg_publication"), 1);
 }

@@ -52,6 +52,7 @@ mod parent;
 mod pauses;
 mod persistence;
 mod plan;
+mod planned;
 mod pooler;
 mod power;
 mod proxy;
