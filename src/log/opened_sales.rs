@@ -11,6 +11,7 @@ use crate::sale::ids::{SaleId, Terms};
 use crate::sale::record::SaleTimes;
 use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule, SaleSeries};
 use std::collections::BTreeMap;
+use std::ops::Bound::{Excluded, Unbounded};
 
 /// The sales that have opened.
 pub struct OpenedSales {
@@ -85,7 +86,7 @@ impl OpenedSales {
         let before = self.ends_ms.range(..sale).next_back().map_or(0, |(_, end)| *end);
         self.ends_ms.entry(sale).or_insert(before.max(closes_ms));
         // Usually there is none: a stream opens sales in the order of their ids.
-        let later = self.ends_ms.range_mut(sale..).map(|(_, end)| end);
+        let later = self.ends_ms.range_mut((Excluded(sale), Unbounded)).map(|(_, end)| end);
         later.take_while(|end| **end < closes_ms).for_each(|end| *end = closes_ms);
     }
 
@@ -137,7 +138,7 @@ impl OpenedSales {
         let planned = match &self.schedule {
             SaleSchedule::Periodic(periodic) => {
                 // If the clock was set back, the server continues with the sale that it has begun.
-                let is_periodic = self.all_ended_ms(newest) == periodic.terms(newest).closes_ms;
+                let is_periodic = self.end_ms(newest) == Some(periodic.terms(newest).closes_ms);
                 self.schedule.latest(now_ms).filter(|terms| !is_periodic && is_too_low(terms))
             }
             SaleSchedule::Planned(_) if self.schedule.terms(newest).is_some() => None,
@@ -216,4 +217,111 @@ fn differences(opened: &Terms, planned: &Terms) -> String {
         has_other_products.then(|| "other products, or other numbers of their units".to_owned()),
     ];
     found.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PERIODIC: PeriodicSale = PeriodicSale { period_s: 10, items: 4, user_limit: 2, ttl_ms: 100, extension_ms: 0 };
+
+    /// The sale with this id, open for half of its period.
+    fn planned(id: u32) -> Terms {
+        let terms = PERIODIC.terms(SaleId(id));
+        Terms { closes_ms: terms.opens_ms + 5_000, products: 9, ..terms }
+    }
+
+    fn plan(sales: &[Terms]) -> SaleSchedule {
+        let one = |first: &Terms| SaleSeries { first: *first, every_ms: 0, count: 1 };
+        SaleSchedule::Planned(sales.iter().map(one).collect::<Vec<_>>().leak())
+    }
+
+    /// Notes the sales at `now_ms`, and returns the contradiction.
+    fn contradiction(schedule: SaleSchedule, opened: &[Terms], now_ms: u64) -> Option<Contradiction> {
+        let mut sales = OpenedSales::new(schedule, 0, 700);
+        for terms in opened {
+            let times = Some(SaleTimes { opens_ms: terms.opens_ms, closes_ms: terms.closes_ms });
+            let noted = sales.note(Terms { opens_ms: 0, closes_ms: 0, ..*terms }, times, now_ms).unwrap();
+            assert_eq!((noted.opens_ms, noted.closes_ms), (terms.opens_ms, terms.closes_ms));
+        }
+        sales.contradiction(now_ms)
+    }
+
+    #[test]
+    fn what_is_open_is_frozen() {
+        let opened = planned(5);
+        let now_ms = opened.opens_ms + 1;
+        for (changed, differs) in [
+            (Terms { opens_ms: opened.opens_ms - 1, ..opened }, true),
+            (Terms { closes_ms: opened.closes_ms + 1, ..opened }, true),
+            (Terms { items: 5, ..opened }, true),
+            (Terms { user_limit: 3, ..opened }, true),
+            (Terms { products: 8, ..opened }, true),
+            (Terms { ttl_ms: 9, extension_ms: 9, ..opened }, false),
+        ] {
+            let found = contradiction(plan(&[changed]), &[opened], now_ms);
+            assert_eq!(found, differs.then_some(Contradiction::Terms { opened, planned: changed }), "{changed:?}");
+        }
+        // The duration of its holds is not known, so it is that of the longest one.
+        let missing = Some(Contradiction::Missing(Terms { ttl_ms: 700, ..opened }));
+        assert_eq!(contradiction(plan(&[planned(6)]), &[opened], now_ms), missing);
+        // The products are not known of a sale that began without a plan.
+        let unknown = Terms { products: Terms::NO_PRODUCTS, ..opened };
+        assert_eq!(contradiction(plan(&[opened]), &[unknown], now_ms), None);
+    }
+
+    #[test]
+    fn what_is_over_can_be_described_otherwise_but_not_be_sold_again() {
+        let opened = planned(5);
+        let now_ms = opened.closes_ms;
+        assert_eq!(contradiction(plan(&[planned(6)]), &[opened], now_ms), None);
+        assert_eq!(contradiction(plan(&[Terms { items: 9, ..opened }]), &[opened], now_ms), None);
+        let again = Terms { opens_ms: now_ms + 1, closes_ms: now_ms + 9, ..opened };
+        let found = contradiction(plan(&[again]), &[opened], now_ms);
+        assert!(matches!(found, Some(Contradiction::Terms { planned, .. }) if planned == again), "{found:?}");
+    }
+
+    #[test]
+    fn what_is_to_open_has_a_higher_id() {
+        let (opened, later) = (planned(5), Terms { sale: SaleId(4), ..planned(9) });
+        let too_low = Some(Contradiction::TooLow { planned: later, newest: SaleId(5) });
+        assert_eq!(contradiction(plan(&[later]), &[opened], opened.closes_ms), too_low);
+        assert_eq!(contradiction(plan(&[planned(5), planned(9)]), &[opened], opened.closes_ms), None);
+        assert_eq!(contradiction(plan(&[later]), &[opened], later.closes_ms), None, "it is over, too");
+        // Without a plan, the ids count periods.
+        let high = Terms { sale: SaleId(50), ..planned(5) };
+        let found = contradiction(SaleSchedule::Periodic(PERIODIC), &[high], high.closes_ms);
+        assert!(matches!(found, Some(Contradiction::TooLow { newest: SaleId(50), .. })), "{found:?}");
+        assert_eq!(contradiction(SaleSchedule::Periodic(PERIODIC), &[planned(5)], planned(5).closes_ms), None);
+        let missing = Some(Contradiction::Missing(planned(5)));
+        assert_eq!(contradiction(SaleSchedule::Periodic(PERIODIC), &[planned(5)], planned(5).opens_ms), missing);
+        // A clock that was set back is no contradiction.
+        let future = PERIODIC.terms(SaleId(50));
+        assert_eq!(contradiction(SaleSchedule::Periodic(PERIODIC), &[future], planned(5).opens_ms), None);
+    }
+
+    /// An earlier version wrote neither the times nor the products of a sale.
+    #[test]
+    fn a_record_without_times_has_those_of_its_period() {
+        let old = Terms { sale: SaleId(5), items: 7, user_limit: 1, ..Terms::NONE };
+        let note = |schedule, period_s| OpenedSales::new(schedule, period_s, 700).note(old, None, 0);
+        let terms = note(plan(&[planned(9)]), 10).unwrap();
+        assert_eq!((terms.opens_ms, terms.closes_ms, terms.items), (50_000, 60_000, 7));
+        assert_eq!((terms.ttl_ms, terms.extension_ms), (700, 0), "as long as any hold");
+        assert_eq!(note(plan(&[planned(5)]), 0).unwrap().closes_ms, 55_000);
+        assert!(note(plan(&[planned(9)]), 0).is_err());
+    }
+
+    #[test]
+    fn sales_end_with_the_last_of_those_before() {
+        let mut sales = OpenedSales::new(plan(&[planned(9)]), 0, 0);
+        for (id, closes_ms) in [(3, 900), (7, 500), (5, 1_000), (8, 2_000)] {
+            let times = Some(SaleTimes { opens_ms: 1, closes_ms });
+            sales.note(Terms { sale: SaleId(id), ..planned(1) }, times, 0).unwrap();
+        }
+        let ended = [3, 5, 7, 8].map(|id| sales.end_ms(SaleId(id)).unwrap());
+        assert_eq!((ended, sales.newest()), ([900, 1_000, 1_000, 2_000], Some(SaleId(8))));
+        assert_eq!([4, 6, 9].map(|id| sales.all_ended_ms(SaleId(id))), [900, 1_000, 95_000]);
+        assert_eq!((sales.end_ms(SaleId(4)), sales.all_ended_ms(SaleId(2))), (None, u64::MAX));
+    }
 }

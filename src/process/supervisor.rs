@@ -221,8 +221,9 @@ impl Supervisor {
             }
             Notice::Opened(record) => self.note_opened(&record),
             Notice::Ended(part) => {
-                if let Some(sale) = add_ended_share(&mut state.ended, part, self.shards.threads.len()) {
-                    let EndedSale { sale_id, sold, items } = sale;
+                if let Some(mut sale) = add_ended_share(&mut state.ended, part, self.shards.threads.len()) {
+                    sale.opens_ms = self.config.rules.schedule.terms(part.sale).map(|terms| terms.opens_ms);
+                    let EndedSale { sale_id, sold, items, .. } = sale;
                     tracing::info!(sale = sale_id, sold, items, "the sale has ended");
                     self.status.add_ended_sale(sale);
                 }
@@ -405,5 +406,5 @@ fn add_ended_share(
     *items += part.items;
     let (parts, sold, items) = (*parts, *sold, *items);
     (parts == shards).then(|| sales.remove(&part.sale))?;
-    Some(EndedSale { sale_id: part.sale.0, sold, items })
+    Some(EndedSale { sale_id: part.sale.0, opens_ms: None, sold, items })
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Returns the current time, in seconds since the Unix epoch.
-fn now_s() -> u64 {
+pub fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
@@ -24,21 +24,21 @@ fn time(unix_s: u64) -> String {
 }
 
 /// Returns the lines of a sale. `terms` has the limit and more, and `products` the tables of its products.
-fn sale(id: u32, (opens_s, closes_s): (u64, u64), terms: &str, products: &str) -> String {
+pub fn sale(id: u32, (opens_s, closes_s): (u64, u64), terms: &str, products: &str) -> String {
     let (opens, closes) = (time(opens_s), time(closes_s));
     format!("[[sale]]\nid = {id}\nname = \"Sale {id}\"\nopens = {opens}\ncloses = {closes}\n{terms}\n{products}\n")
 }
 
 /// Returns the lines of a product without names.
-fn product(id: &str, quantity: u32) -> String {
+pub fn product(id: &str, quantity: u32) -> String {
     format!("[[sale.product]]\nid = \"{id}\"\nname = \"Product {id}\"\nquantity = {quantity}\n")
 }
 
-fn write(dir: &Path, sales: &[String]) {
+pub fn write(dir: &Path, sales: &[String]) {
     fs::write(dir.join("shop.toml"), sales.concat()).unwrap();
 }
 
-const PLAN: [&str; 4] = ["--plan", "shop.toml", "--shards", "2"];
+pub const PLAN: [&str; 4] = ["--plan", "shop.toml", "--shards", "2"];
 
 /// Asks for any item, and returns the outcome.
 fn any(client: &mut Client, user: i64) -> String {
