@@ -281,6 +281,14 @@ fn a_server_needs_no_right_over_the_schema() {
                 || psql(&url, refused).unwrap_err().contains("denied")
         );
     }
+    // A role that had the right in version 10 of the schema keeps it.
+    cluster.ask("drop function stampede.prepare_sales");
+    cluster.ask("grant execute on function stampede.prepare_sale to shop");
+    cluster.ask("delete from schema_migrations where version = 11");
+    assert_eq!(migrate(dir.path(), &cluster.url()), (Some(0), "the schema was updated from version 10 to 11\n".into()));
+    let may = "select has_function_privilege('shop', 'stampede.prepare_sales(bigint, bigint, bigint)', 'execute'), \
+        has_function_privilege('shop', 'stampede.prepare_partition(text, bigint, bigint, bigint)', 'execute')";
+    assert_eq!(cluster.ask(may).trim(), "t|f");
 }
 
 /// Neither a server that does not own the database nor the command changes the schema of a server that is running.
