@@ -7,7 +7,7 @@ use stampede::config::{env_file, logging, output};
 use stampede::log_tool::arguments::{self, LogCommand};
 use stampede::log_tool::{dump, sale_report, scan, verify};
 use stampede::process::supervisor::Supervisor;
-use stampede::process::{manual, migration, plan_command, signals, start};
+use stampede::process::{manual, migration, plan_command, plan_files, plan_limits, signals, start};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufWriter, ErrorKind, IsTerminal, stdout};
@@ -34,7 +34,9 @@ fn main() {
     // A command accepts only some of the flags.
     let value = |flag: &str| given.try_get_one::<String>(flag).ok().flatten().cloned();
     let flags = flags.filter_map(|flag| Some((flag, value(flag)?))).collect();
-    let config = read_settings(flags).unwrap_or_else(|reason| exit_with_error(&reason));
+    // The commands need no plan: the log says which sales have opened.
+    let needs_plan = log_command.is_none() && migrate.is_none();
+    let config = read_settings(flags, needs_plan).unwrap_or_else(|reason| exit_with_error(&reason));
     if let Some(command) = log_command {
         return end_command(run_log_command(&command, &config));
     }
@@ -90,14 +92,19 @@ fn run_log_command(command: &LogCommand, config: &Config) -> Result<(), Fatal> {
     verdict.and(printed)
 }
 
-/// Reads the settings from the flags, the environment and the env file.
-fn read_settings(flags: BTreeMap<&'static str, String>) -> Result<Config, Fatal> {
+/// Reads the settings from the flags, the environment and the env file, and the plan if one is set.
+fn read_settings(flags: BTreeMap<&'static str, String>, needs_plan: bool) -> Result<Config, Fatal> {
     let environment = &|name: &str| std::env::var_os(name);
-    let mut sources = Sources { flags, environment, env_file: String::new(), in_file: BTreeMap::new() };
+    let mut sources = Sources { flags, environment, env_file: String::new(), in_file: BTreeMap::new(), plan: None };
     let invalid = |bad: stampede::config::raw_setting::BadSetting| Fatal::Settings(bad.to_string());
     sources.env_file = sources.env_file_path().map_err(invalid)?;
     sources.in_file = read(&sources.env_file)?;
-    Config::new(&sources).map_err(invalid)
+    if needs_plan && let Some(path) = sources.plan_path().map_err(invalid)? {
+        sources.plan = Some(plan_files::load(&path)?);
+    }
+    let config = Config::new(&sources).map_err(invalid)?;
+    plan_limits::check(&config)?;
+    Ok(config)
 }
 
 /// Reads the variables of an env file. Only the default file `.env` may be missing.

@@ -26,7 +26,7 @@ fn recovery(criterion: &mut Criterion) {
                 segments = history::segments(items);
             }
             bencher.iter(|| {
-                let mut replay = Replay::new(partition, rules(items), 0, NOW);
+                let mut replay = Replay::new(partition, rules(items), (0, 0), NOW);
                 stream::read(&STREAM, &segments, |_, record| replay.record(record)).expect("no block is missing");
                 let (_, found) = replay.finish().expect("the log has no contradiction");
                 assert_eq!(found.sold, items);
@@ -47,6 +47,7 @@ fn recovery(criterion: &mut Criterion) {
             }
             // The first iteration also seals the log. It is part of the warm-up.
             let opened = OpenDataDir {
+                sale_period_s: 0,
                 logs,
                 cluster: STREAM.cluster,
                 epoch: STREAM.epoch + 1,
@@ -55,7 +56,8 @@ fn recovery(criterion: &mut Criterion) {
                 manifest: Manifest::default(),
             };
             bencher.iter(|| {
-                let recovered = Recovery::new(opened.clone(), partition, rules(items), || NOW).finish(&Ends::new());
+                let recovered =
+                    Recovery::new(opened.clone(), partition, (rules(items), None), || NOW).finish(&Ends::new());
                 let recovered = recovered.unwrap_or_else(|reason| panic!("{reason}"));
                 assert_eq!(recovered.found.sold, items);
                 recovered.streams.seal(&opened, &Budget::new(1 << 30, 1)).unwrap_or_else(|reason| panic!("{reason}"));

@@ -50,7 +50,7 @@ impl Turns {
     pub fn new(shards: u16, items: u32) -> Turns {
         let (partition, rules) = (Partition::new(shards), rules(items));
         let (inventories, _) =
-            Replay::new(partition, rules, 0, NOW).finish().expect("an empty log has no contradiction");
+            Replay::new(partition, rules, (0, 0), NOW).finish().expect("an empty log has no contradiction");
         let item_states = ItemStates::new(partition, rules.schedule, &inventories);
         let doorbells: Arc<[Doorbell]> = (0..shards).map(|_| Doorbell::new().expect("a descriptor")).collect();
         let local_shards = (0..shards).map(ShardId).zip(inventories).zip(mesh::connect(&doorbells));

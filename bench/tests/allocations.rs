@@ -138,7 +138,7 @@ fn items_from_environment() -> Option<u32> {
 fn an_hour(items: u32) {
     let rules = Rules { receipts_ms: 0, ..rules(items) };
     let mut now = Moment { monotonic_ms: 1, unix_ms: 0 };
-    let (mut inventories, _) = Replay::new(Partition::new(1), rules, 0, now).finish().expect("a new sale");
+    let (mut inventories, _) = Replay::new(Partition::new(1), rules, (0, 0), now).finish().expect("a new sale");
     let (inventory, mut effects) = (inventories.pop().expect("one was requested"), Effects::default());
     let codes = CodeGenerator::new([1; 32]);
     let mut shard = Shard::new(ShardId(0), Partition::new(1), rules, inventory, codes, now, &mut effects);
@@ -259,7 +259,7 @@ fn serve(listener: OwnedFd, logs: &Path, status: Arc<Status>, doorbells: &Arc<[D
         let always_ready = PollableFd::new(always_ready).expect("a descriptor");
         let orders = crossbeam_channel::never();
         let outside = ShardIo { id, server, mesh, clock: clock.clone(), status, notices, orders, always_ready };
-        let (mut inventories, _) = Replay::new(partition, rules, 0, clock.now()).finish().expect("a new sale");
+        let (mut inventories, _) = Replay::new(partition, rules, (0, 0), clock.now()).finish().expect("a new sale");
         let item_states = Arc::new(ItemStates::new(partition, rules.schedule, &inventories));
         let inventory = inventories.pop().expect("one was requested");
         let log = |log| {

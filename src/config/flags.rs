@@ -35,6 +35,11 @@ pub const SETTINGS: &[Setting] = &[
         help: "Number of threads that serve clients. Each thread is pinned to its own CPU if there are enough CPUs" },
     Setting { flag: "data-dir", variables: &["DATA_DIR"], value: "PATH", default: "./data",
         help: "Directory of the log. It is created if it does not exist, and locked: one server at a time can use it" },
+    Setting { flag: "plan", variables: &["PLAN"], value: "FILE",
+        default: "(none: one sale after another, by the five settings that follow)",
+        help: "File with the sales: when each opens and closes, under which terms, and what it sells. It is read at the \
+            start and by an upgrade in place, and replaces --items, --user-limit, --sale-period, --reservation-ttl and \
+            --extension. stampede plan check explains it" },
     Setting { flag: "items", variables: &["ITEMS", "APP_ITEM_NUMBER"], value: "NUMBER", default: "10000",
         help: "Number of items in each sale. A change applies from the next sale on" },
     Setting { flag: "user-limit", variables: &["USER_LIMIT", "APP_USER_LIMIT"], value: "NUMBER", default: "10",

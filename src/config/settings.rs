@@ -11,14 +11,14 @@
 
 use crate::config::database_url::DatabaseUrl;
 use crate::config::flags::SETTINGS;
-use crate::config::raw_setting::{BadSetting, RawSetting, in_one_unit};
+use crate::config::raw_setting::{BadSetting, RawSetting};
+use crate::plan::planned_sale::LoadedPlan;
 use crate::sale::code::ITEMS_MAX;
 use crate::sale::parts::ENDED_MAX;
 use crate::sale::rules::{Ack, HOLD_MAX, PERIOD_MAX, Rules};
 use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -28,6 +28,8 @@ use strum::{Display, EnumString};
 pub const SHARDS_MAX: u16 = 256;
 /// Maximum of the limits of connections.
 const CONNECTIONS_MAX: u64 = 10_000_000;
+/// Settings of the sales without a plan.
+const REPLACED: [&str; 5] = ["items", "user-limit", "sale-period", "reservation-ttl", "extension"];
 /// Longest time of `--keep-sales` and `--keep-attempts`.
 const KEEP_MAX: Duration = Duration::from_secs(36_500 * 86_400);
 /// Default of `--receipts`, unless four sale periods are shorter.
@@ -77,9 +79,11 @@ pub struct Config {
     pub shards: Option<u16>,
     /// Directory of the log.
     pub data_dir: PathBuf,
-    /// The sales.
+    /// The sales without a plan.
     pub sales: PeriodicSale,
-    /// Settings of the rules, with these sales as the schedule.
+    /// The plan.
+    pub plan: Option<LoadedPlan>,
+    /// Settings of the rules, with the sales of the plan, or those without one, as the schedule.
     pub rules: Rules,
     /// Disk space for the logs of all shards together, in bytes.
     pub log_budget: u64,
@@ -145,6 +149,8 @@ pub struct Sources<'a> {
     pub env_file: String,
     /// Variables in the env file.
     pub in_file: BTreeMap<String, String>,
+    /// The plan in the file of [`plan_path`](Self::plan_path), if it was read.
+    pub plan: Option<LoadedPlan>,
 }
 
 impl Sources<'_> {
@@ -154,6 +160,29 @@ impl Sources<'_> {
     /// The variable `ENV_FILE` is not UTF-8.
     pub fn env_file_path(&self) -> Result<String, BadSetting> {
         Ok(self.get("env-file")?.text)
+    }
+
+    /// Returns the path of the plan, if one is set.
+    ///
+    /// # Errors
+    /// The variable `PLAN` is not UTF-8.
+    pub fn plan_path(&self) -> Result<Option<String>, BadSetting> {
+        Ok(self.given("plan")?.map(|raw| raw.text))
+    }
+
+    /// Checks that no setting contradicts the plan, which has the sales.
+    fn check_replaced(&self) -> Result<(), BadSetting> {
+        let Some(plan) = self.given("plan")? else { return Ok(()) };
+        for flag in REPLACED {
+            if let Some(RawSetting { origin, .. }) = self.given(flag)? {
+                let plan = plan.origin;
+                return Err(BadSetting(format!(
+                    "{plan} and {origin} contradict each other: the plan has the sales and their terms; remove {origin}, \
+                     or run without a plan"
+                )));
+            }
+        }
+        Ok(())
     }
 
     fn variable(&self, name: &str) -> Result<Option<RawSetting>, BadSetting> {
@@ -254,11 +283,11 @@ impl Sources<'_> {
         })
     }
 
-    /// Returns the time for which ended sales are remembered.
-    fn receipts(&self, period: Duration) -> Result<Duration, BadSetting> {
-        let most = period * u32::from(ENDED_MAX);
-        let given = self.given("receipts")?.map(|raw| raw.duration(Duration::ZERO..=most, "milliseconds"));
-        given.unwrap_or_else(|| Ok(RECEIPTS.min(period * 4)))
+    /// Returns the time for which ended sales are remembered, at most `longest`. The `shortest` time from one sale to the
+    /// next bounds the default.
+    fn receipts(&self, shortest: Duration, longest: Duration) -> Result<Duration, BadSetting> {
+        let given = self.given("receipts")?.map(|raw| raw.duration(Duration::ZERO..=longest, "milliseconds"));
+        given.unwrap_or_else(|| Ok(RECEIPTS.min(shortest * 4)))
     }
 
     /// Returns how long rows are kept in Postgres.
@@ -354,8 +383,21 @@ impl Config {
         let log_format = sources.given("log-format")?.map(|raw| raw.choice("text or json"));
         let shards = sources.given("shards")?.map(|raw| raw.number(1..=SHARDS_MAX.into()));
         let max_connections = sources.given("max-connections")?.map(|raw| raw.number(1..=CONNECTIONS_MAX));
+        if sources.plan.is_some() {
+            sources.check_replaced()?;
+        }
         let sales = sources.sales()?;
-        let receipts_ms = sources.receipts(Duration::from_secs(sales.period_s.into()))?.as_millis() as u64;
+        let (schedule, shortest, longest) = match sources.plan {
+            None => {
+                let period = Duration::from_secs(sales.period_s.into());
+                (SaleSchedule::Periodic(sales), period, period * u32::from(ENDED_MAX))
+            }
+            Some(plan) => {
+                let every = plan.series.iter().map(|series| series.every_ms).filter(|every_ms| *every_ms > 0).min();
+                (SaleSchedule::Planned(plan.series), every.map_or(RECEIPTS, Duration::from_millis), PERIOD_MAX)
+            }
+        };
+        let receipts_ms = sources.receipts(shortest, longest)?.as_millis() as u64;
         Ok(Config {
             listen: sources.address("listen", "LISTEN", &["PORT", "APP_PORT"])?,
             admin_listen: sources.address("admin-listen", "ADMIN_LISTEN", &["APP_METRICS_PORT"])?,
@@ -363,7 +405,8 @@ impl Config {
             shards: shards.transpose()?.map(|shards| shards as u16),
             data_dir: get("data-dir")?.text.into(),
             sales,
-            rules: Rules { schedule: SaleSchedule::Periodic(sales), receipts_ms, ack },
+            plan: sources.plan,
+            rules: Rules { schedule, receipts_ms, ack },
             log_budget: get("log-budget")?.bytes(1 << 20..=1 << 50)?,
             database,
             recover_from,
@@ -385,77 +428,12 @@ impl Config {
     }
 }
 
-/// Formats the settings for `--check-config`, one per line.
-impl fmt::Display for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Destructure without `..`, so that the compiler rejects a new setting that is not printed.
-        let Config {
-            listen,
-            admin_listen,
-            admin_hosts,
-            shards,
-            data_dir,
-            sales,
-            rules,
-            log_budget,
-            database,
-            recover_from,
-            pair,
-            keep,
-            max_connections,
-            max_connections_per_address,
-            idle_timeout,
-            steers_by_cpu,
-            cors_origins,
-            has_shop,
-            drain_delay,
-            drain_timeout,
-            env_file,
-            has_env_file: _,
-            is_ack_given: _,
-            log_format,
-        } = self;
-        let open = |value: Option<String>| value.unwrap_or_else(|| "auto".into());
-        writeln!(f, "listen = {listen}")?;
-        writeln!(f, "admin-listen = {admin_listen}")?;
-        let listed = |names: &[String]| if names.is_empty() { "none".into() } else { names.join(",") };
-        writeln!(f, "admin-host = {}", listed(admin_hosts))?;
-        writeln!(f, "shards = {}", open(shards.map(|shards| shards.to_string())))?;
-        writeln!(f, "data-dir = {}", data_dir.display())?;
-        writeln!(f, "items = {}", sales.items)?;
-        writeln!(f, "user-limit = {}", sales.user_limit)?;
-        writeln!(f, "sale-period = {}", in_one_unit(u64::from(sales.period_s) * 1000))?;
-        writeln!(f, "reservation-ttl = {}", in_one_unit(sales.ttl_ms.into()))?;
-        writeln!(f, "extension = {}", in_one_unit(sales.extension_ms.into()))?;
-        writeln!(f, "receipts = {}", in_one_unit(rules.receipts_ms))?;
-        writeln!(f, "log-budget = {log_budget}")?;
-        writeln!(f, "database = {}", database.as_ref().map_or("none".into(), DatabaseUrl::place))?;
-        writeln!(f, "ack = {}", rules.ack)?;
-        writeln!(f, "recover-from = {recover_from}")?;
-        writeln!(f, "standby = {}", if pair.is_some() { "on" } else { "off" })?;
-        if let Some(PairTimes { heartbeat, patience }) = pair {
-            writeln!(f, "standby-heartbeat = {}", in_one_unit(heartbeat.as_millis() as u64))?;
-            writeln!(f, "standby-patience = {}", in_one_unit(patience.as_millis() as u64))?;
-        }
-        writeln!(f, "keep-sales = {}", in_one_unit(keep.sales.as_millis() as u64))?;
-        writeln!(f, "keep-attempts = {}", in_one_unit(keep.attempts.as_millis() as u64))?;
-        writeln!(f, "max-connections = {}", open(max_connections.map(|connections| connections.to_string())))?;
-        writeln!(f, "max-connections-per-address = {max_connections_per_address}")?;
-        writeln!(f, "idle-timeout = {}", in_one_unit(idle_timeout.as_millis() as u64))?;
-        writeln!(f, "steering = {}", if *steers_by_cpu { "cpu" } else { "hash" })?;
-        writeln!(f, "cors-origin = {}", listed(cors_origins))?;
-        writeln!(f, "shop = {}", if *has_shop { "on" } else { "off" })?;
-        writeln!(f, "drain-delay = {}", in_one_unit(drain_delay.as_millis() as u64))?;
-        writeln!(f, "drain-timeout = {}", in_one_unit(drain_timeout.as_millis() as u64))?;
-        writeln!(f, "env-file = {env_file}")?;
-        write!(f, "log-format = {}", open(log_format.map(|format| format.to_string())))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::database_url::TlsMode;
+    use crate::sale::ids::SaleId;
+    use crate::sale::sale_schedule::SaleSeries;
 
     fn config(
         flags: &[(&'static str, &str)],
@@ -468,6 +446,7 @@ mod tests {
             environment: &look_up,
             env_file: ".env".into(),
             in_file: dotenv.iter().map(|(key, text)| (key.to_string(), text.to_string())).collect(),
+            plan: None,
         };
         Config::new(&sources).map_err(|bad| bad.to_string())
     }
@@ -556,9 +535,10 @@ mod tests {
         let refusal = |flags: &[(&'static str, &str)], bad: &str| {
             let environment = |name: &str| (name == bad).then(|| OsString::from_vec(b"/srv/\xff".to_vec()));
             let flags = flags.iter().map(|(flag, text)| (*flag, text.to_string())).collect();
-            let sources =
-                Sources { flags, environment: &environment, env_file: ".env".into(), in_file: BTreeMap::new() };
-            sources.env_file_path().and_then(|_| Config::new(&sources)).err().map(|bad| bad.to_string())
+            let (env_file, in_file) = (".env".into(), BTreeMap::new());
+            let sources = Sources { flags, environment: &environment, env_file, in_file, plan: None };
+            let paths = sources.env_file_path().and_then(|_| sources.plan_path());
+            paths.and_then(|_| Config::new(&sources)).err().map(|bad| bad.to_string())
         };
         let variables = SETTINGS.iter().flat_map(|setting| setting.variables.iter().copied());
         let of_address = ["PORT", "APP_PORT", "APP_METRICS_PORT", "DB_HOST"];
@@ -568,6 +548,29 @@ mod tests {
         }
         assert!(refusal(&[("database-url", "postgres://h/n")], "DB_PASSWORD").unwrap().starts_with("DB_PASSWORD"));
         assert_eq!(refusal(&[("items", "5")], "ITEMS"), None, "the flag is used");
+    }
+
+    #[test]
+    fn a_plan_replaces_the_settings_of_the_sales() {
+        let first = PeriodicSale { period_s: 60, items: 3, user_limit: 1, ttl_ms: 1, extension_ms: 0 }.terms(SaleId(5));
+        let series: &[_] = Box::leak(Box::new([SaleSeries { first, every_ms: 60_000, count: 9, layer: 0 }]));
+        let plan = LoadedPlan { file: "shop.toml", plan: Box::leak(Box::default()), series };
+        let with = |flags: &[(&'static str, &str)], variable: &str| {
+            let environment = |name: &str| (name == variable).then(|| "7".into());
+            let flags = flags.iter().map(|(flag, text)| (*flag, text.to_string())).collect();
+            let (env_file, in_file) = (".env".into(), BTreeMap::new());
+            Config::new(&Sources { flags, environment: &environment, env_file, in_file, plan: Some(plan) })
+        };
+        let planned = with(&[("plan", "shop.toml")], "").unwrap();
+        assert_eq!(planned.rules.schedule, SaleSchedule::Planned(series));
+        assert_eq!(planned.rules.receipts_ms, 240_000, "four times the time from one sale to the next");
+        assert!(planned.to_string().contains("plan = shop.toml\nreceipts = 4m\n"), "{planned}");
+        let refused = |flag| with(&[("plan", "shop.toml"), (flag, "7")], "").unwrap_err().to_string();
+        for flag in REPLACED {
+            assert!(refused(flag).starts_with(&format!("--plan and --{flag} contradict each other: ")), "{flag}");
+        }
+        let compatible = with(&[("plan", "shop.toml")], "APP_ITEM_NUMBER").unwrap_err().to_string();
+        assert!(compatible.contains("remove APP_ITEM_NUMBER, or run without a plan"), "{compatible}");
     }
 
     #[test]

@@ -65,12 +65,13 @@ impl Serialize for ItemImageInSale {
 /// A sale and its counts.
 #[derive(Serialize, JsonSchema)]
 pub struct Sale {
-    /// Id of the sale: the number of whole sale periods since 1970. Consecutive sales have consecutive ids.
+    /// Id of the sale, as in the plan. Without a plan: the number of whole sale periods since 1970. Later sales have higher
+    /// ids.
     pub sale_id: u32,
     /// Start of the sale.
     #[schemars(extend("format" = "date-time"))]
     pub starts_at: String,
-    /// End of the sale, and start of the next.
+    /// End of the sale. Without a plan, also the start of the next.
     #[schemars(extend("format" = "date-time"))]
     pub ends_at: String,
     /// Stock. Items are numbered from 0.
@@ -89,12 +90,26 @@ pub struct Sale {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SalePhase {
+    /// The sale has not opened yet.
+    Next,
     /// Items can be reserved.
     Open,
     /// The sale has ended. Reserved items can be bought until their reservations end.
     Closing,
     /// The sale has ended, and nothing is reserved any more.
     Closed,
+}
+
+/// The open sale. With a plan, and while none is open: the next one, or the last one if none follows.
+#[derive(Serialize, JsonSchema)]
+pub struct CurrentSale {
+    /// Fields of the sale.
+    #[serde(flatten)]
+    pub sale: Sale,
+    /// Phase of the sale. Absent without a plan, because then this sale is open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "SalePhase")]
+    pub phase: Option<SalePhase>,
 }
 
 /// A sale with its phase.
@@ -194,8 +209,8 @@ pub struct Health {
     pub live: bool,
     /// Whether the server is ready. False during a stop, also while the server still sells for `--drain-delay`.
     pub ready: bool,
-    /// Current sale. Null until recovery has finished.
-    pub sale: Option<Sale>,
+    /// Current sale, as `GET /sale` shows it. Null until recovery has finished.
+    pub sale: Option<CurrentSale>,
     /// State of Postgres. Null without a database.
     pub postgres: Option<Postgres>,
     /// The server that sells, as a standby sees it. Null otherwise, and until the standby has reached the database.

@@ -209,7 +209,7 @@ fn success_bodies(operation: Operation, answer: Answer, schemas: &mut SchemaGene
             as_json(&receipt, schemas)
         }
         (Operation::Extend, _) => as_json(&reservation("2026-11-21T20:10:30.000Z"), schemas),
-        (Operation::Sale, _) => as_json(&sale(), schemas),
+        (Operation::Sale, _) => as_json(&bodies::CurrentSale { sale: sale(), phase: None }, schemas),
         (Operation::OneSale, _) => as_json(&bodies::OneSale { phase: bodies::SalePhase::Open, sale: sale() }, schemas),
         (Operation::Events, _) => {
             let bodies::Sale { sale_id, sold, reserved, available, .. } = sale();
@@ -243,7 +243,8 @@ fn success_bodies(operation: Operation, answer: Answer, schemas: &mut SchemaGene
                 attempts_durable: 1,
                 attempts_unrecorded: 0,
             };
-            let (sale, postgres) = (ready.then(sale), Some(postgres()));
+            let sale = ready.then(|| bodies::CurrentSale { sale: sale(), phase: None });
+            let postgres = Some(postgres());
             let shards = vec![shard];
             let (live, owner) = (true, None);
             as_json(&bodies::Health { status, version: VERSION, live, ready, sale, postgres, owner, shards }, schemas)

@@ -22,6 +22,7 @@ use crate::log::manifest::Manifest;
 use crate::log::ownership::Memory;
 use crate::log::segment::sync_dir;
 use crate::log::writer::is_full;
+use crate::sale::sale_schedule::are_compatible;
 use crate::system::host;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, open, renameat_with};
@@ -52,7 +53,8 @@ pub struct Control {
     pub cluster: Uuid,
     /// Epoch of the latest run.
     pub epoch: u32,
-    /// Length of a sale in seconds. It cannot change, because sale ids count periods.
+    /// Length of the sales without a plan, in seconds. It cannot change, because their ids count it. 0 if all sales so far
+    /// had a plan.
     pub sale_period_s: u32,
     /// The longest time for which any run may have held an item, in milliseconds. Recovery looks that far back for the
     /// holds of ended sales.
@@ -103,6 +105,8 @@ pub struct OpenDataDir {
     pub epoch: u32,
     /// Whether the file system supports direct I/O.
     pub direct_io: bool,
+    /// Length of the sales without a plan, in seconds; 0 if there were none.
+    pub sale_period_s: u32,
     /// The longest time for which an earlier run may have held an item, in milliseconds.
     pub longest_hold_ms: u64,
     /// The purchase streams that recovery must find.
@@ -302,7 +306,8 @@ impl DataDir {
     /// [`Fatal::DataDir`] if the directory cannot be written, or if its sale period or format is another.
     pub fn open(&self, sale_period_s: u32) -> Result<(OpenDataDir, ControlFile), Fatal> {
         let content = read_control(&self.path, sale_period_s)?;
-        let content = content.map_or_else(|| self.first_control(sale_period_s), Ok)?;
+        let mut content = content.map_or_else(|| self.first_control(sale_period_s), Ok)?;
+        content.sale_period_s = content.sale_period_s.max(sale_period_s);
         let control = ControlFile::new(&self.path, content);
         let epoch = control.raise_epoch().map_err(|error| unwritable(&self.path, error))?;
         Ok((opened(&self.path, &control, epoch), control))
@@ -315,13 +320,14 @@ impl DataDir {
     /// [`Fatal::DataDir`] if the control file cannot be read, or if its sale period, format or epoch is another.
     pub fn open_reserved(path: &Path, sale_period_s: u32, epoch: u32) -> Result<(OpenDataDir, ControlFile), Fatal> {
         let content = read_control(path, sale_period_s)?.filter(|content| content.epoch == epoch);
-        let content = content.ok_or_else(|| {
+        let mut content = content.ok_or_else(|| {
             Fatal::DataDir(format!(
                 "{} does not have epoch {epoch}, which the running server has reserved for this process; \
                  both processes must use the same data directory",
                 path.display()
             ))
         })?;
+        content.sale_period_s = content.sale_period_s.max(sale_period_s);
         let control = ControlFile::new(path, content);
         Ok((opened(path, &control, epoch), control))
     }
@@ -369,13 +375,14 @@ fn without_control(path: &Path) -> Fatal {
 
 fn opened(path: &Path, control: &ControlFile, epoch: u32) -> OpenDataDir {
     let direct_io = open(path.join(LOCK), OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty()).is_ok();
-    let Control { cluster, longest_hold_ms, manifest, .. } = control.content().clone();
-    OpenDataDir { logs: path.join(LOGS), cluster, epoch, direct_io, longest_hold_ms, manifest }
+    let Control { cluster, sale_period_s, longest_hold_ms, manifest, .. } = control.content().clone();
+    OpenDataDir { logs: path.join(LOGS), cluster, epoch, direct_io, sale_period_s, longest_hold_ms, manifest }
 }
 
 fn read_control(path: &Path, sale_period_s: u32) -> Result<Option<Control>, Fatal> {
     let control = read_any_control(path)?;
-    if let Some(other) = control.as_ref().map(|control| control.sale_period_s).filter(|other| *other != sale_period_s) {
+    let other = control.as_ref().map(|control| control.sale_period_s);
+    if let Some(other) = other.filter(|other| !are_compatible(*other, sale_period_s)) {
         let (shown, period) = (path.display(), in_one_unit(u64::from(other) * 1000));
         return Err(Fatal::DataDir(format!(
             "{shown} was created with a sale period of {period}; start with --sale-period {period}, \
@@ -494,6 +501,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         drop(open(dir.path(), 5400).unwrap());
         assert!(refused(dir.path(), 3600).contains("--sale-period 90m"));
+        // A plan has no period, and the directory remembers that of the sales before.
+        assert_eq!(open(dir.path(), 0).unwrap().sale_period_s, 5400);
+        assert!(refused(dir.path(), 3600).contains("--sale-period 90m"));
+        let planned = tempfile::tempdir().unwrap();
+        assert_eq!([0, 3600, 0].map(|period_s| open(planned.path(), period_s).unwrap().sale_period_s), [0, 3600, 3600]);
     }
 
     #[test]

@@ -162,6 +162,7 @@ mod tests {
     use crate::log::block::LogKind;
     use crate::log::sample::{PURCHASES, SampleStream};
     use crate::log::stream_files::{Stopped, StreamFiles};
+    use crate::sale::ids::Terms;
     use std::convert::Infallible;
 
     /// Reads a stream and judges its damage. Sales up to `over` are over. `later` is the first sale of a later run.
@@ -189,8 +190,8 @@ mod tests {
             files.accept(damage);
         }
         if let Some(sale) = later {
-            let opened =
-                Record { sale: SaleId(sale), unix_ms: 0, event: LogEvent::SaleOpened { items: 1, user_limit: 1 } };
+            let event = LogEvent::SaleOpened { items: 1, user_limit: 1, times: None, products: Terms::NO_PRODUCTS };
+            let opened = Record { sale: SaleId(sale), unix_ms: 0, event };
             openings.note(StreamKey { log: LogKind::Purchases, epoch: 2, shard: 3 }, 1, &opened);
         }
         let Some(losses) = files.losses() else { return Ok(None) };

@@ -5,7 +5,7 @@
 //! [`budget`] (the disk space of all shards), [`retention`] (which segments are removed). Read in this order:
 //! [`data_dir`] (the lock and the control file), [`manifest`] (the streams that must exist), [`stream`] (where a stream
 //! ends, and whether anything is missing), [`damage`] (what can be wrong with it), [`stream_files`] (a stream on disk,
-//! piece by piece), [`replay`] (records back to a sale), [`losses`] (whether lost records are needed), [`recovery`] (all
+//! piece by piece), [`opened_sales`] (the sales that have opened, beside the schedule), [`replay`] (records back to a sale), [`losses`] (whether lost records are needed), [`recovery`] (all
 //! streams of a data directory), [`reader`] (flushed records again, for Postgres). [`ownership`] judges whether a data
 //! directory and a database fit together. [`set_aside`] moves a log away that is not needed. [`sample`] writes streams for
 //! the unit tests.
@@ -16,6 +16,7 @@ pub mod damage;
 pub mod data_dir;
 pub mod losses;
 pub mod manifest;
+pub mod opened_sales;
 pub mod ownership;
 pub mod reader;
 pub mod recovery;

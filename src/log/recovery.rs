@@ -21,6 +21,7 @@ use crate::log::retention::OldSegment;
 use crate::log::segment::{SegmentName, seal};
 use crate::log::stream::{End, Ending};
 use crate::log::stream_files::{Losses, Stopped, StreamFiles};
+use crate::plan::planned_sale::LoadedPlan;
 use crate::sale::ids::{Moment, SaleId, Seq};
 use crate::sale::partition::Partition;
 use crate::sale::rules::Rules;
@@ -72,6 +73,7 @@ pub struct Streams {
 pub struct Recovery {
     data: OpenDataDir,
     rules: Rules,
+    plan: Option<LoadedPlan>,
     now: Box<dyn Fn() -> Moment + Send>,
     replay: Replay,
     ends: Ends,
@@ -86,17 +88,20 @@ pub struct Recovery {
 }
 
 impl Recovery {
-    /// Creates a recovery of the logs in `data`, which has read nothing yet. `now` reads the clocks.
+    /// Creates a recovery of the logs in `data`, which has read nothing yet, for a run with these rules and the plan that
+    /// they come from. `now` reads the clocks.
     pub fn new(
         data: OpenDataDir,
         partition: Partition,
-        rules: Rules,
+        (rules, plan): (Rules, Option<LoadedPlan>),
         now: impl Fn() -> Moment + Send + 'static,
     ) -> Self {
-        let (replay, now) = (Replay::new(partition, rules, data.longest_hold_ms, now()), Box::new(now));
+        let earlier = (data.longest_hold_ms, data.sale_period_s);
+        let (replay, now) = (Replay::new(partition, rules, earlier, now()), Box::new(now));
         Recovery {
             data,
             rules,
+            plan,
             now,
             replay,
             ends: Ends::new(),
@@ -137,6 +142,14 @@ impl Recovery {
         self.take_damaged(&mut streams)
     }
 
+    /// Checks the plan against the sales that have opened, according to the records read so far.
+    ///
+    /// # Errors
+    /// [`Fatal::Plan`], or without a plan [`Fatal::DataDir`]: they contradict each other.
+    pub fn check_plan(&self) -> Result<(), Fatal> {
+        self.replay.contradiction().map_or(Ok(()), |contradiction| Err(contradiction.fatal(self.plan)))
+    }
+
     /// Returns the number of held items of each shard, according to the records read so far.
     pub fn held(&self) -> Vec<u32> {
         self.replay.held()
@@ -157,8 +170,8 @@ impl Recovery {
         }
         let mut left = streams.clone();
         let damaged = self.take_damaged(&mut left)?;
-        let latest = self.rules.schedule.latest((self.now)().unix_ms);
-        let current = latest.map_or(SaleId(0), |latest| latest.sale);
+        let latest = self.rules.schedule.latest((self.now)().unix_ms).map(|latest| latest.sale);
+        let current = latest.max(self.replay.newest_opened()).unwrap_or(SaleId(0));
         let records = |key| streams.contains_key(&key).then(|| self.ends.get(&key).map_or(0, |end| end.records));
         if let Some(lost) = self.data.manifest.missing(current, records) {
             return Err(Fatal::Damaged(lost));
@@ -174,6 +187,7 @@ impl Recovery {
                  but the stream in the data directory ends differently, after {found} records"
             )));
         }
+        self.check_plan()?;
         let (inventories, found) = self.replay.finish().map_err(Fatal::Damaged)?;
         let first = |id: &StreamId| damaged.iter().find(|beginning| beginning.id == *id).and_then(|it| it.last);
         left.retain(|_, names| !names.is_empty());

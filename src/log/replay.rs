@@ -7,6 +7,7 @@
 //! - A record that contradicts the rules shows that a record before it is missing.
 
 use crate::log::block::{StreamId, StreamKey};
+use crate::log::opened_sales::{Contradiction, OpenedSales};
 use crate::sale::checkout_key::short;
 use crate::sale::code::ITEMS_MAX;
 use crate::sale::ids::{ItemId, Moment, SaleId, Seq, ShardId, Terms};
@@ -30,6 +31,10 @@ pub struct Replay {
     /// Milliseconds after its end for which a sale may be needed.
     needed_ms: u64,
     now: Moment,
+    /// The sales that have opened, also those that are over.
+    opened: OpenedSales,
+    /// The newest sale so far, if it is over. It is kept until a newer one has opened.
+    newest_over: Option<SaleId>,
     /// The sales replayed, each with its part of every shard.
     sales: BTreeMap<SaleId, Vec<Part>>,
     /// Sales that were taken over from Postgres. A release may be missing there, so a user may exceed the limit.
@@ -66,14 +71,17 @@ pub struct ReplayedItems {
 
 impl Replay {
     /// Creates a replay without records. `partition` and `rules` are those of the new run; earlier runs may have had
-    /// others. No earlier run has granted holds of more than `longest_hold_ms`, with their extension.
-    pub fn new(partition: Partition, rules: Rules, longest_hold_ms: u64, now: Moment) -> Self {
+    /// others. No earlier run has granted holds of more than `longest_hold_ms`, with their extension. Sales without a plan
+    /// last `period_s` seconds; 0 if there were none.
+    pub fn new(partition: Partition, rules: Rules, (longest_hold_ms, period_s): (u64, u32), now: Moment) -> Self {
         assert!(now.monotonic_ms > 0, "replay confirms at time zero, which must be before the end of every hold");
         Replay {
             partition,
             rules,
             needed_ms: rules.receipts_ms + longest_hold_ms + LATE_GRANTS_MS,
             now,
+            opened: OpenedSales::new(rules.schedule, period_s, longest_hold_ms),
+            newest_over: None,
             sales: BTreeMap::new(),
             taken_over: BTreeSet::new(),
             contradictions: BTreeMap::new(),
@@ -134,23 +142,45 @@ impl Replay {
     /// # Errors
     /// A description, if the record contradicts those before it.
     pub fn record(&mut self, record: &Record) -> Result<(), String> {
-        if let LogEvent::SaleOpened { items, user_limit } = record.event {
-            let planned = self.rules.schedule.terms(record.sale);
-            let Some(planned) = planned else { return Err(format!("sale {} is not planned", record.sale.0)) };
-            return self.open(Terms { items, user_limit, ..planned });
+        if let LogEvent::SaleOpened { items, user_limit, times, products } = record.event {
+            let opened = Terms { sale: record.sale, items, user_limit, products, ..Terms::NONE };
+            let terms = self.opened.note(opened, times, self.now.unix_ms)?;
+            return self.open(terms);
         }
         if self.sales.contains_key(&record.sale) {
             return self.apply(record);
         }
-        let is_old = self.is_over(record.sale) || self.sale().is_some_and(|newest| record.sale < newest);
+        let is_over = self.opened.end_ms(record.sale).map(|end_ms| self.is_past(end_ms));
+        let is_old = is_over.unwrap_or_else(|| self.is_over(record.sale))
+            || self.sale().is_some_and(|newest| record.sale < newest);
         if is_old { Ok(()) } else { Err(format!("it belongs to sale {}, which no record opens", record.sale.0)) }
     }
 
-    /// Returns whether no hold of the sale can be live any more, and its receipts are not needed. Its records are ignored.
+    /// Returns whether no hold of this sale and of all sales before can be live any more, and their receipts are not
+    /// needed. Their records are ignored.
     pub fn is_over(&self, sale: SaleId) -> bool {
-        // Of a plan, the newest sale is remembered until the next one opens.
-        let newest = self.rules.schedule.latest(self.now.unix_ms).map(|newest| newest.sale);
-        self.rules.ends_ms(sale).saturating_add(self.needed_ms) <= self.now.unix_ms && newest > Some(sale)
+        self.is_past(self.opened.all_ended_ms(sale)) && !self.is_newest(sale)
+    }
+
+    /// Returns whether nothing of sales that have closed by `end_ms` is needed any more.
+    fn is_past(&self, end_ms: u64) -> bool {
+        end_ms.saturating_add(self.needed_ms) <= self.now.unix_ms
+    }
+
+    /// Returns whether no newer sale has opened. Of a plan, the newest sale is remembered until the next one opens.
+    fn is_newest(&self, sale: SaleId) -> bool {
+        let due = self.rules.schedule.latest(self.now.unix_ms).map(|newest| newest.sale);
+        due.max(self.opened.newest()) <= Some(sale)
+    }
+
+    /// Returns the newest sale that a record has opened, also if it is over.
+    pub fn newest_opened(&self) -> Option<SaleId> {
+        self.opened.newest()
+    }
+
+    /// Returns a contradiction between the schedule and the sales that have opened, if there is one.
+    pub fn contradiction(&self) -> Option<Contradiction> {
+        self.opened.contradiction(self.now.unix_ms)
     }
 
     fn open(&mut self, terms: Terms) -> Result<(), String> {
@@ -158,8 +188,16 @@ impl Replay {
             let same = terms == current;
             return if same { Ok(()) } else { Err(format!("it opens {terms:?}, but the sale is open as {current:?}")) };
         }
-        if self.is_over(terms.sale) {
+        let is_past = self.opened.end_ms(terms.sale).is_some_and(|end_ms| self.is_past(end_ms));
+        if is_past && !self.is_newest(terms.sale) {
             return Ok(());
+        }
+        if let Some(older) = self.newest_over.filter(|older| *older < terms.sale) {
+            self.sales.remove(&older);
+            self.newest_over = None;
+        }
+        if is_past {
+            self.newest_over = Some(terms.sale);
         }
         if !(1..=ITEMS_MAX).contains(&terms.items) {
             return Err(format!("it opens a sale of {} items", terms.items));
@@ -334,7 +372,7 @@ mod tests {
     }
 
     fn opened() -> Record {
-        record(LogEvent::SaleOpened { items: 4, user_limit: 1 })
+        record(LogEvent::SaleOpened { items: 4, user_limit: 1, times: None, products: Terms::NO_PRODUCTS })
     }
 
     fn checkout(item: u32, user: i64) -> Record {
@@ -352,7 +390,7 @@ mod tests {
     }
 
     fn replay(records: &[Record]) -> Result<Replay, String> {
-        let mut replay = Replay::new(Partition::new(2), RULES, 0, NOW);
+        let mut replay = Replay::new(Partition::new(2), RULES, (0, 0), NOW);
         records.iter().try_for_each(|record| replay.record(record))?;
         Ok(replay)
     }
@@ -368,7 +406,7 @@ mod tests {
     #[test]
     fn holds_that_are_younger_than_the_replay_keep_their_end() {
         let mut replay =
-            Replay::new(Partition::new(2), RULES, 0, Moment { monotonic_ms: 400, unix_ms: NOW.unix_ms - 600 });
+            Replay::new(Partition::new(2), RULES, (0, 0), Moment { monotonic_ms: 400, unix_ms: NOW.unix_ms - 600 });
         replay.record(&opened()).unwrap();
         replay.at(NOW);
         replay.record(&checkout(1, 7)).unwrap();
@@ -393,7 +431,7 @@ mod tests {
         let code = CodeGenerator::new([1; 32]).mint(SaleId(499), ItemId(1));
         let bought = record(LogEvent::Purchase { item: ItemId(1), user: UserId(7), code, key: Uuid::nil() });
         let stream = StreamId { cluster: Uuid::nil(), epoch: 2, shard: 0, log: LogKind::Purchases };
-        let mut replay = Replay::new(Partition::new(2), RULES, 0, NOW);
+        let mut replay = Replay::new(Partition::new(2), RULES, (0, 0), NOW);
         (1..).zip([of(499, opened()), of(499, bought), opened()]).for_each(|(seq, record)| {
             replay.add(&stream, seq, &record);
         });
@@ -407,7 +445,7 @@ mod tests {
         let stream = StreamId { cluster: Uuid::nil(), epoch: 1, shard: 0, log: LogKind::Purchases };
         let old = Record { sale: SaleId(499), ..opened() };
         for (seq, known) in [(2, 2), (3, 1)] {
-            let mut replay = Replay::new(Partition::new(2), RULES, 0, NOW);
+            let mut replay = Replay::new(Partition::new(2), RULES, (0, 0), NOW);
             [(1, old), (seq, opened())].iter().for_each(|(seq, record)| replay.add(&stream, *seq, record));
             assert_eq!(replay.finish().unwrap().0[0].parts.len(), known, "record {seq}");
         }
@@ -418,7 +456,7 @@ mod tests {
     fn a_stream_that_is_read_in_parts_has_its_beginning() {
         let stream = |shard| StreamId { cluster: Uuid::nil(), epoch: 1, shard, log: LogKind::Purchases };
         let old = Record { sale: SaleId(499), ..opened() };
-        let mut replay = Replay::new(Partition::new(2), RULES, 0, NOW);
+        let mut replay = Replay::new(Partition::new(2), RULES, (0, 0), NOW);
         for (shard, seq, record) in
             [(0, 1, old), (1, 1, old), (0, 2, opened()), (1, 2, opened()), (0, 3, checkout(0, 1))]
         {
@@ -455,7 +493,8 @@ mod tests {
             let (user, reason) = (UserId(7), ReleaseReason::Expired);
             record(LogEvent::Released { item: ItemId(item), user, code: code(item), reason })
         };
-        let sale_of = |items| record(LogEvent::SaleOpened { items, user_limit: 1 });
+        let (times, products) = (None, Terms::NO_PRODUCTS);
+        let sale_of = |items| record(LogEvent::SaleOpened { items, user_limit: 1, times, products });
         let other = sale_of(5);
         for (records, message) in [
             (vec![checkout(0, 1)], "which no record opens"),

@@ -4,7 +4,7 @@ use crate::log::block::{BLOCK_BYTES, Chain, LogKind, StreamId};
 use crate::log::segment::SegmentName;
 use crate::log::stream::{End, Ending};
 use crate::sale::code::Code;
-use crate::sale::ids::{ItemId, SaleId, UserId};
+use crate::sale::ids::{ItemId, SaleId, Terms, UserId};
 use crate::sale::record::{LogEvent, Record};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -55,7 +55,8 @@ impl SampleStream {
 
     /// Writes a block that opens a sale.
     pub fn open(&mut self, sale: u32) {
-        self.add(&Record { sale: SaleId(sale), unix_ms: 0, event: LogEvent::SaleOpened { items: 2, user_limit: 1 } });
+        let event = LogEvent::SaleOpened { items: 2, user_limit: 1, times: None, products: Terms::NO_PRODUCTS };
+        self.add(&Record { sale: SaleId(sale), unix_ms: 0, event });
     }
 
     fn add(&mut self, record: &Record) {

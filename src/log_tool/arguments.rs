@@ -122,6 +122,7 @@ pub fn asked_for(arguments: &ArgMatches) -> Option<(LogCommand, &ArgMatches)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sale::ids::Terms;
     use crate::sale::record::ReleaseReason;
 
     fn parse(line: &str) -> Result<LogCommand, String> {
@@ -148,7 +149,8 @@ mod tests {
         let (item, user, reason) = (ItemId(2), UserId(3), ReleaseReason::Expired);
         let record = |event| Record { sale: SaleId(1), unix_ms: 0, event };
         let released = record(LogEvent::Released { item, user, code, reason });
-        let opened = record(LogEvent::SaleOpened { items: 2, user_limit: 3 });
+        let (times, products) = (None, Terms::NO_PRODUCTS);
+        let opened = record(LogEvent::SaleOpened { items: 2, user_limit: 3, times, products });
         let (all, other) = (Filter::default(), Code::from_bytes([8; 16]));
         for (filter, takes) in [
             (all.clone(), [true, true]),

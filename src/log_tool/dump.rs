@@ -48,6 +48,10 @@ struct DumpSubject {
     items: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     user_limit: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    opens_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    closes_at: Option<String>,
 }
 
 impl DumpLine {
@@ -65,8 +69,11 @@ fn about(record: &Record) -> (&'static str, DumpSubject) {
         ..DumpSubject::default()
     };
     match record.event {
-        LogEvent::SaleOpened { items, user_limit } => {
-            ("sale-opened", DumpSubject { items: Some(items), user_limit: Some(user_limit), ..DumpSubject::default() })
+        LogEvent::SaleOpened { items, user_limit, times, .. } => {
+            let [opens_at, closes_at] =
+                [times.map(|times| rfc3339(times.opens_ms)), times.map(|times| rfc3339(times.closes_ms))];
+            let (items, user_limit) = (Some(items), Some(user_limit));
+            ("sale-opened", DumpSubject { items, user_limit, opens_at, closes_at, ..DumpSubject::default() })
         }
         LogEvent::RestoredFromPostgres => ("taken-over", DumpSubject::default()),
         LogEvent::Checkout { item, user, code, ttl_ms, key } => {

@@ -11,8 +11,10 @@ use crate::log_tool::scan::{LogScan, ScannedStream};
 use crate::postgres::claim::judge;
 use crate::postgres::failure::Failure;
 use crate::postgres::owner_row::Positions;
+use crate::postgres::restore::{TIMES_SCHEMA, sale_times};
 use crate::postgres::snapshot::Snapshot;
 use crate::sale::ids::SaleId;
+use crate::sale::record::SaleTimes;
 use crate::system::threads::event_loop;
 use std::collections::HashMap;
 use std::time::{Duration, UNIX_EPOCH};
@@ -35,6 +37,8 @@ pub struct PostgresView {
 pub struct SaleRows {
     /// Stock and limit per user, if the database has the sale.
     pub terms: Option<(u32, u32)>,
+    /// When the sale opens and closes, if the database has it.
+    pub times: Option<SaleTimes>,
     /// Numbers of checkouts: granted, refused as `item-sold`, as `item-reserved`, as `user-limit`. `None` if a partition
     /// of the sale was dropped.
     pub checkouts: Option<[u64; 4]>,
@@ -123,13 +127,18 @@ impl PostgresView {
 }
 
 async fn rows(snapshot: &Snapshot, sale: SaleId, now_ms: u64) -> Result<SaleRows, Failure> {
-    let mut rows = SaleRows { terms: None, checkouts: None, releases: [0; 2], purchases: HashMap::new(), held: 0 };
+    let mut rows =
+        SaleRows { terms: None, times: None, checkouts: None, releases: [0; 2], purchases: HashMap::new(), held: 0 };
     // Without an owner, the database was never used and has no tables.
     let (Some(_), Some(installed)) = (snapshot.owner, &snapshot.installed) else { return Ok(rows) };
     let (client, sale) = (&snapshot.client, i64::from(sale.0));
     let ask = async |query: &str| client.query(&installed.localize(query), &[&sale]).await;
     let terms = ask("select items, user_limit from stampede.sales where sale_id = $1").await?;
     rows.terms = terms.first().map(|row| (row.get::<_, i32>(0) as u32, row.get::<_, i32>(1) as u32));
+    if installed.version >= TIMES_SCHEMA {
+        let select = "select opens_at, closes_at from stampede.sales where sale_id = $1";
+        rows.times = ask(select).await?.first().and_then(|row| sale_times(row.get(0), row.get(1)));
+    }
     // Before version 6 of the schema, each sale had a partition.
     let partition = match installed.version {
         ..6 => "select to_regclass('stampede.checkouts_' || $1::bigint) is not null",

@@ -15,7 +15,7 @@ use crate::log_tool::scan::{LogScan, many};
 use crate::postgres::owner_row::{Positions, known_position};
 use crate::sale::code::Code;
 use crate::sale::ids::{ItemId, SaleId, Seq, UserId};
-use crate::sale::record::{LogEvent, Record};
+use crate::sale::record::{LogEvent, Record, SaleTimes};
 use crate::system::clock::Clock;
 use std::collections::{HashMap, HashSet};
 
@@ -56,6 +56,8 @@ struct Tally {
     newest: Option<SaleId>,
     /// Stock and limit per user.
     terms: Option<(u32, u32)>,
+    /// When the sale opens and closes.
+    times: Option<SaleTimes>,
     all: EventCounts,
     /// Counts of the records that Postgres must have.
     arrived: EventCounts,
@@ -85,8 +87,9 @@ impl Tally {
             self.arrived.add(&record.event);
         }
         match record.event {
-            LogEvent::SaleOpened { items, user_limit } => {
+            LogEvent::SaleOpened { items, user_limit, times, .. } => {
                 self.terms = Some((items, user_limit));
+                self.times = times.or(self.times);
             }
             LogEvent::RestoredFromPostgres => self.is_taken_over = true,
             LogEvent::Checkout { code, ttl_ms, .. } => {
@@ -150,7 +153,6 @@ pub fn add_up(config: &Config, requested: Option<SaleId>, report: &mut String) -
     let Some(sale) = requested.or(tally.sale) else {
         return Err(Fatal::DataDir(format!("no sale has begun in {}", config.data_dir.display())));
     };
-    let period_s = scan.control.sale_period_s;
     let fits = view.as_ref().map_or(Ok(()), |view| view.fit(config, &scan, &[]));
     let rows = view.as_ref().filter(|_| fits.is_ok()).map(|view| view.sale(sale, now_ms));
     let (rows, away) = match rows {
@@ -165,7 +167,9 @@ pub fn add_up(config: &Config, requested: Option<SaleId>, report: &mut String) -
     }
     let terms = tally.terms;
     let terms = terms.or(rows.as_ref().and_then(|rows| rows.terms));
-    *report += &heading(sale, period_s, terms);
+    let times = tally.times.or(rows.as_ref().and_then(|rows| rows.times));
+    let times = times.or_else(|| by_period(sale, scan.control.sale_period_s));
+    *report += &heading(sale, times, terms);
     *report += &table(&tally, rows.as_ref(), terms, now_ms);
     let kept = KeptRecords {
         purchases: has_purchases(&tally, &scan, positions),
@@ -207,11 +211,19 @@ fn compare(tally: &Tally, rows: &SaleRows, kept: KeptRecords, report: &mut Strin
     Err(Fatal::Database(format!("it and the log contradict each other about the sale: {first}")))
 }
 
-fn heading(sale: SaleId, period_s: u32, terms: Option<(u32, u32)>) -> String {
-    let at = |sale: u64| rfc3339(sale.saturating_mul(u64::from(period_s) * 1000));
-    let (starts, ends) = (at(sale.0.into()), at(u64::from(sale.0) + 1));
+/// Returns the times of a sale of which earlier versions have written only the id, in a data directory whose sales have
+/// this length. Returns `None` if they have none.
+fn by_period(sale: SaleId, period_s: u32) -> Option<SaleTimes> {
+    let at = |sale: u64| sale * u64::from(period_s) * 1000;
+    let times = SaleTimes { opens_ms: at(sale.0.into()), closes_ms: at(u64::from(sale.0) + 1) };
+    (period_s > 0).then_some(times)
+}
+
+fn heading(sale: SaleId, times: Option<SaleTimes>, terms: Option<(u32, u32)>) -> String {
+    let times =
+        times.map_or(String::new(), |times| format!(", {} to {}", rfc3339(times.opens_ms), rfc3339(times.closes_ms)));
     let terms = terms.map_or(String::new(), |(items, limit)| format!(": {items} items, {limit} for each user"));
-    format!("sale {}, {starts} to {ends}{terms}\n", sale.0)
+    format!("sale {}{times}{terms}\n", sale.0)
 }
 
 /// Returns the table of figures, from the log and, if its rows were read, from Postgres.

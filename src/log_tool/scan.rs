@@ -17,7 +17,8 @@ use crate::log::stream::End;
 use crate::log::stream_files::{Losses, Stopped, StreamFiles};
 use crate::sale::ids::{Moment, SaleId, Seq};
 use crate::sale::partition::Partition;
-use crate::sale::record::Record;
+use crate::sale::record::{LogEvent, Record};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -57,6 +58,8 @@ pub struct LogScan {
     pub set_aside: Vec<String>,
     logs: PathBuf,
     openings: Openings,
+    /// A record that opens each sale.
+    opened: BTreeMap<SaleId, Record>,
 }
 
 impl LogScan {
@@ -82,7 +85,15 @@ impl LogScan {
         let files = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
         let mut set_aside: Vec<_> = files.filter(|name| name.contains(SET_ASIDE)).collect();
         set_aside.sort();
-        Ok(LogScan { control, manifest, streams, set_aside, logs, openings: Openings::default() })
+        Ok(LogScan {
+            control,
+            manifest,
+            streams,
+            set_aside,
+            logs,
+            openings: Openings::default(),
+            opened: BTreeMap::new(),
+        })
     }
 
     /// Reads the records that were not read before, and passes each to `visit` once.
@@ -97,6 +108,9 @@ impl LogScan {
             stream.read(|id, seq, record| {
                 if id.log == LogKind::Purchases {
                     self.openings.note(id.key(), seq, record);
+                    if let LogEvent::SaleOpened { .. } = record.event {
+                        self.opened.insert(record.sale, *record);
+                    }
                 }
                 visit(id, seq, record)
             })?;
@@ -122,7 +136,10 @@ impl LogScan {
     /// The error with which a server would refuse to start, if a stream is damaged or missing.
     pub fn judge(&self, config: &Config, now: Moment, persisted: &Persisted) -> Result<Vec<DamagedBeginning>, Fatal> {
         let rules = config.rules.with_period(self.control.sale_period_s);
-        let replay = Replay::new(Partition::new(1), rules, self.control.longest_hold_ms, now);
+        let Control { longest_hold_ms, sale_period_s, .. } = self.control;
+        let mut replay = Replay::new(Partition::new(1), rules, (longest_hold_ms, sale_period_s), now);
+        // A sale of a plan is known only by its records.
+        self.opened.values().for_each(|opened| _ = replay.record(opened));
         let mut damaged = Vec::new();
         for stream in self.streams.iter().filter(|stream| stream.id.log == LogKind::Purchases) {
             let Some(losses) = stream.losses() else { continue };
@@ -141,7 +158,9 @@ impl LogScan {
         let records =
             |key| self.streams.iter().find(|stream| stream.id.key() == key).map(|stream| stream.end().records);
         let latest = rules.schedule.latest(now.unix_ms);
-        match self.manifest.missing(latest.map_or(SaleId(0), |latest| latest.sale), records) {
+        let newest = self.opened.last_key_value().map(|(sale, _)| *sale);
+        let current = latest.map(|latest| latest.sale).max(newest).unwrap_or(SaleId(0));
+        match self.manifest.missing(current, records) {
             Some(lost) => Err(Fatal::Damaged(lost)),
             None => Ok(damaged),
         }

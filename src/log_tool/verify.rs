@@ -22,7 +22,8 @@ pub fn verify(config: &Config, report: &mut String) -> Result<(), Fatal> {
     let mut scan = LogScan::new(&config.data_dir)?;
     let rules = config.rules.with_period(scan.control.sale_period_s);
     let now = Clock::start().now();
-    let mut replay = Replay::new(Partition::new(1), rules, scan.control.longest_hold_ms, now);
+    let mut replay =
+        Replay::new(Partition::new(1), rules, (scan.control.longest_hold_ms, scan.control.sale_period_s), now);
     scan.read(|id, seq, record| {
         if id.log == LogKind::Purchases {
             replay.add(id, seq, record);

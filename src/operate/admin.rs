@@ -59,10 +59,10 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener, Fatal> {
 /// [`Fatal::Host`] if the event loop or the thread cannot be created.
 pub fn start(listener: TcpListener, status: Arc<Status>, clock: Clock, config: &Config) -> Result<(), Fatal> {
     let runtime = threads::event_loop()?;
-    let (period_s, names) = (config.rules.schedule.period_s(), HostNames::new(&config.admin_hosts));
+    let (schedule, names) = (config.rules.schedule, HostNames::new(&config.admin_hosts));
     let serve = async move {
         listener.set_nonblocking(true)?;
-        let page = dashboard::routes(status.clone(), clock, period_s);
+        let page = dashboard::routes(status.clone(), clock, schedule);
         let router = Router::new().route("/metrics", get(scrape)).with_state(status).merge(page);
         let router = router.layer(from_fn_with_state(Arc::new(names), HostNames::check));
         accept(tokio::net::TcpListener::from_std(listener)?, router).await

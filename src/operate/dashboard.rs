@@ -6,6 +6,7 @@
 
 use crate::operate::sampler::{Sample, Sampler};
 use crate::operate::status::{EndedSale, Status};
+use crate::sale::sale_schedule::SaleSchedule;
 use crate::system::clock::Clock;
 use axum::Router;
 use axum::extract::State;
@@ -61,7 +62,6 @@ struct PageFacts {
     /// Time at which the process began to serve the admin port, in milliseconds since the Unix epoch. The page detects
     /// a new process by it.
     began_ms: u64,
-    period_s: u32,
 }
 
 /// The newest samples.
@@ -80,12 +80,11 @@ struct DashboardEvent<'a> {
     samples: Vec<&'a Sample>,
 }
 
-/// Returns the routes of the dashboard, for sales of `period_s` seconds. Starts taking samples on the current event
-/// loop.
-pub fn routes(status: Arc<Status>, clock: Clock, period_s: u32) -> Router {
-    let about = PageFacts { version: env!("CARGO_PKG_VERSION"), began_ms: clock.now().unix_ms, period_s };
+/// Returns the routes of the dashboard, for the sales of `schedule`. Starts taking samples on the current event loop.
+pub fn routes(status: Arc<Status>, clock: Clock, schedule: SaleSchedule) -> Router {
+    let about = PageFacts { version: env!("CARGO_PKG_VERSION"), began_ms: clock.now().unix_ms };
     let state = Arc::new(DashboardState { status, about, samples: watch::Sender::default() });
-    tokio::spawn(take_samples(state.clone(), clock));
+    tokio::spawn(take_samples(state.clone(), clock, schedule));
     let page = FILES.iter().fold(Router::new(), |page, (path, kind, text)| {
         let head = [
             (header::CONTENT_TYPE, *kind),
@@ -100,8 +99,8 @@ pub fn routes(status: Arc<Status>, clock: Clock, period_s: u32) -> Router {
     page.route("/events", get(events)).with_state(state)
 }
 
-async fn take_samples(state: Arc<DashboardState>, clock: Clock) {
-    let mut sampler = Sampler::new(state.status.clone(), clock.now());
+async fn take_samples(state: Arc<DashboardState>, clock: Clock, schedule: SaleSchedule) {
+    let mut sampler = Sampler::new(state.status.clone(), schedule, clock.now());
     let mut ticks = interval(SAMPLE_TIME);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks.tick().await;

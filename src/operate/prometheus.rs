@@ -154,7 +154,7 @@ impl Scrape {
             Family::new("stampede_build_info", "Version of the server; always 1", [version]),
             Family::one("stampede_ready", "1 while the server is ready, 0 while it recovers, pauses or stops",
                 flag(status.phase() == Phase::Serving)),
-            Family::one("stampede_sale_id", "Current sale: the number of whole periods since 1970",
+            Family::one("stampede_sale_id", "Newest sale that has opened; 0 before the first one",
                 Value::Gauge(sale.0.into())),
             Family::new("stampede_sale_items", "Items of the current sale, by state", items),
         ]

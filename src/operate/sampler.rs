@@ -6,6 +6,7 @@ use crate::http::problem::Problem;
 use crate::operate::counters::Distribution;
 use crate::operate::status::Status;
 use crate::sale::ids::Moment;
+use crate::sale::sale_schedule::SaleSchedule;
 use crate::system::proc_stats::Process;
 use serde::{Serialize, Serializer};
 use std::array;
@@ -68,6 +69,10 @@ pub struct Sample {
     at_ms: u64,
     phase: Doing,
     sale_id: u32,
+    /// When the sale closes, in milliseconds since the Unix epoch. `None` if it has closed.
+    closes_ms: Option<u64>,
+    /// When the next sale opens, in milliseconds since the Unix epoch. `None` if none follows.
+    next_opens_ms: Option<u64>,
     items: u64,
     sold: u32,
     reserved: u32,
@@ -126,14 +131,15 @@ impl Totals {
 /// Takes samples of a [`Status`] and keeps the totals of the previous one.
 pub struct Sampler {
     status: Arc<Status>,
+    schedule: SaleSchedule,
     before: Totals,
 }
 
 impl Sampler {
-    /// Creates a sampler of `status`. Its first sample covers the time since `now`.
-    pub fn new(status: Arc<Status>, now: Moment) -> Self {
+    /// Creates a sampler of `status`, for the sales of `schedule`. Its first sample covers the time since `now`.
+    pub fn new(status: Arc<Status>, schedule: SaleSchedule, now: Moment) -> Self {
         let before = Totals::read(&status, Process::shards_cpu_s(status.shards.len()), now);
-        Sampler { status, before }
+        Sampler { status, schedule, before }
     }
 
     /// Returns a sample of the state at `now`.
@@ -155,10 +161,14 @@ impl Sampler {
         });
         let sale = status.newest_sale();
         let (sales, items) = (status.sales(sale), status.items());
+        let closes_ms = self.schedule.terms(sale).map(|terms| terms.closes_ms).filter(|at_ms| *at_ms > now.unix_ms);
+        let next_opens_ms = self.schedule.next(sale).map(|next| next.opens_ms);
         Sample {
             at_ms: now.unix_ms,
             phase: status.phase().into(),
             sale_id: sale.0,
+            closes_ms,
+            next_opens_ms,
             items,
             sold: sales.sold,
             reserved: sales.reserved,
@@ -196,7 +206,7 @@ mod tests {
             status.shards[shard].requests.answers(operation, answer).add(requests);
         };
         count(0, Operation::Checkout, Answer::Ok, 7);
-        let mut sampler = Sampler::new(status.clone(), at(0));
+        let mut sampler = Sampler::new(status.clone(), SaleSchedule::Planned(&[]), at(0));
         count(1, Operation::Checkout, Answer::Ok, 10);
         count(0, Operation::Purchase, Answer::Refused(Problem::CodeUsed), 4);
         count(0, Operation::Unknown, Answer::Refused(Problem::TooManyConnections), 2);

@@ -166,8 +166,9 @@ impl ShardStatus {
 /// Bits of a count of items, which can be as large as the largest stock.
 const COUNT_BITS: u32 = 25;
 const _: () = assert!(ITEMS_MAX < 1 << COUNT_BITS);
-/// Number of sales whose counts are published: a power of two above the number of sales that a shard knows.
-const SALES_PUBLISHED: usize = 1024;
+/// Number of sales whose counts are published, by the low bits of their ids: a power of two above the number of sales that
+/// a shard knows. The ids of sales that are known at once must not differ by a multiple of it.
+pub const SALES_PUBLISHED: usize = 1024;
 const _: () = assert!(SALES_PUBLISHED > 2 * ENDED_MAX as usize);
 
 /// What is published of the latest sales.

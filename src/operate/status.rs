@@ -88,8 +88,10 @@ impl PersistenceCounters {
 /// Result of an ended sale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct EndedSale {
-    /// The sale's id: the number of whole periods since 1970.
+    /// Id of the sale.
     pub sale_id: u32,
+    /// When the sale opened, in milliseconds since the Unix epoch. `None` if the plan does not have it any more.
+    pub opens_ms: Option<u64>,
     /// Items sold.
     pub sold: u32,
     /// Items in the sale.

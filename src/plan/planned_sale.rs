@@ -2,7 +2,7 @@
 
 use crate::plan::plan_time::FOREVER_MS;
 use crate::sale::ids::{SaleId, Terms};
-use crate::sale::sale_schedule::SaleSeries;
+use crate::sale::sale_schedule::{SaleSeries, assign_layers};
 use std::ops::Range;
 
 /// Maximum number of sales in a plan. A repeated sale counts once.
@@ -15,6 +15,37 @@ pub const PRODUCTS_MAX: usize = 1024;
 pub struct SalePlan {
     /// The sales.
     pub sales: Vec<PlannedSale>,
+}
+
+/// The plan of this process, with the name of its file. A process reads one plan, so it is never freed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadedPlan {
+    /// Name of the file, as the operator wrote it.
+    pub file: &'static str,
+    /// The sales.
+    pub plan: &'static SalePlan,
+    /// The sales as the rules need them.
+    pub series: &'static [SaleSeries],
+}
+
+impl LoadedPlan {
+    /// Keeps a plan until the end of the process.
+    pub fn keep(file: &str, plan: SalePlan) -> LoadedPlan {
+        let mut series: Vec<SaleSeries> = plan.sales.iter().map(PlannedSale::series).collect();
+        assign_layers(&mut series);
+        LoadedPlan { file: file.to_owned().leak(), plan: Box::leak(Box::new(plan)), series: series.leak() }
+    }
+
+    /// Returns the sale of the plan of which this is a repetition, or which it is.
+    pub fn sale(&self, id: SaleId) -> Option<&'static PlannedSale> {
+        let place = self.plan.sales.partition_point(|sale| sale.id <= id).checked_sub(1)?;
+        Some(&self.plan.sales[place]).filter(|_| id <= self.series[place].last().sale)
+    }
+
+    /// Returns the line in which a sale begins.
+    pub fn line(&self, id: SaleId) -> Option<usize> {
+        self.sale(id).map(|sale| sale.line)
+    }
 }
 
 /// A sale of a plan, or a sequence of sales with the same terms.
@@ -92,12 +123,23 @@ impl PlannedSale {
         self.products.last().map_or(0, |product| product.numbers().end)
     }
 
+    /// Returns a fingerprint of the ids of the products and their numbers of units, in this order: 64 bits of FNV-1a. The
+    /// rest of a product can change while it is sold.
+    pub fn fingerprint(&self) -> u64 {
+        let bytes = self.products.iter().flat_map(|product| {
+            // No id has the byte 0.
+            product.id.bytes().chain([0]).chain(product.units.count().to_le_bytes())
+        });
+        let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        bytes.fold(0xcbf2_9ce4_8422_2325, fold).max(Terms::NO_PRODUCTS + 1)
+    }
+
     /// Returns the sales that this is, with its repetitions. Ids and times that can be written bound a sale that is repeated
     /// for ever.
     pub fn series(&self) -> SaleSeries {
         let &PlannedSale { id: sale, opens_ms, closes_ms, user_limit, ttl_ms, extension_ms, is_paused, .. } = self;
-        let items = self.units();
-        let first = Terms { sale, items, user_limit, opens_ms, closes_ms, ttl_ms, extension_ms, is_paused };
+        let (items, products) = (self.units(), self.fingerprint());
+        let first = Terms { sale, items, user_limit, opens_ms, closes_ms, ttl_ms, extension_ms, products, is_paused };
         let Some(Repetition { every_ms, until_ms }) = self.repetition else {
             return SaleSeries { first, every_ms: 0, count: 1, layer: 0 };
         };
@@ -156,6 +198,28 @@ mod tests {
         let next = |unix_ms| sales.next(unix_ms).map(|sale| sale.sale.0);
         assert_eq!([next(0), next(1_000), next(10_999), next(11_000)], [Some(7), Some(8), Some(9), None]);
         assert_eq!(repeated(Some(11_000)).series().count, 2);
+    }
+
+    #[test]
+    fn the_fingerprint_covers_ids_and_quantities() {
+        let sale = |products: &[(&str, u32, &str)]| {
+            let product = |(id, quantity, name): &(&str, u32, &str)| Product {
+                id: (*id).into(),
+                name: (*name).into(),
+                image: None,
+                price: None,
+                units: Units::Quantity(*quantity),
+                first: 0,
+            };
+            PlannedSale { products: products.iter().map(product).collect(), ..repeated(None) }.fingerprint()
+        };
+        assert_eq!(sale(&[]), 0xcbf2_9ce4_8422_2325);
+        let (one, renamed) = (sale(&[("a", 1, "A")]), sale(&[("a", 1, "B")]));
+        assert_eq!(one, renamed);
+        for other in [&[("b", 1, "A")][..], &[("a", 2, "A")], &[("a", 1, "A"), ("b", 1, "B")], &[]] {
+            assert_ne!(sale(other), one, "{other:?}");
+        }
+        assert_ne!(sale(&[("a", 1, ""), ("b", 2, "")]), sale(&[("b", 2, ""), ("a", 1, "")]));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Format: PostgreSQL manual, "COPY, Binary Format". Every field that comes from a client has a fixed width, so no
 //! value of a client can make a batch invalid.
 
-use crate::sale::record::{LogEvent, Record};
+use crate::sale::record::{LogEvent, Record, SaleTimes};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
@@ -81,6 +81,10 @@ pub struct OpenedSale {
     pub user_limit: u32,
     /// Time of the record, in milliseconds since the Unix epoch.
     pub unix_ms: u64,
+    /// When the sale opens and closes.
+    pub times: Option<SaleTimes>,
+    /// Fingerprint of the products.
+    pub products: u64,
 }
 
 /// The rows of one transaction.
@@ -106,8 +110,9 @@ impl Rows {
         let (sale, at) = (i64::from(record.sale.0), record.unix_ms);
         self.sales.insert(record.sale.0);
         match record.event {
-            LogEvent::SaleOpened { items, user_limit } => {
-                self.opened.entry(record.sale.0).or_insert(OpenedSale { items, user_limit, unix_ms: at });
+            LogEvent::SaleOpened { items, user_limit, times, products } => {
+                let opened = OpenedSale { items, user_limit, unix_ms: at, times, products };
+                self.opened.entry(record.sale.0).or_insert(opened);
             }
             LogEvent::Checkout { item, user, code, ttl_ms, key } => {
                 let row = &mut self.checkouts;

@@ -21,7 +21,8 @@ use crate::postgres::failure::Failure;
 use crate::postgres::limits::begin;
 use crate::postgres::owner_row::taken_over_error;
 use crate::postgres::session;
-use crate::sale::ids::Terms;
+use crate::postgres::ship::prepare_sales;
+use crate::sale::ids::{SaleId, Terms};
 use crate::sale::rules::{HOLD_MAX, Rules};
 use std::sync::{Arc, atomic::Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -36,6 +37,8 @@ const RUN_TIME: Duration = Duration::from_secs(600);
 /// Number of days whose partitions are made ahead, today included.
 const DAYS_AHEAD: u64 = 3;
 const DAY_MS: u64 = 86_400_000;
+/// Maximum number of days and single sales for which one run makes partitions.
+const MADE_AHEAD: usize = 300;
 
 /// Locks the row of the owner, so that another run does not take the database over before the end of the transaction.
 const FENCE: &str = "select from stampede.clusters where cluster = $1 and epoch = $2 and run = $3 for no key update";
@@ -105,9 +108,12 @@ impl Maintenance {
         // Transactions that bring rows wait for this one.
         transaction.batch_execute("set local lock_timeout = '1s'").await?;
         self.check_owner(&transaction).await?;
-        for day in 0..DAYS_AHEAD {
-            let Some(sale) = self.rules.schedule.latest(now_ms + day * DAY_MS) else { continue };
-            transaction.execute("select stampede.prepare_sale($1)", &[&i64::from(sale.sale.0)]).await?;
+        let (schedule, until_ms) = (&self.rules.schedule, (now_ms / DAY_MS + DAYS_AHEAD) * DAY_MS);
+        let mut next = schedule.latest(now_ms).or_else(|| schedule.next(SaleId(0)));
+        for _ in 0..MADE_AHEAD {
+            let Some(terms) = next.filter(|terms| terms.opens_ms < until_ms) else { break };
+            prepare_sales(&transaction, schedule, terms.sale).await?;
+            next = schedule.next(SaleId(*schedule.of_same_day(terms.sale).end()));
         }
         Ok(transaction.commit().await?)
     }

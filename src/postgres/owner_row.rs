@@ -12,6 +12,7 @@ use crate::postgres::limits::{FENCE_TIME, begin, in_time};
 use crate::postgres::session::Database;
 use crate::sale::ids::Seq;
 use crate::sale::rules::Ack;
+use crate::sale::sale_schedule::are_compatible;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::try_join;
@@ -24,7 +25,7 @@ use uuid::Uuid;
 pub struct OwnerRow {
     /// Installation and latest run.
     pub owner: Owner,
-    /// Length of a sale, in seconds.
+    /// Length of the sales without a plan, in seconds. 0 if all sales so far had a plan.
     pub sale_period_s: u32,
     /// What the answers of that run wait for. A run that waits for its own disk only may sell even if it does not report.
     pub ack: Ack,
@@ -38,7 +39,7 @@ pub struct OwnerRow {
 /// What a run writes into its row of `clusters`.
 #[derive(Clone, Copy, Debug)]
 pub struct OwnerTerms {
-    /// Length of a sale, in seconds.
+    /// Length of the sales, in seconds. 0 with a plan.
     pub sale_period_s: u32,
     /// What the answers of the run wait for.
     pub ack: Ack,
@@ -78,8 +79,8 @@ impl Database {
         let found = lock_clusters(&transaction).await?;
         let positions = positions(&transaction, owner.cluster).await?;
         let streams = judge(found, &positions)?;
-        if let Some(period) = found.map(|found| found.sale_period_s).filter(|period| *period != terms.sale_period_s) {
-            return Err(other_period(period));
+        if let Some(found) = found.filter(|found| !are_compatible(found.sale_period_s, terms.sale_period_s)) {
+            return Err(other_period(found.sale_period_s));
         }
         write_owner(&transaction, owner, terms).await?;
         for (stream, position) in &streams {
@@ -205,7 +206,7 @@ pub async fn write_owner(
 ) -> Result<(), Failure> {
     let upsert = "insert into stampede.clusters as c (cluster, sale_period_s, epoch, run, ack, patience_ms, since, seen_at) \
         values ($1, $2, $3, $4, $5, $6, now(), clock_timestamp()) on conflict (cluster) do update \
-        set ack = case when c.run = $4 then c.ack else $5 end, \
+        set ack = case when c.run = $4 then c.ack else $5 end, sale_period_s = greatest(c.sale_period_s, $2), \
         epoch = $3, run = $4, patience_ms = $6, since = now(), seen_at = clock_timestamp()";
     let (period, epoch) = (terms.sale_period_s as i32, i64::from(run.epoch));
     let patience_ms = terms.patience.map(|patience| patience.as_millis() as i32);

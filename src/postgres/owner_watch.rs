@@ -26,6 +26,7 @@ use crate::postgres::replication::require;
 use crate::postgres::session::Session;
 use crate::postgres::snapshot::Snapshot;
 use crate::sale::rules::Rules;
+use crate::sale::sale_schedule::are_compatible;
 use std::time::{Duration, Instant};
 use tokio_postgres::Client;
 use uuid::Uuid;
@@ -94,7 +95,7 @@ impl OwnerWatch {
         };
         let is_locked = in_time(FENCE_TIME, is_locked(&snapshot.client, found.owner)).await?;
         self.session = Some(snapshot.end().await?);
-        if found.sale_period_s != self.rules.schedule.period_s() {
+        if !are_compatible(found.sale_period_s, self.rules.schedule.period_s()) {
             return Err(other_period(found.sale_period_s));
         }
         Ok(self.judge(seen, (found, is_locked), Instant::now()))

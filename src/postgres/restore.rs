@@ -22,7 +22,7 @@ use crate::postgres::snapshot::Snapshot;
 use crate::sale::code::Code;
 use crate::sale::ids::{ItemId, SaleId, Seq, UserId};
 use crate::sale::parts::ENDED_MAX;
-use crate::sale::record::{BLOCK_RECORDS, LogEvent, Record, ReleaseReason};
+use crate::sale::record::{BLOCK_RECORDS, LogEvent, Record, ReleaseReason, SaleTimes};
 use crate::sale::rules::{HOLD_MAX, Rules};
 use crate::system::host;
 use std::fs::File;
@@ -36,6 +36,8 @@ use uuid::Uuid;
 const TAKEOVER_TIME: Duration = Duration::from_secs(60);
 /// The first version of the schema whose sales have codes that this version can read.
 const FIRST_SCHEMA: i32 = 3;
+/// The first version of the schema that has the times of each sale.
+pub const TIMES_SCHEMA: i32 = 11;
 /// Maximum number of blocks in a segment.
 const SEGMENT_BLOCKS: usize = 1024;
 
@@ -81,7 +83,8 @@ pub async fn restore(
     let Owner { cluster, run } = taken_over.owner;
     let stream = StreamId { cluster, epoch: run.epoch, shard: 0, log: LogKind::Purchases };
     let memory = Memory { seen: Some(run), filled: Some(run), ..Memory::default() };
-    let mut control = Control::new(cluster, run.epoch, rules.schedule.period_s(), memory);
+    let period_s = rules.schedule.period_s().max(found.sale_period_s);
+    let mut control = Control::new(cluster, run.epoch, period_s, memory);
     control.longest_hold_ms = longest_hold_ms(&taken_over.records);
     dir.fill(control, |logs| write_stream(logs, stream, &taken_over.records))?;
     Ok(taken_over)
@@ -110,7 +113,7 @@ impl Database {
         let cluster = found.owner.cluster;
         let owner = Owner { cluster, run: Run { epoch: found.owner.run.epoch + 1, id } };
         // The lock keeps all other runs from writing, so these are all records that earlier runs will ever have here.
-        let records = needed_sales(&transaction, rules, now_ms).await?;
+        let records = needed_sales(&transaction, &SaleEnds { rules, period_s: found.sale_period_s }, now_ms).await?;
         let stream = StreamId { cluster, epoch: owner.run.epoch, shard: 0, log: LogKind::Purchases };
         set_position(&transaction, &stream, records.len() as Seq).await?;
         let terms = OwnerTerms { sale_period_s: found.sale_period_s, ack: rules.ack, patience: None };
@@ -160,7 +163,9 @@ async fn check_format(snapshot: &Snapshot, rules: &Rules, now_ms: u64) -> Result
     };
     let latest = installed.localize("select max(sale_id) from stampede.sales");
     let latest: Option<i64> = snapshot.client.query_one(&latest, &[]).await?.get(0);
-    let Some(sale) = latest.filter(|sale| now_ms < rules.ends_ms(SaleId(*sale as u32))) else { return Ok(()) };
+    let period_s = snapshot.owner_row.map_or(0, |row| row.sale_period_s);
+    let ends_ms = |sale: i64| SaleEnds { rules, period_s }.of(SaleId(sale as u32), None);
+    let Some(sale) = latest.filter(|sale| now_ms < ends_ms(*sale)) else { return Ok(()) };
     Err(Failure::Final(Fatal::Database(format!(
         "sale {sale} was sold by version 0.1, whose codes this version cannot read; continue with that version until the \
          sale has ended, as \"Another format\" in docs/upgrades.md describes"
@@ -169,18 +174,23 @@ async fn check_format(snapshot: &Snapshot, rules: &Rules, now_ms: u64) -> Result
 
 /// Returns the records from which recovery builds the latest sale, and the ended sales that it needs: those whose
 /// receipts are due, and those in which an item is held.
-async fn needed_sales(client: &impl GenericClient, rules: &Rules, now_ms: u64) -> Result<Vec<Record>, Failure> {
-    let sales = "select sale_id, items, user_limit, opened_at from stampede.sales order by sale_id desc limit $1";
+async fn needed_sales(client: &impl GenericClient, ends: &SaleEnds<'_>, now_ms: u64) -> Result<Vec<Record>, Failure> {
+    let rules = ends.rules;
+    let sales = "select sale_id, items, user_limit, opened_at, opens_at, closes_at, products from stampede.sales \
+        order by sale_id desc limit $1";
     let mut sales = client.query(sales, &[&(2 * i64::from(ENDED_MAX) + 1)]).await?;
     sales.reverse();
     let (mut records, newest) = (Vec::new(), sales.last().map(|row| row.get::<_, i64>(0)));
     for row in sales {
         let (sale_id, items, user_limit): (i64, i32, i32) = (row.get(0), row.get(1), row.get(2));
         let (sale, opened_ms) = (SaleId(sale_id as u32), unix_ms(row.get(3)));
-        let may_hold = rules.forgotten_at_ms(sale).saturating_add(HOLD_MAX.as_millis() as u64) > now_ms;
-        let is_needed = Some(sale_id) == newest || now_ms < rules.forgotten_at_ms(sale);
+        let (times, products) = (sale_times(row.get(4), row.get(5)), row.get::<_, i64>(6) as u64);
+        let forgotten_ms = ends.of(sale, times).saturating_add(rules.receipts_ms);
+        let may_hold = forgotten_ms.saturating_add(HOLD_MAX.as_millis() as u64) > now_ms;
+        let is_needed = Some(sale_id) == newest || now_ms < forgotten_ms;
         if is_needed || may_hold && has_promises(client, sale_id, rules, now_ms).await? {
-            let event = LogEvent::SaleOpened { items: items as u32, user_limit: user_limit as u32 };
+            let (items, user_limit) = (items as u32, user_limit as u32);
+            let event = LogEvent::SaleOpened { items, user_limit, times, products };
             let restored = sale_records(client, Record { sale, unix_ms: opened_ms, event }).await?;
             // Holds of version 0.1 have ended with their sale.
             if restored.iter().all(has_current_code) {
@@ -189,6 +199,30 @@ async fn needed_sales(client: &impl GenericClient, rules: &Rules, now_ms: u64) -
         }
     }
     Ok(records)
+}
+
+/// When sales end, as far as it is known.
+struct SaleEnds<'a> {
+    rules: &'a Rules,
+    /// Length of the sales without a plan in the database, in seconds; 0 if there were none.
+    period_s: u32,
+}
+
+impl SaleEnds<'_> {
+    /// Returns the end of a sale with these `times`, in milliseconds since the Unix epoch. A sale without times had no plan.
+    fn of(&self, sale: SaleId, times: Option<SaleTimes>) -> u64 {
+        match times {
+            Some(times) => times.closes_ms,
+            None if self.period_s > 0 => (u64::from(sale.0) + 1) * u64::from(self.period_s) * 1000,
+            None => self.rules.ends_ms(sale),
+        }
+    }
+}
+
+/// Returns the times of a sale from the columns `opens_at` and `closes_at`, unless an earlier version has left them out.
+pub fn sale_times(opens_at: Option<SystemTime>, closes_at: Option<SystemTime>) -> Option<SaleTimes> {
+    let times = SaleTimes { opens_ms: unix_ms(opens_at?), closes_ms: unix_ms(closes_at?) };
+    Some(times).filter(|times| times.closes_ms > 0)
 }
 
 /// Returns whether the code of a record belongs to the item and the sale of the record. Version 0.1 minted other codes.

@@ -22,6 +22,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../sql/0008_replicated.sql"),
     include_str!("../../sql/0009_any_item.sql"),
     include_str!("../../sql/0010_patience.sql"),
+    include_str!("../../sql/0011_plan.sql"),
 ];
 /// Moves the tables of earlier versions to the schema `stampede`.
 const MOVE: &str = include_str!("../../sql/move.sql");

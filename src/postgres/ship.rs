@@ -36,14 +36,15 @@ use crate::postgres::failure::Failure;
 use crate::postgres::limits::{FENCE_TIME, in_time};
 use crate::postgres::owner_row::set_seen;
 use crate::postgres::session::Database;
-use crate::sale::ids::Seq;
+use crate::sale::ids::{SaleId, Seq};
+use crate::sale::sale_schedule::SaleSchedule;
 use bytes::Bytes;
 use futures_util::SinkExt;
 use std::pin::pin;
 use std::time::{Duration, UNIX_EPOCH};
 use tokio::try_join;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Statement};
+use tokio_postgres::{Client, GenericClient, Statement};
 
 /// Maximum number of bytes in one COPY message. Postgres reads a whole message before it handles a row of it, so a message
 /// must fit into the buffer of a socket, about 200 KB.
@@ -72,7 +73,8 @@ pub struct PositionMove {
 
 impl Database {
     /// Writes `rows` and moves the positions, as the steps of this file describe, up to the commit. All `moves` belong to
-    /// the installation of `owner`. `is_first` is whether the transaction begins with this batch.
+    /// the installation of `owner`. `is_first` is whether the transaction begins with this batch. Sales of one day of the
+    /// `schedule` share their partitions.
     ///
     /// # Errors
     /// [`Failure::Final`]: another run has taken over, or a purchase exists already. [`Failure::Transient`]: whether the
@@ -84,6 +86,7 @@ impl Database {
         rows: Rows,
         moves: &[PositionMove],
         is_first: bool,
+        schedule: &SaleSchedule,
     ) -> Result<(), Failure> {
         let client = &self.client;
         let begin = async { if is_first { self.begin().await } else { Ok(()) } };
@@ -105,7 +108,7 @@ impl Database {
         };
         let ((), (), (), checkouts, purchases, releases, extensions) = in_time(FENCE_TIME, fence).await?;
         for sale in rows.sales.difference(&self.prepared) {
-            client.execute("select stampede.prepare_sale($1)", &[&i64::from(*sale)]).await?;
+            prepare_sales(client, schedule, SaleId(*sale)).await?;
         }
         for (sale, opened) in &rows.opened {
             if !self.opened.contains(sale) {
@@ -126,11 +129,26 @@ impl Database {
     }
 }
 
+/// Makes the partitions for a sale, and for those that open on the same UTC day, where there are none.
+///
+/// # Errors
+/// [`Failure::Transient`]: the statement failed.
+pub async fn prepare_sales(client: &impl GenericClient, schedule: &SaleSchedule, sale: SaleId) -> Result<(), Failure> {
+    let together = schedule.of_same_day(sale);
+    let values = [sale.0.into(), (*together.start()).into(), i64::from(*together.end()) + 1];
+    let [sale, first, until]: &[i64; 3] = &values;
+    client.execute("select stampede.prepare_sales($1, $2, $3)", &[sale, first, until]).await?;
+    Ok(())
+}
+
 async fn open_sale(client: &Client, sale: u32, opened: &OpenedSale) -> Result<(), Failure> {
-    let at = UNIX_EPOCH + Duration::from_millis(opened.unix_ms);
-    let values: [&(dyn ToSql + Sync); 4] = [&i64::from(sale), &(opened.items as i32), &(opened.user_limit as i32), &at];
-    let insert = "insert into stampede.sales (sale_id, items, user_limit, opened_at) values ($1, $2, $3, $4) \
-        on conflict (sale_id) do nothing";
+    let at = |unix_ms| UNIX_EPOCH + Duration::from_millis(unix_ms);
+    let (opens, closes) = (opened.times.map(|times| at(times.opens_ms)), opened.times.map(|times| at(times.closes_ms)));
+    let (items, user_limit, products) = (opened.items as i32, opened.user_limit as i32, opened.products as i64);
+    let values: [&(dyn ToSql + Sync); 7] =
+        [&i64::from(sale), &items, &user_limit, &at(opened.unix_ms), &opens, &closes, &products];
+    let insert = "insert into stampede.sales (sale_id, items, user_limit, opened_at, opens_at, closes_at, products) \
+        values ($1, $2, $3, $4, $5, $6, $7) on conflict (sale_id) do nothing";
     client.execute(insert, &values).await?;
     Ok(())
 }

@@ -326,7 +326,8 @@ impl Shipper {
             let PendingBatch { rows, .. } = std::mem::take(batch);
             let of_batch = [&rows.checkouts, &rows.purchases, &rows.releases, &rows.extensions].map(CopyRows::rows);
             copied.iter_mut().zip(of_batch).for_each(|(sum, rows)| *sum += rows);
-            let sending = in_time(SHIP_TIME, database.send(owner, rows, &moves, is_first));
+            let schedule = self.plan.rules.schedule;
+            let sending = in_time(SHIP_TIME, database.send(owner, rows, &moves, is_first, &schedule));
             if self.is_behind() {
                 // Gather a full batch meanwhile. Fewer records wait, so that they form one batch.
                 let (sent, gathered) = tokio::join!(sending, self.gather(batch));

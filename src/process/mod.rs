@@ -5,12 +5,13 @@
 //! [`supervisor`] watches, and [`upgrading`] hands over to a new process. [`timekeeping`] compares the server's time with the system clock. [`signals`] and [`service_manager`] are the
 //! ways in and out. [`manual`] is the manual page and shell completions,
 //! [`migration`] the command that updates the schema of the database, [`plan_command`] the command that explains a plan,
-//! and [`plan_files`] reads the files of a plan.
+//! [`plan_files`] reads the files of a plan, and [`plan_limits`] checks whether this server can run it.
 
 pub mod manual;
 pub mod migration;
 pub mod plan_command;
 pub mod plan_files;
+pub mod plan_limits;
 pub mod resume;
 pub mod service_manager;
 pub mod signals;

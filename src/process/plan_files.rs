@@ -3,7 +3,7 @@
 use crate::config::fatal::Fatal;
 use crate::plan::mistakes::{PlanRefused, PlanText};
 use crate::plan::plan_reader::read_plan;
-use crate::plan::planned_sale::SalePlan;
+use crate::plan::planned_sale::{LoadedPlan, SalePlan};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -22,6 +22,14 @@ pub fn read(path: &Path) -> Result<SalePlan, Fatal> {
     let lists = |list: &Path| self::content(&folder.join(list));
     let plan = PlanText::from_bytes(&name, content).map_err(PlanRefused::from);
     plan.and_then(|text| read_plan(&text, &lists)).map_err(|refused| Fatal::Plan(refused.to_string()))
+}
+
+/// Reads the plan of this process.
+///
+/// # Errors
+/// [`Fatal::Plan`]: the plan cannot be read, or it has mistakes.
+pub fn load(path: &str) -> Result<LoadedPlan, Fatal> {
+    read(Path::new(path)).map(|plan| LoadedPlan::keep(path, plan))
 }
 
 /// Returns the content of a regular file.

@@ -191,7 +191,8 @@ pub async fn recover(
 ) -> Result<Option<Resumed>, Fatal> {
     let (data, control) = dir.open(config.rules.schedule.period_s())?;
     let clock = clock.clone();
-    let recovered = Recovery::new(data.clone(), partition, config.rules, move || clock.now()).finish(&Ends::new())?;
+    let rules = (config.rules, config.plan);
+    let recovered = Recovery::new(data.clone(), partition, rules, move || clock.now()).finish(&Ends::new())?;
     let damaged = recovered.streams.damaged();
     if !damaged.is_empty() {
         let (persisted, _) = persisted(config, &data, &control).await?;
@@ -257,8 +258,10 @@ impl UpgradeRecovery {
     ) -> Result<UpgradeRecovery, Fatal> {
         let (data, control) = DataDir::open_reserved(&config.data_dir, config.rules.schedule.period_s(), epoch)?;
         let clock = clock.clone();
-        let mut recovery = Recovery::new(data.clone(), partition, config.rules, move || clock.now());
+        let rules = (config.rules, config.plan);
+        let mut recovery = Recovery::new(data.clone(), partition, rules, move || clock.now());
         recovery.read_ahead()?;
+        recovery.check_plan()?;
         let is_fenced = config.rules.ack.needs_database();
         let runtime = event_loop()?;
         let (persisted, row) = runtime.block_on(persisted(config, &data, &control))?;

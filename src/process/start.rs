@@ -11,6 +11,7 @@ use crate::config::database_url::DatabaseUrl;
 use crate::config::fatal::Fatal;
 use crate::config::settings::Config;
 use crate::http::origin::Origins;
+use crate::http::route::rfc3339;
 use crate::log::block::BLOCK_BYTES;
 use crate::log::data_dir::DataDir;
 use crate::log::manifest::Manifest;
@@ -19,6 +20,7 @@ use crate::log::replay::ReplayedItems;
 use crate::operate::admin;
 use crate::operate::item_states::ItemStates;
 use crate::operate::status::{Phase, Status};
+use crate::plan::planned_sale::LoadedPlan;
 use crate::postgres::shipper::{Plan, Shipper};
 use crate::process::resume::{Resumed, resume};
 use crate::process::service_manager::ServiceManager;
@@ -125,6 +127,9 @@ pub fn start(config: Config, signals: CaughtSignals) -> Result<Option<Supervisor
         status.lease.extend(until_us, Duration::ZERO);
     }
     log_recovered(&foundation.resumed, started);
+    if let Some(plan) = config.plan {
+        log_plan(plan, clock.now().unix_ms);
+    }
     begin((started, clock), config, (sizes, partition), status, (shards, starts), foundation, predecessor).map(Some)
 }
 
@@ -168,15 +173,26 @@ fn log_start(
     predecessor: Option<&Predecessor>,
 ) {
     let admin = opening.and_then(|opening| opening.admin.local_addr().ok()).map(display);
+    let sales = Some(config.sales).filter(|_| config.plan.is_none());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"), listen = %address, admin, shards = sizes.shards, cpus = ?host::cpus(),
-        data_dir = %config.data_dir.display(), items = config.sales.items, user_limit = config.sales.user_limit,
-        sale_period_s = config.sales.period_s, reservation_ttl_ms = config.sales.ttl_ms,
-        extension_ms = config.sales.extension_ms, receipts_ms = config.rules.receipts_ms,
+        data_dir = %config.data_dir.display(), plan = config.plan.map(|plan| plan.file),
+        items = sales.map(|sales| sales.items), user_limit = sales.map(|sales| sales.user_limit),
+        sale_period_s = sales.map(|sales| sales.period_s), reservation_ttl_ms = sales.map(|sales| sales.ttl_ms),
+        extension_ms = sales.map(|sales| sales.extension_ms), receipts_ms = config.rules.receipts_ms,
         log_budget = config.log_budget, max_connections = sizes.connections,
         database = config.database.as_ref().map(DatabaseUrl::place),
         in_place_of = predecessor.map(|predecessor| &predecessor.offer.version), "starting"
     );
+}
+
+/// Logs which sales of the plan are open at `now_ms`, and which one opens next.
+fn log_plan(plan: LoadedPlan, now_ms: u64) {
+    let latest = plan.series.iter().filter_map(|series| series.latest(now_ms));
+    let open: Vec<u32> = latest.filter(|terms| !terms.has_closed(now_ms)).map(|terms| terms.sale.0).collect();
+    let next = plan.series.iter().filter_map(|series| series.next(now_ms)).min_by_key(|terms| terms.opens_ms);
+    let (next_sale, opens_at) = (next.map(|next| next.sale.0), next.map(|next| rfc3339(next.opens_ms)));
+    tracing::info!(plan = plan.file, sales = plan.plan.sales.len(), ?open, next_sale, opens_at, "the plan is in force");
 }
 
 fn log_recovered(resumed: &Resumed, started: Instant) {
@@ -263,7 +279,8 @@ fn begin(
         .unzip();
     // Count the segments of earlier runs before a shard creates one.
     streams.count(&data, &status.log_budget)?;
-    let (deferred_work, config) = (DeferredWork { streams, open: open_sale(&inventories), shipper }, Arc::new(config));
+    let newest_sale = open_sale(&inventories);
+    let (deferred_work, config) = (DeferredWork { streams, open: newest_sale, shipper }, Arc::new(config));
     // Create this before any shard sells: each shard answers with the states of all items, also those of other shards.
     let item_states = Arc::new(ItemStates::new(partition, config.rules.schedule, &inventories));
     let Sizes { segment_blocks, .. } = sizes;
@@ -284,6 +301,7 @@ fn begin(
         deferred_work: None,
         manifest: Manifest::default(),
         successor: None,
+        newest_sale,
     };
     match predecessor {
         None => supervisor.finish_earlier_runs(deferred_work)?,

@@ -4,6 +4,7 @@
 use crate::config::fatal::Fatal;
 use crate::config::settings::Config;
 use crate::http::connection::Overdue;
+use crate::http::route::rfc3339;
 use crate::log::data_dir::{ControlFile, DataDir, OpenDataDir};
 use crate::log::manifest::Manifest;
 use crate::log::recovery::Streams;
@@ -15,6 +16,7 @@ use crate::process::service_manager::ServiceManager;
 use crate::runtime::control::{Notice, Order};
 use crate::sale::effects::EndedShare;
 use crate::sale::ids::{SaleId, ShardId};
+use crate::sale::record::{LogEvent, Record};
 use crate::system::clock::Clock;
 use crate::system::doorbell::Doorbell;
 use crate::system::{host, listener};
@@ -103,6 +105,8 @@ pub struct Supervisor {
     pub manifest: Manifest,
     /// New process of an upgrade, seen from the old one.
     pub successor: Option<Successor>,
+    /// The newest sale that was open at the start, or whose opening is logged.
+    pub newest_sale: SaleId,
 }
 
 /// The times of a stop: when the drain begins, and when the process must end.
@@ -215,9 +219,11 @@ impl Supervisor {
                 self.site.control.reload_database()?;
                 self.deferred_work.take().map_or(Ok(()), |deferred_work| self.finish_earlier_runs(deferred_work))?;
             }
+            Notice::Opened(record) => self.note_opened(&record),
             Notice::Ended(part) => {
-                if let Some(sale) = add_ended_share(&mut state.ended, part, self.shards.threads.len()) {
-                    let EndedSale { sale_id, sold, items } = sale;
+                if let Some(mut sale) = add_ended_share(&mut state.ended, part, self.shards.threads.len()) {
+                    sale.opens_ms = self.config.rules.schedule.terms(part.sale).map(|terms| terms.opens_ms);
+                    let EndedSale { sale_id, sold, items, .. } = sale;
                     tracing::info!(sale = sale_id, sold, items, "the sale has ended");
                     self.status.add_ended_sale(sale);
                 }
@@ -242,6 +248,19 @@ impl Supervisor {
             }
         }
         Ok(Next::Continue)
+    }
+
+    /// Logs that a sale has opened, when the first shard begins it. Sales open in the order of their ids.
+    fn note_opened(&mut self, record: &Record) {
+        if let LogEvent::SaleOpened { items, user_limit, times: Some(times), .. } = record.event
+            && record.sale > self.newest_sale
+        {
+            self.newest_sale = record.sale;
+            let [opens_at, closes_at] = [times.opens_ms, times.closes_ms].map(rfc3339);
+            let name = self.config.plan.and_then(|plan| plan.sale(record.sale)).map(|sale| &*sale.name);
+            let sale = record.sale.0;
+            tracing::info!(sale, name, items, user_limit, opens_at, closes_at, "the sale has opened");
+        }
     }
 
     /// Begins to serve, when every shard can sell. In an upgrade, waits until the old process hands over.
@@ -387,5 +406,5 @@ fn add_ended_share(
     *items += part.items;
     let (parts, sold, items) = (*parts, *sold, *items);
     (parts == shards).then(|| sales.remove(&part.sale))?;
-    Some(EndedSale { sale_id: part.sale.0, sold, items })
+    Some(EndedSale { sale_id: part.sale.0, opens_ms: None, sold, items })
 }

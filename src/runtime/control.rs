@@ -5,6 +5,7 @@ use crate::http::connection::Overdue;
 use crate::log::retention::OldSegment;
 use crate::sale::effects::EndedShare;
 use crate::sale::ids::ShardId;
+use crate::sale::record::Record;
 use crate::upgrade::protocol::{FromNew, UpgradeSocket};
 use std::sync::Arc;
 
@@ -13,6 +14,8 @@ use std::sync::Arc;
 pub enum Notice {
     /// The shard is ready to sell.
     Ready(ShardId),
+    /// The shard has begun the sale of this record.
+    Opened(Record),
     /// A sale has ended on the shard.
     Ended(EndedShare),
     /// The shard grants no new holds because the log has no room (`true`), or grants them again (`false`).

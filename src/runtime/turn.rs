@@ -166,7 +166,8 @@ impl TurnLoop {
         if !is_paused {
             let ShardIo { server, status, .. } = &mut self.shard_io;
             let (parts, item_states) = (self.shard.parts(), &*self.item_states);
-            let sale = OnSale { parts, item_states, now };
+            let schedule = self.shard.rules.schedule;
+            let sale = OnSale { parts, item_states, schedule, now };
             let facts = Facts { status, sale: Some(sale), known: None };
             server.send_events(now, |sent, out| sent.update(&facts, now.monotonic_ms, out));
         }
@@ -294,7 +295,8 @@ impl TurnLoop {
                     }
                 }
                 Route::Page(page) => {
-                    let sale = OnSale { parts: shard.parts(), item_states, now };
+                    let schedule = shard.rules.schedule;
+                    let sale = OnSale { parts: shard.parts(), item_states, schedule, now };
                     let facts = Facts { status, sale: Some(sale), known: head.if_none_match };
                     status_pages::write(page, &facts, style, responder, out)
                 }
@@ -322,8 +324,10 @@ impl TurnLoop {
     fn append(&mut self, now: Moment) {
         let numbers = self.shard_io.status.shard(self.shard_io.id);
         for record in self.effects.records.drain(..) {
-            if let LogEvent::Released { reason, .. } = record.event {
-                numbers.released[reason as usize].add(1);
+            match record.event {
+                LogEvent::Released { reason, .. } => numbers.released[reason as usize].add(1),
+                LogEvent::SaleOpened { .. } => self.shard_io.notify(Notice::Opened(record)),
+                _ => {}
             }
             self.logs.append_purchase(&record);
         }

@@ -12,7 +12,7 @@ pub struct ItemId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UserId(pub i64);
 
-/// Number of a sale: `floor(unix_seconds / period_seconds)`. The current sale of a shard never decreases.
+/// Number of a sale: `floor(unix_seconds / period_seconds)`, or its id in a plan. The current sale of a shard never decreases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SaleId(pub u32);
 
@@ -50,9 +50,9 @@ pub struct Moment {
     pub unix_ms: u64,
 }
 
-/// The terms of a sale. The stock and the limit are fixed when the sale opens; changed settings apply from the next sale
-/// on. The duration of holds and of extensions applies to those that begin under it. Ids increase in the order in which
-/// sales open.
+/// The terms of a sale. The times, the stock, the limit and the products are fixed when the sale opens; changed settings
+/// apply from the next sale on. The duration of holds and of extensions applies to those that begin under it. Ids
+/// increase in the order in which sales open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
     /// The sale.
@@ -69,6 +69,8 @@ pub struct Terms {
     pub ttl_ms: u32,
     /// Time by which a client can extend its hold once, in milliseconds. With 0, holds are not extended.
     pub extension_ms: u32,
+    /// Fingerprint of the products and their numbers of units, or [`Terms::NO_PRODUCTS`].
+    pub products: u64,
     /// Whether checkouts are refused for now.
     pub is_paused: bool,
 }
@@ -83,8 +85,11 @@ impl Terms {
         closes_ms: 0,
         ttl_ms: 0,
         extension_ms: 0,
+        products: Terms::NO_PRODUCTS,
         is_paused: false,
     };
+    /// The fingerprint of a sale without products, or of one whose products are not known.
+    pub const NO_PRODUCTS: u64 = 0;
 
     /// Returns whether the sale has closed by `unix_ms`, or there is none.
     pub fn has_closed(&self, unix_ms: u64) -> bool {

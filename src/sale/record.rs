@@ -7,11 +7,13 @@
 //!         4  u32  item            (SaleOpened: the stock; Refused: 2^32 - 1 if any item was asked for)
 //!         8  u32  sale
 //!        12  u32  time to live, ms (Checkout; Extended: the time added; SaleOpened: the limit per user), else 0
-//!        16  i64  user
+//!        16  i64  user            (SaleOpened: the fingerprint of the products)
 //!        24  u64  time, ms since the Unix epoch
-//!        32  [16] code, else 0
+//!        32  [16] code            (SaleOpened: u64 opening time, u64 closing time, ms since the Unix epoch), else 0
 //!        48  [16] fingerprint of the idempotency key (Checkout, Purchase), else 0
 //! ```
+//!
+//! Versions before 0.2 left the times and the products of a sale 0.
 
 use crate::sale::code::Code;
 use crate::sale::ids::{ItemId, SaleId, Terms, UserId};
@@ -77,6 +79,15 @@ impl RefusalReason {
 /// Item in the record of a refused checkout that asked for any item. No item has this number.
 const ANY_ITEM: u32 = u32::MAX;
 
+/// When a sale opens and closes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SaleTimes {
+    /// Opening time, in milliseconds since the Unix epoch.
+    pub opens_ms: u64,
+    /// Closing time, in milliseconds since the Unix epoch. Not 0.
+    pub closes_ms: u64,
+}
+
 /// The event that a record describes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogEvent {
@@ -87,6 +98,10 @@ pub enum LogEvent {
         items: u32,
         /// Largest number of items per user.
         user_limit: u32,
+        /// When the sale opens and closes. `None` if an earlier version wrote the record.
+        times: Option<SaleTimes>,
+        /// Fingerprint of the products, or [`Terms::NO_PRODUCTS`].
+        products: u64,
     },
     /// The records that follow were copied from Postgres, which may have lacked the latest records of the lost log. A
     /// release may be missing that a later checkout of the same user relied on, so users may exceed the limit.
@@ -171,16 +186,21 @@ pub struct UnknownRecord {
 impl Record {
     /// Returns the record that opens the sale with these `terms`.
     pub fn sale_opened(terms: &Terms, unix_ms: u64) -> Record {
-        let event = LogEvent::SaleOpened { items: terms.items, user_limit: terms.user_limit };
-        Record { sale: terms.sale, unix_ms, event }
+        let &Terms { sale, items, user_limit, opens_ms, closes_ms, products, .. } = terms;
+        let times = Some(SaleTimes { opens_ms, closes_ms });
+        Record { sale, unix_ms, event: LogEvent::SaleOpened { items, user_limit, times, products } }
     }
 
     /// Encodes the record in the layout that this module describes.
     pub fn encode(&self) -> [u8; RECORD_BYTES] {
         let mut raw = RawRecord { sale: self.sale.0.into(), unix_ms: self.unix_ms.into(), ..RawRecord::default() };
         match self.event {
-            LogEvent::SaleOpened { items, user_limit } => {
+            LogEvent::SaleOpened { items, user_limit, times, products } => {
                 (raw.kind, raw.item, raw.ttl_ms) = (1, items.into(), user_limit.into());
+                raw.user = (products as i64).into();
+                if let Some(SaleTimes { opens_ms, closes_ms }) = times {
+                    raw.code = transmute!([U64::new(opens_ms), U64::new(closes_ms)]);
+                }
             }
             LogEvent::RestoredFromPostgres => raw.kind = 6,
             LogEvent::Checkout { item, user, code, ttl_ms, key } => {
@@ -220,7 +240,13 @@ impl Record {
         let release = ReleaseReason::from_repr(raw.reason.wrapping_sub(1));
         let refusal = RefusalReason::from_repr(raw.reason.wrapping_sub(1));
         let event = match (raw.kind, raw.reason, release, refusal) {
-            (1, 0, ..) => LogEvent::SaleOpened { items: raw.item.get(), user_limit: raw.ttl_ms.get() },
+            (1, 0, ..) => {
+                let [opens_ms, closes_ms]: [U64; 2] = transmute!(raw.code);
+                let times = SaleTimes { opens_ms: opens_ms.get(), closes_ms: closes_ms.get() };
+                let times = Some(times).filter(|times| times.closes_ms > 0);
+                let (items, user_limit, products) = (raw.item.get(), raw.ttl_ms.get(), raw.user.get() as u64);
+                LogEvent::SaleOpened { items, user_limit, times, products }
+            }
             (2, 0, ..) => LogEvent::Checkout { item, user, code, ttl_ms: raw.ttl_ms.get(), key },
             (3, _, Some(reason), _) => LogEvent::Released { item, user, code, reason },
             (4, 0, ..) => LogEvent::Purchase { item, user, code, key },
@@ -258,9 +284,13 @@ mod tests {
 
     fn any_event() -> impl Strategy<Value = LogEvent> {
         let code = any::<[u8; 16]>().prop_map(Code::from_bytes);
+        let times = (any::<u64>(), 1..=u64::MAX).prop_map(|(opens_ms, closes_ms)| SaleTimes { opens_ms, closes_ms });
+        let times = prop::option::of(times);
         let of = (any::<u32>().prop_map(ItemId), any::<i64>().prop_map(UserId), code);
         prop_oneof![
-            (any::<u32>(), any::<u32>()).prop_map(|(items, user_limit)| LogEvent::SaleOpened { items, user_limit }),
+            (any::<u32>(), any::<u32>(), times, any::<u64>()).prop_map(|(items, user_limit, times, products)| {
+                LogEvent::SaleOpened { items, user_limit, times, products }
+            }),
             (of.clone(), any::<u32>(), any::<u128>()).prop_map(|((item, user, code), ttl_ms, key)| {
                 LogEvent::Checkout { item, user, code, ttl_ms, key: Uuid::from_u128(key) }
             }),
@@ -311,5 +341,21 @@ mod tests {
         expected.extend([0xcc; 16]);
         expected.extend([0xee; 16]);
         assert_eq!(record.encode().as_slice(), expected);
+    }
+
+    #[test]
+    fn the_layout_of_an_opening_is_pinned() {
+        let times = Some(SaleTimes { opens_ms: 0x0807_0605_0403_0201, closes_ms: 0x2827_2625_2423_2221 });
+        let event = LogEvent::SaleOpened { items: 0x0403_0201, user_limit: 7, times, products: 0xf8f7_f6f5_f4f3_f2f1 };
+        let mut expected = vec![1, 0, 0, 0, 1, 2, 3, 4, 9, 0, 0, 0, 7, 0, 0, 0];
+        expected.extend([0xf1, 0xf2, 0xf3, 0xf4, 0xf5, 0xf6, 0xf7, 0xf8, 5, 0, 0, 0, 0, 0, 0, 0]);
+        expected.extend([1, 2, 3, 4, 5, 6, 7, 8, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x27, 0x28]);
+        expected.extend([0; 16]);
+        assert_eq!(Record { sale: SaleId(9), unix_ms: 5, event }.encode().as_slice(), expected);
+        // A record of version 0.1 has neither times nor products.
+        expected[16..24].fill(0);
+        expected[32..48].fill(0);
+        let old = LogEvent::SaleOpened { items: 0x0403_0201, user_limit: 7, times: None, products: Terms::NO_PRODUCTS };
+        assert_eq!(Record::decode(expected.as_slice().try_into().unwrap()).unwrap().event, old);
     }
 }

@@ -5,17 +5,20 @@
 
 use crate::sale::ids::{SaleId, Terms};
 use std::iter;
+use std::ops::RangeInclusive;
 
 /// Maximum number of sales that are open at once.
 pub const OPEN_MAX: usize = 16;
+/// Length of a day, in milliseconds.
+const DAY_MS: u64 = 86_400_000;
 
 /// The sales of a server, from the first to the last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SaleSchedule {
     /// A sale for each period since 1970, without a gap.
     Periodic(PeriodicSale),
-    /// The sales of a plan, in the order of their ids. A process reads one plan, so it is never freed. See
-    /// [`planned`](SaleSchedule::planned).
+    /// The sales of a plan, in the order of their ids. A process reads one plan, so it is never freed. They have
+    /// layers ([`assign_layers`]).
     Planned(&'static [SaleSeries]),
 }
 
@@ -51,16 +54,28 @@ pub struct SaleSeries {
 /// Maximum number of layers: as many sales as can be open at once, and one that is repeated and closed between.
 pub const LAYERS_MAX: usize = OPEN_MAX + 1;
 
+/// Returns whether sales of these lengths, in seconds, can follow each other in one data directory and one database. The
+/// ids of sales without a plan count their length, so it does not change. 0: all sales have a plan.
+pub fn are_compatible(one_s: u32, other_s: u32) -> bool {
+    one_s == other_s || one_s.min(other_s) == 0
+}
+
+/// Gives layers to the series of a plan, which are in the order of their ids and openings.
+pub fn assign_layers(series: &mut [SaleSeries]) {
+    for number in 0..series.len() {
+        let (before, rest) = series.split_at_mut(number);
+        let overlapping = before.iter().filter(|other| other.last().closes_ms > rest[0].first.opens_ms);
+        let taken: Vec<u8> = overlapping.map(|other| other.layer).collect();
+        rest[0].layer = (0..).find(|layer| !taken.contains(layer)).expect("there are fewer series than layers");
+    }
+}
+
 impl SaleSchedule {
     /// Creates the schedule of a plan, whose series are in the order of their ids and openings.
+    #[cfg(test)]
     pub fn planned(mut series: Vec<SaleSeries>) -> Self {
-        for number in 0..series.len() {
-            let (before, rest) = series.split_at_mut(number);
-            let overlapping = before.iter().filter(|other| other.last().closes_ms > rest[0].first.opens_ms);
-            let taken: Vec<u8> = overlapping.map(|other| other.layer).collect();
-            rest[0].layer = (0..).find(|layer| !taken.contains(layer)).expect("there are fewer series than layers");
-        }
-        SaleSchedule::Planned(Box::leak(series.into()))
+        assign_layers(&mut series);
+        SaleSchedule::Planned(series.leak())
     }
 
     /// Returns the layer that shows the states of the items of a sale, if the sale is in the schedule.
@@ -134,8 +149,41 @@ impl SaleSchedule {
         }
     }
 
-    /// Returns the length of each sale in seconds, or 0 for the sales of a plan. A data directory and a database belong to
-    /// one such number.
+    /// Returns when all sales up to this id have closed, in milliseconds since the Unix epoch, if there is such a sale.
+    pub fn all_closed_ms(&self, until: SaleId) -> Option<u64> {
+        match self {
+            SaleSchedule::Periodic(periodic) => Some(periodic.terms(until).closes_ms),
+            SaleSchedule::Planned(series) => {
+                let begun = series.iter().take_while(|series| series.first.sale <= until);
+                let last = begun.map(|series| series.number((until.0 - series.first.sale.0).min(series.count - 1)));
+                last.flatten().map(|last| last.closes_ms).max()
+            }
+        }
+    }
+
+    /// Returns the ids of the sales that open on the same UTC day as `sale`, as far as they follow each other at a fixed
+    /// distance.
+    pub fn of_same_day(&self, sale: SaleId) -> RangeInclusive<u32> {
+        let (first, opens_ms, every_ms, last) = match self {
+            SaleSchedule::Periodic(periodic) => (0, 0, u64::from(periodic.period_s) * 1000, u32::MAX),
+            SaleSchedule::Planned(series) => {
+                let place = series.partition_point(|series| series.first.sale <= sale).checked_sub(1);
+                match place.map(|place| &series[place]).filter(|series| sale <= series.last().sale) {
+                    Some(SaleSeries { first, every_ms, count, .. }) if *every_ms > 0 => {
+                        (first.sale.0, first.opens_ms, *every_ms, first.sale.0 + (count - 1))
+                    }
+                    _ => return sale.0..=sale.0,
+                }
+            }
+        };
+        let day = (opens_ms + u64::from(sale.0 - first) * every_ms) / DAY_MS;
+        // The number of the first sale that opens at this time or later.
+        let number_at = |unix_ms: u64| unix_ms.saturating_sub(opens_ms).div_ceil(every_ms);
+        let id = |number: u64| u32::try_from(u64::from(first) + number).unwrap_or(u32::MAX).min(last);
+        id(number_at(day * DAY_MS))..=id(number_at((day + 1) * DAY_MS) - 1)
+    }
+
+    /// Returns the length of each sale in seconds, or 0 for the sales of a plan. See [`are_compatible`].
     pub fn period_s(&self) -> u32 {
         match self {
             SaleSchedule::Periodic(periodic) => periodic.period_s,
@@ -143,9 +191,10 @@ impl SaleSchedule {
         }
     }
 
-    /// Returns this schedule with another length of each sale, if it has such a length.
+    /// Returns this schedule with another length of each sale, if it has such a length. With 0, nothing is planned.
     pub fn with_period(self, period_s: u32) -> SaleSchedule {
         match self {
+            _ if period_s == 0 => SaleSchedule::Planned(&[]),
             SaleSchedule::Periodic(periodic) => SaleSchedule::Periodic(PeriodicSale { period_s, ..periodic }),
             SaleSchedule::Planned(_) => self,
         }
@@ -176,8 +225,8 @@ impl PeriodicSale {
         let &PeriodicSale { period_s, items, user_limit, ttl_ms, extension_ms } = self;
         let period_ms = u64::from(period_s) * 1000;
         let opens_ms = u64::from(sale.0) * period_ms;
-        let closes_ms = opens_ms + period_ms;
-        Terms { sale, items, user_limit, opens_ms, closes_ms, ttl_ms, extension_ms, is_paused: false }
+        let (closes_ms, products, is_paused) = (opens_ms + period_ms, Terms::NO_PRODUCTS, false);
+        Terms { sale, items, user_limit, opens_ms, closes_ms, ttl_ms, extension_ms, products, is_paused }
     }
 }
 
@@ -293,5 +342,26 @@ mod tests {
         assert_eq!((periodic.layer(SaleId(9)), periodic.layers()), (Some(0), vec![10]));
         let next = periodic.terms(SaleId(9)).unwrap();
         assert_eq!(periodic.open_with(next, SaleId(3)).collect::<Vec<_>>(), [next], "the others have closed");
+    }
+
+    #[test]
+    fn sales_of_one_day_belong_together() {
+        let of = |schedule: SaleSchedule, sale| schedule.of_same_day(SaleId(sale));
+        let hourly = SaleSchedule::Periodic(HOURLY);
+        for schedule in [hourly, hourly_plan()] {
+            assert_eq!([of(schedule, 0), of(schedule, 23), of(schedule, 24)], [0..=23, 0..=23, 24..=47]);
+        }
+        let of_period = |period_s, sale| of(SaleSchedule::Periodic(PeriodicSale { period_s, ..HOURLY }), sale);
+        // A sale that is longer than a day has its day for itself, and one that does not divide it begins on the next.
+        assert_eq!([of_period(172_800, 5), of_period(50_000, 1), of_period(50_000, 2)], [5..=5, 0..=1, 2..=3]);
+        let first = Terms { opens_ms: DAY_MS - 3_600_000, ..HOURLY.terms(SaleId(5)) };
+        let series = vec![
+            SaleSeries { first, every_ms: 3_600_000, count: 3, layer: 0 },
+            SaleSeries { first: HOURLY.terms(SaleId(9)), every_ms: 0, count: 1, layer: 0 },
+        ];
+        let planned = SaleSchedule::planned(series);
+        assert_eq!([of(planned, 5), of(planned, 6), of(planned, 7)], [5..=5, 6..=7, 6..=7]);
+        assert_eq!([of(planned, 4), of(planned, 8), of(planned, 9)], [4..=4, 8..=8, 9..=9]);
+        assert_eq!(of(hourly, u32::MAX), u32::MAX - u32::MAX % 24..=u32::MAX);
     }
 }

@@ -11,6 +11,7 @@ use crate::sale::code::ITEMS_MAX;
 use crate::sale::ids::{ItemId, Moment, SaleId, Terms};
 use crate::sale::item_name::{ItemImage, ItemName};
 use crate::sale::parts::Parts;
+use crate::sale::sale_schedule::SaleSchedule;
 use crate::server::art::ItemArt;
 use std::sync::LazyLock;
 
@@ -31,19 +32,33 @@ pub struct OnSale<'a> {
     pub parts: &'a Parts,
     /// Published states of the items.
     pub item_states: &'a ItemStates,
+    /// Which sale opens next.
+    pub schedule: SaleSchedule,
     /// Time of this turn.
     pub now: Moment,
 }
 
 impl OnSale<'_> {
-    /// Returns the terms of the sale that has opened last.
+    /// Returns the terms of the sale that the pages show: the open one that has opened last. If none is open, the next one,
+    /// or the last one if none follows.
     pub fn terms(&self) -> Terms {
-        self.parts.newest().terms
+        let newest = self.parts.newest().terms;
+        let next = || self.schedule.next(newest.sale).unwrap_or(newest);
+        self.parts.open(self.now).next().copied().unwrap_or_else(next)
     }
 
     /// Returns whether a sale is open.
     pub fn is_open(&self, sale: SaleId) -> bool {
         self.parts.is_open(sale, self.now)
+    }
+
+    /// Returns the terms of a sale that the shard knows, or that its plan has for later.
+    pub fn known(&self, sale: SaleId) -> Option<Terms> {
+        let planned = match self.schedule {
+            SaleSchedule::Planned(_) if sale > self.parts.newest().terms.sale => self.schedule.terms(sale),
+            _ => None,
+        };
+        self.parts.get(sale).filter(|part| part.terms.items > 0).map(|part| part.terms).or(planned)
     }
 
     fn item(&self, item: ItemId) -> Item {
@@ -55,8 +70,9 @@ impl OnSale<'_> {
     /// Reports whether a sale has this item. The stock of a forgotten sale had at most [`ITEMS_MAX`] items, and later
     /// sales have none yet.
     fn has(&self, sale: SaleId, item: ItemId) -> bool {
-        let items = self.parts.get(sale).map_or(ITEMS_MAX, |part| part.terms.items);
-        sale <= self.terms().sale && item.0 < items
+        let shown = self.terms();
+        let known = if sale == shown.sale { Some(shown) } else { self.parts.get(sale).map(|part| part.terms) };
+        sale <= shown.sale && item.0 < known.map_or(ITEMS_MAX, |terms| terms.items)
     }
 
     fn seconds_left(&self) -> u64 {

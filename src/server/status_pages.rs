@@ -1,7 +1,7 @@
 //! The pages that can be read, except `/events`: the sale, liveness, readiness and health. Pages of items are in
 //! `item_pages`.
 
-use crate::http::bodies::{Health, Live, OneSale, Ready, Sale, SalePhase, ShardHealth};
+use crate::http::bodies::{CurrentSale, Health, Live, OneSale, Ready, Sale, SalePhase, ShardHealth};
 use crate::http::operation::Answer;
 use crate::http::problem::Problem;
 use crate::http::response::{Responder, Style};
@@ -10,6 +10,7 @@ use crate::log::block::LogKind;
 use crate::operate::counters::Counter;
 use crate::operate::status::{Phase, Status};
 use crate::sale::ids::Terms;
+use crate::sale::sale_schedule::SaleSchedule;
 use crate::server::item_pages::{self, OnSale};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -42,12 +43,12 @@ pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Respon
             responder.json(answer, ready, style, out)
         }
         Page::Sale => match facts.sale {
-            Some(_) => responder.json(Answer::Ok, || open_sale(facts), style, out),
+            Some(_) => responder.json(Answer::Ok, || current_sale(facts), style, out),
             None => responder.problem(phase.refusal(), style, out),
         },
-        Page::OneSale(id) => match facts.sale.map(|on_sale| (on_sale, on_sale.parts.get(id))) {
-            Some((on_sale, Some(part))) => {
-                responder.json(Answer::Ok, || one_sale(facts.status, on_sale, part.terms), style, out)
+        Page::OneSale(id) => match facts.sale.map(|on_sale| (on_sale, on_sale.known(id))) {
+            Some((on_sale, Some(terms))) => {
+                responder.json(Answer::Ok, || one_sale(facts.status, on_sale, terms), style, out)
             }
             Some((_, None)) => responder.problem(Problem::NotFound, style, out),
             None => responder.problem(phase.refusal(), style, out),
@@ -65,16 +66,19 @@ pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Respon
     }
 }
 
-/// Returns the state of the open sale, or `None` before recovery has ended.
-pub fn open_sale(facts: &Facts<'_>) -> Option<Sale> {
+/// Returns the state of the sale that the pages show, or `None` before recovery has ended.
+pub fn current_sale(facts: &Facts<'_>) -> Option<CurrentSale> {
     let on_sale = facts.sale?;
-    Some(sale(facts.status, on_sale.terms()))
+    let OneSale { phase, sale } = one_sale(facts.status, on_sale, on_sale.terms());
+    let has_plan = matches!(on_sale.schedule, SaleSchedule::Planned(_));
+    Some(CurrentSale { sale, phase: has_plan.then_some(phase) })
 }
 
 fn one_sale(status: &Status, on_sale: OnSale<'_>, terms: Terms) -> OneSale {
-    let sale = sale(status, terms);
+    let (newest, sale) = (on_sale.parts.newest().terms, sale(status, terms));
     let phase = match sale.reserved {
         _ if on_sale.is_open(terms.sale) => SalePhase::Open,
+        _ if terms.sale > newest.sale => SalePhase::Next,
         0 => SalePhase::Closed,
         _ => SalePhase::Closing,
     };
@@ -113,7 +117,7 @@ fn health(facts: &Facts<'_>, phase: Phase) -> Health {
         version: VERSION,
         live: true,
         ready: phase == Phase::Serving,
-        sale: open_sale(facts),
+        sale: current_sale(facts),
         postgres: facts.status.postgres(),
         owner: facts.status.watched.owner().filter(|_| phase == Phase::Standby),
         shards: shards.collect(),

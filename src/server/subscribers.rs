@@ -5,11 +5,11 @@
 //! the last event, it gets no further one, and afterwards it gets the current state. So at most one event is buffered
 //! for each subscriber, and the work of one turn is bounded, regardless of their number.
 
-use crate::http::bodies::{Sale, StockEvent};
+use crate::http::bodies::{Sale, SalePhase, StockEvent};
 use crate::operate::shard_status::Sales;
 use crate::sale::ids::SaleId;
 use crate::server::item_pages::OnSale;
-use crate::server::status_pages::{Facts, open_sale};
+use crate::server::status_pages::{Facts, current_sale};
 use serde::Serialize;
 use std::collections::VecDeque;
 
@@ -25,31 +25,32 @@ const STREAM_START: &[u8] = b"retry: 1000\n\n";
 /// The state that a subscriber has received last.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SentState {
-    sales: Option<(SaleId, Sales)>,
+    sale: Option<(SaleId, Option<SalePhase>)>,
+    sales: Sales,
     at_ms: u64,
 }
 
 impl SentState {
     /// Reports whether the subscriber has received no event yet.
     pub fn is_nothing(&self) -> bool {
-        self.sales.is_none()
+        self.sale.is_none()
     }
 
     /// Writes the next event, if the state has changed, or a comment after [`KEEPALIVE_MS`] without a change.
     pub fn update(&mut self, facts: &Facts<'_>, now_ms: u64, out: &mut Vec<u8>) {
         let Some(terms) = facts.sale.as_ref().map(OnSale::terms) else { return };
-        let sales = Some((terms.sale, facts.status.sales(terms.sale)));
-        if sales == self.sales {
+        let Some(now) = current_sale(facts) else { return };
+        let (sale, sales) = (Some((terms.sale, now.phase)), facts.status.sales(terms.sale));
+        if (sale, sales) == (self.sale, self.sales) {
             if now_ms >= self.at_ms + KEEPALIVE_MS {
                 self.at_ms = now_ms;
                 out.extend_from_slice(b":\n\n");
             }
             return;
         }
-        let Some(now) = open_sale(facts) else { return };
-        match self.sales {
-            Some((before, _)) if before == terms.sale => {
-                let Sale { sale_id, sold, reserved, available, .. } = now;
+        match self.sale {
+            before if before == sale => {
+                let Sale { sale_id, sold, reserved, available, .. } = now.sale;
                 write(out, "stock", &StockEvent { sale_id, sold, reserved, available });
             }
             before => {
@@ -59,7 +60,7 @@ impl SentState {
                 write(out, "sale", &now);
             }
         }
-        *self = SentState { sales, at_ms: now_ms };
+        *self = SentState { sale, sales, at_ms: now_ms };
     }
 }
 
@@ -146,10 +147,11 @@ mod tests {
         let mut hear = |sale, sold, now_ms| {
             let published = PublishedStock { sale: SaleId(sale), sold, reserved: 1, next_expiry_ms: u64::MAX };
             status.shards[0].publish_sales(published);
-            let (terms, now) = (SALES.terms(SaleId(sale)), Moment { monotonic_ms: now_ms, unix_ms: now_ms });
+            let (terms, now) =
+                (SALES.terms(SaleId(sale)), Moment { monotonic_ms: now_ms, unix_ms: u64::from(sale) * 3_600_000 });
             let mut out = Vec::new();
             let parts = Parts::new(ShardId(0), Partition::new(1), vec![Part::empty(terms, Partition::new(1))]);
-            let sale = Some(OnSale { parts: &parts, item_states: &item_states, now });
+            let sale = Some(OnSale { parts: &parts, item_states: &item_states, schedule: SCHEDULE, now });
             sent.update(&Facts { status: &status, sale, known: None }, now_ms, &mut out);
             String::from_utf8(out).unwrap()
         };

@@ -176,7 +176,7 @@ impl PairMachine {
         self.archive = self.disk.read().expect("a disk without damage can be read");
         self.archive.retain(|_, records| !records.is_empty());
         self.disk.seal(usize::MAX);
-        let mut replay = Replay::new(Partition::new(shards), rules, rules.schedule.longest_hold_ms(), now);
+        let mut replay = Replay::new(Partition::new(shards), rules, (rules.schedule.longest_hold_ms(), 0), now);
         for record in self.archive.values().flatten() {
             replay.record(record).unwrap_or_else(|error| panic!("{record:?} cannot be replayed: {error}"));
         }

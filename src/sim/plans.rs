@@ -40,6 +40,7 @@ fn plan(seed: u64) -> SaleSchedule {
             closes_ms: opens_ms + if longest_ms > 0 { chance.u64(1..=longest_ms) } else { PERIOD_MS },
             ttl_ms: chance.u32(TTL_MS / 2..=TTL_MS),
             extension_ms: [0, EXTENSION_MS][chance.usize(0..2)],
+            products: chance.u64(..),
             is_paused: chance.u32(0..10) == 0,
         };
         SaleSeries { first, every_ms: 0, count: 1, layer: 0 }

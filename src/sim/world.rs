@@ -368,7 +368,7 @@ impl World {
         self.archive = self.disk.read().expect("a disk without damage can be read");
         self.archive.retain(|_, records| !records.is_empty());
         self.disk.seal(usize::MAX);
-        let mut replay = Replay::new(self.partition, self.rules, self.rules.schedule.longest_hold_ms(), self.now);
+        let mut replay = Replay::new(self.partition, self.rules, (self.rules.schedule.longest_hold_ms(), 0), self.now);
         for record in self.archive.values().flatten() {
             replay.record(record).unwrap_or_else(|error| panic!("{record:?} cannot be replayed: {error}"));
         }

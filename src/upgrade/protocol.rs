@@ -132,6 +132,9 @@ pub struct KeptSettings {
     pub database: bool,
     /// Whether it has `--ack postgres` or `--ack replicated`.
     pub waits_for_database: bool,
+    /// Whether it has a plan.
+    #[serde(default)]
+    pub plan: bool,
 }
 
 impl KeptSettings {
@@ -141,6 +144,7 @@ impl KeptSettings {
             env_file: config.has_env_file,
             database: config.database.is_some(),
             waits_for_database: config.rules.ack.needs_database(),
+            plan: config.plan.is_some(),
         }
     }
 
@@ -153,6 +157,8 @@ impl KeptSettings {
         } else if self.database && !now.database {
             let what = "the running server has a database and the new settings have none";
             Some(format!("{what}; set DATABASE_URL or DB_HOST, as before"))
+        } else if self.plan && !now.plan {
+            Some("the running server has a plan and the new settings have none; set PLAN, as before".into())
         } else if self.waits_for_database && !now.waits_for_database && !new.is_ack_given {
             let what = "the running server waits for Postgres and the new settings do not set --ack";
             Some(format!(

@@ -263,7 +263,7 @@ pub fn replay(bytes: &[u8]) {
     let sales = PeriodicSale { period_s: 3600, items: ITEMS, user_limit: 10, ttl_ms: 100, extension_ms: 0 };
     let rules = Rules { schedule: SaleSchedule::Periodic(sales), receipts_ms: 3_600_000, ack: Ack::Local };
     let Some((&shards, bytes)) = bytes.split_first() else { return };
-    let mut replay = Replay::new(Partition::new(u16::from(shards % 8) + 1), rules, 100, now);
+    let mut replay = Replay::new(Partition::new(u16::from(shards % 8) + 1), rules, (100, 3600), now);
     for bytes in bytes.as_chunks::<RECORD_BYTES>().0 {
         let Ok(mut record) = Record::decode(bytes) else { continue };
         if let LogEvent::SaleOpened { items, .. } = &mut record.event

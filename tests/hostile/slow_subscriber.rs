@@ -45,7 +45,8 @@ fn told_by_then(until_ms: u64) -> (String, bool) {
             status.shards[0].publish_sales(published);
             server.poll(0);
             server.serve(now, &mut |_, _, _, _, _| panic!("the subscriber sends no request"));
-            let sale = OnSale { parts: &parts, item_states: &item_states, now };
+            let (parts, item_states) = (&parts, &item_states);
+            let sale = OnSale { parts, item_states, schedule: SaleSchedule::Periodic(SALES), now };
             let facts = Facts { status: &status, sale: Some(sale), known: None };
             server.send_events(now, |told, out| told.update(&facts, now.monotonic_ms, out));
             server.write_replies(now);

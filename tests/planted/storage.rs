@@ -26,6 +26,34 @@ pub const STORAGE: &[Bug] = &[
         wrong: "{ let _ = left_ms; now.monotonic_ms }",
         caught_by: SIM,
     },
+    Bug {
+        what: "a plan may change the stock of a sale that has opened",
+        file: "log/opened_sales.rs",
+        place: "(times(terms), «terms.items», terms.user_limit, terms.products)",
+        wrong: "0",
+        caught_by: "log::opened_sales",
+    },
+    Bug {
+        what: "a plan may sell a sale that is over once more",
+        file: "log/opened_sales.rs",
+        place: "let matters = is_open || «!planned.has_closed(now_ms)»;",
+        wrong: "{ let _ = planned; false }",
+        caught_by: "log::opened_sales",
+    },
+    Bug {
+        what: "a sale that is open may be missing in the plan",
+        file: "log/opened_sales.rs",
+        place: "_ => «is_open».then_some(Contradiction::Missing(*opened)),",
+        wrong: "{ let _ = is_open; false }",
+        caught_by: "log::opened_sales",
+    },
+    Bug {
+        what: "recovery takes the times of a sale from the plan",
+        file: "log/opened_sales.rs",
+        place: "= «times.or(by_schedule)» else {",
+        wrong: "by_schedule.or(times)",
+        caught_by: "log::opened_sales",
+    },
     // --- the log budget ---
     Bug {
         what: "a hold is granted although the log has no block for its end",

@@ -258,8 +258,8 @@ fn migrate(dir: &Path, url: &str) -> (Option<i32>, String) {
 #[test]
 fn a_server_needs_no_right_over_the_schema() {
     let (cluster, dir, empty) = (Cluster::start(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    assert_eq!(migrate(dir.path(), &cluster.url()), (Some(0), "the schema was updated from version 0 to 10\n".into()));
-    assert_eq!(migrate(dir.path(), &cluster.url()), (Some(0), "the schema has version 10 already\n".into()));
+    assert_eq!(migrate(dir.path(), &cluster.url()), (Some(0), "the schema was updated from version 0 to 11\n".into()));
+    assert_eq!(migrate(dir.path(), &cluster.url()), (Some(0), "the schema has version 11 already\n".into()));
     let documented = repository_text("docs/postgres.md");
     let grants = documented.split("```sql\n").find(|block| block.starts_with("create role shop")).unwrap();
     cluster.ask(grants.split("```").next().unwrap());
@@ -281,6 +281,14 @@ fn a_server_needs_no_right_over_the_schema() {
                 || psql(&url, refused).unwrap_err().contains("denied")
         );
     }
+    // A role that had the right in version 10 of the schema keeps it.
+    cluster.ask("drop function stampede.prepare_sales");
+    cluster.ask("grant execute on function stampede.prepare_sale to shop");
+    cluster.ask("delete from schema_migrations where version = 11");
+    assert_eq!(migrate(dir.path(), &cluster.url()), (Some(0), "the schema was updated from version 10 to 11\n".into()));
+    let may = "select has_function_privilege('shop', 'stampede.prepare_sales(bigint, bigint, bigint)', 'execute'), \
+        has_function_privilege('shop', 'stampede.prepare_partition(text, bigint, bigint, bigint)', 'execute')";
+    assert_eq!(cluster.ask(may).trim(), "t|f");
 }
 
 /// Neither a server that does not own the database nor the command changes the schema of a server that is running.
@@ -305,6 +313,6 @@ fn the_schema_of_a_running_server_is_not_changed() {
     let server = start(dir.path(), &cluster, &HOURLY);
     trade(&mut server.connect(), 3);
     assert!(server.terminate().success());
-    assert_eq!(cluster.count("select max(version) from schema_migrations"), 10);
+    assert_eq!(cluster.count("select max(version) from schema_migrations"), 11);
     assert_eq!(cluster.count("select count(*) from pg_publication"), 1);
 }

@@ -129,8 +129,9 @@ impl Server {
             }
             let left = end.saturating_duration_since(Instant::now());
             let Ok(line) = self.lines.recv_timeout(left) else { panic!("none of {messages:?} in {seen:#?}") };
-            // Before the settings are read, the server does not know the log format, and writes plain text.
-            let is_early = line.starts_with("stampede: ");
+            // Before the settings are read, the server does not know the log format, and writes plain text. The mistakes of
+            // a plan have lines of their own.
+            let is_early = ["stampede: ", "shop.toml:", "    "].iter().any(|beginning| line.starts_with(beginning));
             let fields =
                 if is_early { Ok(serde_json::json!({ "message": line })) } else { serde_json::from_str(&line) };
             seen.push(fields.unwrap_or_else(|error| panic!("{error}: {line}")));

@@ -5,7 +5,7 @@ use stampede::log::block::{BLOCK_BYTES, Chain, LogKind, StreamId, StreamKey};
 use stampede::log::segment::SegmentName;
 use stampede::log::stream::{End, Ending};
 use stampede::sale::code::CodeGenerator;
-use stampede::sale::ids::{ItemId, SaleId, UserId};
+use stampede::sale::ids::{ItemId, SaleId, Terms, UserId};
 use stampede::sale::record::{LogEvent, Record, RefusalReason, ReleaseReason};
 use std::fs::{self, File};
 use std::io::Write;
@@ -53,7 +53,8 @@ impl OldLog {
     /// own, or reserved and released if its number is odd.
     pub fn purchases(&mut self, sale: SaleId, stock: u32, items: impl IntoIterator<Item = u32>) -> Vec<Record> {
         let unix_ms = u64::from(sale.0) * PERIOD_S * 1000 + 1;
-        let mut records = vec![Record { sale, unix_ms, event: LogEvent::SaleOpened { items: stock, user_limit: 10 } }];
+        let opened = LogEvent::SaleOpened { items: stock, user_limit: 10, times: None, products: Terms::NO_PRODUCTS };
+        let mut records = vec![Record { sale, unix_ms, event: opened }];
         for item in items {
             let (item, user) = (ItemId(item), UserId(1000 + i64::from(item)));
             let code = self.codes.mint(sale, item);

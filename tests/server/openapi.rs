@@ -203,14 +203,13 @@ fn every_answer_that_is_described_can_be_met_and_no_other() {
         scope.spawn(|| meet_the_end_of_a_sale(api));
         scope.spawn(|| meet_a_full_log(api));
         scope.spawn(|| meet_nothing_free(api));
+        scope.spawn(|| meet_a_plan(api));
         scope.spawn(|| meet_before_it_sells(api, &[]));
         scope.spawn(|| meet_before_it_sells(api, &["--ack", "postgres", "--standby"]));
         meet_in_peace(api, &server);
         slow.join().unwrap()
     });
     let (mut described, met) = (api.cases(), api.met.lock().unwrap().clone());
-    // Sales by period follow each other without a gap.
-    described.retain(|(_, _, what)| what != "/problems/not-open");
     if let Err(error) = is_stuck {
         skipped("overdue answers", error);
         described.retain(|(_, _, what)| what != "/problems/overdue");
@@ -388,6 +387,47 @@ fn meet_nothing_free(api: &Api) {
     assert_eq!(api.ask(&mut client, Operation::Checkout, "?user_id=2", "").problem(), "all-reserved");
     assert_eq!(client.purchase(&code).status, 200);
     assert_eq!(api.ask(&mut client, Operation::Checkout, "?user_id=2", "").problem(), "sold-out");
+}
+
+/// Requests every page, and a checkout, before the only sale of a plan and after it.
+fn meet_a_plan(api: &Api) {
+    for (opens, closes, phase) in [("2100-01-01", "2100-01-02", "next"), ("2000-01-01", "2000-01-02", "closed")] {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = format!(
+            "[[sale]]\nid = 7\nname = \"S\"\nopens = {opens}T00:00:00Z\ncloses = {closes}T00:00:00Z\nuser_limit = 1\n\
+             [[sale.product]]\nid = \"x\"\nname = \"X\"\nquantity = 3\n"
+        );
+        std::fs::write(dir.path().join("plan.toml"), plan).unwrap();
+        let server = Server::start(dir.path(), &["--plan", "plan.toml", "--shards", "2"]);
+        let mut client = server.connect();
+        for query in ["?user_id=1&item_id=1", "?user_id=1"] {
+            for fields in ["", "Idempotency-Key: k\r\n"] {
+                let refused = api.ask(&mut client, Operation::Checkout, query, fields);
+                assert_eq!(refused.problem(), "not-open");
+                assert!(refused.header("retry-after").is_some_and(|wait| wait.parse::<u32>().unwrap() >= 86_400));
+            }
+        }
+        let code = "?code=00027232-4538-47b2-840d-b281356ddb74";
+        for operation in [Operation::Purchase, Operation::Cancel, Operation::Extend] {
+            assert_eq!(api.ask(&mut client, operation, code, "").status, 409);
+        }
+        let sale = api.ask(&mut client, Operation::Sale, "", "").json();
+        assert_eq!((&sale["sale_id"], &sale["phase"], &sale["available"]), (&7.into(), &phase.into(), &3.into()));
+        for operation in [Operation::Items, Operation::Item, Operation::Image, Operation::Ready, Operation::Live] {
+            assert_eq!(api.ask(&mut client, operation, "", "").status, 200, "{operation:?}");
+        }
+        assert_eq!(api.ask(&mut client, Operation::Health, "", "").json()["sale"], sale);
+        assert_eq!(client.request("GET /items").json()["items_total"], 3);
+        assert_eq!(client.request("GET /items/3").problem(), "not-found");
+        let one = client.request("GET /sales/7");
+        assert_eq!(one.json()["phase"], phase);
+        api.meets(&name(Operation::OneSale), &one);
+        assert_eq!(client.request("GET /sales/0").problem(), "not-found");
+        client.send(b"GET /events HTTP/1.1\r\nHost: shop\r\n\r\n").unwrap();
+        assert_eq!(client.read_head().unwrap().status, 200);
+        assert_eq!(server.metric("stampede_sale_id"), if phase == "next" { 0 } else { 7 });
+        assert!(server.terminate().success());
+    }
 }
 
 fn meet_a_full_log(api: &Api) {

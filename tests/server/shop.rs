@@ -5,6 +5,7 @@ use crate::dashboard::FAINT;
 use crate::harness::{Client, LONG_SALE, Response, Server, assert_refused, skipped};
 use crate::history::History;
 use crate::log_tool::dump;
+use crate::planned;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::thread;
@@ -214,4 +215,38 @@ fn pictures() {
         thread::sleep(std::time::Duration::from_millis(1500));
         browser.photograph(&pictures.join(format!("shop-{name}.png")));
     }
+}
+
+/// The shop and the dashboard follow the clock of a plan: before the opening, while the sale is open, and when it has
+/// closed.
+#[test]
+fn a_planned_sale_is_announced_and_ends() {
+    let Some(browser) = Browser::start() else { return skipped("the shop of a plan", "no chromium") };
+    let Some(dashboard) = Browser::start() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let begin = planned::now_s() + 6;
+    planned::write(dir.path(), &[planned::sale(7, (begin, begin + 6), "user_limit = 2", &planned::product("a", 5))]);
+    let server = Server::start(dir.path(), &planned::PLAN);
+    History::at(server.address).leave_gap();
+    browser.open(&format!("http://{}/", server.address), DESKTOP);
+    dashboard.open(&format!("http://{}/", server.admin), DESKTOP);
+    let says = |id: &str, text: &str| format!("document.getElementById('{id}').textContent.startsWith('{text}')");
+    let enabled = "document.querySelectorAll('.item button:enabled, #any:enabled').length";
+    browser.wait_for(&says("clock", "The sale opens in 0:0"));
+    browser.wait_for("document.querySelectorAll('.item').length === 5");
+    assert_eq!(browser.evaluate(enabled), 0, "nothing can be reserved before the sale opens");
+    dashboard.wait_for(&says("countdown-of", "until the next sale, at"));
+    browser.wait_for(&says("clock", "This sale ends in 0:0"));
+    browser.wait_for(&format!("{enabled} === 6"));
+    assert_eq!(browser.evaluate(&press("#any")), true);
+    browser.wait_for("document.querySelectorAll('.hold.held').length === 1");
+    dashboard.wait_for(&says("countdown-of", "until the end of the sale, at"));
+    dashboard.wait_for("document.getElementById('held').textContent === '1'");
+    browser.wait_for(&says("clock", "The sale has closed"));
+    assert_eq!(browser.evaluate(enabled), 0, "nothing can be reserved when the sale has closed");
+    assert_eq!(browser.evaluate(&press(".hold.held .first")), true, "a live hold can be bought");
+    browser.wait_for("document.querySelectorAll('.hold.bought').length === 1");
+    dashboard.wait_for(&says("countdown-of", "No sale follows."));
+    dashboard.wait_for("document.getElementById('ended').rows.length === 1");
+    assert!(server.terminate().success());
 }

@@ -53,7 +53,7 @@ _stampede() {
 
     case "${cmd}" in
         stampede)
-            opts="-h -V --check-config --listen --admin-listen --admin-host --shards --data-dir --items --user-limit --sale-period --reservation-ttl --extension --receipts --log-budget --database-url --ack --recover-from --standby --standby-heartbeat --standby-patience --keep-sales --keep-attempts --max-connections --max-connections-per-address --idle-timeout --steering --cors-origin --shop --drain-delay --drain-timeout --env-file --log-format --help --version plan completions man log migrate"
+            opts="-h -V --check-config --listen --admin-listen --admin-host --shards --data-dir --plan --items --user-limit --sale-period --reservation-ttl --extension --receipts --log-budget --database-url --ack --recover-from --standby --standby-heartbeat --standby-patience --keep-sales --keep-attempts --max-connections --max-connections-per-address --idle-timeout --steering --cors-origin --shop --drain-delay --drain-timeout --env-file --log-format --help --version plan completions man log migrate"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -91,6 +91,13 @@ _stampede() {
                     COMPREPLY=()
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o plusdirs
+                    fi
+                    return 0
+                    ;;
+                --plan)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
                     fi
                     return 0
                     ;;

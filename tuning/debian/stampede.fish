@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_stampede_global_optspecs
-    string join \n check-config listen= admin-listen= admin-host= shards= data-dir= items= user-limit= sale-period= reservation-ttl= extension= receipts= log-budget= database-url= ack= recover-from= standby= standby-heartbeat= standby-patience= keep-sales= keep-attempts= max-connections= max-connections-per-address= idle-timeout= steering= cors-origin= shop= drain-delay= drain-timeout= env-file= log-format= h/help V/version
+    string join \n check-config listen= admin-listen= admin-host= shards= data-dir= plan= items= user-limit= sale-period= reservation-ttl= extension= receipts= log-budget= database-url= ack= recover-from= standby= standby-heartbeat= standby-patience= keep-sales= keep-attempts= max-connections= max-connections-per-address= idle-timeout= steering= cors-origin= shop= drain-delay= drain-timeout= env-file= log-format= h/help V/version
 end
 
 function __fish_stampede_needs_command
@@ -29,6 +29,7 @@ complete -c stampede -n "__fish_stampede_needs_command" -l admin-listen -d 'Addr
 complete -c stampede -n "__fish_stampede_needs_command" -l admin-host -d 'Host names under which clients may address the admin port, separated by commas, besides IP addresses and localhost. Requests with another name in Host are answered 421 [env: ADMIN_HOST] [default: none: only IP addresses and localhost]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l shards -d 'Number of threads that serve clients. Each thread is pinned to its own CPU if there are enough CPUs [env: SHARDS] [default: the number of CPUs that this process may use]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l data-dir -d 'Directory of the log. It is created if it does not exist, and locked: one server at a time can use it [env: DATA_DIR] [default: ./data]' -r -f -a "(__fish_complete_directories)"
+complete -c stampede -n "__fish_stampede_needs_command" -l plan -d 'File with the sales: when each opens and closes, under which terms, and what it sells. It is read at the start and by an upgrade in place, and replaces --items, --user-limit, --sale-period, --reservation-ttl and --extension. stampede plan check explains it [env: PLAN] [default: none: one sale after another, by the five settings that follow]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l items -d 'Number of items in each sale. A change applies from the next sale on [env: ITEMS, APP_ITEM_NUMBER] [default: 10000]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l user-limit -d 'Number of items that one user may hold and have bought together in a sale. A change applies from the next sale on [env: USER_LIMIT, APP_USER_LIMIT] [default: 10]' -r -f
 complete -c stampede -n "__fish_stampede_needs_command" -l sale-period -d 'Length of a sale, in whole seconds. Sales begin at multiples of it since 1970-01-01 UTC: with 1h, on every full hour. It cannot change for an existing data directory [env: SALE_PERIOD] [default: 1h]' -r -f

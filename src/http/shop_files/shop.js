@@ -41,6 +41,7 @@ const REFUSALS = {
   'user-limit': () => `You have ${sale?.user_limit ?? 'all'} items, the most that one buyer can have in this sale.`,
   'sold-out': () => 'Everything is sold.',
   'all-reserved': (seconds) => `Every item is in somebody's hands. Some may come back: try again in ${seconds} s.`,
+  'not-open': () => 'No sale is open now.',
   'code-expired': () => 'The time to buy this item is over.',
   'code-unknown': () => 'The time to buy this item is over.',
   'code-used': () => 'This item is bought already.',
@@ -231,9 +232,24 @@ function tick() {
     element.querySelector('.left').textContent = `${duration(left)} left to buy`;
   }
   if (sale === null) return undefined;
-  const left = duration(Date.parse(sale.ends_at) - now());
-  at('clock').textContent = sale.sold === sale.items_total ? `The next sale opens in ${left}` : `This sale ends in ${left}`;
+  at('clock').textContent = clock();
+  at('any').disabled = !canReserve();
+  for (const element of pages.values()) allow(element);
   return undefined;
+}
+
+// Without a plan, the sale has no phase: it is open until the next one begins.
+const hasOpened = () => sale.phase === undefined || now() >= Date.parse(sale.starts_at);
+const isOver = () => sale.phase !== undefined && now() >= Date.parse(sale.ends_at);
+const canReserve = () => hasOpened() && !isOver() && sale.sold < sale.items_total;
+
+function clock() {
+  if (!hasOpened()) return `The sale opens in ${duration(Date.parse(sale.starts_at) - now())}`;
+  const left = duration(Date.parse(sale.ends_at) - now());
+  const isSoldOut = sale.sold === sale.items_total;
+  if (isOver()) return 'The sale has closed';
+  if (isSoldOut) return sale.phase === undefined ? `The next sale opens in ${left}` : 'Everything is sold';
+  return `This sale ends in ${left}`;
 }
 
 function drawSale() {
@@ -244,11 +260,15 @@ function drawSale() {
   at('counts').textContent = `${number(sold)} sold · ${number(reserved)} in somebody's hands`;
   at('bar-sold').style.width = `${(100 * sold) / total}%`;
   at('bar-reserved').style.width = `${(100 * reserved) / total}%`;
-  at('any').disabled = sold === total;
   tick();
 }
 
 const STATES = { available: 'Available', reserved: 'In somebody\'s hands', sold: 'Sold' };
+
+// Lets the buyer reserve an item that is free, while the sale is open.
+function allow(element) {
+  element.querySelector('button').disabled = element.dataset.state !== 'available' || !canReserve();
+}
 
 function drawItem(item) {
   let element = pages.get(item.item_id);
@@ -260,7 +280,8 @@ function drawItem(item) {
   }
   element.querySelector('.state').textContent = STATES[item.state];
   element.classList.toggle('gone', item.state === 'sold');
-  element.querySelector('button').disabled = item.state !== 'available';
+  element.dataset.state = item.state;
+  allow(element);
   return element;
 }
 

@@ -141,9 +141,14 @@ function show() {
 
 function showSale(sample) {
   put($("sale-id"), String(sample.sale_id));
-  const ends = new Date((sample.sale_id + 1) * server.period_s * 1000);
-  put($("sale-ends"), server.period_s > 86400 ? date.format(ends) : clock.format(ends));
-  $("sale-ends").dateTime = ends.toISOString();
+  const [what, at_ms] = nextChange(sample);
+  put($("countdown-of"), what ? `until ${what}, at` : "No sale follows.");
+  $("countdown").setAttribute("aria-label", what ? `Time until ${what}` : "No sale follows");
+  $("sale-ends").hidden = at_ms === null;
+  if (at_ms !== null) {
+    put($("sale-ends"), (at_ms - now_ms() > 86400e3 ? date : clock).format(at_ms));
+    $("sale-ends").dateTime = new Date(at_ms).toISOString();
+  }
   put($("items"), whole.format(sample.items));
   for (const [id, items] of [["sold", sample.sold], ["held", sample.reserved], ["free", sample.available]]) {
     put($(id), whole.format(items));
@@ -151,6 +156,12 @@ function showSale(sample) {
     $(`bar-${id}`).style.flexGrow = items;
     $(`bar-${id}`).hidden = items === 0;
   }
+}
+
+// The next end or beginning of a sale, in words, and its time.
+function nextChange({ closes_ms, next_opens_ms }) {
+  if (closes_ms !== null && closes_ms !== next_opens_ms) return ["the end of the sale", closes_ms];
+  return next_opens_ms === null ? [null, null] : ["the next sale", next_opens_ms];
 }
 
 function showShards(sample) {
@@ -178,9 +189,9 @@ function showShards(sample) {
 function showEnded(ended) {
   $("none-ended").hidden = ended.length > 0;
   $("ended-table").hidden = ended.length === 0;
-  const rows = ended.toReversed().map(({ sale_id, sold, items }) => {
+  const rows = ended.toReversed().map(({ sale_id, opens_ms, sold, items }) => {
     const row = html("tr");
-    const began = date.format(new Date(sale_id * server.period_s * 1000));
+    const began = opens_ms === null ? "–" : date.format(opens_ms);
     row.append(html("th", String(sale_id), { scope: "row" }), html("td", began), html("td", whole.format(sold)), html("td", whole.format(items)));
     return row;
   });
@@ -229,7 +240,8 @@ function showHistory() {
 function showTime() {
   const sample = last();
   if (!sample) return;
-  put($("countdown"), span((sample.sale_id + 1) * server.period_s * 1000 - now_ms()));
+  const [, at_ms] = nextChange(sample);
+  put($("countdown"), at_ms === null ? "–" : span(at_ms - now_ms()));
   put($("process"), `version ${server.version}, up ${span(now_ms() - server.began_ms)}`);
 }
 

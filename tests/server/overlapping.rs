@@ -1,0 +1,81 @@
+//! Sales of a plan that are open at once: a checkout names its sale, and each sale has its stock, its quotas and its end.
+
+use crate::harness::{Client, Server};
+use crate::planned::{PLAN, now_s, product, sale, write};
+use std::time::Duration;
+
+fn checkout(client: &mut Client, parameters: &str) -> String {
+    client.request(&format!("POST /checkout?{parameters}")).outcome()
+}
+
+fn counts(client: &mut Client, sale: u32) -> [u64; 3] {
+    let page = client.request(&format!("GET /sales/{sale}")).json();
+    ["sold", "reserved", "available"].map(|name| page[name].as_u64().unwrap())
+}
+
+#[test]
+fn sales_that_overlap_are_sold_side_by_side() {
+    let (dir, now) = (tempfile::tempdir().unwrap(), now_s());
+    let closes = now + 6;
+    let plan = |pause: &str| {
+        [
+            sale(3, (now - 60, now + 3600), "user_limit = 1", &product("a", 3)),
+            sale(4, (now - 30, closes), "user_limit = 2", &product("a", 5)),
+            sale(5, (now - 20, now + 3600), &format!("user_limit = 9\n{pause}"), &product("a", 2)),
+            sale(7, (now + 1800, now + 3600), "user_limit = 9", &product("a", 2)),
+        ]
+    };
+    write(dir.path(), &plan("paused = true"));
+    let server = Server::start(dir.path(), &PLAN);
+    let mut client = server.connect();
+    for parameters in ["user_id=1", "user_id=1&item_id=0"] {
+        let unnamed = client.request(&format!("POST /checkout?{parameters}"));
+        assert_eq!((unnamed.status, &*unnamed.problem()), (400, "invalid-parameter"));
+        assert!(unnamed.body.contains("several sales are open"), "{}", unnamed.body);
+    }
+    let in_3 = client.request("POST /checkout?user_id=1&item_id=0&sale_id=3").body;
+    let key = "Idempotency-Key: k\r\n";
+    let in_4 = client.try_request("POST /checkout?user_id=1&item_id=0&sale_id=4", key).unwrap().body;
+    assert_ne!(in_3, in_4);
+    let again = client.try_request("POST /checkout?user_id=1&item_id=0", key).unwrap();
+    assert_eq!(again.body, in_4, "a repetition finds its hold without the name, too");
+    assert_eq!(checkout(&mut client, "user_id=1&sale_id=3"), "user-limit");
+    assert_eq!(checkout(&mut client, "user_id=2&item_id=0&sale_id=3"), "item-reserved");
+    assert_eq!(checkout(&mut client, "user_id=2&item_id=4&sale_id=3"), "invalid-parameter", "sale 3 has 3 items");
+    assert_eq!([counts(&mut client, 3), counts(&mut client, 4)], [[0, 1, 2], [0, 1, 4]]);
+    for (sale, problem) in [(5, "paused"), (7, "not-open"), (6, "invalid-parameter"), (2, "invalid-parameter")] {
+        for item in ["", "&item_id=1"] {
+            assert_eq!(checkout(&mut client, &format!("user_id=3&sale_id={sale}{item}")), problem, "{sale}");
+        }
+    }
+
+    // All sales come back.
+    server.kill();
+    let server = Server::start(dir.path(), &PLAN);
+    let mut client = server.connect();
+    assert_eq!([counts(&mut client, 3), counts(&mut client, 4)], [[0, 1, 2], [0, 1, 4]]);
+    assert_eq!(client.purchase(&in_3).status, 200);
+    for user in 2..4 {
+        let code = client.request(&format!("POST /checkout?user_id={user}&sale_id=3")).body;
+        assert_eq!(client.purchase(&code).status, 200);
+    }
+    assert_eq!(checkout(&mut client, "user_id=9&sale_id=3"), "sold-out");
+    assert_eq!([counts(&mut client, 3), counts(&mut client, 4)], [[3, 0, 0], [0, 1, 4]]);
+
+    // Sale 4 closes, and its hold is bought. Sale 5 goes on, and then it is the only one that grants anything.
+    while now_s() <= closes {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(checkout(&mut client, "user_id=8&sale_id=4"), "sale-ended");
+    let again = client.try_request("POST /checkout?user_id=1&item_id=0&sale_id=4", key).unwrap();
+    assert_eq!(again.body, in_4);
+    assert_eq!(client.purchase(&in_4).status, 200);
+    assert_eq!(server.wait_for_line("the sale has ended")["sale"], 4);
+    server.kill();
+    write(dir.path(), &plan(""));
+    let server = Server::start(dir.path(), &PLAN);
+    let mut client = server.connect();
+    assert_eq!(client.request("POST /checkout?user_id=3&sale_id=5").status, 200, "the pause is over");
+    assert_eq!([counts(&mut client, 3), counts(&mut client, 4)], [[3, 0, 0], [1, 0, 4]]);
+    assert!(server.terminate().success());
+}
