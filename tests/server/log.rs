@@ -101,7 +101,7 @@ impl Log {
             LogEvent::SaleOpened { user_limit, .. } => {
                 let since_ms = self.sales.entry(sale).or_insert(unix_ms);
                 *since_ms = unix_ms.min(*since_ms);
-                self.user_limit = user_limit;
+                self.user_limit = if self.user_limit == 0 { user_limit } else { self.user_limit.min(user_limit) };
             }
             LogEvent::RestoredFromPostgres => self.is_taken_over = true,
             LogEvent::Checkout { item, user, code, ttl_ms, .. } => {

@@ -390,15 +390,33 @@ fn meet_nothing_free(api: &Api) {
 }
 
 /// Requests every page, and a checkout, before the only sale of a plan and after it.
+/// Starts a server with a plan of one sale.
+fn start_planned(dir: &tempfile::TempDir, terms: &str) -> Server {
+    let product = "[[sale.product]]\nid = \"x\"\nname = \"X\"\nquantity = 3\n";
+    let plan = format!("[[sale]]\nid = 7\nname = \"S\"\n{terms}\nuser_limit = 1\n{product}");
+    std::fs::write(dir.path().join("plan.toml"), plan).unwrap();
+    Server::start(dir.path(), &["--plan", "plan.toml", "--shards", "2"])
+}
+
+fn meet_a_paused_sale(api: &Api) {
+    let dir = tempfile::tempdir().unwrap();
+    let now = std::time::SystemTime::now();
+    let time = |at| humantime::format_rfc3339_seconds(at).to_string();
+    let (opens, closes) =
+        (time(now - std::time::Duration::from_secs(60)), time(now + std::time::Duration::from_secs(3600)));
+    let server = start_planned(&dir, &format!("opens = {opens}\ncloses = {closes}\npaused = true"));
+    let mut client = server.connect();
+    for query in ["?user_id=1&item_id=1", "?user_id=1", "?user_id=1&sale_id=7"] {
+        assert_eq!(api.ask(&mut client, Operation::Checkout, query, "").problem(), "paused");
+    }
+    assert!(server.terminate().success());
+}
+
 fn meet_a_plan(api: &Api) {
+    meet_a_paused_sale(api);
     for (opens, closes, phase) in [("2100-01-01", "2100-01-02", "next"), ("2000-01-01", "2000-01-02", "closed")] {
         let dir = tempfile::tempdir().unwrap();
-        let plan = format!(
-            "[[sale]]\nid = 7\nname = \"S\"\nopens = {opens}T00:00:00Z\ncloses = {closes}T00:00:00Z\nuser_limit = 1\n\
-             [[sale.product]]\nid = \"x\"\nname = \"X\"\nquantity = 3\n"
-        );
-        std::fs::write(dir.path().join("plan.toml"), plan).unwrap();
-        let server = Server::start(dir.path(), &["--plan", "plan.toml", "--shards", "2"]);
+        let server = start_planned(&dir, &format!("opens = {opens}T00:00:00Z\ncloses = {closes}T00:00:00Z"));
         let mut client = server.connect();
         for query in ["?user_id=1&item_id=1", "?user_id=1"] {
             for fields in ["", "Idempotency-Key: k\r\n"] {
@@ -407,6 +425,8 @@ fn meet_a_plan(api: &Api) {
                 assert!(refused.header("retry-after").is_some_and(|wait| wait.parse::<u32>().unwrap() >= 86_400));
             }
         }
+        let named = api.ask(&mut client, Operation::Checkout, "?user_id=1&sale_id=7", "");
+        assert_eq!(named.problem(), if phase == "next" { "not-open" } else { "sale-ended" });
         let code = "?code=00027232-4538-47b2-840d-b281356ddb74";
         for operation in [Operation::Purchase, Operation::Cancel, Operation::Extend] {
             assert_eq!(api.ask(&mut client, operation, code, "").status, 409);
