@@ -6,12 +6,13 @@
 use crate::plan::mistakes::{Mistakes, PlanRefused, PlanText};
 use crate::plan::plan_sequence;
 use crate::plan::plan_time::in_units;
-use crate::plan::planned_sale::{PLANNED_SALES_MAX, PRODUCTS_MAX, PlannedSale, Product, Repetition, SalePlan, Units};
+use crate::plan::planned_sale::{PLANNED_SALES_MAX, PlannedSale, Product, Repetition, SalePlan, Units};
 use crate::plan::toml_keys::{NAME_CHARS_MAX, Placed, PlanSource, TomlKeys, plain, text};
 use crate::plan::unit_list::read_units;
 use crate::sale::code::ITEMS_MAX;
 use crate::sale::ids::SaleId;
 use crate::sale::parts::ENDED_MAX;
+use crate::sale::product_ranges::PRODUCTS_MAX;
 use crate::sale::rules::{HOLD_MAX, PERIOD_MAX};
 use std::collections::BTreeMap;
 use std::path::{Component, Path};

@@ -2,13 +2,12 @@
 
 use crate::plan::plan_time::FOREVER_MS;
 use crate::sale::ids::{SaleId, Terms};
+use crate::sale::product_ranges::ProductRanges;
 use crate::sale::sale_schedule::SaleSeries;
 use std::ops::Range;
 
 /// Maximum number of sales in a plan. A repeated sale counts once.
 pub const PLANNED_SALES_MAX: usize = 256;
-/// Maximum number of products in a sale.
-pub const PRODUCTS_MAX: usize = 1024;
 
 /// The sales of a plan, in the order in which they open, which is that of their ids.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -92,12 +91,20 @@ impl PlannedSale {
         self.products.last().map_or(0, |product| product.numbers().end)
     }
 
-    /// Returns the sales that this is, with its repetitions. Ids and times that can be written bound a sale that is repeated
-    /// for ever.
+    /// Returns the sales that this is, with its repetitions and products. The memory of the products is never freed.
     pub fn series(&self) -> SaleSeries {
+        let products = self.products.iter().map(|product| (product.id.as_str(), product.units.count()));
+        let mut series = self.openings();
+        series.first.products = ProductRanges::new(products);
+        series
+    }
+
+    /// Returns the sales that this is, with its repetitions, as if they had no products. Ids and times that can be written
+    /// bound a sale that is repeated for ever.
+    pub fn openings(&self) -> SaleSeries {
         let &PlannedSale { id: sale, opens_ms, closes_ms, user_limit, ttl_ms, extension_ms, is_paused, .. } = self;
-        let items = self.units();
-        let first = Terms { sale, items, user_limit, opens_ms, closes_ms, ttl_ms, extension_ms, is_paused };
+        let (items, products) = (self.units(), ProductRanges::NONE);
+        let first = Terms { sale, items, user_limit, opens_ms, closes_ms, ttl_ms, extension_ms, is_paused, products };
         let Some(Repetition { every_ms, until_ms }) = self.repetition else {
             return SaleSeries { first, every_ms: 0, count: 1, layer: 0 };
         };

@@ -190,12 +190,12 @@ impl Shard {
             return None;
         }
         let stock = &mut self.parts.of_open(sale).stock;
-        if stock.any_free().is_none() {
+        if stock.any_free(None).is_none() {
             // A turn ends a limited number of holds, so a hold can be over and not ended yet.
             let (slot, hold) = stock.expire(now.monotonic_ms)?;
             self.expired(sale, slot, hold, now, effects);
         }
-        self.parts.of_open(sale).stock.any_free()
+        self.parts.of_open(sale).stock.any_free(None)
     }
 
     /// Answers a checkout of any item with the hold that the same user and key have got, or when the claim is decided.

@@ -1,5 +1,7 @@
 //! Ids, times and the terms of a sale, which the other files of this folder use.
 
+use crate::sale::product_ranges::ProductRanges;
+
 /// Number of a shard, from 0. It is not the id of the shard's executor, which the async runtime assigns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShardId(pub u16);
@@ -71,6 +73,8 @@ pub struct Terms {
     pub extension_ms: u32,
     /// Whether checkouts are refused for now.
     pub is_paused: bool,
+    /// The products, fixed when the sale opens.
+    pub products: ProductRanges,
 }
 
 impl Terms {
@@ -84,6 +88,7 @@ impl Terms {
         ttl_ms: 0,
         extension_ms: 0,
         is_paused: false,
+        products: ProductRanges::NONE,
     };
 
     /// Returns whether the sale has closed by `unix_ms`, or there is none.

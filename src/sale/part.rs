@@ -9,6 +9,8 @@ use crate::sale::stock::{Counts, Stock};
 
 /// A shard's part of one sale.
 pub struct Part {
+    shard: ShardId,
+    partition: Partition,
     /// Terms of the sale.
     pub terms: Terms,
     /// The shard's items.
@@ -30,16 +32,18 @@ pub struct Part {
 impl Part {
     /// Creates the part that `shard` has of a sale in which nothing is reserved.
     pub fn new(terms: Terms, partition: Partition, shard: ShardId) -> Self {
-        let mut part = Part::empty(terms, partition);
+        let mut part = Part::empty(terms, partition, shard);
         part.reuse(terms);
-        part.build(partition.owned_items(shard, terms.items), usize::MAX);
+        part.build(usize::MAX);
         part
     }
 
-    /// Creates a part without items, for a sale with `terms`.
-    pub fn empty(terms: Terms, partition: Partition) -> Self {
+    /// Creates the part that `shard` has of a sale with `terms`, without items.
+    pub fn empty(terms: Terms, partition: Partition, shard: ShardId) -> Self {
         let (stock, quotas) = (Stock::new(0), Quotas::new(terms.user_limit, partition.user_hash(), 0));
         Part {
+            shard,
+            partition,
             terms,
             stock,
             quotas,
@@ -51,21 +55,27 @@ impl Part {
         }
     }
 
-    /// Allocates the memory of a part with `items` items, for a sale with the present terms. The kernel provides large
-    /// memory only when it is filled.
-    pub fn allocate(&mut self, items: usize) {
-        let words = (self.terms.items as usize).div_ceil(64);
-        self.stock.allocate(items);
+    /// Returns how many items of the sale the shard owns.
+    fn owned_items(&self) -> usize {
+        self.partition.owned_items(self.shard, self.terms.items)
+    }
+
+    /// Allocates the memory of the items, for a sale with the present terms. The kernel provides large memory only when it
+    /// is filled.
+    pub fn allocate(&mut self) {
+        let (items, words) = (self.owned_items(), (self.terms.items as usize).div_ceil(64));
+        self.stock.allocate(items, self.terms.products.count());
         self.known_sold.reserve_exact(words - self.known_sold.len());
         self.quotas.allocate(items);
     }
 
     /// Makes this part one without items, for a sale with `terms`. It keeps its memory.
     pub fn reuse(&mut self, terms: Terms) {
-        let Part { stock, quotas, any_keys, known_sold, .. } = self;
+        let Part { shard, partition, stock, quotas, any_keys, known_sold, .. } = self;
         (self.terms, self.last_purchase_ms, self.is_sold_out) = (terms, 0, false);
         self.is_reported = terms.items == 0;
-        stock.clear();
+        let first_slot = |first: &u32| partition.owned_items(*shard, *first) as u32;
+        stock.reset(terms.products.firsts().iter().map(first_slot));
         quotas.clear(terms.user_limit);
         any_keys.clear();
         known_sold.clear();
@@ -74,17 +84,19 @@ impl Part {
     /// Returns this part, in which nothing was ever reserved, for a sale with `terms`. It may have been built for an earlier
     /// sale, if the clock was set forward.
     pub fn meant_for(mut self, terms: Terms) -> Self {
-        match (self.terms.items, self.terms.user_limit) == (terms.items, terms.user_limit) {
+        let stock_of = |terms: &Terms| (terms.items, terms.products, terms.user_limit);
+        match stock_of(&self.terms) == stock_of(&terms) {
             true => self.terms = terms,
             false => self.reuse(terms),
         }
         self
     }
 
-    /// Builds up to `most` items, and memory for the same number of words of the bitmap. Returns whether the part has
-    /// all `items` items that the shard owns.
-    pub fn build(&mut self, items: usize, most: usize) -> bool {
-        self.allocate(items);
+    /// Builds up to `most` items, and memory for the same number of words of the bitmap. Returns whether the part has all
+    /// items that the shard owns.
+    pub fn build(&mut self, most: usize) -> bool {
+        self.allocate();
+        let items = self.owned_items();
         let words = (self.terms.items as usize).div_ceil(64);
         self.known_sold.resize(words.min(self.known_sold.len().saturating_add(most)), 0);
         self.stock.grow(items, most) && self.known_sold.len() == words

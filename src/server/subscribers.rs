@@ -148,7 +148,8 @@ mod tests {
             status.shards[0].publish_sales(published);
             let (terms, now) = (SALES.terms(SaleId(sale)), Moment { monotonic_ms: now_ms, unix_ms: now_ms });
             let mut out = Vec::new();
-            let parts = Parts::new(ShardId(0), Partition::new(1), vec![Part::empty(terms, Partition::new(1))]);
+            let parts =
+                Parts::new(ShardId(0), Partition::new(1), vec![Part::empty(terms, Partition::new(1), ShardId(0))]);
             let sale = Some(OnSale { parts: &parts, item_states: &item_states, now });
             sent.update(&Facts { status: &status, sale, known: None }, now_ms, &mut out);
             String::from_utf8(out).unwrap()

@@ -2,7 +2,9 @@
 
 use super::world::{BEGIN_MS, EXTENSION_MS, PERIOD_MS, TTL_MS, USER_LIMIT};
 use crate::sale::ids::{SaleId, Terms};
+use crate::sale::product_ranges::ProductRanges;
 use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule, SaleSeries};
+use std::iter;
 use std::sync::LazyLock;
 
 /// Number of different plans.
@@ -32,15 +34,17 @@ fn plan(seed: u64) -> SaleSchedule {
     let first = FIRST + u32::from(seed.is_multiple_of(3));
     let sale = |id| {
         let opens_ms = u64::from(id) * PERIOD_MS;
+        let items = chance.u32(1..6);
         let first = Terms {
             sale: SaleId(id),
-            items: chance.u32(1..6),
+            items,
             user_limit: chance.u32(1..=USER_LIMIT),
             opens_ms,
             closes_ms: opens_ms + if longest_ms > 0 { chance.u64(1..=longest_ms) } else { PERIOD_MS },
             ttl_ms: chance.u32(TTL_MS / 2..=TTL_MS),
             extension_ms: [0, EXTENSION_MS][chance.usize(0..2)],
             is_paused: chance.u32(0..10) == 0,
+            products: products(&mut chance, items),
         };
         SaleSeries { first, every_ms: 0, count: 1, layer: 0 }
     };
@@ -54,4 +58,15 @@ pub fn named(chance: &mut fastrand::Rng, schedule: &SaleSchedule, newest: SaleId
         (SaleSchedule::Periodic(_), 0) => Some(SaleId(7)),
         _ => None,
     }
+}
+
+/// Returns products of any size with `items` units together.
+fn products(chance: &mut fastrand::Rng, items: u32) -> ProductRanges {
+    let mut left = items;
+    let sizes = iter::from_fn(|| {
+        let units = (left > 0).then(|| chance.u32(1..=left))?;
+        left -= units;
+        Some(("x", units))
+    });
+    ProductRanges::new(sizes)
 }

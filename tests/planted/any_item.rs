@@ -7,14 +7,14 @@ pub const ANY_ITEM: &[Bug] = &[
     Bug {
         what: "an item whose hold has ended is not among the free items",
         file: "sale/stock.rs",
-        place: "self.counts.held -= 1;\n        «self.free.push(&mut self.slots, slot as u32);»\n        hold",
+        place: "self.counts.held -= 1;\n        «self.products.give_back(&mut self.slots, slot as u32);»\n        hold",
         wrong: "",
         caught_by: SIM,
     },
     Bug {
         what: "an item that a checkout names stays among the free items",
         file: "sale/stock.rs",
-        place: "«self.free.remove(&mut self.slots, slot as u32);»",
+        place: "«self.products.take(&mut self.slots, slot as u32);»",
         wrong: "",
         caught_by: SIM,
     },
