@@ -207,7 +207,7 @@ fn checkout(head: &Head<'_>, query: &str) -> Result<Route, Problem> {
     let Some(item) = item else {
         // No item has this number, so this is the namespace of no other checkout.
         let key = mark_any(fingerprint(head, Uuid::from_u64_pair(user.0 as u64, u64::MAX))?);
-        return Ok(Route::Command(Command::CheckoutAny { sale, user, key }, head.accepts_json));
+        return Ok(Route::Command(Command::CheckoutAny { sale, product: None, user, key }, head.accepts_json));
     };
     // The namespace of the fingerprint consists of the user and the item: the same key with another user or item has
     // another fingerprint.
@@ -316,6 +316,7 @@ pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &
         Outcome::Paused => Problem::Paused,
         Outcome::UserLimit => Problem::UserLimit,
         Outcome::NoSuchItem => Problem::NoSuchItem,
+        Outcome::NoSuchProduct => Problem::NoSuchProduct,
         Outcome::CodeUnknown => Problem::CodeUnknown,
         Outcome::CodeExpired => Problem::CodeExpired,
         Outcome::CodeUsed => Problem::CodeUsed,
@@ -356,7 +357,7 @@ mod tests {
             way("POST /checkout?id=0&x=y&user_id=9223372036854775807"),
             Route::Command(checkout(0, i64::MAX), true)
         );
-        let any = |sale, user| Command::CheckoutAny { sale, user: UserId(user), key: Uuid::nil() };
+        let any = |sale, user| Command::CheckoutAny { sale, product: None, user: UserId(user), key: Uuid::nil() };
         assert_eq!(way("POST /checkout?user_id=7"), Route::Command(any(None, 7), false));
         assert_eq!(way("POST /checkout?sale_id=3&user_id=7"), Route::Command(any(Some(SaleId(3)), 7), false));
         let named = Route::Command(in_sale(Some(SaleId(u32::MAX)), 2, 1), false);

@@ -2,8 +2,9 @@
 
 use crate::plan::plan_time::FOREVER_MS;
 use crate::sale::ids::{SaleId, Terms};
-use crate::sale::product_ranges::ProductRanges;
+use crate::sale::product_ranges::{ProductId, ProductRanges, SaleProduct};
 use crate::sale::sale_schedule::SaleSeries;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Maximum number of sales in a plan. A repeated sale counts once.
@@ -67,6 +68,8 @@ pub struct Product {
     pub units: Units,
     /// Number of the product's first unit in the sale.
     pub first: u32,
+    /// Number of the id in the plan.
+    pub number: ProductId,
 }
 
 /// The units of a product.
@@ -79,6 +82,15 @@ pub enum Units {
 }
 
 impl SalePlan {
+    /// Numbers the ids of all products, in the order in which they first appear.
+    pub fn number_products(&mut self) {
+        let mut numbers = BTreeMap::new();
+        for product in self.sales.iter_mut().flat_map(|sale| &mut sale.products) {
+            let next = ProductId(ProductId::FIRST.0.saturating_add(numbers.len() as u32));
+            product.number = *numbers.entry(product.id.clone()).or_insert(next);
+        }
+    }
+
     /// Returns the number of units of all sales. A repeated sale counts once.
     pub fn units(&self) -> u64 {
         self.sales.iter().map(|sale| u64::from(sale.units())).sum()
@@ -93,7 +105,11 @@ impl PlannedSale {
 
     /// Returns the sales that this is, with its repetitions and products. The memory of the products is never freed.
     pub fn series(&self) -> SaleSeries {
-        let products = self.products.iter().map(|product| (product.id.as_str(), product.units.count()));
+        let products = self.products.iter().map(|product| SaleProduct {
+            id: product.number,
+            name: &product.id,
+            units: product.units.count(),
+        });
         let mut series = self.openings();
         series.first.products = ProductRanges::new(products);
         series

@@ -13,7 +13,7 @@
 //!
 //! [`PRODUCTS_MAX`]: crate::sale::product_ranges::PRODUCTS_MAX
 
-use crate::sale::product_ranges::ProductId;
+use crate::sale::product_ranges::ProductIndex;
 use crate::sale::slot_queue::{Linked, Links, SlotQueue};
 
 /// Numbers of units of one product.
@@ -59,7 +59,7 @@ pub struct ProductStock {
     /// The products with free units, if there are several products.
     with_free: SlotQueue,
     /// The products whose counts have changed since they were taken, each once, if there are several products.
-    changed: Vec<ProductId>,
+    changed: Vec<ProductIndex>,
 }
 
 impl Default for ProductStock {
@@ -88,14 +88,14 @@ impl ProductStock {
         }
         if products.len() > 1 {
             products.iter_mut().for_each(|units| units.is_changed = true);
-            changed.extend((0..products.len()).map(|number| ProductId(number as u16)));
+            changed.extend((0..products.len()).map(|number| ProductIndex(number as u16)));
         }
     }
 
     /// Returns a free unit of a product, or of the sale, if there is one.
-    pub fn any_free(&self, product: Option<ProductId>) -> Option<u32> {
+    pub fn any_free(&self, product: Option<ProductIndex>) -> Option<u32> {
         let number = match product {
-            Some(ProductId(number)) => number.into(),
+            Some(ProductIndex(number)) => number.into(),
             None if self.products.len() == 1 => 0,
             None => self.with_free.first()? as usize,
         };
@@ -103,13 +103,13 @@ impl ProductStock {
     }
 
     /// Returns the counts of a product; zero if there is no such product or only one.
-    pub fn counts(&self, product: ProductId) -> ProductCounts {
+    pub fn counts(&self, product: ProductIndex) -> ProductCounts {
         self.products.get(usize::from(product.0)).map(|units| units.counts).unwrap_or_default()
     }
 
     /// Returns a product whose counts have changed since this was called for it last, and its counts. It returns none if there
     /// is only one product.
-    pub fn take_changed(&mut self) -> Option<(ProductId, ProductCounts)> {
+    pub fn take_changed(&mut self) -> Option<(ProductIndex, ProductCounts)> {
         let product = self.changed.pop()?;
         let units = &mut self.products[usize::from(product.0)];
         units.is_changed = false;
@@ -175,7 +175,7 @@ impl ProductStock {
     fn note_changed(&mut self, number: usize) {
         let units = &mut self.products[number];
         if !std::mem::replace(&mut units.is_changed, true) {
-            self.changed.push(ProductId(number as u16));
+            self.changed.push(ProductIndex(number as u16));
         }
     }
 
@@ -240,13 +240,13 @@ mod tests {
         }
         assert_eq!(stock.any_free(None), Some(5));
         stock.take(&mut slots, 5);
-        assert_eq!([stock.any_free(None), stock.any_free(Some(ProductId(3)))], [Some(1), Some(3)]);
+        assert_eq!([stock.any_free(None), stock.any_free(Some(ProductIndex(3)))], [Some(1), Some(3)]);
     }
 
     #[test]
     fn a_unit_of_a_product_is_one_of_its_range() {
         let (mut stock, mut slots) = stock();
-        let any = |stock: &ProductStock| [0, 1, 2, 3, 4].map(|number| stock.any_free(Some(ProductId(number))));
+        let any = |stock: &ProductStock| [0, 1, 2, 3, 4].map(|number| stock.any_free(Some(ProductIndex(number))));
         assert_eq!(any(&stock), [Some(0), None, Some(2), Some(3), None]);
         [0, 2].into_iter().for_each(|slot| stock.take(&mut slots, slot));
         assert_eq!(any(&stock), [Some(1), None, None, Some(3), None]);
@@ -264,7 +264,7 @@ mod tests {
         let mut changed: Vec<_> = std::iter::from_fn(|| stock.take_changed()).collect();
         changed.sort_unstable_by_key(|(product, _)| *product);
         let counts = |sold, reserved| ProductCounts { sold, reserved };
-        assert_eq!(changed, [(ProductId(0), counts(0, 1)), (ProductId(3), counts(1, 1))]);
-        assert_eq!(stock.counts(ProductId(3)), counts(1, 1));
+        assert_eq!(changed, [(ProductIndex(0), counts(0, 1)), (ProductIndex(3), counts(1, 1))]);
+        assert_eq!(stock.counts(ProductIndex(3)), counts(1, 1));
     }
 }

@@ -23,7 +23,7 @@ use crate::sale::code::Code;
 use crate::sale::ids::UserId;
 use crate::sale::item_state::{Cancellation, Confirmation, Extension, Hold, ItemState, Unavailable};
 use crate::sale::milliseconds::Milliseconds;
-use crate::sale::product_ranges::ProductId;
+use crate::sale::product_ranges::ProductIndex;
 use crate::sale::product_stock::{ProductCounts, ProductStock};
 use crate::sale::record::ReleaseReason;
 use crate::sale::slot_queue::{Linked, Links, SlotQueue};
@@ -195,17 +195,17 @@ impl Stock {
     }
 
     /// Returns a free item of a product, or of the sale, if there is one.
-    pub fn any_free(&self, product: Option<ProductId>) -> Option<usize> {
+    pub fn any_free(&self, product: Option<ProductIndex>) -> Option<usize> {
         self.products.any_free(product).map(|slot| slot as usize)
     }
 
     /// Returns how many items of a product are sold and reserved, if the sale has several products.
-    pub fn product_counts(&self, product: ProductId) -> ProductCounts {
+    pub fn product_counts(&self, product: ProductIndex) -> ProductCounts {
         self.products.counts(product)
     }
 
     /// Returns a product whose counts have changed since this was called for it last, if the sale has several products.
-    pub fn take_changed_product(&mut self) -> Option<(ProductId, ProductCounts)> {
+    pub fn take_changed_product(&mut self) -> Option<(ProductIndex, ProductCounts)> {
         self.products.take_changed()
     }
 

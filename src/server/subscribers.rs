@@ -144,7 +144,7 @@ mod tests {
             (Status::new(Phase::Serving, 1, 0, false), ItemStates::new(Partition::new(1), SCHEDULE, &[]));
         let mut sent = SentState::default();
         let mut hear = |sale, sold, now_ms| {
-            let published = PublishedStock { sale: SaleId(sale), sold, reserved: 1, next_expiry_ms: u64::MAX };
+            let published = PublishedStock { sale: SaleId(sale), sold, reserved: 1, ..PublishedStock::default() };
             status.shards[0].publish_sales(published);
             let (terms, now) = (SALES.terms(SaleId(sale)), Moment { monotonic_ms: now_ms, unix_ms: now_ms });
             let mut out = Vec::new();

@@ -2,9 +2,9 @@
 
 use super::world::{BEGIN_MS, EXTENSION_MS, PERIOD_MS, TTL_MS, USER_LIMIT};
 use crate::sale::ids::{SaleId, Terms};
-use crate::sale::product_ranges::ProductRanges;
+use crate::sale::product_ranges::{ProductId, ProductRanges, SaleProduct};
 use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule, SaleSeries};
-use std::iter;
+use std::num::NonZeroU32;
 use std::sync::LazyLock;
 
 /// Number of different plans.
@@ -13,6 +13,8 @@ const PLANS: u64 = 16;
 const FIRST: u32 = (BEGIN_MS / PERIOD_MS) as u32;
 /// Number of sales in a plan, more than a world lives to see.
 const SALES: u32 = 1_000;
+/// Number of the ids of products: as many as a sale has products at most, so that most sales lack some of them.
+pub const PRODUCT_IDS: u32 = 5;
 
 static SCHEDULES: LazyLock<Vec<SaleSchedule>> = LazyLock::new(|| (0..PLANS).map(plan).collect());
 
@@ -60,13 +62,20 @@ pub fn named(chance: &mut fastrand::Rng, schedule: &SaleSchedule, newest: SaleId
     }
 }
 
+/// Returns the product id with this number, at least 1.
+pub fn product_id(number: u32) -> ProductId {
+    ProductId(NonZeroU32::new(number).expect("ids are numbered from 1"))
+}
+
 /// Returns products of any size with `items` units together.
 fn products(chance: &mut fastrand::Rng, items: u32) -> ProductRanges {
     let mut left = items;
-    let sizes = iter::from_fn(|| {
+    let mut ids: Vec<u32> = (1..=PRODUCT_IDS).collect();
+    chance.shuffle(&mut ids);
+    let products = ids.into_iter().map_while(|number| {
         let units = (left > 0).then(|| chance.u32(1..=left))?;
         left -= units;
-        Some(("x", units))
+        Some(SaleProduct { id: product_id(number), name: "x", units })
     });
-    ProductRanges::new(sizes)
+    ProductRanges::new(products)
 }

@@ -45,7 +45,7 @@ fn told_by_then(until_ms: u64) -> (String, bool) {
         server.adopt(socket.into(), Some(midway), after(0)).unwrap();
         let mut turn = |sold, ms| {
             let now = after(ms);
-            let published = PublishedStock { sale: SALE, sold, reserved: 0, next_expiry_ms: u64::MAX };
+            let published = PublishedStock { sale: SALE, sold, reserved: 0, ..PublishedStock::default() };
             status.shards[0].publish_sales(published);
             server.poll(0);
             server.serve(now, &mut |_, _, _, _, _| panic!("the subscriber sends no request"));
