@@ -273,7 +273,7 @@ impl TurnLoop {
         let mut handle = |ticket: Ticket, head: &Head<'_>, style, responder: &mut Responder, out: &mut Vec<u8>| {
             // After the request has been read, because its client may have seen a new sale on another shard.
             shard.apply(ShardEvent::Sale(status.newest_sale()), now, effects);
-            let (operation, route) = route(head, responder.origins(), responder.has_shop());
+            let (operation, route) = route(head, responder.origins(), responder.site());
             let answer = match route {
                 // This shard may be ready, but another shard is not, or another server may sell.
                 Route::Command(..) if is_refusing => responder.problem(phase.refusal(), style, out),
