@@ -21,14 +21,14 @@ pub const ANY_ITEM: &[Bug] = &[
     Bug {
         what: "a sale with a pending purchase counts as sold out",
         file: "sale/any_unit.rs",
-        place: "self.all_published(sale).map(|numbers| «u64::from(numbers.sold)»)",
+        place: "self.all_published(sale, product).map(|numbers| «u64::from(numbers.sold)»)",
         wrong: "u64::from(numbers.sold + numbers.reserved)",
         caught_by: SIM,
     },
     Bug {
         what: "a search ends at the first shard that has no free item",
         file: "sale/any_unit.rs",
-        place: "match «others.find(|owner| self.may_have_free(sale, *owner, now))» {",
+        place: "match «others.find(|owner| self.may_have_free(sale, place, *owner, now))» {",
         wrong: "others.next().filter(|owner| *owner == self.id)",
         caught_by: SIM,
     },
@@ -49,7 +49,7 @@ pub const ANY_ITEM: &[Bug] = &[
     Bug {
         what: "two checkouts with one key that search at the same time get two items",
         file: "sale/any_unit.rs",
-        place: "if «self.repeat_key(waiter, is_named.then_some(sale), user, key, now, effects)» {\n            return Verdict::Repeated;",
+        place: "if «self.repeat_key(waiter, AnyCheckout { named, product, user, key }, now, effects)» {\n            return Verdict::Repeated;",
         wrong: "false",
         caught_by: SIM,
     },
