@@ -9,6 +9,7 @@ use stampede::http::head::parse_head;
 use stampede::http::origin::Origins;
 use stampede::http::response::{Responder, Style};
 use stampede::http::route::{respond, route};
+use stampede::http::site::Site;
 use stampede::sale::code::Code;
 use stampede::sale::command::Outcome;
 use stampede::sale::ids::{ItemId, SaleId};
@@ -41,7 +42,7 @@ fn parts(criterion: &mut Criterion<CpuTime>) {
             bencher.iter(|| {
                 let head =
                     parse_head(black_box(request).as_bytes()).expect("the head is valid").expect("the head is whole");
-                black_box(route(&head, &Origins::None, true))
+                black_box(route(&head, &Origins::None, Site::default()))
             });
         });
     }

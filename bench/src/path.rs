@@ -11,6 +11,7 @@ use stampede::http::head::Method;
 use stampede::http::origin::Origins;
 use stampede::http::response::{Responder, Style};
 use stampede::http::route::{Route, respond, route};
+use stampede::http::site::Site;
 use stampede::log::block::{BLOCK_BYTES, Chain, LogKind, StreamId};
 use stampede::sale::command::Outcome;
 use stampede::sale::ids::Ticket;
@@ -86,7 +87,7 @@ impl RequestPath {
             at += used;
             let Step::Request(head) = step else { panic!("the request is whole") };
             let style = Style { keep_alive: head.keep_alive, head_only: head.method == Method::Head, json: false };
-            let Route::Command(command, json) = route(&head, &Origins::None, true).1 else {
+            let Route::Command(command, json) = route(&head, &Origins::None, Site::default()).1 else {
                 panic!("the request is for the sale")
             };
             let style = Style { json, ..style };

@@ -9,6 +9,7 @@ use glommio::io::PollableFd;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 use stampede::http::origin::Origins;
+use stampede::http::site::Site;
 use stampede::log::block::{LogKind, StreamId};
 use stampede::log::budget::Budget;
 use stampede::log::replay::Replay;
@@ -253,7 +254,7 @@ fn serve(listener: OwnedFd, logs: &Path, status: Arc<Status>, doorbells: &Arc<[D
         let idle_timeout = Duration::from_secs(75);
         let admission = Admission::new(id, status.clone(), doorbells.clone(), 1000, None);
         let mut server =
-            Server::new(admission, request_timer, Origins::None, true, idle_timeout).expect("a descriptor");
+            Server::new(admission, request_timer, Origins::None, Site::default(), idle_timeout).expect("a descriptor");
         server.listen(listener).expect("the listener can be registered");
         let always_ready = eventfd(1, EventfdFlags::CLOEXEC).expect("a descriptor");
         let always_ready = PollableFd::new(always_ready).expect("a descriptor");

@@ -1,5 +1,6 @@
 //! JSON bodies of answers. serde writes them, and the OpenAPI document describes them with these comments.
 
+use crate::http::site::Site;
 use crate::sale::ids::{ItemId, SaleId};
 use crate::sale::item_name::{ItemImage, ItemName};
 use crate::sale::item_state::Availability;
@@ -16,9 +17,33 @@ pub struct Reservation<'a> {
     pub sale_id: u32,
     /// Id of the item.
     pub item_id: u32,
+    /// Product and name of the item.
+    #[serde(flatten)]
+    pub unit: PlannedUnit,
     /// End of the hold. If the item is not bought until then, it is available again.
     #[schemars(extend("format" = "date-time"))]
     pub expires_at: String,
+}
+
+/// Product and name of an item in a plan. Without a plan, both are absent.
+#[derive(Clone, Copy, Default, Serialize, JsonSchema)]
+pub struct PlannedUnit {
+    /// Id of the product, if the sale is in a plan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub product_id: Option<&'static str>,
+    /// Name of the item in the plan, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub unit: Option<&'static str>,
+}
+
+impl PlannedUnit {
+    /// Returns the product and the name of an item.
+    pub fn of(site: Site, sale: SaleId, item: ItemId) -> Self {
+        let unit = site.catalogue.and_then(|catalogue| catalogue.unit(sale, item));
+        unit.map_or(PlannedUnit::default(), |unit| PlannedUnit { product_id: Some(&unit.product.id), unit: unit.name })
+    }
 }
 
 /// A purchase, which is durable.
@@ -32,6 +57,9 @@ pub struct Receipt {
     pub sale_id: u32,
     /// Id of the item.
     pub item_id: u32,
+    /// Product and name of the item.
+    #[serde(flatten)]
+    pub unit: PlannedUnit,
     /// Name of the item.
     pub item_name: ItemName,
     /// Path of its image on this server. It names the sale, so that it shows this item also after the sale.

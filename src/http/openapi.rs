@@ -203,6 +203,7 @@ fn success_bodies(operation: Operation, answer: Answer, schemas: &mut SchemaGene
                 message: "Purchase successful",
                 sale_id: SALE.0,
                 item_id: ITEM.0,
+                unit: bodies::PlannedUnit::default(),
                 item_name: ItemName(SALE, ITEM),
                 item_image: bodies::ItemImageInSale(SALE, ITEM),
             };
@@ -259,7 +260,8 @@ fn as_json<T: Serialize + JsonSchema>(example: &T, schemas: &mut SchemaGenerator
 }
 
 fn reservation(expires_at: &str) -> bodies::Reservation<'static> {
-    bodies::Reservation { code: CODE, sale_id: SALE.0, item_id: ITEM.0, expires_at: expires_at.to_owned() }
+    let unit = bodies::PlannedUnit::default();
+    bodies::Reservation { code: CODE, sale_id: SALE.0, item_id: ITEM.0, unit, expires_at: expires_at.to_owned() }
 }
 
 fn sale() -> bodies::Sale {

@@ -99,6 +99,8 @@ impl Operation {
                 SaleUnnamed,
                 SaleEnded,
                 NoSuchItem,
+                InvalidProduct,
+                NoSuchProduct,
                 ItemSold,
                 ItemReserved,
                 SoldOut,

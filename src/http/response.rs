@@ -6,6 +6,7 @@ use crate::http::operation::Answer;
 use crate::http::origin::Origins;
 use crate::http::problem::Problem;
 use crate::http::shop::{self, ShopFile};
+use crate::http::site::Site;
 use std::cell::Cell;
 use std::fmt;
 use std::time::{Duration, UNIX_EPOCH};
@@ -65,7 +66,7 @@ pub struct Responder {
     date_if_closed: String,
     idle_timeout: Duration,
     origins: Origins,
-    has_shop: bool,
+    site: Site,
     /// Index of the next value of `retry-after`.
     next_retry: Cell<usize>,
     /// Header lines that depend on the request: its id, and what a web page of its origin may do.
@@ -75,14 +76,13 @@ pub struct Responder {
 
 impl Default for Responder {
     fn default() -> Self {
-        Responder::new(Origins::None, true, Duration::from_secs(75))
+        Responder::new(Origins::None, Site::default(), Duration::from_secs(75))
     }
 }
 
 impl Responder {
-    /// Creates a responder. Web pages of these `origins` may read its answers. `has_shop` is whether there is a page to
-    /// buy from. Connections without a request are closed after `idle_timeout`, which answers state in whole seconds.
-    pub fn new(origins: Origins, has_shop: bool, idle_timeout: Duration) -> Self {
+    /// Creates a responder. Web pages of these `origins` may read its answers. `site` is what the server offers. Connections without a request are closed after `idle_timeout`, which answers state in whole seconds.
+    pub fn new(origins: Origins, site: Site, idle_timeout: Duration) -> Self {
         let problems = Problem::VARIANTS.iter().map(|problem| render(*problem)).collect();
         let mut responder = Responder {
             api: openapi::text(),
@@ -92,7 +92,7 @@ impl Responder {
             date_if_closed: String::new(),
             idle_timeout,
             origins,
-            has_shop,
+            site,
             next_retry: Cell::new(0),
             extra: Vec::new(),
             body: Vec::new(),
@@ -136,9 +136,9 @@ impl Responder {
         &self.origins
     }
 
-    /// Returns whether there is a page to buy from.
-    pub fn has_shop(&self) -> bool {
-        self.has_shop
+    /// Returns what the server offers.
+    pub fn site(&self) -> Site {
+        self.site
     }
 
     /// Sets the request to which the next response belongs, by its `X-Request-Id` and its `Origin`.
@@ -387,7 +387,7 @@ mod tests {
 
     #[test]
     fn only_an_answer_that_keeps_the_connection_states_the_idle_timeout() {
-        let mut responder = Responder::new(Origins::None, true, Duration::from_millis(2900));
+        let mut responder = Responder::new(Origins::None, Site::default(), Duration::from_millis(2900));
         let mut end = |keep_alive| {
             let mut out = Vec::new();
             responder.set_time(784_111_777_000);

@@ -1,12 +1,14 @@
 //! Turns requests into commands, and outcomes into responses.
 
-use crate::http::bodies::{ItemImageInSale, Receipt, Reservation};
+use crate::http::bodies::{ItemImageInSale, PlannedUnit, Receipt, Reservation};
 use crate::http::head::{Head, Method};
 use crate::http::operation::{Answer, Operation, PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX};
 use crate::http::origin::Origins;
 use crate::http::problem::Problem;
 use crate::http::response::{Responder, Style};
 use crate::http::shop::ShopFile;
+use crate::http::site::Site;
+use crate::plan::catalogue::PRODUCT_ID_MAX;
 use crate::sale::checkout_key::mark_any;
 use crate::sale::code::Code;
 use crate::sale::command::{Command, Outcome};
@@ -71,8 +73,8 @@ pub enum ItemPage {
     },
 }
 
-/// Returns the operation that a request selects, and its destination. `has_shop` is whether the paths of the shop exist.
-pub fn route(head: &Head<'_>, origins: &Origins, has_shop: bool) -> (Operation, Route) {
+/// Returns the operation that a request selects, and its destination. `site` is what the server offers.
+pub fn route(head: &Head<'_>, origins: &Origins, site: Site) -> (Operation, Route) {
     let decoded;
     let query = if head.is_encoded {
         decoded = decode_unreserved(head.query);
@@ -80,7 +82,7 @@ pub fn route(head: &Head<'_>, origins: &Origins, has_shop: bool) -> (Operation, 
     } else {
         head.query
     };
-    match select(head, query, has_shop) {
+    match select(head, query, site) {
         selected if head.method == Method::Options => options(head.path, selected),
         // First: a page that may not use the API learns nothing about its parameters.
         (operation, _) if !origins.admit(head) && operation != Operation::Unknown => {
@@ -103,7 +105,7 @@ fn options(path: &str, (operation, route): (Operation, Route)) -> (Operation, Ro
 
 // Inlined, as is the next one: they are on the path of every request, and return a large enum.
 #[inline(always)]
-fn select(head: &Head<'_>, query: &str, has_shop: bool) -> (Operation, Route) {
+fn select(head: &Head<'_>, query: &str, site: Site) -> (Operation, Route) {
     let refused = |problem| (Operation::Unknown, Route::Refused(problem));
     let get = |operation, route| match head.method {
         Method::Get | Method::Head => (operation, route),
@@ -111,7 +113,9 @@ fn select(head: &Head<'_>, query: &str, has_shop: bool) -> (Operation, Route) {
     };
     let page = |operation, page| get(operation, Route::Page(page));
     match (head.path, head.method) {
-        ("/checkout", Method::Post) => (Operation::Checkout, checkout(head, query).unwrap_or_else(Route::Refused)),
+        ("/checkout", Method::Post) => {
+            (Operation::Checkout, checkout(head, query, site).unwrap_or_else(Route::Refused))
+        }
         ("/checkout", Method::Delete) => (Operation::Cancel, cancel(query).unwrap_or_else(Route::Refused)),
         ("/checkout", _) => refused(Problem::OnlyPostOrDelete),
         ("/checkout/extend", Method::Post) => (Operation::Extend, extend(query).unwrap_or_else(Route::Refused)),
@@ -131,7 +135,7 @@ fn select(head: &Head<'_>, query: &str, has_shop: bool) -> (Operation, Route) {
                 get(Operation::Image, image(ItemId(item), query).unwrap_or_else(Route::Refused))
             }
             (_, Some((sale, None))) => page(Operation::OneSale, Page::OneSale(SaleId(sale))),
-            _ => match ShopFile::at(path).filter(|_| has_shop) {
+            _ => match ShopFile::at(path).filter(|_| site.has_shop) {
                 Some(file) => page(Operation::Shop, Page::Shop(file)),
                 None => refused(Problem::NotFound),
             },
@@ -180,8 +184,8 @@ fn image(item: ItemId, query: &str) -> Result<Route, Problem> {
 }
 
 #[inline(always)]
-fn checkout(head: &Head<'_>, query: &str) -> Result<Route, Problem> {
-    let (mut user, mut item, mut sale, mut short_name) = (None, None, None, false);
+fn checkout(head: &Head<'_>, query: &str, site: Site) -> Result<Route, Problem> {
+    let (mut user, mut item, mut sale, mut product, mut short_name) = (None, None, None, None, false);
     for (name, value) in parameters(query) {
         match name {
             b"user_id" if user.is_some() => return Err(Problem::InvalidUser),
@@ -200,20 +204,42 @@ fn checkout(head: &Head<'_>, query: &str) -> Result<Route, Problem> {
                 let id = number(value).and_then(|id| u32::try_from(id).ok());
                 sale = Some(SaleId(id.ok_or(Problem::InvalidSaleId)?));
             }
+            b"product_id" if product.is_some() || !(1..=PRODUCT_ID_MAX).contains(&value.len()) => {
+                return Err(Problem::InvalidProduct);
+            }
+            b"product_id" => product = Some(value),
             _ => {}
         }
     }
     let user = user.ok_or(Problem::InvalidUser)?;
     let Some(item) = item else {
-        // No item has this number, so this is the namespace of no other checkout.
-        let key = mark_any(fingerprint(head, Uuid::from_u64_pair(user.0 as u64, u64::MAX))?);
-        return Ok(Route::Command(Command::CheckoutAny { sale, user, key }, head.accepts_json));
+        return Ok(Route::Command(checkout_any(head, (sale, user), product, site)?, head.accepts_json));
     };
+    if product.is_some() {
+        return Err(Problem::InvalidProduct);
+    }
     // The namespace of the fingerprint consists of the user and the item: the same key with another user or item has
     // another fingerprint.
     let namespace = Uuid::from_u64_pair(user.0 as u64, item.0.into());
     let key = fingerprint(head, namespace)?;
     Ok(Route::Command(Command::Checkout { sale, item, user, key }, short_name || head.accepts_json))
+}
+
+fn checkout_any(
+    head: &Head<'_>,
+    (sale, user): (Option<SaleId>, UserId),
+    product: Option<&[u8]>,
+    site: Site,
+) -> Result<Command, Problem> {
+    let found =
+        product.map(|text| site.catalogue.and_then(|known| known.product_id(text)).ok_or(Problem::NoSuchProduct));
+    // No item has these numbers, so these are the namespaces of no other checkout. Each product has one of its own.
+    let of_user = |number| Uuid::from_u64_pair(user.0 as u64, number);
+    let key = match product {
+        Some(text) if head.key()?.is_some() => fingerprint(head, Uuid::new_v5(&of_user(u64::MAX - 1), text))?,
+        _ => fingerprint(head, of_user(u64::MAX))?,
+    };
+    Ok(Command::CheckoutAny { sale, product: found.transpose()?, user, key: mark_any(key) })
 }
 
 /// Returns the fingerprint of the idempotency key: a name-based UUID (RFC 9562 §5.5) in `namespace`. It is nil if the
@@ -287,7 +313,8 @@ pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &
                 return responder.text(Answer::Ok, code, style, out);
             }
             let expires_at = rfc3339(expires_unix_ms);
-            let reservation = Reservation { code, sale_id: sale.0, item_id: item.0, expires_at };
+            let unit = PlannedUnit::of(responder.site(), sale, item);
+            let reservation = Reservation { code, sale_id: sale.0, item_id: item.0, unit, expires_at };
             return responder.json(Answer::Ok, || reservation, style, out);
         }
         Outcome::Purchased { sale, item } => {
@@ -296,6 +323,7 @@ pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &
                 message: "Purchase successful",
                 sale_id: sale.0,
                 item_id: item.0,
+                unit: PlannedUnit::of(responder.site(), sale, item),
                 item_name: ItemName(sale, item),
                 item_image: ItemImageInSale(sale, item),
             };
@@ -316,6 +344,7 @@ pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &
         Outcome::Paused => Problem::Paused,
         Outcome::UserLimit => Problem::UserLimit,
         Outcome::NoSuchItem => Problem::NoSuchItem,
+        Outcome::NoSuchProduct => Problem::NoSuchProduct,
         Outcome::CodeUnknown => Problem::CodeUnknown,
         Outcome::CodeExpired => Problem::CodeExpired,
         Outcome::CodeUsed => Problem::CodeUsed,
@@ -340,10 +369,15 @@ pub fn rfc3339(unix_ms: u64) -> String {
 mod tests {
     use super::*;
     use crate::http::head::parse_head;
+    use crate::plan::catalogue::Catalogue;
+    use crate::plan::mistakes::PlanText;
+    use crate::plan::plan_reader::read_plan;
+    use crate::sale::checkout_key::{is_of_any, short};
+    use std::collections::BTreeSet;
 
     fn way(request: &str) -> Route {
         let text = format!("{request} HTTP/1.1\r\nHost: x\r\n\r\n");
-        route(&parse_head(text.as_bytes()).unwrap().unwrap(), &Origins::None, true).1
+        route(&parse_head(text.as_bytes()).unwrap().unwrap(), &Origins::None, Site::default()).1
     }
 
     #[test]
@@ -356,7 +390,7 @@ mod tests {
             way("POST /checkout?id=0&x=y&user_id=9223372036854775807"),
             Route::Command(checkout(0, i64::MAX), true)
         );
-        let any = |sale, user| Command::CheckoutAny { sale, user: UserId(user), key: Uuid::nil() };
+        let any = |sale, user| Command::CheckoutAny { sale, product: None, user: UserId(user), key: Uuid::nil() };
         assert_eq!(way("POST /checkout?user_id=7"), Route::Command(any(None, 7), false));
         assert_eq!(way("POST /checkout?sale_id=3&user_id=7"), Route::Command(any(Some(SaleId(3)), 7), false));
         let named = Route::Command(in_sale(Some(SaleId(u32::MAX)), 2, 1), false);
@@ -370,6 +404,46 @@ mod tests {
         assert_eq!(way(&format!("POST /checkout/extend?code={text}")), extend);
         assert_eq!(way("HEAD /sale"), Route::Page(Page::Sale));
         assert_eq!(way("GET /sales/498692"), Route::Page(Page::OneSale(SaleId(498_692))));
+    }
+
+    #[test]
+    fn a_product_is_one_of_the_plan_and_has_keys_of_its_own() {
+        let text = "[[sale]]\nid = 1\nname = \"S\"\nopens = 2026-12-01T00:00:00Z\ncloses = 2026-12-02T00:00:00Z\n\
+                    user_limit = 1\nproduct = [{ id = \"a-38\", name = \"A\", quantity = 1 }, \
+                    { id = \"b_9.x\", name = \"B\", quantity = 1 }]\n";
+        let plan = read_plan(&PlanText::new("x.toml", text.into()), &|_| Err("no lists".into())).unwrap();
+        let catalogue: &Catalogue = Box::leak(Box::new(Catalogue::new(Box::leak(Box::new(plan)))));
+        let site = Site { catalogue: Some(catalogue), ..Site::default() };
+        let with = |site, key: &str, query: &str| {
+            let text = format!("POST /checkout?{query} HTTP/1.1\r\nHost: x\r\n{key}\r\n");
+            route(&parse_head(text.as_bytes()).unwrap().unwrap(), &Origins::None, site).1
+        };
+        let checkout = |key, query| match with(site, key, query) {
+            Route::Command(Command::CheckoutAny { product, key, .. }, false) => (product, key),
+            other => panic!("{other:?}"),
+        };
+        let (product, nil) = checkout("", "user_id=7&product_id=b_9.x");
+        assert_eq!((product, nil), (catalogue.product_id(b"b_9.x"), Uuid::nil()));
+        assert_eq!(checkout("", "%70roduct_id=b%5F9%2ex&user_id=7").0, product);
+        let keys =
+            ["user_id=7&product_id=b_9.x", "user_id=7&product_id=a-38", "user_id=7", "user_id=8&product_id=a-38"];
+        let keys: BTreeSet<Uuid> = keys.into_iter().map(|query| checkout("Idempotency-Key: k\r\n", query).1).collect();
+        assert_eq!(keys.len(), 4, "the same key with another product is another key");
+        assert!(keys.into_iter().all(|key| is_of_any(short(key))));
+        let refused = |site, query| with(site, "", query);
+        let long = format!("user_id=7&product_id={}", "x".repeat(PRODUCT_ID_MAX + 1));
+        for query in
+            ["user_id=7&product_id", "user_id=7&product_id=", "user_id=7&product_id=a-38&product_id=a-38", &long]
+        {
+            assert_eq!(refused(site, query), Route::Refused(Problem::InvalidProduct), "{query}");
+        }
+        let both = refused(site, "user_id=7&product_id=a-38&item_id=0");
+        assert_eq!(both, Route::Refused(Problem::InvalidProduct), "an item and a product");
+        for query in ["user_id=7&product_id=A-38", "user_id=7&product_id=%20", "user_id=7&product_id=a"] {
+            assert_eq!(refused(site, query), Route::Refused(Problem::NoSuchProduct), "{query}");
+        }
+        let unplanned = refused(Site::default(), "user_id=7&product_id=a-38");
+        assert_eq!(unplanned, Route::Refused(Problem::NoSuchProduct), "without a plan");
     }
 
     #[test]

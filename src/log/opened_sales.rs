@@ -70,9 +70,10 @@ impl OpenedSales {
             return Err(format!("nothing says when sale {} opens and closes", sale.0));
         };
         let holds = planned.map_or((self.longest_hold_ms, 0), |planned| (planned.ttl_ms, planned.extension_ms));
-        let products = match (opened.products, planned) {
-            (Terms::NO_PRODUCTS, Some(planned)) => planned.products,
-            (products, _) => products,
+        let has_these = |planned: &Terms| [Terms::NO_PRODUCTS, planned.products.fingerprint()];
+        let products = match planned {
+            Some(planned) if has_these(&planned).contains(&opened.products.fingerprint()) => planned.products,
+            _ => opened.products,
         };
         let (ttl_ms, extension_ms, is_paused) = (holds.0, holds.1, planned.is_some_and(|planned| planned.is_paused));
         let terms = Terms { opens_ms, closes_ms, ttl_ms, extension_ms, products, is_paused, ..opened };
@@ -98,7 +99,8 @@ impl OpenedSales {
             // The settings of sales without a plan change from one sale to the next.
             (SaleSchedule::Periodic(_), Some(planned)) if times(&planned) == times(opened) => None,
             (SaleSchedule::Planned(_), Some(planned)) => {
-                let frozen = |terms: &Terms| (times(terms), terms.items, terms.user_limit, terms.products);
+                let frozen =
+                    |terms: &Terms| (times(terms), terms.items, terms.user_limit, terms.products.fingerprint());
                 let differs = frozen(&planned) != frozen(opened);
                 // Of two sales that are over, the operator may have changed the description.
                 let matters = is_open || !planned.has_closed(now_ms);
@@ -209,7 +211,8 @@ fn differences(opened: &Terms, planned: &Terms) -> String {
     let number = |name: &str, opened: u32, planned: u32| {
         (opened != planned).then(|| format!("{name} {opened} (the plan: {planned})"))
     };
-    let has_other_products = opened.products != planned.products && opened.items == planned.items;
+    let has_other_products =
+        opened.products.fingerprint() != planned.products.fingerprint() && opened.items == planned.items;
     let found = [
         time("opens", opened.opens_ms, planned.opens_ms),
         time("closes", opened.closes_ms, planned.closes_ms),
@@ -223,13 +226,14 @@ fn differences(opened: &Terms, planned: &Terms) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sale::product_ranges::ProductRanges;
 
     const PERIODIC: PeriodicSale = PeriodicSale { period_s: 10, items: 4, user_limit: 2, ttl_ms: 100, extension_ms: 0 };
 
     /// The sale with this id, open for half of its period.
     fn planned(id: u32) -> Terms {
         let terms = PERIODIC.terms(SaleId(id));
-        Terms { closes_ms: terms.opens_ms + 5_000, products: 9, ..terms }
+        Terms { closes_ms: terms.opens_ms + 5_000, products: ProductRanges::known_by(9), ..terms }
     }
 
     fn plan(sales: &[Terms]) -> SaleSchedule {
@@ -257,7 +261,7 @@ mod tests {
             (Terms { closes_ms: opened.closes_ms + 1, ..opened }, true),
             (Terms { items: 5, ..opened }, true),
             (Terms { user_limit: 3, ..opened }, true),
-            (Terms { products: 8, ..opened }, true),
+            (Terms { products: ProductRanges::known_by(8), ..opened }, true),
             (Terms { ttl_ms: 9, extension_ms: 9, ..opened }, false),
         ] {
             let found = contradiction(plan(&[changed]), &[opened], now_ms);
@@ -267,7 +271,7 @@ mod tests {
         let missing = Some(Contradiction::Missing(Terms { ttl_ms: 700, ..opened }));
         assert_eq!(contradiction(plan(&[planned(6)]), &[opened], now_ms), missing);
         // The products are not known of a sale that began without a plan.
-        let unknown = Terms { products: Terms::NO_PRODUCTS, ..opened };
+        let unknown = Terms { products: ProductRanges::NONE, ..opened };
         assert_eq!(contradiction(plan(&[opened]), &[unknown], now_ms), None);
     }
 

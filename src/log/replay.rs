@@ -14,6 +14,7 @@ use crate::sale::ids::{ItemId, Moment, SaleId, Seq, ShardId, Terms};
 use crate::sale::item_state::{Cancellation, Confirmation, Extension, Hold};
 use crate::sale::part::Part;
 use crate::sale::partition::Partition;
+use crate::sale::product_ranges::ProductRanges;
 use crate::sale::record::{LogEvent, Record};
 use crate::sale::rules::Rules;
 use crate::sale::shard::Inventory;
@@ -143,6 +144,7 @@ impl Replay {
     /// A description, if the record contradicts those before it.
     pub fn record(&mut self, record: &Record) -> Result<(), String> {
         if let LogEvent::SaleOpened { items, user_limit, times, products } = record.event {
+            let products = ProductRanges::known_by(products);
             let opened = Terms { sale: record.sale, items, user_limit, products, ..Terms::NONE };
             let terms = self.opened.note(opened, times, self.now.unix_ms)?;
             return self.open(terms);

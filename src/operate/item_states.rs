@@ -4,6 +4,7 @@
 //! so no word has to be cleared when the next sale of its layer begins: an item whose word belongs to another sale is
 //! available.
 
+use crate::operate::product_numbers::ProductNumbers;
 use crate::sale::effects::ItemChange;
 use crate::sale::ids::{ItemId, SaleId, ShardId};
 use crate::sale::item_state::Availability;
@@ -20,6 +21,8 @@ pub struct ItemStates {
     schedule: SaleSchedule,
     /// By layer, shard and slot: the low 30 bits of the sale's id, then two bits for the [`Availability`].
     words: Box<[LayerWords]>,
+    /// Numbers of items by product.
+    pub products: ProductNumbers,
 }
 
 /// The words of one layer, by shard and slot.
@@ -39,7 +42,12 @@ impl ItemStates {
         let shards = || (0..partition.shards()).map(ShardId);
         let of_shard = |shard, items| (0..partition.owned_items(shard, items)).map(|_| AtomicU32::new(0)).collect();
         let of_layer = |items| shards().map(|shard| of_shard(shard, items)).collect();
-        let item_states = ItemStates { partition, schedule, words: layers.into_iter().map(of_layer).collect() };
+        let item_states = ItemStates {
+            partition,
+            schedule,
+            words: layers.into_iter().map(of_layer).collect(),
+            products: ProductNumbers::new(partition.shards(), schedule),
+        };
         for (shard, inventory) in shards().zip(inventories) {
             for Part { terms, stock, .. } in &inventory.parts {
                 (0..stock.items()).for_each(|slot| {

@@ -137,7 +137,7 @@ impl ShardStatus {
 
     /// Publishes what the shard has sold and reserved of a sale.
     pub fn publish_sales(&self, stock: PublishedStock) {
-        let PublishedStock { sale, sold, reserved, next_expiry_ms } = stock;
+        let PublishedStock { sale, sold, reserved, next_expiry_ms, .. } = stock;
         let (words, tag) = self.sales.of(sale);
         words.next_expiry_ms.store(next_expiry_ms, Ordering::Relaxed);
         let counts = tag << (2 * COUNT_BITS) | u64::from(sold) << COUNT_BITS | u64::from(reserved);
@@ -153,7 +153,8 @@ impl ShardStatus {
         }
         let count = |counts: u64| (counts & ((1 << COUNT_BITS) - 1)) as u32;
         let next_expiry_ms = words.next_expiry_ms.load(Ordering::Relaxed);
-        PublishedStock { sale, sold: count(counts >> COUNT_BITS), reserved: count(counts), next_expiry_ms }
+        let (sold, reserved) = (count(counts >> COUNT_BITS), count(counts));
+        PublishedStock { sale, product: None, sold, reserved, next_expiry_ms }
     }
 
     /// Returns the shard's sold and reserved items of `sale`.

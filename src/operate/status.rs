@@ -325,7 +325,8 @@ mod tests {
     #[test]
     fn only_shards_in_the_sale_count() {
         let status = Status::new(Phase::Serving, 2, 0, false);
-        let published = |sale| PublishedStock { sale: SaleId(sale), sold: 4, reserved: 6, next_expiry_ms: 9 };
+        let published =
+            |sale| PublishedStock { sale: SaleId(sale), product: None, sold: 4, reserved: 6, next_expiry_ms: 9 };
         status.shards[0].publish_sales(published(70_000));
         status.shards[1].publish_sales(published(69_999));
         assert_eq!(status.sales(SaleId(70_000)), Sales { sold: 4, reserved: 6 });

@@ -6,8 +6,10 @@
 //! In reading order: [`planned_sale`] (what a plan says), [`plan_time`] (times and durations), [`mistakes`] (mistakes with
 //! their places), [`toml_keys`] (the keys of one table), [`unit_list`] (lists of units in CSV), [`plan_sequence`] (the sales
 //! against each other), [`plan_reader`] (the text of a plan to a `SalePlan`), [`text_table`] (tables in plain text),
-//! [`plan_overview`] (the answer of `stampede plan check`), [`plan_moment`] (the answer of `stampede plan show`).
+//! [`plan_overview`] (the answer of `stampede plan check`), [`plan_moment`] (the answer of `stampede plan show`),
+//! [`catalogue`] (the products and units, by their ids).
 
+pub mod catalogue;
 pub mod mistakes;
 pub mod plan_moment;
 pub mod plan_overview;

@@ -9,7 +9,7 @@ use crate::sale::ids::Terms;
 /// are listed.
 pub fn at_moment(plan: &SalePlan, unix_ms: u64) -> String {
     let sales = plan.sales.iter().flat_map(|planned| {
-        let series = planned.series();
+        let series = planned.openings();
         [series.latest(unix_ms), series.next(unix_ms)].into_iter().flatten().map(move |terms| (planned, terms))
     });
     let mut sales: Vec<(&PlannedSale, Terms)> = sales.collect();

@@ -42,7 +42,7 @@ fn sale_row(sale: &PlannedSale) -> Vec<String> {
 fn remarks(sale: &PlannedSale) -> String {
     let repeated = sale.repetition.map(|Repetition { every_ms, until_ms }| {
         let every = in_units(every_ms);
-        let last = sale.series().last();
+        let last = sale.openings().last();
         match until_ms {
             Some(_) => format!("every {every}, the last is {} at {}", last.sale.0, in_utc(last.opens_ms)),
             None => format!("every {every}"),

@@ -6,12 +6,13 @@
 use crate::plan::mistakes::{Mistakes, PlanRefused, PlanText};
 use crate::plan::plan_sequence;
 use crate::plan::plan_time::in_units;
-use crate::plan::planned_sale::{PLANNED_SALES_MAX, PRODUCTS_MAX, PlannedSale, Product, Repetition, SalePlan, Units};
+use crate::plan::planned_sale::{PLANNED_SALES_MAX, PlannedSale, Product, Repetition, SalePlan, Units};
 use crate::plan::toml_keys::{NAME_CHARS_MAX, Placed, PlanSource, TomlKeys, plain, text};
 use crate::plan::unit_list::read_units;
 use crate::sale::code::ITEMS_MAX;
 use crate::sale::ids::SaleId;
 use crate::sale::parts::ENDED_MAX;
+use crate::sale::product_ranges::{PRODUCTS_MAX, ProductId};
 use crate::sale::rules::{HOLD_MAX, PERIOD_MAX};
 use std::collections::BTreeMap;
 use std::path::{Component, Path};
@@ -83,6 +84,7 @@ pub fn read_plan(file: &PlanText, lists: Lists) -> Result<SalePlan, PlanRefused>
     }
     plan_sequence::check(&source, &plan.sales, &places);
     plan.sales.sort_by_key(|sale| sale.id);
+    plan.number_products();
     mistakes.report().map_or(Ok(plan), Err)
 }
 
@@ -184,7 +186,7 @@ fn read_products(source: &PlanSource, keys: &TomlKeys, lists: Lists) -> Vec<Prod
         let price = keys.text("price", PRICE_CHARS_MAX).map(|price| price.value);
         let units = read_stock(source, &keys, lists);
         let [id, name] = [id, name].map(|text| text.map(|text| text.value).unwrap_or_default());
-        let product = Product { id, name, image, price, units, first };
+        let product = Product { id, name, image, price, units, first, number: ProductId::FIRST };
         first = product.numbers().end;
         products.push(product);
     }

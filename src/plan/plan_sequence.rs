@@ -25,7 +25,7 @@ pub fn check(source: &PlanSource, sales: &[PlannedSale], places: &[Range<usize>]
             source.mistake((*place).clone(), wrong);
         }
         let is_open = |other: &PlannedSale| {
-            other.series().latest(sale.opens_ms).is_some_and(|latest| latest.closes_ms > sale.opens_ms)
+            other.openings().latest(sale.opens_ms).is_some_and(|latest| latest.closes_ms > sale.opens_ms)
         };
         let open = 1 + before.iter().filter(|(earlier, _)| is_open(earlier)).count();
         if open > OPEN_MAX {
@@ -38,7 +38,7 @@ pub fn check(source: &PlanSource, sales: &[PlannedSale], places: &[Range<usize>]
 /// Returns what is wrong with the id of a sale, given the sale with the next lower one.
 fn out_of_order(previous: &PlannedSale, sale: &PlannedSale) -> Option<String> {
     let (id, line) = (sale.id.0, previous.line);
-    let series = previous.series();
+    let series = previous.openings();
     let last = series.last();
     if previous.id == sale.id {
         Some(format!("the sale in line {line} has the id {id} already"))
@@ -60,8 +60,8 @@ fn out_of_order(previous: &PlannedSale, sale: &PlannedSale) -> Option<String> {
 /// Returns the ids of two sales whose codes cannot be told apart, as a mistake. Of a sale that is repeated more often than
 /// a code can tell, only the repetitions next to the other sale count.
 fn same_in_codes(earlier: &PlannedSale, sale: &PlannedSale) -> Option<String> {
-    let window = |of: &PlannedSale| of.series().count.min(SALES_BACK_MAX.into());
-    let last = earlier.series().last().sale.0;
+    let window = |of: &PlannedSale| of.openings().count.min(SALES_BACK_MAX.into());
+    let last = earlier.openings().last().sale.0;
     let (first, count) = (last - (window(earlier) - 1), window(earlier));
     let distance = sale.id.0.wrapping_sub(first) % IDS_IN_CODES;
     let back = (IDS_IN_CODES - distance) % IDS_IN_CODES;

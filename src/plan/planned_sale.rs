@@ -2,13 +2,13 @@
 
 use crate::plan::plan_time::FOREVER_MS;
 use crate::sale::ids::{SaleId, Terms};
+use crate::sale::product_ranges::{ProductId, ProductRanges, SaleProduct};
 use crate::sale::sale_schedule::{SaleSeries, assign_layers};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Maximum number of sales in a plan. A repeated sale counts once.
 pub const PLANNED_SALES_MAX: usize = 256;
-/// Maximum number of products in a sale.
-pub const PRODUCTS_MAX: usize = 1024;
 
 /// The sales of a plan, in the order in which they open, which is that of their ids.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -99,6 +99,8 @@ pub struct Product {
     pub units: Units,
     /// Number of the product's first unit in the sale.
     pub first: u32,
+    /// Number of the id in the plan.
+    pub number: ProductId,
 }
 
 /// The units of a product.
@@ -111,6 +113,15 @@ pub enum Units {
 }
 
 impl SalePlan {
+    /// Numbers the ids of all products, in the order in which they first appear.
+    pub fn number_products(&mut self) {
+        let mut numbers = BTreeMap::new();
+        for product in self.sales.iter_mut().flat_map(|sale| &mut sale.products) {
+            let next = ProductId(ProductId::FIRST.0.saturating_add(numbers.len() as u32));
+            product.number = *numbers.entry(product.id.clone()).or_insert(next);
+        }
+    }
+
     /// Returns the number of units of all sales. A repeated sale counts once.
     pub fn units(&self) -> u64 {
         self.sales.iter().map(|sale| u64::from(sale.units())).sum()
@@ -123,23 +134,24 @@ impl PlannedSale {
         self.products.last().map_or(0, |product| product.numbers().end)
     }
 
-    /// Returns a fingerprint of the ids of the products and their numbers of units, in this order: 64 bits of FNV-1a. The
-    /// rest of a product can change while it is sold.
-    pub fn fingerprint(&self) -> u64 {
-        let bytes = self.products.iter().flat_map(|product| {
-            // No id has the byte 0.
-            product.id.bytes().chain([0]).chain(product.units.count().to_le_bytes())
+    /// Returns the sales that this is, with its repetitions and products. The memory of the products is never freed.
+    pub fn series(&self) -> SaleSeries {
+        let products = self.products.iter().map(|product| SaleProduct {
+            id: product.number,
+            name: &product.id,
+            units: product.units.count(),
         });
-        let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-        bytes.fold(0xcbf2_9ce4_8422_2325, fold).max(Terms::NO_PRODUCTS + 1)
+        let mut series = self.openings();
+        series.first.products = ProductRanges::new(products);
+        series
     }
 
-    /// Returns the sales that this is, with its repetitions. Ids and times that can be written bound a sale that is repeated
-    /// for ever.
-    pub fn series(&self) -> SaleSeries {
+    /// Returns the sales that this is, with its repetitions, as if they had no products. Ids and times that can be written
+    /// bound a sale that is repeated for ever.
+    pub fn openings(&self) -> SaleSeries {
         let &PlannedSale { id: sale, opens_ms, closes_ms, user_limit, ttl_ms, extension_ms, is_paused, .. } = self;
-        let (items, products) = (self.units(), self.fingerprint());
-        let first = Terms { sale, items, user_limit, opens_ms, closes_ms, ttl_ms, extension_ms, products, is_paused };
+        let (items, products) = (self.units(), ProductRanges::NONE);
+        let first = Terms { sale, items, user_limit, opens_ms, closes_ms, ttl_ms, extension_ms, is_paused, products };
         let Some(Repetition { every_ms, until_ms }) = self.repetition else {
             return SaleSeries { first, every_ms: 0, count: 1, layer: 0 };
         };
@@ -210,8 +222,13 @@ mod tests {
                 price: None,
                 units: Units::Quantity(*quantity),
                 first: 0,
+                number: ProductId::FIRST,
             };
-            PlannedSale { products: products.iter().map(product).collect(), ..repeated(None) }.fingerprint()
+            PlannedSale { products: products.iter().map(product).collect(), ..repeated(None) }
+                .series()
+                .first
+                .products
+                .fingerprint()
         };
         assert_eq!(sale(&[]), 0xcbf2_9ce4_8422_2325);
         let (one, renamed) = (sale(&[("a", 1, "A")]), sale(&[("a", 1, "B")]));

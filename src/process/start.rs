@@ -12,6 +12,7 @@ use crate::config::fatal::Fatal;
 use crate::config::settings::Config;
 use crate::http::origin::Origins;
 use crate::http::route::rfc3339;
+use crate::http::site::Site;
 use crate::log::block::BLOCK_BYTES;
 use crate::log::data_dir::DataDir;
 use crate::log::manifest::Manifest;
@@ -228,6 +229,7 @@ fn spawn_shards(
     let addresses = AddressLimit::new(config.max_connections_per_address, sizes.shards, sizes.connections);
     let addresses = addresses.map(Arc::new);
     let sockets = distribute_listeners(listeners, sizes.shards);
+    let site = Site { has_shop: config.has_shop, catalogue: None };
     let places = host::placements(sizes.shards).into_iter().zip(sockets).zip(mesh::connect(&doorbells));
     let (mut starts, mut senders, mut threads) = (Vec::new(), Vec::new(), Vec::new());
     for (id, ((placement, sockets), mesh)) in (0..sizes.shards).map(ShardId).zip(places) {
@@ -236,22 +238,10 @@ fn spawn_shards(
         starts.push(start);
         senders.push(sender);
         let (status, notices, clock) = (status.clone(), notices.clone(), clock.clone());
-        let (origins, has_shop, idle_timeout) =
-            (Origins::new(&config.cors_origins), config.has_shop, config.idle_timeout);
+        let (origins, idle_timeout) = (Origins::new(&config.cors_origins), config.idle_timeout);
         let admission = Admission::new(id, status.clone(), doorbells.clone(), connections_max, addresses.clone());
-        let thread = ShardThread {
-            id,
-            sockets,
-            mesh,
-            admission,
-            origins,
-            has_shop,
-            idle_timeout,
-            clock,
-            status,
-            notices,
-            orders,
-        };
+        let thread =
+            ShardThread { id, sockets, mesh, admission, origins, site, idle_timeout, clock, status, notices, orders };
         threads.push(thread.spawn(placement, begun)?);
     }
     Ok((ShardHandles { doorbells, notice_receiver, notices, orders: senders, threads }, starts))

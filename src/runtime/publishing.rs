@@ -11,8 +11,11 @@ impl TurnLoop {
     pub(crate) fn publish_sale(&mut self) {
         let newest = self.shard.newest().sale;
         self.shard_io.status.note_sale(newest);
+        for (sale, product, counts) in self.shard.take_changed_products() {
+            self.item_states.products.publish(self.shard_io.id, sale, product, counts);
+        }
         let (numbers, shard) = (self.shard_io.status.shard(self.shard_io.id), &self.shard);
-        let publish = |sale| numbers.publish_sales(shard.stock_to_publish(sale));
+        let publish = |sale| numbers.publish_sales(shard.stock_to_publish(sale, None));
         for change in self.effects.changes.drain(..) {
             self.item_states.show(self.shard_io.id, change);
             if change.sale != newest {

@@ -62,7 +62,7 @@ impl ShardIo {
             let status = self.status.clone();
             let facts = Facts { status: &status, sale: None, known: None };
             self.server.serve(now, &mut |_, head: &Head<'_>, style, responder: &mut Responder, out: &mut Vec<u8>| {
-                let (operation, route) = route(head, responder.origins(), responder.has_shop());
+                let (operation, route) = route(head, responder.origins(), responder.site());
                 let answer = match route {
                     Route::Page(page) => status_pages::write(page, &facts, style, responder, out),
                     Route::Options(methods) => responder.options(methods, head, style, out),

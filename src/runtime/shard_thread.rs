@@ -5,6 +5,7 @@ use crate::config::fatal::Fatal;
 use crate::config::settings::Config;
 use crate::http::connection::ConnectionSnapshot;
 use crate::http::origin::Origins;
+use crate::http::site::Site;
 use crate::log::block::{LogKind, StreamId};
 use crate::log::budget::Budget;
 use crate::log::data_dir::OpenDataDir;
@@ -58,8 +59,8 @@ pub struct ShardThread {
     pub admission: Admission,
     /// Origins of web pages that may use the API.
     pub origins: Origins,
-    /// Whether there is a page to buy from.
-    pub has_shop: bool,
+    /// What the server offers.
+    pub site: Site,
     /// Time after which a connection without a request is closed.
     pub idle_timeout: Duration,
     /// The clock of its turns.
@@ -116,21 +117,10 @@ impl ShardThread {
     }
 
     async fn sell(self, start: Receiver<ShardStart>) -> Result<(), Fatal> {
-        let ShardThread {
-            id,
-            sockets,
-            mesh,
-            admission,
-            origins,
-            has_shop,
-            idle_timeout,
-            clock,
-            status,
-            notices,
-            orders,
-        } = self;
+        let ShardThread { id, sockets, mesh, admission, origins, site, idle_timeout, clock, status, notices, orders } =
+            self;
         let request_timer = RequestTimer::new(status.clone(), id, clock.clone());
-        let server = Server::new(admission, request_timer, origins, has_shop, idle_timeout);
+        let server = Server::new(admission, request_timer, origins, site, idle_timeout);
         let mut server = server.map_err(host::no_descriptors)?;
         adopt(&mut server, sockets, &clock)?;
         let always_ready = eventfd(1, EventfdFlags::CLOEXEC).map_err(io::Error::from);

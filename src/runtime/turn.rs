@@ -240,13 +240,17 @@ impl TurnLoop {
 
     fn receive(&mut self, now: Moment) -> bool {
         let (shard, effects, status) = (&mut self.shard, &mut self.effects, &self.shard_io.status);
+        let item_states = &self.item_states;
         let any = self.shard_io.mesh.receive(|delivery| {
             shard.apply(ShardEvent::Sale(status.newest_sale()), now, effects);
             match delivery {
-                Delivery::Reply(Reply::NoneFree { sale, is_named, .. }) => {
-                    note_published(shard, is_named.then_some(sale), status, now, effects);
+                Delivery::Reply(Reply::NoneFree { sale, is_named, product, .. }) => {
+                    let wanted = (is_named.then_some(sale), product);
+                    note_published(shard, wanted, (status, item_states), now, effects);
                 }
-                Delivery::Reply(Reply::KeyUnknown { named, .. }) => note_published(shard, named, status, now, effects),
+                Delivery::Reply(Reply::KeyUnknown { named, product, .. }) => {
+                    note_published(shard, (named, product), (status, item_states), now, effects);
+                }
                 _ => {}
             }
             let event = match delivery {
@@ -270,13 +274,13 @@ impl TurnLoop {
         let mut handle = |ticket: Ticket, head: &Head<'_>, style, responder: &mut Responder, out: &mut Vec<u8>| {
             // After the request has been read, because its client may have seen a new sale on another shard.
             shard.apply(ShardEvent::Sale(status.newest_sale()), now, effects);
-            let (operation, route) = route(head, responder.origins(), responder.has_shop());
+            let (operation, route) = route(head, responder.origins(), responder.site());
             let answer = match route {
                 // This shard may be ready, but another shard is not, or another server may sell.
                 Route::Command(..) if is_refusing => responder.problem(phase.refusal(), style, out),
                 Route::Command(command, json) => {
-                    if let Command::CheckoutAny { sale, .. } = command {
-                        note_published(shard, sale, status, now, effects);
+                    if let Command::CheckoutAny { sale, product, .. } = command {
+                        note_published(shard, (sale, product), (status, item_states), now, effects);
                     }
                     shard.apply(ShardEvent::Command(ticket, command), now, effects);
                     // A command that needs neither another shard nor the log is decided already.

@@ -2,6 +2,7 @@
 
 use crate::sale::code::Code;
 use crate::sale::ids::{ItemId, SaleId, UserId};
+use crate::sale::product_ranges::ProductId;
 use uuid::Uuid;
 
 /// A command of a client.
@@ -22,6 +23,8 @@ pub enum Command {
     CheckoutAny {
         /// The sale that the client has named. It has an effect only with a plan.
         sale: Option<SaleId>,
+        /// The product of which any item is asked for; `None` for any item of the sale.
+        product: Option<ProductId>,
         /// The buyer.
         user: UserId,
         /// Fingerprint of the `Idempotency-Key`; nil if the request has none.
@@ -76,7 +79,7 @@ pub enum Withdrawal {
 
 /// The outcome of a command. A checkout is refused with the first of these that applies: `NoSuchSale`, `NotOpen`,
 /// `SaleUnnamed` or `SaleEnded`; then `NoSuchItem`, `Paused`, `ItemSold`, `ItemReserved`, `LogFull` and `UserLimit`, or, if
-/// it asks for any item, `SoldOut`, `Paused`, `AllReserved`, `LogFull` and `UserLimit`.
+/// it asks for any item, `NoSuchProduct`, `SoldOut`, `Paused`, `AllReserved`, `LogFull` and `UserLimit`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The item is held for the user, and the checkout is durable.
@@ -119,14 +122,14 @@ pub enum Outcome {
     },
     /// Refused: the item is claimed, held, or being bought. It may become free again.
     ItemReserved,
-    /// Refused: every item of the sale is sold. Final within the sale.
+    /// Refused: every item of the sale, or of the product that was asked for, is sold. Final within the sale.
     SoldOut {
         /// The sale.
         sale: SaleId,
     },
-    /// Refused: no item is free, but not all are sold.
+    /// Refused: no item of the sale, or of the product that was asked for, is free, but not all are sold.
     AllReserved {
-        /// Time until the first hold ends, in seconds, at least 1.
+        /// Time until the first hold of the sale ends, in seconds, at least 1.
         retry_after_s: u32,
     },
     /// Refused: no sale is open, or the sale that the client has named has not opened.
@@ -144,6 +147,8 @@ pub enum Outcome {
     UserLimit,
     /// Refused: the sale has no such item.
     NoSuchItem,
+    /// Refused: the sale has no such product.
+    NoSuchProduct,
     /// Refused: the code was never issued, its sale is long over, or its item has been reserved again since its hold
     /// ended.
     CodeUnknown,

@@ -1,5 +1,7 @@
 //! Ids, times and the terms of a sale, which the other files of this folder use.
 
+use crate::sale::product_ranges::ProductRanges;
+
 /// Number of a shard, from 0. It is not the id of the shard's executor, which the async runtime assigns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShardId(pub u16);
@@ -69,10 +71,10 @@ pub struct Terms {
     pub ttl_ms: u32,
     /// Time by which a client can extend its hold once, in milliseconds. With 0, holds are not extended.
     pub extension_ms: u32,
-    /// Fingerprint of the products and their numbers of units, or [`Terms::NO_PRODUCTS`].
-    pub products: u64,
     /// Whether checkouts are refused for now.
     pub is_paused: bool,
+    /// The products, fixed when the sale opens.
+    pub products: ProductRanges,
 }
 
 impl Terms {
@@ -85,10 +87,10 @@ impl Terms {
         closes_ms: 0,
         ttl_ms: 0,
         extension_ms: 0,
-        products: Terms::NO_PRODUCTS,
         is_paused: false,
+        products: ProductRanges::NONE,
     };
-    /// The fingerprint of a sale without products, or of one whose products are not known.
+    /// The fingerprint of the products of a sale without products, or of one whose products are not known.
     pub const NO_PRODUCTS: u64 = 0;
 
     /// Returns whether the sale has closed by `unix_ms`, or there is none.

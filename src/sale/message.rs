@@ -7,6 +7,7 @@
 use crate::sale::code::Code;
 use crate::sale::command::{Outcome, Withdrawal};
 use crate::sale::ids::{ItemId, SaleId, ShardId, Ticket, UserId};
+use crate::sale::product_ranges::ProductId;
 use uuid::Uuid;
 
 /// A checkout: this user wants this item of this sale. A repetition has the same values.
@@ -22,7 +23,20 @@ pub struct Checkout {
     pub key: Uuid,
 }
 
-/// A checkout of any item.
+/// A checkout of any item, as its client has sent it.
+#[derive(Clone, Copy, Debug)]
+pub struct AnyCheckout {
+    /// The sale that the client has named.
+    pub named: Option<SaleId>,
+    /// The product of which any item is asked for; `None` for any item of the sale.
+    pub product: Option<ProductId>,
+    /// The buyer.
+    pub user: UserId,
+    /// Fingerprint of the idempotency key; nil if there is none.
+    pub key: Uuid,
+}
+
+/// A checkout of any item that searches in a sale.
 #[derive(Clone, Copy, Debug)]
 pub struct AnyUnit {
     /// Ticket of the client's request at the origin.
@@ -31,10 +45,20 @@ pub struct AnyUnit {
     pub sale: SaleId,
     /// The client has named the sale.
     pub is_named: bool,
+    /// The product of which any item is asked for; `None` for any item of the sale.
+    pub product: Option<ProductId>,
     /// The buyer.
     pub user: UserId,
     /// Fingerprint of the idempotency key; nil if there is none.
     pub key: Uuid,
+}
+
+impl AnyUnit {
+    /// Returns the checkout as its client has sent it.
+    pub fn checkout(&self) -> AnyCheckout {
+        let &AnyUnit { sale, is_named, product, user, key, .. } = self;
+        AnyCheckout { named: is_named.then_some(sale), product, user, key }
+    }
 }
 
 /// The sales in which the key of a checkout may have got an item before.
@@ -53,6 +77,8 @@ pub enum KeyScope {
 pub struct Asked {
     /// Any item: the item's owner has chosen this one.
     pub is_any: bool,
+    /// Any item of the product of this one.
+    pub of_product: bool,
     /// This sale: the client has named it.
     pub is_named: bool,
 }
@@ -88,6 +114,8 @@ pub enum Request {
         sale: SaleId,
         /// The client has named the sale.
         is_named: bool,
+        /// The product of which any item is asked for; `None` for any item of the sale.
+        product: Option<ProductId>,
         /// The buyer.
         user: UserId,
         /// Fingerprint of the idempotency key; nil if there is none.
@@ -106,6 +134,8 @@ pub enum Request {
         key: Uuid,
         /// The sales in which the key may have got an item.
         scope: KeyScope,
+        /// The product of which any item is asked for; `None` for any item of the sale.
+        product: Option<ProductId>,
     },
     /// User owner → item owner: this item was claimed for a checkout of any item with the same user and key. Repeat the
     /// answer.
@@ -118,6 +148,8 @@ pub enum Request {
         checkout: Checkout,
         /// The client has named the sale.
         is_named: bool,
+        /// The product of which any item is asked for; `None` for any item of the sale.
+        product: Option<ProductId>,
     },
     /// Item owner → user owner: count one more item against the user's quota, if the limit allows it.
     Claim {
@@ -227,6 +259,8 @@ pub enum Reply {
         sale: SaleId,
         /// The client has named the sale.
         is_named: bool,
+        /// The product of which any item is asked for; `None` for any item of the sale.
+        product: Option<ProductId>,
         /// The buyer.
         user: UserId,
         /// Fingerprint of the idempotency key; nil if there is none.
@@ -242,6 +276,8 @@ pub enum Reply {
         key: Uuid,
         /// The sale that the client has named.
         named: Option<SaleId>,
+        /// The product of which any item is asked for; `None` for any item of the sale.
+        product: Option<ProductId>,
     },
 }
 

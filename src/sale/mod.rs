@@ -6,10 +6,10 @@
 //! sale, and returns records and answers as effects.
 //!
 //! In reading order: [`ids`] (ids, times, terms of a sale), [`sale_schedule`] (which sale
-//! comes when), [`rules`] (settings of the rules), [`partition`] (the owner
+//! comes when), [`product_ranges`] (the units of each product), [`rules`] (settings of the rules), [`partition`] (the owner
 //! of each item and user), [`code`] (reservation codes), [`checkout_key`] (idempotency keys), [`command`] (commands and
 //! outcomes), [`message`] (messages between shards), [`record`] (records of the log), [`item_state`] (states of an item,
-//! and results), [`slot_queue`] (queues of slots), [`stock`] (items and holds of one sale), [`quotas`] (items per user),
+//! and results), [`milliseconds`] (times in 48 bits), [`slot_queue`] (queues of slots), [`product_stock`] (free items by product), [`stock`] (items and holds of one sale), [`quotas`] (items per user),
 //! [`any_keys`] (items of repeatable checkouts of any item), [`part`] (all three together, for one sale), [`parts`] (the
 //! sales that a shard knows), [`chunked_vec`], [`linked_queue`] and [`linear_table`] (containers that never stall a
 //! turn), [`deferred`] (effects that wait for the log), [`repetitions`] (repeated checkouts that wait for a claim),
@@ -30,11 +30,14 @@ pub mod item_state;
 pub mod linear_table;
 pub mod linked_queue;
 pub mod message;
+pub mod milliseconds;
 pub mod origin_steps;
 pub mod owner_steps;
 pub mod part;
 pub mod partition;
 pub mod parts;
+pub mod product_ranges;
+pub mod product_stock;
 pub mod published_stock;
 pub mod quotas;
 pub mod record;

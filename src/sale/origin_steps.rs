@@ -4,7 +4,7 @@
 use crate::sale::command::{Command, Outcome};
 use crate::sale::effects::Effects;
 use crate::sale::ids::{ItemId, Moment, SaleId, Terms, Ticket, UserId};
-use crate::sale::message::{Checkout, Request};
+use crate::sale::message::{AnyCheckout, Checkout, Request};
 use crate::sale::parts::UnnamedSale;
 use crate::sale::record::RefusalReason;
 use crate::sale::sale_schedule::SaleSchedule;
@@ -18,8 +18,9 @@ impl Shard {
                 let named = self.named(sale);
                 return self.checkout(ticket, named, (item, user, key), now, effects);
             }
-            Command::CheckoutAny { sale, user, key } => {
-                return self.checkout_any(ticket, self.named(sale), user, key, now, effects);
+            Command::CheckoutAny { sale, product, user, key } => {
+                let checkout = AnyCheckout { named: self.named(sale), product, user, key };
+                return self.checkout_any(ticket, checkout, now, effects);
             }
             Command::Purchase { code, key } => (code, Request::Confirm { ticket, code, key }),
             Command::Cancel { code } => (code, Request::Cancel { ticket, code }),

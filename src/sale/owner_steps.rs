@@ -27,7 +27,7 @@ impl Shard {
         effects: &mut Effects,
     ) {
         let (Waiter { origin, ticket }, Checkout { sale, item, user, key }) = (waiter, checkout);
-        let asked = Asked { is_any: false, is_named };
+        let asked = Asked { is_any: false, of_product: false, is_named };
         if !key.is_nil() {
             if let Some((sale, hold)) = self.earlier_checkout(&checkout, is_named, now) {
                 return self.answer_again(waiter, (sale, item), hold, now, effects);
@@ -83,7 +83,7 @@ impl Shard {
         let first = self.parts.iter().find(is_first).map(|part| part.terms.sale);
         match first {
             Some(sale) => {
-                let asked = Asked { is_any: false, is_named: false };
+                let asked = Asked { is_any: false, of_product: false, is_named: false };
                 self.repetitions.push(
                     slot,
                     sale,
@@ -216,15 +216,16 @@ impl Shard {
         if asked.is_named {
             return self.answer_request(waiter, self.not_open_now(sale, now), now, effects);
         }
+        let product = self.product_asked(asked, sale, item);
         if asked.is_any && !key.is_nil() {
-            let find = Request::FindKey { origin, ticket, user, key, scope: KeyScope::Every };
+            let find = Request::FindKey { origin, ticket, user, key, scope: KeyScope::Every, product };
             return self.ask(self.partition.owner_of_user(user), find, now, effects);
         }
         if self.parts.unnamed(now) == UnnamedSale::None {
             return self.answer_request(waiter, self.not_open(now), now, effects);
         }
         let bounced = match asked.is_any {
-            true => Reply::NoneFree { ticket, owner: self.id, sale, is_named: false, user, key },
+            true => Reply::NoneFree { ticket, owner: self.id, sale, is_named: false, product, user, key },
             false => Reply::SaleChanged { ticket, item, user, key },
         };
         self.answer(origin, bounced, now, effects);
@@ -235,7 +236,8 @@ impl Shard {
     #[cold]
     fn repeat_ended(&mut self, repetitions: Vec<Repetition>, now: Moment, effects: &mut Effects) {
         for Repetition { waiter, checkout, asked } in repetitions {
-            self.repeat_any(waiter, checkout, asked.is_named, now, effects);
+            let product = self.product_asked(asked, checkout.sale, checkout.item);
+            self.repeat_any(waiter, checkout, asked.is_named, product, now, effects);
         }
     }
 

@@ -1,14 +1,19 @@
 //! A shard's part of one sale: its items, the quotas of its users, and what it knows of the items of other shards.
 
 use crate::sale::any_keys::AnyKeys;
+use crate::sale::command::Outcome;
 use crate::sale::ids::{ItemId, ShardId, Terms};
 use crate::sale::partition::Partition;
+use crate::sale::product_ranges::{PRODUCTS_MAX, ProductId, ProductIndex};
 use crate::sale::quotas::Quotas;
 use crate::sale::rules::Rules;
 use crate::sale::stock::{Counts, Stock};
+use std::ops::Range;
 
 /// A shard's part of one sale.
 pub struct Part {
+    shard: ShardId,
+    partition: Partition,
     /// Terms of the sale.
     pub terms: Terms,
     /// The shard's items.
@@ -20,7 +25,9 @@ pub struct Part {
     /// Bitmap of the items that this shard, as origin, knows to be sold. `Sold` is final.
     known_sold: Vec<u64>,
     /// This shard, as origin, knows that every item of the sale is sold. That is final.
-    pub is_sold_out: bool,
+    is_sold_out: bool,
+    /// Bitmap of the products of which this shard, as origin, knows that every item is sold. That is final.
+    sold_out: [u64; PRODUCTS_MAX / 64],
     /// Time of the last purchase of one of the shard's items, in milliseconds since the Unix epoch; 0 if there is none.
     pub last_purchase_ms: u64,
     /// The result of the sale has been reported, or there is no sale.
@@ -30,42 +37,52 @@ pub struct Part {
 impl Part {
     /// Creates the part that `shard` has of a sale in which nothing is reserved.
     pub fn new(terms: Terms, partition: Partition, shard: ShardId) -> Self {
-        let mut part = Part::empty(terms, partition);
+        let mut part = Part::empty(terms, partition, shard);
         part.reuse(terms);
-        part.build(partition.owned_items(shard, terms.items), usize::MAX);
+        part.build(usize::MAX);
         part
     }
 
-    /// Creates a part without items, for a sale with `terms`.
-    pub fn empty(terms: Terms, partition: Partition) -> Self {
+    /// Creates the part that `shard` has of a sale with `terms`, without items.
+    pub fn empty(terms: Terms, partition: Partition, shard: ShardId) -> Self {
         let (stock, quotas) = (Stock::new(0), Quotas::new(terms.user_limit, partition.user_hash(), 0));
         Part {
+            shard,
+            partition,
             terms,
             stock,
             quotas,
             any_keys: AnyKeys::new(partition.user_hash()),
             known_sold: Vec::new(),
             is_sold_out: false,
+            sold_out: [0; PRODUCTS_MAX / 64],
             last_purchase_ms: 0,
             is_reported: terms.items == 0,
         }
     }
 
-    /// Allocates the memory of a part with `items` items, for a sale with the present terms. The kernel provides large
-    /// memory only when it is filled.
-    pub fn allocate(&mut self, items: usize) {
-        let words = (self.terms.items as usize).div_ceil(64);
-        self.stock.allocate(items);
+    /// Returns how many items of the sale the shard owns.
+    fn owned_items(&self) -> usize {
+        self.partition.owned_items(self.shard, self.terms.items)
+    }
+
+    /// Allocates the memory of the items, for a sale with the present terms. The kernel provides large memory only when it
+    /// is filled.
+    pub fn allocate(&mut self) {
+        let (items, words) = (self.owned_items(), (self.terms.items as usize).div_ceil(64));
+        self.stock.allocate(items, self.terms.products.count());
         self.known_sold.reserve_exact(words - self.known_sold.len());
         self.quotas.allocate(items);
     }
 
     /// Makes this part one without items, for a sale with `terms`. It keeps its memory.
     pub fn reuse(&mut self, terms: Terms) {
-        let Part { stock, quotas, any_keys, known_sold, .. } = self;
-        (self.terms, self.last_purchase_ms, self.is_sold_out) = (terms, 0, false);
+        let Part { shard, partition, stock, quotas, any_keys, known_sold, .. } = self;
+        (self.terms, self.last_purchase_ms) = (terms, 0);
+        (self.is_sold_out, self.sold_out) = (false, [0; PRODUCTS_MAX / 64]);
         self.is_reported = terms.items == 0;
-        stock.clear();
+        let first_slot = |first: &u32| partition.owned_items(*shard, *first) as u32;
+        stock.reset(terms.products.firsts().iter().map(first_slot));
         quotas.clear(terms.user_limit);
         any_keys.clear();
         known_sold.clear();
@@ -74,17 +91,19 @@ impl Part {
     /// Returns this part, in which nothing was ever reserved, for a sale with `terms`. It may have been built for an earlier
     /// sale, if the clock was set forward.
     pub fn meant_for(mut self, terms: Terms) -> Self {
-        match (self.terms.items, self.terms.user_limit) == (terms.items, terms.user_limit) {
+        let stock_of = |terms: &Terms| (terms.items, terms.products, terms.user_limit);
+        match stock_of(&self.terms) == stock_of(&terms) {
             true => self.terms = terms,
             false => self.reuse(terms),
         }
         self
     }
 
-    /// Builds up to `most` items, and memory for the same number of words of the bitmap. Returns whether the part has
-    /// all `items` items that the shard owns.
-    pub fn build(&mut self, items: usize, most: usize) -> bool {
-        self.allocate(items);
+    /// Builds up to `most` items, and memory for the same number of words of the bitmap. Returns whether the part has all
+    /// items that the shard owns.
+    pub fn build(&mut self, most: usize) -> bool {
+        self.allocate();
+        let items = self.owned_items();
         let words = (self.terms.items as usize).div_ceil(64);
         self.known_sold.resize(words.min(self.known_sold.len().saturating_add(most)), 0);
         self.stock.grow(items, most) && self.known_sold.len() == words
@@ -98,6 +117,42 @@ impl Part {
     /// Notes, as origin, that the item is sold.
     pub fn note_sold(&mut self, item: ItemId) {
         self.known_sold[item.0 as usize / 64] |= 1 << (item.0 % 64);
+    }
+
+    /// Returns the place of a product in this sale: `None` if every item of the sale is one of it, so that a search for any
+    /// item is the same.
+    ///
+    /// # Errors
+    /// The outcome with which a checkout is refused, if the sale has no such product.
+    pub fn place_of(&self, product: Option<ProductId>) -> Result<Option<ProductIndex>, Outcome> {
+        let Some(product) = product else { return Ok(None) };
+        let place = self.terms.products.find(product).ok_or(Outcome::NoSuchProduct)?;
+        Ok(Some(place).filter(|_| self.terms.products.count() > 1))
+    }
+
+    /// Returns how many items of the sale, or of a product, `owner` owns.
+    pub fn owned_by(&self, owner: ShardId, product: Option<ProductIndex>) -> u64 {
+        self.partition.owned_in(owner, self.items_of(product)) as u64
+    }
+
+    /// Returns the items of the sale, or of a product.
+    pub fn items_of(&self, product: Option<ProductIndex>) -> Range<u32> {
+        let Terms { items, products, .. } = self.terms;
+        product.map_or(0..items, |product| products.units(product, items))
+    }
+
+    /// Returns whether this shard, as origin, knows that every item of the sale, or of a product, is sold.
+    pub fn knows_sold_out(&self, product: Option<ProductIndex>) -> bool {
+        let is_bit_set = |ProductIndex(at): ProductIndex| self.sold_out[usize::from(at / 64)] >> (at % 64) & 1 == 1;
+        self.is_sold_out || product.is_some_and(is_bit_set)
+    }
+
+    /// Notes, as origin, that every item of the sale, or of a product, is sold.
+    pub fn note_sold_out(&mut self, product: Option<ProductIndex>) {
+        match product {
+            Some(ProductIndex(at)) => self.sold_out[usize::from(at / 64)] |= 1 << (at % 64),
+            None => self.is_sold_out = true,
+        }
     }
 
     /// Returns when the part is forgotten if nothing is held any more, in milliseconds since the Unix epoch. A hold can be

@@ -2,6 +2,7 @@
 
 use crate::sale::ids::{ItemId, ShardId, UserId};
 use std::fmt;
+use std::ops::Range;
 
 /// A hash of users with a secret key. Clients choose user ids: with a key that is known, they could choose many users of
 /// one shard, or of one bucket of a hash table.
@@ -101,6 +102,12 @@ impl Partition {
         let shards = u32::from(self.shards);
         (items / shards + u32::from(u32::from(owner.0) < items % shards)) as usize
     }
+
+    /// Returns how many of the items with these numbers `owner` owns. They are consecutive slots of its stock, because its
+    /// slots are in the order of its items, and the first one is [`owned_items`](Self::owned_items) of `items.start`.
+    pub fn owned_in(&self, owner: ShardId, items: Range<u32>) -> usize {
+        self.owned_items(owner, items.end) - self.owned_items(owner, items.start)
+    }
 }
 
 #[cfg(test)]
@@ -121,6 +128,17 @@ mod tests {
             }
             for shard in 0..shards {
                 prop_assert_eq!(partition.owned_items(ShardId(shard), items), owned[usize::from(shard)]);
+            }
+        }
+
+        #[test]
+        fn consecutive_items_are_consecutive_slots(shards in 1u16..64, first in 0u32..500, count in 0u32..500) {
+            let (partition, items) = (Partition::new(shards), first..first + count);
+            for owner in (0..shards).map(ShardId) {
+                let owned = items.clone().map(ItemId).filter(|item| partition.owner_of_item(*item) == owner);
+                let slots: Vec<usize> = owned.map(|item| partition.slot_of(item)).collect();
+                let begin = partition.owned_items(owner, first);
+                prop_assert_eq!(slots, (begin..begin + partition.owned_in(owner, items.clone())).collect::<Vec<_>>());
             }
         }
 

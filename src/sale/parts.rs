@@ -106,10 +106,10 @@ impl Parts {
     /// Allocates the memory of the next sales, so that no turn does. Call it once, before the first turn.
     pub fn allocate(&mut self, rules: &Rules) {
         let Some(next) = rules.schedule.next(self.newest.terms.sale) else { return };
-        let largest = Terms { items: rules.schedule.items_max(), ..next };
+        let largest = Terms { items: rules.schedule.items_max(), products: rules.schedule.most_products(), ..next };
         self.spare.extend((0..SPARE_PARTS).map(|_| {
-            let mut part = Part::empty(largest, self.partition);
-            part.allocate(self.partition.owned_items(self.id, largest.items));
+            let mut part = Part::empty(largest, self.partition, self.id);
+            part.allocate();
             part
         }));
     }
@@ -235,7 +235,7 @@ impl Parts {
             self.spare.extend(self.prepared.pop_front());
         }
         // Nothing is left to do if the sale was prepared in time.
-        next.build(self.partition.owned_items(self.id, terms.items), usize::MAX);
+        next.build(usize::MAX);
         self.is_last_ready |= self.prepared.is_empty();
         self.earlier.insert(0, std::mem::replace(&mut self.newest, next));
         self.earlier_close_ms = latest_close_ms(&self.earlier);
@@ -252,7 +252,7 @@ impl Parts {
             self.prepared.push_back(part);
         }
         let last = self.prepared.back_mut().expect("a part that is not ready is there");
-        self.is_last_ready = last.build(self.partition.owned_items(self.id, last.terms.items), SLICE_ITEMS);
+        self.is_last_ready = last.build(SLICE_ITEMS);
         !self.is_last_ready
     }
 
@@ -264,7 +264,7 @@ impl Parts {
 
     /// Returns a part without items for the sale with `terms`, in the memory of a forgotten sale if there is one.
     fn start_to_build(&mut self, terms: Terms) -> Part {
-        let mut part = self.spare.pop().unwrap_or_else(|| Part::empty(terms, self.partition));
+        let mut part = self.spare.pop().unwrap_or_else(|| Part::empty(terms, self.partition, self.id));
         part.reuse(terms);
         part
     }

@@ -187,6 +187,7 @@ impl Record {
     /// Returns the record that opens the sale with these `terms`.
     pub fn sale_opened(terms: &Terms, unix_ms: u64) -> Record {
         let &Terms { sale, items, user_limit, opens_ms, closes_ms, products, .. } = terms;
+        let products = products.fingerprint();
         let times = Some(SaleTimes { opens_ms, closes_ms });
         Record { sale, unix_ms, event: LogEvent::SaleOpened { items, user_limit, times, products } }
     }

@@ -4,6 +4,7 @@
 //! Ids increase in the order in which sales open. A schedule says what is due; what has opened is in the log.
 
 use crate::sale::ids::{SaleId, Terms};
+use crate::sale::product_ranges::ProductRanges;
 use std::iter;
 use std::ops::RangeInclusive;
 
@@ -208,6 +209,17 @@ impl SaleSchedule {
         }
     }
 
+    /// Returns the products of the sale that has most of them.
+    pub fn most_products(&self) -> ProductRanges {
+        match self {
+            SaleSchedule::Periodic(_) => ProductRanges::NONE,
+            SaleSchedule::Planned(series) => {
+                let products = series.iter().map(|series| series.first.products);
+                products.max_by_key(ProductRanges::count).unwrap_or(ProductRanges::NONE)
+            }
+        }
+    }
+
     /// Returns the longest time for which an item can be held, with the extension, in milliseconds.
     pub fn longest_hold_ms(&self) -> u64 {
         match self {
@@ -225,8 +237,8 @@ impl PeriodicSale {
         let &PeriodicSale { period_s, items, user_limit, ttl_ms, extension_ms } = self;
         let period_ms = u64::from(period_s) * 1000;
         let opens_ms = u64::from(sale.0) * period_ms;
-        let (closes_ms, products, is_paused) = (opens_ms + period_ms, Terms::NO_PRODUCTS, false);
-        Terms { sale, items, user_limit, opens_ms, closes_ms, ttl_ms, extension_ms, products, is_paused }
+        let (closes_ms, is_paused, products) = (opens_ms + period_ms, false, ProductRanges::NONE);
+        Terms { sale, items, user_limit, opens_ms, closes_ms, ttl_ms, extension_ms, is_paused, products }
     }
 }
 

@@ -47,7 +47,7 @@ use crate::sale::deferred::{Deferred, Waiter, Waiting, Watermark};
 use crate::sale::effects::{Effects, ItemChange};
 use crate::sale::ids::{ItemId, Moment, SaleId, Seq, ShardId, Terms, Ticket, UserId};
 use crate::sale::item_state::{Availability, Hold};
-use crate::sale::message::{AnyUnit, Checkout, Reply, Request, Verdict};
+use crate::sale::message::{AnyCheckout, AnyUnit, Checkout, Reply, Request, Verdict};
 use crate::sale::part::Part;
 use crate::sale::partition::Partition;
 use crate::sale::parts::{NeededSales, Parts};
@@ -341,10 +341,12 @@ impl Shard {
             Reply::SaleChanged { ticket, item, user, key } => {
                 self.checkout(ticket, None, (item, user, key), now, effects);
             }
-            Reply::NoneFree { ticket, owner, sale, is_named, user, key } => {
-                self.search_on(AnyUnit { ticket, sale, is_named, user, key }, owner, now, effects);
+            Reply::NoneFree { ticket, owner, sale, is_named, product, user, key } => {
+                self.search_on(AnyUnit { ticket, sale, is_named, product, user, key }, owner, now, effects);
             }
-            Reply::KeyUnknown { ticket, user, key, named } => self.search(ticket, named, user, key, now, effects),
+            Reply::KeyUnknown { ticket, user, key, named, product } => {
+                self.search(ticket, AnyCheckout { named, product, user, key }, now, effects);
+            }
         }
     }
 
@@ -354,18 +356,18 @@ impl Shard {
             Request::Reserve { ticket, checkout, is_named } => {
                 self.reserve(Waiter { origin: from, ticket }, checkout, is_named, now, effects);
             }
-            Request::ReserveAny { ticket, sale, is_named, user, key } => {
-                self.reserve_any(from, AnyUnit { ticket, sale, is_named, user, key }, now, effects);
+            Request::ReserveAny { ticket, sale, is_named, product, user, key } => {
+                self.reserve_any(from, AnyUnit { ticket, sale, is_named, product, user, key }, now, effects);
             }
-            Request::FindKey { origin, ticket, user, key, scope } => {
-                self.find_key(Waiter { origin, ticket }, user, key, scope, now, effects);
+            Request::FindKey { origin, ticket, user, key, scope, product } => {
+                self.find_key(Waiter { origin, ticket }, (user, key), scope, product, now, effects);
             }
-            Request::Repeat { origin, ticket, checkout, is_named } => {
-                self.repeat_any(Waiter { origin, ticket }, checkout, is_named, now, effects);
+            Request::Repeat { origin, ticket, checkout, is_named, product } => {
+                self.repeat_any(Waiter { origin, ticket }, checkout, is_named, product, now, effects);
             }
             Request::Claim { origin, ticket, checkout, asked } => {
                 let verdict = match asked.is_any && !checkout.key.is_nil() {
-                    true => self.claim_any(Waiter { origin, ticket }, &checkout, asked.is_named, now, effects),
+                    true => self.claim_any(Waiter { origin, ticket }, &checkout, asked, now, effects),
                     false => self.claim(&checkout),
                 };
                 self.answer(from, Reply::Claimed { origin, ticket, checkout, asked, verdict }, now, effects);

@@ -22,31 +22,13 @@ use crate::sale::checkout_key::short;
 use crate::sale::code::Code;
 use crate::sale::ids::UserId;
 use crate::sale::item_state::{Cancellation, Confirmation, Extension, Hold, ItemState, Unavailable};
+use crate::sale::milliseconds::Milliseconds;
+use crate::sale::product_ranges::ProductIndex;
+use crate::sale::product_stock::{ProductCounts, ProductStock};
 use crate::sale::record::ReleaseReason;
 use crate::sale::slot_queue::{Linked, Links, SlotQueue};
 use std::collections::BTreeSet;
 use uuid::Uuid;
-
-/// Milliseconds in 48 bits, which last for 8,900 years. Two of them fit into a slot beside its flags.
-#[derive(Clone, Copy)]
-#[repr(C, packed(2))]
-struct Milliseconds {
-    low: u32,
-    high: u16,
-}
-
-impl From<u64> for Milliseconds {
-    fn from(ms: u64) -> Self {
-        debug_assert!(ms < 1 << 48, "{ms} ms do not fit into 48 bits");
-        Milliseconds { low: ms as u32, high: (ms >> 32) as u16 }
-    }
-}
-
-impl From<Milliseconds> for u64 {
-    fn from(Milliseconds { low, high }: Milliseconds) -> u64 {
-        u64::from(high) << 32 | u64::from(low)
-    }
-}
 
 #[derive(Clone)]
 struct Slot {
@@ -77,8 +59,8 @@ const FREE_SLOT: Slot = Slot {
     answers: 0,
     is_extended: false,
     is_cancelled: false,
-    expires: Milliseconds { low: 0, high: 0 },
-    expires_unix: Milliseconds { low: 0, high: 0 },
+    expires: Milliseconds::ZERO,
+    expires_unix: Milliseconds::ZERO,
     links: Links::NONE,
     user: UserId(0),
     code: Code::NONE,
@@ -129,8 +111,8 @@ pub struct Counts {
 pub struct Stock {
     slots: Vec<Slot>,
     counts: Counts,
-    /// The free items, those that are free for longest first, so that the code of an ended hold is known for long.
-    free: SlotQueue,
+    /// The free items, by product.
+    products: ProductStock,
     /// The holds, soonest end first.
     holds: SlotQueue,
     /// Holds that are not in the queue, by end and slot: each ended before the last hold of the queue when it was
@@ -142,29 +124,31 @@ pub struct Stock {
 impl Stock {
     /// Creates a stock of `items` free items.
     pub fn new(items: usize) -> Self {
-        let (counts, free, holds, out_of_order) = Default::default();
-        let mut stock = Stock { slots: Vec::new(), counts, free, holds, out_of_order };
+        let (counts, products, holds, out_of_order) = Default::default();
+        let mut stock = Stock { slots: Vec::new(), counts, products, holds, out_of_order };
         stock.grow(items, items);
         stock
     }
 
-    /// Removes all items, and keeps their memory.
-    pub fn clear(&mut self) {
+    /// Removes all items, keeps their memory, and sets the first slot of each product. Without any, there is one product.
+    pub fn reset(&mut self, first_slots: impl Iterator<Item = u32>) {
         self.slots.clear();
-        (self.counts, self.free, self.holds) = Default::default();
+        (self.counts, self.holds) = Default::default();
         self.out_of_order.clear();
+        self.products.reset(first_slots);
     }
 
-    /// Allocates memory for a stock of `items` items, if there is less.
-    pub fn allocate(&mut self, items: usize) {
+    /// Allocates memory for a stock of `items` items and `products` products, if there is less.
+    pub fn allocate(&mut self, items: usize, products: usize) {
         self.slots.reserve_exact(items - self.slots.len());
+        self.products.allocate(products);
     }
 
     /// Adds free items up to a stock of `items`, at most `most` of them. Returns whether the stock has all of them.
     pub fn grow(&mut self, items: usize, most: usize) -> bool {
         let added = self.slots.len()..items.min(self.slots.len().saturating_add(most));
         self.slots.resize(added.end, FREE_SLOT);
-        added.for_each(|slot| self.free.push(&mut self.slots, slot as u32));
+        added.for_each(|slot| self.products.add(&mut self.slots, slot as u32));
         self.slots.len() == items
     }
 
@@ -199,7 +183,7 @@ impl Stock {
             ItemState::Free => {
                 item.state = ItemState::Claiming;
                 (item.user, item.checkout_key) = (user, short(key));
-                self.free.remove(&mut self.slots, slot as u32);
+                self.products.take(&mut self.slots, slot as u32);
                 self.counts.claiming += 1;
                 Ok(())
             }
@@ -210,9 +194,19 @@ impl Stock {
         }
     }
 
-    /// Returns a free item, if there is one.
-    pub fn any_free(&self) -> Option<usize> {
-        self.free.first().map(|slot| slot as usize)
+    /// Returns a free item of a product, or of the sale, if there is one.
+    pub fn any_free(&self, product: Option<ProductIndex>) -> Option<usize> {
+        self.products.any_free(product).map(|slot| slot as usize)
+    }
+
+    /// Returns how many items of a product are sold and reserved, if the sale has several products.
+    pub fn product_counts(&self, product: ProductIndex) -> ProductCounts {
+        self.products.counts(product)
+    }
+
+    /// Returns a product whose counts have changed since this was called for it last, if the sale has several products.
+    pub fn take_changed_product(&mut self) -> Option<(ProductIndex, ProductCounts)> {
+        self.products.take_changed()
     }
 
     /// Returns the short fingerprint of the key of the latest checkout of the item at `slot`; 0 if it had none.
@@ -255,7 +249,7 @@ impl Stock {
         assert_eq!(item.state, ItemState::Claiming, "only a claimed item can be denied");
         item.state = ItemState::Free;
         self.counts.claiming -= 1;
-        self.free.push(&mut self.slots, slot as u32);
+        self.products.give_back(&mut self.slots, slot as u32);
     }
 
     /// Moves the item at `slot` from `Held` to `Buying`, if `code` belongs to its hold and the hold is live at
@@ -293,6 +287,7 @@ impl Stock {
         item.state = ItemState::Sold;
         self.counts.buying -= 1;
         self.counts.sold += 1;
+        self.products.sell(slot as u32);
     }
 
     /// Moves the item at `slot` from `Held` to `Free`, if `code` belongs to its hold and the hold is live at `now_ms`
@@ -394,7 +389,7 @@ impl Stock {
         let item = &mut self.slots[slot];
         (item.state, item.is_cancelled) = (ItemState::Free, reason == ReleaseReason::Cancelled);
         self.counts.held -= 1;
-        self.free.push(&mut self.slots, slot as u32);
+        self.products.give_back(&mut self.slots, slot as u32);
         hold
     }
 
@@ -423,13 +418,12 @@ impl Stock {
         keyed.map(|(at, slot)| (slot.user, slot.checkout_key, at))
     }
 
-    /// Checks that the queue of free items has each of them exactly once, and no other item.
+    /// Checks that the queues of free items have each of them exactly once, and no other item.
     #[cfg(test)]
     pub fn check_free(&self) {
-        let mut queued = self.free.walk(|slot| self.slots[slot as usize].links);
-        queued.sort_unstable();
-        let free = (0..).zip(&self.slots).filter(|(_, slot)| slot.state == ItemState::Free).map(|(slot, _)| slot);
-        assert_eq!(queued, free.collect::<Vec<u32>>(), "the queue of free items and their states differ");
+        let state = |slot: u32| self.slots[slot as usize].state;
+        let of = |slot| (state(slot) == ItemState::Free, state(slot) == ItemState::Sold);
+        self.products.check(self.slots.len() as u32, |slot| self.slots[slot as usize].links, of);
     }
 }
 
@@ -566,7 +560,7 @@ mod tests {
         assert_eq!(stock.release(1, code(7), ReleaseReason::Cancelled, 99), Cancellation::PurchasePending);
         stock.deny(0);
         assert_eq!(stock.counts(), Counts { buying: 1, ..Counts::default() });
-        assert_eq!(stock.any_free(), Some(0));
+        assert_eq!(stock.any_free(None), Some(0));
     }
 
     proptest! {

@@ -13,6 +13,7 @@ use crate::http::operation::{Answer, Operation};
 use crate::http::origin::Origins;
 use crate::http::problem::Problem;
 use crate::http::response::{Responder, Style};
+use crate::http::site::Site;
 use crate::operate::request_timer::RequestTimer;
 use crate::sale::code::Code;
 use crate::sale::command::Withdrawal;
@@ -95,8 +96,8 @@ pub struct Server {
 
 impl Server {
     /// Creates a server for the clients that `admission` admits, whose doorbell wakes it from a wait. It records requests
-    /// in `request_timer`. Web pages of these `origins` may use the API. `has_shop` is whether there is a page to buy from. A connection without a request is closed after
-    /// `idle_timeout`. Call it on the executor that will run the server.
+    /// in `request_timer`. Web pages of these `origins` may use the API. `site` is what it offers. A connection without a
+    /// request is closed after `idle_timeout`. Call it on the executor that will run the server.
     ///
     /// # Errors
     /// The process has no file descriptors left.
@@ -104,7 +105,7 @@ impl Server {
         admission: Admission,
         request_timer: RequestTimer,
         origins: Origins,
-        has_shop: bool,
+        site: Site,
         idle_timeout: Duration,
     ) -> io::Result<Self> {
         // Now, so that no request waits for the drawings.
@@ -116,7 +117,7 @@ impl Server {
             clients: ClientTable::new(admission.shard(), idle_ms, admission.addresses().cloned()),
             admission,
             idle_ms,
-            responder: Responder::new(origins, has_shop, idle_timeout),
+            responder: Responder::new(origins, site, idle_timeout),
             request_timer,
             ready: Vec::new(),
             work: 0,

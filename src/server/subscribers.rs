@@ -145,12 +145,13 @@ mod tests {
             (Status::new(Phase::Serving, 1, 0, false), ItemStates::new(Partition::new(1), SCHEDULE, &[]));
         let mut sent = SentState::default();
         let mut hear = |sale, sold, now_ms| {
-            let published = PublishedStock { sale: SaleId(sale), sold, reserved: 1, next_expiry_ms: u64::MAX };
+            let published = PublishedStock { sale: SaleId(sale), sold, reserved: 1, ..PublishedStock::default() };
             status.shards[0].publish_sales(published);
             let (terms, now) =
                 (SALES.terms(SaleId(sale)), Moment { monotonic_ms: now_ms, unix_ms: u64::from(sale) * 3_600_000 });
             let mut out = Vec::new();
-            let parts = Parts::new(ShardId(0), Partition::new(1), vec![Part::empty(terms, Partition::new(1))]);
+            let parts =
+                Parts::new(ShardId(0), Partition::new(1), vec![Part::empty(terms, Partition::new(1), ShardId(0))]);
             let sale = Some(OnSale { parts: &parts, item_states: &item_states, schedule: SCHEDULE, now });
             sent.update(&Facts { status: &status, sale, known: None }, now_ms, &mut out);
             String::from_utf8(out).unwrap()

@@ -18,7 +18,7 @@ use uuid::Uuid;
 const NOW: Moment = Moment { monotonic_ms: 1, unix_ms: 1_000 };
 const SALES: PeriodicSale = PeriodicSale { period_s: 10, items: 200, user_limit: 10, ttl_ms: 100, extension_ms: 50 };
 /// A checkout of an item, in the sale that is open.
-const ASKED: Asked = Asked { is_any: false, is_named: false };
+const ASKED: Asked = Asked { is_any: false, of_product: false, is_named: false };
 const RULES: Rules = Rules { schedule: SaleSchedule::Periodic(SALES), receipts_ms: 10_000, ack: Ack::Local };
 
 /// Returns [`RULES`] with other sales.
@@ -541,7 +541,10 @@ fn a_checkout_of_any_item_learns_when_to_come_back() {
     let ask = |shard: &mut Shard| {
         apply(
             shard,
-            ShardEvent::Command(Ticket(1), Command::CheckoutAny { sale: None, user: UserId(1), key: Uuid::nil() }),
+            ShardEvent::Command(
+                Ticket(1),
+                Command::CheckoutAny { sale: None, product: None, user: UserId(1), key: Uuid::nil() },
+            ),
         )
     };
     let granted = |effects: Effects| match effects.answers[..] {
@@ -571,18 +574,38 @@ fn each_shard_is_asked_once_for_any_item() {
     let mut shard = shard_with(4, rules(PeriodicSale { items: 4, ..SALES }));
     // User 1's claims stay on their way, so the only item of this shard is taken.
     checkout(&mut shard, 0);
-    let published = |sold, next_expiry_ms| PublishedStock { sale: SaleId(0), sold, reserved: 1 - sold, next_expiry_ms };
+    let published = |sold, next_expiry_ms| PublishedStock {
+        sale: SaleId(0),
+        product: None,
+        sold,
+        reserved: 1 - sold,
+        next_expiry_ms,
+    };
     for (other, numbers) in [(1, published(1, u64::MAX)), (2, published(0, 1)), (3, published(0, 1_001))] {
         apply(&mut shard, ShardEvent::Published(ShardId(other), numbers));
     }
     let (user, key) = (UserId(2), Uuid::nil());
-    let asked =
-        apply(&mut shard, ShardEvent::Command(Ticket(3), Command::CheckoutAny { sale: None, user, key })).requests;
+    let asked = apply(
+        &mut shard,
+        ShardEvent::Command(Ticket(3), Command::CheckoutAny { sale: None, product: None, user, key }),
+    )
+    .requests;
     assert_eq!(
         asked,
-        [(ShardId(2), Request::ReserveAny { ticket: Ticket(3), sale: SaleId(0), is_named: false, user, key })]
+        [(
+            ShardId(2),
+            Request::ReserveAny { ticket: Ticket(3), sale: SaleId(0), is_named: false, product: None, user, key }
+        )]
     );
-    let none = Reply::NoneFree { ticket: Ticket(3), owner: ShardId(2), sale: SaleId(0), is_named: false, user, key };
+    let none = Reply::NoneFree {
+        ticket: Ticket(3),
+        owner: ShardId(2),
+        sale: SaleId(0),
+        is_named: false,
+        product: None,
+        user,
+        key,
+    };
     let refused = apply(&mut shard, ShardEvent::Reply(none));
     assert_eq!(refused.answers, [(Ticket(3), Outcome::AllReserved { retry_after_s: 1 })]);
     assert!(refused.requests.is_empty());

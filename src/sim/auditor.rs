@@ -5,6 +5,7 @@ use crate::log::block::StreamKey;
 use crate::sale::code::Code;
 use crate::sale::command::{Command, Outcome};
 use crate::sale::ids::{ItemId, Moment, SaleId, Terms, UserId};
+use crate::sale::product_ranges::ProductId;
 use crate::sale::record::{LogEvent, Record, ReleaseReason};
 use crate::sale::rules::Rules;
 use crate::sale::sale_schedule::SaleSchedule;
@@ -224,12 +225,15 @@ fn audit_checkout(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, n
     let OpenRequest { command, at, clock_epoch, event, .. } = pending;
     match (command, outcome) {
         (
-            Command::Checkout { sale: named, user, key, .. } | Command::CheckoutAny { sale: named, user, key },
+            Command::Checkout { sale: named, user, key, .. } | Command::CheckoutAny { sale: named, user, key, .. },
             Outcome::Reserved { code, sale, item: got, expires_unix_ms },
         ) => {
             let is_named = named.is_some() && matches!(now.rules.schedule, SaleSchedule::Planned(_));
             assert!(!is_named || named == Some(sale), "the answer names another sale than the request");
             assert!(command.item().is_none_or(|item| item == got), "the answer names another item than the request");
+            let product = product_of(&command);
+            let is_of_product = product.is_none() || now.terms(sale).products.id_of(got.0) == product;
+            assert!(is_of_product, "the answer has an item of another product than the request");
             let ttl_ms = u64::from(now.terms(sale).ttl_ms);
             let ends = at.unix_ms + ttl_ms..=now.at.unix_ms + ttl_ms;
             assert!(
@@ -251,13 +255,14 @@ fn audit_checkout(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, n
             panic!("a repeated checkout of {item:?} by {user:?} is answered with {outcome:?}");
         }
         (
-            Command::CheckoutAny { sale, user, key },
+            Command::CheckoutAny { sale, user, key, .. },
             Outcome::SoldOut { .. }
             | Outcome::AllReserved { .. }
             | Outcome::UserLimit
             | Outcome::NotOpen { .. }
             | Outcome::SaleUnnamed
             | Outcome::SaleEnded
+            | Outcome::NoSuchProduct
             | Outcome::Paused,
         ) if must_be_repeated(shadow, (None, user, key), sale, event, now) => {
             panic!("a repeated checkout of any item by {user:?} is answered with {outcome:?}");
@@ -287,11 +292,23 @@ fn audit_checkout(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, n
             let has_gap = clock_epoch != now.clock_epoch || now.has_gap(at.unix_ms, now.at.unix_ms);
             assert!(retry_after_s > 0 && has_gap, "a sale was open all the time");
         }
-        (Command::CheckoutAny { .. }, Outcome::SoldOut { sale }) => {
+        (Command::CheckoutAny { product, .. }, Outcome::SoldOut { sale }) => {
             let items = now.items_of(sale).expect("a sale that is sold out was opened");
+            let products = now.terms(sale).products;
+            let mut asked = (0..items).filter(|item| product.is_none() || products.id_of(*item) == product);
             assert!(
-                (0..items).all(|item| now.is_sold(sale, ItemId(item))),
-                "{sale:?} is refused as sold out, but is not"
+                asked.all(|item| now.is_sold(sale, ItemId(item))),
+                "{product:?} of {sale:?} is refused as sold out, but is not"
+            );
+        }
+        (Command::CheckoutAny { product: Some(product), .. }, Outcome::NoSuchProduct) => {
+            let has_it = |sale| now.terms(sale).products.find(product).is_some();
+            // Another sale may have been open when the request was decided.
+            assert!(
+                clock_epoch != now.clock_epoch
+                    || !now.asked.is_some_and(has_it)
+                    || at.unix_ms < now.terms(now.sale).opens_ms,
+                "{product:?} is on sale"
             );
         }
         (Command::CheckoutAny { .. }, Outcome::AllReserved { retry_after_s }) => {
@@ -442,6 +459,11 @@ fn must_be_repeated(shadow: &Shadow, id: CheckoutId, sale: Option<SaleId>, event
     let is_same = |promise: &Promise| promise.checkout_id() == id && named.is_none_or(|named| promise.sale == named);
     let mut same = shadow.codes.iter().filter(|(_, promise)| is_same(promise) && promise.event <= event);
     !key.is_nil() && same.any(|(bytes, promise)| now.must_repeat(promise, Code::from_bytes(*bytes)))
+}
+
+/// Returns the product of which a command asks for any item.
+pub fn product_of(command: &Command) -> Option<ProductId> {
+    if let Command::CheckoutAny { product, .. } = command { *product } else { None }
 }
 
 /// Returns the user of a checkout; `None` for other commands.

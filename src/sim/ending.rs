@@ -77,12 +77,16 @@ impl World {
 
     fn sell_out_sale(&mut self, terms: Terms) {
         let (named, key) = (Some(terms.sale), Uuid::nil());
+        let by_product = self.any_buyers.chance.bool();
         for item in (0..terms.items).map(ItemId) {
             let user = UserId(1_000 + i64::from(item.0));
             let shard = item.0 as u16 % self.partition.shards();
             let command = match self.any_buyers.exist() {
                 // At rest, every free item is found, in whatever order.
-                true => Command::CheckoutAny { sale: named, user, key },
+                true => {
+                    let product = terms.products.id_of(item.0).filter(|_| by_product);
+                    Command::CheckoutAny { sale: named, product, user, key }
+                }
                 false => Command::Checkout { sale: named, item, user, key },
             };
             self.command(shard, command);
@@ -96,8 +100,9 @@ impl World {
         let parts = self.shards.iter().map(|shard| shard.parts().get(terms.sale).expect("the sale is open"));
         let slots = parts.flat_map(|part| (0..part.stock.items()).map(|slot| part.stock.state(slot)));
         assert!(slots.into_iter().all(|state| state == ItemState::Sold), "an item cannot be sold");
-        self.command(0, Command::CheckoutAny { sale: named, user: UserId(1_000), key });
-        let is_known = self.shards[0].needs_published(named, self.now).is_none();
+        let product = terms.products.id_of(0).filter(|_| by_product);
+        self.command(0, Command::CheckoutAny { sale: named, product, user: UserId(1_000), key });
+        let is_known = self.shards[0].needs_published(named, product, self.now).is_none();
         assert!(self.pending.is_empty() && is_known, "nobody learns that all is sold");
     }
 }

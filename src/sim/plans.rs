@@ -2,7 +2,9 @@
 
 use super::world::{BEGIN_MS, EXTENSION_MS, PERIOD_MS, TTL_MS, USER_LIMIT};
 use crate::sale::ids::{SaleId, Terms};
+use crate::sale::product_ranges::{ProductId, ProductRanges, SaleProduct};
 use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule, SaleSeries};
+use std::num::NonZeroU32;
 use std::sync::LazyLock;
 
 /// Number of different plans.
@@ -11,6 +13,8 @@ const PLANS: u64 = 16;
 const FIRST: u32 = (BEGIN_MS / PERIOD_MS) as u32;
 /// Number of sales in a plan, more than a world lives to see.
 const SALES: u32 = 1_000;
+/// Number of the ids of products: as many as a sale has products at most, so that most sales lack some of them.
+pub const PRODUCT_IDS: u32 = 5;
 
 static SCHEDULES: LazyLock<Vec<SaleSchedule>> = LazyLock::new(|| (0..PLANS).map(plan).collect());
 
@@ -32,16 +36,17 @@ fn plan(seed: u64) -> SaleSchedule {
     let first = FIRST + u32::from(seed.is_multiple_of(3));
     let sale = |id| {
         let opens_ms = u64::from(id) * PERIOD_MS;
+        let items = chance.u32(1..6);
         let first = Terms {
             sale: SaleId(id),
-            items: chance.u32(1..6),
+            items,
             user_limit: chance.u32(1..=USER_LIMIT),
             opens_ms,
             closes_ms: opens_ms + if longest_ms > 0 { chance.u64(1..=longest_ms) } else { PERIOD_MS },
             ttl_ms: chance.u32(TTL_MS / 2..=TTL_MS),
             extension_ms: [0, EXTENSION_MS][chance.usize(0..2)],
-            products: chance.u64(..),
             is_paused: chance.u32(0..10) == 0,
+            products: products(&mut chance, items),
         };
         SaleSeries { first, every_ms: 0, count: 1, layer: 0 }
     };
@@ -55,4 +60,22 @@ pub fn named(chance: &mut fastrand::Rng, schedule: &SaleSchedule, newest: SaleId
         (SaleSchedule::Periodic(_), 0) => Some(SaleId(7)),
         _ => None,
     }
+}
+
+/// Returns the product id with this number, at least 1.
+pub fn product_id(number: u32) -> ProductId {
+    ProductId(NonZeroU32::new(number).expect("ids are numbered from 1"))
+}
+
+/// Returns products of any size with `items` units together.
+fn products(chance: &mut fastrand::Rng, items: u32) -> ProductRanges {
+    let mut left = items;
+    let mut ids: Vec<u32> = (1..=PRODUCT_IDS).collect();
+    chance.shuffle(&mut ids);
+    let products = ids.into_iter().map_while(|number| {
+        let units = (left > 0).then(|| chance.u32(1..=left))?;
+        left -= units;
+        Some(SaleProduct { id: product_id(number), name: "x", units })
+    });
+    ProductRanges::new(products)
 }

@@ -37,7 +37,9 @@ impl Buyers {
             let (item, user, key) = (ItemId(buyer % items), UserId(buyer.into()), Uuid::from_u128(1));
             let command = match repeats {
                 Repeats::Item if buyer == 0 => Command::Checkout { sale: None, item, user, key },
-                Repeats::Any if buyer == 0 => Command::CheckoutAny { sale: None, user, key: mark_any(key) },
+                Repeats::Any if buyer == 0 => {
+                    Command::CheckoutAny { sale: None, product: None, user, key: mark_any(key) }
+                }
                 _ => Command::Checkout { sale: None, item, user, key: Uuid::nil() },
             };
             world.command(buyer as u16 / 2 % 2, command);

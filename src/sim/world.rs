@@ -1,7 +1,7 @@
 //! The machine: shards, lanes, logs, clocks and a database, with the steps and the faults that may happen to them.
 
 use super::any_buyers::AnyBuyers;
-use super::auditor::{GrantTime, Now, OpenRequest, audit, user_of};
+use super::auditor::{GrantTime, Now, OpenRequest, audit, product_of, user_of};
 use super::disk::{CLUSTER, Disk, purchases_of};
 use super::fake_postgres::FakePostgres;
 use super::plans;
@@ -19,6 +19,7 @@ use crate::sale::effects::Effects;
 use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Terms, Ticket, UserId};
 use crate::sale::message::{Reply, Request};
 use crate::sale::partition::Partition;
+use crate::sale::product_ranges::{ProductId, ProductRanges};
 use crate::sale::record::{LogEvent, Record};
 use crate::sale::rules::{Ack, Rules};
 use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule};
@@ -379,6 +380,7 @@ impl World {
         self.pending.clear();
         self.withdrawals = Withdrawals::default();
         self.any_buyers.numbers.clear();
+        self.any_buyers.products.clear();
         self.shards.clear();
         self.items_free.clear();
         self.users_free.clear();
@@ -482,16 +484,16 @@ impl World {
 
     /// Gives a shard the published numbers before an event with which it chooses the shard to ask.
     fn give_published(&mut self, shard: u16, event: &ShardEvent) {
-        let named = match *event {
-            ShardEvent::Command(_, Command::CheckoutAny { sale, .. }) => sale,
-            ShardEvent::Reply(Reply::NoneFree { sale, is_named, .. }) => is_named.then_some(sale),
-            ShardEvent::Reply(Reply::KeyUnknown { named, .. }) => named,
+        let (named, product) = match *event {
+            ShardEvent::Command(_, Command::CheckoutAny { sale, product, .. }) => (sale, product),
+            ShardEvent::Reply(Reply::NoneFree { sale, is_named, product, .. }) => (is_named.then_some(sale), product),
+            ShardEvent::Reply(Reply::KeyUnknown { named, product, .. }) => (named, product),
             _ => return,
         };
         let asking = &mut self.shards[usize::from(shard)];
-        let Some(sale) = asking.needs_published(named, self.now) else { return };
+        let Some((sale, product)) = asking.needs_published(named, product, self.now) else { return };
         for id in 0..self.partition.shards() {
-            let published = ShardEvent::Published(ShardId(id), self.any_buyers.published(id, sale));
+            let published = ShardEvent::Published(ShardId(id), self.any_buyers.published(id, sale, product));
             asking.apply(published, self.now, &mut Effects::default());
         }
     }
@@ -504,18 +506,23 @@ impl World {
         named.or(open.next().filter(|_| open.next().is_none()).map(|terms| terms.sale))
     }
 
-    /// Returns the event since which one of the items of a sale has been free without interruption.
-    fn any_free_since(&self, sale: SaleId) -> Option<u64> {
-        self.items_free.iter().filter(|((of, _), _)| *of == sale).map(|(_, since)| *since).min()
+    /// Returns the event since which one of the items of a sale, or of a product, has been free without interruption.
+    fn any_free_since(&self, sale: SaleId, product: Option<ProductId>) -> Option<u64> {
+        let products = self.rules.schedule.terms(sale).map_or(ProductRanges::NONE, |terms| terms.products);
+        let is_it = |item: ItemId| product.is_none() || products.id_of(item.0) == product;
+        let free = self.items_free.iter().filter(|((of, item), _)| *of == sale && is_it(*item));
+        free.map(|(_, since)| *since).min()
     }
 
     /// Publishes the numbers of a shard, or leaves the earlier ones.
     fn publish_stock(&mut self, shard: u16) {
-        let AnyBuyers { publishes_late, numbers, chance, .. } = &mut self.any_buyers;
+        let AnyBuyers { publishes_late, numbers, products, chance, .. } = &mut self.any_buyers;
         if !*publishes_late || chance.u32(0..3) == 0 {
-            let publishing = &self.shards[usize::from(shard)];
+            let publishing = &mut self.shards[usize::from(shard)];
+            let changed = publishing.take_changed_products();
+            products.extend(changed.map(|(sale, product, counts)| ((shard, sale, product), counts)));
             let sales = publishing.parts().iter().map(|part| part.terms.sale);
-            numbers.extend(sales.map(|sale| ((shard, sale), publishing.stock_to_publish(sale))));
+            numbers.extend(sales.map(|sale| ((shard, sale), publishing.stock_to_publish(sale, None))));
         }
     }
 
@@ -586,7 +593,7 @@ impl World {
             durable: &self.archive,
             replicated: self.promises_replication().then_some(&self.database.tables.rows),
             appended: &self.logs.iter().flat_map(|log| log.records.iter().copied()).collect::<Vec<_>>(),
-            any_free_since: asked.and_then(|sale| self.any_free_since(sale)),
+            any_free_since: asked.and_then(|sale| self.any_free_since(sale, product_of(&pending.command))),
             is_repeated: self.any_buyers.is_repeated(pending.command),
             publishes_late: self.any_buyers.publishes_late,
             item_free_since: asked.zip(item).and_then(|place| self.items_free.get(&place).copied()),

@@ -7,6 +7,7 @@ use stampede::config::database_url::DatabaseUrl;
 use stampede::http::head::parse_head;
 use stampede::http::origin::Origins;
 use stampede::http::route::{Route, route as find_route};
+use stampede::http::site::Site;
 use stampede::log::block::{self, BLOCK_BYTES, Header, LogKind, StreamId};
 use stampede::log::damage::Damage;
 use stampede::log::replay::Replay;
@@ -73,7 +74,7 @@ pub fn route(bytes: &[u8]) {
     let query: String = bytes.iter().map(|byte| char::from(byte % 0x80)).filter(char::is_ascii_graphic).collect();
     let ask = |line: &str| {
         let text = format!("{line} HTTP/1.1\r\nHost: x\r\n\r\n");
-        parse_head(text.as_bytes()).ok().flatten().map(|head| find_route(&head, &Origins::None, true).1)
+        parse_head(text.as_bytes()).ok().flatten().map(|head| find_route(&head, &Origins::None, Site::default()).1)
     };
     for line in ["POST /checkout", "POST /purchase", "DELETE /checkout", "POST /checkout/extend"] {
         let Some(Route::Command(command, _)) = ask(&format!("{line}?{query}")) else { continue };

@@ -5,6 +5,7 @@ use stampede::http::head::{Framing, Head, Method};
 use stampede::http::origin::Origins;
 use stampede::http::problem::Problem;
 use stampede::http::route::{Route, route};
+use stampede::http::site::Site;
 use stampede::sale::command::Command;
 
 /// The response to a request, or to bytes that are not a request. The interim response 100 is not recorded, because it
@@ -81,7 +82,7 @@ impl Conversation {
                 Ok((used, Step::Request(head))) => {
                     at += used;
                     self.requests.push(request(&head, self.heard + at));
-                    self.answers.push(match route(&head, &Origins::None, true).1 {
+                    self.answers.push(match route(&head, &Origins::None, Site::default()).1 {
                         Route::Command(command, _) => Answer::Asked(command),
                         Route::Page(_) | Route::Events => Answer::Shown,
                         Route::Options(_) => Answer::Listed,

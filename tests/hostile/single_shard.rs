@@ -5,6 +5,7 @@ use rustix::net::sockopt::set_socket_send_buffer_size;
 use stampede::http::connection::ConnectionSnapshot;
 use stampede::http::operation::{Answer, Operation};
 use stampede::http::origin::Origins;
+use stampede::http::site::Site;
 use stampede::operate::request_timer::RequestTimer;
 use stampede::operate::status::{Phase, Status};
 use stampede::sale::ids::{Moment, ShardId};
@@ -22,7 +23,7 @@ pub fn server(status: &Arc<Status>, connections_max: usize) -> Server {
     let admission =
         Admission::new(ShardId(0), status.clone(), [Doorbell::new().unwrap()].into(), connections_max, None);
     let request_timer = RequestTimer::new(status.clone(), ShardId(0), Clock::start());
-    Server::new(admission, request_timer, Origins::None, true, Duration::from_secs(75)).unwrap()
+    Server::new(admission, request_timer, Origins::None, Site::default(), Duration::from_secs(75)).unwrap()
 }
 
 pub struct SingleShard {

@@ -32,7 +32,11 @@ fn told_by_then(until_ms: u64) -> (String, bool) {
     let run = async move {
         let status = Arc::new(Status::new(Phase::Serving, 1, 0, false));
         let item_states = ItemStates::new(Partition::new(1), SaleSchedule::Periodic(SALES), &[]);
-        let parts = Parts::new(ShardId(0), Partition::new(1), vec![Part::empty(SALES.terms(SALE), Partition::new(1))]);
+        let parts = Parts::new(
+            ShardId(0),
+            Partition::new(1),
+            vec![Part::empty(SALES.terms(SALE), Partition::new(1), ShardId(0))],
+        );
         let mut server = server(&status, 4);
         let (mut client, socket) = UnixStream::pair().unwrap();
         socket.set_nonblocking(true).unwrap();
@@ -41,7 +45,7 @@ fn told_by_then(until_ms: u64) -> (String, bool) {
         server.adopt(socket.into(), Some(midway), after(0)).unwrap();
         let mut turn = |sold, ms| {
             let now = after(ms);
-            let published = PublishedStock { sale: SALE, sold, reserved: 0, next_expiry_ms: u64::MAX };
+            let published = PublishedStock { sale: SALE, sold, reserved: 0, ..PublishedStock::default() };
             status.shards[0].publish_sales(published);
             server.poll(0);
             server.serve(now, &mut |_, _, _, _, _| panic!("the subscriber sends no request"));

@@ -207,7 +207,7 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "the next sale is built in one turn",
         file: "sale/parts.rs",
-        place: "last.build(self.partition.owned_items(self.id, last.terms.items), «SLICE_ITEMS»);",
+        place: "last.build(«SLICE_ITEMS»);",
         wrong: "usize::MAX",
         caught_by: "sim::alone",
     },
@@ -472,7 +472,7 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "a repetition of any item that waits for a claim that is refused as repeated gets no answer",
         file: "sale/owner_steps.rs",
-        place: "asked } in «repetitions» {\n            self.repeat_any",
+        place: "asked } in «repetitions» {\n            let product",
         wrong: "{ let _ = repetitions; Vec::new() }",
         caught_by: SIM,
     },
@@ -529,7 +529,7 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "a part that was prepared for another sale keeps its stock and its limit",
         file: "sale/part.rs",
-        place: "match «(self.terms.items, self.terms.user_limit) == (terms.items, terms.user_limit)» {",
+        place: "match «stock_of(&self.terms) == stock_of(&terms)» {",
         wrong: "true",
         caught_by: SIM,
     },

@@ -29,7 +29,7 @@ pub const STORAGE: &[Bug] = &[
     Bug {
         what: "a plan may change the stock of a sale that has opened",
         file: "log/opened_sales.rs",
-        place: "(times(terms), «terms.items», terms.user_limit, terms.products)",
+        place: "(times(terms), «terms.items», terms.user_limit, terms.products.fingerprint())",
         wrong: "0",
         caught_by: "log::opened_sales",
     },

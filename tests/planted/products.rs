@@ -1,0 +1,70 @@
+//! The planted bugs of products.
+
+use crate::rules::{Bug, SIM};
+
+/// The bugs, by subject.
+pub const PRODUCTS: &[Bug] = &[
+    Bug {
+        what: "a product is refused as sold out by the numbers of its sale",
+        file: "sale/any_unit.rs",
+        place: "let sold = self.all_published(sale, «product»)",
+        wrong: "None",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "nobody learns that a product is sold out",
+        file: "sale/any_unit.rs",
+        place: "let items = «part.items_of(product).len() as u64»;",
+        wrong: "u64::from(part.terms.items)",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a freed unit is put among the free units of another product",
+        file: "sale/product_stock.rs",
+        place: "let number = «self.number_of(slot)»;\n        let units = &mut self.products[number];\n        let was_empty",
+        wrong: "0 * self.number_of(slot)",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a unit that is free again is not published",
+        file: "sale/product_stock.rs",
+        place: "self.products[number].counts.reserved -= 1;\n            «self.note_changed(number);»\n        }\n    }\n\n    /// Counts",
+        wrong: "",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a product whose units are taken stays among those with free units",
+        file: "sale/product_stock.rs",
+        place: "if «self.products[number].free.first().is_some()» {",
+        wrong: "true",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a hold of another product that is over keeps the units of a product from its buyers",
+        file: "sale/any_unit.rs",
+        place: "for _ in «0..EXPIRIES_PER_SEARCH» {",
+        wrong: "0..EXPIRIES_PER_SEARCH.min(1)",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a checkout that moves to the next sale gets a unit of any product",
+        file: "sale/any_unit.rs",
+        place: "«asked.of_product.then(|| self.rules.schedule.terms(sale)?.products.id_of(item.0)).flatten()»",
+        wrong: "{ let _ = (asked, sale, item); None }",
+        caught_by: SIM,
+    },
+    Bug {
+        what: "a sale that has ended changes the published numbers of the next one",
+        file: "operate/product_numbers.rs",
+        place: "if «newest.load(Ordering::Relaxed) <= sale.0» {",
+        wrong: "newest.load(Ordering::Relaxed) <= u32::MAX",
+        caught_by: "operate::product_numbers",
+    },
+    Bug {
+        what: "a new sale begins with the published numbers of an earlier one",
+        file: "sale/product_stock.rs",
+        place: "«changed.extend((0..products.len()).map(|number| ProductIndex(number as u16)));»",
+        wrong: "",
+        caught_by: "sale::product_stock",
+    },
+];
