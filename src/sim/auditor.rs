@@ -292,36 +292,10 @@ fn audit_checkout(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, n
             let has_gap = clock_epoch != now.clock_epoch || now.has_gap(at.unix_ms, now.at.unix_ms);
             assert!(retry_after_s > 0 && has_gap, "a sale was open all the time");
         }
-        (Command::CheckoutAny { product, .. }, Outcome::SoldOut { sale }) => {
-            let items = now.items_of(sale).expect("a sale that is sold out was opened");
-            let products = now.terms(sale).products;
-            let mut asked = (0..items).filter(|item| product.is_none() || products.id_of(*item) == product);
-            assert!(
-                asked.all(|item| now.is_sold(sale, ItemId(item))),
-                "{product:?} of {sale:?} is refused as sold out, but is not"
-            );
-        }
-        (Command::CheckoutAny { product: Some(product), .. }, Outcome::NoSuchProduct) => {
-            let has_it = |sale| now.terms(sale).products.find(product).is_some();
-            // Another sale may have been open when the request was decided.
-            assert!(
-                clock_epoch != now.clock_epoch
-                    || !now.asked.is_some_and(has_it)
-                    || at.unix_ms < now.terms(now.sale).opens_ms,
-                "{product:?} is on sale"
-            );
-        }
-        (Command::CheckoutAny { .. }, Outcome::AllReserved { retry_after_s }) => {
-            assert!(
-                retry_after_s > 0 && u64::from(retry_after_s) * 1000 < 1_000 + now.rules.schedule.longest_hold_ms()
-            );
-            let was_free = now.any_free_since.is_some_and(|since| since <= event);
-            // A repetition is refused until the end of its hold is durable, and while a claim of an ended sale is undone.
-            assert!(
-                now.is_repeated || now.publishes_late || !was_free,
-                "a checkout of any item finds none, but one was free"
-            );
-        }
+        (
+            Command::CheckoutAny { product, .. },
+            Outcome::SoldOut { .. } | Outcome::AllReserved { .. } | Outcome::NoSuchProduct,
+        ) => audit_search(pending, product, outcome, now),
         (Command::Checkout { item, .. }, Outcome::ItemSold { sale, item: of }) => {
             assert!(item == of && now.is_sold(sale, item), "{item:?} is refused as sold, but is not");
         }
@@ -342,6 +316,45 @@ fn audit_checkout(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, n
             assert!(item.0 > 0, "item 0 always exists")
         }
         (_, other) => panic!("{command:?} is answered with {other:?}"),
+    }
+}
+
+/// Checks the answer to a checkout of any item, or of any item of a product, that has found nothing.
+fn audit_search(pending: OpenRequest, product: Option<ProductId>, outcome: Outcome, now: &Now<'_>) {
+    let OpenRequest { at, clock_epoch, event, .. } = pending;
+    match outcome {
+        Outcome::SoldOut { sale } => {
+            let items = now.items_of(sale).expect("a sale that is sold out was opened");
+            let products = now.terms(sale).products;
+            let mut asked = (0..items).filter(|item| product.is_none() || products.id_of(*item) == product);
+            assert!(
+                asked.all(|item| now.is_sold(sale, ItemId(item))),
+                "{product:?} of {sale:?} is refused as sold out, but is not"
+            );
+        }
+        Outcome::NoSuchProduct => {
+            let product = product.expect("the checkout names a product");
+            let has_it = |sale| now.terms(sale).products.find(product).is_some();
+            // Another sale may have been open when the request was decided.
+            assert!(
+                clock_epoch != now.clock_epoch
+                    || !now.asked.is_some_and(has_it)
+                    || at.unix_ms < now.terms(now.sale).opens_ms,
+                "{product:?} is on sale"
+            );
+        }
+        Outcome::AllReserved { retry_after_s } => {
+            assert!(
+                retry_after_s > 0 && u64::from(retry_after_s) * 1000 < 1_000 + now.rules.schedule.longest_hold_ms()
+            );
+            let was_free = now.any_free_since.is_some_and(|since| since <= event);
+            // A repetition is refused until the end of its hold is durable, and while a claim of an ended sale is undone.
+            assert!(
+                now.is_repeated || now.publishes_late || !was_free,
+                "a checkout of any item finds none, but one was free"
+            );
+        }
+        _ => unreachable!("the other outcomes are not those of a search"),
     }
 }
 
