@@ -89,30 +89,7 @@ impl Operation {
             [&refused, more, &[NotReady, Standby, Overdue]].concat()
         };
         let refused: Vec<Problem> = match self {
-            Operation::Checkout => vec![
-                OriginNotAllowed,
-                InvalidUser,
-                InvalidItem,
-                InvalidSaleId,
-                InvalidKey,
-                NoSuchSale,
-                SaleUnnamed,
-                SaleEnded,
-                NoSuchItem,
-                InvalidProduct,
-                NoSuchProduct,
-                ItemSold,
-                ItemReserved,
-                SoldOut,
-                AllReserved,
-                NotOpen,
-                UserLimit,
-                LogFull,
-                NotReady,
-                Standby,
-                Paused,
-                Overdue,
-            ],
+            Operation::Checkout => of_checkout(),
             Operation::Purchase => of_code(&[InvalidKey]),
             Operation::Cancel => of_code(&[]),
             Operation::Extend => of_code(&[NotExtendable, LogFull]),
@@ -155,6 +132,16 @@ impl Operation {
         };
         granted.iter().copied().chain(refused.into_iter().map(Answer::Refused)).collect()
     }
+}
+
+/// Returns every refusal of a checkout.
+fn of_checkout() -> Vec<Problem> {
+    use Problem::*;
+    let of_parameters =
+        [InvalidUser, InvalidItem, InvalidProduct, InvalidSaleId, InvalidKey, NoSuchItem, NoSuchProduct];
+    let of_sale = [NoSuchSale, SaleUnnamed, SaleEnded, NotOpen, Paused];
+    let of_stock = [ItemSold, ItemReserved, SoldOut, AllReserved, UserLimit, LogFull];
+    [&[OriginNotAllowed], &of_parameters[..], &of_sale, &of_stock, &[NotReady, Standby, Overdue]].concat()
 }
 
 /// Answer to a request, without its body.

@@ -85,6 +85,27 @@ impl Problem {
         ProblemDetails { detail, status: code, title, kind: format!("/problems/{slug}") }
     }
 
+    /// Returns the remedy, if a parameter is missing or invalid.
+    #[rustfmt::skip]
+    fn of_parameter(self) -> Option<&'static str> {
+        Some(match self {
+            Problem::InvalidUser => "give user_id once, in the query string, as a whole number from 0 to 9223372036854775807; a body is not read",
+            Problem::InvalidItem => "give item_id (or id) at most once, in the query string, as a whole number; a body is not read",
+            Problem::NoSuchItem => "item_id must be less than items_total of GET /sale",
+            Problem::InvalidProduct => "give product_id at most once, in the query string, with 1 to 64 characters, and without item_id; a body is not read",
+            Problem::NoSuchProduct => "product_id must be the id of a product of the sale",
+            Problem::InvalidCode => "give code once, in the query string, as a UUID of 36 characters; a body is not read",
+            Problem::InvalidKey => "send Idempotency-Key at most once, and not empty",
+            Problem::InvalidOffset => "give offset at most once, as a whole number from 0 to 4294967295",
+            Problem::InvalidLimit => "give limit at most once, as a whole number from 1 to 200",
+            Problem::InvalidSale => "give sale at most once, as a whole number from 0 to 4294967295",
+            Problem::InvalidSaleId => "give sale_id at most once, in the query string, as a whole number from 0 to 4294967295; a body is not read",
+            Problem::SaleUnnamed => "several sales are open: give the sale_id of one that GET /sales lists as open",
+            Problem::NoSuchSale => "sale_id must be the id of a sale that GET /sales lists",
+            _ => return None,
+        })
+    }
+
     /// Returns the texts and headers of the refusal.
     #[rustfmt::skip]
     pub fn about(self) -> ProblemText {
@@ -95,10 +116,12 @@ impl Problem {
         let unavailable =
             |slug, title, detail| with("503 Service Unavailable", slug, title, detail, "retry-after: 1\r\n");
         let conflict = |slug, title| with(CONFLICT, slug, title, "", "");
-        let invalid = |detail| with(BAD, "invalid-parameter", "A parameter is missing or invalid", detail, "");
         let malformed = |detail| with(BAD, "malformed-request", "The request is not valid HTTP", detail, "");
         let title = "The method is not allowed for this path";
         let not_allowed = |headers| with("405 Method Not Allowed", "method-not-allowed", title, "", headers);
+        if let Some(detail) = self.of_parameter() {
+            return with(BAD, "invalid-parameter", "A parameter is missing or invalid", detail, "");
+        }
         match self {
             Problem::ItemSold => conflict("item-sold", "The item is sold"),
             Problem::ItemReserved => conflict("item-reserved", "The item is reserved"),
@@ -111,19 +134,8 @@ impl Problem {
             Problem::CodeUsed => conflict("code-used", "The item of this code is already sold"),
             Problem::SaleEnded => conflict("sale-ended", "The sale has ended"),
             Problem::NotExtendable => conflict("not-extendable", "Reservations cannot be extended"),
-            Problem::InvalidUser => invalid("give user_id once, in the query string, as a whole number from 0 to 9223372036854775807; a body is not read"),
-            Problem::InvalidItem => invalid("give item_id (or id) at most once, in the query string, as a whole number; a body is not read"),
-            Problem::NoSuchItem => invalid("item_id must be less than items_total of GET /sale"),
-            Problem::InvalidProduct => invalid("give product_id at most once, in the query string, with 1 to 64 characters, and without item_id; a body is not read"),
-            Problem::NoSuchProduct => invalid("product_id must be the id of a product of the sale"),
-            Problem::InvalidCode => invalid("give code once, in the query string, as a UUID of 36 characters; a body is not read"),
-            Problem::InvalidKey => invalid("send Idempotency-Key at most once, and not empty"),
-            Problem::InvalidOffset => invalid("give offset at most once, as a whole number from 0 to 4294967295"),
-            Problem::InvalidLimit => invalid("give limit at most once, as a whole number from 1 to 200"),
-            Problem::InvalidSale => invalid("give sale at most once, as a whole number from 0 to 4294967295"),
-            Problem::InvalidSaleId => invalid("give sale_id at most once, in the query string, as a whole number from 0 to 4294967295; a body is not read"),
-            Problem::SaleUnnamed => invalid("several sales are open: give the sale_id of one that GET /sales lists as open"),
-            Problem::NoSuchSale => invalid("sale_id must be the id of a sale that GET /sales lists"),
+            // `of_parameter` has these.
+            Problem::InvalidUser | Problem::InvalidItem | Problem::NoSuchItem | Problem::InvalidProduct | Problem::NoSuchProduct | Problem::InvalidCode | Problem::InvalidKey | Problem::InvalidOffset | Problem::InvalidLimit | Problem::InvalidSale | Problem::InvalidSaleId | Problem::SaleUnnamed | Problem::NoSuchSale => unreachable!("a parameter is wrong"),
             Problem::OriginNotAllowed => with("403 Forbidden", "origin-not-allowed",
                 "The origin of this web page is not allowed", "the operator lists allowed origins with --cors-origin", ""),
             // Not cacheable, because the next sale may have the item.

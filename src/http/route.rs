@@ -8,7 +8,7 @@ use crate::http::problem::Problem;
 use crate::http::response::{Responder, Style};
 use crate::http::shop::ShopFile;
 use crate::http::site::Site;
-use crate::plan::catalogue::PRODUCT_ID_MAX;
+use crate::plan::plan_reader::PRODUCT_ID_CHARS_MAX;
 use crate::sale::checkout_key::mark_any;
 use crate::sale::code::Code;
 use crate::sale::command::{Command, Outcome};
@@ -204,7 +204,7 @@ fn checkout(head: &Head<'_>, query: &str, site: Site) -> Result<Route, Problem> 
                 let id = number(value).and_then(|id| u32::try_from(id).ok());
                 sale = Some(SaleId(id.ok_or(Problem::InvalidSaleId)?));
             }
-            b"product_id" if product.is_some() || !(1..=PRODUCT_ID_MAX).contains(&value.len()) => {
+            b"product_id" if product.is_some() || !(1..=PRODUCT_ID_CHARS_MAX).contains(&value.len()) => {
                 return Err(Problem::InvalidProduct);
             }
             b"product_id" => product = Some(value),
@@ -431,7 +431,7 @@ mod tests {
         assert_eq!(keys.len(), 4, "the same key with another product is another key");
         assert!(keys.into_iter().all(|key| is_of_any(short(key))));
         let refused = |site, query| with(site, "", query);
-        let long = format!("user_id=7&product_id={}", "x".repeat(PRODUCT_ID_MAX + 1));
+        let long = format!("user_id=7&product_id={}", "x".repeat(PRODUCT_ID_CHARS_MAX + 1));
         for query in
             ["user_id=7&product_id", "user_id=7&product_id=", "user_id=7&product_id=a-38&product_id=a-38", &long]
         {

@@ -5,9 +5,6 @@ use crate::sale::ids::{ItemId, SaleId};
 use crate::sale::product_ranges::ProductId;
 use std::collections::BTreeMap;
 
-/// Maximum length of a product's id, in characters.
-pub const PRODUCT_ID_MAX: usize = 64;
-
 /// The products of a plan.
 #[derive(Debug)]
 pub struct Catalogue {

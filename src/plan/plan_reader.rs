@@ -20,7 +20,7 @@ use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
 /// Maximum number of characters of a product's id.
-const PRODUCT_ID_CHARS_MAX: usize = 64;
+pub const PRODUCT_ID_CHARS_MAX: usize = 64;
 /// Maximum number of characters of a price.
 const PRICE_CHARS_MAX: usize = 40;
 /// Maximum number of characters of an image's address, and of the path of a list.

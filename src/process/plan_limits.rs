@@ -77,7 +77,8 @@ fn same_place(before: &SaleSeries, series: &SaleSeries, receipts_ms: u64) -> Opt
     let known = still_known(before, series, receipts_ms) as u32;
     let (first, last) = ((before.last().sale.0 + 1).saturating_sub(known), before.last().sale.0);
     let ids = series.first.sale.0..=series.last().sale.0.min(series.first.sale.0 + SALES_PUBLISHED as u32 / 2);
-    let of_one = |one: u32| ids.clone().find(|id| (id - one).is_multiple_of(SALES_PUBLISHED as u32)).map(|other| (one, other));
+    let of_one =
+        |one: u32| ids.clone().find(|id| (id - one).is_multiple_of(SALES_PUBLISHED as u32)).map(|other| (one, other));
     (first..=last).filter(|_| known > 0).find_map(of_one)
 }
 

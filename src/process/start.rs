@@ -21,6 +21,7 @@ use crate::log::replay::ReplayedItems;
 use crate::operate::admin;
 use crate::operate::item_states::ItemStates;
 use crate::operate::status::{Phase, Status};
+use crate::plan::catalogue::Catalogue;
 use crate::plan::planned_sale::LoadedPlan;
 use crate::postgres::shipper::{Plan, Shipper};
 use crate::process::resume::{Resumed, resume};
@@ -229,7 +230,8 @@ fn spawn_shards(
     let addresses = AddressLimit::new(config.max_connections_per_address, sizes.shards, sizes.connections);
     let addresses = addresses.map(Arc::new);
     let sockets = distribute_listeners(listeners, sizes.shards);
-    let site = Site { has_shop: config.has_shop, catalogue: None };
+    let catalogue = config.plan.map(|loaded| &*Box::leak(Box::new(Catalogue::new(loaded.plan))));
+    let site = Site { has_shop: config.has_shop, catalogue };
     let places = host::placements(sizes.shards).into_iter().zip(sockets).zip(mesh::connect(&doorbells));
     let (mut starts, mut senders, mut threads) = (Vec::new(), Vec::new(), Vec::new());
     for (id, ((placement, sockets), mesh)) in (0..sizes.shards).map(ShardId).zip(places) {

@@ -40,7 +40,7 @@ use crate::sale::product_ranges::{ProductId, ProductIndex};
 use crate::sale::product_stock::ProductCounts;
 use crate::sale::published_stock::PublishedStock;
 use crate::sale::record::{LogEvent, Record, RefusalReason};
-use crate::sale::repetitions::Repetition;
+use crate::sale::repetitions::RepeatedCheckout;
 use crate::sale::shard::Shard;
 use crate::sale::stock::Counts;
 use uuid::Uuid;
@@ -276,7 +276,7 @@ impl Shard {
         }
         if part.stock.is_claimed_by(slot, user, key) {
             let asked = Asked { is_any: true, of_product: product.is_some(), is_named };
-            return self.repetitions.push(slot, sale, Repetition { waiter, checkout, asked });
+            return self.repetitions.push(slot, sale, RepeatedCheckout { waiter, checkout, asked });
         }
         // The hold has ended, and the key is free when its record is durable.
         let event = LogEvent::Refused { item: None, user, reason: RefusalReason::ItemReserved };

@@ -11,7 +11,7 @@ use crate::sale::message::{Asked, Checkout, KeyScope, Reply, Request, Verdict};
 use crate::sale::part::Part;
 use crate::sale::parts::UnnamedSale;
 use crate::sale::record::{LogEvent, Record, RefusalReason, ReleaseReason};
-use crate::sale::repetitions::Repetition;
+use crate::sale::repetitions::RepeatedCheckout;
 use crate::sale::shard::Shard;
 use uuid::Uuid;
 
@@ -61,7 +61,7 @@ impl Shard {
                 Err(Unavailable::Sold) => (Outcome::ItemSold { sale, item }, Some(RefusalReason::ItemSold)),
                 Err(Unavailable::Reserved) => (Outcome::ItemReserved, Some(RefusalReason::ItemReserved)),
                 Err(Unavailable::SameCheckoutPending) => {
-                    return self.repetitions.push(slot, sale, Repetition { waiter, checkout, asked });
+                    return self.repetitions.push(slot, sale, RepeatedCheckout { waiter, checkout, asked });
                 }
                 Err(Unavailable::SameCheckout(hold)) => {
                     return self.answer_again(waiter, (sale, item), hold, now, effects);
@@ -87,7 +87,7 @@ impl Shard {
                 self.repetitions.push(
                     slot,
                     sale,
-                    Repetition { waiter, checkout: Checkout { sale, ..checkout }, asked },
+                    RepeatedCheckout { waiter, checkout: Checkout { sale, ..checkout }, asked },
                 );
             }
             None => self.answer_request(waiter, Outcome::SaleUnnamed, now, effects),
@@ -192,7 +192,7 @@ impl Shard {
             let release = Request::Release { sale, item, user, key: short(key) };
             self.ask(self.partition.owner_of_user(user), release, now, effects);
         }
-        for Repetition { waiter, checkout, asked } in self.repetitions.take(slot, sale) {
+        for RepeatedCheckout { waiter, checkout, asked } in self.repetitions.take(slot, sale) {
             self.bounce(waiter, checkout, asked, now, effects);
         }
         if verdict != Verdict::Repeated {
@@ -234,8 +234,8 @@ impl Shard {
     /// Answers the requests that wait for a claim of an item, after the claim was refused as `Repeated`: their key had got
     /// this same item before, by a hold that has ended.
     #[cold]
-    fn repeat_ended(&mut self, repetitions: Vec<Repetition>, now: Moment, effects: &mut Effects) {
-        for Repetition { waiter, checkout, asked } in repetitions {
+    fn repeat_ended(&mut self, repetitions: Vec<RepeatedCheckout>, now: Moment, effects: &mut Effects) {
+        for RepeatedCheckout { waiter, checkout, asked } in repetitions {
             let product = self.product_asked(asked, checkout.sale, checkout.item);
             self.repeat_any(waiter, checkout, asked.is_named, product, now, effects);
         }
@@ -243,7 +243,7 @@ impl Shard {
 
     #[cold]
     fn repeat_grant(&mut self, slot: usize, sale: SaleId, now: Moment, effects: &mut Effects) {
-        for Repetition { waiter, checkout, asked } in self.repetitions.take(slot, sale) {
+        for RepeatedCheckout { waiter, checkout, asked } in self.repetitions.take(slot, sale) {
             self.reserve(waiter, checkout, asked.is_named, now, effects);
         }
     }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 /// A repeated checkout that waits.
 #[derive(Clone, Copy, Debug)]
-pub struct Repetition {
+pub struct RepeatedCheckout {
     /// Its client.
     pub waiter: Waiter,
     /// The checkout.
@@ -21,12 +21,12 @@ pub struct Repetition {
 /// The repeated checkouts that wait at one item owner, by the slot and the sale of their item.
 #[derive(Debug, Default)]
 pub struct Repetitions {
-    waiting: BTreeMap<(usize, SaleId), Vec<Repetition>>,
+    waiting: BTreeMap<(usize, SaleId), Vec<RepeatedCheckout>>,
 }
 
 impl Repetitions {
     /// Adds a request that repeats the checkout whose claim is being decided for the item at `slot` of `sale`.
-    pub fn push(&mut self, slot: usize, sale: SaleId, repetition: Repetition) {
+    pub fn push(&mut self, slot: usize, sale: SaleId, repetition: RepeatedCheckout) {
         self.waiting.entry((slot, sale)).or_default().push(repetition);
     }
 
@@ -37,7 +37,7 @@ impl Repetitions {
 
     /// Removes and returns the requests that wait for the claim of the item at `slot` of `sale`, in the order of their
     /// arrival.
-    pub fn take(&mut self, slot: usize, sale: SaleId) -> Vec<Repetition> {
+    pub fn take(&mut self, slot: usize, sale: SaleId) -> Vec<RepeatedCheckout> {
         self.waiting.remove(&(slot, sale)).unwrap_or_default()
     }
 
@@ -48,7 +48,7 @@ impl Repetitions {
         for (_, waiting) in self.waiting.range_mut(of_slot.clone()) {
             waiting.retain(|repetition| repetition.waiter != gone);
         }
-        let is_empty = |_: &(usize, SaleId), waiting: &mut Vec<Repetition>| waiting.is_empty();
+        let is_empty = |_: &(usize, SaleId), waiting: &mut Vec<RepeatedCheckout>| waiting.is_empty();
         self.waiting.extract_if(of_slot, is_empty).for_each(drop);
     }
 }

@@ -47,13 +47,9 @@ pub struct SaleSeries {
     pub every_ms: u64,
     /// Number of sales, at least 1. Each closes before the next one opens.
     pub count: u32,
-    /// Number of the layer that shows the states of the items, below [`LAYERS_MAX`]. Series that overlap in time have
-    /// different layers.
+    /// Number of the layer that shows the states of the items, from 0. Series that overlap in time have different layers.
     pub layer: u8,
 }
-
-/// Maximum number of layers: as many sales as can be open at once, and one that is repeated and closed between.
-pub const LAYERS_MAX: usize = OPEN_MAX + 1;
 
 /// Returns whether sales of these lengths, in seconds, can follow each other in one data directory and one database. The
 /// ids of sales without a plan count their length, so it does not change. 0: all sales have a plan.

@@ -8,21 +8,23 @@ use crate::sale::message::{Asked, Checkout, Reply, Request, Verdict};
 use crate::sale::part::Part;
 use crate::sale::partition::Partition;
 use crate::sale::parts::Parts;
-use crate::sale::published_stock::PublishedStock;
 use crate::sale::record::{LogEvent, Record, RefusalReason, ReleaseReason};
 use crate::sale::rules::{Ack, Rules};
 use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule};
 use crate::sale::shard::{Inventory, Shard, ShardEvent};
 use uuid::Uuid;
 
-const NOW: Moment = Moment { monotonic_ms: 1, unix_ms: 1_000 };
-const SALES: PeriodicSale = PeriodicSale { period_s: 10, items: 200, user_limit: 10, ttl_ms: 100, extension_ms: 50 };
+/// The time of all events, unless a test says otherwise.
+pub const NOW: Moment = Moment { monotonic_ms: 1, unix_ms: 1_000 };
+/// The sales of a shard, unless a test has others.
+pub const SALES: PeriodicSale =
+    PeriodicSale { period_s: 10, items: 200, user_limit: 10, ttl_ms: 100, extension_ms: 50 };
 /// A checkout of an item, in the sale that is open.
 const ASKED: Asked = Asked { is_any: false, of_product: false, is_named: false };
 const RULES: Rules = Rules { schedule: SaleSchedule::Periodic(SALES), receipts_ms: 10_000, ack: Ack::Local };
 
 /// Returns [`RULES`] with other sales.
-fn rules(sales: PeriodicSale) -> Rules {
+pub fn rules(sales: PeriodicSale) -> Rules {
     Rules { schedule: SaleSchedule::Periodic(sales), ..RULES }
 }
 
@@ -31,7 +33,8 @@ fn shard(shards: u16) -> Shard {
     shard_with(shards, RULES)
 }
 
-fn shard_with(shards: u16, rules: Rules) -> Shard {
+/// Returns the first of `shards` shards, with nothing sold and unlimited room in the log.
+pub fn shard_with(shards: u16, rules: Rules) -> Shard {
     let (partition, id) = (Partition::new(shards), ShardId(0));
     let inventory = Inventory { parts: vec![Part::new(rules.schedule.terms(SaleId(0)).unwrap(), partition, id)] };
     let (codes, mut effects) = (CodeGenerator::new([0; 32]), Effects::default());
@@ -40,13 +43,15 @@ fn shard_with(shards: u16, rules: Rules) -> Shard {
     shard
 }
 
-fn apply(shard: &mut Shard, event: ShardEvent) -> Effects {
+/// Applies an event, and returns its effects.
+pub fn apply(shard: &mut Shard, event: ShardEvent) -> Effects {
     let mut effects = Effects::default();
     shard.apply(event, NOW, &mut effects);
     effects
 }
 
-fn checkout(shard: &mut Shard, item: u32) -> Effects {
+/// Sends a checkout of an item, and returns the effects.
+pub fn checkout(shard: &mut Shard, item: u32) -> Effects {
     let command = Command::Checkout { sale: None, item: ItemId(item), user: UserId(1), key: Uuid::nil() };
     apply(shard, ShardEvent::Command(Ticket(7), command))
 }
@@ -531,82 +536,4 @@ fn a_checkout_is_repeated_after_its_purchase() {
     let sold = Outcome::ItemSold { sale: SaleId(0), item: ItemId(0) };
     assert_eq!(ask(&mut shard, Uuid::nil()), [(Ticket(1), sold)]);
     assert_eq!(ask(&mut shard, Uuid::from_u128(1)), [(Ticket(1), sold)]);
-}
-
-/// A sale is sold out when the last purchase is durable, and not before. Until then, the end of the first hold says when to
-/// come back. Refusals are recorded without an item.
-#[test]
-fn a_checkout_of_any_item_learns_when_to_come_back() {
-    let mut shard = shard_with(1, rules(PeriodicSale { items: 2, ttl_ms: 2_500, ..SALES }));
-    let ask = |shard: &mut Shard| {
-        apply(
-            shard,
-            ShardEvent::Command(
-                Ticket(1),
-                Command::CheckoutAny { sale: None, product: None, user: UserId(1), key: Uuid::nil() },
-            ),
-        )
-    };
-    let granted = |effects: Effects| match effects.answers[..] {
-        [(_, Outcome::Reserved { code, .. })] => code,
-        ref other => panic!("{other:?}"),
-    };
-    let buy = |code| ShardEvent::Command(Ticket(2), Command::Purchase { code, key: Uuid::nil() });
-    ask(&mut shard);
-    let first = granted(apply(&mut shard, ShardEvent::Flushed(2)));
-    ask(&mut shard);
-    let second = granted(apply(&mut shard, ShardEvent::Flushed(3)));
-    let refused = ask(&mut shard);
-    assert_eq!(refused.answers, [(Ticket(1), Outcome::AllReserved { retry_after_s: 3 })]);
-    let event = LogEvent::Refused { item: None, user: UserId(1), reason: RefusalReason::ItemReserved };
-    assert_eq!(refused.attempts, [Record { sale: SaleId(0), unix_ms: NOW.unix_ms, event }]);
-    [first, second].into_iter().for_each(|code| _ = apply(&mut shard, buy(code)));
-    assert_eq!(ask(&mut shard).answers, [(Ticket(1), Outcome::AllReserved { retry_after_s: 1 })]);
-    apply(&mut shard, ShardEvent::Flushed(4));
-    assert_eq!(ask(&mut shard).answers, [(Ticket(1), Outcome::AllReserved { retry_after_s: 1 })]);
-    apply(&mut shard, ShardEvent::Flushed(5));
-    assert_eq!(ask(&mut shard).answers, [(Ticket(1), Outcome::SoldOut { sale: SaleId(0) })]);
-}
-
-/// The origin passes over shards that have published that they have nothing, and asks each of the others once.
-#[test]
-fn each_shard_is_asked_once_for_any_item() {
-    let mut shard = shard_with(4, rules(PeriodicSale { items: 4, ..SALES }));
-    // User 1's claims stay on their way, so the only item of this shard is taken.
-    checkout(&mut shard, 0);
-    let published = |sold, next_expiry_ms| PublishedStock {
-        sale: SaleId(0),
-        product: None,
-        sold,
-        reserved: 1 - sold,
-        next_expiry_ms,
-    };
-    for (other, numbers) in [(1, published(1, u64::MAX)), (2, published(0, 1)), (3, published(0, 1_001))] {
-        apply(&mut shard, ShardEvent::Published(ShardId(other), numbers));
-    }
-    let (user, key) = (UserId(2), Uuid::nil());
-    let asked = apply(
-        &mut shard,
-        ShardEvent::Command(Ticket(3), Command::CheckoutAny { sale: None, product: None, user, key }),
-    )
-    .requests;
-    assert_eq!(
-        asked,
-        [(
-            ShardId(2),
-            Request::ReserveAny { ticket: Ticket(3), sale: SaleId(0), is_named: false, product: None, user, key }
-        )]
-    );
-    let none = Reply::NoneFree {
-        ticket: Ticket(3),
-        owner: ShardId(2),
-        sale: SaleId(0),
-        is_named: false,
-        product: None,
-        user,
-        key,
-    };
-    let refused = apply(&mut shard, ShardEvent::Reply(none));
-    assert_eq!(refused.answers, [(Ticket(3), Outcome::AllReserved { retry_after_s: 1 })]);
-    assert!(refused.requests.is_empty());
 }

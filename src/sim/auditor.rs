@@ -1,6 +1,6 @@
 //! Checks every answer against its request, the time of the request, and the promises made before.
 
-use super::shadow::{CheckoutId, Promise, Shadow, checkout_id};
+use super::shadow::{Promise, Shadow, checkout_id};
 use crate::log::block::StreamKey;
 use crate::sale::code::Code;
 use crate::sale::command::{Command, Outcome};
@@ -223,6 +223,9 @@ pub fn audit(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, now: &
 
 fn audit_checkout(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, now: &Now<'_>) {
     let OpenRequest { command, at, clock_epoch, event, .. } = pending;
+    let may_be_new = matches!(outcome, Outcome::Reserved { .. } | Outcome::NoSuchItem | Outcome::NoSuchSale);
+    let is_repeated = !may_be_new && must_be_repeated(shadow, &command, event, now);
+    assert!(!is_repeated, "a repeated {command:?} is answered with {outcome:?}");
     match (command, outcome) {
         (
             Command::Checkout { sale: named, user, key, .. } | Command::CheckoutAny { sale: named, user, key, .. },
@@ -243,30 +246,40 @@ fn audit_checkout(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, n
             reserved(shadow, code, (sale, got, user, key), is_named, expires_unix_ms, now);
         }
         (
-            Command::Checkout { sale, item, user, key },
-            Outcome::ItemSold { .. }
-            | Outcome::ItemReserved
-            | Outcome::UserLimit
-            | Outcome::NotOpen { .. }
-            | Outcome::SaleUnnamed
-            | Outcome::SaleEnded
-            | Outcome::Paused,
-        ) if must_be_repeated(shadow, (Some(item), user, key), sale, event, now) => {
-            panic!("a repeated checkout of {item:?} by {user:?} is answered with {outcome:?}");
-        }
+            _,
+            Outcome::NotOpen { .. } | Outcome::SaleEnded | Outcome::NoSuchSale | Outcome::SaleUnnamed | Outcome::Paused,
+        ) => audit_choice(pending, outcome, now),
         (
-            Command::CheckoutAny { sale, user, key, .. },
-            Outcome::SoldOut { .. }
-            | Outcome::AllReserved { .. }
-            | Outcome::UserLimit
-            | Outcome::NotOpen { .. }
-            | Outcome::SaleUnnamed
-            | Outcome::SaleEnded
-            | Outcome::NoSuchProduct
-            | Outcome::Paused,
-        ) if must_be_repeated(shadow, (None, user, key), sale, event, now) => {
-            panic!("a repeated checkout of any item by {user:?} is answered with {outcome:?}");
+            Command::CheckoutAny { product, .. },
+            Outcome::SoldOut { .. } | Outcome::AllReserved { .. } | Outcome::NoSuchProduct,
+        ) => audit_search(pending, product, outcome, now),
+        (Command::Checkout { item, .. }, Outcome::ItemSold { sale, item: of }) => {
+            assert!(item == of && now.is_sold(sale, item), "{item:?} is refused as sold, but is not");
         }
+        (Command::Checkout { item, .. }, Outcome::ItemReserved) => {
+            assert!(
+                now.item_free_since.is_none_or(|since| since > event),
+                "{item:?} is refused as reserved, but was free"
+            );
+        }
+        (Command::Checkout { user, key, .. } | Command::CheckoutAny { user, key, .. }, Outcome::UserLimit) => {
+            assert!(
+                // A repetition gets the answer of the first request, which was sent before it.
+                !key.is_nil() || now.user_free_since.is_none_or(|since| since > event),
+                "{user:?} is refused, but was below the limit"
+            );
+        }
+        (Command::Checkout { item, .. }, Outcome::NoSuchItem) => {
+            assert!(item.0 > 0, "item 0 always exists")
+        }
+        (_, other) => panic!("{command:?} is answered with {other:?}"),
+    }
+}
+
+/// Checks the refusal of a checkout for which no sale could be chosen, or whose sale is paused.
+fn audit_choice(pending: OpenRequest, outcome: Outcome, now: &Now<'_>) {
+    let OpenRequest { command, at, clock_epoch, .. } = pending;
+    match (command, outcome) {
         (
             Command::Checkout { sale: Some(named), .. } | Command::CheckoutAny { sale: Some(named), .. },
             outcome @ (Outcome::NotOpen { .. } | Outcome::SaleEnded | Outcome::NoSuchSale),
@@ -292,7 +305,15 @@ fn audit_checkout(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, n
             let has_gap = clock_epoch != now.clock_epoch || now.has_gap(at.unix_ms, now.at.unix_ms);
             assert!(retry_after_s > 0 && has_gap, "a sale was open all the time");
         }
-        (Command::CheckoutAny { product, .. }, Outcome::SoldOut { sale }) => {
+        (command, other) => panic!("{command:?} is answered with {other:?}"),
+    }
+}
+
+/// Checks the answer to a checkout of any item, or of any item of a product, that has found nothing.
+fn audit_search(pending: OpenRequest, product: Option<ProductId>, outcome: Outcome, now: &Now<'_>) {
+    let OpenRequest { at, clock_epoch, event, .. } = pending;
+    match outcome {
+        Outcome::SoldOut { sale } => {
             let items = now.items_of(sale).expect("a sale that is sold out was opened");
             let products = now.terms(sale).products;
             let mut asked = (0..items).filter(|item| product.is_none() || products.id_of(*item) == product);
@@ -301,7 +322,8 @@ fn audit_checkout(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, n
                 "{product:?} of {sale:?} is refused as sold out, but is not"
             );
         }
-        (Command::CheckoutAny { product: Some(product), .. }, Outcome::NoSuchProduct) => {
+        Outcome::NoSuchProduct => {
+            let product = product.expect("the checkout names a product");
             let has_it = |sale| now.terms(sale).products.find(product).is_some();
             // Another sale may have been open when the request was decided.
             assert!(
@@ -311,7 +333,7 @@ fn audit_checkout(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, n
                 "{product:?} is on sale"
             );
         }
-        (Command::CheckoutAny { .. }, Outcome::AllReserved { retry_after_s }) => {
+        Outcome::AllReserved { retry_after_s } => {
             assert!(
                 retry_after_s > 0 && u64::from(retry_after_s) * 1000 < 1_000 + now.rules.schedule.longest_hold_ms()
             );
@@ -322,26 +344,7 @@ fn audit_checkout(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, n
                 "a checkout of any item finds none, but one was free"
             );
         }
-        (Command::Checkout { item, .. }, Outcome::ItemSold { sale, item: of }) => {
-            assert!(item == of && now.is_sold(sale, item), "{item:?} is refused as sold, but is not");
-        }
-        (Command::Checkout { item, .. }, Outcome::ItemReserved) => {
-            assert!(
-                now.item_free_since.is_none_or(|since| since > event),
-                "{item:?} is refused as reserved, but was free"
-            );
-        }
-        (Command::Checkout { user, key, .. } | Command::CheckoutAny { user, key, .. }, Outcome::UserLimit) => {
-            assert!(
-                // A repetition gets the answer of the first request, which was sent before it.
-                !key.is_nil() || now.user_free_since.is_none_or(|since| since > event),
-                "{user:?} is refused, but was below the limit"
-            );
-        }
-        (Command::Checkout { item, .. }, Outcome::NoSuchItem) => {
-            assert!(item.0 > 0, "item 0 always exists")
-        }
-        (_, other) => panic!("{command:?} is answered with {other:?}"),
+        _ => unreachable!("the other outcomes are not those of a search"),
     }
 }
 
@@ -453,7 +456,12 @@ fn reserved(
 
 /// Returns whether a checkout that was sent after `event` repeats one, in the sale that it names or in any, whose hold or
 /// purchase must be remembered. The first answer had arrived before.
-fn must_be_repeated(shadow: &Shadow, id: CheckoutId, sale: Option<SaleId>, event: u64, now: &Now<'_>) -> bool {
+fn must_be_repeated(shadow: &Shadow, command: &Command, event: u64, now: &Now<'_>) -> bool {
+    let (sale, id) = match *command {
+        Command::Checkout { sale, item, user, key } => (sale, (Some(item), user, key)),
+        Command::CheckoutAny { sale, user, key, .. } => (sale, (None, user, key)),
+        _ => return false,
+    };
     let (.., key) = id;
     let named = sale.filter(|_| matches!(now.rules.schedule, SaleSchedule::Planned(_)));
     let is_same = |promise: &Promise| promise.checkout_id() == id && named.is_none_or(|named| promise.sale == named);

@@ -8,6 +8,7 @@ use crate::sale::checkout_key::is_of_any;
 use crate::sale::ids::{ItemId, SaleId, ShardId, Terms, UserId};
 use crate::sale::item_state::ItemState;
 use crate::sale::part::Part;
+use crate::sale::product_ranges::{ProductId, ProductRanges};
 use crate::sale::record::LogEvent;
 use std::collections::BTreeSet;
 
@@ -98,6 +99,14 @@ impl World {
                 note(&mut self.users_free, (sale, user), is_free, event);
             }
         }
+    }
+
+    /// Returns the event since which one of the items of a sale, or of a product, has been free without interruption.
+    pub fn any_free_since(&self, sale: SaleId, product: Option<ProductId>) -> Option<u64> {
+        let products = self.rules.schedule.terms(sale).map_or(ProductRanges::NONE, |terms| terms.products);
+        let is_it = |item: ItemId| product.is_none() || products.id_of(item.0) == product;
+        let free = self.items_free.iter().filter(|((of, item), _)| *of == sale && is_it(*item));
+        free.map(|(_, since)| *since).min()
     }
 
     /// Checks a machine at rest: every request is answered, the quotas equal the held and sold items, and no item is

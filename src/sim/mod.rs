@@ -6,7 +6,8 @@
 //! [`fake_postgres`] (the simulated disk and database), [`withdrawals`] (requests whose clients are gone), [`shadow`]
 //! (promises made to buyers), [`auditor`] (checks each answer against them), [`invariants`] (checks of the whole machine
 //! after every step), [`ending`] (the end of a world), [`trace`] (the hash of a run), [`small`] (small worlds, tried
-//! exhaustively), [`full_log`] (worlds with little space in the logs), [`alone`] (a single shard).
+//! exhaustively), [`full_log`] (worlds with little space in the logs), [`alone`] (a single shard), [`alone_searching`] (one that searches
+//! for any item).
 //!
 //! Two machines on one database are worlds of their own: [`pair`] (both machines, the network, the steps and faults),
 //! [`pair_machine`] (a machine and its process), [`pair_database`] (how a process watches, takes over, claims and reports),
@@ -17,6 +18,7 @@
 //! that other faults do not change the numbers that buyers draw. A failed test prints the seed and the command that replays it with its trace.
 
 mod alone;
+mod alone_searching;
 mod any_buyers;
 mod auditor;
 mod disk;

@@ -19,7 +19,6 @@ use crate::sale::effects::Effects;
 use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Terms, Ticket, UserId};
 use crate::sale::message::{Reply, Request};
 use crate::sale::partition::Partition;
-use crate::sale::product_ranges::{ProductId, ProductRanges};
 use crate::sale::record::{LogEvent, Record};
 use crate::sale::rules::{Ack, Rules};
 use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule};
@@ -504,14 +503,6 @@ impl World {
         let named = sale.filter(|_| matches!(self.rules.schedule, SaleSchedule::Planned(_)));
         let mut open = self.open_sales().into_iter();
         named.or(open.next().filter(|_| open.next().is_none()).map(|terms| terms.sale))
-    }
-
-    /// Returns the event since which one of the items of a sale, or of a product, has been free without interruption.
-    fn any_free_since(&self, sale: SaleId, product: Option<ProductId>) -> Option<u64> {
-        let products = self.rules.schedule.terms(sale).map_or(ProductRanges::NONE, |terms| terms.products);
-        let is_it = |item: ItemId| product.is_none() || products.id_of(item.0) == product;
-        let free = self.items_free.iter().filter(|((of, item), _)| *of == sale && is_it(*item));
-        free.map(|(_, since)| *since).min()
     }
 
     /// Publishes the numbers of a shard, or leaves the earlier ones.

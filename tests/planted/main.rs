@@ -4,10 +4,11 @@
 //! one bug when the tests of the copy run. So one build serves all bugs, and the sources themselves contain none of
 //! them.
 //!
-//! The tables of bugs are `rules.rs`, `any_item.rs`, `products.rs`, `storage.rs` and `two_machines.rs`. If a place of a table is no longer
-//! found, the source has changed: update the table.
+//! The tables of bugs are `rules.rs`, `any_item.rs`, `overlaps.rs`, `products.rs`, `storage.rs` and
+//! `two_machines.rs`. If a place of a table is no longer found, the source has changed: update the table.
 
 mod any_item;
+mod overlaps;
 mod products;
 mod rules;
 mod storage;
@@ -27,7 +28,7 @@ const SEEDS: &str = "20000";
 
 /// Returns all bugs.
 fn bugs() -> impl Iterator<Item = &'static Bug> {
-    let any_item = any_item::ANY_ITEM.iter().chain(products::PRODUCTS);
+    let any_item = any_item::ANY_ITEM.iter().chain(products::PRODUCTS).chain(overlaps::OVERLAPS);
     rules::RULES.iter().chain(any_item).chain(storage::STORAGE).chain(two_machines::TWO_MACHINES)
 }
 

@@ -40,13 +40,6 @@ pub const PRODUCTS: &[Bug] = &[
         caught_by: SIM,
     },
     Bug {
-        what: "a hold of another product that is over keeps the units of a product from its buyers",
-        file: "sale/any_unit.rs",
-        place: "for _ in «0..EXPIRIES_PER_SEARCH» {",
-        wrong: "0..EXPIRIES_PER_SEARCH.min(1)",
-        caught_by: SIM,
-    },
-    Bug {
         what: "a checkout that moves to the next sale gets a unit of any product",
         file: "sale/any_unit.rs",
         place: "«asked.of_product.then(|| self.rules.schedule.terms(sale)?.products.id_of(item.0)).flatten()»",

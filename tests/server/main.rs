@@ -56,6 +56,7 @@ mod plan;
 mod planned;
 mod pooler;
 mod power;
+mod products;
 mod proxy;
 mod recovery_memory;
 mod repeats;

@@ -1,0 +1,90 @@
+//! A single shard that searches for any item.
+
+use super::alone::{NOW, SALES, apply, checkout, rules, shard_with};
+use crate::sale::command::{Command, Outcome};
+use crate::sale::effects::Effects;
+use crate::sale::ids::{SaleId, ShardId, Ticket, UserId};
+use crate::sale::message::{Reply, Request};
+use crate::sale::published_stock::PublishedStock;
+use crate::sale::record::{LogEvent, Record, RefusalReason};
+use crate::sale::sale_schedule::PeriodicSale;
+use crate::sale::shard::{Shard, ShardEvent};
+use uuid::Uuid;
+
+/// A sale is sold out when the last purchase is durable, and not before. Until then, the end of the first hold says when to
+/// come back. Refusals are recorded without an item.
+#[test]
+fn a_checkout_of_any_item_learns_when_to_come_back() {
+    let mut shard = shard_with(1, rules(PeriodicSale { items: 2, ttl_ms: 2_500, ..SALES }));
+    let ask = |shard: &mut Shard| {
+        apply(
+            shard,
+            ShardEvent::Command(
+                Ticket(1),
+                Command::CheckoutAny { sale: None, product: None, user: UserId(1), key: Uuid::nil() },
+            ),
+        )
+    };
+    let granted = |effects: Effects| match effects.answers[..] {
+        [(_, Outcome::Reserved { code, .. })] => code,
+        ref other => panic!("{other:?}"),
+    };
+    let buy = |code| ShardEvent::Command(Ticket(2), Command::Purchase { code, key: Uuid::nil() });
+    ask(&mut shard);
+    let first = granted(apply(&mut shard, ShardEvent::Flushed(2)));
+    ask(&mut shard);
+    let second = granted(apply(&mut shard, ShardEvent::Flushed(3)));
+    let refused = ask(&mut shard);
+    assert_eq!(refused.answers, [(Ticket(1), Outcome::AllReserved { retry_after_s: 3 })]);
+    let event = LogEvent::Refused { item: None, user: UserId(1), reason: RefusalReason::ItemReserved };
+    assert_eq!(refused.attempts, [Record { sale: SaleId(0), unix_ms: NOW.unix_ms, event }]);
+    [first, second].into_iter().for_each(|code| _ = apply(&mut shard, buy(code)));
+    assert_eq!(ask(&mut shard).answers, [(Ticket(1), Outcome::AllReserved { retry_after_s: 1 })]);
+    apply(&mut shard, ShardEvent::Flushed(4));
+    assert_eq!(ask(&mut shard).answers, [(Ticket(1), Outcome::AllReserved { retry_after_s: 1 })]);
+    apply(&mut shard, ShardEvent::Flushed(5));
+    assert_eq!(ask(&mut shard).answers, [(Ticket(1), Outcome::SoldOut { sale: SaleId(0) })]);
+}
+
+/// The origin passes over shards that have published that they have nothing, and asks each of the others once.
+#[test]
+fn each_shard_is_asked_once_for_any_item() {
+    let mut shard = shard_with(4, rules(PeriodicSale { items: 4, ..SALES }));
+    // User 1's claims stay on their way, so the only item of this shard is taken.
+    checkout(&mut shard, 0);
+    let published = |sold, next_expiry_ms| PublishedStock {
+        sale: SaleId(0),
+        product: None,
+        sold,
+        reserved: 1 - sold,
+        next_expiry_ms,
+    };
+    for (other, numbers) in [(1, published(1, u64::MAX)), (2, published(0, 1)), (3, published(0, 1_001))] {
+        apply(&mut shard, ShardEvent::Published(ShardId(other), numbers));
+    }
+    let (user, key) = (UserId(2), Uuid::nil());
+    let asked = apply(
+        &mut shard,
+        ShardEvent::Command(Ticket(3), Command::CheckoutAny { sale: None, product: None, user, key }),
+    )
+    .requests;
+    assert_eq!(
+        asked,
+        [(
+            ShardId(2),
+            Request::ReserveAny { ticket: Ticket(3), sale: SaleId(0), is_named: false, product: None, user, key }
+        )]
+    );
+    let none = Reply::NoneFree {
+        ticket: Ticket(3),
+        owner: ShardId(2),
+        sale: SaleId(0),
+        is_named: false,
+        product: None,
+        user,
+        key,
+    };
+    let refused = apply(&mut shard, ShardEvent::Reply(none));
+    assert_eq!(refused.answers, [(Ticket(3), Outcome::AllReserved { retry_after_s: 1 })]);
+    assert!(refused.requests.is_empty());
+}
