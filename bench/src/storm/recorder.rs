@@ -108,7 +108,9 @@ impl RunRecorder {
                 (StepResult::Refused(outcome), Some(PurchaseResponse::Refused(outcome.to_owned())), is_expected)
             }
         };
-        if let (BuyerAction::Purchase(index), Some(purchase)) = (step.action, purchase) {
+        let index = if let BuyerAction::Purchase(index) = step.action { Some(index) } else { None };
+        self.ledger.compare_with_sold_out(outcome, at.saturating_sub(latency), at, index);
+        if let (Some(index), Some(purchase)) = (index, purchase) {
             self.ledger.add_response(index, purchase);
         }
         let name = match result {
