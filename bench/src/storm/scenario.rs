@@ -87,6 +87,11 @@ pub enum Scenario {
 }
 
 impl Scenario {
+    /// Returns the name of the scenario, as on the command line.
+    pub fn name(self) -> String {
+        self.to_possible_value().map_or(String::new(), |name| name.get_name().to_owned())
+    }
+
     /// Returns whether purchases carry an `Idempotency-Key`.
     pub fn has_keys(self) -> bool {
         self == Scenario::Retry
