@@ -87,8 +87,8 @@ fn the_objects_agree_with_the_image_and_with_each_other() {
     );
 }
 
-/// The server as a pod runs it: the settings of the file, user 10001 without capabilities, a root file system that cannot
-/// be written, the seccomp profile, and a volume that belongs to root and to the group of the pod.
+/// The server as a pod runs it: the settings of the file, user 10001 without capabilities, a root file system that
+/// cannot be written, the seccomp profile, and a volume that belongs to root and to the group of the pod.
 #[test]
 fn a_server_sells_in_what_the_pod_is_given() {
     let has_seccomp = Command::new("/usr/bin/python3").args(["-c", "import seccomp"]).status();

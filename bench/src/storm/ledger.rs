@@ -126,8 +126,8 @@ impl Ledger {
         }
     }
 
-    /// Compares a response with the first `sold-out`. `due_at` is at most the time at which its request was sent, `index`
-    /// the reservation of a purchase. Call it before `add_response`.
+    /// Compares a response with the first `sold-out`. `due_at` is at most the time at which its request was sent,
+    /// `index` the reservation of a purchase. Call it before `add_response`.
     pub fn compare_with_sold_out(&mut self, outcome: &str, due_at: Duration, at: Duration, index: Option<usize>) {
         if outcome == "sold-out" {
             self.sold_out_at.get_or_insert(at);

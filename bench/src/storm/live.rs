@@ -1,7 +1,7 @@
 //! The report as a web page during the run, for `--live`.
 //!
-//! 1. Once a second, if a browser shows the page, the event loop sends a copy of its counts to the renderer. The copy is
-//!    all that the page costs the event loop.
+//! 1. Once a second, if a browser shows the page, the event loop sends a copy of its counts to the renderer. The copy
+//!    is all that the page costs the event loop.
 //! 2. The renderer, a thread, renders the copy as HTML.
 //! 3. A thread for each connection writes the HTML as a server-sent event, and at the end the report.
 
@@ -69,7 +69,8 @@ impl LivePage {
         }
     }
 
-    /// Shows the report in place of the progress. Returns when every open page has received it, after 5 seconds at most.
+    /// Shows the report in place of the progress. Returns when every open page has received it, after 5 seconds at
+    /// most.
     pub fn end(&self, report: &str) {
         self.stream.publish(&event("report", report), true);
         let state = self.stream.state();

@@ -1,5 +1,6 @@
-//! `storm` is a load generator for a sale. All load comes from one thread. It measures a server under the kinds of load that a sale
-//! brings, and verifies that the server's responses are consistent with each other, with `GET /sale` and with Postgres.
+//! `storm` is a load generator for a sale. All load comes from one thread. It measures a server under the kinds of load
+//! that a sale brings, and verifies that the server's responses are consistent with each other, with `GET /sale` and
+//! with Postgres.
 //!
 //! A run, in order:
 //!
@@ -97,7 +98,7 @@ fn run(options: &StormOptions) -> Result<bool, Box<dyn Error>> {
 
     let buyers = VirtualBuyers::new(options.scenario, options.users, before.items_total, options.seed);
     let unexpected = UnexpectedResponses::new(&options.unexpected, options.unexpected_max);
-    let mut recorder = RunRecorder::new(options.scenario, options.any, buyers, unexpected);
+    let mut recorder = RunRecorder::new(options.scenario, options.wanted(), buyers, unexpected);
     let mut monitor = StockMonitor::new(address, before);
     let mut progress = RunProgress::new(live.as_ref(), options.title());
     let saving = |error| format!("{}: {error}; give another file with --unexpected", options.unexpected.display());
@@ -164,8 +165,8 @@ fn collect_evidence(
         (verified.rows, verified.rows_waited_s) = (Some(found.len()), Some(waited.as_secs_f64()));
         rows = Some(found);
     }
-    let others_buy = options.others_buy;
-    Ok((Evidence { before, after, others_buy, has_keys, asked_again, rows, outcomes }, verified))
+    let (others_buy, buys_one_product) = (options.others_buy, options.product.is_some());
+    Ok((Evidence { before, after, others_buy, buys_one_product, has_keys, asked_again, rows, outcomes }, verified))
 }
 
 /// Repeats the purchase requests of a random sample of the acknowledged purchases.

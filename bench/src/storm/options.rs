@@ -1,6 +1,6 @@
 //! The command line: flags, `--help`, and the checks that need to know the sale.
 
-use crate::scenario::Scenario;
+use crate::scenario::{Scenario, Wanted};
 use crate::schedule::Pace;
 use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -41,6 +41,9 @@ pub struct StormOptions {
     /// Checkouts name no item: buyers take any free one
     #[arg(long)]
     pub any: bool,
+    /// Checkouts name this product and no item: buyers take any free unit of it
+    #[arg(long, value_name = "ID", conflicts_with = "any", value_parser = product_id)]
+    pub product: Option<String>,
     /// Buyers per second (open loop); 0 sends as fast as the server responds (closed loop)
     ///
     /// The default depends on the scenario: all users within one second for `crowd`, 100 for `trickle`, 0 otherwise.
@@ -84,8 +87,8 @@ pub struct StormOptions {
     pub svg: Option<PathBuf>,
     /// Show the report as a web page during the run, at http://127.0.0.1:PORT/
     ///
-    /// The page shows the progress of the run each second, and at the end the report. With ADDRESS:PORT, it is served on
-    /// that address. With port 0, the system chooses a free port. The URL is printed on standard error.
+    /// The page shows the progress of the run each second, and at the end the report. With ADDRESS:PORT, it is served
+    /// on that address. With port 0, the system chooses a free port. The URL is printed on standard error.
     #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = live_address)]
     pub live: Option<SocketAddr>,
     /// File for unexpected responses and their requests; created when there is one
@@ -103,7 +106,23 @@ fn live_address(text: &str) -> Result<SocketAddr, String> {
         .map_err(|_| "give a port, like 8090, or ADDRESS:PORT, like 192.0.2.1:8090".to_owned())
 }
 
+/// Accepts an id that a query can contain without encoding.
+fn product_id(text: &str) -> Result<String, String> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let is_id = !text.is_empty() && text.bytes().all(is_plain);
+    if is_id { Ok(text.to_owned()) } else { Err("give the id of a product, as in the plan of the sale".to_owned()) }
+}
+
 impl StormOptions {
+    /// Returns what checkouts ask for.
+    pub fn wanted(&self) -> Wanted {
+        match (&self.product, self.any) {
+            (Some(id), _) => Wanted::Product(id.clone()),
+            (None, true) => Wanted::AnyUnit,
+            (None, false) => Wanted::Item,
+        }
+    }
+
     /// Resolves the address of the server.
     ///
     /// # Errors
@@ -193,6 +212,17 @@ mod tests {
         assert_eq!(live("0.0.0.0:8090").as_deref(), Some("0.0.0.0:8090"));
         assert_eq!(live("[::1]:0").as_deref(), Some("[::1]:0"));
         assert_eq!(options(&[]).live, None);
+    }
+
+    #[test]
+    fn checkouts_ask_for_an_item_any_unit_or_a_product() {
+        assert_eq!(options(&[]).wanted(), Wanted::Item);
+        assert_eq!(options(&["--any"]).wanted(), Wanted::AnyUnit);
+        assert_eq!(options(&["--product", "aurora-38"]).wanted(), Wanted::Product("aurora-38".to_owned()));
+        for wrong in [&["--product", "a&b"][..], &["--product", ""], &["--product", "a", "--any"]] {
+            let error = StormOptions::try_parse_from([&["storm"], wrong].concat()).unwrap_err().to_string();
+            assert!(error.contains("--product"), "{error}");
+        }
     }
 
     #[test]

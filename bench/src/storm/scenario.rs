@@ -43,6 +43,17 @@ impl BuyerAction {
     }
 }
 
+/// What checkouts ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// The item that the buyer has chosen.
+    Item,
+    /// Any free unit of the sale.
+    AnyUnit,
+    /// Any free unit of the product with this id.
+    Product(String),
+}
+
 /// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StepResult<'a> {
