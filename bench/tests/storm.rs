@@ -14,6 +14,10 @@ use std::time::Duration;
 #[expect(dead_code, reason = "other tests use the rest")]
 mod cluster;
 
+#[path = "../../tests/server/browser.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
+mod browser;
+
 /// Time limit for the start of the server.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -156,6 +160,67 @@ fn ctrl_c_ends_a_run_with_its_report() {
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     let (report, is_good) = report(&storm.wait_with_output().unwrap());
     assert!(is_good && report["was_stopped"] == true && report["answers"].as_u64() > Some(0), "{report:#}");
+}
+
+#[test]
+fn the_live_page_shows_the_run_and_then_its_report() {
+    let Some(browser) = browser::Browser::start() else {
+        // The test runner captures `eprintln`, so that a skipped test would look like one that passed.
+        return std::io::stderr().write_all(b"SKIPPED: the live page: no chromium\n").unwrap();
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let server = ServerProcess::start(dir.path(), &["--items", "50000"]);
+    let arguments = [server.address.as_str(), "--scenario", "trickle", "--duration", "3600", "--live", "0"];
+    let mut storm = storm(dir.path(), &arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut progress = BufReader::new(storm.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let url = progress.find_map(|line| line.strip_prefix("storm: live report at ").map(str::to_owned)).unwrap();
+    let port = url.strip_prefix("http://127.0.0.1:").expect("the page is local").trim_end_matches('/').to_owned();
+    TcpStream::connect(format!("127.0.0.2:{port}")).expect_err("only 127.0.0.1 is served");
+    std::thread::spawn(move || progress.count()); // A full pipe would delay the run.
+
+    browser.open(&url, browser::Screen { width: 390, height: 844, is_dark: true });
+    let cell = |name: &str| {
+        format!(
+            "Number([...document.querySelectorAll('tr')].find((row) => row.cells[0].textContent === '{name}')?.cells[1].textContent.match(/[0-9,]+/)[0].replace(',', ''))"
+        )
+    };
+    browser.wait_for("document.querySelector('.verdict').textContent.startsWith('running: ')");
+    let sent = browser.evaluate(&cell("requests sent")).as_u64().unwrap();
+    for name in ["requests sent", "responses", "bought", "sold"] {
+        browser.wait_for(&format!("{} > {}", cell(name), sent));
+    }
+    assert_eq!(browser.evaluate("document.querySelectorAll('main svg').length"), 3);
+    assert_eq!(
+        browser.evaluate("getComputedStyle(document.body).backgroundColor"),
+        "rgb(15, 19, 24)",
+        "the dark style"
+    );
+    browser.photograph(Path::new("/tmp/live.png"));
+    let is_wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth";
+    assert_eq!(browser.evaluate(is_wide), false, "the page fits a phone");
+
+    let pid = rustix::process::Pid::from_child(&storm);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let (report, is_good) = report(&storm.wait_with_output().unwrap());
+    assert!(is_good && report["was_stopped"] == true, "{report:#}");
+    browser.wait_for("document.querySelector('.verdict').textContent.startsWith('verified: ')");
+    assert_eq!(browser.evaluate(&cell("bought")), report["bought"], "the page shows the report after the end of storm");
+    assert_eq!(browser.evaluate("document.querySelectorAll('main svg').length"), 3);
+    assert!(browser.text("connection").starts_with("The run has ended."));
+    assert!(browser.requested().iter().all(|asked| asked.starts_with(&url) || asked.starts_with("data:")));
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+#[test]
+fn a_port_in_use_is_reported_before_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let output = storm(dir.path(), &["127.0.0.1:1", "--live", &port]).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    let named =
+        error.contains(&format!("--live 127.0.0.1:{port}: Address already in use")) && error.contains("another port");
+    assert!(output.status.code() == Some(2) && named, "{error}");
 }
 
 /// Starts a server that returns the same code to every checkout and a receipt for item 7 to every purchase. On each

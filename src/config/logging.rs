@@ -41,6 +41,8 @@ enum LineMessage {
 }
 
 static QUEUE: OnceLock<Sender<LineMessage>> = OnceLock::new();
+/// Whether the lines are text on a terminal.
+static IS_READ_BY_A_PERSON: AtomicBool = AtomicBool::new(false);
 /// Number of dropped lines.
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 /// Whether a thread ends the process. The lines of all other threads are dropped, so that its line is the last.
@@ -82,6 +84,7 @@ pub fn start(format: Option<LogFormat>) -> Result<(), LoggingError> {
     let filter = filter.ok_or(LoggingError::Filter)?;
     let is_terminal = stderr().is_terminal();
     let format = format.unwrap_or(if is_terminal { LogFormat::Text } else { LogFormat::Json });
+    IS_READ_BY_A_PERSON.store(is_terminal && format == LogFormat::Text, Ordering::Relaxed);
     let (queue, lines) = bounded(LINES_MAX);
     Builder::new().name("log-lines".into()).spawn(move || write_lines(&lines))?;
     let _ = QUEUE.set(queue);
@@ -91,6 +94,14 @@ pub fn start(format: Option<LogFormat>) -> Result<(), LoggingError> {
         LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).init(),
     }
     Ok(())
+}
+
+/// Writes a text for a person, after the lines so far: only if standard error is a terminal and the format is text.
+pub fn show(text: &str) {
+    if IS_READ_BY_A_PERSON.load(Ordering::Relaxed) {
+        // Without an error: a full queue drops the text as it drops lines.
+        let _ = LineWriter.write(text.as_bytes());
+    }
 }
 
 /// Writes the lines of the queue until the process ends.

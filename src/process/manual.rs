@@ -110,6 +110,11 @@ fn completions(shell: Shell) -> Vec<u8> {
     command = command.mut_subcommand("migrate", all);
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, NAME, &mut script);
+    if shell == Shell::Fish {
+        // The generated function fails at a flag whose value is still to be completed, so that fish offers files for it.
+        let (fails, succeeds) = ("2>/dev/null\n    or return\n", "2>/dev/null\n    or return 0\n");
+        script = String::from_utf8(script).expect("the script is UTF-8").replace(fails, succeeds).into_bytes();
+    }
     script
 }
 

@@ -9,6 +9,7 @@
 
 use crate::config::database_url::DatabaseUrl;
 use crate::config::fatal::Fatal;
+use crate::config::logging;
 use crate::config::settings::Config;
 use crate::http::origin::Origins;
 use crate::http::route::rfc3339;
@@ -48,7 +49,7 @@ use crossbeam_channel::{Sender, bounded, unbounded};
 use rustix::fd::OwnedFd;
 use rustix::fs::Mode;
 use rustix::process::umask;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::field::display;
@@ -132,7 +133,23 @@ pub fn start(config: Config, signals: CaughtSignals) -> Result<Option<Supervisor
     if let Some(plan) = config.plan {
         log_plan(plan, clock.now().unix_ms);
     }
-    begin((started, clock), config, (sizes, partition), status, (shards, starts), foundation, predecessor).map(Some)
+    let (is_upgrade, has_shop) = (predecessor.is_some(), config.has_shop);
+    let supervisor =
+        begin((started, clock), config, (sizes, partition), status, (shards, starts), foundation, predecessor)?;
+    if let (false, Ok(admin)) = (is_upgrade, supervisor.admin.local_addr()) {
+        logging::show(&pages(has_shop.then_some(address), admin));
+    }
+    Ok(Some(supervisor))
+}
+
+/// Returns where to open the shop, if there is one, and the dashboard.
+fn pages(shop: Option<SocketAddr>, dashboard: SocketAddr) -> String {
+    let url = |address: SocketAddr| match address.ip() {
+        ip if ip.is_unspecified() || ip == Ipv4Addr::LOCALHOST => format!("http://localhost:{}/", address.port()),
+        _ => format!("http://{address}/"),
+    };
+    let shop = shop.map_or(String::new(), |shop| format!("  Shop:      {}\n", url(shop)));
+    format!("\n{shop}  Dashboard: {}\n\n", url(dashboard))
 }
 
 impl Sizes {
@@ -310,4 +327,19 @@ fn begin(
     }
     supervisor.ring();
     Ok(supervisor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_have_addresses_that_a_browser_can_open() {
+        let address = |text: &str| text.parse().unwrap();
+        let text = pages(Some(address("0.0.0.0:8080")), address("127.0.0.1:8081"));
+        assert_eq!(text, "\n  Shop:      http://localhost:8080/\n  Dashboard: http://localhost:8081/\n\n");
+        let text = pages(Some(address("[::]:80")), address("[fd00::1]:8081"));
+        assert_eq!(text, "\n  Shop:      http://localhost:80/\n  Dashboard: http://[fd00::1]:8081/\n\n");
+        assert_eq!(pages(None, address("192.0.2.1:1")), "\n  Dashboard: http://192.0.2.1:1/\n\n");
+    }
 }

@@ -38,6 +38,7 @@ mod hour;
 mod isolate;
 mod keep_alive;
 mod kit;
+mod kubernetes;
 mod load;
 mod log;
 mod log_in_use;

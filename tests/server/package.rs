@@ -96,6 +96,82 @@ fn shells_complete_every_flag_and_the_words_it_takes() {
     }
 }
 
+/// Returns what fish offers after these words, in the order of the alphabet.
+fn offered_by_fish(words: &str) -> Option<Vec<String>> {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("stampede.fish"), printed(&["completions", "fish"])).unwrap();
+    let script = "source stampede.fish; complete -C \"$argv[1]\"";
+    let mut command = Command::new("fish");
+    command.args(["--no-config", "-c", script, words]).current_dir(dir.path()).env("HOME", dir.path());
+    let output = String::from_utf8(command.output().ok()?.stdout).unwrap();
+    Some(output.lines().map(|line| line.split('\t').next().unwrap().to_owned()).collect())
+}
+
+/// Returns the screen of an interactive zsh in which a person typed these words and the tab key twice, when it has all
+/// `parts`, or after 10 seconds.
+fn screen_of_zsh(words: &str, parts: &[&str]) -> Option<String> {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("_stampede"), printed(&["completions", "zsh"])).unwrap();
+    // The quotes inside READY keep the echo of the command from looking like the prompt.
+    let script = r#"zmodload zsh/zpty
+        zpty -b shell zsh -f -i
+        say() { zpty -w shell "$1" }
+        say 'PROMPT= RPROMPT=; stty columns 200; unsetopt beep; bindkey -e'
+        say 'fpath=($PWD $fpath); autoload -Uz compinit; compinit -u -D'
+        say 'zstyle ":completion:*" insert-tab false; PROMPT=REA""DY'
+        zpty -r -m shell screen '*READY*'
+        zpty -n -w shell "$1"$'\t\t'
+        for attempt in {1..200}; do
+            sleep 0.05
+            while zpty -r -t shell part; do screen+=$part; done
+            missing=
+            for part in "${@:2}"; do [[ $screen == *$part* ]] || missing=yes; done
+            [[ -n $missing ]] || break
+        done
+        print -r -- "$screen""#;
+    let mut command = Command::new("zsh");
+    command.args(["-f", "-c", script, "zsh", words]).args(parts);
+    command.current_dir(dir.path()).env("HOME", dir.path()).env("TERM", "dumb");
+    Some(String::from_utf8_lossy(&command.output().ok()?.stdout).into_owned())
+}
+
+#[test]
+fn fish_and_zsh_offer_the_same_words_as_bash() {
+    match offered_by_fish("stampede --") {
+        None => skipped("completions", "no fish"),
+        Some(flags) => {
+            for setting in SETTINGS {
+                assert!(flags.contains(&format!("--{}", setting.flag)), "{} in {flags:?}", setting.flag);
+            }
+            for words in ["stampede --drain-", "stampede --recover-from ", "stampede --log-format ", "stampede co"] {
+                let mut expected = offered(words);
+                expected.sort_unstable();
+                assert_eq!(offered_by_fish(words).unwrap(), expected, "{words}");
+            }
+        }
+    }
+    for (words, parts) in [
+        ("stampede --drain-", &["--drain-delay", "--drain-timeout"][..]),
+        ("stampede --recover-from ", &["auto", "log", "postgres"]),
+        ("stampede log ", &["verify", "dump", "sale"]),
+    ] {
+        let Some(screen) = screen_of_zsh(words, parts) else { return skipped("completions", "no zsh") };
+        assert!(parts.iter().all(|part| screen.contains(part)), "{words}: {screen}");
+    }
+}
+
+#[test]
+fn the_manual_is_typeset_without_a_warning() {
+    let file = in_repository("tuning/debian/stampede.1");
+    match Command::new("groff").args(["-man", "-Tascii", "-P-cbou", "-ww"]).arg(file).output() {
+        Err(_) => skipped("the manual page", "no groff"),
+        Ok(output) => {
+            assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+            assert!(String::from_utf8(output.stdout).unwrap().contains("EXIT STATUS"));
+        }
+    }
+}
+
 #[test]
 fn words_that_are_no_command_are_named() {
     let dir = tempfile::tempdir().unwrap();

@@ -139,6 +139,51 @@ fn lines_that_nobody_reads_are_dropped_and_counted() {
     assert!(text.trim_end().lines().last().unwrap().contains("\"stopped\""), "the last line is not lost");
 }
 
+/// Runs a server with a terminal as its standard streams (`script` of util-linux). Returns all lines until it was
+/// stopped after it served, and the answers of the pages whose addresses it showed.
+fn on_a_terminal(arguments: &str) -> (Vec<String>, Vec<String>) {
+    let dir = tempfile::tempdir().unwrap();
+    let (binary, place) = (env!("CARGO_BIN_EXE_stampede"), dir.path().display());
+    let line = format!(
+        "echo $$ >{place}/pid; exec {binary} --data-dir {place} --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 {arguments}"
+    );
+    let mut script = Command::new("script");
+    script.args(["-q", "-e", "-c", &line, "/dev/null"]).env_clear().env("SHELL", "/bin/sh").current_dir(dir.path());
+    let mut script = script.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut output = BufReader::new(script.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let mut lines: Vec<String> = Vec::new();
+    let mut pages = Vec::new();
+    while !lines.last().is_some_and(|line| line.contains("serving")) {
+        lines.push(output.next().expect("the server serves"));
+    }
+    for line in &lines {
+        if let Some((_, port)) = line.trim_end().trim_end_matches('/').split_once("http://localhost:") {
+            pages.push(Client::connect(([127, 0, 0, 1], port.parse().unwrap()).into()).unwrap().request("GET /").body);
+        }
+    }
+    let pid = fs::read_to_string(dir.path().join("pid")).unwrap().trim().parse().unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
+    lines.extend(output);
+    assert!(script.wait().unwrap().success(), "{lines:?}");
+    (lines, pages)
+}
+
+#[test]
+fn a_terminal_shows_where_to_open_the_shop_and_the_dashboard() {
+    let shows = |lines: &[String], name: &str| lines.iter().any(|line| line.trim().starts_with(name));
+    let (lines, pages) = on_a_terminal("");
+    assert!(shows(&lines, "Shop:") && shows(&lines, "Dashboard:"), "{lines:#?}");
+    let titles = pages.iter().map(|page| page.split("<title>").nth(1).unwrap().split('<').next().unwrap());
+    assert_eq!(titles.collect::<Vec<_>>(), ["Flash sale", "Stampede"], "{lines:#?}");
+
+    let (lines, pages) = on_a_terminal("--shop off");
+    assert!(!shows(&lines, "Shop:") && shows(&lines, "Dashboard:") && pages.len() == 1, "{lines:#?}");
+
+    // A program reads these lines.
+    let (lines, pages) = on_a_terminal("--log-format json");
+    assert!(pages.is_empty() && lines.iter().all(|line| line.starts_with('{')), "{lines:#?}");
+}
+
 /// All commands that print something, with the exit code of a success.
 const COMMANDS: [&[&str]; 8] = [
     &["--help"],

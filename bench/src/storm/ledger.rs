@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::{self, Display, Formatter};
+use std::time::Duration;
 
 /// A code as text: the 36 characters of a UUID.
 pub type CodeText = [u8; 36];
@@ -101,6 +102,10 @@ impl LedgerEntry {
 pub struct Ledger {
     /// Reservations, in the order in which their codes arrived.
     pub reservations: Vec<LedgerEntry>,
+    /// Time of the first `sold-out`, from the start of the run.
+    pub sold_out_at: Option<Duration>,
+    /// Indexes of reservations that were bought by a first request which was sent after a `sold-out` had arrived.
+    pub bought_after_sold_out: Vec<usize>,
     bought: u64,
 }
 
@@ -118,6 +123,21 @@ impl Ledger {
             let was_bought = reservation.is_bought();
             reservation.responses.push(response);
             self.bought += u64::from(!was_bought && reservation.is_bought());
+        }
+    }
+
+    /// Compares a response with the first `sold-out`. `due_at` is at most the time at which its request was sent,
+    /// `index` the reservation of a purchase. Call it before `add_response`.
+    pub fn compare_with_sold_out(&mut self, outcome: &str, due_at: Duration, at: Duration, index: Option<usize>) {
+        if outcome == "sold-out" {
+            self.sold_out_at.get_or_insert(at);
+        }
+        // A repeated request may confirm a purchase whose first response was lost.
+        if let (Some(index), "200", Some(sold_out_at)) = (index, outcome, self.sold_out_at)
+            && due_at > sold_out_at
+            && self.reservations[index].responses.is_empty()
+        {
+            self.bought_after_sold_out.push(index);
         }
     }
 
@@ -172,5 +192,29 @@ mod tests {
         ledger.add_response(index, PurchaseResponse::Bought(receipt));
         assert_eq!((ledger.bought(), ledger.reservations[index].responses.len()), (1, 3));
         assert_eq!(ledger.by_sale(9).keys().collect::<Vec<_>>(), [&5]);
+    }
+    #[test]
+    fn a_purchase_that_was_sent_after_a_sold_out_is_noted() {
+        let mut ledger = Ledger::default();
+        let ms = Duration::from_millis;
+        let reservation = LedgerEntry {
+            user: 1,
+            item: 42,
+            code: [b'a'; 36],
+            received_ms: 0,
+            expires_ms: None,
+            responses: Vec::new(),
+        };
+        ledger.add_reservation(reservation.clone());
+        ledger.add_reservation(LedgerEntry { responses: vec![PurchaseResponse::Unknown], ..reservation });
+        ledger.compare_with_sold_out("200", ms(1), ms(2), Some(0));
+        ledger.compare_with_sold_out("sold-out", ms(3), ms(5), None);
+        ledger.compare_with_sold_out("sold-out", ms(6), ms(9), None);
+        ledger.compare_with_sold_out("200", ms(4), ms(6), Some(0));
+        ledger.compare_with_sold_out("200", ms(6), ms(7), Some(1));
+        ledger.compare_with_sold_out("code-expired", ms(6), ms(7), Some(0));
+        assert_eq!((ledger.sold_out_at, ledger.bought_after_sold_out.len()), (Some(ms(5)), 0));
+        ledger.compare_with_sold_out("200", ms(6), ms(7), Some(0));
+        assert_eq!(ledger.bought_after_sold_out, [0]);
     }
 }

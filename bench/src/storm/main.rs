@@ -1,5 +1,6 @@
-//! `storm` is a load generator for a sale. It runs on one thread, measures a server under the kinds of load that a sale
-//! brings, and verifies that the server's responses are consistent with each other, with `GET /sale` and with Postgres.
+//! `storm` is a load generator for a sale. All load comes from one thread. It measures a server under the kinds of load
+//! that a sale brings, and verifies that the server's responses are consistent with each other, with `GET /sale` and
+//! with Postgres.
 //!
 //! A run, in order:
 //!
@@ -8,12 +9,14 @@
 //!    and [`buyer_socket`] is one connection.
 //! 3. [`recorder`] passes each response on: to the [`ledger`] of reservations and purchases, to the [`statistics`],
 //!    and, if the response was unexpected, to the file of [`unexpected`] responses.
-//! 4. Meanwhile [`stock_monitor`] samples `GET /sale`, and [`progress`] prints a line every second.
+//! 4. Meanwhile [`stock_monitor`] samples `GET /sale`, and [`progress`] prints a line every second, which
+//!    [`live`] shows as a page.
 //! 5. [`server_client`] and [`purchase_rows`] read the state after the run, and [`verification`] compares it with the
 //!    ledger. [`report`], [`page`] and [`plots`] render the result.
 
 mod buyer_socket;
 mod ledger;
+mod live;
 mod options;
 mod page;
 mod plots;
@@ -30,10 +33,11 @@ mod storm;
 mod unexpected;
 mod verification;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use ledger::{Ledger, LedgerEntry, PurchaseResponse};
+use live::LivePage;
 use options::StormOptions;
-use progress::ProgressLine;
+use progress::RunProgress;
 use recorder::RunRecorder;
 use report::{Report, ReportOptions, VerificationScope, Versions};
 use rustix::time::{ClockId, clock_gettime};
@@ -72,6 +76,7 @@ fn main() -> ExitCode {
 fn run(options: &StormOptions) -> Result<bool, Box<dyn Error>> {
     let address = options.address()?;
     let unreachable = |error| format!("no sale at {address}: {error}; start the server, or give its address");
+    let live = open_live_page(options)?;
     let mut client = ServerClient::connect(address).map_err(unreachable)?;
     let before = client.sale().map_err(unreachable)?;
     let server = client.version();
@@ -93,15 +98,14 @@ fn run(options: &StormOptions) -> Result<bool, Box<dyn Error>> {
 
     let buyers = VirtualBuyers::new(options.scenario, options.users, before.items_total, options.seed);
     let unexpected = UnexpectedResponses::new(&options.unexpected, options.unexpected_max);
-    let mut recorder = RunRecorder::new(options.scenario, options.any, buyers, unexpected);
+    let mut recorder = RunRecorder::new(options.scenario, options.wanted(), buyers, unexpected);
     let mut monitor = StockMonitor::new(address, before);
-    let mut progress = ProgressLine::new();
+    let mut progress = RunProgress::new(live.as_ref(), options.title());
     let saving = |error| format!("{}: {error}; give another file with --unexpected", options.unexpected.display());
     let cpu_before = cpu_time();
     let summary =
         Storm::new(options, address, &mut recorder, &mut monitor)?.run(&mut progress, &stop).map_err(saving)?;
     let cpu = cpu_time().saturating_sub(cpu_before);
-    progress.end();
 
     let (evidence, verified) = match collect_evidence(options, address, before, &recorder) {
         Ok((evidence, verified)) => (Ok(evidence), verified),
@@ -111,8 +115,21 @@ fn run(options: &StormOptions) -> Result<bool, Box<dyn Error>> {
     let after = evidence.as_ref().ok().map(|evidence| evidence.after);
     let mut report = report(options, server, &recorder, &summary, cpu, violations);
     (report.before, report.after, report.verified, report.unverified) = (before, after, verified, evidence.err());
-    publish(options, &report, &recorder, &monitor)?;
+    let published = publish(options, &report, &recorder, &monitor);
+    if let Some(live) = live {
+        live.end(&page::report_body(&report, &recorder.statistics, &monitor.samples)?);
+    }
+    published?;
     Ok(report.is_good())
+}
+
+/// Opens the page of `--live`, if it is asked for, and prints its URL.
+fn open_live_page(options: &StormOptions) -> Result<Option<LivePage>, String> {
+    let Some(address) = options.live else { return Ok(None) };
+    let page = LivePage::open(address)
+        .map_err(|error| format!("--live {address}: {error}; give another port, or 0 for any free one"))?;
+    eprintln!("storm: live report at http://{}/", page.address());
+    Ok(Some(page))
 }
 
 /// Returns the CPU time of this process, user and system.
@@ -148,8 +165,8 @@ fn collect_evidence(
         (verified.rows, verified.rows_waited_s) = (Some(found.len()), Some(waited.as_secs_f64()));
         rows = Some(found);
     }
-    let others_buy = options.others_buy;
-    Ok((Evidence { before, after, others_buy, has_keys, asked_again, rows, outcomes }, verified))
+    let (others_buy, buys_one_product) = (options.others_buy, options.product.is_some());
+    Ok((Evidence { before, after, others_buy, buys_one_product, has_keys, asked_again, rows, outcomes }, verified))
 }
 
 /// Repeats the purchase requests of a random sample of the acknowledged purchases.
@@ -189,12 +206,11 @@ fn report(
 ) -> Report {
     let statistics = &recorder.statistics;
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
-    let scenario = options.scenario.to_possible_value().map_or(String::new(), |name| name.get_name().to_owned());
     Report {
         started: humantime::format_rfc3339_seconds(recorder.started()).to_string(),
         settings: ReportOptions {
             address: options.address.clone(),
-            scenario,
+            scenario: options.scenario.name(),
             rate: match options.pace() {
                 Pace::Open { rate } => Some(rate),
                 Pace::Closed => None,

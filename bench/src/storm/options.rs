@@ -1,6 +1,6 @@
 //! The command line: flags, `--help`, and the checks that need to know the sale.
 
-use crate::scenario::Scenario;
+use crate::scenario::{Scenario, Wanted};
 use crate::schedule::Pace;
 use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -17,6 +17,7 @@ Closed and open loop:
 Examples:
   storm                                       buys every item of the sale at localhost:8080 at full speed
   storm --scenario crowd --users 100000       a hundred thousand buyers arrive within one second
+  storm --live 8090 --duration 60             shows the run at http://127.0.0.1:8090/
   storm --scenario sold-out --rate 20000 --duration 60 --html report.html
   storm --scenario retry --database-url 'host=/run/postgresql user=stampede dbname=stampede'
 
@@ -40,6 +41,9 @@ pub struct StormOptions {
     /// Checkouts name no item: buyers take any free one
     #[arg(long)]
     pub any: bool,
+    /// Checkouts name this product and no item: buyers take any free unit of it
+    #[arg(long, value_name = "ID", conflicts_with = "any", value_parser = product_id)]
+    pub product: Option<String>,
     /// Buyers per second (open loop); 0 sends as fast as the server responds (closed loop)
     ///
     /// The default depends on the scenario: all users within one second for `crowd`, 100 for `trickle`, 0 otherwise.
@@ -81,6 +85,12 @@ pub struct StormOptions {
     /// Write the plot of latency by percentile as an SVG image to this file
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
+    /// Show the report as a web page during the run, at http://127.0.0.1:PORT/
+    ///
+    /// The page shows the progress of the run each second, and at the end the report. With ADDRESS:PORT, it is served
+    /// on that address. With port 0, the system chooses a free port. The URL is printed on standard error.
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = live_address)]
+    pub live: Option<SocketAddr>,
     /// File for unexpected responses and their requests; created when there is one
     #[arg(long, value_name = "FILE", default_value = "storm-unexpected.txt")]
     pub unexpected: PathBuf,
@@ -89,7 +99,30 @@ pub struct StormOptions {
     pub unexpected_max: u64,
 }
 
+/// Parses a port of the loopback interface, or an address with a port.
+fn live_address(text: &str) -> Result<SocketAddr, String> {
+    let port = text.parse().map(|port: u16| ([127, 0, 0, 1], port).into());
+    port.or_else(|_| text.parse())
+        .map_err(|_| "give a port, like 8090, or ADDRESS:PORT, like 192.0.2.1:8090".to_owned())
+}
+
+/// Accepts an id that a query can contain without encoding.
+fn product_id(text: &str) -> Result<String, String> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let is_id = !text.is_empty() && text.bytes().all(is_plain);
+    if is_id { Ok(text.to_owned()) } else { Err("give the id of a product, as in the plan of the sale".to_owned()) }
+}
+
 impl StormOptions {
+    /// Returns what checkouts ask for.
+    pub fn wanted(&self) -> Wanted {
+        match (&self.product, self.any) {
+            (Some(id), _) => Wanted::Product(id.clone()),
+            (None, true) => Wanted::AnyUnit,
+            (None, false) => Wanted::Item,
+        }
+    }
+
     /// Resolves the address of the server.
     ///
     /// # Errors
@@ -112,6 +145,11 @@ impl StormOptions {
             0 => Pace::Closed,
             rate => Pace::Open { rate },
         }
+    }
+
+    /// Returns a title of the run: the scenario, and the address of the server.
+    pub fn title(&self) -> String {
+        format!("{}, {}", self.scenario.name(), self.address)
     }
 
     /// Returns the time from the start of the run until the last arrival.
@@ -168,10 +206,32 @@ mod tests {
     }
 
     #[test]
+    fn the_live_page_is_local_unless_an_address_is_given() {
+        let live = |text| options(&["--live", text]).live.map(|address| address.to_string());
+        assert_eq!(live("8090").as_deref(), Some("127.0.0.1:8090"));
+        assert_eq!(live("0.0.0.0:8090").as_deref(), Some("0.0.0.0:8090"));
+        assert_eq!(live("[::1]:0").as_deref(), Some("[::1]:0"));
+        assert_eq!(options(&[]).live, None);
+    }
+
+    #[test]
+    fn checkouts_ask_for_an_item_any_unit_or_a_product() {
+        assert_eq!(options(&[]).wanted(), Wanted::Item);
+        assert_eq!(options(&["--any"]).wanted(), Wanted::AnyUnit);
+        assert_eq!(options(&["--product", "aurora-38"]).wanted(), Wanted::Product("aurora-38".to_owned()));
+        for wrong in [&["--product", "a&b"][..], &["--product", ""], &["--product", "a", "--any"]] {
+            let error = StormOptions::try_parse_from([&["storm"], wrong].concat()).unwrap_err().to_string();
+            assert!(error.contains("--product"), "{error}");
+        }
+    }
+
+    #[test]
     fn errors_name_the_option_and_the_remedy() {
         let error = options(&["--users", "99"]).check(1000, 10).unwrap_err();
         assert!(error.contains("--users 99") && error.contains("100 users"), "{error}");
         assert_eq!(options(&["--users", "100"]).check(1000, 10), Ok(()));
+        let error = StormOptions::try_parse_from(["storm", "--live", "80800"]).unwrap_err().to_string();
+        assert!(error.contains("--live") && error.contains("give a port"), "{error}");
         assert!(options(&["no address"]).address().unwrap_err().contains("HOST:PORT"));
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::buyer_socket::Response;
 use crate::ledger::{CodeText, Ledger, LedgerEntry, PurchaseReceipt, PurchaseResponse, code_str};
-use crate::scenario::{BuyerAction, BuyerStep, NextStep, Scenario, StepResult, VirtualBuyers};
+use crate::scenario::{BuyerAction, BuyerStep, NextStep, Scenario, StepResult, VirtualBuyers, Wanted};
 use crate::statistics::{LatencyKind, RunStatistics};
 use crate::unexpected::UnexpectedResponses;
 use std::io::{self, Write};
@@ -20,21 +20,20 @@ pub struct RunRecorder {
     /// Unexpected responses.
     pub unexpected: UnexpectedResponses,
     scenario: Scenario,
-    /// Checkouts name no item, and the server chooses one.
-    asks_for_any: bool,
+    wanted: Wanted,
     started: SystemTime,
 }
 
 impl RunRecorder {
-    /// Creates an empty record. The run starts now. If `asks_for_any`, checkouts name no item.
+    /// Creates an empty record. The run starts now.
     pub fn new(
         scenario: Scenario,
-        asks_for_any: bool,
+        wanted: Wanted,
         buyers: VirtualBuyers,
         unexpected: UnexpectedResponses,
     ) -> RunRecorder {
         let (ledger, statistics, started) = (Ledger::default(), RunStatistics::new(), SystemTime::now());
-        RunRecorder { buyers, ledger, statistics, unexpected, scenario, asks_for_any, started }
+        RunRecorder { buyers, ledger, statistics, unexpected, scenario, wanted, started }
     }
 
     /// Returns the time at which the run started.
@@ -44,14 +43,17 @@ impl RunRecorder {
 
     /// Appends the HTTP request of a step to `out`.
     pub fn write_request(&self, step: BuyerStep, out: &mut Vec<u8>) {
-        let wants_json = self.scenario.wants_json() || self.asks_for_any;
+        let wants_json = self.scenario.wants_json() || self.wanted != Wanted::Item;
         let accept = if wants_json { "Accept: application/json\r\n" } else { "" };
         match step.action {
-            BuyerAction::Checkout { user, .. } if self.asks_for_any => {
-                write!(out, "POST /checkout?user_id={user} HTTP/1.1\r\nHost: storm\r\n{accept}\r\n")
-            }
             BuyerAction::Checkout { user, item } => {
-                write!(out, "POST /checkout?user_id={user}&item_id={item} HTTP/1.1\r\nHost: storm\r\n{accept}\r\n")
+                match &self.wanted {
+                    Wanted::Item => write!(out, "POST /checkout?user_id={user}&item_id={item}"),
+                    Wanted::AnyUnit => write!(out, "POST /checkout?user_id={user}"),
+                    Wanted::Product(id) => write!(out, "POST /checkout?user_id={user}&product_id={id}"),
+                }
+                .expect("writing to a vector cannot fail");
+                write!(out, " HTTP/1.1\r\nHost: storm\r\n{accept}\r\n")
             }
             BuyerAction::Purchase(index) => {
                 let code = code_str(&self.ledger.reservations[index].code);
@@ -97,7 +99,7 @@ impl RunRecorder {
             },
             (_, 503) => (StepResult::Unavailable, Some(PurchaseResponse::Unknown), false),
             (BuyerAction::Checkout { .. }, _) => {
-                let is_expected = match self.asks_for_any {
+                let is_expected = match self.wanted != Wanted::Item {
                     true => matches!(outcome, "sold-out" | "all-reserved" | "user-limit"),
                     false => matches!(outcome, "item-sold" | "item-reserved" | "user-limit"),
                 };
@@ -108,7 +110,9 @@ impl RunRecorder {
                 (StepResult::Refused(outcome), Some(PurchaseResponse::Refused(outcome.to_owned())), is_expected)
             }
         };
-        if let (BuyerAction::Purchase(index), Some(purchase)) = (step.action, purchase) {
+        let index = if let BuyerAction::Purchase(index) = step.action { Some(index) } else { None };
+        self.ledger.compare_with_sold_out(outcome, at.saturating_sub(latency), at, index);
+        if let (Some(index), Some(purchase)) = (index, purchase) {
             self.ledger.add_response(index, purchase);
         }
         let name = match result {
@@ -162,14 +166,19 @@ impl RunRecorder {
     }
 
     /// Parses the body of a 200 to a checkout: the bare code, or JSON. The item is the requested one, unless the server
-    /// has chosen it.
+    /// has chosen it. A unit of another product than the requested one counts as no code.
     fn reservation(&self, user: i64, item: u32, body: &[u8], at: Duration) -> Option<LedgerEntry> {
         let received_ms = (self.started + at).duration_since(UNIX_EPOCH).ok()?.as_millis() as u64;
         if let Ok(code) = CodeText::try_from(body) {
             return Some(LedgerEntry { user, item, code, received_ms, expires_ms: None, responses: Vec::new() });
         }
         let json: serde_json::Value = serde_json::from_slice(body).ok()?;
-        let item = if self.asks_for_any { u32::try_from(json["item_id"].as_u64()?).ok()? } else { item };
+        let item = if self.wanted == Wanted::Item { item } else { u32::try_from(json["item_id"].as_u64()?).ok()? };
+        if let Wanted::Product(id) = &self.wanted
+            && json["product_id"] != **id
+        {
+            return None;
+        }
         let code = CodeText::try_from(json["code"].as_str()?.as_bytes()).ok()?;
         let expires = humantime::parse_rfc3339(json["expires_at"].as_str()?).ok()?;
         let expires_ms = Some(expires.duration_since(UNIX_EPOCH).ok()?.as_millis() as u64);
@@ -221,7 +230,7 @@ mod tests {
     fn recorder(scenario: Scenario) -> (RunRecorder, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let unexpected = UnexpectedResponses::new(&dir.path().join("unexpected"), 10);
-        (RunRecorder::new(scenario, false, VirtualBuyers::new(scenario, 10, 100, 1), unexpected), dir)
+        (RunRecorder::new(scenario, Wanted::Item, VirtualBuyers::new(scenario, 10, 100, 1), unexpected), dir)
     }
 
     fn answer(recorder: &mut RunRecorder, step: BuyerStep, status: u16, body: &str) -> NextStep {
@@ -256,7 +265,7 @@ mod tests {
     #[test]
     fn a_checkout_of_any_item_gets_the_one_that_the_server_chooses() {
         let (mut recorder, _dir) = recorder(Scenario::Chain);
-        recorder.asks_for_any = true;
+        recorder.wanted = Wanted::AnyUnit;
         let mut request = Vec::new();
         recorder.write_request(CHECKOUT, &mut request);
         assert!(request.starts_with(b"POST /checkout?user_id=7 HTTP/1.1\r\n"));
@@ -267,6 +276,24 @@ mod tests {
             answer(&mut recorder, CHECKOUT, 409, &refusal(why));
         }
         assert_eq!(recorder.unexpected.count, 0);
+    }
+
+    #[test]
+    fn a_checkout_of_a_product_must_get_a_unit_of_it() {
+        let (mut recorder, _dir) = recorder(Scenario::Chain);
+        recorder.wanted = Wanted::Product("aurora-38".to_owned());
+        let mut request = Vec::new();
+        recorder.write_request(CHECKOUT, &mut request);
+        assert!(request.starts_with(b"POST /checkout?user_id=7&product_id=aurora-38 HTTP/1.1\r\n"));
+        let body = |product: &str| {
+            let unit = format!(r#""code":"{CODE}","sale_id":5,"item_id":3,"product_id":"{product}""#);
+            format!(r#"{{{unit},"expires_at":"1970-01-01T00:00:30.000Z"}}"#)
+        };
+        assert_eq!(answer(&mut recorder, CHECKOUT, 200, &body("aurora-38")), NextStep::Send(PURCHASE));
+        answer(&mut recorder, CHECKOUT, 409, &refusal("sold-out"));
+        assert_eq!((recorder.ledger.reservations[0].item, recorder.unexpected.count), (3, 0));
+        answer(&mut recorder, CHECKOUT, 200, &body("aurora-39"));
+        assert_eq!((recorder.ledger.reservations.len(), recorder.unexpected.count), (1, 1));
     }
 
     #[test]

@@ -43,6 +43,17 @@ impl BuyerAction {
     }
 }
 
+/// What checkouts ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// The item that the buyer has chosen.
+    Item,
+    /// Any free unit of the sale.
+    AnyUnit,
+    /// Any free unit of the product with this id.
+    Product(String),
+}
+
 /// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StepResult<'a> {
@@ -87,6 +98,11 @@ pub enum Scenario {
 }
 
 impl Scenario {
+    /// Returns the name of the scenario, as on the command line.
+    pub fn name(self) -> String {
+        self.to_possible_value().map_or(String::new(), |name| name.get_name().to_owned())
+    }
+
     /// Returns whether purchases carry an `Idempotency-Key`.
     pub fn has_keys(self) -> bool {
         self == Scenario::Retry

@@ -34,7 +34,7 @@ impl LatencyKind {
 }
 
 /// Number of times that an operation had an outcome.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct OutcomeCount {
     /// Name of the operation, or "connect".
     pub operation: &'static str,
@@ -47,7 +47,10 @@ pub struct OutcomeCount {
 }
 
 /// The counts and latencies of a run.
+#[derive(Clone)]
 pub struct RunStatistics {
+    /// Number of requests sent.
+    pub sent: u64,
     /// Outcomes, in the order of their first occurrence.
     pub outcomes: Vec<OutcomeCount>,
     latencies: [Histogram<u64>; 4],
@@ -62,6 +65,7 @@ impl RunStatistics {
     pub fn new() -> RunStatistics {
         let empty = || Histogram::new_with_bounds(1, LATENCY_MAX.as_micros() as u64, 3).expect("the bounds are valid");
         RunStatistics {
+            sent: 0,
             outcomes: Vec::new(),
             latencies: LatencyKind::ALL.map(|_| empty()),
             recent: empty(),

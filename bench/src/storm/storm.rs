@@ -6,7 +6,7 @@
 
 use crate::buyer_socket::BuyerSocket;
 use crate::options::StormOptions;
-use crate::progress::ProgressLine;
+use crate::progress::RunProgress;
 use crate::recorder::{RequestFailure, RunRecorder};
 use crate::scenario::{BuyerStep, NextStep};
 use crate::schedule::{Pace, Schedule};
@@ -121,7 +121,7 @@ impl<'a> Storm<'a> {
     ///
     /// # Errors
     /// Returns an I/O error if an unexpected response cannot be saved or the epoll set fails.
-    pub fn run(mut self, progress: &mut ProgressLine, stop: &AtomicBool) -> io::Result<RunSummary> {
+    pub fn run(mut self, progress: &mut RunProgress<'_>, stop: &AtomicBool) -> io::Result<RunSummary> {
         // The default timer slack of 50 µs would delay arrivals.
         set_current_timer_slack(NonZeroU64::new(1))?;
         let mut events: Vec<Event> = Vec::with_capacity(512);
@@ -133,7 +133,7 @@ impl<'a> Storm<'a> {
             if now >= next_tick {
                 next_tick = now + TICK;
                 self.tick(now)?;
-                progress.show(now, self.recorder, self.monitor.latest());
+                progress.show(now, self.recorder, self.monitor);
                 was_stopped |= stop.load(Ordering::Relaxed);
             }
             if time_was_up.is_none() && (now >= self.duration || was_stopped) {
@@ -159,7 +159,9 @@ impl<'a> Storm<'a> {
             }
         }
         self.fail_outstanding()?;
-        Ok(RunSummary { took: self.started.elapsed(), was_stopped })
+        let took = self.started.elapsed();
+        progress.end(took, self.recorder, self.monitor);
+        Ok(RunSummary { took, was_stopped })
     }
 
     /// Ends the arrivals. Buyers whose first request has not been sent leave and are counted as "not asked". Buyers who
@@ -232,6 +234,7 @@ impl<'a> Storm<'a> {
         if let Err(error) = connection.send(&self.request) {
             return self.record_failure(now, pending, RequestFailure::Broken(&error, &[]));
         }
+        self.recorder.statistics.sent += 1;
         if self.recorder.buyers.hangs_up() {
             drop(connection);
             self.connect(slot, now);

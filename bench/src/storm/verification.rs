@@ -47,6 +47,8 @@ pub struct Evidence {
     pub after: SaleSnapshot,
     /// Whether other clients may have bought items, too.
     pub others_buy: bool,
+    /// Whether all checkouts named one product. Then `sold-out` is about the product, not about the sale.
+    pub buys_one_product: bool,
     /// Whether purchases carried an `Idempotency-Key`.
     pub has_keys: bool,
     /// Indexes of acknowledged purchases, and the responses to their repeated requests.
@@ -75,6 +77,7 @@ pub fn verify(ledger: &Ledger, evidence: &Evidence) -> Vec<Violation> {
     verifier.responses_do_not_change();
     verifier.repeated_requests_confirm();
     verifier.the_sale_agrees();
+    verifier.sold_out_is_true_and_final();
     verifier.the_database_agrees();
     verifier.outcomes_are_allowed();
     verifier.violations
@@ -219,6 +222,24 @@ impl Verifier<'_> {
         if u64::from(sold) + u64::from(reserved) + u64::from(available) != u64::from(items_total) {
             let detail = format!("{sold} sold + {reserved} reserved + {available} available, of {items_total}");
             self.find("stock-does-not-add-up", detail);
+        }
+    }
+
+    /// `sold-out` means that every item is bought. It is not judged across the end of a sale, because the response does
+    /// not say which sale it is about.
+    fn sold_out_is_true_and_final(&mut self) {
+        let Evidence { before, after, buys_one_product, .. } = self.evidence;
+        let (Some(at), true) = (self.ledger.sold_out_at, before.sale_id == after.sale_id) else { return };
+        let at = at.as_secs_f64();
+        if after.sold < after.items_total && !buys_one_product {
+            let detail =
+                format!("a checkout got sold-out after {at:.3} s; {} of {} are sold", after.sold, after.items_total);
+            self.find("sold-out-too-early", detail);
+        }
+        for index in &self.ledger.bought_after_sold_out {
+            let LedgerEntry { user, item, .. } = &self.ledger.reservations[*index];
+            let detail = format!("a checkout got sold-out after {at:.3} s, then user {user} bought item {item}");
+            self.find("sold-out-too-early", detail);
         }
     }
 
@@ -482,6 +503,38 @@ mod tests {
                 (evidence.after.sold, evidence.after.available) = (0, 9);
             }),
             [""; 0]
+        );
+    }
+
+    #[test]
+    fn an_early_sold_out_is_found() {
+        let sold_out = |ledger: &mut Ledger| ledger.sold_out_at = Some(std::time::Duration::from_secs(1));
+        assert_eq!(found(|ledger, _| sold_out(ledger)), ["sold-out-too-early"], "four are left");
+        assert_eq!(
+            found(|ledger, evidence| {
+                sold_out(ledger);
+                evidence.buys_one_product = true;
+            }),
+            [""; 0]
+        );
+        let all_sold = |evidence: &mut Evidence| {
+            (evidence.before.sold, evidence.before.available) = (8, 2);
+            (evidence.after.sold, evidence.after.reserved, evidence.after.available) = (10, 0, 0);
+        };
+        assert_eq!(
+            found(|ledger, evidence| {
+                sold_out(ledger);
+                all_sold(evidence);
+            }),
+            [""; 0]
+        );
+        assert_eq!(
+            found(|ledger, evidence| {
+                sold_out(ledger);
+                all_sold(evidence);
+                ledger.bought_after_sold_out.push(1);
+            }),
+            ["sold-out-too-early"]
         );
     }
 
