@@ -4,7 +4,7 @@
 # The server's CPU time is the time of all its threads on a CPU, user and system, as the kernel's scheduler counts it in
 # nanoseconds. It is divided by the number of requests that the client counted.
 
-parts() { echo rules recovery refusals counting pairs latency_of_refusals many_connections hostile_mix upgrades sell_outs latency_of_purchases beside_backlog drain; }
+parts() { echo rules recovery refusals counting pairs latency_of_refusals many_connections hostile_mix upgrades sell_outs any_units many_products latency_of_purchases beside_backlog drain; }
 
 # of_size SHORT FULL: the duration or the number for this size of run.
 of_size() { if [ "$size" = short ]; then echo "$1"; else echo "$2"; fi; }
@@ -365,6 +365,48 @@ sell_outs() {
     done
   done
 }
+
+# The same buyers by item, each item once and in random order, and by any unit.
+any_units() {
+  local round connections way report before what
+  for round in $(seq "$(of_size 1 3)"); do
+    for connections in 64 256; do
+      for way in item unit; do
+        serve "any-$way-$connections-$round" --shards 1
+        before=$(cpu_us $server)
+        report=$(storm "sell-out-by-$way-$connections-$round" --connections $connections --duration 30 $([ $way = item ] || echo --any))
+        what="10,000 items sold by $([ $way = item ] && echo item || echo 'any unit'), 1 shard, $connections connections, round $round"
+        figure "$what: first request to last 200" "$(calc "$(field last_purchase_s <<<"$report")")" s
+        figure "$what: server CPU per item" "$(calc "($(cpu_us $server) - $before) / 10000")" µs
+        stop
+      done
+    done
+  done
+}
+
+# Two sales of 1,000 products and 1,000,000 units. The second one opens when the first one closes, under requests.
+many_products() {
+  local opens sale product plan=$dir/products.toml
+  opens=$(($(date +%s) + 30))
+  for sale in 1 2; do
+    printf '[[sale]]\nid = %s\nname = "S"\nuser_limit = 10\n' $sale
+    printf 'opens = %s\ncloses = %s\n' "$(utc $((opens + (sale - 2) * 3600)))" "$(utc $((opens + (sale - 1) * 3600)))"
+    for product in $(seq 1000); do
+      printf '[[sale.product]]\nid = "p%s"\nname = "P"\nquantity = 1000\n' "$product"
+    done
+  done >"$plan"
+  "$bin/stampede" --listen 127.0.0.1:8089 --data-dir "$dir/products" --plan "$plan" --shards 1 --admin-listen 127.0.0.1:8093 2>>"$raw/stampede.log" & server=$!
+  running+=($server)
+  until curl -sf localhost:8089/readyz >/dev/null; do kill -0 $server; sleep 0.02; done
+  figure "1,000 products, 1,000,000 units, 1 shard: resident memory" "$(resident_mb $server)" MB
+  wrk -t1 -c64 -d$((opens + 5 - $(date +%s)))s --latency http://127.0.0.1:8089/sale >"$raw/products.wrk"
+  [ "$(curl -s localhost:8089/sale | field sale_id)" = 2 ]
+  figure "1,000 products, 1,000,000 units, 1 shard: resident memory with the next sale" "$(resident_mb $server)" MB
+  figure "1,000 products, 1,000,000 units, 1 shard: longest turn, with the opening of the next sale" \
+    "$(calc "1e3 * $(curl -s localhost:8093/metrics | awk '/^stampede_longest_turn_seconds/ { print $2; exit }')")" ms
+  stop
+}
+utc() { date -u -d "@$1" +%FT%TZ; }
 
 # With a stock that is larger than the number of purchases in the run.
 latency_of_purchases() {

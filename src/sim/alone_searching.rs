@@ -1,10 +1,12 @@
 //! A single shard that searches for any item.
 
 use super::alone::{NOW, SALES, apply, checkout, rules, shard_with};
+use crate::sale::checkout_key::mark_any;
 use crate::sale::command::{Command, Outcome};
 use crate::sale::effects::Effects;
 use crate::sale::ids::{SaleId, ShardId, Ticket, UserId};
-use crate::sale::message::{Reply, Request};
+use crate::sale::message::{Reply, Request, Verdict};
+use crate::sale::partition::Partition;
 use crate::sale::published_stock::PublishedStock;
 use crate::sale::record::{LogEvent, Record, RefusalReason};
 use crate::sale::sale_schedule::PeriodicSale;
@@ -87,4 +89,21 @@ fn each_shard_is_asked_once_for_any_item() {
     let refused = apply(&mut shard, ShardEvent::Reply(none));
     assert_eq!(refused.answers, [(Ticket(3), Outcome::AllReserved { retry_after_s: 1 })]);
     assert!(refused.requests.is_empty());
+}
+
+/// Two checkouts with one key search at the same time, and the claim of this shard's item is refused. A third one, which was
+/// sent here meanwhile, must be answered all the same.
+#[test]
+fn a_repetition_hears_that_the_claim_it_waits_for_is_refused() {
+    let mut shard = shard_with(2, rules(SALES));
+    let user = (0..).map(UserId).find(|user| Partition::new(2).owner_of_user(*user) != ShardId(0)).unwrap();
+    let (ticket, key) = (Ticket(1), mark_any(Uuid::from_u128(1)));
+    let any = Request::ReserveAny { ticket, sale: SaleId(0), is_named: false, product: None, user, key };
+    let claims = apply(&mut shard, ShardEvent::Request(ShardId(1), any)).requests;
+    let [(_, Request::Claim { origin, checkout, asked, .. })] = claims[..] else { panic!("{claims:?}") };
+    let repeat = Request::Repeat { origin, ticket: Ticket(2), checkout, is_named: false, product: None };
+    assert!(apply(&mut shard, ShardEvent::Request(ShardId(1), repeat)).replies.is_empty());
+    let refused = Reply::Claimed { origin, ticket, checkout, asked, verdict: Verdict::Repeated };
+    let answer = Reply::Answer { ticket: Ticket(2), outcome: Outcome::AllReserved { retry_after_s: 1 } };
+    assert_eq!(apply(&mut shard, ShardEvent::Reply(refused)).replies, [(ShardId(1), answer)]);
 }

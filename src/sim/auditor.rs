@@ -117,6 +117,12 @@ impl Now<'_> {
         self.latest_sales(to_ms).filter(|sale| sale.closes_ms > from_ms).nth(1).is_some()
     }
 
+    /// Returns whether the same two sales were open all the time from `from_ms` to `to_ms`.
+    fn always_had_several(&self, from_ms: u64, to_ms: u64) -> bool {
+        let was_open = |sale: &Terms| sale.opens_ms <= from_ms && sale.closes_ms > to_ms;
+        self.latest_sales(to_ms).filter(was_open).nth(1).is_some()
+    }
+
     /// Returns by how many milliseconds the hold of this code was extended, durably.
     fn extended_ms(&self, sale: SaleId, code: Code) -> u64 {
         let is_it = |event| matches!(event, LogEvent::Extended { code: of, .. } if of == code);
@@ -233,6 +239,9 @@ fn audit_checkout(shadow: &mut Shadow, pending: OpenRequest, outcome: Outcome, n
         ) => {
             let is_named = named.is_some() && matches!(now.rules.schedule, SaleSchedule::Planned(_));
             assert!(!is_named || named == Some(sale), "the answer names another sale than the request");
+            // With a key, it may repeat one of a time when there was no choice.
+            let had_choice = clock_epoch == now.clock_epoch && now.always_had_several(at.unix_ms, now.latest_unix_ms);
+            assert!(is_named || !key.is_nil() || !had_choice, "the server has chosen one of several sales");
             assert!(command.item().is_none_or(|item| item == got), "the answer names another item than the request");
             let product = product_of(&command);
             let is_of_product = product.is_none() || now.terms(sale).products.id_of(got.0) == product;

@@ -70,8 +70,8 @@ pub const ANY_ITEM: &[Bug] = &[
     Bug {
         what: "a repeated checkout of any item is not found after the end of its sale",
         file: "sale/any_unit.rs",
-        place: "let parts = «self.parts.iter()».filter(|part| named",
-        wrong: "std::iter::once(self.parts.newest())",
+        place: "filter(|part| «named.is_none_or(|named| part.terms.sale == named)»);",
+        wrong: "part.terms.sale == self.parts.newest().terms.sale",
         caught_by: SIM,
     },
     Bug {

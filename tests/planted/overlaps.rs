@@ -15,14 +15,14 @@ pub const OVERLAPS: &[Bug] = &[
         what: "of the sales that open together, only one begins",
         file: "sale/shard.rs",
         place: "for terms in «self.rules.schedule.open_with(newest, self.newest().sale)» {",
-        wrong: "std::iter::once(newest)",
+        wrong: "self.rules.schedule.open_with(newest, SaleId(newest.sale.0.saturating_sub(1)))",
         caught_by: SIM,
     },
     Bug {
         what: "the log of a new run does not open the earlier of two sales that overlap",
         file: "sale/shard.rs",
         place: "for terms in «begun_last» {",
-        wrong: "begun_last.last().copied()",
+        wrong: "begun_last.last().copied().into_iter().collect::<Vec<_>>()",
         caught_by: SIM,
     },
     Bug {

@@ -474,7 +474,7 @@ pub const RULES: &[Bug] = &[
         file: "sale/owner_steps.rs",
         place: "asked } in «repetitions» {\n            let product",
         wrong: "{ let _ = repetitions; Vec::new() }",
-        caught_by: SIM,
+        caught_by: "sim::alone_searching",
     },
     Bug {
         what: "a repetition that waits for a claim at the end of the sale gets no answer",
