@@ -226,14 +226,15 @@ impl Parts {
 
     /// Begins the sale with `terms`, which is newer than all others.
     pub fn begin(&mut self, terms: Terms) {
-        let mut next = match self.prepared.pop_front() {
+        // If the clock was set forward, parts of earlier sales may have been prepared, which do not open any more.
+        let mut prepared = None;
+        while self.prepared.front().is_some_and(|part| part.terms.sale <= terms.sale) {
+            self.spare.extend(std::mem::replace(&mut prepared, self.prepared.pop_front()));
+        }
+        let mut next = match prepared {
             Some(prepared) => prepared.meant_for(terms),
             None => self.start_to_build(terms),
         };
-        // If the clock was set forward, parts of sales that do not open any more may have been prepared.
-        while self.prepared.front().is_some_and(|part| part.terms.sale <= terms.sale) {
-            self.spare.extend(self.prepared.pop_front());
-        }
         // Nothing is left to do if the sale was prepared in time.
         next.build(usize::MAX);
         self.is_last_ready |= self.prepared.is_empty();
