@@ -148,6 +148,36 @@ pub struct OneSale {
     /// Fields of the sale.
     #[serde(flatten)]
     pub sale: Sale,
+    /// Fields of the plan.
+    #[serde(flatten)]
+    pub plan: SaleInPlan,
+}
+
+/// What a plan says of a sale. Without a plan, both fields are absent.
+#[derive(Clone, Copy, Default, Serialize, JsonSchema)]
+pub struct SaleInPlan {
+    /// Name of the sale, if it is in the plan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub name: Option<&'static str>,
+    /// With a plan: whether checkouts are refused for now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "bool")]
+    pub paused: Option<bool>,
+}
+
+/// A page of sales, in the order of their openings.
+#[derive(Serialize, JsonSchema)]
+pub struct SaleList {
+    /// Number of sales that the server knows, and with a plan, of those that come. Of a sale that is repeated, only the next
+    /// opening counts.
+    pub sales_total: u32,
+    /// First sale of the page.
+    pub offset: u32,
+    /// Maximum number of sales on the page.
+    pub limit: u32,
+    /// Sales of the page. Empty if `offset` is beyond the last sale.
+    pub sales: Vec<OneSale>,
 }
 
 /// Data of a `stock` event: the counts of a sale.

@@ -197,21 +197,14 @@ fn success_bodies(operation: Operation, answer: Answer, schemas: &mut SchemaGene
             content["text/plain"] = json!({"schema": code, "example": CODE});
             content
         }
-        (Operation::Purchase, _) => {
-            let receipt = bodies::Receipt {
-                success: true,
-                message: "Purchase successful",
-                sale_id: SALE.0,
-                item_id: ITEM.0,
-                unit: bodies::PlannedUnit::default(),
-                item_name: ItemName(SALE, ITEM),
-                item_image: bodies::ItemImageInSale(SALE, ITEM),
-            };
-            as_json(&receipt, schemas)
-        }
+        (Operation::Purchase, _) => as_json(&receipt(), schemas),
         (Operation::Extend, _) => as_json(&reservation("2026-11-21T20:10:30.000Z"), schemas),
         (Operation::Sale, _) => as_json(&bodies::CurrentSale { sale: sale(), phase: None }, schemas),
-        (Operation::OneSale, _) => as_json(&bodies::OneSale { phase: bodies::SalePhase::Open, sale: sale() }, schemas),
+        (Operation::Sales, _) => {
+            let (sales_total, offset, limit) = (1, 0, 50);
+            as_json(&bodies::SaleList { sales_total, offset, limit, sales: vec![one_sale()] }, schemas)
+        }
+        (Operation::OneSale, _) => as_json(&one_sale(), schemas),
         (Operation::Events, _) => {
             let bodies::Sale { sale_id, sold, reserved, available, .. } = sale();
             let stock = bodies::StockEvent { sale_id, sold, reserved, available };
@@ -264,6 +257,18 @@ fn reservation(expires_at: &str) -> bodies::Reservation<'static> {
     bodies::Reservation { code: CODE, sale_id: SALE.0, item_id: ITEM.0, unit, expires_at: expires_at.to_owned() }
 }
 
+fn receipt() -> bodies::Receipt {
+    bodies::Receipt {
+        success: true,
+        message: "Purchase successful",
+        sale_id: SALE.0,
+        item_id: ITEM.0,
+        unit: bodies::PlannedUnit::default(),
+        item_name: ItemName(SALE, ITEM),
+        item_image: bodies::ItemImageInSale(SALE, ITEM),
+    }
+}
+
 fn sale() -> bodies::Sale {
     bodies::Sale {
         sale_id: SALE.0,
@@ -275,6 +280,11 @@ fn sale() -> bodies::Sale {
         available: 9_999,
         user_limit: 10,
     }
+}
+
+fn one_sale() -> bodies::OneSale {
+    let plan = bodies::SaleInPlan::default();
+    bodies::OneSale { phase: bodies::SalePhase::Open, sale: sale(), plan }
 }
 
 fn item() -> bodies::Item {
@@ -309,9 +319,11 @@ mod tests {
         assert_eq!(schema("post", "/checkout", 0)["maximum"], i64::MAX);
         assert_eq!(schema("post", "/checkout", 1)["maximum"], ITEMS_MAX - 1);
         assert_eq!(schema("get", "/items/{id}", 0)["maximum"], ITEMS_MAX - 1);
-        assert_eq!(schema("get", "/items", 0)["maximum"], u32::MAX);
         assert_eq!(schema("get", "/items/{id}/image.svg", 1)["maximum"], u32::MAX);
-        let limit = schema("get", "/items", 1);
-        assert_eq!((&limit["maximum"], &limit["default"]), (&json!(PAGE_ITEMS_MAX), &json!(PAGE_ITEMS_DEFAULT)));
+        for list in ["/items", "/sales"] {
+            assert_eq!(schema("get", list, 0)["maximum"], u32::MAX);
+            let limit = schema("get", list, 1);
+            assert_eq!((&limit["maximum"], &limit["default"]), (&json!(PAGE_ITEMS_MAX), &json!(PAGE_ITEMS_DEFAULT)));
+        }
     }
 }

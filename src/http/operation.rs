@@ -24,6 +24,8 @@ pub enum Operation {
     Extend,
     /// Return the current sale and its counts.
     Sale,
+    /// List the sales that are known and those that come.
+    Sales,
     /// Return a sale that is still known, and its counts.
     OneSale,
     /// Stream the counts of the sale as they change.
@@ -64,6 +66,7 @@ impl Operation {
             Operation::Cancel => ("DELETE", "/checkout"),
             Operation::Extend => ("POST", "/checkout/extend"),
             Operation::Sale => ("GET", "/sale"),
+            Operation::Sales => ("GET", "/sales"),
             Operation::OneSale => ("GET", "/sales/{id}"),
             Operation::Items => ("GET", "/items"),
             Operation::Item => ("GET", "/items/{id}"),
@@ -94,6 +97,7 @@ impl Operation {
             Operation::Cancel => of_code(&[]),
             Operation::Extend => of_code(&[NotExtendable, LogFull]),
             Operation::Sale => vec![NotReady, Standby],
+            Operation::Sales => vec![InvalidOffset, InvalidLimit, NotReady, Standby],
             Operation::Items => vec![InvalidOffset, InvalidLimit, NotReady, Standby],
             Operation::OneSale | Operation::Item => vec![NotFound, NotReady, Standby],
             Operation::Image => vec![InvalidSale, NotFound, NotReady, Standby],

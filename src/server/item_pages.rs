@@ -3,9 +3,9 @@
 
 use crate::http::bodies::{Item, Items, OneItem};
 use crate::http::operation::Answer;
+use crate::http::pages::{ItemPage, ListPart};
 use crate::http::problem::Problem;
 use crate::http::response::{Freshness, Responder, Style};
-use crate::http::route::ItemPage;
 use crate::operate::item_states::ItemStates;
 use crate::sale::code::ITEMS_MAX;
 use crate::sale::ids::{ItemId, Moment, SaleId, Terms};
@@ -61,6 +61,21 @@ impl OnSale<'_> {
         self.parts.get(sale).filter(|part| part.terms.items > 0).map(|part| part.terms).or(planned)
     }
 
+    /// Returns whether there is a plan.
+    pub fn has_plan(&self) -> bool {
+        matches!(self.schedule, SaleSchedule::Planned(_))
+    }
+
+    /// Returns the terms of the sales that the shard knows, and of those that its plan has for later, in the order of their
+    /// openings. Of a sale that is repeated, only the next opening is among them.
+    pub fn all(&self) -> impl Iterator<Item = Terms> {
+        let series = if let SaleSchedule::Planned(series) = self.schedule { series } else { &[] };
+        let newest = self.parts.newest().terms;
+        let next = series.iter().filter_map(move |series| series.next(newest.opens_ms));
+        let known = self.parts.iter().rev().map(|part| part.terms).filter(|terms| terms.items > 0);
+        known.chain(next.filter(move |next| next.sale > newest.sale))
+    }
+
     fn item(&self, item: ItemId) -> Item {
         let sale = self.terms().sale;
         let state = self.item_states.read(sale, item);
@@ -91,10 +106,10 @@ pub fn write(
 ) -> Answer {
     let Terms { sale, items: items_total, .. } = on_sale.terms();
     match page {
-        ItemPage::List { offset, limit } => {
+        ItemPage::List { part, .. } => {
             let items = || {
-                let shown = offset..items_total.min(offset.saturating_add(limit));
-                let items = shown.map(|item| on_sale.item(ItemId(item))).collect();
+                let ListPart { offset, limit } = part;
+                let items = part.of(items_total).map(|item| on_sale.item(ItemId(item))).collect();
                 Items { sale_id: sale.0, items_total, offset, limit, items }
             };
             responder.json(Answer::Ok, items, style, out)

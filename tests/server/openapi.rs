@@ -254,7 +254,9 @@ fn meet_in_peace(api: &Api, server: &Server) {
     ask(Operation::Api, "", "");
     for query in ["?limit=200&offset=4294967295", "?limit=201", "?offset=-1"] {
         ask(Operation::Items, query, "");
+        ask(Operation::Sales, query, "");
     }
+    ask(Operation::Sales, "", "");
     ask(Operation::Image, "?sale=x", "");
     assert_eq!(ask(Operation::Image, "?sale=1", "").status, 200);
     let tag = ask(Operation::Image, "", "").header("etag").unwrap().to_owned();
@@ -442,6 +444,8 @@ fn meet_a_plan(api: &Api) {
         let one = client.request("GET /sales/7");
         assert_eq!(one.json()["phase"], phase);
         api.meets(&name(Operation::OneSale), &one);
+        let all = api.ask(&mut client, Operation::Sales, "", "").json();
+        assert_eq!((&all["sales_total"], &all["sales"][0]), (&1.into(), &one.json()));
         assert_eq!(client.request("GET /sales/0").problem(), "not-found");
         client.send(b"GET /events HTTP/1.1\r\nHost: shop\r\n\r\n").unwrap();
         assert_eq!(client.read_head().unwrap().status, 200);
