@@ -194,6 +194,58 @@ pub struct StockEvent {
     pub available: u32,
 }
 
+/// A product of a sale, and its counts.
+#[derive(Serialize, JsonSchema)]
+pub struct ListedProduct {
+    /// Id of the product in the plan.
+    pub product_id: &'static str,
+    /// Name of the product.
+    pub name: &'static str,
+    /// Address of an image: `https://…`, or a path. Absent if the plan has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub image: Option<&'static str>,
+    /// Price for people. Absent if the plan has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub price: Option<&'static str>,
+    /// Number of items of the product.
+    pub items_total: u32,
+    /// Items that are bought.
+    pub sold: u32,
+    /// Items that are being reserved or held, or whose purchase is not acknowledged yet.
+    pub reserved: u32,
+    /// Items that can be reserved.
+    pub available: u32,
+    /// Id of the first item of the product. Its other items follow without a gap.
+    pub first_item_id: u32,
+}
+
+/// A product with its counts, and its sale.
+#[derive(Serialize, JsonSchema)]
+pub struct OneProduct {
+    /// Id of the sale.
+    pub sale_id: u32,
+    /// Fields of the product.
+    #[serde(flatten)]
+    pub product: ListedProduct,
+}
+
+/// A page of products of a sale, in the order of their items.
+#[derive(Serialize, JsonSchema)]
+pub struct ProductList {
+    /// Id of the sale.
+    pub sale_id: u32,
+    /// Number of products of the sale.
+    pub products_total: u32,
+    /// First product of the page, from 0.
+    pub offset: u32,
+    /// Maximum number of products on the page.
+    pub limit: u32,
+    /// Products of the page. Empty if `offset` is beyond the last product.
+    pub products: Vec<ListedProduct>,
+}
+
 /// An item with its state.
 #[derive(Serialize, JsonSchema)]
 pub struct Item {

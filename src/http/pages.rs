@@ -2,7 +2,7 @@
 
 use crate::http::operation::{PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX};
 use crate::http::problem::Problem;
-use crate::http::query::{number_value, value};
+use crate::http::query::{decode_unreserved, number_value, value};
 use crate::http::shop::ShopFile;
 use crate::http::site::Site;
 use crate::plan::plan_reader::PRODUCT_ID_CHARS_MAX;
@@ -19,6 +19,8 @@ pub enum Page {
     Sales(ListPart),
     /// A sale that is still known, and its counts.
     OneSale(SaleId),
+    /// Products of a sale of the plan.
+    Products(ProductPage),
     /// Items of the sale.
     Items(ItemPage),
     /// A sign that the process answers.
@@ -31,6 +33,24 @@ pub enum Page {
     Api,
     /// A file of the shop.
     Shop(&'static ShopFile),
+}
+
+/// Document about the products of a sale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProductPage {
+    /// The sale that the client has named.
+    pub sale: Option<SaleId>,
+    /// The products.
+    pub of: ProductChoice,
+}
+
+/// The products of a document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProductChoice {
+    /// A part of the list.
+    Part(ListPart),
+    /// One product.
+    One(ProductId),
 }
 
 /// Document about items.
@@ -90,6 +110,28 @@ impl ListPart {
 /// A parameter is wrong.
 pub fn sales(query: &str) -> Result<Page, Problem> {
     list_part(query).map(Page::Sales)
+}
+
+/// Returns the page of products with these parameters.
+///
+/// # Errors
+/// A parameter is wrong, or there is no plan.
+pub fn products(query: &str, site: Site) -> Result<Page, Problem> {
+    let part = list_part(query)?;
+    let sale = named_sale(query)?;
+    // Without a plan, nothing has a product: an empty list would say that nothing is on sale.
+    site.catalogue.ok_or(Problem::NotFound)?;
+    Ok(Page::Products(ProductPage { sale, of: ProductChoice::Part(part) }))
+}
+
+/// Returns the page of the product with an id that may be percent-encoded.
+///
+/// # Errors
+/// A parameter is wrong, or the plan has no such product.
+pub fn product(id: &str, query: &str, site: Site) -> Result<Page, Problem> {
+    let sale = named_sale(query)?;
+    let product = site.product(decode_unreserved(id).as_bytes()).ok_or(Problem::NotFound)?;
+    Ok(Page::Products(ProductPage { sale, of: ProductChoice::One(product) }))
 }
 
 /// Returns the page of items with these parameters.

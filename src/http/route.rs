@@ -89,14 +89,16 @@ fn select(head: &Head<'_>, query: &str, site: Site) -> (Operation, Route) {
         ("/health", _) => page(Operation::Health, Page::Health),
         ("/openapi.json", _) => page(Operation::Api, Page::Api),
         ("/items", _) => get(Operation::Items, shown(pages::items(query, site))),
+        ("/products", _) => get(Operation::Products, shown(pages::products(query, site))),
         ("/sales", _) => get(Operation::Sales, shown(pages::sales(query))),
         (path, _) => match (numbered(path, "/items/"), numbered(path, "/sales/")) {
             (Some((item, None)), _) => page(Operation::Item, Page::Items(ItemPage::Item(ItemId(item)))),
             (Some((item, Some("image.svg"))), _) => get(Operation::Image, shown(pages::image(ItemId(item), query))),
             (_, Some((sale, None))) => page(Operation::OneSale, Page::OneSale(SaleId(sale))),
-            _ => match ShopFile::at(path).filter(|_| site.has_shop) {
-                Some(file) => page(Operation::Shop, Page::Shop(file)),
-                None => refused(Problem::NotFound),
+            _ => match (product_in(path), ShopFile::at(path).filter(|_| site.has_shop)) {
+                (Some(id), _) => get(Operation::Product, shown(pages::product(id, query, site))),
+                (None, Some(file)) => page(Operation::Shop, Page::Shop(file)),
+                (None, None) => refused(Problem::NotFound),
             },
         },
     }
@@ -104,6 +106,11 @@ fn select(head: &Head<'_>, query: &str, site: Site) -> (Operation, Route) {
 
 fn shown(page: Result<Page, Problem>) -> Route {
     page.map_or_else(Route::Refused, Route::Page)
+}
+
+/// Returns the product id in a path.
+fn product_in(path: &str) -> Option<&str> {
+    path.strip_prefix("/products/").filter(|id| !id.is_empty() && !id.contains('/'))
 }
 
 /// Returns the number after `prefix` in a path, and the part of the path after the number.
@@ -264,7 +271,7 @@ pub fn rfc3339(unix_ms: u64) -> String {
 mod tests {
     use super::*;
     use crate::http::head::parse_head;
-    use crate::http::pages::{ItemChoice, ListPart};
+    use crate::http::pages::{ItemChoice, ListPart, ProductChoice, ProductPage};
     use crate::plan::catalogue::Catalogue;
     use crate::plan::mistakes::PlanText;
     use crate::plan::plan_reader::read_plan;
@@ -338,6 +345,25 @@ mod tests {
         for query in ["user_id=7&product_id=A-38", "user_id=7&product_id=%20", "user_id=7&product_id=a"] {
             assert_eq!(refused(site, query), Route::Refused(Problem::NoSuchProduct), "{query}");
         }
+        let get = |target: &str| {
+            let text = format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
+            route(&parse_head(text.as_bytes()).unwrap().unwrap(), &Origins::None, site)
+        };
+        let one = |sale, of| (Operation::Product, Route::Page(Page::Products(ProductPage { sale, of })));
+        let of = ProductChoice::One(product.unwrap());
+        assert_eq!(get("/products/b%5f9.x?%73ale_id=7"), one(Some(SaleId(7)), of));
+        assert_eq!(get("/products/b_9.x"), one(None, of));
+        for (target, operation, problem) in [
+            ("/products/c", Operation::Product, Problem::NotFound),
+            ("/products/a-38?sale_id=x", Operation::Product, Problem::InvalidSaleId),
+            ("/products?sale_id=", Operation::Products, Problem::InvalidSaleId),
+            ("/products?limit=201", Operation::Products, Problem::InvalidLimit),
+            ("/products/", Operation::Unknown, Problem::NotFound),
+            ("/products/a-38/", Operation::Unknown, Problem::NotFound),
+        ] {
+            assert_eq!(get(target), (operation, Route::Refused(problem)), "{target}");
+        }
+        assert_eq!(way("GET /products"), Route::Refused(Problem::NotFound), "without a plan");
         let unplanned = refused(Site::default(), "user_id=7&product_id=a-38");
         assert_eq!(unplanned, Route::Refused(Problem::NoSuchProduct), "without a plan");
     }

@@ -10,8 +10,8 @@ use crate::operate::item_states::ItemStates;
 use crate::sale::code::ITEMS_MAX;
 use crate::sale::ids::{ItemId, Moment, SaleId, Terms};
 use crate::sale::item_name::{ItemImage, ItemName};
-use crate::sale::parts::Parts;
-use crate::sale::sale_schedule::SaleSchedule;
+use crate::sale::parts::{Parts, UnnamedSale};
+use crate::sale::sale_schedule::{SaleSchedule, SaleSeries};
 use crate::server::art::ItemArt;
 use std::sync::LazyLock;
 
@@ -59,6 +59,30 @@ impl OnSale<'_> {
             _ => None,
         };
         self.parts.get(sale).filter(|part| part.terms.items > 0).map(|part| part.terms).or(planned)
+    }
+
+    /// Returns the terms of the sale whose products or items a client asks for: the one that it has named, or the only one
+    /// that is open. If none is open, that of [`OnSale::terms`]. Without a plan, a name has no effect.
+    ///
+    /// # Errors
+    /// There is no such sale, or several are open and none is named, or the numbers of the sale are not known any more.
+    pub fn chosen(&self, named: Option<SaleId>) -> Result<Terms, Problem> {
+        let SaleSchedule::Planned(series) = self.schedule else { return Ok(self.terms()) };
+        let Some(sale) = named else {
+            let is_clear = self.parts.unnamed(self.now) != UnnamedSale::Several;
+            return if is_clear { Ok(self.terms()) } else { Err(Problem::SaleUnnamed) };
+        };
+        let newest = self.parts.newest().terms.sale;
+        let layer = self.schedule.layer(sale).map(|layer| layer as u8);
+        // A later sale of the layer, whose numbers have replaced those of this sale.
+        let is_later = |later: &SaleSeries| later.first.sale <= newest && sale < newest.min(later.last().sale);
+        let is_replaced = series.iter().any(|later| Some(later.layer) == layer && is_later(later));
+        match self.known(sale) {
+            Some(terms) if layer.is_some() && !is_replaced => Ok(terms),
+            Some(_) => Err(Problem::SaleEnded),
+            None if layer.is_some() => Err(Problem::SaleEnded),
+            None => Err(Problem::NoSuchSale),
+        }
     }
 
     /// Returns whether there is a plan.

@@ -1,5 +1,5 @@
 //! The pages that can be read, except `/events`: the sale, liveness, readiness and health. Pages of items are in
-//! `item_pages`.
+//! `item_pages`, those of products in `product_pages`.
 
 use crate::http::bodies::{
     CurrentSale, Health, Live, OneSale, Ready, Sale, SaleInPlan, SaleList, SalePhase, ShardHealth,
@@ -15,6 +15,7 @@ use crate::operate::counters::Counter;
 use crate::operate::status::{Phase, Status};
 use crate::sale::ids::Terms;
 use crate::server::item_pages::{self, OnSale};
+use crate::server::product_pages;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -59,6 +60,10 @@ pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Respon
                 responder.json(Answer::Ok, || one_sale(facts.status, on_sale, site, terms), style, out)
             }
             Some((_, None)) => responder.problem(Problem::NotFound, style, out),
+            None => responder.problem(phase.refusal(), style, out),
+        },
+        Page::Products(page) => match &facts.sale {
+            Some(on_sale) => product_pages::write(page, facts.status, on_sale, style, responder, out),
             None => responder.problem(phase.refusal(), style, out),
         },
         Page::Items(page) => match &facts.sale {
