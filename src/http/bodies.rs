@@ -251,6 +251,9 @@ pub struct ProductList {
 pub struct Item {
     /// Id of the item.
     pub item_id: u32,
+    /// Product and name of the item in the plan.
+    #[serde(flatten)]
+    pub unit: PlannedUnit,
     /// Name of the item in this sale.
     pub name: ItemName,
     /// Path of its image on this server.
@@ -274,9 +277,13 @@ pub struct OneItem {
 pub struct Items {
     /// Id of the sale.
     pub sale_id: u32,
-    /// Stock of the sale.
+    /// Id of the product whose items are listed, if the request names one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub product_id: Option<&'static str>,
+    /// Stock of the sale, or number of items of the product.
     pub items_total: u32,
-    /// First item of the page.
+    /// First item of the page. With a product: from its first item.
     pub offset: u32,
     /// Maximum number of items on the page.
     pub limit: u32,

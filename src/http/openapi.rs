@@ -220,8 +220,8 @@ fn success_bodies(operation: Operation, answer: Answer, schemas: &mut SchemaGene
         (Operation::Product, _) => as_json(&bodies::OneProduct { sale_id: SALE.0, product: product() }, schemas),
         (Operation::Items, _) => {
             let (offset, limit) = (ITEM.0, 1);
-            let items = bodies::Items { sale_id: SALE.0, items_total: 10_000, offset, limit, items: vec![item()] };
-            as_json(&items, schemas)
+            let (sale_id, product_id, items_total, items) = (SALE.0, None, 10_000, vec![item()]);
+            as_json(&bodies::Items { sale_id, product_id, items_total, offset, limit, items }, schemas)
         }
         (Operation::Item, _) => as_json(&bodies::OneItem { sale_id: SALE.0, item: item() }, schemas),
         (Operation::Image, _) => {
@@ -293,7 +293,8 @@ fn product() -> bodies::ListedProduct {
 
 fn item() -> bodies::Item {
     let (name, image) = (ItemName(SALE, ITEM), ItemImage(ITEM));
-    bodies::Item { item_id: ITEM.0, name, image, state: Availability::Sold }
+    let unit = bodies::PlannedUnit::default();
+    bodies::Item { item_id: ITEM.0, unit, name, image, state: Availability::Sold }
 }
 
 fn health(ready: bool, status: bodies::Doing) -> bodies::Health {

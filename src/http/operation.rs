@@ -106,7 +106,7 @@ impl Operation {
             Operation::Sales => vec![InvalidOffset, InvalidLimit, NotReady, Standby],
             Operation::Products => of_named_sale(&[InvalidOffset, InvalidLimit, NotFound]),
             Operation::Product => of_named_sale(&[NotFound]),
-            Operation::Items => vec![InvalidOffset, InvalidLimit, NotReady, Standby],
+            Operation::Items => of_named_sale(&[InvalidOffset, InvalidLimit, InvalidProduct, NoSuchProduct]),
             Operation::OneSale | Operation::Item => vec![NotFound, NotReady, Standby],
             Operation::Image => vec![InvalidSale, NotFound, NotReady, Standby],
             Operation::Events => vec![NotReady, Standby, TooManyConnections],

@@ -1,11 +1,12 @@
 //! The pages of items: names, states and images. Everything that a page shows is published by the shards or computed
 //! from the item id.
 
-use crate::http::bodies::{Item, Items, OneItem};
+use crate::http::bodies::{Item, Items, OneItem, PlannedUnit};
 use crate::http::operation::Answer;
-use crate::http::pages::{ItemPage, ListPart};
+use crate::http::pages::{ItemChoice, ItemPage, ListPart};
 use crate::http::problem::Problem;
 use crate::http::response::{Freshness, Responder, Style};
+use crate::http::site::Site;
 use crate::operate::item_states::ItemStates;
 use crate::sale::code::ITEMS_MAX;
 use crate::sale::ids::{ItemId, Moment, SaleId, Terms};
@@ -100,10 +101,9 @@ impl OnSale<'_> {
         known.chain(next.filter(move |next| next.sale > newest.sale))
     }
 
-    fn item(&self, item: ItemId) -> Item {
-        let sale = self.terms().sale;
-        let state = self.item_states.read(sale, item);
-        Item { item_id: item.0, name: ItemName(sale, item), image: ItemImage(item), state }
+    fn item(&self, sale: SaleId, item: ItemId, site: Site) -> Item {
+        let (unit, state) = (PlannedUnit::of(site, sale, item), self.item_states.read(sale, item));
+        Item { item_id: item.0, unit, name: ItemName(sale, item), image: ItemImage(item), state }
     }
 
     /// Reports whether a sale has this item. The stock of a forgotten sale had at most [`ITEMS_MAX`] items, and later
@@ -128,18 +128,11 @@ pub fn write(
     responder: &mut Responder,
     out: &mut Vec<u8>,
 ) -> Answer {
-    let Terms { sale, items: items_total, .. } = on_sale.terms();
+    let (sale, site) = (on_sale.terms().sale, responder.site());
     match page {
-        ItemPage::List { part, .. } => {
-            let items = || {
-                let ListPart { offset, limit } = part;
-                let items = part.of(items_total).map(|item| on_sale.item(ItemId(item))).collect();
-                Items { sale_id: sale.0, items_total, offset, limit, items }
-            };
-            responder.json(Answer::Ok, items, style, out)
-        }
+        ItemPage::List { of, part } => write_list(of, part, on_sale, style, responder, out),
         ItemPage::Item(item) if on_sale.has(sale, item) => {
-            responder.json(Answer::Ok, || OneItem { sale_id: sale.0, item: on_sale.item(item) }, style, out)
+            responder.json(Answer::Ok, || OneItem { sale_id: sale.0, item: on_sale.item(sale, item, site) }, style, out)
         }
         ItemPage::Image { item, sale: given } if on_sale.has(given.unwrap_or(sale), item) => {
             let sale = given.unwrap_or(sale);
@@ -153,6 +146,37 @@ pub fn write(
         }
         ItemPage::Item(_) | ItemPage::Image { .. } => responder.problem(Problem::NotFound, style, out),
     }
+}
+
+fn write_list(
+    of: ItemChoice,
+    part: ListPart,
+    on_sale: &OnSale<'_>,
+    style: Style,
+    responder: &mut Responder,
+    out: &mut Vec<u8>,
+) -> Answer {
+    let site = responder.site();
+    // Without a parameter, the list belongs to `GET /sale`, also while several sales are open.
+    let chosen = if of == ItemChoice::default() { Ok(on_sale.terms()) } else { on_sale.chosen(of.sale) };
+    let terms = match chosen {
+        Ok(terms) => terms,
+        Err(problem) => return responder.problem(problem, style, out),
+    };
+    let in_sale = || Some(&site.catalogue?.sale(terms.sale)?.products);
+    let product = of.product.map(|id| in_sale()?.iter().find(|product| product.number == id));
+    let items = match product {
+        Some(Some(product)) => product.numbers(),
+        Some(None) => return responder.problem(Problem::NoSuchProduct, style, out),
+        None => 0..terms.items,
+    };
+    let list = || {
+        let (sale, ListPart { offset, limit }) = (terms.sale, part);
+        let (items_total, product_id) = (items.len() as u32, product.flatten().map(|product| product.id.as_str()));
+        let shown = part.of(items_total).map(|number| on_sale.item(sale, ItemId(items.start + number), site));
+        Items { sale_id: sale.0, product_id, items_total, offset, limit, items: shown.collect() }
+    };
+    responder.json(Answer::Ok, list, style, out)
 }
 
 /// Returns whether an `If-None-Match` value contains this tag (RFC 9110 §13.1.2). Splitting at commas is correct,

@@ -486,6 +486,11 @@ fn meet_products(api: &Api) {
             assert_eq!(ask("?sale_id=3").problem(), "sale-ended");
             assert_eq!(ask("?sale_id=5").problem(), "invalid-parameter");
         }
+        let mut items = |query: &str| api.ask(&mut client, Operation::Items, query, "");
+        assert_eq!(items("?sale_id=7&product_id=1").json()["items"][0]["unit"], "A");
+        assert_eq!(items("?sale_id=7&product_id=2").problem(), "invalid-parameter");
+        assert_eq!(items("?sale_id=3").problem(), "sale-ended");
+        assert_eq!(items("?product_id=1").status, if are_several { 400 } else { 200 });
         assert!(server.terminate().success());
     }
 }

@@ -41,6 +41,8 @@ fn a_product_is_sold_to_its_last_unit_and_no_further() {
     for (code, unit) in codes.into_iter().chain([(last, unit)]) {
         let receipt = client.purchase(&code).json();
         assert_eq!((&receipt["product_id"], &receipt["unit"]), (&"box".into(), &unit.into()));
+        let item = client.request(&format!("GET /items/{}", receipt["item_id"])).json();
+        assert_eq!((&item["product_id"], &item["unit"], &item["state"]), (&"box".into(), &unit.into(), &"sold".into()));
     }
     assert_eq!(checkout(&mut client, "user_id=7&product_id=box"), "sold-out");
     let other = client.try_request("POST /checkout?user_id=7&product_id=a%2D38", json).unwrap().json();
@@ -104,6 +106,19 @@ fn products_are_listed_with_what_the_plan_says_and_their_counts() {
     let mut one = client.request("GET /products/b%6Fx").json();
     assert_eq!(one.as_object_mut().unwrap().remove("sale_id"), Some(9.into()));
     assert_eq!(one, expected);
+    let items = |client: &mut Client, query: &str| {
+        let list = client.request(&format!("GET /items?{query}")).json();
+        let of = |item: &Value| (item["item_id"].as_u64().unwrap(), item["product_id"].as_str().unwrap().to_owned());
+        (list["items_total"].as_u64().unwrap(), list["items"].as_array().unwrap().iter().map(of).collect::<Vec<_>>())
+    };
+    let item = |id: u64, product: &str| (id, product.to_owned());
+    assert_eq!(items(&mut client, "product_id=b%6Fx"), (2, vec![item(3, "box"), item(4, "box")]));
+    assert_eq!(items(&mut client, "product_id=a-39&offset=39&sale_id=9"), (40, vec![item(44, "a-39")]));
+    assert_eq!(items(&mut client, "sale_id=200&offset=3"), (4, vec![item(3, "one")]));
+    assert_eq!(items(&mut client, "offset=2&limit=2"), (45, vec![item(2, "a-38"), item(3, "box")]));
+    for wrong in ["product_id=one", "product_id=", "product_id=c", "sale_id=x", "sale_id=8"] {
+        assert_eq!(client.request(&format!("GET /items?{wrong}")).problem(), "invalid-parameter", "{wrong}");
+    }
     for unknown in ["Box", "c", "one", "box/", "a-38?sale_id=200"] {
         assert_eq!(client.request(&format!("GET /products/{unknown}")).problem(), "not-found", "{unknown}");
     }
@@ -116,7 +131,8 @@ fn products_are_listed_with_what_the_plan_says_and_their_counts() {
     let server = Server::start(dir.path(), &PLAN);
     let mut client = server.connect();
     assert_eq!(client.request("POST /checkout?user_id=1&sale_id=10&product_id=box").status, 200);
-    for path in ["/products", "/products/box"] {
+    assert_eq!(client.request("GET /items").json()["sale_id"], client.sale()["sale_id"]);
+    for path in ["/products", "/products/box", "/items?product_id=box"] {
         let refused = client.request(&format!("GET {path}"));
         assert_eq!((refused.status, &*refused.problem()), (400, "invalid-parameter"));
         assert!(refused.body.contains("several sales are open"), "{}", refused.body);
