@@ -148,6 +148,36 @@ pub struct OneSale {
     /// Fields of the sale.
     #[serde(flatten)]
     pub sale: Sale,
+    /// Fields of the plan.
+    #[serde(flatten)]
+    pub plan: SaleInPlan,
+}
+
+/// What a plan says of a sale. Without a plan, both fields are absent.
+#[derive(Clone, Copy, Default, Serialize, JsonSchema)]
+pub struct SaleInPlan {
+    /// Name of the sale, if it is in the plan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub name: Option<&'static str>,
+    /// With a plan: whether checkouts are refused for now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "bool")]
+    pub paused: Option<bool>,
+}
+
+/// A page of sales, in the order of their openings.
+#[derive(Serialize, JsonSchema)]
+pub struct SaleList {
+    /// Number of sales that the server knows, and with a plan, of those that come. Of a sale that is repeated, only the next
+    /// opening counts.
+    pub sales_total: u32,
+    /// First sale of the page.
+    pub offset: u32,
+    /// Maximum number of sales on the page.
+    pub limit: u32,
+    /// Sales of the page. Empty if `offset` is beyond the last sale.
+    pub sales: Vec<OneSale>,
 }
 
 /// Data of a `stock` event: the counts of a sale.
@@ -164,11 +194,66 @@ pub struct StockEvent {
     pub available: u32,
 }
 
+/// A product of a sale, and its counts.
+#[derive(Serialize, JsonSchema)]
+pub struct ListedProduct {
+    /// Id of the product in the plan.
+    pub product_id: &'static str,
+    /// Name of the product.
+    pub name: &'static str,
+    /// Address of an image: `https://…`, or a path. Absent if the plan has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub image: Option<&'static str>,
+    /// Price for people. Absent if the plan has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub price: Option<&'static str>,
+    /// Number of items of the product.
+    pub items_total: u32,
+    /// Items that are bought.
+    pub sold: u32,
+    /// Items that are being reserved or held, or whose purchase is not acknowledged yet.
+    pub reserved: u32,
+    /// Items that can be reserved.
+    pub available: u32,
+    /// Id of the first item of the product. Its other items follow without a gap.
+    pub first_item_id: u32,
+}
+
+/// A product with its counts, and its sale.
+#[derive(Serialize, JsonSchema)]
+pub struct OneProduct {
+    /// Id of the sale.
+    pub sale_id: u32,
+    /// Fields of the product.
+    #[serde(flatten)]
+    pub product: ListedProduct,
+}
+
+/// A page of products of a sale, in the order of their items.
+#[derive(Serialize, JsonSchema)]
+pub struct ProductList {
+    /// Id of the sale.
+    pub sale_id: u32,
+    /// Number of products of the sale.
+    pub products_total: u32,
+    /// First product of the page, from 0.
+    pub offset: u32,
+    /// Maximum number of products on the page.
+    pub limit: u32,
+    /// Products of the page. Empty if `offset` is beyond the last product.
+    pub products: Vec<ListedProduct>,
+}
+
 /// An item with its state.
 #[derive(Serialize, JsonSchema)]
 pub struct Item {
     /// Id of the item.
     pub item_id: u32,
+    /// Product and name of the item in the plan.
+    #[serde(flatten)]
+    pub unit: PlannedUnit,
     /// Name of the item in this sale.
     pub name: ItemName,
     /// Path of its image on this server.
@@ -192,9 +277,13 @@ pub struct OneItem {
 pub struct Items {
     /// Id of the sale.
     pub sale_id: u32,
-    /// Stock of the sale.
+    /// Id of the product whose items are listed, if the request names one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub product_id: Option<&'static str>,
+    /// Stock of the sale, or number of items of the product.
     pub items_total: u32,
-    /// First item of the page.
+    /// First item of the page. With a product: from its first item.
     pub offset: u32,
     /// Maximum number of items on the page.
     pub limit: u32,

@@ -197,21 +197,14 @@ fn success_bodies(operation: Operation, answer: Answer, schemas: &mut SchemaGene
             content["text/plain"] = json!({"schema": code, "example": CODE});
             content
         }
-        (Operation::Purchase, _) => {
-            let receipt = bodies::Receipt {
-                success: true,
-                message: "Purchase successful",
-                sale_id: SALE.0,
-                item_id: ITEM.0,
-                unit: bodies::PlannedUnit::default(),
-                item_name: ItemName(SALE, ITEM),
-                item_image: bodies::ItemImageInSale(SALE, ITEM),
-            };
-            as_json(&receipt, schemas)
-        }
+        (Operation::Purchase, _) => as_json(&receipt(), schemas),
         (Operation::Extend, _) => as_json(&reservation("2026-11-21T20:10:30.000Z"), schemas),
         (Operation::Sale, _) => as_json(&bodies::CurrentSale { sale: sale(), phase: None }, schemas),
-        (Operation::OneSale, _) => as_json(&bodies::OneSale { phase: bodies::SalePhase::Open, sale: sale() }, schemas),
+        (Operation::Sales, _) => {
+            let (sales_total, offset, limit) = (1, 0, 50);
+            as_json(&bodies::SaleList { sales_total, offset, limit, sales: vec![one_sale()] }, schemas)
+        }
+        (Operation::OneSale, _) => as_json(&one_sale(), schemas),
         (Operation::Events, _) => {
             let bodies::Sale { sale_id, sold, reserved, available, .. } = sale();
             let stock = bodies::StockEvent { sale_id, sold, reserved, available };
@@ -220,10 +213,15 @@ fn success_bodies(operation: Operation, answer: Answer, schemas: &mut SchemaGene
             let example = format!("retry: 1000\n\nevent: sale\ndata: {sale}\n\nevent: stock\ndata: {stock}\n\n");
             json!({"text/event-stream": {"schema": {"type": "string"}, "example": example}})
         }
+        (Operation::Products, _) => {
+            let (products_total, offset, limit, products) = (8, 0, 1, vec![product()]);
+            as_json(&bodies::ProductList { sale_id: SALE.0, products_total, offset, limit, products }, schemas)
+        }
+        (Operation::Product, _) => as_json(&bodies::OneProduct { sale_id: SALE.0, product: product() }, schemas),
         (Operation::Items, _) => {
             let (offset, limit) = (ITEM.0, 1);
-            let items = bodies::Items { sale_id: SALE.0, items_total: 10_000, offset, limit, items: vec![item()] };
-            as_json(&items, schemas)
+            let (sale_id, product_id, items_total, items) = (SALE.0, None, 10_000, vec![item()]);
+            as_json(&bodies::Items { sale_id, product_id, items_total, offset, limit, items }, schemas)
         }
         (Operation::Item, _) => as_json(&bodies::OneItem { sale_id: SALE.0, item: item() }, schemas),
         (Operation::Image, _) => {
@@ -234,22 +232,7 @@ fn success_bodies(operation: Operation, answer: Answer, schemas: &mut SchemaGene
         (Operation::Ready, _) => {
             as_json(&bodies::Ready { ready, status, kind: None, postgres: Some(postgres()) }, schemas)
         }
-        (Operation::Health, _) => {
-            let shard = bodies::ShardHealth {
-                shard: 0,
-                connections: 2,
-                log_records: 3,
-                log_records_durable: 3,
-                log_blocks_free: 1000,
-                attempts_durable: 1,
-                attempts_unrecorded: 0,
-            };
-            let sale = ready.then(|| bodies::CurrentSale { sale: sale(), phase: None });
-            let postgres = Some(postgres());
-            let shards = vec![shard];
-            let (live, owner) = (true, None);
-            as_json(&bodies::Health { status, version: VERSION, live, ready, sale, postgres, owner, shards }, schemas)
-        }
+        (Operation::Health, _) => as_json(&health(ready, status), schemas),
         (Operation::Api, _) => json!({"application/json": {"schema": {"type": "object"}}}),
         (Operation::Cancel | Operation::Shop | Operation::Options | Operation::Unknown, _) => json!({}),
     }
@@ -262,6 +245,18 @@ fn as_json<T: Serialize + JsonSchema>(example: &T, schemas: &mut SchemaGenerator
 fn reservation(expires_at: &str) -> bodies::Reservation<'static> {
     let unit = bodies::PlannedUnit::default();
     bodies::Reservation { code: CODE, sale_id: SALE.0, item_id: ITEM.0, unit, expires_at: expires_at.to_owned() }
+}
+
+fn receipt() -> bodies::Receipt {
+    bodies::Receipt {
+        success: true,
+        message: "Purchase successful",
+        sale_id: SALE.0,
+        item_id: ITEM.0,
+        unit: bodies::PlannedUnit::default(),
+        item_name: ItemName(SALE, ITEM),
+        item_image: bodies::ItemImageInSale(SALE, ITEM),
+    }
 }
 
 fn sale() -> bodies::Sale {
@@ -277,9 +272,44 @@ fn sale() -> bodies::Sale {
     }
 }
 
+fn one_sale() -> bodies::OneSale {
+    let plan = bodies::SaleInPlan::default();
+    bodies::OneSale { phase: bodies::SalePhase::Open, sale: sale(), plan }
+}
+
+fn product() -> bodies::ListedProduct {
+    bodies::ListedProduct {
+        product_id: "aurora-38",
+        name: "Aurora Low, EU 38",
+        image: Some("https://cdn.example/aurora.jpg"),
+        price: Some("129 €"),
+        items_total: 150,
+        sold: 1,
+        reserved: 0,
+        available: 149,
+        first_item_id: 0,
+    }
+}
+
 fn item() -> bodies::Item {
     let (name, image) = (ItemName(SALE, ITEM), ItemImage(ITEM));
-    bodies::Item { item_id: ITEM.0, name, image, state: Availability::Sold }
+    let unit = bodies::PlannedUnit::default();
+    bodies::Item { item_id: ITEM.0, unit, name, image, state: Availability::Sold }
+}
+
+fn health(ready: bool, status: bodies::Doing) -> bodies::Health {
+    let shard = bodies::ShardHealth {
+        shard: 0,
+        connections: 2,
+        log_records: 3,
+        log_records_durable: 3,
+        log_blocks_free: 1000,
+        attempts_durable: 1,
+        attempts_unrecorded: 0,
+    };
+    let sale = ready.then(|| bodies::CurrentSale { sale: sale(), phase: None });
+    let (postgres, owner, shards) = (Some(postgres()), None, vec![shard]);
+    bodies::Health { status, version: VERSION, live: true, ready, sale, postgres, owner, shards }
 }
 
 fn postgres() -> bodies::Postgres {
@@ -309,9 +339,11 @@ mod tests {
         assert_eq!(schema("post", "/checkout", 0)["maximum"], i64::MAX);
         assert_eq!(schema("post", "/checkout", 1)["maximum"], ITEMS_MAX - 1);
         assert_eq!(schema("get", "/items/{id}", 0)["maximum"], ITEMS_MAX - 1);
-        assert_eq!(schema("get", "/items", 0)["maximum"], u32::MAX);
         assert_eq!(schema("get", "/items/{id}/image.svg", 1)["maximum"], u32::MAX);
-        let limit = schema("get", "/items", 1);
-        assert_eq!((&limit["maximum"], &limit["default"]), (&json!(PAGE_ITEMS_MAX), &json!(PAGE_ITEMS_DEFAULT)));
+        for list in ["/items", "/products", "/sales"] {
+            assert_eq!(schema("get", list, 0)["maximum"], u32::MAX);
+            let limit = schema("get", list, 1);
+            assert_eq!((&limit["maximum"], &limit["default"]), (&json!(PAGE_ITEMS_MAX), &json!(PAGE_ITEMS_DEFAULT)));
+        }
     }
 }

@@ -24,8 +24,14 @@ pub enum Operation {
     Extend,
     /// Return the current sale and its counts.
     Sale,
+    /// List the sales that are known and those that come.
+    Sales,
     /// Return a sale that is still known, and its counts.
     OneSale,
+    /// List the products of a sale of the plan.
+    Products,
+    /// Return one product of a sale of the plan.
+    Product,
     /// Stream the counts of the sale as they change.
     Events,
     /// List items with their states.
@@ -64,7 +70,10 @@ impl Operation {
             Operation::Cancel => ("DELETE", "/checkout"),
             Operation::Extend => ("POST", "/checkout/extend"),
             Operation::Sale => ("GET", "/sale"),
+            Operation::Sales => ("GET", "/sales"),
             Operation::OneSale => ("GET", "/sales/{id}"),
+            Operation::Products => ("GET", "/products"),
+            Operation::Product => ("GET", "/products/{id}"),
             Operation::Items => ("GET", "/items"),
             Operation::Item => ("GET", "/items/{id}"),
             Operation::Image => ("GET", "/items/{id}/image.svg"),
@@ -94,7 +103,10 @@ impl Operation {
             Operation::Cancel => of_code(&[]),
             Operation::Extend => of_code(&[NotExtendable, LogFull]),
             Operation::Sale => vec![NotReady, Standby],
-            Operation::Items => vec![InvalidOffset, InvalidLimit, NotReady, Standby],
+            Operation::Sales => vec![InvalidOffset, InvalidLimit, NotReady, Standby],
+            Operation::Products => of_named_sale(&[InvalidOffset, InvalidLimit, NotFound]),
+            Operation::Product => of_named_sale(&[NotFound]),
+            Operation::Items => of_named_sale(&[InvalidOffset, InvalidLimit, InvalidProduct, NoSuchProduct]),
             Operation::OneSale | Operation::Item => vec![NotFound, NotReady, Standby],
             Operation::Image => vec![InvalidSale, NotFound, NotReady, Standby],
             Operation::Events => vec![NotReady, Standby, TooManyConnections],
@@ -132,6 +144,12 @@ impl Operation {
         };
         granted.iter().copied().chain(refused.into_iter().map(Answer::Refused)).collect()
     }
+}
+
+/// Returns every refusal of a page of a sale that a client can name.
+fn of_named_sale(more: &[Problem]) -> Vec<Problem> {
+    use Problem::*;
+    [more, &[InvalidSaleId, NoSuchSale, SaleUnnamed, SaleEnded, NotReady, Standby]].concat()
 }
 
 /// Returns every refusal of a checkout.

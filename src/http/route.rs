@@ -2,9 +2,11 @@
 
 use crate::http::bodies::{ItemImageInSale, PlannedUnit, Receipt, Reservation};
 use crate::http::head::{Head, Method};
-use crate::http::operation::{Answer, Operation, PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX};
+use crate::http::operation::{Answer, Operation};
 use crate::http::origin::Origins;
+use crate::http::pages::{self, ItemPage, Page};
 use crate::http::problem::Problem;
+use crate::http::query::{decode_unreserved, number, parameters, value};
 use crate::http::response::{Responder, Style};
 use crate::http::shop::ShopFile;
 use crate::http::site::Site;
@@ -29,48 +31,6 @@ pub enum Route {
     Options(Option<Problem>),
     /// A refusal.
     Refused(Problem),
-}
-
-/// Document that a GET request returns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Page {
-    /// The current sale and its counts.
-    Sale,
-    /// A sale that is still known, and its counts.
-    OneSale(SaleId),
-    /// Items of the sale.
-    Items(ItemPage),
-    /// A sign that the process answers.
-    Live,
-    /// Whether the server sells.
-    Ready,
-    /// The state of the process and of each shard.
-    Health,
-    /// The OpenAPI document.
-    Api,
-    /// A file of the shop.
-    Shop(&'static ShopFile),
-}
-
-/// Document about items.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ItemPage {
-    /// A page of items with their states.
-    List {
-        /// First item.
-        offset: u32,
-        /// Maximum number of items.
-        limit: u32,
-    },
-    /// One item with its state.
-    Item(ItemId),
-    /// The image of an item.
-    Image {
-        /// The item.
-        item: ItemId,
-        /// The sale, or `None` for the current one.
-        sale: Option<SaleId>,
-    },
 }
 
 /// Returns the operation that a request selects, and its destination. `site` is what the server offers.
@@ -128,19 +88,29 @@ fn select(head: &Head<'_>, query: &str, site: Site) -> (Operation, Route) {
         ("/readyz", _) => page(Operation::Ready, Page::Ready),
         ("/health", _) => page(Operation::Health, Page::Health),
         ("/openapi.json", _) => page(Operation::Api, Page::Api),
-        ("/items", _) => get(Operation::Items, items(query).unwrap_or_else(Route::Refused)),
+        ("/items", _) => get(Operation::Items, shown(pages::items(query, site))),
+        ("/products", _) => get(Operation::Products, shown(pages::products(query, site))),
+        ("/sales", _) => get(Operation::Sales, shown(pages::sales(query))),
         (path, _) => match (numbered(path, "/items/"), numbered(path, "/sales/")) {
             (Some((item, None)), _) => page(Operation::Item, Page::Items(ItemPage::Item(ItemId(item)))),
-            (Some((item, Some("image.svg"))), _) => {
-                get(Operation::Image, image(ItemId(item), query).unwrap_or_else(Route::Refused))
-            }
+            (Some((item, Some("image.svg"))), _) => get(Operation::Image, shown(pages::image(ItemId(item), query))),
             (_, Some((sale, None))) => page(Operation::OneSale, Page::OneSale(SaleId(sale))),
-            _ => match ShopFile::at(path).filter(|_| site.has_shop) {
-                Some(file) => page(Operation::Shop, Page::Shop(file)),
-                None => refused(Problem::NotFound),
+            _ => match (product_in(path), ShopFile::at(path).filter(|_| site.has_shop)) {
+                (Some(id), _) => get(Operation::Product, shown(pages::product(id, query, site))),
+                (None, Some(file)) => page(Operation::Shop, Page::Shop(file)),
+                (None, None) => refused(Problem::NotFound),
             },
         },
     }
+}
+
+fn shown(page: Result<Page, Problem>) -> Route {
+    page.map_or_else(Route::Refused, Route::Page)
+}
+
+/// Returns the product id in a path.
+fn product_in(path: &str) -> Option<&str> {
+    path.strip_prefix("/products/").filter(|id| !id.is_empty() && !id.contains('/'))
 }
 
 /// Returns the number after `prefix` in a path, and the part of the path after the number.
@@ -149,38 +119,6 @@ fn numbered<'a>(path: &'a str, prefix: &str) -> Option<(u32, Option<&'a str>)> {
     let (id, what) = path.split_once('/').map_or((path, None), |(id, what)| (id, Some(what)));
     let id = number(id.as_bytes()).and_then(|id| u32::try_from(id).ok())?;
     Some((id, what))
-}
-
-fn items(query: &str) -> Result<Route, Problem> {
-    let (mut offset, mut limit) = (None, None);
-    for (name, value) in parameters(query) {
-        let value = || number(value).and_then(|value| u32::try_from(value).ok());
-        match name {
-            b"offset" if offset.is_some() => return Err(Problem::InvalidOffset),
-            b"offset" => offset = Some(value().ok_or(Problem::InvalidOffset)?),
-            b"limit" if limit.is_some() => return Err(Problem::InvalidLimit),
-            b"limit" => {
-                let is_allowed = |limit: &u32| (1..=PAGE_ITEMS_MAX).contains(limit);
-                limit = Some(value().filter(is_allowed).ok_or(Problem::InvalidLimit)?);
-            }
-            _ => {}
-        }
-    }
-    let (offset, limit) = (offset.unwrap_or(0), limit.unwrap_or(PAGE_ITEMS_DEFAULT));
-    Ok(Route::Page(Page::Items(ItemPage::List { offset, limit })))
-}
-
-fn image(item: ItemId, query: &str) -> Result<Route, Problem> {
-    let mut values = parameters(query).filter(|(name, _)| *name == b"sale").map(|(_, value)| value);
-    let sale = match (values.next(), values.next()) {
-        (None, _) => None,
-        (Some(value), None) => {
-            let id = number(value).and_then(|id| u32::try_from(id).ok());
-            Some(SaleId(id.ok_or(Problem::InvalidSale)?))
-        }
-        _ => return Err(Problem::InvalidSale),
-    };
-    Ok(Route::Page(Page::Items(ItemPage::Image { item, sale })))
 }
 
 #[inline(always)]
@@ -231,8 +169,7 @@ fn checkout_any(
     product: Option<&[u8]>,
     site: Site,
 ) -> Result<Command, Problem> {
-    let found =
-        product.map(|text| site.catalogue.and_then(|known| known.product_id(text)).ok_or(Problem::NoSuchProduct));
+    let found = product.map(|text| site.product(text).ok_or(Problem::NoSuchProduct));
     // No item has these numbers, so these are the namespaces of no other checkout. Each product has one of its own.
     let of_user = |number| Uuid::from_u64_pair(user.0 as u64, number);
     let key = match product {
@@ -264,42 +201,7 @@ fn extend(query: &str) -> Result<Route, Problem> {
 }
 
 fn code(query: &str) -> Result<Code, Problem> {
-    let mut values = parameters(query).filter(|(name, _)| *name == b"code").map(|(_, value)| value);
-    match (values.next(), values.next()) {
-        (Some(value), None) => Code::parse(value).ok_or(Problem::InvalidCode),
-        _ => Err(Problem::InvalidCode),
-    }
-}
-
-fn parameters(query: &str) -> impl Iterator<Item = (&[u8], &[u8])> {
-    query.as_bytes().split(|&byte| byte == b'&').map(|pair| {
-        let mark = pair.iter().position(|&byte| byte == b'=').unwrap_or(pair.len());
-        (&pair[..mark], pair.get(mark + 1..).unwrap_or_default())
-    })
-}
-
-/// Decodes the unreserved characters of a query: letters, digits, `-`, `.`, `_` and `~` (RFC 3986 §6.2.2.2). Other
-/// encoded characters stay encoded, so that they cannot separate parameters.
-fn decode_unreserved(query: &str) -> String {
-    let mut parts = query.split('%');
-    let mut decoded = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let byte = part.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok()).map(char::from);
-        match byte.filter(|byte| byte.is_ascii_alphanumeric() || "-._~".contains(*byte)) {
-            Some(byte) => decoded.extend([byte].iter().copied().chain(part[2..].chars())),
-            None => decoded.extend(['%'].into_iter().chain(part.chars())),
-        }
-    }
-    decoded
-}
-
-/// Parses a whole number in its only spelling: decimal digits without a sign or a leading zero.
-fn number(text: &[u8]) -> Option<u64> {
-    let add = |number: u64, byte: &u8| {
-        let digit = byte.is_ascii_digit().then(|| byte - b'0')?;
-        number.checked_mul(10)?.checked_add(digit.into())
-    };
-    if matches!(text, b"0" | [b'1'..=b'9', ..]) { text.iter().try_fold(0, add) } else { None }
+    value(query, "code", Problem::InvalidCode)?.and_then(Code::parse).ok_or(Problem::InvalidCode)
 }
 
 /// Writes the response to a command.
@@ -369,6 +271,7 @@ pub fn rfc3339(unix_ms: u64) -> String {
 mod tests {
     use super::*;
     use crate::http::head::parse_head;
+    use crate::http::pages::{ItemChoice, ListPart, ProductChoice, ProductPage};
     use crate::plan::catalogue::Catalogue;
     use crate::plan::mistakes::PlanText;
     use crate::plan::plan_reader::read_plan;
@@ -442,23 +345,31 @@ mod tests {
         for query in ["user_id=7&product_id=A-38", "user_id=7&product_id=%20", "user_id=7&product_id=a"] {
             assert_eq!(refused(site, query), Route::Refused(Problem::NoSuchProduct), "{query}");
         }
+        let get = |target: &str| {
+            let text = format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
+            route(&parse_head(text.as_bytes()).unwrap().unwrap(), &Origins::None, site)
+        };
+        let one = |sale, of| (Operation::Product, Route::Page(Page::Products(ProductPage { sale, of })));
+        let of = ProductChoice::One(product.unwrap());
+        assert_eq!(get("/products/b%5f9.x?%73ale_id=7"), one(Some(SaleId(7)), of));
+        assert_eq!(get("/products/b_9.x"), one(None, of));
+        for (target, operation, problem) in [
+            ("/products/c", Operation::Product, Problem::NotFound),
+            ("/products/a-38?sale_id=x", Operation::Product, Problem::InvalidSaleId),
+            ("/products?sale_id=", Operation::Products, Problem::InvalidSaleId),
+            ("/products?limit=201", Operation::Products, Problem::InvalidLimit),
+            ("/products/", Operation::Unknown, Problem::NotFound),
+            ("/products/a-38/", Operation::Unknown, Problem::NotFound),
+        ] {
+            assert_eq!(get(target), (operation, Route::Refused(problem)), "{target}");
+        }
+        assert_eq!(way("GET /products"), Route::Refused(Problem::NotFound), "without a plan");
         let unplanned = refused(Site::default(), "user_id=7&product_id=a-38");
         assert_eq!(unplanned, Route::Refused(Problem::NoSuchProduct), "without a plan");
     }
 
     #[test]
-    fn only_unreserved_characters_are_decoded() {
-        for (query, decoded) in [
-            ("a=b", "a=b"),
-            ("%75ser%5fid=%37&x=%7E%2D%2e", "user_id=7&x=~-."),
-            ("a%3Db%26c=%20%25%7b", "a%3Db%26c=%20%25%7b"),
-            ("%", "%"),
-            ("%4", "%4"),
-            ("%zz%+1%41", "%zz%+1A"),
-            ("%e4%", "%e4%"),
-        ] {
-            assert_eq!(decode_unreserved(query), decoded);
-        }
+    fn a_repetition_in_another_spelling_is_one() {
         let twice = way("POST /checkout?user_id=%37&item_id=1&%75ser_id=7");
         assert_eq!(twice, Route::Refused(Problem::InvalidUser), "a parameter is repeated in another spelling");
     }
@@ -500,7 +411,9 @@ mod tests {
 
     #[test]
     fn items_are_found() {
-        let list = |offset, limit| Route::Page(Page::Items(ItemPage::List { offset, limit }));
+        let list = |offset, limit| {
+            Route::Page(Page::Items(ItemPage::List { of: ItemChoice::default(), part: ListPart { offset, limit } }))
+        };
         assert_eq!(way("GET /items"), list(0, 50));
         assert_eq!(way("HEAD /items?limit=200&x=y&offset=4294967295"), list(u32::MAX, 200));
         assert_eq!(way("GET /items/0"), Route::Page(Page::Items(ItemPage::Item(ItemId(0)))));
@@ -542,7 +455,7 @@ mod tests {
         assert_eq!(way("GET /checkout"), Route::Refused(Problem::OnlyPostOrDelete));
         assert_eq!(way("DELETE /purchase"), Route::Refused(Problem::OnlyPost));
         assert_eq!(way("GET /checkout/extend"), Route::Refused(Problem::OnlyPost));
-        for path in ["/sales/", "/sales/x", "/sales/07", "/sales/4294967296", "/sales/1/", "/sales"] {
+        for path in ["/sales/", "/sales/x", "/sales/07", "/sales/4294967296", "/sales/1/", "/salesx"] {
             assert_eq!(way(&format!("GET {path}")), Route::Refused(Problem::NotFound), "{path}");
         }
         assert_eq!(way("POST /sales/1"), Route::Refused(Problem::OnlyGet));

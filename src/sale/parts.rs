@@ -125,7 +125,7 @@ impl Parts {
     }
 
     /// Returns all parts but the prepared ones, newest first.
-    pub fn iter(&self) -> impl Iterator<Item = &Part> {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Part> {
         std::iter::once(&self.newest).chain(&self.earlier)
     }
 

@@ -1,17 +1,18 @@
 //! The pages of items: names, states and images. Everything that a page shows is published by the shards or computed
 //! from the item id.
 
-use crate::http::bodies::{Item, Items, OneItem};
+use crate::http::bodies::{Item, Items, OneItem, PlannedUnit};
 use crate::http::operation::Answer;
+use crate::http::pages::{ItemChoice, ItemPage, ListPart};
 use crate::http::problem::Problem;
 use crate::http::response::{Freshness, Responder, Style};
-use crate::http::route::ItemPage;
+use crate::http::site::Site;
 use crate::operate::item_states::ItemStates;
 use crate::sale::code::ITEMS_MAX;
 use crate::sale::ids::{ItemId, Moment, SaleId, Terms};
 use crate::sale::item_name::{ItemImage, ItemName};
-use crate::sale::parts::Parts;
-use crate::sale::sale_schedule::SaleSchedule;
+use crate::sale::parts::{Parts, UnnamedSale};
+use crate::sale::sale_schedule::{SaleSchedule, SaleSeries};
 use crate::server::art::ItemArt;
 use std::sync::LazyLock;
 
@@ -61,10 +62,48 @@ impl OnSale<'_> {
         self.parts.get(sale).filter(|part| part.terms.items > 0).map(|part| part.terms).or(planned)
     }
 
-    fn item(&self, item: ItemId) -> Item {
-        let sale = self.terms().sale;
-        let state = self.item_states.read(sale, item);
-        Item { item_id: item.0, name: ItemName(sale, item), image: ItemImage(item), state }
+    /// Returns the terms of the sale whose products or items a client asks for: the one that it has named, or the only one
+    /// that is open. If none is open, that of [`OnSale::terms`]. Without a plan, a name has no effect.
+    ///
+    /// # Errors
+    /// There is no such sale, or several are open and none is named, or the numbers of the sale are not known any more.
+    pub fn chosen(&self, named: Option<SaleId>) -> Result<Terms, Problem> {
+        let SaleSchedule::Planned(series) = self.schedule else { return Ok(self.terms()) };
+        let Some(sale) = named else {
+            let is_clear = self.parts.unnamed(self.now) != UnnamedSale::Several;
+            return if is_clear { Ok(self.terms()) } else { Err(Problem::SaleUnnamed) };
+        };
+        let newest = self.parts.newest().terms.sale;
+        let layer = self.schedule.layer(sale).map(|layer| layer as u8);
+        // A later sale of the layer, whose numbers have replaced those of this sale.
+        let is_later = |later: &SaleSeries| later.first.sale <= newest && sale < newest.min(later.last().sale);
+        let is_replaced = series.iter().any(|later| Some(later.layer) == layer && is_later(later));
+        match self.known(sale) {
+            Some(terms) if layer.is_some() && !is_replaced => Ok(terms),
+            Some(_) => Err(Problem::SaleEnded),
+            None if layer.is_some() => Err(Problem::SaleEnded),
+            None => Err(Problem::NoSuchSale),
+        }
+    }
+
+    /// Returns whether there is a plan.
+    pub fn has_plan(&self) -> bool {
+        matches!(self.schedule, SaleSchedule::Planned(_))
+    }
+
+    /// Returns the terms of the sales that the shard knows, and of those that its plan has for later, in the order of their
+    /// openings. Of a sale that is repeated, only the next opening is among them.
+    pub fn all(&self) -> impl Iterator<Item = Terms> {
+        let series = if let SaleSchedule::Planned(series) = self.schedule { series } else { &[] };
+        let newest = self.parts.newest().terms;
+        let next = series.iter().filter_map(move |series| series.next(newest.opens_ms));
+        let known = self.parts.iter().rev().map(|part| part.terms).filter(|terms| terms.items > 0);
+        known.chain(next.filter(move |next| next.sale > newest.sale))
+    }
+
+    fn item(&self, sale: SaleId, item: ItemId, site: Site) -> Item {
+        let (unit, state) = (PlannedUnit::of(site, sale, item), self.item_states.read(sale, item));
+        Item { item_id: item.0, unit, name: ItemName(sale, item), image: ItemImage(item), state }
     }
 
     /// Reports whether a sale has this item. The stock of a forgotten sale had at most [`ITEMS_MAX`] items, and later
@@ -89,18 +128,11 @@ pub fn write(
     responder: &mut Responder,
     out: &mut Vec<u8>,
 ) -> Answer {
-    let Terms { sale, items: items_total, .. } = on_sale.terms();
+    let (sale, site) = (on_sale.terms().sale, responder.site());
     match page {
-        ItemPage::List { offset, limit } => {
-            let items = || {
-                let shown = offset..items_total.min(offset.saturating_add(limit));
-                let items = shown.map(|item| on_sale.item(ItemId(item))).collect();
-                Items { sale_id: sale.0, items_total, offset, limit, items }
-            };
-            responder.json(Answer::Ok, items, style, out)
-        }
+        ItemPage::List { of, part } => write_list(of, part, on_sale, style, responder, out),
         ItemPage::Item(item) if on_sale.has(sale, item) => {
-            responder.json(Answer::Ok, || OneItem { sale_id: sale.0, item: on_sale.item(item) }, style, out)
+            responder.json(Answer::Ok, || OneItem { sale_id: sale.0, item: on_sale.item(sale, item, site) }, style, out)
         }
         ItemPage::Image { item, sale: given } if on_sale.has(given.unwrap_or(sale), item) => {
             let sale = given.unwrap_or(sale);
@@ -114,6 +146,37 @@ pub fn write(
         }
         ItemPage::Item(_) | ItemPage::Image { .. } => responder.problem(Problem::NotFound, style, out),
     }
+}
+
+fn write_list(
+    of: ItemChoice,
+    part: ListPart,
+    on_sale: &OnSale<'_>,
+    style: Style,
+    responder: &mut Responder,
+    out: &mut Vec<u8>,
+) -> Answer {
+    let site = responder.site();
+    // Without a parameter, the list belongs to `GET /sale`, also while several sales are open.
+    let chosen = if of == ItemChoice::default() { Ok(on_sale.terms()) } else { on_sale.chosen(of.sale) };
+    let terms = match chosen {
+        Ok(terms) => terms,
+        Err(problem) => return responder.problem(problem, style, out),
+    };
+    let in_sale = || Some(&site.catalogue?.sale(terms.sale)?.products);
+    let product = of.product.map(|id| in_sale()?.iter().find(|product| product.number == id));
+    let items = match product {
+        Some(Some(product)) => product.numbers(),
+        Some(None) => return responder.problem(Problem::NoSuchProduct, style, out),
+        None => 0..terms.items,
+    };
+    let list = || {
+        let (sale, ListPart { offset, limit }) = (terms.sale, part);
+        let (items_total, product_id) = (items.len() as u32, product.flatten().map(|product| product.id.as_str()));
+        let shown = part.of(items_total).map(|number| on_sale.item(sale, ItemId(items.start + number), site));
+        Items { sale_id: sale.0, product_id, items_total, offset, limit, items: shown.collect() }
+    };
+    responder.json(Answer::Ok, list, style, out)
 }
 
 /// Returns whether an `If-None-Match` value contains this tag (RFC 9110 §13.1.2). Splitting at commas is correct,

@@ -6,7 +6,7 @@
 //! and passes them to the handler, [`replies`] writes answers and ends connections with [`spare_buffers`].
 //! [`subscribers`] are the clients of `/events`.
 //!
-//! Pages: [`status_pages`] (`/sale`, health), [`item_pages`] (`/items`), [`art`] (generated images).
+//! Pages: [`status_pages`] (`/sale`, `/sales`, health), [`product_pages`] (`/products`), [`item_pages`] (`/items`), [`art`] (generated images).
 
 pub mod acceptor;
 pub mod addresses;
@@ -16,6 +16,7 @@ pub mod client;
 pub mod item_pages;
 pub mod newcomers;
 pub mod poller;
+pub mod product_pages;
 pub mod replies;
 pub mod requests;
 pub mod sockets;

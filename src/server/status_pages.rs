@@ -1,17 +1,21 @@
 //! The pages that can be read, except `/events`: the sale, liveness, readiness and health. Pages of items are in
-//! `item_pages`.
+//! `item_pages`, those of products in `product_pages`.
 
-use crate::http::bodies::{CurrentSale, Health, Live, OneSale, Ready, Sale, SalePhase, ShardHealth};
+use crate::http::bodies::{
+    CurrentSale, Health, Live, OneSale, Ready, Sale, SaleInPlan, SaleList, SalePhase, ShardHealth,
+};
 use crate::http::operation::Answer;
+use crate::http::pages::{ListPart, Page};
 use crate::http::problem::Problem;
 use crate::http::response::{Responder, Style};
-use crate::http::route::{Page, rfc3339};
+use crate::http::route::rfc3339;
+use crate::http::site::Site;
 use crate::log::block::LogKind;
 use crate::operate::counters::Counter;
 use crate::operate::status::{Phase, Status};
 use crate::sale::ids::Terms;
-use crate::sale::sale_schedule::SaleSchedule;
 use crate::server::item_pages::{self, OnSale};
+use crate::server::product_pages;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -31,6 +35,7 @@ pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Respon
     let phase = facts.status.phase();
     let is_ready = phase == Phase::Serving;
     let answer = if is_ready { Answer::Ok } else { Answer::Unready };
+    let site = responder.site();
     match page {
         Page::Live => responder.json(Answer::Ok, || Live { live: true, version: VERSION }, style, out),
         Page::Ready => {
@@ -46,11 +51,19 @@ pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Respon
             Some(_) => responder.json(Answer::Ok, || current_sale(facts), style, out),
             None => responder.problem(phase.refusal(), style, out),
         },
+        Page::Sales(part) => match facts.sale {
+            Some(on_sale) => responder.json(Answer::Ok, || sales(facts.status, on_sale, site, part), style, out),
+            None => responder.problem(phase.refusal(), style, out),
+        },
         Page::OneSale(id) => match facts.sale.map(|on_sale| (on_sale, on_sale.known(id))) {
             Some((on_sale, Some(terms))) => {
-                responder.json(Answer::Ok, || one_sale(facts.status, on_sale, terms), style, out)
+                responder.json(Answer::Ok, || one_sale(facts.status, on_sale, site, terms), style, out)
             }
             Some((_, None)) => responder.problem(Problem::NotFound, style, out),
+            None => responder.problem(phase.refusal(), style, out),
+        },
+        Page::Products(page) => match &facts.sale {
+            Some(on_sale) => product_pages::write(page, facts.status, on_sale, style, responder, out),
             None => responder.problem(phase.refusal(), style, out),
         },
         Page::Items(page) => match &facts.sale {
@@ -69,20 +82,36 @@ pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Respon
 /// Returns the state of the sale that the pages show, or `None` before recovery has ended.
 pub fn current_sale(facts: &Facts<'_>) -> Option<CurrentSale> {
     let on_sale = facts.sale?;
-    let OneSale { phase, sale } = one_sale(facts.status, on_sale, on_sale.terms());
-    let has_plan = matches!(on_sale.schedule, SaleSchedule::Planned(_));
-    Some(CurrentSale { sale, phase: has_plan.then_some(phase) })
+    let terms = on_sale.terms();
+    let sale = sale(facts.status, terms);
+    let phase = on_sale.has_plan().then(|| phase_of(&sale, on_sale, terms));
+    Some(CurrentSale { sale, phase })
 }
 
-fn one_sale(status: &Status, on_sale: OnSale<'_>, terms: Terms) -> OneSale {
-    let (newest, sale) = (on_sale.parts.newest().terms, sale(status, terms));
-    let phase = match sale.reserved {
+fn sales(status: &Status, on_sale: OnSale<'_>, site: Site, part: ListPart) -> SaleList {
+    let ListPart { offset, limit } = part;
+    let sales = part.take(on_sale.all()).map(|terms| one_sale(status, on_sale, site, terms)).collect();
+    SaleList { sales_total: on_sale.all().count() as u32, offset, limit, sales }
+}
+
+fn one_sale(status: &Status, on_sale: OnSale<'_>, site: Site, terms: Terms) -> OneSale {
+    let sale = sale(status, terms);
+    let planned = site.catalogue.and_then(|catalogue| catalogue.sale(terms.sale));
+    let plan = SaleInPlan {
+        name: planned.map(|planned| planned.name.as_str()),
+        paused: on_sale.has_plan().then_some(terms.is_paused),
+    };
+    OneSale { phase: phase_of(&sale, on_sale, terms), sale, plan }
+}
+
+fn phase_of(sale: &Sale, on_sale: OnSale<'_>, terms: Terms) -> SalePhase {
+    let newest = on_sale.parts.newest().terms;
+    match sale.reserved {
         _ if on_sale.is_open(terms.sale) => SalePhase::Open,
         _ if terms.sale > newest.sale => SalePhase::Next,
         0 => SalePhase::Closed,
         _ => SalePhase::Closing,
-    };
-    OneSale { phase, sale }
+    }
 }
 
 fn sale(status: &Status, terms: Terms) -> Sale {

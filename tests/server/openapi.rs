@@ -204,6 +204,7 @@ fn every_answer_that_is_described_can_be_met_and_no_other() {
         scope.spawn(|| meet_a_full_log(api));
         scope.spawn(|| meet_nothing_free(api));
         scope.spawn(|| meet_a_plan(api));
+        scope.spawn(|| meet_products(api));
         scope.spawn(|| meet_before_it_sells(api, &[]));
         scope.spawn(|| meet_before_it_sells(api, &["--ack", "postgres", "--standby"]));
         meet_in_peace(api, &server);
@@ -254,11 +255,16 @@ fn meet_in_peace(api: &Api, server: &Server) {
     ask(Operation::Api, "", "");
     for query in ["?limit=200&offset=4294967295", "?limit=201", "?offset=-1"] {
         ask(Operation::Items, query, "");
+        ask(Operation::Sales, query, "");
     }
+    ask(Operation::Sales, "", "");
     ask(Operation::Image, "?sale=x", "");
     assert_eq!(ask(Operation::Image, "?sale=1", "").status, 200);
     let tag = ask(Operation::Image, "", "").header("etag").unwrap().to_owned();
     assert_eq!(ask(Operation::Image, "", &format!("If-None-Match: {tag}\r\n")).status, 304);
+    for operation in [Operation::Products, Operation::Product] {
+        assert_eq!(ask(operation, "", "").problem(), "not-found", "without a plan");
+    }
     for operation in [Operation::Item, Operation::Image] {
         let line = name(operation).replace("{id}", "100");
         api.meets(&name(operation), &client.request(&line));
@@ -389,7 +395,6 @@ fn meet_nothing_free(api: &Api) {
     assert_eq!(api.ask(&mut client, Operation::Checkout, "?user_id=2", "").problem(), "sold-out");
 }
 
-/// Requests every page, and a checkout, before the only sale of a plan and after it.
 /// Starts a server with a plan of one sale.
 fn start_planned(dir: &tempfile::TempDir, terms: &str) -> Server {
     let product = "[[sale.product]]\nid = \"x\"\nname = \"X\"\nquantity = 3\n";
@@ -412,6 +417,7 @@ fn meet_a_paused_sale(api: &Api) {
     assert!(server.terminate().success());
 }
 
+/// Requests every page, and a checkout, before the only sale of a plan and after it.
 fn meet_a_plan(api: &Api) {
     meet_a_paused_sale(api);
     for (opens, closes, phase) in [("2100-01-01", "2100-01-02", "next"), ("2000-01-01", "2000-01-02", "closed")] {
@@ -442,12 +448,56 @@ fn meet_a_plan(api: &Api) {
         let one = client.request("GET /sales/7");
         assert_eq!(one.json()["phase"], phase);
         api.meets(&name(Operation::OneSale), &one);
+        let all = api.ask(&mut client, Operation::Sales, "", "").json();
+        assert_eq!((&all["sales_total"], &all["sales"][0]), (&1.into(), &one.json()));
         assert_eq!(client.request("GET /sales/0").problem(), "not-found");
         client.send(b"GET /events HTTP/1.1\r\nHost: shop\r\n\r\n").unwrap();
         assert_eq!(client.read_head().unwrap().status, 200);
         assert_eq!(server.metric("stampede_sale_id"), if phase == "next" { 0 } else { 7 });
         assert!(server.terminate().success());
     }
+}
+
+/// Requests the products and items of a plan with one sale that is over, and with one or two that are open.
+fn meet_products(api: &Api) {
+    let sale = |id, opens, closes| {
+        let products =
+            "product = [{ id = \"0\", name = \"0\", quantity = 2 }, { id = \"1\", name = \"1\", units = [\"A\"] }]";
+        let (opens, closes) = (format!("{opens}-01-01T00:00:00Z"), format!("{closes}-01-01T00:00:00Z"));
+        format!("[[sale]]\nid = {id}\nname = \"S\"\nopens = {opens}\ncloses = {closes}\nuser_limit = 1\n{products}\n")
+    };
+    let year = now_year();
+    let (over, open) = (sale(3, 2000, 2001), sale(7, year, year + 1));
+    for plan in [over.clone() + &open, over + &open + &sale(8, year, year + 1)] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("plan.toml"), &plan).unwrap();
+        let server = Server::start(dir.path(), &["--plan", "plan.toml", "--shards", "2"]);
+        let mut client = server.connect();
+        let are_several = plan.contains("id = 8");
+        for operation in [Operation::Products, Operation::Product] {
+            let mut ask = |query: &str| api.ask(&mut client, operation, query, "");
+            for query in ["?sale_id=7", "?sale_id=7&limit=1"] {
+                assert_eq!(ask(query).json()["sale_id"], 7, "{operation:?}");
+            }
+            let unnamed = ask("");
+            let expected = if are_several { (400, "invalid-parameter".to_owned()) } else { (200, "ok".to_owned()) };
+            let outcome = if unnamed.status == 200 { "ok".to_owned() } else { unnamed.problem() };
+            assert_eq!((unnamed.status, outcome), expected);
+            assert_eq!(ask("?sale_id=3").problem(), "sale-ended");
+            assert_eq!(ask("?sale_id=5").problem(), "invalid-parameter");
+        }
+        let mut items = |query: &str| api.ask(&mut client, Operation::Items, query, "");
+        assert_eq!(items("?sale_id=7&product_id=1").json()["items"][0]["unit"], "A");
+        assert_eq!(items("?sale_id=7&product_id=2").problem(), "invalid-parameter");
+        assert_eq!(items("?sale_id=3").problem(), "sale-ended");
+        assert_eq!(items("?product_id=1").status, if are_several { 400 } else { 200 });
+        assert!(server.terminate().success());
+    }
+}
+
+/// Returns the current year.
+fn now_year() -> u32 {
+    humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string()[..4].parse().unwrap()
 }
 
 fn meet_a_full_log(api: &Api) {
@@ -466,7 +516,11 @@ fn meet_a_full_log(api: &Api) {
 /// server. It has nothing to sell yet.
 fn meet_before_it_sells(api: &Api, more: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
-    let nowhere = ["--database-url", "host=127.0.0.1 port=1 user=nobody dbname=none sslmode=disable"];
+    let plan = "[[sale]]\nid = 7\nname = \"S\"\nopens = 2100-01-01T00:00:00Z\ncloses = 2100-01-02T00:00:00Z\nuser_limit = 1\n\
+                product = [{ id = \"1\", name = \"1\", quantity = 1 }]\n";
+    std::fs::write(dir.path().join("plan.toml"), plan).unwrap();
+    let nowhere =
+        ["--plan", "plan.toml", "--database-url", "host=127.0.0.1 port=1 user=nobody dbname=none sslmode=disable"];
     let server = Server::spawn(dir.path(), &[&nowhere[..], more].concat());
     server.wait_for_line("waiting for the database");
     let mut client = server.connect();

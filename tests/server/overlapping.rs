@@ -2,6 +2,7 @@
 
 use crate::harness::{Client, Server};
 use crate::planned::{PLAN, now_s, product, sale, write};
+use serde_json::Value;
 use std::time::Duration;
 
 fn checkout(client: &mut Client, parameters: &str) -> String {
@@ -77,5 +78,62 @@ fn sales_that_overlap_are_sold_side_by_side() {
     let mut client = server.connect();
     assert_eq!(client.request("POST /checkout?user_id=3&sale_id=5").status, 200, "the pause is over");
     assert_eq!([counts(&mut client, 3), counts(&mut client, 4)], [[3, 0, 0], [1, 0, 4]]);
+    assert!(server.terminate().success());
+}
+
+/// Returns the ids, phases, names and pauses of a list of sales.
+fn listed(client: &mut Client, query: &str) -> (u64, Vec<[String; 4]>) {
+    let list = client.request(&format!("GET /sales{query}")).json();
+    let of =
+        |sale: &Value| ["sale_id", "phase", "name", "paused"].map(|field| sale[field].to_string().replace('"', ""));
+    (list["sales_total"].as_u64().unwrap(), list["sales"].as_array().unwrap().iter().map(of).collect())
+}
+
+#[test]
+fn all_sales_are_listed_in_the_order_of_their_openings() {
+    let (dir, now) = (tempfile::tempdir().unwrap(), now_s());
+    let hourly = "user_limit = 1\nevery = \"1h\"";
+    let plan = [
+        sale(2, (now - 9000, now - 8000), "user_limit = 1", &product("a", 3)),
+        sale(3, (now - 7300, now + 3600), "user_limit = 1", &product("a", 3)),
+        sale(5, (now - 60, now + 60), "user_limit = 1\npaused = true", &product("a", 5)),
+        sale(7, (now + 1800, now + 3600), "user_limit = 9", &product("a", 2)),
+        sale(100, (now + 3700, now + 3800), hourly, &product("a", 2)),
+    ];
+    write(dir.path(), &plan);
+    let server = Server::start(dir.path(), &PLAN);
+    let mut client = server.connect();
+    let held = client.request("POST /checkout?user_id=1&sale_id=3");
+    assert_eq!(held.status, 200);
+    let known = [["3", "open", "Sale 3", "false"], ["5", "open", "Sale 5", "true"]];
+    let coming = [["7", "next", "Sale 7", "false"], ["100", "next", "Sale 100", "false"]];
+    let all: Vec<[String; 4]> = [known, coming].concat().iter().map(|sale| sale.map(str::to_owned)).collect();
+    // The server did not run in the time of sale 2, so it does not know what was sold.
+    assert_eq!(listed(&mut client, ""), (4, all.clone()));
+    assert_eq!(listed(&mut client, "?offset=1&limit=2"), (4, all[1..3].to_vec()));
+    assert_eq!(listed(&mut client, "?offset=4"), (4, vec![]));
+    let list = client.request("GET /sales").json();
+    for sale in list["sales"].as_array().unwrap() {
+        assert_eq!(*sale, client.request(&format!("GET /sales/{}", sale["sale_id"])).json());
+    }
+    assert_eq!([&list["sales"][0]["reserved"], &list["sales"][0]["available"]], [1, 2]);
+    assert_eq!(client.request("GET /sales/101").json()["phase"], "next", "a later opening of a repeated sale");
+    for wrong in ["offset=x", "limit=0", "limit=201", "limit=1&limit=1"] {
+        assert_eq!(client.request(&format!("GET /sales?{wrong}")).problem(), "invalid-parameter", "{wrong}");
+    }
+    assert!(server.terminate().success());
+}
+
+#[test]
+fn without_a_plan_the_known_sales_are_listed_and_nothing_that_comes() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &["--sale-period", "2s", "--receipts", "1m", "--shards", "2"]);
+    let mut client = server.connect();
+    let first = client.sale()["sale_id"].as_u64().unwrap();
+    server.wait_for_line("the sale has ended");
+    let list = client.request("GET /sales").json();
+    assert_eq!((&list["sales_total"], &list["sales"][0]["sale_id"]), (&2.into(), &first.into()), "{list}");
+    assert_eq!([&list["sales"][0]["phase"], &list["sales"][1]["phase"]], ["closed", "open"]);
+    assert!(list["sales"].as_array().unwrap().iter().all(|sale| sale.get("paused").is_none()), "{list}");
     assert!(server.terminate().success());
 }
