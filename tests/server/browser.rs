@@ -158,7 +158,9 @@ impl Browser {
         // The browser sends messages in order, so that every earlier event arrives before this response.
         self.evaluate("0");
         let is_complaint = |event: &Value| match event["method"].as_str().unwrap_or_default() {
-            "Runtime.exceptionThrown" | "Network.loadingFailed" => true,
+            "Runtime.exceptionThrown" => true,
+            // A page that closes an event stream itself cancels the request.
+            "Network.loadingFailed" => event["params"]["canceled"] != true,
             "Runtime.consoleAPICalled" => {
                 ["error", "warning", "assert"].contains(&event["params"]["type"].as_str().unwrap())
             }
