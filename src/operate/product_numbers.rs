@@ -5,16 +5,12 @@
 //! of its sale. A shard writes all words of a layer when it begins a sale, so the id of a word is never so old that this
 //! part repeats.
 
-use crate::sale::code::ITEMS_MAX;
+use crate::operate::counts_word::CountsWord;
 use crate::sale::ids::{SaleId, ShardId};
 use crate::sale::product_ranges::ProductIndex;
 use crate::sale::product_stock::ProductCounts;
 use crate::sale::sale_schedule::SaleSchedule;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
-/// Bits of a count of items, which can be as large as the largest stock.
-const COUNT_BITS: u32 = 25;
-const _: () = assert!(ITEMS_MAX < 1 << COUNT_BITS);
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Numbers of all products, readable from any thread.
 #[derive(Debug)]
@@ -29,9 +25,8 @@ pub struct ProductNumbers {
 struct ShardWords {
     /// The newest sale of which the shard has published numbers.
     newest: AtomicU32,
-    /// By product: 14 bits of the sale's id, then 25 bits sold, then 25 bits reserved. They share one word so that a reader
-    /// gets values of the same moment.
-    words: Box<[AtomicU64]>,
+    /// By product.
+    words: Box<[CountsWord]>,
 }
 
 impl ProductNumbers {
@@ -41,12 +36,17 @@ impl ProductNumbers {
         let products = Some(schedule.most_products().count()).filter(|products| *products > 1).unwrap_or(0);
         let layers = if products > 0 { schedule.layers().len() } else { 0 };
         let of_shard =
-            |_| ShardWords { newest: AtomicU32::new(0), words: (0..products).map(|_| AtomicU64::new(0)).collect() };
+            |_| ShardWords { newest: AtomicU32::new(0), words: (0..products).map(|_| CountsWord::default()).collect() };
         let words = (0..layers).map(|_| (0..shards).map(of_shard).collect()).collect();
         ProductNumbers { schedule, words }
     }
 
-    fn of(&self, shard: ShardId, sale: SaleId, ProductIndex(number): ProductIndex) -> Option<(&AtomicU32, &AtomicU64)> {
+    fn of(
+        &self,
+        shard: ShardId,
+        sale: SaleId,
+        ProductIndex(number): ProductIndex,
+    ) -> Option<(&AtomicU32, &CountsWord)> {
         let ShardWords { newest, words } = &self.words.get(self.schedule.layer(sale)?)?[usize::from(shard.0)];
         Some((newest, words.get(usize::from(number))?))
     }
@@ -58,29 +58,20 @@ impl ProductNumbers {
         let Some((newest, word)) = self.of(shard, sale, product) else { return };
         if newest.load(Ordering::Relaxed) <= sale.0 {
             newest.store(sale.0, Ordering::Relaxed);
-            let counts = u64::from(counts.sold) << COUNT_BITS | u64::from(counts.reserved);
-            word.store(tag(sale) << (2 * COUNT_BITS) | counts, Ordering::Release);
+            word.store(sale.0, counts);
         }
     }
 
     /// Returns the counts of a product at a shard: zero if the shard has not published them.
     pub fn read(&self, shard: ShardId, sale: SaleId, product: ProductIndex) -> ProductCounts {
-        let word = self.of(shard, sale, product).map_or(0, |(_, word)| word.load(Ordering::Acquire));
-        if word >> (2 * COUNT_BITS) != tag(sale) {
-            return ProductCounts::default();
-        }
-        let count = |word: u64| (word & ((1 << COUNT_BITS) - 1)) as u32;
-        ProductCounts { sold: count(word >> COUNT_BITS), reserved: count(word) }
+        self.of(shard, sale, product).and_then(|(_, word)| word.load(sale.0)).unwrap_or_default()
     }
-}
-
-fn tag(sale: SaleId) -> u64 {
-    u64::from(sale.0) & ((1 << (64 - 2 * COUNT_BITS)) - 1)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sale::code::ITEMS_MAX;
     use crate::sale::ids::Terms;
     use crate::sale::product_ranges::{ProductId, ProductRanges, SaleProduct};
     use crate::sale::sale_schedule::SaleSeries;

@@ -3,9 +3,10 @@
 
 use crate::log::block::LogKind;
 use crate::operate::counters::{Batches, Counter, Histogram, Requests, TIMES_US};
-use crate::sale::code::ITEMS_MAX;
+use crate::operate::counts_word::CountsWord;
 use crate::sale::ids::SaleId;
 use crate::sale::parts::ENDED_MAX;
+use crate::sale::product_stock::ProductCounts;
 use crate::sale::published_stock::PublishedStock;
 use crate::sale::record::{RefusalReason, ReleaseReason};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -140,20 +141,16 @@ impl ShardStatus {
         let PublishedStock { sale, sold, reserved, next_expiry_ms, .. } = stock;
         let (words, tag) = self.sales.of(sale);
         words.next_expiry_ms.store(next_expiry_ms, Ordering::Relaxed);
-        let counts = tag << (2 * COUNT_BITS) | u64::from(sold) << COUNT_BITS | u64::from(reserved);
-        words.counts.store(counts, Ordering::Release);
+        words.counts.store(tag, ProductCounts { sold, reserved });
     }
 
     /// Returns what the shard has published of `sale`: nothing sold and nothing reserved if it has not.
     pub fn published(&self, sale: SaleId) -> PublishedStock {
         let (words, tag) = self.sales.of(sale);
-        let counts = words.counts.load(Ordering::Acquire);
-        if counts >> (2 * COUNT_BITS) != tag {
+        let Some(ProductCounts { sold, reserved }) = words.counts.load(tag) else {
             return PublishedStock { sale, ..PublishedStock::default() };
-        }
-        let count = |counts: u64| (counts & ((1 << COUNT_BITS) - 1)) as u32;
+        };
         let next_expiry_ms = words.next_expiry_ms.load(Ordering::Relaxed);
-        let (sold, reserved) = (count(counts >> COUNT_BITS), count(counts));
         PublishedStock { sale, product: None, sold, reserved, next_expiry_ms }
     }
 
@@ -164,9 +161,6 @@ impl ShardStatus {
     }
 }
 
-/// Bits of a count of items, which can be as large as the largest stock.
-const COUNT_BITS: u32 = 25;
-const _: () = assert!(ITEMS_MAX < 1 << COUNT_BITS);
 /// Number of sales whose counts are published, by the low bits of their ids: a power of two above the number of sales that
 /// a shard knows. The ids of sales that are known at once must not differ by a multiple of it.
 pub const SALES_PUBLISHED: usize = 1024;
@@ -179,9 +173,7 @@ struct SalesWords(Box<[SaleWords]>);
 /// What is published of one sale.
 #[derive(Debug, Default)]
 struct SaleWords {
-    /// 14 bits of the sale's id, then 25 bits sold, then 25 bits reserved. They share one word so that a reader gets values
-    /// of the same moment.
-    counts: AtomicU64,
+    counts: CountsWord,
     /// Time at which the first hold ends, in monotonic milliseconds; `u64::MAX` if nothing is held.
     next_expiry_ms: AtomicU64,
 }
@@ -193,9 +185,8 @@ impl Default for SalesWords {
 }
 
 impl SalesWords {
-    /// Returns the words of `sale`, and the bits of the sale's id that they contain.
-    fn of(&self, sale: SaleId) -> (&SaleWords, u64) {
-        let tag = u64::from(sale.0 / SALES_PUBLISHED as u32) & ((1 << (64 - 2 * COUNT_BITS)) - 1);
-        (&self.0[sale.0 as usize % SALES_PUBLISHED], tag)
+    /// Returns the words of `sale`, and their tag: the bits of the sale's id that do not select the words.
+    fn of(&self, sale: SaleId) -> (&SaleWords, u32) {
+        (&self.0[sale.0 as usize % SALES_PUBLISHED], sale.0 / SALES_PUBLISHED as u32)
     }
 }

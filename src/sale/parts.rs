@@ -119,11 +119,6 @@ impl Parts {
         &self.newest
     }
 
-    /// Returns the part of the sale that has opened last. It may have closed.
-    pub fn newest_mut(&mut self) -> &mut Part {
-        &mut self.newest
-    }
-
     /// Returns all parts but the prepared ones, newest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Part> {
         std::iter::once(&self.newest).chain(&self.earlier)
@@ -183,7 +178,7 @@ impl Parts {
 
     /// Returns the terms of the newest sale, and of those that were open when it opened, oldest first.
     pub fn begun_last(&self) -> impl Iterator<Item = &Terms> {
-        let terms = self.earlier.iter().rev().chain([&self.newest]).map(|part| &part.terms);
+        let terms = self.iter().rev().map(|part| &part.terms);
         terms.filter(|terms| !terms.has_closed(self.newest.terms.opens_ms))
     }
 

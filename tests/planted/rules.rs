@@ -295,7 +295,7 @@ pub const RULES: &[Bug] = &[
         what: "a claim of the previous sale counts in the current sale",
         file: "sale/shard.rs",
         place: "«self.parts.get_mut(checkout.sale).is_some_and(|part| part.quotas.claim(checkout.user))»",
-        wrong: "self.parts.newest_mut().quotas.claim(checkout.user)",
+        wrong: "self.parts.iter_mut().take(1).any(|newest| newest.quotas.claim(checkout.user))",
         caught_by: SIM,
     },
     Bug {

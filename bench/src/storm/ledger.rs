@@ -171,18 +171,15 @@ mod tests {
         }
     }
 
+    fn reservation() -> LedgerEntry {
+        let (received_ms, expires_ms, responses) = (0, None, Vec::new());
+        LedgerEntry { user: 1, item: 42, code: [b'a'; 36], received_ms, expires_ms, responses }
+    }
+
     #[test]
     fn a_purchase_with_several_responses_is_counted_once() {
         let mut ledger = Ledger::default();
-        let reservation = LedgerEntry {
-            user: 1,
-            item: 42,
-            code: [b'a'; 36],
-            received_ms: 0,
-            expires_ms: None,
-            responses: Vec::new(),
-        };
-        let index = ledger.add_reservation(reservation);
+        let index = ledger.add_reservation(reservation());
         ledger.add_response(index, PurchaseResponse::Unknown);
         assert!(ledger.reservations[index].is_unknown());
         ledger.add_response(index, PurchaseResponse::Refused("code-used".to_owned()));
@@ -193,20 +190,13 @@ mod tests {
         assert_eq!((ledger.bought(), ledger.reservations[index].responses.len()), (1, 3));
         assert_eq!(ledger.by_sale(9).keys().collect::<Vec<_>>(), [&5]);
     }
+
     #[test]
     fn a_purchase_that_was_sent_after_a_sold_out_is_noted() {
         let mut ledger = Ledger::default();
         let ms = Duration::from_millis;
-        let reservation = LedgerEntry {
-            user: 1,
-            item: 42,
-            code: [b'a'; 36],
-            received_ms: 0,
-            expires_ms: None,
-            responses: Vec::new(),
-        };
-        ledger.add_reservation(reservation.clone());
-        ledger.add_reservation(LedgerEntry { responses: vec![PurchaseResponse::Unknown], ..reservation });
+        ledger.add_reservation(reservation());
+        ledger.add_reservation(LedgerEntry { responses: vec![PurchaseResponse::Unknown], ..reservation() });
         ledger.compare_with_sold_out("200", ms(1), ms(2), Some(0));
         ledger.compare_with_sold_out("sold-out", ms(3), ms(5), None);
         ledger.compare_with_sold_out("sold-out", ms(6), ms(9), None);
