@@ -189,6 +189,9 @@ pub fn names(known: &[u8], tag: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sale::ids::ShardId;
+    use crate::sale::part::Part;
+    use crate::sale::partition::Partition;
     use std::collections::BTreeSet;
 
     #[test]
@@ -198,6 +201,32 @@ mod tests {
         let qualities: BTreeSet<_> = pairs.iter().map(|pair| pair.0).collect();
         let things: BTreeSet<_> = pairs.iter().map(|pair| pair.1).collect();
         assert_eq!((qualities.len(), things.len()), (16, 16));
+    }
+
+    /// Sales 1, 3 and 4 follow each other, and sale 2 is open beside sale 1. The states of sale 3 replace those of sale 1.
+    #[test]
+    fn products_are_shown_until_a_later_sale_takes_their_place() {
+        let series = |id, opens_ms, closes_ms| {
+            let first = Terms { sale: SaleId(id), items: 1, opens_ms, closes_ms, ..Terms::NONE };
+            SaleSeries { first, every_ms: 0, count: 1, layer: 0 }
+        };
+        let series = vec![series(1, 0, 1_000), series(2, 500, 1_500), series(3, 1_200, 2_000), series(4, 2_000, 3_000)];
+        let (schedule, partition) = (SaleSchedule::planned(series), Partition::new(1));
+        let item_states = ItemStates::new(partition, schedule, &[]);
+        let chosen = |known: u32, named: Option<u32>, unix_ms| {
+            let part = |id| Part::empty(schedule.terms(SaleId(id)).unwrap(), partition, ShardId(0));
+            let parts = Parts::new(ShardId(0), partition, (1..=known).map(part).collect());
+            let now = Moment { monotonic_ms: 0, unix_ms };
+            let on_sale = OnSale { parts: &parts, item_states: &item_states, schedule, now };
+            on_sale.chosen(named.map(SaleId)).map(|terms| terms.sale.0)
+        };
+        assert_eq!([chosen(1, None, 499), chosen(2, None, 600)], [Ok(1), Err(Problem::SaleUnnamed)]);
+        assert_eq!([1, 2, 3, 4].map(|sale| chosen(2, Some(sale), 600)), [Ok(1), Ok(2), Ok(3), Ok(4)]);
+        assert_eq!(
+            [1, 2, 3, 4].map(|sale| chosen(3, Some(sale), 1_300)),
+            [Err(Problem::SaleEnded), Ok(2), Ok(3), Ok(4)]
+        );
+        assert_eq!(chosen(3, Some(5), 1_300), Err(Problem::NoSuchSale));
     }
 
     #[test]

@@ -1,15 +1,18 @@
 //! A single shard that searches for any item.
 
 use super::alone::{NOW, SALES, apply, checkout, rules, shard_with};
+use super::plans::product_id;
 use crate::sale::checkout_key::mark_any;
 use crate::sale::command::{Command, Outcome};
 use crate::sale::effects::Effects;
-use crate::sale::ids::{SaleId, ShardId, Ticket, UserId};
+use crate::sale::ids::{Moment, SaleId, ShardId, Terms, Ticket, UserId};
 use crate::sale::message::{Reply, Request, Verdict};
 use crate::sale::partition::Partition;
+use crate::sale::product_ranges::{ProductRanges, SaleProduct};
 use crate::sale::published_stock::PublishedStock;
 use crate::sale::record::{LogEvent, Record, RefusalReason};
-use crate::sale::sale_schedule::PeriodicSale;
+use crate::sale::rules::Rules;
+use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule, SaleSeries};
 use crate::sale::shard::{Shard, ShardEvent};
 use uuid::Uuid;
 
@@ -106,4 +109,37 @@ fn a_repetition_hears_that_the_claim_it_waits_for_is_refused() {
     let refused = Reply::Claimed { origin, ticket, checkout, asked, verdict: Verdict::Repeated };
     let answer = Reply::Answer { ticket: Ticket(2), outcome: Outcome::AllReserved { retry_after_s: 1 } };
     assert_eq!(apply(&mut shard, ShardEvent::Reply(refused)).replies, [(ShardId(1), answer)]);
+}
+
+/// A search ends a limited number of holds that are over. Here those of another product are before the one that it needs.
+#[test]
+fn a_search_that_would_end_too_many_holds_is_told_to_come_back() {
+    let products = [(1, 100), (2, 1)].map(|(id, units)| SaleProduct { id: product_id(id), name: "x", units });
+    let periodic = rules(SALES);
+    let first = Terms {
+        items: 101,
+        user_limit: 101,
+        products: ProductRanges::new(products),
+        ..periodic.schedule.terms(SaleId(0)).unwrap()
+    };
+    let series = vec![SaleSeries { first, every_ms: 0, count: 1, layer: 0 }];
+    let mut shard = shard_with(1, Rules { schedule: SaleSchedule::planned(series), ..periodic });
+    let of = |number, user| {
+        let product = Some(product_id(number));
+        let any = Command::CheckoutAny { sale: None, product, user: UserId(user), key: Uuid::nil() };
+        ShardEvent::Command(Ticket(1), any)
+    };
+    (0..100).for_each(|_| _ = apply(&mut shard, of(1, 1)));
+    apply(&mut shard, of(2, 1));
+    apply(&mut shard, ShardEvent::Flushed(102));
+    let later = Moment { monotonic_ms: NOW.monotonic_ms + u64::from(SALES.ttl_ms), ..NOW };
+    let mut search = |ends| {
+        let mut effects = Effects::default();
+        shard.apply(of(2, 2), later, &mut effects);
+        assert_eq!(effects.changes.len(), ends);
+        effects.answers
+    };
+    assert_eq!(search(64), [(Ticket(1), Outcome::AllReserved { retry_after_s: 1 })]);
+    // The other 36 of the first product, that of the second one, and the checkout of its item.
+    assert_eq!(search(36 + 1 + 1), []);
 }

@@ -81,4 +81,18 @@ pub const ANY_ITEM: &[Bug] = &[
         wrong: "0",
         caught_by: "sale::part::",
     },
+    Bug {
+        what: "a search ends all holds that are over at once",
+        file: "sale/any_unit.rs",
+        place: "for _ in 0..«EXPIRIES_PER_SEARCH» {",
+        wrong: "usize::MAX",
+        caught_by: "sim::alone_searching::",
+    },
+    Bug {
+        what: "the items of a sale are shown with the states of a later one",
+        file: "server/item_pages.rs",
+        place: "Some(terms) if layer.is_some() && «!is_replaced» => Ok(terms),",
+        wrong: "true",
+        caught_by: "server::item_pages::",
+    },
 ];
