@@ -366,43 +366,62 @@ sell_outs() {
   done
 }
 
-# The same buyers by item, each item once and in random order, and by any unit.
+# Buyers who choose an item at random until everything is sold, and buyers who take any unit. Between them, what no crowd
+# does: each item once.
 any_units() {
-  local round connections way report before what
+  local round connections way
   for round in $(seq "$(of_size 1 3)"); do
     for connections in 64 256; do
-      for way in item unit; do
-        serve "any-$way-$connections-$round" --shards 1
-        before=$(cpu_us $server)
-        report=$(storm "sell-out-by-$way-$connections-$round" --connections $connections --duration 30 $([ $way = item ] || echo --any))
-        what="10,000 items sold by $([ $way = item ] && echo item || echo 'any unit'), 1 shard, $connections connections, round $round"
-        figure "$what: first request to last 200" "$(calc "$(field last_purchase_s <<<"$report")")" s
-        figure "$what: server CPU per item" "$(calc "($(cpu_us $server) - $before) / 10000")" µs
-        stop
-      done
+      any_unit 'a random item' random-item --scenario trickle --rate 0
+      any_unit 'each item once' item
+      any_unit 'any unit' unit --any
     done
   done
 }
+# any_unit BUYERS NAME ARGUMENTS: sells 10,000 items.
+any_unit() {
+  local buyers=$1 name=$2-$connections-$round before client report; shift 2
+  local what="10,000 items sold by $buyers, 1 shard, $connections connections, round $round"
+  serve "sold-$name" --shards 1
+  before=$(cpu_us $server)
+  storm "sell-out-by-$name" --connections "$connections" --duration 60 "$@" >/dev/null & client=$!
+  until [ "$(curl -s localhost:8089/sale | field sold)" = 10000 ]; do sleep 0.1; done
+  figure "$what: server CPU per item" "$(calc "($(cpu_us $server) - $before) / 10000")" µs
+  # At the signal, storm ends with its report.
+  pkill -TERM -P $client -x storm || true
+  wait $client
+  report=$raw/sell-out-by-$name.json
+  figure "$what: first request to last 200" "$(calc "$(field last_purchase_s <"$report")")" s
+  figure "$what: refusals" "$(calc "$(field answers <"$report") - $(field reserved <"$report") - $(field bought <"$report")" | cut -d. -f1)" ''
+  stop
+}
 
-# Two sales of 1,000 products and 1,000,000 units. The second one opens when the first one closes, under requests.
+# Two sales of 1,000,000 units, in one product and in 1,000. The second one opens when the first one closes, under requests.
 many_products() {
-  local opens sale product plan=$dir/products.toml
-  opens=$(($(date +%s) + 30))
+  local products
+  for products in 1 1000; do
+    million_units $products
+  done
+}
+million_units() {
+  local products=$1 opens sale product plan=$dir/products-$1.toml
+  local what="1,000,000 units of $1 product(s), 1 shard"
+  opens=$(($(date +%s) + 20))
   for sale in 1 2; do
     printf '[[sale]]\nid = %s\nname = "S"\nuser_limit = 10\n' $sale
     printf 'opens = %s\ncloses = %s\n' "$(utc $((opens + (sale - 2) * 3600)))" "$(utc $((opens + (sale - 1) * 3600)))"
-    for product in $(seq 1000); do
-      printf '[[sale.product]]\nid = "p%s"\nname = "P"\nquantity = 1000\n' "$product"
+    for product in $(seq "$products"); do
+      printf '[[sale.product]]\nid = "p%s"\nname = "P"\nquantity = %s\n' "$product" $((1000000 / products))
     done
   done >"$plan"
-  "$bin/stampede" --listen 127.0.0.1:8089 --data-dir "$dir/products" --plan "$plan" --shards 1 --admin-listen 127.0.0.1:8093 2>>"$raw/stampede.log" & server=$!
+  "$bin/stampede" --listen 127.0.0.1:8089 --data-dir "$dir/products-$products" --plan "$plan" --shards 1 --admin-listen 127.0.0.1:8093 2>>"$raw/stampede.log" & server=$!
   running+=($server)
   until curl -sf localhost:8089/readyz >/dev/null; do kill -0 $server; sleep 0.02; done
-  figure "1,000 products, 1,000,000 units, 1 shard: resident memory" "$(resident_mb $server)" MB
-  wrk -t1 -c64 -d$((opens + 5 - $(date +%s)))s --latency http://127.0.0.1:8089/sale >"$raw/products.wrk"
+  figure "$what: resident memory" "$(resident_mb $server)" MB
+  wrk -t1 -c64 -d$((opens + 5 - $(date +%s)))s --latency http://127.0.0.1:8089/sale >"$raw/products-$products.wrk"
   [ "$(curl -s localhost:8089/sale | field sale_id)" = 2 ]
-  figure "1,000 products, 1,000,000 units, 1 shard: resident memory with the next sale" "$(resident_mb $server)" MB
-  figure "1,000 products, 1,000,000 units, 1 shard: longest turn, with the opening of the next sale" \
+  figure "$what: resident memory with the next sale" "$(resident_mb $server)" MB
+  figure "$what: longest turn, with the opening of the next sale" \
     "$(calc "1e3 * $(curl -s localhost:8093/metrics | awk '/^stampede_longest_turn_seconds/ { print $2; exit }')")" ms
   stop
 }
