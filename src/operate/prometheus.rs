@@ -3,6 +3,7 @@
 use crate::http::operation::Operation;
 use crate::log::block::LogKind;
 use crate::operate::counters::{Batches, Bounds, Counter, Distribution, Histogram, SIZES, TIMES_US};
+use crate::operate::exemplars::{self, Annotation};
 use crate::operate::shard_status::{LogStatus, ShardStatus};
 use crate::operate::status::{Phase, Status};
 use crate::sale::record::{RefusalReason, ReleaseReason};
@@ -20,6 +21,9 @@ use strum::VariantArray;
 /// Content type of the text (OpenMetrics 1.0).
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// Name of the histogram of the latencies.
+const REQUEST_SECONDS: &str = "stampede_request_seconds";
+
 /// The tables of [`crate::operate::status::PersistenceCounters::rows`].
 const TABLES: [&str; 4] = ["checkouts", "purchases", "releases", "extensions"];
 
@@ -30,7 +34,17 @@ pub fn text(status: &Arc<Status>) -> String {
     registry.register_collector(Box::new(Scrape { status: status.clone(), process }));
     let mut text = String::new();
     encode(&mut text, &registry).expect("writing to memory does not fail");
-    text
+    let annotations = timed_operations().map(|operation| {
+        let (method, path) = operation.route();
+        let exemplars = exemplars::newest(status.shards.iter().map(|shard| &shard.exemplars), operation);
+        Annotation { labels: format!("method=\"{method}\",route=\"{path}\""), exemplars }
+    });
+    exemplars::annotate(&text, REQUEST_SECONDS, &annotations.collect::<Vec<_>>())
+}
+
+/// Returns the operations whose latencies are shown.
+fn timed_operations() -> impl Iterator<Item = Operation> {
+    Operation::VARIANTS.iter().copied().filter(|operation| *operation != Operation::Unknown)
 }
 
 /// Source of the values of one scrape.
@@ -181,8 +195,7 @@ impl Scrape {
             }
         }
         let counts = counts.into_iter().map(|(labels, count)| (labels, Value::Counter(count as f64)));
-        let known = Operation::VARIANTS.iter().copied().filter(|operation| *operation != Operation::Unknown);
-        let times = known.map(|operation| (route(operation), seconds(self.status.times(operation))));
+        let times = timed_operations().map(|operation| (route(operation), seconds(self.status.times(operation))));
         let released = ReleaseReason::VARIANTS
             .iter()
             .map(|&reason| (labels([("reason", reason.name())]), self.sum(|shard| &shard.released[reason as usize])));
@@ -192,7 +205,7 @@ impl Scrape {
         [
             Family::new("stampede_requests",
                 "Answered requests; reason is the last part of the problem type, such as item-sold", counts),
-            Family::new("stampede_request_seconds", "Time from reading a request to writing its answer", times),
+            Family::new(REQUEST_SECONDS, "Time from reading a request to writing its answer", times),
             Family::new("stampede_holds_released", "Holds that ended without a purchase, by reason", released),
             Family::new("stampede_attempts_unrecorded",
                 "Refused checkouts not recorded because the attempt log had no room, by reason", unrecorded),

@@ -3,6 +3,8 @@
 
 use crate::http::operation::{Answer, Operation};
 use crate::operate::counters::Requests;
+use crate::operate::exemplars::SampledRequest;
+use crate::operate::shard_status::ShardStatus;
 use crate::operate::status::Status;
 use crate::sale::ids::ShardId;
 use crate::system::clock::Clock;
@@ -18,12 +20,14 @@ pub struct RequestTimer {
     turn_us: Option<u64>,
     /// Answers of this turn: the operation, and the time at which its request was read.
     answered: Vec<(Operation, u64)>,
+    /// Those of them that belong to a sampled trace.
+    sampled: Vec<(Operation, u64, SampledRequest)>,
 }
 
 impl RequestTimer {
     /// Creates the timer of `shard`.
     pub fn new(status: Arc<Status>, shard: ShardId, clock: Clock) -> Self {
-        RequestTimer { status, shard, clock, turn_us: None, answered: Vec::new() }
+        RequestTimer { status, shard, clock, turn_us: None, answered: Vec::new(), sampled: Vec::new() }
     }
 
     /// Returns the time at which a request was read, in microseconds, for [`RequestTimer::answered`].
@@ -43,6 +47,13 @@ impl RequestTimer {
         self.answered.push((operation, began_us));
     }
 
+    /// Makes a request that has been answered in this turn an example of its latency, if its trace is sampled.
+    pub fn traced(&mut self, operation: Operation, began_us: u64, traceparent: Option<&str>) {
+        if let Some(request) = traceparent.and_then(SampledRequest::of) {
+            self.sampled.push((operation, began_us, request));
+        }
+    }
+
     /// Counts a refusal that belongs to no operation, such as a refused connection or a malformed request.
     pub fn refused(&self, answer: Answer) {
         self.requests().answers(Operation::Unknown, answer).add(1);
@@ -56,9 +67,12 @@ impl RequestTimer {
             return;
         }
         let now_us = self.clock.micros();
-        let requests = &self.status.shard(self.shard).requests;
+        let ShardStatus { requests, exemplars, .. } = self.status.shard(self.shard);
         for (operation, began_us) in self.answered.drain(..) {
             requests.times(operation).record(now_us - began_us);
+        }
+        for (operation, began_us, request) in self.sampled.drain(..) {
+            exemplars.keep(operation, request, now_us - began_us, self.clock.now().unix_ms);
         }
     }
 

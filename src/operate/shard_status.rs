@@ -4,6 +4,7 @@
 use crate::log::block::LogKind;
 use crate::operate::counters::{Batches, Counter, Histogram, Requests, TIMES_US};
 use crate::operate::counts_word::CountsWord;
+use crate::operate::exemplars::Exemplars;
 use crate::sale::ids::SaleId;
 use crate::sale::parts::ENDED_MAX;
 use crate::sale::product_stock::ProductCounts;
@@ -56,6 +57,8 @@ pub struct ShardStatus {
     pub lane_waiting: AtomicU64,
     /// Requests of the shard's clients.
     pub requests: Requests,
+    /// Examples of the latencies of those requests.
+    pub exemplars: Exemplars,
 }
 
 /// The durations of a shard's turns: from the end of the wait for work until the shard waits again.

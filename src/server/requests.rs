@@ -186,7 +186,14 @@ impl RequestParts<'_> {
         let began_us = self.request_timer.began();
         self.responder.set_request(head.request_id, head.origin);
         let handled = handler(ticket, head, style, self.responder, out);
-        let trace = matches!(handled, Handled::Deciding { .. }).then(|| TraceHeaders::of(head)).flatten();
+        let trace = match handled {
+            Handled::Deciding { .. } => TraceHeaders::of(head),
+            Handled::Answered(operation, _) | Handled::Granted(operation, ..) => {
+                self.request_timer.traced(operation, began_us, head.traceparent);
+                None
+            }
+            Handled::Listening(_) => None,
+        };
         HandledRequest { style, handled, began_us, trace }
     }
 

@@ -242,7 +242,9 @@ impl Server {
         set_request(&mut self.responder, trace.as_deref());
         connection.unsent_grant = grant.map(|code| UnsentGrant { code, begins: connection.output.len() });
         let answer = write(style, &mut self.responder, &mut connection.output);
-        self.request_timer.answered(connection.operation, answer, connection.began_us);
+        let (operation, began_us) = (connection.operation, connection.began_us);
+        self.request_timer.answered(operation, answer, began_us);
+        self.request_timer.traced(operation, began_us, trace.as_ref().and_then(|trace| trace.traceparent.as_deref()));
         connection.state = if style.keep_alive { ConnectionState::Reading } else { ConnectionState::Closing };
         if !connection.input.is_empty() || connection.readable || connection.ended {
             client.queue(key, &mut self.ready);

@@ -27,6 +27,7 @@ mod database_schema;
 mod deletions;
 mod descriptors;
 mod events;
+mod exemplars;
 mod faulty_disk;
 mod front;
 mod full_disk;
