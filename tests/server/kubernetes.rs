@@ -2,8 +2,10 @@
 
 use crate::harness::{Client, LONG_SALE, Server, in_repository, repository_text, skipped, stampede};
 use std::fs::{self, Permissions};
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 const FILE: &str = "tuning/kubernetes/stampede.yaml";
 
@@ -40,6 +42,41 @@ fn the_objects_are_valid() {
         assert!(text.contains(right), "{right}");
         let (is_valid, said) = is_valid(&text.replace(right, wrong), VERSIONS[0]).unwrap();
         assert!(!is_valid, "{wrong}: {said}");
+    }
+}
+
+/// Validates a `ServiceMonitor` from standard input with `@kubernetes-models/prometheus-operator`, a package of npm with the
+/// schemas of the Prometheus Operator.
+const VALIDATE_MONITOR: &str = r#"
+import { readFileSync } from "node:fs";
+import { parse } from "yaml";
+import { ServiceMonitor } from "@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1";
+new ServiceMonitor(parse(readFileSync(0, "utf8"))).validate();
+"#;
+
+#[test]
+fn the_monitor_is_valid() {
+    // Beside the profiles in the target directory.
+    let tools = Path::new(env!("CARGO_BIN_EXE_stampede")).ancestors().nth(2).unwrap().join("prometheus-operator");
+    if !tools.join("node_modules").exists() {
+        return skipped("the monitor for Kubernetes", "no @kubernetes-models/prometheus-operator");
+    }
+    let text = repository_text("tuning/kubernetes/servicemonitor.yaml");
+    let validate = |text: &str| {
+        let mut node = Command::new("node");
+        node.args(["--input-type=module", "--eval", VALIDATE_MONITOR]).current_dir(&tools);
+        let mut node = node.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        node.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        let output = node.wait_with_output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (is_valid, said) = validate(&text);
+    assert!(is_valid, "{said}");
+    for (right, wrong) in [("interval: 15s", "interval: 15 s"), ("endpoints:", "ports:"), ("path: /metrics", "path: 1")]
+    {
+        assert!(text.contains(right), "{right}");
+        let (is_valid, said) = validate(&text.replace(right, wrong));
+        assert!(!is_valid && said.contains("ValidationError"), "{wrong}: {said}");
     }
 }
 
@@ -124,8 +161,8 @@ fn a_server_sells_in_what_the_pod_is_given() {
         );
         command.arg(dir.path()).args(server.get_args()).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         // The arguments have other ports and another directory.
-        command.envs(environment(&text)).stdin(std::process::Stdio::null());
-        let server = Server::run(command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()));
+        command.envs(environment(&text)).stdin(Stdio::null());
+        let server = Server::run(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
         server.wait_for_line("serving");
         server
     };
