@@ -282,8 +282,8 @@ fn begin(
     let (shipper, feed) = claim
         .map(|claim| {
             let (status, doorbells) = (status.clone(), shards.doorbells.clone());
-            let (rules, keep, pair) = (config.rules, config.keep, config.pair);
-            Shipper::new(Plan { claim, rules, keep, pair, status, doorbells, shipped: senders })
+            let (rules, sales, keep, pair) = (config.rules, config.plan, config.keep, config.pair);
+            Shipper::new(Plan { claim, rules, sales, keep, pair, status, doorbells, shipped: senders })
         })
         .unzip();
     // Count the segments of earlier runs before a shard creates one.

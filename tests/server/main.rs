@@ -57,6 +57,7 @@ mod plan;
 mod planned;
 mod pooler;
 mod power;
+mod product_rows;
 mod products;
 mod proxy;
 mod recovery_memory;
