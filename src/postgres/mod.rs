@@ -7,7 +7,7 @@
 //!
 //! [`session`] is a connection, [`schema`] its migrations, [`limits`] its time limits, [`failure`] its errors,
 //! [`replication`] whether a commit is on a standby, [`snapshot`] a read-only look. [`owner_watch`] says whether the
-//! owner is alive. [`maintenance`] makes partitions ahead, and drops old
+//! owner is alive, [`sale_rows`] whether a plan fits the sales. [`maintenance`] makes partitions ahead, and drops old
 //! ones. [`restore`] fills a new data directory from the database. [`tls`] and [`pgpass`] do what
 //! libpq does.
 
@@ -24,6 +24,7 @@ pub mod pgpass;
 pub mod product_rows;
 pub mod replication;
 pub mod restore;
+pub mod sale_rows;
 pub mod schema;
 pub mod session;
 pub mod ship;

@@ -73,6 +73,7 @@ mod shop;
 mod signals;
 mod split_brain;
 mod standby;
+mod standby_plan;
 mod start_up;
 mod takeover;
 mod tls;
