@@ -111,9 +111,12 @@ impl Database {
                 open_sale(client, *sale, opened).await?;
             }
         }
+        let mut described = Vec::new();
         if let Some(plan) = plan {
-            for sale in rows.sales.difference(&self.prepared) {
-                write_products(client, plan, SaleId(*sale)).await?;
+            for sale in rows.sales.difference(&self.described) {
+                if write_products(client, plan, SaleId(*sale)).await? {
+                    described.push(*sale);
+                }
             }
         }
         try_join!(
@@ -126,6 +129,7 @@ impl Database {
         // If the transaction fails, the connection is dropped with these sets.
         self.prepared.extend(&rows.sales);
         self.opened.extend(rows.opened.keys());
+        self.described.extend(described);
         Ok(())
     }
 }

@@ -179,6 +179,34 @@ fn products_that_the_database_refuses_keep_no_purchase_away() {
     assert!(server.terminate().success());
 }
 
+/// A refused checkout can be flushed before the record that opens its sale, because they are in two logs.
+#[test]
+fn refused_checkouts_can_arrive_before_the_opening() {
+    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let (url, now) = (cluster.url(), now_s());
+    write(dir.path(), &[sale(7, (now - 9, now + 3600), "user_limit = 9", &product("a", 3))]);
+    let server = Server::start(dir.path(), &[&PLAN[..], &["--database-url", &url]].concat());
+    let mut client = server.connect();
+    buy(&mut client, 7, 0);
+    client.wait_for_postgres();
+    // The database as it is before the opening has arrived, and a new connection.
+    cluster.ask("create table opening as select * from sales; delete from sales; delete from products");
+    cluster.ask("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'stampede'");
+    let mut refuse = |refused: u64| {
+        assert_eq!(client.request("POST /checkout?user_id=9&sale_id=7&item_id=0").problem(), "item-sold");
+        let count = "select count(*) from checkouts where outcome = 1";
+        wait_until("the refusal has arrived", || cluster.count(count) == refused);
+    };
+    refuse(1);
+    let backend = "select pid from pg_stat_activity where application_name = 'stampede' order by backend_start limit 1";
+    let connection = cluster.ask(backend);
+    assert_eq!(cluster.ask(PRODUCTS), "");
+    cluster.ask("insert into sales select * from opening");
+    refuse(2);
+    assert_eq!((cluster.ask(PRODUCTS), cluster.ask(backend)), ("7|a|0|3|Product a|||".into(), connection));
+    assert!(server.terminate().success());
+}
+
 /// A row for each product, also of many units.
 #[test]
 fn a_million_units_are_a_thousand_rows() {
