@@ -6,6 +6,7 @@ use stampede::config::settings::{Config, Sources};
 use stampede::config::{env_file, logging, output};
 use stampede::log_tool::arguments::{self, LogCommand};
 use stampede::log_tool::{dump, sale_report, scan, verify};
+use stampede::plan::planned_sale::LoadedPlan;
 use stampede::process::supervisor::Supervisor;
 use stampede::process::{manual, migration, plan_command, plan_files, plan_limits, signals, start};
 use std::collections::BTreeMap;
@@ -38,7 +39,8 @@ fn main() {
     let needs_plan = log_command.is_none() && migrate.is_none();
     let config = read_settings(flags, needs_plan).unwrap_or_else(|reason| exit_with_error(&reason));
     if let Some(command) = log_command {
-        return end_command(run_log_command(&command, &config));
+        let plan = arguments::plan_path(given).map(plan_files::load).transpose();
+        return end_command(plan.and_then(|plan| run_log_command(&command, &config, plan)));
     }
     if migrate.is_some() {
         return end_command(migration::migrate(&config).and_then(|text| print(&text)));
@@ -78,14 +80,15 @@ fn exit_with_error(reason: &Fatal) -> ! {
     std::process::exit(reason.exit_code());
 }
 
-/// Runs a `stampede log` command, and prints its result on standard output.
-fn run_log_command(command: &LogCommand, config: &Config) -> Result<(), Fatal> {
+/// Runs a `stampede log` command, and prints its result on standard output. The `plan` names what was sold.
+fn run_log_command(command: &LogCommand, config: &Config, plan: Option<LoadedPlan>) -> Result<(), Fatal> {
     let (report, verdict) = match command {
         LogCommand::Dump(filter) => {
-            return dump::dump(config, filter, &mut BufWriter::new(output::standard_output().map_err(unwritable)?));
+            let mut out = BufWriter::new(output::standard_output().map_err(unwritable)?);
+            return dump::dump(config, filter, plan, &mut out);
         }
         LogCommand::Verify => scan::look(|report| verify::verify(config, report)),
-        LogCommand::Sale(sale) => scan::look(|report| sale_report::add_up(config, *sale, report)),
+        LogCommand::Sale(sale) => scan::look(|report| sale_report::add_up(config, *sale, plan, report)),
     };
     // The verdict on the log matters more than a report that cannot be written.
     let printed = print(&report);

@@ -64,7 +64,12 @@ pub enum ItemPage {
         part: ListPart,
     },
     /// One item with its state.
-    Item(ItemId),
+    Item {
+        /// The item.
+        item: ItemId,
+        /// The sale that the client has named.
+        sale: Option<SaleId>,
+    },
     /// The image of an item.
     Image {
         /// The item.
@@ -147,6 +152,15 @@ pub fn items(query: &str, site: Site) -> Result<Page, Problem> {
         None => None,
     };
     Ok(Page::Items(ItemPage::List { of: ItemChoice { sale, product }, part }))
+}
+
+/// Returns the page of an item with these parameters. Without a plan, it has none.
+///
+/// # Errors
+/// A parameter is wrong.
+pub fn item(item: ItemId, query: &str, site: Site) -> Result<Page, Problem> {
+    let sale = if site.catalogue.is_some() { named_sale(query)? } else { None };
+    Ok(Page::Items(ItemPage::Item { item, sale }))
 }
 
 /// Returns the page with the image of an item.

@@ -4,7 +4,7 @@ use crate::http::bodies::{ItemImageInSale, PlannedUnit, Receipt, Reservation};
 use crate::http::head::{Head, Method};
 use crate::http::operation::{Answer, Operation};
 use crate::http::origin::Origins;
-use crate::http::pages::{self, ItemPage, Page};
+use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
 use crate::http::query::{decode_unreserved, number, parameters, value};
 use crate::http::response::{Responder, Style};
@@ -92,7 +92,7 @@ fn select(head: &Head<'_>, query: &str, site: Site) -> (Operation, Route) {
         ("/products", _) => get(Operation::Products, shown(pages::products(query, site))),
         ("/sales", _) => get(Operation::Sales, shown(pages::sales(query))),
         (path, _) => match (numbered(path, "/items/"), numbered(path, "/sales/")) {
-            (Some((item, None)), _) => page(Operation::Item, Page::Items(ItemPage::Item(ItemId(item)))),
+            (Some((item, None)), _) => get(Operation::Item, shown(pages::item(ItemId(item), query, site))),
             (Some((item, Some("image.svg"))), _) => get(Operation::Image, shown(pages::image(ItemId(item), query))),
             (_, Some((sale, None))) => page(Operation::OneSale, Page::OneSale(SaleId(sale))),
             _ => match (product_in(path), ShopFile::at(path).filter(|_| site.has_shop)) {
@@ -271,7 +271,7 @@ pub fn rfc3339(unix_ms: u64) -> String {
 mod tests {
     use super::*;
     use crate::http::head::parse_head;
-    use crate::http::pages::{ItemChoice, ListPart, ProductChoice, ProductPage};
+    use crate::http::pages::{ItemChoice, ItemPage, ListPart, ProductChoice, ProductPage};
     use crate::plan::catalogue::Catalogue;
     use crate::plan::mistakes::PlanText;
     use crate::plan::plan_reader::read_plan;
@@ -416,7 +416,8 @@ mod tests {
         };
         assert_eq!(way("GET /items"), list(0, 50));
         assert_eq!(way("HEAD /items?limit=200&x=y&offset=4294967295"), list(u32::MAX, 200));
-        assert_eq!(way("GET /items/0"), Route::Page(Page::Items(ItemPage::Item(ItemId(0)))));
+        let item = Route::Page(Page::Items(ItemPage::Item { item: ItemId(0), sale: None }));
+        assert_eq!([way("GET /items/0"), way("GET /items/0?sale_id=x")], [item; 2], "without a plan");
         let image = |sale| Route::Page(Page::Items(ItemPage::Image { item: ItemId(42), sale }));
         assert_eq!(way("GET /items/42/image.svg?x"), image(None));
         assert_eq!(way("HEAD /items/42/image.svg?sale=0"), image(Some(SaleId(0))));

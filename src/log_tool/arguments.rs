@@ -12,6 +12,10 @@ use clap::{Arg, ArgMatches, Command, value_parser};
 /// The settings of the server that the commands take, by flag.
 const FLAGS: &[&str] = &["data-dir", "database-url", "env-file"];
 
+/// Name of the argument `--plan`. It is not the setting of the server, whose variable has no effect here: the log needs no
+/// plan.
+const PLAN: &str = "names-of";
+
 const READS_ONLY: &str = "\
 The command only reads and takes no lock, so a server may run on the data directory. It takes its settings from the \
 same sources as the server.";
@@ -73,14 +77,16 @@ pub fn command() -> Command {
         .arg(option("sale", "SALE", "Only records of this sale").value_parser(value_parser!(u32)))
         .arg(option("user", "USER", "Only records of this user").value_parser(user))
         .arg(option("item", "ITEM", "Only records about this item").value_parser(value_parser!(u32)))
-        .arg(option("code", "CODE", "Only records about the hold of this code").value_parser(code));
+        .arg(option("code", "CODE", "Only records about the hold of this code").value_parser(code))
+        .arg(plan("Name the product and the unit of each item, as this plan has them"));
     let which = Arg::new("sale").value_name("SALE").value_parser(value_parser!(u32));
     let sale = subcommand(
         "sale",
         "Add up a sale from the log and from Postgres, and compare the two",
         include_str!("help/sale.txt"),
     )
-    .arg(which.help("Id of the sale [default: the latest in the log]"));
+    .arg(which.help("Id of the sale [default: the latest in the log]"))
+    .arg(plan("Add up the sold items of each product of this plan"));
     Command::new("log")
         .about("Read the log of a data directory: verify it, dump it, or add up a sale")
         .subcommand_required(true)
@@ -94,6 +100,15 @@ fn subcommand(name: &'static str, about: &'static str, help: &'static str) -> Co
     let command =
         Command::new(name).about(about).long_about(help.trim_end()).after_help(READS_ONLY).args_override_self(true);
     settings.fold(command, |command, setting| command.arg(argument(setting)))
+}
+
+fn plan(help: &'static str) -> Arg {
+    Arg::new(PLAN).long("plan").value_name("FILE").help(help)
+}
+
+/// Returns the path of the plan that the arguments of a command name.
+pub fn plan_path(given: &ArgMatches) -> Option<&str> {
+    given.try_get_one::<String>(PLAN).ok().flatten().map(String::as_str)
 }
 
 fn code(text: &str) -> Result<Code, String> {

@@ -1,12 +1,15 @@
 //! `stampede log dump`: prints records as lines of JSON.
 
 use crate::config::fatal::Fatal;
+use crate::config::output::complain;
 use crate::config::settings::Config;
 use crate::http::route::rfc3339;
 use crate::log::block::StreamId;
 use crate::log::losses::Persisted;
 use crate::log_tool::arguments::Filter;
 use crate::log_tool::scan::LogScan;
+use crate::log_tool::unit_names::UnitNames;
+use crate::plan::planned_sale::LoadedPlan;
 use crate::sale::ids::{ItemId, Seq, UserId};
 use crate::sale::record::{LogEvent, Record};
 use crate::system::clock::Clock;
@@ -33,6 +36,10 @@ struct DumpSubject {
     #[serde(skip_serializing_if = "Option::is_none")]
     item_id: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    product_id: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unit: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     user_id: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     code: Option<String>,
@@ -55,8 +62,11 @@ struct DumpSubject {
 }
 
 impl DumpLine {
-    fn new(stream: &StreamId, seq: Seq, record: &Record) -> DumpLine {
-        let (event, about) = about(record);
+    fn new(stream: &StreamId, seq: Seq, record: &Record, names: Option<&UnitNames>) -> DumpLine {
+        let (event, mut about) = about(record);
+        let unit = names.zip(about.item_id).and_then(|(names, item)| names.unit(record.sale, ItemId(item)));
+        about.product_id = unit.map(|unit| unit.product.id.as_str());
+        about.unit = unit.and_then(|unit| unit.name);
         let (epoch, shard, log) = (stream.epoch, stream.shard, stream.log.name());
         DumpLine { time: rfc3339(record.unix_ms), epoch, shard, log, seq, sale_id: record.sale.0, event, about }
     }
@@ -119,14 +129,14 @@ impl From<io::Error> for DumpStopped {
     }
 }
 
-/// Writes every record that matches the filter to `out`, while the log is read. Ends without an error if the reader of
-/// `out` closes it.
+/// Writes every record that matches the filter to `out`, while the log is read. With a `plan`, records about an item name
+/// its product and its unit. Ends without an error if the reader of `out` closes it.
 ///
 /// # Errors
 /// [`Fatal::DataDir`]: the log cannot be read. [`Fatal::Damaged`]: something durable is lost; all other records have
 /// been written. [`Fatal::Host`]: `out` cannot be written.
-pub fn dump(config: &Config, filter: &Filter, out: &mut impl Write) -> Result<(), Fatal> {
-    match write_all(config, filter, out) {
+pub fn dump(config: &Config, filter: &Filter, plan: Option<LoadedPlan>, out: &mut impl Write) -> Result<(), Fatal> {
+    match write_all(config, filter, plan.map(UnitNames::new), out) {
         Ok(()) => Ok(()),
         // The reader has closed the pipe, such as `head`.
         Err(DumpStopped::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
@@ -135,16 +145,28 @@ pub fn dump(config: &Config, filter: &Filter, out: &mut impl Write) -> Result<()
     }
 }
 
-fn write_all(config: &Config, filter: &Filter, out: &mut impl Write) -> Result<(), DumpStopped> {
+fn write_all(
+    config: &Config,
+    filter: &Filter,
+    mut names: Option<UnitNames>,
+    out: &mut impl Write,
+) -> Result<(), DumpStopped> {
     let mut scan = LogScan::new(&config.data_dir)?;
     scan.read(|stream, seq, record| {
+        if let Some(names) = &mut names {
+            names.note(record);
+        }
         if filter.takes(record) {
-            serde_json::to_writer(&mut *out, &DumpLine::new(stream, seq, record)).map_err(io::Error::from)?;
+            let line = DumpLine::new(stream, seq, record, names.as_ref());
+            serde_json::to_writer(&mut *out, &line).map_err(io::Error::from)?;
             out.write_all(b"\n")?;
         }
         Ok::<(), DumpStopped>(())
     })?;
     out.flush()?;
+    if let Some(complaint) = names.and_then(|names| names.complaint()) {
+        complain(&format!("stampede: {complaint}"));
+    }
     // The command does not ask the database, so it cannot know whether the database has what is lost.
     scan.judge(config, Clock::start().now(), &Persisted::NoDatabase)?;
     Ok(())

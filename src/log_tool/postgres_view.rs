@@ -11,7 +11,7 @@ use crate::log_tool::scan::{LogScan, ScannedStream};
 use crate::postgres::claim::judge;
 use crate::postgres::failure::Failure;
 use crate::postgres::owner_row::Positions;
-use crate::postgres::restore::{TIMES_SCHEMA, sale_times};
+use crate::postgres::sale_rows::{TIMES_SCHEMA, sale_times};
 use crate::postgres::snapshot::Snapshot;
 use crate::sale::ids::SaleId;
 use crate::sale::record::SaleTimes;

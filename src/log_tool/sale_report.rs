@@ -12,6 +12,9 @@ use crate::http::route::rfc3339;
 use crate::log::block::{LogKind, StreamId, StreamKey};
 use crate::log_tool::postgres_view::{PostgresView, SaleRows};
 use crate::log_tool::scan::{LogScan, many};
+use crate::log_tool::unit_names::UnitNames;
+use crate::plan::planned_sale::LoadedPlan;
+use crate::plan::text_table::table as text_table;
 use crate::postgres::owner_row::{Positions, known_position};
 use crate::sale::code::Code;
 use crate::sale::ids::{ItemId, SaleId, Seq, UserId};
@@ -58,6 +61,8 @@ struct Tally {
     terms: Option<(u32, u32)>,
     /// When the sale opens and closes.
     times: Option<SaleTimes>,
+    /// The record that opens the sale.
+    opened: Option<Record>,
     all: EventCounts,
     /// Counts of the records that Postgres must have.
     arrived: EventCounts,
@@ -88,7 +93,7 @@ impl Tally {
         }
         match record.event {
             LogEvent::SaleOpened { items, user_limit, times, .. } => {
-                self.terms = Some((items, user_limit));
+                (self.terms, self.opened) = (Some((items, user_limit)), Some(*record));
                 self.times = times.or(self.times);
             }
             LogEvent::RestoredFromPostgres => self.is_taken_over = true,
@@ -127,12 +132,18 @@ impl EventCounts {
 }
 
 /// Adds up the sale `requested`, or the latest one in the log, compares it with Postgres, and appends the report to `report`.
+/// With a `plan`, adds up the products of the sale as well.
 ///
 /// # Errors
 /// [`Fatal::Database`]: the log and Postgres contradict each other. [`Fatal::Damaged`]: the log has lost something
 /// durable. [`Fatal::Settings`]: neither the log nor Postgres has the sale. [`Fatal::DataDir`]: the log cannot be read,
 /// or it has no sale.
-pub fn add_up(config: &Config, requested: Option<SaleId>, report: &mut String) -> Result<(), Fatal> {
+pub fn add_up(
+    config: &Config,
+    requested: Option<SaleId>,
+    plan: Option<LoadedPlan>,
+    report: &mut String,
+) -> Result<(), Fatal> {
     let (view, away) = match PostgresView::ask(config)? {
         Some(Ok(view)) => (Some(view), None),
         Some(Err(why)) => (None, Some(why)),
@@ -171,6 +182,7 @@ pub fn add_up(config: &Config, requested: Option<SaleId>, report: &mut String) -
     let times = times.or_else(|| by_period(sale, scan.control.sale_period_s));
     *report += &heading(sale, times, terms);
     *report += &table(&tally, rows.as_ref(), terms, now_ms);
+    *report += &plan.map_or(String::new(), |plan| products(plan, sale, &tally, rows.as_ref()));
     let kept = KeptRecords {
         purchases: has_purchases(&tally, &scan, positions),
         attempts: has_attempts(&tally, &scan, positions),
@@ -252,6 +264,35 @@ fn table(tally: &Tally, rows: Option<&SaleRows>, terms: Option<(u32, u32)>, now_
         table += "\n";
     }
     table
+}
+
+/// Returns the table of the products of a sale, with the items that were sold by the log and, if its rows were read, by
+/// Postgres.
+fn products(plan: LoadedPlan, sale: SaleId, tally: &Tally, rows: Option<&SaleRows>) -> String {
+    let mut names = UnitNames::new(plan);
+    tally.opened.iter().for_each(|opened| names.note(opened));
+    let Some(planned) = names.sale(sale) else {
+        let why =
+            names.complaint().unwrap_or_else(|| format!("{} has no sale {} that the log opens", plan.file, sale.0));
+        return format!("No product is added up: {why}.\n");
+    };
+    let count = |items: &mut dyn Iterator<Item = u32>| {
+        let mut sold = vec![0u32; planned.products.len()];
+        for item in items {
+            let place = planned.products.partition_point(|product| product.first <= item).saturating_sub(1);
+            sold[place] += 1;
+        }
+        sold
+    };
+    let log = count(&mut tally.sold.values().map(|sold| sold.item.0));
+    let postgres = rows.map(|rows| count(&mut rows.purchases.values().map(|(item, _)| *item)));
+    let header = ["product", "items", "sold in the log", "in Postgres"];
+    let lines = planned.products.iter().enumerate().map(|(place, product)| {
+        let counts = [Some(product.units.count()), Some(log[place]), postgres.as_ref().map(|sold| sold[place])];
+        let counts = counts.into_iter().flatten().map(|count| count.to_string());
+        [product.id.clone()].into_iter().chain(counts).collect()
+    });
+    format!("\n{}\n", text_table(&header[..3 + usize::from(rows.is_some())], &lines.collect::<Vec<_>>()))
 }
 
 /// Returns whether the log has every purchase record of the sale. Those of the latest sale are never removed.

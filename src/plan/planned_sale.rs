@@ -3,7 +3,7 @@
 use crate::plan::plan_time::FOREVER_MS;
 use crate::sale::ids::{SaleId, Terms};
 use crate::sale::product_ranges::{ProductId, ProductRanges, SaleProduct};
-use crate::sale::sale_schedule::{SaleSeries, assign_layers};
+use crate::sale::sale_schedule::{SaleSchedule, SaleSeries, assign_layers};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -40,6 +40,14 @@ impl LoadedPlan {
     pub fn sale(&self, id: SaleId) -> Option<&'static PlannedSale> {
         let place = self.plan.sales.partition_point(|sale| sale.id <= id).checked_sub(1)?;
         Some(&self.plan.sales[place]).filter(|_| id <= self.series[place].last().sale)
+    }
+
+    /// Returns the sale of the plan, if it sells what a record says of the sale that has opened: the number of its `items`,
+    /// and the fingerprint of its `products`. A sale that was begun without a plan has none.
+    pub fn sold_as(&self, id: SaleId, items: u32, products: u64) -> Option<&'static PlannedSale> {
+        let terms = SaleSchedule::Planned(self.series).terms(id)?;
+        let is_same = terms.items == items && [Terms::NO_PRODUCTS, terms.products.fingerprint()].contains(&products);
+        self.sale(id).filter(|_| is_same)
     }
 
     /// Returns the line in which a sale begins.
@@ -237,6 +245,27 @@ mod tests {
             assert_ne!(sale(other), one, "{other:?}");
         }
         assert_ne!(sale(&[("a", 1, ""), ("b", 2, "")]), sale(&[("b", 2, ""), ("a", 1, "")]));
+    }
+
+    /// A plan may describe a sale that is over otherwise than it was sold.
+    #[test]
+    fn a_sale_is_known_by_its_products() {
+        let product = |id: &str, quantity, first| Product {
+            id: id.into(),
+            name: id.into(),
+            image: None,
+            price: None,
+            units: Units::Quantity(quantity),
+            first,
+            number: ProductId::FIRST,
+        };
+        let sale = PlannedSale { products: vec![product("a", 3, 0), product("b", 2, 3)], ..repeated(Some(11_001)) };
+        let products = sale.series().first.products.fingerprint();
+        let plan = LoadedPlan::keep("x.toml", SalePlan { sales: vec![sale] });
+        let is_known = |id, items, products| plan.sold_as(SaleId(id), items, products).is_some();
+        assert_eq!([6, 7, 9, 10].map(|id| is_known(id, 5, products)), [false, true, true, false]);
+        assert_eq!([is_known(7, 5, products + 1), is_known(7, 4, products)], [false, false]);
+        assert_eq!([is_known(7, 5, Terms::NO_PRODUCTS), is_known(7, 4, Terms::NO_PRODUCTS)], [true, false]);
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Turns records into rows, in the format of PostgreSQL's binary COPY.
 //!
 //! Format: PostgreSQL manual, "COPY, Binary Format". Every field that comes from a client has a fixed width, so no
-//! value of a client can make a batch invalid.
+//! value of a client can make a batch invalid. Texts come from the plan only.
 
+use crate::plan::planned_sale::{Product, Units};
+use crate::sale::ids::SaleId;
 use crate::sale::record::{LogEvent, Record, SaleTimes};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,6 +12,9 @@ use uuid::Uuid;
 
 /// Microseconds from the Unix epoch to the epoch of PostgreSQL, 2000-01-01.
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+
+/// Object id of the type `text`, in the array of names.
+const TEXT_TYPE: u32 = 25;
 
 /// Rows of one table, as one binary COPY message.
 #[derive(Default)]
@@ -65,7 +70,47 @@ impl CopyRows {
         if key.is_nil() { self.null() } else { self.uuid(key.as_bytes()) }
     }
 
-    /// Appends the trailer, and returns the complete message.
+    fn text(&mut self, text: Option<&str>) {
+        match text {
+            Some(text) => {
+                self.bytes.put_i32(text.len() as i32);
+                self.bytes.put_slice(text.as_bytes());
+            }
+            None => self.null(),
+        }
+    }
+
+    /// Format: `array_recv` of PostgreSQL: dimensions, whether it has nulls, type, length, first index, elements.
+    fn texts(&mut self, texts: &[String]) {
+        let bytes = 20 + texts.iter().map(|text| 4 + text.len()).sum::<usize>();
+        self.bytes.reserve(4 + bytes);
+        self.bytes.put_i32(bytes as i32);
+        [1, 0, TEXT_TYPE, texts.len() as u32, 1].into_iter().for_each(|number| self.bytes.put_u32(number));
+        texts.iter().for_each(|text| self.text(Some(text)));
+    }
+
+    /// Adds the row of a product of a sale.
+    pub fn add_product(&mut self, sale: SaleId, product: &Product) {
+        self.begin(8);
+        self.int8(sale.0.into());
+        self.text(Some(&product.id));
+        self.int4(product.first);
+        self.int4(product.units.count());
+        self.text(Some(&product.name));
+        self.text(product.price.as_deref());
+        self.text(product.image.as_deref());
+        match &product.units {
+            Units::Quantity(_) => self.null(),
+            Units::Named(names) => self.texts(names),
+        }
+    }
+
+    /// Returns the bytes so far. The message goes on with those that follow.
+    pub fn take(&mut self) -> Bytes {
+        self.bytes.split().freeze()
+    }
+
+    /// Appends the trailer, and returns the complete message, or the rest of it.
     pub fn finish(mut self) -> Bytes {
         self.bytes.put_i16(-1);
         self.bytes.freeze()
@@ -180,7 +225,8 @@ impl Rows {
 mod tests {
     use super::*;
     use crate::sale::code::Code;
-    use crate::sale::ids::{ItemId, SaleId, UserId};
+    use crate::sale::ids::{ItemId, UserId};
+    use crate::sale::product_ranges::ProductId;
 
     #[test]
     fn rows_are_laid_out_as_postgres_reads_them() {
@@ -200,5 +246,38 @@ mod tests {
         expected.extend([255; 4]);
         expected.extend([255, 255]);
         assert_eq!(rows.purchases.finish(), expected);
+    }
+
+    #[test]
+    fn a_product_is_laid_out_as_postgres_reads_it() {
+        let product = |units| Product {
+            id: "a".into(),
+            name: "Ä".into(),
+            image: None,
+            price: Some("9".into()),
+            units,
+            first: 7,
+            number: ProductId::FIRST,
+        };
+        let mut rows = CopyRows::default();
+        rows.add_product(SaleId(3), &product(Units::Named(vec!["A1".into(), "B".into()])));
+        let first = rows.take();
+        rows.add_product(SaleId(3), &product(Units::Quantity(5)));
+        let mut expected = b"PGCOPY\n\xff\r\n\0".to_vec();
+        expected.extend([0; 8]);
+        let row = |items: u8, units: &[u8]| {
+            let fields = [
+                &[0, 8, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 1, b'a'][..],
+                &[0, 0, 0, 4, 0, 0, 0, 7, 0, 0, 0, 4, 0, 0, 0, items],
+                &[0, 0, 0, 2, 0xc3, 0x84, 0, 0, 0, 1, b'9', 255, 255, 255, 255],
+                units,
+            ];
+            fields.concat()
+        };
+        let of_array = [0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 25, 0, 0, 0, 2, 0, 0, 0, 1];
+        let names = [0, 0, 0, 2, b'A', b'1', 0, 0, 0, 1, b'B'];
+        expected.extend(row(2, &[&[0, 0, 0, 31], &of_array[..], &names].concat()));
+        assert_eq!(first, expected);
+        assert_eq!(rows.finish(), [row(5, &[255; 4]), vec![255, 255]].concat());
     }
 }

@@ -12,6 +12,8 @@
 //! 1. Mark the table by its comment.
 //! 2. Detach it concurrently. Postgres waits for readers of the parent, and blocks neither them nor writers.
 //! 3. Drop it.
+//!
+//! The rows of `products` are deleted when the last partition of their sale is dropped.
 
 use crate::config::database_url::DatabaseUrl;
 use crate::config::settings::Keep;
@@ -22,7 +24,7 @@ use crate::postgres::limits::begin;
 use crate::postgres::owner_row::taken_over_error;
 use crate::postgres::session;
 use crate::postgres::ship::prepare_sales;
-use crate::sale::ids::{SaleId, Terms};
+use crate::sale::ids::SaleId;
 use crate::sale::rules::{HOLD_MAX, Rules};
 use std::sync::{Arc, atomic::Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -50,6 +52,12 @@ const NOT_KEPT: &str = "select format('stampede.%I', table_name), format('stampe
     from stampede.partitions where until_sale <= $1 \
     union all select format('stampede.%I', partition), format('stampede.%I', refused), true \
     from stampede.partitions where until_sale > $1 and until_sale <= $2 and refused is not null order by 3, 2";
+/// The first sale that may be needed although the plan may not have it any more, given the closing time of sales that are
+/// forgotten.
+const NEEDED: &str = "select min(sale_id) from stampede.sales where closes_at > $1";
+/// The products of a sale are dropped after its last partition, which can have later sales.
+const DROP_PRODUCTS: &str = "delete from stampede.products p where p.sale_id < $1 and not exists (select \
+    from stampede.partitions t where p.sale_id >= t.first_sale and p.sale_id < t.until_sale)";
 /// Marked partitions whose detach was interrupted: parent, partition.
 const INTERRUPTED: &str = "select i.inhparent::regclass::text, i.inhrelid::regclass::text from pg_catalog.pg_inherits i \
     join pg_catalog.pg_class c on c.oid = i.inhrelid where i.inhdetachpending \
@@ -127,8 +135,10 @@ impl Maintenance {
     }
 
     async fn prune(&self, client: &Client, now_ms: u64) -> Result<(), Failure> {
-        let [sales, attempts] = first_kept(&self.rules, &self.keep, now_ms);
-        let [sales, attempts] = [sales, attempts].map(i64::from);
+        let forgotten = UNIX_EPOCH + Duration::from_millis(forgotten_since_ms(&self.rules, now_ms));
+        let needed = client.query_typed(NEEDED, &[(&forgotten, Type::TIMESTAMPTZ)]).await?;
+        let needed = needed.first().and_then(|row| row.get::<_, Option<i64>>(0)).unwrap_or(i64::MAX);
+        let [sales, attempts] = first_kept(&self.rules, &self.keep, now_ms).map(|first| i64::from(first).min(needed));
         for row in client.query_typed(NOT_KEPT, &[(&sales, Type::INT8), (&attempts, Type::INT8)]).await? {
             let (parent, partition, is_refused): (&str, &str, bool) = (row.get(0), row.get(1), row.get(2));
             self.check_owner(client).await?;
@@ -138,6 +148,8 @@ impl Maintenance {
             self.status.shipped.dropped[usize::from(is_refused)].add(1);
             tracing::info!(partition, "the partition is dropped: its time is over");
         }
+        self.check_owner(client).await?;
+        client.execute_typed(DROP_PRODUCTS, &[(&sales, Type::INT8)]).await?;
         Ok(())
     }
 
@@ -156,29 +168,31 @@ impl Maintenance {
 }
 
 /// Returns the first sale whose rows are kept, and the first one whose refused checkouts are kept. Sales that the server
-/// may remember, and those in which an item may be held, are always kept.
+/// may remember, and those in which an item may be held, are always kept, and all with higher ids.
 fn first_kept(rules: &Rules, keep: &Keep, now_ms: u64) -> [u32; 2] {
-    let latest = |unix_ms: u64| rules.schedule.latest(unix_ms);
-    let before = |sale: &Terms| sale.opens_ms.checked_sub(1).and_then(latest);
-    let is_needed =
-        |sale: &Terms| rules.forgotten_at_ms(sale.sale).saturating_add(HOLD_MAX.as_millis() as u64) > now_ms;
-    let mut needed = latest(now_ms);
-    while let Some(earlier) = needed.as_ref().and_then(before).filter(is_needed) {
-        needed = Some(earlier);
-    }
-    let id = |sale: Option<Terms>| sale.map_or(0, |sale| sale.sale.0);
+    let latest = |unix_ms: u64| rules.schedule.latest(unix_ms).map(|sale| sale.sale);
+    // A sale that is needed can have opened before one that is forgotten.
+    let needed = rules.schedule.first_closing_after(forgotten_since_ms(rules, now_ms));
+    let id = |sale: Option<SaleId>| sale.map_or(0, |sale| sale.0);
     let first = |time: Duration| match time.as_millis() as u64 {
         0 => 0,
-        time => id(latest(now_ms.saturating_sub(time))).min(id(needed)),
+        time => id(latest(now_ms.saturating_sub(time))).min(needed.map_or(u32::MAX, |sale| sale.0)),
     };
     [first(keep.sales), first(keep.attempts)]
+}
+
+/// Returns the time at which sales have closed of which nothing is remembered and in which nothing is held any more, in
+/// milliseconds since the Unix epoch.
+fn forgotten_since_ms(rules: &Rules, now_ms: u64) -> u64 {
+    now_ms.saturating_sub(rules.receipts_ms.saturating_add(HOLD_MAX.as_millis() as u64))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sale::ids::Terms;
     use crate::sale::rules::Ack;
-    use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule};
+    use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule, SaleSeries};
 
     #[test]
     fn needed_sales_are_kept_whatever_the_settings_say() {
@@ -193,5 +207,37 @@ mod tests {
         assert_eq!(kept(days(400), days(30)), [498_000 - 9600, 498_000 - 720]);
         // A hold may last for two days beyond the receipts of its sale.
         assert_eq!(kept(Duration::from_secs(1), Duration::ZERO), [498_000 - 49, 0]);
+    }
+
+    /// A long sale is open beside shorter ones that have opened after it and are forgotten.
+    #[test]
+    fn every_sale_that_is_open_is_kept() {
+        let day_ms = 86_400_000;
+        let sale = |id, opens, closes, (every, count)| {
+            let first = Terms {
+                sale: SaleId(id),
+                items: 1,
+                opens_ms: opens * day_ms,
+                closes_ms: closes * day_ms,
+                ..Terms::NONE
+            };
+            SaleSeries { first, every_ms: every * day_ms, count, layer: 0 }
+        };
+        let once = (0, 1);
+        let series = [sale(3, 1, 2, once), sale(5, 10, 60, once), sale(10, 11, 12, (1, 20)), sale(40, 40, 41, once)];
+        let schedule = SaleSchedule::planned([&series[..], &[sale(41, 40, 90, once), sale(50, 80, 90, once)]].concat());
+        let rules = Rules { schedule, receipts_ms: 1000, ack: Ack::Local };
+        let keep = Keep { sales: Duration::from_secs(86_400), attempts: Duration::from_secs(10 * 86_400) };
+        for (day, kept) in [
+            (0, [0, 0]),  // Nothing has opened.
+            (2, [3, 0]),  // Sale 3 is just over.
+            (50, [5, 5]), // Sale 5 is open.
+            (62, [5, 5]), // Holds of sale 5 may be live.
+            (63, [41, 41]),
+            (91, [41, 41]),
+            (93, [50, 50]), // The newest one has been over for three days, and for as long as it is the newest it is kept.
+        ] {
+            assert_eq!(first_kept(&rules, &keep, day * day_ms), kept, "day {day}");
+        }
     }
 }

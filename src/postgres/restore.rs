@@ -14,14 +14,15 @@ use crate::log::block::{BLOCK_BYTES, Chain, LogKind, StreamId};
 use crate::log::data_dir::{Control, DataDir};
 use crate::log::ownership::{Memory, Owner, Run};
 use crate::log::segment::{SegmentName, sync_dir};
+use crate::plan::planned_sale::LoadedPlan;
 use crate::postgres::failure::Failure;
 use crate::postgres::limits::{FENCE_TIME, begin, in_time};
 use crate::postgres::owner_row::{OwnerRow, OwnerTerms, lock_clusters, set_position, set_seen, write_owner};
+use crate::postgres::sale_rows::{SALES, check_plan, opened_sale, sale_times, unix_ms};
 use crate::postgres::session::Database;
 use crate::postgres::snapshot::Snapshot;
 use crate::sale::code::Code;
 use crate::sale::ids::{ItemId, SaleId, Seq, UserId};
-use crate::sale::parts::ENDED_MAX;
 use crate::sale::record::{BLOCK_RECORDS, LogEvent, Record, ReleaseReason, SaleTimes};
 use crate::sale::rules::{HOLD_MAX, Rules};
 use crate::system::host;
@@ -36,8 +37,6 @@ use uuid::Uuid;
 const TAKEOVER_TIME: Duration = Duration::from_secs(60);
 /// The first version of the schema whose sales have codes that this version can read.
 const FIRST_SCHEMA: i32 = 3;
-/// The first version of the schema that has the times of each sale.
-pub const TIMES_SCHEMA: i32 = 11;
 /// Maximum number of blocks in a segment.
 const SEGMENT_BLOCKS: usize = 1024;
 
@@ -56,12 +55,13 @@ pub struct TakenOver {
 /// all checks have passed, to make the directory new.
 ///
 /// # Errors
-/// [`Failure::Final`]: this server cannot use the database, or the data directory cannot be written.
+/// [`Failure::Final`]: this server cannot use the database, its plan contradicts the sales there, or the data directory
+/// cannot be written.
 /// [`Failure::Transient`]: the run has reported in the meantime, or the database failed. A later attempt may succeed.
 pub async fn restore(
     url: &DatabaseUrl,
     dir: &DataDir,
-    rules: &Rules,
+    (rules, plan): (&Rules, Option<LoadedPlan>),
     now_ms: u64,
     found: OwnerRow,
     make_new: impl FnOnce() -> Result<(), Fatal>,
@@ -69,6 +69,9 @@ pub async fn restore(
     // Until the takeover is sure, the database keeps its schema: its owner may be an older version.
     let snapshot = Snapshot::take(url).await?;
     check_format(&snapshot, rules, now_ms).await?;
+    if let Some(plan) = plan {
+        check_plan(&snapshot, plan, now_ms).await?;
+    }
     make_new()?;
     in_time(FENCE_TIME, end_sessions(&snapshot)).await?;
     drop(snapshot);
@@ -176,22 +179,17 @@ async fn check_format(snapshot: &Snapshot, rules: &Rules, now_ms: u64) -> Result
 /// receipts are due, and those in which an item is held.
 async fn needed_sales(client: &impl GenericClient, ends: &SaleEnds<'_>, now_ms: u64) -> Result<Vec<Record>, Failure> {
     let rules = ends.rules;
-    let sales = "select sale_id, items, user_limit, opened_at, opens_at, closes_at, products from stampede.sales \
-        order by sale_id desc limit $1";
-    let mut sales = client.query(sales, &[&(2 * i64::from(ENDED_MAX) + 1)]).await?;
+    let mut sales = client.query(SALES, &[]).await?;
     sales.reverse();
     let (mut records, newest) = (Vec::new(), sales.last().map(|row| row.get::<_, i64>(0)));
     for row in sales {
-        let (sale_id, items, user_limit): (i64, i32, i32) = (row.get(0), row.get(1), row.get(2));
-        let (sale, opened_ms) = (SaleId(sale_id as u32), unix_ms(row.get(3)));
-        let (times, products) = (sale_times(row.get(4), row.get(5)), row.get::<_, i64>(6) as u64);
-        let forgotten_ms = ends.of(sale, times).saturating_add(rules.receipts_ms);
+        let (sale_id, opened) = (row.get::<_, i64>(0), opened_sale(&row));
+        let times = sale_times(row.get(4), row.get(5));
+        let forgotten_ms = ends.of(opened.sale, times).saturating_add(rules.receipts_ms);
         let may_hold = forgotten_ms.saturating_add(HOLD_MAX.as_millis() as u64) > now_ms;
         let is_needed = Some(sale_id) == newest || now_ms < forgotten_ms;
         if is_needed || may_hold && has_promises(client, sale_id, rules, now_ms).await? {
-            let (items, user_limit) = (items as u32, user_limit as u32);
-            let event = LogEvent::SaleOpened { items, user_limit, times, products };
-            let restored = sale_records(client, Record { sale, unix_ms: opened_ms, event }).await?;
+            let restored = sale_records(client, opened).await?;
             // Holds of version 0.1 have ended with their sale.
             if restored.iter().all(has_current_code) {
                 records.extend(restored);
@@ -217,12 +215,6 @@ impl SaleEnds<'_> {
             None => self.rules.ends_ms(sale),
         }
     }
-}
-
-/// Returns the times of a sale from the columns `opens_at` and `closes_at`, unless an earlier version has left them out.
-pub fn sale_times(opens_at: Option<SystemTime>, closes_at: Option<SystemTime>) -> Option<SaleTimes> {
-    let times = SaleTimes { opens_ms: unix_ms(opens_at?), closes_ms: unix_ms(closes_at?) };
-    Some(times).filter(|times| times.closes_ms > 0)
 }
 
 /// Returns whether the code of a record belongs to the item and the sale of the record. Version 0.1 minted other codes.
@@ -291,10 +283,6 @@ fn longest_hold_ms(records: &[Record]) -> u64 {
     };
     // A hold has at most one extension, so no hold is longer than twice the longest of both.
     2 * records.iter().map(length).max().unwrap_or(0)
-}
-
-fn unix_ms(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 /// Writes a complete stream, durably. Recovery seals it.

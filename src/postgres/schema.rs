@@ -23,6 +23,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../sql/0009_any_item.sql"),
     include_str!("../../sql/0010_patience.sql"),
     include_str!("../../sql/0011_plan.sql"),
+    include_str!("../../sql/0012_products.sql"),
 ];
 /// Moves the tables of earlier versions to the schema `stampede`.
 const MOVE: &str = include_str!("../../sql/move.sql");

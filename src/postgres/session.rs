@@ -39,6 +39,8 @@ pub struct Database {
     pub(crate) waits: ReplicationWaits,
     /// Sales whose partition of `checkouts` is known to exist.
     pub(crate) prepared: BTreeSet<u32>,
+    /// Sales whose rows in `products` are known to exist, or were refused.
+    pub(crate) described: BTreeSet<u32>,
     /// Sales whose row in `sales` is known to exist. The record of each shard that opens a sale has the same terms.
     pub(crate) opened: BTreeSet<u32>,
 }
@@ -60,7 +62,8 @@ impl Database {
         let Session { mut client, place, host, waits } = log_in(url).await?;
         in_time(FENCE_TIME, require(&client, ack, sells)).await?;
         schema::migrate(&mut client, judge).await?;
-        Ok(Database { client, place, host, ack, waits, prepared: BTreeSet::new(), opened: BTreeSet::new() })
+        let [prepared, described, opened] = [(); 3].map(|()| BTreeSet::new());
+        Ok(Database { client, place, host, ack, waits, prepared, described, opened })
     }
 
     /// Begins a transaction with [`LIMITS`]. It ends with the statement `commit`; if anything fails before, the

@@ -13,7 +13,7 @@
 //! 3. Move each position, on the condition that it has exactly the value that this run knows. If one has another value,
 //!    an earlier transaction of this run was committed after all: the batch fails and nothing of it is written.
 //! 4. Wait for the answers to steps 1 to 3 and to the preparation of the COPY statements, which were sent together.
-//! 5. Create the partitions of sales that are new on this connection, and insert the rows of `sales`.
+//! 5. Create the partitions of sales that are new on this connection, and insert the rows of `sales` and `products`.
 //! 6. Copy the rows into `checkouts`, `purchases`, `releases` and `extensions`.
 //! 7. `commit`, by the caller. The database has the rows and the positions, or neither. [`crate::postgres::replication`] says when a
 //!    commit counts.
@@ -31,24 +31,20 @@
 
 use crate::log::block::StreamId;
 use crate::log::ownership::Owner;
-use crate::postgres::copy_rows::{CopyRows, OpenedSale, Rows};
+use crate::plan::planned_sale::LoadedPlan;
+use crate::postgres::copy_in::{copy, prepare};
+use crate::postgres::copy_rows::{OpenedSale, Rows};
 use crate::postgres::failure::Failure;
 use crate::postgres::limits::{FENCE_TIME, in_time};
 use crate::postgres::owner_row::set_seen;
+use crate::postgres::product_rows::write_products;
 use crate::postgres::session::Database;
 use crate::sale::ids::{SaleId, Seq};
 use crate::sale::sale_schedule::SaleSchedule;
-use bytes::Bytes;
-use futures_util::SinkExt;
-use std::pin::pin;
 use std::time::{Duration, UNIX_EPOCH};
 use tokio::try_join;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, GenericClient, Statement};
-
-/// Maximum number of bytes in one COPY message. Postgres reads a whole message before it handles a row of it, so a message
-/// must fit into the buffer of a socket, about 200 KB.
-const COPY_BYTES: usize = 32 * 1024;
+use tokio_postgres::{Client, GenericClient};
 
 // The columns in the order of `copy_rows`. A later schema may have more of them.
 const COPY_CHECKOUTS: &str = "copy stampede.checkouts (sale_id, item_id, user_id, code, outcome, at, expires_at, \
@@ -74,7 +70,7 @@ pub struct PositionMove {
 impl Database {
     /// Writes `rows` and moves the positions, as the steps of this file describe, up to the commit. All `moves` belong to
     /// the installation of `owner`. `is_first` is whether the transaction begins with this batch. Sales of one day of the
-    /// `schedule` share their partitions.
+    /// schedule share their partitions; the plan has the products.
     ///
     /// # Errors
     /// [`Failure::Final`]: another run has taken over, or a purchase exists already. [`Failure::Transient`]: whether the
@@ -86,7 +82,7 @@ impl Database {
         rows: Rows,
         moves: &[PositionMove],
         is_first: bool,
-        schedule: &SaleSchedule,
+        (schedule, plan): (&SaleSchedule, Option<LoadedPlan>),
     ) -> Result<(), Failure> {
         let client = &self.client;
         let begin = async { if is_first { self.begin().await } else { Ok(()) } };
@@ -115,6 +111,14 @@ impl Database {
                 open_sale(client, *sale, opened).await?;
             }
         }
+        let mut described = Vec::new();
+        if let Some(plan) = plan {
+            for sale in rows.sales.difference(&self.described) {
+                if write_products(client, plan, SaleId(*sale)).await? {
+                    described.push(*sale);
+                }
+            }
+        }
         try_join!(
             biased;
             copy(client, checkouts, rows.checkouts),
@@ -125,6 +129,7 @@ impl Database {
         // If the transaction fails, the connection is dropped with these sets.
         self.prepared.extend(&rows.sales);
         self.opened.extend(rows.opened.keys());
+        self.described.extend(described);
         Ok(())
     }
 }
@@ -178,25 +183,4 @@ async fn move_positions(client: &Client, moves: &[PositionMove]) -> Result<(), F
     }
     let why = format!("only {moved} of {} positions have the value that this run wrote last", moves.len());
     Err(Failure::Transient(why.into()))
-}
-
-/// Prepares the statement that copies `rows`, or nothing if there are none. It is deallocated within its transaction.
-async fn prepare(client: &Client, copy: &str, rows: &CopyRows) -> Result<Option<Statement>, Failure> {
-    if rows.rows() == 0 { Ok(None) } else { Ok(Some(client.prepare(copy).await?)) }
-}
-
-async fn copy(client: &Client, statement: Option<Statement>, rows: CopyRows) -> Result<(), Failure> {
-    let Some(statement) = statement else { return Ok(()) };
-    let sent = rows.rows();
-    let mut sink = pin!(client.copy_in::<_, Bytes>(&statement).await?);
-    let mut bytes = rows.finish();
-    while !bytes.is_empty() {
-        let piece = bytes.split_to(bytes.len().min(COPY_BYTES));
-        sink.feed(piece).await?;
-    }
-    let copied = sink.finish().await?;
-    if copied != sent {
-        return Err(Failure::Transient(format!("{copied} of {sent} rows were copied").into()));
-    }
-    Ok(())
 }

@@ -22,6 +22,7 @@ use crate::config::settings::{Keep, PairTimes};
 use crate::log::block::{LogKind, StreamId};
 use crate::log::segment::lacks_descriptors;
 use crate::operate::status::Status;
+use crate::plan::planned_sale::LoadedPlan;
 use crate::postgres::claim::{Claim, unreadable};
 use crate::postgres::copy_rows::{CopyRows, Rows};
 use crate::postgres::failure::{Failure, LoggedReasons, Reason};
@@ -80,6 +81,8 @@ pub struct Plan {
     pub claim: Claim,
     /// Settings of the sales.
     pub rules: Rules,
+    /// The plan of the sales, which has their products, if there is one.
+    pub sales: Option<LoadedPlan>,
     /// How long rows are kept.
     pub keep: Keep,
     /// Times of a pair of servers, if this is one of two.
@@ -326,8 +329,8 @@ impl Shipper {
             let PendingBatch { rows, .. } = std::mem::take(batch);
             let of_batch = [&rows.checkouts, &rows.purchases, &rows.releases, &rows.extensions].map(CopyRows::rows);
             copied.iter_mut().zip(of_batch).for_each(|(sum, rows)| *sum += rows);
-            let schedule = self.plan.rules.schedule;
-            let sending = in_time(SHIP_TIME, database.send(owner, rows, &moves, is_first, &schedule));
+            let (schedule, plan) = (self.plan.rules.schedule, self.plan.sales);
+            let sending = in_time(SHIP_TIME, database.send(owner, rows, &moves, is_first, (&schedule, plan)));
             if self.is_behind() {
                 // Gather a full batch meanwhile. Fewer records wait, so that they form one batch.
                 let (sent, gathered) = tokio::join!(sending, self.gather(batch));

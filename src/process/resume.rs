@@ -109,7 +109,8 @@ async fn fill_from_database(
             Ok(OwnerState::Exclusive(found)) => return Err(may_still_sell(&found)),
             Ok(OwnerState::Quiet(..)) => Ok(None),
             Ok(OwnerState::Replaceable(found)) => {
-                restore(url, dir, &config.rules, clock.now().unix_ms, found, make_new).await.map(Some)
+                let sales = (&config.rules, config.plan);
+                restore(url, dir, sales, clock.now().unix_ms, found, make_new).await.map(Some)
             }
             Err(failure) => Err(failure),
         };

@@ -21,11 +21,12 @@ use crate::postgres::owner_row::OwnerRow;
 use crate::postgres::owner_watch::{OwnerState, OwnerWatch};
 use crate::postgres::restore::{may_still_sell, restore};
 use crate::process::resume::{Resumed, WaitLog, recover};
-use crate::process::service_manager;
+use crate::process::{service_manager, standby_plan};
 use crate::sale::partition::Partition;
 use crate::system::clock::Clock;
 use crate::system::doorbell::Doorbell;
 use crate::system::threads::event_loop;
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
@@ -53,6 +54,8 @@ pub struct Standby<'a> {
     pub status: &'a Status,
     /// Doorbell of each shard.
     pub doorbells: &'a [Doorbell],
+    /// The signal after which the plan is to be read again, if one has arrived.
+    pub reload: &'a Cell<Option<String>>,
 }
 
 /// What a standby has logged and notified.
@@ -137,6 +140,9 @@ impl Standby<'_> {
             if is_stopped(LOOK_TIME) {
                 return Ok(false);
             }
+            if let Some((plan, signal)) = self.config.plan.zip(self.reload.take()) {
+                standby_plan::reload(plan, url, self.clock.now().unix_ms, &signal).await;
+            }
         }
     }
 
@@ -190,8 +196,12 @@ impl Standby<'_> {
             }
             Ok(())
         };
-        let rules = &self.config.rules;
-        let taken_over = restore(url, self.dir, rules, self.clock.now().unix_ms, found, make_new).await?;
+        let (sales, now_ms) = ((&self.config.rules, self.config.plan), self.clock.now().unix_ms);
+        let restored = restore(url, self.dir, sales, now_ms, found, make_new).await;
+        if let (Err(Failure::Final(why @ Fatal::Plan(_))), Some(plan)) = (&restored, self.config.plan) {
+            standby_plan::replace(plan, url, now_ms, why).await;
+        }
+        let taken_over = restored?;
         let (epoch, records) = (taken_over.owner.run.epoch, taken_over.records.len());
         let has_stopped = found.seen_us.is_none();
         let ms = began.elapsed().as_millis() as u64;

@@ -49,6 +49,7 @@ use crossbeam_channel::{Sender, bounded, unbounded};
 use rustix::fd::OwnedFd;
 use rustix::fs::Mode;
 use rustix::process::umask;
+use std::cell::Cell;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -103,17 +104,23 @@ pub fn start(config: Config, signals: CaughtSignals) -> Result<Option<Supervisor
         (Some(OpenedPorts { dir, admin }), _) => {
             let duplicate = admin.try_clone().map_err(host::no_descriptors)?;
             admin::start(duplicate, status.clone(), clock.clone(), &config)?;
+            let reload = Cell::new(None);
             let is_stopped = |wait| {
                 let notice = shards.notice_receiver.recv_timeout(wait);
-                if let Ok(Notice::Upgrade(signal)) = &notice {
-                    upgrading::refuse(signal, "this process is not serving");
+                match &notice {
+                    Ok(Notice::Upgrade(signal)) if config.plan.is_some() && status.phase() == Phase::Standby => {
+                        reload.set(Some(signal.clone()));
+                    }
+                    Ok(Notice::Upgrade(signal)) => upgrading::refuse(signal, "this process is not serving"),
+                    _ => {}
                 }
                 matches!(notice, Ok(Notice::Stop(_)))
             };
             let resumed = match (config.pair, &config.database) {
                 (Some(times), Some(url)) => {
                     let (config, dir, clock, status) = (&config, &dir, &clock, &status);
-                    let standby = Standby { config, dir, partition, clock, status, doorbells: &shards.doorbells };
+                    let (doorbells, reload) = (&*shards.doorbells, &reload);
+                    let standby = Standby { config, dir, partition, clock, status, doorbells, reload };
                     standby.resume(times, url, is_stopped)?
                 }
                 _ => resume(&config, &dir, partition, &clock, is_stopped)?,
@@ -282,8 +289,8 @@ fn begin(
     let (shipper, feed) = claim
         .map(|claim| {
             let (status, doorbells) = (status.clone(), shards.doorbells.clone());
-            let (rules, keep, pair) = (config.rules, config.keep, config.pair);
-            Shipper::new(Plan { claim, rules, keep, pair, status, doorbells, shipped: senders })
+            let (rules, sales, keep, pair) = (config.rules, config.plan, config.keep, config.pair);
+            Shipper::new(Plan { claim, rules, sales, keep, pair, status, doorbells, shipped: senders })
         })
         .unzip();
     // Count the segments of earlier runs before a shard creates one.

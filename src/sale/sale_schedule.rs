@@ -158,6 +158,14 @@ impl SaleSchedule {
         }
     }
 
+    /// Returns the lowest id of the sales that close after `unix_ms`.
+    pub fn first_closing_after(&self, unix_ms: u64) -> Option<SaleId> {
+        match self {
+            SaleSchedule::Periodic(periodic) => Some(SaleId::at(unix_ms, periodic.period_s)),
+            SaleSchedule::Planned(series) => series.iter().find_map(|series| series.first_closing_after(unix_ms)),
+        }
+    }
+
     /// Returns the ids of the sales that open on the same UTC day as `sale`, as far as they follow each other at a fixed
     /// distance.
     pub fn of_same_day(&self, sale: SaleId) -> RangeInclusive<u32> {
@@ -258,6 +266,13 @@ impl SaleSeries {
         }
     }
 
+    /// Returns the first of the sales that close after `unix_ms`.
+    fn first_closing_after(&self, unix_ms: u64) -> Option<SaleId> {
+        let closed_ms = unix_ms.saturating_add(1).saturating_sub(self.first.closes_ms);
+        let number = if self.every_ms > 0 { closed_ms.div_ceil(self.every_ms) } else { closed_ms.min(1) };
+        self.number(u32::try_from(number).ok()?).map(|terms| terms.sale)
+    }
+
     /// Returns the terms of the sale with this number, from 0.
     fn number(&self, number: u32) -> Option<Terms> {
         let Terms { sale, opens_ms, closes_ms, .. } = self.first;
@@ -294,6 +309,9 @@ mod tests {
             assert_eq!(planned.terms(now.sale), periodic.terms(now.sale));
             assert_eq!(planned.next(now.sale), periodic.next(now.sale));
             assert_eq!(periodic.next(now.sale).unwrap().opens_ms, now.closes_ms);
+        }
+        for unix_ms in [1, 3_599_999, 3_600_000, 1_796_148_000_000] {
+            assert_eq!(planned.first_closing_after(unix_ms), periodic.first_closing_after(unix_ms));
         }
         assert_eq!([periodic, planned].map(|schedule| schedule.items_max()), [10, 10]);
         assert_eq!([periodic, planned].map(|schedule| schedule.longest_hold_ms()), [35_000, 35_000]);

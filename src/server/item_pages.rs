@@ -101,6 +101,21 @@ impl OnSale<'_> {
         known.chain(next.filter(move |next| next.sale > newest.sale))
     }
 
+    /// Returns the sale whose item a client asks for: the one that it has named, or that of [`OnSale::terms`].
+    ///
+    /// # Errors
+    /// There is no such sale, or it has no such item, or the numbers of the sale are not known any more.
+    fn sale_with(&self, item: ItemId, named: Option<SaleId>) -> Result<SaleId, Problem> {
+        let terms = match named {
+            None => self.terms(),
+            Some(_) => self.chosen(named).map_err(|problem| match problem {
+                Problem::NoSuchSale => Problem::NotFound,
+                problem => problem,
+            })?,
+        };
+        if item.0 < terms.items { Ok(terms.sale) } else { Err(Problem::NotFound) }
+    }
+
     fn item(&self, sale: SaleId, item: ItemId, site: Site) -> Item {
         let (unit, state) = (PlannedUnit::of(site, sale, item), self.item_states.read(sale, item));
         Item { item_id: item.0, unit, name: ItemName(sale, item), image: ItemImage(item), state }
@@ -131,9 +146,13 @@ pub fn write(
     let (sale, site) = (on_sale.terms().sale, responder.site());
     match page {
         ItemPage::List { of, part } => write_list(of, part, on_sale, style, responder, out),
-        ItemPage::Item(item) if on_sale.has(sale, item) => {
-            responder.json(Answer::Ok, || OneItem { sale_id: sale.0, item: on_sale.item(sale, item, site) }, style, out)
-        }
+        ItemPage::Item { item, sale: named } => match on_sale.sale_with(item, named) {
+            Ok(sale) => {
+                let item = || OneItem { sale_id: sale.0, item: on_sale.item(sale, item, site) };
+                responder.json(Answer::Ok, item, style, out)
+            }
+            Err(problem) => responder.problem(problem, style, out),
+        },
         ItemPage::Image { item, sale: given } if on_sale.has(given.unwrap_or(sale), item) => {
             let sale = given.unwrap_or(sale);
             // The tag includes a checksum of the drawings, because another version of Stampede may draw differently.
@@ -144,7 +163,7 @@ pub fn write(
             let freshness = given.map_or(Freshness::Seconds(on_sale.seconds_left()), |_| Freshness::Always);
             responder.image(image, &tag, freshness, style, out)
         }
-        ItemPage::Item(_) | ItemPage::Image { .. } => responder.problem(Problem::NotFound, style, out),
+        ItemPage::Image { .. } => responder.problem(Problem::NotFound, style, out),
     }
 }
 

@@ -60,4 +60,32 @@ pub const PRODUCTS: &[Bug] = &[
         wrong: "",
         caught_by: "sale::product_stock",
     },
+    Bug {
+        what: "a plan names the products of a sale that was sold with other ones",
+        file: "plan/planned_sale.rs",
+        place: "let is_same = terms.items == items && «[Terms::NO_PRODUCTS, terms.products.fingerprint()].contains(&products)»;",
+        wrong: "{ let _ = products; true }",
+        caught_by: "plan::planned_sale",
+    },
+    Bug {
+        what: "a product of a sale begins at another item in the database",
+        file: "postgres/copy_rows.rs",
+        place: "self.int4(«product.first»);",
+        wrong: "0 * product.first",
+        caught_by: "postgres::copy_rows",
+    },
+    Bug {
+        what: "the rows of a sale that is open are dropped with those of a newer one",
+        file: "postgres/maintenance.rs",
+        place: "time => id(latest(now_ms.saturating_sub(time))).min(«needed.map_or(u32::MAX, |sale| sale.0)»),",
+        wrong: "{ let _ = needed; u32::MAX }",
+        caught_by: "postgres::maintenance",
+    },
+    Bug {
+        what: "the log names products of a sale whose opening it does not have",
+        file: "log_tool/unit_names.rs",
+        place: "«self.opened.get(&sale).copied().unwrap_or(false)».then(",
+        wrong: "true",
+        caught_by: "log_tool::unit_names",
+    },
 ];

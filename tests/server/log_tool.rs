@@ -3,6 +3,7 @@
 
 use crate::cluster::Cluster;
 use crate::harness::{Client, LONG_SALE, Server, assert_refused, stampede, wait_until};
+use crate::planned::{PLAN, now_s, product, sale, write};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -462,4 +463,74 @@ fn wrong_arguments_are_named() {
         let help = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success() && parts.iter().all(|part| help.contains(part)), "{help}");
     }
+}
+
+/// The log knows a fingerprint of the products. A plan that has it names them, and any other plan names nothing.
+#[test]
+fn a_plan_names_the_products_of_its_sales() {
+    let (dir, now) = (tempfile::tempdir().unwrap(), now_s());
+    let seats = "[[sale.product]]\nid = \"seat\"\nname = \"Seat\"\nunits = [\"Row 1\", \"Row \\\"2\\\"\"]\n";
+    let plan = |first: String| {
+        let of_7 = product("a", 3) + &first;
+        let times = (now - 9, now + 3600);
+        [sale(7, times, "user_limit = 9", &of_7), sale(8, times, "user_limit = 9", &product("b", 2))]
+    };
+    write(dir.path(), &plan(seats.to_owned()));
+    let server = Server::start(dir.path(), &PLAN);
+    let mut client = server.connect();
+    let mut reserve =
+        |sale: u32, item: u32| client.request(&format!("POST /checkout?user_id=5&sale_id={sale}&item_id={item}")).body;
+    let (sold, _, _) = (reserve(7, 4), reserve(7, 0), reserve(8, 1));
+    assert_eq!(client.purchase(&sold).status, 200);
+    assert_eq!(client.request("POST /checkout?user_id=6&sale_id=7&item_id=4").problem(), "item-sold");
+    assert!(server.terminate().success());
+
+    let unnamed = told(dir.path(), &["dump"]);
+    assert!(!unnamed.contains("product_id") && !unnamed.contains("\"unit\""), "{unnamed}");
+    let with_variable = tool(dir.path(), &["dump"]).env("PLAN", "shop.toml").output().unwrap();
+    assert_eq!(with_variable.stdout, unnamed.as_bytes(), "the variable of the server has no effect");
+    let named = ["dump", "--plan", "shop.toml"];
+    let mut units = Vec::new();
+    let (mut lines, plain) = (dump(dir.path(), &named[1..]), dump(dir.path(), &[]));
+    for line in &mut lines {
+        let fields = line.as_object_mut().unwrap();
+        let mut text = |name| fields.remove(name).map(|text| text.as_str().unwrap().to_owned());
+        let (product, unit) = (text("product_id"), text("unit"));
+        if let Some(item) = line["item_id"].as_u64() {
+            let of = (line["event"].as_str().unwrap().to_owned(), line["sale_id"].as_u64().unwrap(), item);
+            units.push((of, product.unwrap(), unit));
+        }
+    }
+    assert_eq!(lines, plain, "the rest is the same");
+    units.sort();
+    let row = |event: &str, sale, item, product: &str, unit: Option<&str>| {
+        ((event.to_owned(), sale, item), product.to_owned(), unit.map(str::to_owned))
+    };
+    let seat = Some("Row \"2\"");
+    let expected = [
+        row("checkout", 7, 0, "a", None),
+        row("checkout", 7, 4, "seat", seat),
+        row("checkout", 8, 1, "b", None),
+        row("purchase", 7, 4, "seat", seat),
+        row("refused", 7, 4, "seat", seat),
+    ];
+    assert_eq!(units, expected);
+    let report = told(dir.path(), &["sale", "7"]);
+    let by_product = told(dir.path(), &["sale", "7", "--plan", "shop.toml"]);
+    let table = "\nproduct  items  sold in the log\na        3      0\nseat     2      1\n\n";
+    assert_eq!(by_product.replace(table, ""), report);
+    assert!(by_product.contains(table), "{by_product}");
+
+    // The plan has other products than were sold in one of the sales.
+    write(dir.path(), &plan(product("seat", 3)));
+    let (code, said, complained) = ask(dir.path(), &named);
+    assert!(code == 0 && said.contains("\"product_id\":\"b\"") && !said.contains("\"product_id\":\"seat\""), "{said}");
+    assert_eq!(complained, "stampede: shop.toml has other products than were sold, so none are named: sale 7\n");
+    let (code, said, _) = ask(dir.path(), &["sale", "7", "--plan", "shop.toml"]);
+    assert!(
+        code == 0 && said.contains("No product is added up: shop.toml has other products than were sold"),
+        "{said}"
+    );
+    let (code, _, complained) = ask(dir.path(), &["dump", "--plan", "none.toml"]);
+    assert!(code == 2 && complained.contains("wrong plan: none.toml cannot be read"), "{complained}");
 }

@@ -491,6 +491,11 @@ fn meet_products(api: &Api) {
         assert_eq!(items("?sale_id=7&product_id=2").problem(), "invalid-parameter");
         assert_eq!(items("?sale_id=3").problem(), "sale-ended");
         assert_eq!(items("?product_id=1").status, if are_several { 400 } else { 200 });
+        let mut item = |query: &str| api.ask(&mut client, Operation::Item, query, "");
+        assert_eq!(item("?sale_id=7").json()["sale_id"], 7);
+        assert_eq!(item("?sale_id=5").problem(), "not-found");
+        assert_eq!(item("?sale_id=3").problem(), "sale-ended");
+        assert_eq!(item("?sale_id=x").problem(), "invalid-parameter");
         assert!(server.terminate().success());
     }
 }

@@ -14,7 +14,7 @@ pub fn now_s() -> u64 {
 }
 
 /// Waits until this time, in seconds since the Unix epoch, and a little longer.
-fn wait_for(unix_s: u64) {
+pub fn wait_for(unix_s: u64) {
     let at = UNIX_EPOCH + Duration::from_millis(unix_s * 1000 + 100);
     std::thread::sleep(at.duration_since(SystemTime::now()).unwrap_or_default());
 }

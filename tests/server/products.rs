@@ -138,6 +138,23 @@ fn products_are_listed_with_what_the_plan_says_and_their_counts() {
         assert!(refused.body.contains("several sales are open"), "{}", refused.body);
     }
     assert_eq!(counts(&client.request("GET /products?sale_id=9").json()), [[3, 0, 0, 3], [2, 1, 1, 0], [40, 0, 1, 39]]);
+    let item = |client: &mut Client, line: &str| {
+        let item = client.request(&format!("GET /items/{line}")).json();
+        (item["sale_id"].clone(), item["product_id"].clone(), item["state"].clone())
+    };
+    let mut boxes = ["3?sale_id=9", "4?sale_id=9"].map(|line| item(&mut client, line));
+    boxes.sort_by_key(|(_, _, state)| state.to_string());
+    assert_eq!(boxes, ["reserved", "sold"].map(|state| (9.into(), "box".into(), state.into())));
+    assert_eq!(item(&mut client, "0?sale_id=9"), (9.into(), "a-38".into(), "available".into()));
+    let of_10 = (0..5).map(|number| item(&mut client, &format!("{number}?sale_id=10")));
+    let of_10: Vec<_> = of_10.filter(|found| *found == (10.into(), "box".into(), "reserved".into())).collect();
+    assert_eq!(of_10.len(), 1);
+    assert_eq!(item(&mut client, "3?sale_id=200"), (200.into(), "one".into(), "available".into()));
+    assert_eq!(item(&mut client, "3"), (client.sale()["sale_id"].clone(), "box".into(), "available".into()));
+    for unknown in ["5?sale_id=10", "0?sale_id=8", "4?sale_id=200", "45?sale_id=9"] {
+        assert_eq!(client.request(&format!("GET /items/{unknown}")).problem(), "not-found", "{unknown}");
+    }
+    assert_eq!(client.request("GET /items/0?sale_id=x").problem(), "invalid-parameter");
     let box_10 = client.request("GET /products/box?sale_id=10").json();
     assert_eq!(counts(&json!({ "products": [box_10] })), [[5, 0, 1, 4]]);
     assert!(server.terminate().success());

@@ -294,7 +294,7 @@ _stampede() {
             return 0
             ;;
         stampede__subcmd__log__subcmd__dump)
-            opts="-h --sale --user --item --code --data-dir --database-url --env-file --help"
+            opts="-h --sale --user --item --code --plan --data-dir --database-url --env-file --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -313,6 +313,10 @@ _stampede() {
                     return 0
                     ;;
                 --code)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --plan)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -345,12 +349,16 @@ _stampede() {
             return 0
             ;;
         stampede__subcmd__log__subcmd__sale)
-            opts="-h --data-dir --database-url --env-file --help"
+            opts="-h --plan --data-dir --database-url --env-file --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --plan)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --data-dir)
                     COMPREPLY=()
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then

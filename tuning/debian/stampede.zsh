@@ -135,6 +135,7 @@ _arguments "${_arguments_options[@]}" : \
 '--user=[Only records of this user]:USER:_default' \
 '--item=[Only records about this item]:ITEM:_default' \
 '--code=[Only records about the hold of this code]:CODE:_default' \
+'--plan=[Name the product and the unit of each item, as this plan has them]:FILE:_default' \
 '--data-dir=[Directory of the log. It is created if it does not exist, and locked\: one server at a time can use it \[env\: DATA_DIR\] \[default\: ./data\]]:PATH:_files -/' \
 '--database-url=[PostgreSQL database to which every record is persisted, such as postgres\://user@host/name. It can also be set in parts\: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT \[env\: DATABASE_URL\] \[default\: none\: only the log is written\]]:URL:' \
 '--env-file=[File with variables, one VARIABLE=value per line. An upgrade in place reads it again. Only .env may be missing. ENV_FILE is read from the environment only \[env\: ENV_FILE\] \[default\: .env\]]:PATH:_files -/' \
@@ -144,6 +145,7 @@ _arguments "${_arguments_options[@]}" : \
 ;;
 (sale)
 _arguments "${_arguments_options[@]}" : \
+'--plan=[Add up the sold items of each product of this plan]:FILE:_default' \
 '--data-dir=[Directory of the log. It is created if it does not exist, and locked\: one server at a time can use it \[env\: DATA_DIR\] \[default\: ./data\]]:PATH:_files -/' \
 '--database-url=[PostgreSQL database to which every record is persisted, such as postgres\://user@host/name. It can also be set in parts\: DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME, DB_SSL_MODE, DB_SSL_ROOT_CERT \[env\: DATABASE_URL\] \[default\: none\: only the log is written\]]:URL:' \
 '--env-file=[File with variables, one VARIABLE=value per line. An upgrade in place reads it again. Only .env may be missing. ENV_FILE is read from the environment only \[env\: ENV_FILE\] \[default\: .env\]]:PATH:_files -/' \
