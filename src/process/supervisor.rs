@@ -57,8 +57,8 @@ pub struct PendingTakeover {
 pub struct DeferredWork {
     /// Streams of earlier runs, to be sealed.
     pub streams: Streams,
-    /// The sale that was open at the start of this run.
-    pub open: SaleId,
+    /// The oldest sale that was open at the start of this run.
+    pub oldest_open: SaleId,
     /// Persistence thread, to be started, or `None` without a database.
     pub shipper: Option<Shipper>,
 }
@@ -290,10 +290,10 @@ impl Supervisor {
     /// # Errors
     /// [`Fatal::DataDir`]: the data directory cannot be written. [`Fatal::Host`]: the host provides no thread.
     pub fn finish_earlier_runs(&mut self, deferred_work: DeferredWork) -> Result<(), Fatal> {
-        let DeferredWork { streams, open, shipper } = deferred_work;
+        let DeferredWork { streams, oldest_open, shipper } = deferred_work;
         let shards = self.shards.orders.len();
         let mut old_of = vec![Vec::new(); shards];
-        self.manifest = streams.manifest(open);
+        self.manifest = streams.manifest(oldest_open);
         // In an upgrade, the shards of this run sell already.
         let manifest =
             if self.status.entered_phase() >= Phase::Serving { self.manifest_of_run() } else { self.manifest.clone() };

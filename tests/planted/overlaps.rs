@@ -53,4 +53,18 @@ pub const OVERLAPS: &[Bug] = &[
         wrong: "false",
         caught_by: SIM,
     },
+    Bug {
+        what: "streams of an open sale may be missing when a newer one has opened",
+        file: "log/replay.rs",
+        place: "Some(end_ms) => «end_ms <= self.now.unix_ms.max(newest_opens_ms)»,",
+        wrong: "end_ms <= newest_opens_ms || !self.is_newest(until)",
+        caught_by: "log::replay",
+    },
+    Bug {
+        what: "a damaged stream is given up although a sale is open that is newer than another open one",
+        file: "log/losses.rs",
+        place: ".take_while(|((seq, _), next)| «seq == next»).last()",
+        wrong: "seq == next && seq == first",
+        caught_by: "log::losses",
+    },
 ];
