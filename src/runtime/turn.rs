@@ -169,7 +169,7 @@ impl TurnLoop {
             let schedule = self.shard.rules.schedule;
             let sale = OnSale { parts, item_states, schedule, now };
             let facts = Facts { status, sale: Some(sale), known: None };
-            server.send_events(now, |sent, out| sent.update(&facts, now.monotonic_ms, out));
+            server.send_events(&facts, now);
         }
         // During the handover, both processes have the sockets, so neither writes to them.
         if !matches!(self.pause, Pause::HandedOver | Pause::Awaiting) {

@@ -54,6 +54,21 @@ pub const OVERLAPS: &[Bug] = &[
         caught_by: SIM,
     },
     Bug {
+        what: "of several open sales, subscribers follow the one that has opened last",
+        file: "server/sale_events.rs",
+        place: "            «self.sales[at].note(true, phase_of(terms, counts), counts, changes);»",
+        wrong: "if terms.sale >= on_sale.parts.newest().terms.sale { \
+                self.sales[at].note(true, phase_of(terms, counts), counts, changes); }",
+        caught_by: "server::sale_events",
+    },
+    Bug {
+        what: "subscribers are not told that a sale has closed beside another one",
+        file: "server/sale_events.rs",
+        place: "«known.phase != phase»",
+        wrong: "false",
+        caught_by: "server::sale_events",
+    },
+    Bug {
         what: "streams of an open sale may be missing when a newer one has opened",
         file: "log/replay.rs",
         place: "Some(end_ms) => «end_ms <= self.now.unix_ms.max(newest_opens_ms)»,",
