@@ -297,6 +297,8 @@ fn begin(
     // Count the segments of earlier runs before a shard creates one.
     streams.count(&data, &status.log_budget)?;
     let newest_sale = newest_sale(&inventories);
+    let known = inventories.iter().take(1).flat_map(|inventory| &inventory.parts).map(|part| part.terms);
+    known.filter(|terms| terms.items > 0).for_each(|terms| status.add_begun_sale(terms));
     let oldest_open = oldest_open_sale(&inventories);
     let (deferred_work, config) = (DeferredWork { streams, oldest_open, shipper }, Arc::new(config));
     // Create this before any shard sells: each shard answers with the states of all items, also those of other shards.

@@ -15,8 +15,8 @@ use crate::postgres::shipper::{Persistence, Shipper};
 use crate::process::service_manager::ServiceManager;
 use crate::runtime::control::{Notice, Order};
 use crate::sale::effects::EndedShare;
-use crate::sale::ids::{SaleId, ShardId};
-use crate::sale::record::{LogEvent, Record};
+use crate::sale::ids::{SaleId, ShardId, Terms};
+use crate::sale::record::{LogEvent, Record, SaleTimes};
 use crate::system::clock::Clock;
 use crate::system::doorbell::Doorbell;
 use crate::system::{host, listener};
@@ -250,13 +250,16 @@ impl Supervisor {
         Ok(Next::Continue)
     }
 
-    /// Logs that a sale has opened, when the first shard begins it. Sales open in the order of their ids.
+    /// Logs and publishes that a sale has opened, when the first shard begins it. Sales open in the order of their ids.
     fn note_opened(&mut self, record: &Record) {
         if let LogEvent::SaleOpened { items, user_limit, times: Some(times), .. } = record.event
             && record.sale > self.newest_sale
         {
             self.newest_sale = record.sale;
-            let [opens_at, closes_at] = [times.opens_ms, times.closes_ms].map(rfc3339);
+            let SaleTimes { opens_ms, closes_ms } = times;
+            let planned = self.config.rules.schedule.terms(record.sale).unwrap_or(Terms::NONE);
+            self.status.add_begun_sale(Terms { sale: record.sale, items, user_limit, opens_ms, closes_ms, ..planned });
+            let [opens_at, closes_at] = [opens_ms, closes_ms].map(rfc3339);
             let name = self.config.plan.and_then(|plan| plan.sale(record.sale)).map(|sale| &*sale.name);
             let sale = record.sale.0;
             tracing::info!(sale, name, items, user_limit, opens_at, closes_at, "the sale has opened");

@@ -69,6 +69,13 @@ pub const OVERLAPS: &[Bug] = &[
         caught_by: "server::sale_events",
     },
     Bug {
+        what: "operators do not see the reserved items of a sale that has closed",
+        file: "operate/live_sales.rs",
+        place: "«sale.is_open || sale.counts.reserved > 0»",
+        wrong: "sale.is_open",
+        caught_by: "operate::live_sales",
+    },
+    Bug {
         what: "streams of an open sale may be missing when a newer one has opened",
         file: "log/replay.rs",
         place: "Some(end_ms) => «end_ms <= self.now.unix_ms.max(newest_opens_ms)»,",
