@@ -76,6 +76,13 @@ pub const OVERLAPS: &[Bug] = &[
         caught_by: "operate::live_sales",
     },
     Bug {
+        what: "an image without a sale is fresh when another sale has opened",
+        file: "server/item_pages.rs",
+        place: "«next.opens_ms.min(shown.closes_ms)»",
+        wrong: "shown.closes_ms",
+        caught_by: "server::item_pages",
+    },
+    Bug {
         what: "streams of an open sale may be missing when a newer one has opened",
         file: "log/replay.rs",
         place: "Some(end_ms) => «end_ms <= self.now.unix_ms.max(newest_opens_ms)»,",
