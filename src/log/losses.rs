@@ -4,11 +4,11 @@
 //! The rule is that of retention: a stream may lose its beginning. So the damaged segment and all segments of the stream
 //! before it are judged together. They are not needed if two conditions hold, and in doubt they are needed:
 //!
-//! 1. Every sale that they can have a record of is over by the clock: replay ignores its records. The sales of a stream
-//!    never fall, and each begins with a record that opens it, once per stream. So these sales are older than the first
-//!    one that the rest of the stream opens. If the rest opens none, they are not newer than the first one that a stream
-//!    of a later run opens. They are also older than the sale of the manifest, if the manifest does not list the stream of
-//!    an earlier run. If nothing of this is known, the open sale may be concerned.
+//! 1. Every sale that they can have a record of is over by the clock: replay ignores its records. A stream opens sales in
+//!    the order of their ids, each before its first record and once. So these sales are older than the first one that the
+//!    rest of the stream opens. If the rest opens none, they are not newer than those that are open when a later run begins,
+//!    which each of its streams opens with its first records. They are also older than the sale of the manifest, if the
+//!    manifest does not list the stream of an earlier run. If nothing of this is known, the open sale may be concerned.
 //! 2. There is no database, or it has all records up to the first one that is left.
 //!
 //! Damage of attempt streams is never judged: nobody needs these records.
@@ -51,8 +51,14 @@ impl Openings {
             return Some(SaleId(next.0.saturating_sub(1)));
         }
         let later = self.0.iter().filter(|(other, _)| other.log == key.log && other.epoch > key.epoch);
-        later.filter_map(|(_, openings)| openings.first()).map(|(_, sale)| *sale).min()
+        later.filter_map(|(_, openings)| newest_at_beginning(openings)).min()
     }
+}
+
+/// Returns the newest of the sales that a stream opens with its first records. With a plan, several can be open.
+fn newest_at_beginning(openings: &[(Seq, SaleId)]) -> Option<SaleId> {
+    let (first, _) = openings.first()?;
+    openings.iter().zip(*first..).take_while(|((seq, _), next)| seq == next).last().map(|((_, sale), _)| *sale)
 }
 
 /// What the database has of the log.
@@ -165,15 +171,15 @@ mod tests {
     use crate::sale::ids::Terms;
     use std::convert::Infallible;
 
-    /// Reads a stream and judges its damage. Sales up to `over` are over. `later` is the first sale of a later run.
+    /// Reads a stream and judges its damage. Sales up to `over` are over. `later` has the sales with which a later run begins.
     fn judge(sample: &SampleStream, over: u32, later: Option<u32>) -> Result<Option<DamagedBeginning>, Fatal> {
-        judge_with(sample, over, later, &Manifest::default())
+        judge_with(sample, over, later.as_slice(), &Manifest::default())
     }
 
     fn judge_with(
         sample: &SampleStream,
         over: u32,
-        later: Option<u32>,
+        later: &[u32],
         manifest: &Manifest,
     ) -> Result<Option<DamagedBeginning>, Fatal> {
         let (mut files, mut openings) = (StreamFiles::new(sample.logs(), PURCHASES), Openings::default());
@@ -189,10 +195,10 @@ mod tests {
             let Stopped::Damaged(damage) = stopped else { panic!("the files can be read") };
             files.accept(damage);
         }
-        if let Some(sale) = later {
+        for (seq, sale) in (1..).zip(later.iter().copied()) {
             let event = LogEvent::SaleOpened { items: 1, user_limit: 1, times: None, products: Terms::NO_PRODUCTS };
             let opened = Record { sale: SaleId(sale), unix_ms: 0, event };
-            openings.note(StreamKey { log: LogKind::Purchases, epoch: 2, shard: 3 }, 1, &opened);
+            openings.note(StreamKey { log: LogKind::Purchases, epoch: 2, shard: 3 }, seq, &opened);
         }
         let Some(losses) = files.losses() else { return Ok(None) };
         let place = (sample.logs(), PURCHASES);
@@ -246,6 +252,16 @@ mod tests {
         }
     }
 
+    /// Sale 9 is open beside sale 8, and longer.
+    #[test]
+    fn a_later_run_may_have_continued_each_of_the_sales_with_which_it_begins() {
+        let sample = sales();
+        sample.spoil(9);
+        let judge = |over| judge_with(&sample, over, &[8, 9], &Manifest::default());
+        assert!(judge(8).is_err());
+        assert!(judge(9).unwrap().is_some());
+    }
+
     #[test]
     fn the_manifest_bounds_the_sales_of_a_stream_that_it_does_not_list() {
         let sample = sales();
@@ -253,7 +269,7 @@ mod tests {
         let listed = Manifest::new(SaleId(8), vec![(PURCHASES.epoch, PURCHASES.shard, 12)]).with_run(2, 1);
         let unlisted = Manifest::new(SaleId(8), vec![]).with_run(2, 1);
         for (manifest, over, is_needed) in [(&listed, 7, true), (&unlisted, 6, true), (&unlisted, 7, false)] {
-            assert_eq!(judge_with(&sample, over, Some(8), manifest).is_err(), is_needed, "{over}");
+            assert_eq!(judge_with(&sample, over, &[8], manifest).is_err(), is_needed, "{over}");
         }
     }
 

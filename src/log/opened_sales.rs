@@ -124,9 +124,14 @@ impl OpenedSales {
     /// Returns when all sales up to this id have closed, by the log and by the schedule, in milliseconds since the Unix
     /// epoch. The sale itself may be one of which nothing is known.
     pub fn all_ended_ms(&self, until: SaleId) -> u64 {
+        self.known_end_ms(until).unwrap_or(u64::MAX)
+    }
+
+    /// Returns the same, or `None` if neither the log nor the schedule has any sale up to this id.
+    pub fn known_end_ms(&self, until: SaleId) -> Option<u64> {
         let opened_ms = self.ends_ms.range(..=until).next_back().map(|(_, end)| *end);
         let planned_ms = self.schedule.all_closed_ms(until);
-        opened_ms.into_iter().chain(planned_ms).max().unwrap_or(u64::MAX)
+        opened_ms.into_iter().chain(planned_ms).max()
     }
 
     /// Returns a contradiction between the schedule and the sales that have opened, if there is one.

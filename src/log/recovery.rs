@@ -72,7 +72,6 @@ pub struct Streams {
 /// Recovery that is in progress.
 pub struct Recovery {
     data: OpenDataDir,
-    rules: Rules,
     plan: Option<LoadedPlan>,
     now: Box<dyn Fn() -> Moment + Send>,
     replay: Replay,
@@ -100,7 +99,6 @@ impl Recovery {
         let (replay, now) = (Replay::new(partition, rules, earlier, now()), Box::new(now));
         Recovery {
             data,
-            rules,
             plan,
             now,
             replay,
@@ -170,10 +168,8 @@ impl Recovery {
         }
         let mut left = streams.clone();
         let damaged = self.take_damaged(&mut left)?;
-        let latest = self.rules.schedule.latest((self.now)().unix_ms).map(|latest| latest.sale);
-        let current = latest.max(self.replay.newest_opened()).unwrap_or(SaleId(0));
         let records = |key| streams.contains_key(&key).then(|| self.ends.get(&key).map_or(0, |end| end.records));
-        if let Some(lost) = self.data.manifest.missing(current, records) {
+        if let Some(lost) = self.data.manifest.missing(|sale| self.replay.have_closed(sale), records) {
             return Err(Fatal::Damaged(lost));
         }
         // Retention may have removed every segment of an attempt stream, so only purchase streams are checked.
@@ -298,12 +294,13 @@ impl Recovery {
 }
 
 impl Streams {
-    /// Returns the streams that the next recovery must find, if the sale `open` is open.
-    pub fn manifest(&self, open: SaleId) -> Manifest {
-        let opens = |key: &StreamKey| self.openings.of(*key).iter().any(|(_, sale)| *sale >= open);
+    /// Returns the streams that the next recovery must find, if `oldest_open` is the oldest open sale.
+    pub fn manifest(&self, oldest_open: SaleId) -> Manifest {
+        let opens = |key: &StreamKey| self.openings.of(*key).iter().any(|(_, sale)| *sale >= oldest_open);
         let ends = self.streams.iter().filter_map(|(names, end)| Some((names.first()?.stream.key(), end.records)));
         let needed = ends.filter(|(key, _)| key.log == LogKind::Purchases && opens(key));
-        Manifest::new(open, needed.map(|(StreamKey { epoch, shard, .. }, records)| (epoch, shard, records)).collect())
+        let needed = needed.map(|(StreamKey { epoch, shard, .. }, records)| (epoch, shard, records));
+        Manifest::new(oldest_open, needed.collect())
     }
 
     /// Adds the sizes of all segments to `budget`.

@@ -175,9 +175,14 @@ impl Replay {
         due.max(self.opened.newest()) <= Some(sale)
     }
 
-    /// Returns the newest sale that a record has opened, also if it is over.
-    pub fn newest_opened(&self) -> Option<SaleId> {
-        self.opened.newest()
+    /// Returns whether this sale and all sales before it have closed: by the clock, or because a sale has opened since then.
+    pub fn have_closed(&self, until: SaleId) -> bool {
+        let newest_opens_ms = self.sales.last_key_value().map_or(0, |(_, parts)| parts[0].terms.opens_ms);
+        match self.opened.known_end_ms(until) {
+            Some(end_ms) => end_ms <= self.now.unix_ms.max(newest_opens_ms),
+            // Neither the log nor the plan has any of these sales. A plan that lacks an open sale is refused.
+            None => !self.is_newest(until),
+        }
     }
 
     /// Returns a contradiction between the schedule and the sales that have opened, if there is one.
@@ -360,7 +365,7 @@ mod tests {
     use crate::log::block::LogKind;
     use crate::sale::code::{Code, CodeGenerator};
     use crate::sale::ids::UserId;
-    use crate::sale::record::ReleaseReason;
+    use crate::sale::record::{ReleaseReason, SaleTimes};
     use crate::sale::rules::Ack;
     use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule};
     use uuid::Uuid;
@@ -484,6 +489,26 @@ mod tests {
         future.sale = SaleId(600);
         let (inventories, _) = replay(&[future, opened()]).unwrap().finish().unwrap();
         assert_eq!(inventories[0].newest().terms.sale, SaleId(600));
+    }
+
+    #[test]
+    fn a_sale_is_not_over_because_another_one_has_opened() {
+        let open = |sale: u32, opens_ms, closes_ms| {
+            let times = Some(SaleTimes { opens_ms, closes_ms });
+            let event = LogEvent::SaleOpened { items: 4, user_limit: 1, times, products: Terms::NO_PRODUCTS };
+            Record { sale: SaleId(sale), ..record(event) }
+        };
+        let now_ms = NOW.unix_ms;
+        let rules = Rules { schedule: SaleSchedule::Planned(&[]), ..RULES };
+        let mut replay = Replay::new(Partition::new(2), rules, (0, 0), NOW);
+        for record in [open(2, 100, now_ms), open(3, 200, now_ms + 9), open(4, 300, now_ms + 1)] {
+            replay.record(&record).unwrap();
+        }
+        assert_eq!([1, 2, 3, 4].map(|sale| replay.have_closed(SaleId(sale))), [true, true, false, false]);
+        replay.at(Moment { unix_ms: now_ms - 1, ..NOW });
+        assert!(!replay.have_closed(SaleId(2)), "the clock was set back");
+        replay.record(&open(5, now_ms + 5, now_ms + 7)).unwrap();
+        assert_eq!([2, 3, 4].map(|sale| replay.have_closed(SaleId(sale))), [true, false, false]);
     }
 
     #[test]

@@ -157,10 +157,7 @@ impl LogScan {
         damaged.iter().try_for_each(|beginning| beginning.require_persisted(&self.logs, persisted))?;
         let records =
             |key| self.streams.iter().find(|stream| stream.id.key() == key).map(|stream| stream.end().records);
-        let latest = rules.schedule.latest(now.unix_ms);
-        let newest = self.opened.last_key_value().map(|(sale, _)| *sale);
-        let current = latest.map(|latest| latest.sale).max(newest).unwrap_or(SaleId(0));
-        match self.manifest.missing(current, records) {
+        match self.manifest.missing(|sale| replay.have_closed(sale), records) {
             Some(lost) => Err(Fatal::Damaged(lost)),
             None => Ok(damaged),
         }

@@ -59,11 +59,11 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener, Fatal> {
 /// [`Fatal::Host`] if the event loop or the thread cannot be created.
 pub fn start(listener: TcpListener, status: Arc<Status>, clock: Clock, config: &Config) -> Result<(), Fatal> {
     let runtime = threads::event_loop()?;
-    let (schedule, names) = (config.rules.schedule, HostNames::new(&config.admin_hosts));
+    let (schedule, plan, names) = (config.rules.schedule, config.plan, HostNames::new(&config.admin_hosts));
     let serve = async move {
         listener.set_nonblocking(true)?;
-        let page = dashboard::routes(status.clone(), clock, schedule);
-        let router = Router::new().route("/metrics", get(scrape)).with_state(status).merge(page);
+        let page = dashboard::routes(status.clone(), clock.clone(), schedule, plan);
+        let router = Router::new().route("/metrics", get(scrape)).with_state((status, clock)).merge(page);
         let router = router.layer(from_fn_with_state(Arc::new(names), HostNames::check));
         accept(tokio::net::TcpListener::from_std(listener)?, router).await
     };
@@ -104,6 +104,8 @@ async fn accept(listener: tokio::net::TcpListener, router: Router) -> io::Result
     }
 }
 
-async fn scrape(State(status): State<Arc<Status>>) -> ([(header::HeaderName, &'static str); 1], String) {
-    ([(header::CONTENT_TYPE, CONTENT_TYPE)], prometheus::text(&status))
+async fn scrape(
+    State((status, clock)): State<(Arc<Status>, Clock)>,
+) -> ([(header::HeaderName, &'static str); 1], String) {
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], prometheus::text(&status, clock.now().unix_ms))
 }

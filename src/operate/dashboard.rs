@@ -6,6 +6,7 @@
 
 use crate::operate::sampler::{Sample, Sampler};
 use crate::operate::status::{EndedSale, Status};
+use crate::plan::planned_sale::LoadedPlan;
 use crate::sale::sale_schedule::SaleSchedule;
 use crate::system::clock::Clock;
 use axum::Router;
@@ -80,11 +81,13 @@ struct DashboardEvent<'a> {
     samples: Vec<&'a Sample>,
 }
 
-/// Returns the routes of the dashboard, for the sales of `schedule`. Starts taking samples on the current event loop.
-pub fn routes(status: Arc<Status>, clock: Clock, schedule: SaleSchedule) -> Router {
+/// Returns the routes of the dashboard, for the sales of `schedule`, whose names are in `plan`. Starts taking samples on the
+/// current event loop.
+pub fn routes(status: Arc<Status>, clock: Clock, schedule: SaleSchedule, plan: Option<LoadedPlan>) -> Router {
     let about = PageFacts { version: env!("CARGO_PKG_VERSION"), began_ms: clock.now().unix_ms };
     let state = Arc::new(DashboardState { status, about, samples: watch::Sender::default() });
-    tokio::spawn(take_samples(state.clone(), clock, schedule));
+    let sampler = Sampler::new(state.status.clone(), schedule, plan, clock.now());
+    tokio::spawn(take_samples(state.clone(), clock, sampler));
     let page = FILES.iter().fold(Router::new(), |page, (path, kind, text)| {
         let head = [
             (header::CONTENT_TYPE, *kind),
@@ -99,8 +102,7 @@ pub fn routes(status: Arc<Status>, clock: Clock, schedule: SaleSchedule) -> Rout
     page.route("/events", get(events)).with_state(state)
 }
 
-async fn take_samples(state: Arc<DashboardState>, clock: Clock, schedule: SaleSchedule) {
-    let mut sampler = Sampler::new(state.status.clone(), schedule, clock.now());
+async fn take_samples(state: Arc<DashboardState>, clock: Clock, mut sampler: Sampler) {
     let mut ticks = interval(SAMPLE_TIME);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks.tick().await;

@@ -3,7 +3,8 @@
 //! Shards publish numbers that have one writer each: [`counters`], [`shard_status`] (one shard), [`status`] (the
 //! process), [`item_states`] (one word per item), [`product_numbers`] (one word per product and
 //! shard). [`counts_word`] is a word with two counts. [`lease`] says until when the process is known to own the database. [`request_timer`] counts requests and measures their latency. [`lag`]
-//! measures how long Postgres has been behind the log. [`exemplars`] are requests of sampled traces, as examples of the latencies. The thread of the admin port reads these numbers: [`prometheus`]
+//! measures how long Postgres has been behind the log. [`exemplars`] are requests of sampled traces, as examples of the
+//! latencies. The thread of the admin port reads these numbers: [`live_sales`] (the sales to show), [`prometheus`]
 //! (`/metrics`), [`sampler`] (one sample per second), [`dashboard`] (the page), [`host_names`]
 //! (which names the port has), [`admin`] (the port itself).
 
@@ -16,6 +17,7 @@ pub mod host_names;
 pub mod item_states;
 pub mod lag;
 pub mod lease;
+pub mod live_sales;
 pub mod product_numbers;
 pub mod prometheus;
 pub mod request_timer;

@@ -4,6 +4,7 @@ use crate::http::operation::Operation;
 use crate::log::block::LogKind;
 use crate::operate::counters::{Batches, Bounds, Counter, Distribution, Histogram, SIZES, TIMES_US};
 use crate::operate::exemplars::{self, Annotation};
+use crate::operate::live_sales::{LiveSale, live_sales};
 use crate::operate::shard_status::{LogStatus, ShardStatus};
 use crate::operate::status::{Phase, Status};
 use crate::sale::record::{RefusalReason, ReleaseReason};
@@ -27,11 +28,11 @@ const REQUEST_SECONDS: &str = "stampede_request_seconds";
 /// The tables of [`crate::operate::status::PersistenceCounters::rows`].
 const TABLES: [&str; 4] = ["checkouts", "purchases", "releases", "extensions"];
 
-/// Returns the text of `/metrics` for the current values of `status`.
-pub fn text(status: &Arc<Status>) -> String {
+/// Returns the text of `/metrics` for the values of `status` at `unix_ms`.
+pub fn text(status: &Arc<Status>, unix_ms: u64) -> String {
     let mut registry = Registry::default();
     let process = Process::read(status.shards.len());
-    registry.register_collector(Box::new(Scrape { status: status.clone(), process }));
+    registry.register_collector(Box::new(Scrape { status: status.clone(), unix_ms, process }));
     let mut text = String::new();
     encode(&mut text, &registry).expect("writing to memory does not fail");
     let annotations = timed_operations().map(|operation| {
@@ -51,6 +52,7 @@ fn timed_operations() -> impl Iterator<Item = Operation> {
 #[derive(Debug)]
 struct Scrape {
     status: Arc<Status>,
+    unix_ms: u64,
     process: Process,
 }
 
@@ -171,6 +173,38 @@ impl Scrape {
             Family::one("stampede_sale_id", "Newest sale that has opened; 0 before the first one",
                 Value::Gauge(sale.0.into())),
             Family::new("stampede_sale_items", "Items of the current sale, by state", items),
+        ]
+    }
+
+    /// Gauges of each open sale: at most [`crate::sale::sale_schedule::OPEN_MAX`].
+    fn open_sales(&self) -> [Family; 4] {
+        let live = live_sales(&self.status, self.unix_ms).into_iter();
+        let open: Vec<_> = live.filter(|sale| sale.is_open).collect();
+        let of = |sale: &LiveSale| labels([("sale_id", &sale.terms.sale.0.to_string())]);
+        let each = |value: fn(&LiveSale) -> Value| open.iter().map(move |sale| (of(sale), value(sale)));
+        let items = open.iter().flat_map(|sale| {
+            let states =
+                [("sold", sale.counts.sold), ("reserved", sale.counts.reserved), ("available", sale.available())];
+            let labels = move |state| [of(sale), labels([("state", state)])].concat();
+            states.map(|(state, items)| (labels(state), Value::Gauge(items.into())))
+        });
+        [
+            Family::new("stampede_open_sale_items", "Items of each open sale, by state", items),
+            Family::new(
+                "stampede_open_sale_start_timestamp_seconds",
+                "Time at which the open sale has opened, in seconds since the Unix epoch",
+                each(|sale| Value::Gauge(sale.terms.opens_ms as f64 / 1000.0)),
+            ),
+            Family::new(
+                "stampede_open_sale_end_timestamp_seconds",
+                "Time at which the open sale closes, in seconds since the Unix epoch",
+                each(|sale| Value::Gauge(sale.terms.closes_ms as f64 / 1000.0)),
+            ),
+            Family::new(
+                "stampede_open_sale_paused",
+                "1 while the plan pauses the open sale, 0 otherwise",
+                each(|sale| flag(sale.terms.is_paused)),
+            ),
         ]
     }
 
@@ -315,7 +349,13 @@ impl Scrape {
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
         let postgres = if self.status.has_database { self.postgres() } else { Vec::new() };
-        let families = self.sale().into_iter().chain(self.requests()).chain(self.shards()).chain(self.log());
+        let families = self
+            .sale()
+            .into_iter()
+            .chain(self.open_sales())
+            .chain(self.requests())
+            .chain(self.shards())
+            .chain(self.log());
         let mut families = families.chain(postgres).chain(self.process());
         families.try_for_each(|family| family.encode(&mut encoder))
     }

@@ -1,10 +1,12 @@
 //! Samples of the published numbers for the dashboard, one per second. All viewers get the same samples.
 
-use crate::http::bodies::{Doing, Postgres};
+use crate::http::bodies::{Doing, Postgres, SalePhase};
 use crate::http::operation::{Answer, Operation};
 use crate::http::problem::Problem;
 use crate::operate::counters::Distribution;
+use crate::operate::live_sales::{LiveSale, live_sales};
 use crate::operate::status::Status;
+use crate::plan::planned_sale::LoadedPlan;
 use crate::sale::ids::Moment;
 use crate::sale::sale_schedule::SaleSchedule;
 use crate::system::proc_stats::Process;
@@ -77,6 +79,8 @@ pub struct Sample {
     sold: u32,
     reserved: u32,
     available: u64,
+    /// The live sales, in the order of their openings.
+    sales: Vec<SaleSample>,
     /// Answers since the process started.
     answered: AnswerClasses,
     per_second: AnswerClasses,
@@ -87,6 +91,40 @@ pub struct Sample {
     purchase_us: Option<[u64; 3]>,
     postgres: Option<Postgres>,
     shards: Vec<ShardSample>,
+}
+
+/// A live sale in a sample.
+#[derive(Clone, Debug, Serialize)]
+struct SaleSample {
+    sale_id: u32,
+    /// Name in the plan.
+    name: Option<&'static str>,
+    /// `open`, or `closing` if items are still reserved.
+    phase: SalePhase,
+    paused: bool,
+    /// When the sale closes, in milliseconds since the Unix epoch.
+    closes_ms: u64,
+    items: u32,
+    sold: u32,
+    reserved: u32,
+    available: u32,
+}
+
+impl SaleSample {
+    fn new(sale: LiveSale, plan: Option<LoadedPlan>) -> Self {
+        let (terms, counts) = (sale.terms, sale.counts);
+        SaleSample {
+            sale_id: terms.sale.0,
+            name: plan.and_then(|plan| plan.sale(terms.sale)).map(|planned| planned.name.as_str()),
+            phase: if sale.is_open { SalePhase::Open } else { SalePhase::Closing },
+            paused: terms.is_paused,
+            closes_ms: terms.closes_ms,
+            items: terms.items,
+            sold: counts.sold,
+            reserved: counts.reserved,
+            available: sale.available(),
+        }
+    }
 }
 
 /// One shard's part of a sample.
@@ -132,14 +170,16 @@ impl Totals {
 pub struct Sampler {
     status: Arc<Status>,
     schedule: SaleSchedule,
+    plan: Option<LoadedPlan>,
     before: Totals,
 }
 
 impl Sampler {
-    /// Creates a sampler of `status`, for the sales of `schedule`. Its first sample covers the time since `now`.
-    pub fn new(status: Arc<Status>, schedule: SaleSchedule, now: Moment) -> Self {
+    /// Creates a sampler of `status`, for the sales of `schedule`, whose names are in `plan`. Its first sample covers the time
+    /// since `now`.
+    pub fn new(status: Arc<Status>, schedule: SaleSchedule, plan: Option<LoadedPlan>, now: Moment) -> Self {
         let before = Totals::read(&status, Process::shards_cpu_s(status.shards.len()), now);
-        Sampler { status, schedule, before }
+        Sampler { status, schedule, plan, before }
     }
 
     /// Returns a sample of the state at `now`.
@@ -163,6 +203,7 @@ impl Sampler {
         let (sales, items) = (status.sales(sale), status.items());
         let closes_ms = self.schedule.terms(sale).map(|terms| terms.closes_ms).filter(|at_ms| *at_ms > now.unix_ms);
         let next_opens_ms = self.schedule.next(sale).map(|next| next.opens_ms);
+        let live = live_sales(status, now.unix_ms).into_iter();
         Sample {
             at_ms: now.unix_ms,
             phase: status.phase().into(),
@@ -173,6 +214,7 @@ impl Sampler {
             sold: sales.sold,
             reserved: sales.reserved,
             available: status.available(sales),
+            sales: live.map(|sale| SaleSample::new(sale, self.plan)).collect(),
             answered: totals.answered,
             per_second: AnswerClasses(array::from_fn(|at| per_second(totals.answered.0[at], before.answered.0[at]))),
             checkout_us: quantiles(&totals.checkouts, &before.checkouts),
@@ -187,6 +229,8 @@ impl Sampler {
 mod tests {
     use super::*;
     use crate::operate::status::Phase;
+    use crate::sale::ids::{SaleId, Terms};
+    use crate::sale::published_stock::PublishedStock;
 
     #[test]
     fn successful_reads_are_counted_as_lookups() {
@@ -199,6 +243,31 @@ mod tests {
     }
 
     #[test]
+    fn each_live_sale_is_in_a_sample() {
+        let status = Arc::new(Status::new(Phase::Serving, 1, 0, false));
+        let terms = |id, closes_ms| Terms { sale: SaleId(id), items: 9, opens_ms: id.into(), closes_ms, ..Terms::NONE };
+        status.add_begun_sale(terms(3, 2_000));
+        status.add_begun_sale(Terms { is_paused: true, ..terms(4, 9_000) });
+        let published = PublishedStock { sale: SaleId(3), sold: 2, reserved: 3, ..PublishedStock::default() };
+        status.shards[0].publish_sales(published);
+        let at = |unix_ms| Moment { monotonic_ms: unix_ms, unix_ms };
+        let mut sampler = Sampler::new(status, SaleSchedule::Planned(&[]), None, at(0));
+        let sale = |sale_id, phase, paused, closes_ms, [sold, reserved, available]: [u32; 3]| {
+            let (name, items) = (serde_json::Value::Null, 9);
+            serde_json::json!({
+                "sale_id": sale_id, "name": name, "phase": phase, "paused": paused, "closes_ms": closes_ms, "items": items,
+                "sold": sold, "reserved": reserved, "available": available
+            })
+        };
+        let last = sale(4, "open", true, 9_000, [0, 0, 9]);
+        for (unix_ms, phase) in [(1_999, "open"), (2_000, "closing")] {
+            let sample = serde_json::to_value(sampler.sample(at(unix_ms))).unwrap();
+            let first = sale(3, phase, false, 2_000, [2, 3, 4]);
+            assert_eq!(sample["sales"], serde_json::json!([first, last]));
+        }
+    }
+
+    #[test]
     fn a_sample_is_of_the_time_since_the_one_before() {
         let status = Arc::new(Status::new(Phase::Serving, 2, 0, false));
         let at = |monotonic_ms| Moment { monotonic_ms, unix_ms: 1_000_000 + monotonic_ms };
@@ -206,7 +275,7 @@ mod tests {
             status.shards[shard].requests.answers(operation, answer).add(requests);
         };
         count(0, Operation::Checkout, Answer::Ok, 7);
-        let mut sampler = Sampler::new(status.clone(), SaleSchedule::Planned(&[]), at(0));
+        let mut sampler = Sampler::new(status.clone(), SaleSchedule::Planned(&[]), None, at(0));
         count(1, Operation::Checkout, Answer::Ok, 10);
         count(0, Operation::Purchase, Answer::Refused(Problem::CodeUsed), 4);
         count(0, Operation::Unknown, Answer::Refused(Problem::TooManyConnections), 2);

@@ -1,8 +1,9 @@
 //! The numbers that the whole process publishes: its phase, the state of Postgres, and the numbers of each shard. The
 //! admin port reads them, and so do the pages such as `/sale` and `/health`.
 //!
-//! Every number is one atomic with one writer, except the newest sale, which every shard can raise. The list of ended
-//! sales has a lock, which only the main thread and the admin port take: no shard takes a lock.
+//! Every number is one atomic with one writer, except the newest sale, which every shard can raise. The lists of the sales
+//! that have opened and that have ended have a lock each, which only the main thread and the admin port take: no shard takes
+//! a lock.
 
 use crate::http::bodies::{Doing, OwnerHealth, Postgres};
 use crate::http::operation::Operation;
@@ -12,7 +13,9 @@ use crate::log::budget::Budget;
 use crate::operate::counters::{Bounds, Counter, Distribution, Histogram, TIMES_US};
 use crate::operate::lease::Lease;
 use crate::operate::shard_status::{LogStatus, Sales, ShardStatus};
-use crate::sale::ids::{SaleId, ShardId};
+use crate::sale::ids::{SaleId, ShardId, Terms};
+use crate::sale::parts::ENDED_MAX;
+use crate::sale::sale_schedule::OPEN_MAX;
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -124,6 +127,8 @@ impl WatchedOwner {
 
 /// Maximum number of ended sales kept.
 const ENDED_KEPT: usize = 12;
+/// Maximum number of sales kept that have opened: as many as a shard knows.
+const BEGUN_KEPT: usize = OPEN_MAX + 2 * ENDED_MAX as usize;
 
 /// Numbers published by the whole process.
 #[derive(Debug)]
@@ -134,6 +139,8 @@ pub struct Status {
     /// What a standby knows of the server that sells.
     pub watched: WatchedOwner,
     newest_sale: AtomicU32,
+    /// The terms of the sales that have opened. Only the main thread and the thread of the admin port take this lock.
+    begun: Mutex<Vec<Terms>>,
     /// Numbers of each shard, by shard id.
     pub shards: Box<[ShardStatus]>,
     /// The disk space of the logs.
@@ -162,6 +169,7 @@ impl Status {
             lease: Lease::default(),
             watched: WatchedOwner::default(),
             newest_sale: AtomicU32::new(0),
+            begun: Mutex::default(),
             shards,
             log_budget,
             has_database,
@@ -220,6 +228,23 @@ impl Status {
         if sale > self.newest_sale() {
             self.newest_sale.fetch_max(sale.0, Ordering::Release);
         }
+    }
+
+    /// Adds a sale that has opened, and drops the oldest one that has closed if the list is full. Sales open in the order of
+    /// their ids. Called by the main thread.
+    pub fn add_begun_sale(&self, terms: Terms) {
+        let mut begun = self.begun.lock().expect("a panic ends the process");
+        if begun.len() >= BEGUN_KEPT
+            && let Some(oldest) = begun.iter().position(|known| known.has_closed(terms.opens_ms))
+        {
+            begun.remove(oldest);
+        }
+        begun.push(terms);
+    }
+
+    /// Returns the terms of the last sales that have opened, in the order of their openings. Called by the admin port.
+    pub fn begun_sales(&self) -> Vec<Terms> {
+        self.begun.lock().expect("a panic ends the process").clone()
     }
 
     /// Adds an ended sale and drops the oldest one if the list is full. Called by the main thread.

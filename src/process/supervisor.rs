@@ -15,8 +15,8 @@ use crate::postgres::shipper::{Persistence, Shipper};
 use crate::process::service_manager::ServiceManager;
 use crate::runtime::control::{Notice, Order};
 use crate::sale::effects::EndedShare;
-use crate::sale::ids::{SaleId, ShardId};
-use crate::sale::record::{LogEvent, Record};
+use crate::sale::ids::{SaleId, ShardId, Terms};
+use crate::sale::record::{LogEvent, Record, SaleTimes};
 use crate::system::clock::Clock;
 use crate::system::doorbell::Doorbell;
 use crate::system::{host, listener};
@@ -57,8 +57,8 @@ pub struct PendingTakeover {
 pub struct DeferredWork {
     /// Streams of earlier runs, to be sealed.
     pub streams: Streams,
-    /// The sale that was open at the start of this run.
-    pub open: SaleId,
+    /// The oldest sale that was open at the start of this run.
+    pub oldest_open: SaleId,
     /// Persistence thread, to be started, or `None` without a database.
     pub shipper: Option<Shipper>,
 }
@@ -250,13 +250,16 @@ impl Supervisor {
         Ok(Next::Continue)
     }
 
-    /// Logs that a sale has opened, when the first shard begins it. Sales open in the order of their ids.
+    /// Logs and publishes that a sale has opened, when the first shard begins it. Sales open in the order of their ids.
     fn note_opened(&mut self, record: &Record) {
         if let LogEvent::SaleOpened { items, user_limit, times: Some(times), .. } = record.event
             && record.sale > self.newest_sale
         {
             self.newest_sale = record.sale;
-            let [opens_at, closes_at] = [times.opens_ms, times.closes_ms].map(rfc3339);
+            let SaleTimes { opens_ms, closes_ms } = times;
+            let planned = self.config.rules.schedule.terms(record.sale).unwrap_or(Terms::NONE);
+            self.status.add_begun_sale(Terms { sale: record.sale, items, user_limit, opens_ms, closes_ms, ..planned });
+            let [opens_at, closes_at] = [opens_ms, closes_ms].map(rfc3339);
             let name = self.config.plan.and_then(|plan| plan.sale(record.sale)).map(|sale| &*sale.name);
             let sale = record.sale.0;
             tracing::info!(sale, name, items, user_limit, opens_at, closes_at, "the sale has opened");
@@ -290,10 +293,10 @@ impl Supervisor {
     /// # Errors
     /// [`Fatal::DataDir`]: the data directory cannot be written. [`Fatal::Host`]: the host provides no thread.
     pub fn finish_earlier_runs(&mut self, deferred_work: DeferredWork) -> Result<(), Fatal> {
-        let DeferredWork { streams, open, shipper } = deferred_work;
+        let DeferredWork { streams, oldest_open, shipper } = deferred_work;
         let shards = self.shards.orders.len();
         let mut old_of = vec![Vec::new(); shards];
-        self.manifest = streams.manifest(open);
+        self.manifest = streams.manifest(oldest_open);
         // In an upgrade, the shards of this run sell already.
         let manifest =
             if self.status.entered_phase() >= Phase::Serving { self.manifest_of_run() } else { self.manifest.clone() };

@@ -169,7 +169,7 @@ impl TurnLoop {
             let schedule = self.shard.rules.schedule;
             let sale = OnSale { parts, item_states, schedule, now };
             let facts = Facts { status, sale: Some(sale), known: None };
-            server.send_events(now, |sent, out| sent.update(&facts, now.monotonic_ms, out));
+            server.send_events(&facts, now);
         }
         // During the handover, both processes have the sockets, so neither writes to them.
         if !matches!(self.pause, Pause::HandedOver | Pause::Awaiting) {
@@ -400,7 +400,7 @@ impl TurnLoop {
 
     /// Returns the log space that this shard needs.
     fn needs(&self) -> Needs {
-        let items = self.shard.stock().items() as u64;
+        let items = self.shard.parts().items_begun_last();
         Needs { holds: self.shard.log_reserve(), items, needed: self.needed, is_starting: !self.is_ready }
     }
 

@@ -182,6 +182,14 @@ impl Parts {
         terms.filter(|terms| !terms.has_closed(self.newest.terms.opens_ms))
     }
 
+    /// Returns the number of this shard's items of the newest sale and of those that were open when it opened.
+    pub fn items_begun_last(&self) -> u64 {
+        let is_open = |part: &&Part| !part.terms.has_closed(self.newest.terms.opens_ms);
+        let earlier = if self.overlap() { &self.earlier[..] } else { &[] };
+        let open = earlier.iter().filter(is_open).chain([&self.newest]);
+        open.map(|part| part.stock.items() as u64).sum()
+    }
+
     /// Returns the sale of a checkout whose client has named none.
     #[inline(always)]
     pub fn unnamed(&self, now: Moment) -> UnnamedSale {

@@ -124,13 +124,17 @@ impl OnSale<'_> {
     /// Reports whether a sale has this item. The stock of a forgotten sale had at most [`ITEMS_MAX`] items, and later
     /// sales have none yet.
     fn has(&self, sale: SaleId, item: ItemId) -> bool {
-        let shown = self.terms();
+        let (shown, newest) = (self.terms(), self.parts.newest().terms.sale);
         let known = if sale == shown.sale { Some(shown) } else { self.parts.get(sale).map(|part| part.terms) };
-        sale <= shown.sale && item.0 < known.map_or(ITEMS_MAX, |terms| terms.items)
+        sale <= newest.max(shown.sale) && item.0 < known.map_or(ITEMS_MAX, |terms| terms.items)
     }
 
+    /// Returns the seconds until the pages show another sale.
     fn seconds_left(&self) -> u64 {
-        (self.terms().closes_ms / 1000).saturating_sub(self.now.unix_ms / 1000)
+        let (shown, newest) = (self.terms(), self.parts.newest().terms.sale);
+        let next = self.schedule.next(newest.max(shown.sale));
+        let until_ms = next.map_or(shown.closes_ms, |next| next.opens_ms.min(shown.closes_ms));
+        (until_ms / 1000).saturating_sub(self.now.unix_ms / 1000)
     }
 }
 
@@ -212,6 +216,36 @@ mod tests {
     use crate::sale::part::Part;
     use crate::sale::partition::Partition;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn the_sale_that_is_shown_is_not_always_the_newest() {
+        let terms = |id, opens_s: u64, closes_s: u64| Terms {
+            sale: SaleId(id),
+            items: 5,
+            opens_ms: opens_s * 1000,
+            closes_ms: closes_s * 1000,
+            ..Terms::NONE
+        };
+        let all = [terms(3, 100, 900), terms(4, 200, 400), terms(5, 600, 700)];
+        let series = all.map(|first| SaleSeries { first, every_ms: 0, count: 1, layer: 0 });
+        let schedule = SaleSchedule::planned(series.to_vec());
+        let item_states = ItemStates::new(Partition::new(1), schedule, &[]);
+        let at = |now_s: u64| {
+            let begun = all.iter().filter(|terms| terms.opens_ms <= now_s * 1000);
+            let begun = begun.map(|terms| Part::empty(*terms, Partition::new(1), ShardId(0))).collect();
+            let parts = Parts::new(ShardId(0), Partition::new(1), begun);
+            let now = Moment { monotonic_ms: 1, unix_ms: now_s * 1000 };
+            let on_sale = OnSale { parts: &parts, item_states: &item_states, schedule, now };
+            let has = [3, 4, 5].map(|sale| on_sale.has(SaleId(sale), ItemId(4)));
+            (on_sale.terms().sale.0, on_sale.seconds_left(), has)
+        };
+        // Another sale is shown as soon as it opens.
+        assert_eq!(at(150), (3, 50, [true, false, false]));
+        assert_eq!(at(300), (4, 100, [true, true, false]));
+        assert_eq!(at(450), (3, 150, [true, true, false]), "sale 4 is newer, and has closed");
+        assert_eq!(at(750), (3, 150, [true, true, true]));
+        assert_eq!(at(950), (5, 0, [true, true, true]));
+    }
 
     #[test]
     fn the_checksum_covers_every_drawing_and_palette() {

@@ -24,7 +24,8 @@ use crate::server::client::{ClientTable, LostClients, configure_event_stream};
 use crate::server::item_pages::DRAWINGS_CHECKSUM;
 use crate::server::poller::{LISTENER, Poller};
 use crate::server::spare_buffers::SpareBuffers;
-use crate::server::subscribers::{SentState, Subscribers};
+use crate::server::status_pages::Facts;
+use crate::server::subscribers::Subscribers;
 use rustix::event::epoll::EventFlags;
 use rustix::fd::OwnedFd;
 use std::io;
@@ -252,8 +253,12 @@ impl Server {
         self.schedule_write(key, now);
     }
 
-    /// Serves the subscribers that are due. `write` writes the event, if there is one.
-    pub fn send_events(&mut self, now: Moment, mut write: impl FnMut(&mut SentState, &mut Vec<u8>)) {
+    /// Serves the subscribers that are due.
+    pub fn send_events(&mut self, facts: &Facts<'_>, now: Moment) {
+        if self.subscribers.next_ms().is_none_or(|due_ms| now.monotonic_ms < due_ms) {
+            return;
+        }
+        self.subscribers.events.update(facts);
         for _ in 0..EVENTS_PER_TURN {
             let Some(mut subscriber) = self.subscribers.next(now.monotonic_ms) else { return };
             let key = subscriber.key;
@@ -262,9 +267,10 @@ impl Server {
             if client.connection.state != ConnectionState::Listening {
                 continue;
             }
-            // A subscriber that has not read the last event is skipped. It gets the current state later.
+            // A subscriber that has not read the last events is skipped. It gets the current state later.
             if client.connection.output.is_empty() || subscriber.sent.is_nothing() {
-                write(&mut subscriber.sent, &mut client.connection.output);
+                let (sent, output) = (&mut subscriber.sent, &mut client.connection.output);
+                self.subscribers.events.write(sent, now.monotonic_ms, output);
             }
             self.subscribers.requeue(subscriber, now.monotonic_ms);
             self.schedule_write(key, now);

@@ -12,6 +12,7 @@ use crate::http::route::rfc3339;
 use crate::http::site::Site;
 use crate::log::block::LogKind;
 use crate::operate::counters::Counter;
+use crate::operate::shard_status::Sales;
 use crate::operate::status::{Phase, Status};
 use crate::sale::ids::Terms;
 use crate::server::item_pages::{self, OnSale};
@@ -81,11 +82,11 @@ pub fn write(page: Page, facts: &Facts<'_>, style: Style, responder: &mut Respon
 
 /// Returns the state of the sale that the pages show, or `None` before recovery has ended.
 pub fn current_sale(facts: &Facts<'_>) -> Option<CurrentSale> {
-    let on_sale = facts.sale?;
+    let on_sale = &facts.sale?;
     let terms = on_sale.terms();
-    let sale = sale(facts.status, terms);
-    let phase = on_sale.has_plan().then(|| phase_of(&sale, on_sale, terms));
-    Some(CurrentSale { sale, phase })
+    let counts = facts.status.sales(terms.sale);
+    let phase = on_sale.has_plan().then(|| phase_of(on_sale, terms, counts));
+    Some(CurrentSale { sale: sale(terms, counts), phase })
 }
 
 fn sales(status: &Status, on_sale: OnSale<'_>, site: Site, part: ListPart) -> SaleList {
@@ -95,18 +96,19 @@ fn sales(status: &Status, on_sale: OnSale<'_>, site: Site, part: ListPart) -> Sa
 }
 
 fn one_sale(status: &Status, on_sale: OnSale<'_>, site: Site, terms: Terms) -> OneSale {
-    let sale = sale(status, terms);
+    let counts = status.sales(terms.sale);
     let planned = site.catalogue.and_then(|catalogue| catalogue.sale(terms.sale));
     let plan = SaleInPlan {
         name: planned.map(|planned| planned.name.as_str()),
         paused: on_sale.has_plan().then_some(terms.is_paused),
     };
-    OneSale { phase: phase_of(&sale, on_sale, terms), sale, plan }
+    OneSale { phase: phase_of(&on_sale, terms, counts), sale: sale(terms, counts), plan }
 }
 
-fn phase_of(sale: &Sale, on_sale: OnSale<'_>, terms: Terms) -> SalePhase {
+/// Returns the phase of a sale of which this many items are sold and reserved.
+pub fn phase_of(on_sale: &OnSale<'_>, terms: Terms, counts: Sales) -> SalePhase {
     let newest = on_sale.parts.newest().terms;
-    match sale.reserved {
+    match counts.reserved {
         _ if on_sale.is_open(terms.sale) => SalePhase::Open,
         _ if terms.sale > newest.sale => SalePhase::Next,
         0 => SalePhase::Closed,
@@ -114,17 +116,17 @@ fn phase_of(sale: &Sale, on_sale: OnSale<'_>, terms: Terms) -> SalePhase {
     }
 }
 
-fn sale(status: &Status, terms: Terms) -> Sale {
-    let sales = status.sales(terms.sale);
+/// Returns a sale of which this many items are sold and reserved.
+pub fn sale(terms: Terms, Sales { sold, reserved }: Sales) -> Sale {
     // Shards publish one after the other, so the sums are not a snapshot of one moment and must not underflow here.
-    let available = terms.items.saturating_sub(sales.sold + sales.reserved);
+    let available = terms.items.saturating_sub(sold + reserved);
     Sale {
         sale_id: terms.sale.0,
         starts_at: rfc3339(terms.opens_ms),
         ends_at: rfc3339(terms.closes_ms),
         items_total: terms.items,
-        sold: sales.sold,
-        reserved: sales.reserved,
+        sold,
+        reserved,
         available,
         user_limit: terms.user_limit,
     }

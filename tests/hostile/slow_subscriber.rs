@@ -52,7 +52,7 @@ fn told_by_then(until_ms: u64) -> (String, bool) {
             let (parts, item_states) = (&parts, &item_states);
             let sale = OnSale { parts, item_states, schedule: SaleSchedule::Periodic(SALES), now };
             let facts = Facts { status: &status, sale: Some(sale), known: None };
-            server.send_events(now, |told, out| told.update(&facts, now.monotonic_ms, out));
+            server.send_events(&facts, now);
             server.write_replies(now);
             server.sweep(now);
             server.connections()

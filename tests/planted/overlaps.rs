@@ -53,4 +53,47 @@ pub const OVERLAPS: &[Bug] = &[
         wrong: "false",
         caught_by: SIM,
     },
+    Bug {
+        what: "of several open sales, subscribers follow the one that has opened last",
+        file: "server/sale_events.rs",
+        place: "            «self.sales[at].note(true, phase_of(terms, counts), counts, changes);»",
+        wrong: "if terms.sale >= on_sale.parts.newest().terms.sale { \
+                self.sales[at].note(true, phase_of(terms, counts), counts, changes); }",
+        caught_by: "server::sale_events",
+    },
+    Bug {
+        what: "subscribers are not told that a sale has closed beside another one",
+        file: "server/sale_events.rs",
+        place: "«known.phase != phase»",
+        wrong: "false",
+        caught_by: "server::sale_events",
+    },
+    Bug {
+        what: "operators do not see the reserved items of a sale that has closed",
+        file: "operate/live_sales.rs",
+        place: "«sale.is_open || sale.counts.reserved > 0»",
+        wrong: "sale.is_open",
+        caught_by: "operate::live_sales",
+    },
+    Bug {
+        what: "an image without a sale is fresh when another sale has opened",
+        file: "server/item_pages.rs",
+        place: "«next.opens_ms.min(shown.closes_ms)»",
+        wrong: "shown.closes_ms",
+        caught_by: "server::item_pages",
+    },
+    Bug {
+        what: "streams of an open sale may be missing when a newer one has opened",
+        file: "log/replay.rs",
+        place: "Some(end_ms) => «end_ms <= self.now.unix_ms.max(newest_opens_ms)»,",
+        wrong: "end_ms <= newest_opens_ms || !self.is_newest(until)",
+        caught_by: "log::replay",
+    },
+    Bug {
+        what: "a damaged stream is given up although a sale is open that is newer than another open one",
+        file: "log/losses.rs",
+        place: ".take_while(|((seq, _), next)| «seq == next»).last()",
+        wrong: "seq == next && seq == first",
+        caught_by: "log::losses",
+    },
 ];

@@ -200,8 +200,8 @@ pub const STORAGE: &[Bug] = &[
     Bug {
         what: "a run that continued a sale says nothing about the sales before it",
         file: "log/losses.rs",
-        place: "later.filter_map(|(_, openings)| openings.first()).map(|(_, sale)| «*sale»).min()",
-        wrong: "SaleId(sale.0.saturating_sub(1))",
+        place: "later.filter_map(|(_, openings)| «newest_at_beginning(openings)»).min()",
+        wrong: "newest_at_beginning(openings).map(|sale| SaleId(sale.0.saturating_sub(1)))",
         caught_by: "losses::",
     },
     Bug {

@@ -5,6 +5,7 @@ use crate::cluster::Cluster;
 use crate::harness::{Client, LONG_SALE, Server, skipped, wait_until};
 use crate::load::{Promises, buy, connect, crowd};
 use crate::metrics::{scrape, sum};
+use crate::planned::{PLAN, now_s, product, sale, write};
 use rustix::process::Signal;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -288,6 +289,65 @@ fn ended_sales_are_listed() {
     browser.wait_for(&row);
     browser.wait_for(&format!("Number(document.getElementById('sale-id').textContent) > {first}"));
     browser.wait_for("/^Sale \\d+ has started.$/.test(document.getElementById('said').textContent)");
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+/// Returns the texts of the rows of the live sales, of which the time left is reduced to its last word.
+fn live(browser: &Browser) -> serde_json::Value {
+    browser.evaluate(
+        "document.getElementById('live').hidden ? [] : [...document.getElementById('live-sales').rows].map((row) =>
+            [...row.cells].map((cell, at) => at === 1 ? cell.textContent.replace(/[\\d:]+/, 'time') : cell.textContent).join('|'))",
+    )
+}
+
+#[test]
+fn sales_that_overlap_have_a_row_each() {
+    let Some(browser) = browser() else { return };
+    let (dir, now) = (tempfile::tempdir().unwrap(), now_s());
+    let closes = now + 15;
+    let long = product("a", 3000);
+    let plan = [
+        sale(3, (now - 60, now + 3600), "user_limit = 9", &long),
+        sale(4, (now - 30, closes), "user_limit = 9\nreservation_ttl = \"1h\"", &long),
+        sale(5, (now - 20, now + 7200), "user_limit = 9\npaused = true", &product("a", 2)),
+    ];
+    let name = "A very long name of a sale, which does not fit in one line";
+    write(dir.path(), &plan.map(|sale| sale.replace("Sale 3", name)));
+    let server = Server::start(dir.path(), &PLAN);
+    look(&browser, &server, DESKTOP);
+    let mut client = server.connect();
+    let codes = [3, 4].map(|sale| client.request(&format!("POST /checkout?user_id=1&sale_id={sale}")).body);
+    assert_eq!(client.purchase(&codes[0]).status, 200);
+    let rows = |sale_4: &[&str]| {
+        let others = (format!("3 {name}|time|1|0|2,999"), "5 Sale 5|time, paused|0|0|2".to_owned());
+        let sale_4 = sale_4.iter().map(|text| format!("4 Sale 4|{text}"));
+        serde_json::json!([others.0].into_iter().chain(sale_4).chain([others.1]).collect::<Vec<_>>())
+    };
+    wait_until("each sale has a row", || live(&browser) == rows(&["time|0|1|2,999"]));
+    assert_eq!([browser.text("sale-id"), browser.text("sale-name")], ["5", "Sale 5"], "the one that has opened last");
+    for screen in [NARROW, PHONE, DESKTOP, Screen { is_dark: true, ..DESKTOP }] {
+        browser.turn_to(screen);
+        browser.wait_for(&format!("document.documentElement.scrollWidth <= {0} && innerWidth === {0}", screen.width));
+        assert_eq!(browser.evaluate(FAINT), serde_json::json!([]), "at a width of {}", screen.width);
+        let wide = "[...document.querySelectorAll('#live :is(th, td)')]
+            .filter((cell) => cell.scrollWidth > cell.clientWidth).map((cell) => cell.textContent)";
+        assert_eq!(browser.evaluate(wide), serde_json::json!([]), "at a width of {}", screen.width);
+        if let Some(pictures) = std::env::var_os("STAMPEDE_SCREENSHOTS").map(PathBuf::from) {
+            let scheme = if screen.is_dark { "dark" } else { "light" };
+            browser.photograph(&pictures.join(format!("dashboard-sales-{}-{scheme}.png", screen.width)));
+        }
+    }
+    let heard = browser.accessible();
+    let says = |role: &str, name: &str| heard.iter().any(|(is, called)| is == role && called.contains(name));
+    for (role, name) in [("table", "Live sales"), ("rowheader", "4 Sale 4"), ("columnheader", "Time left")] {
+        assert!(says(role, name), "no {role} {name:?} in {heard:#?}");
+    }
+    // A sale that has closed stays while an item is reserved.
+    wait_until("sale 4 has closed", || live(&browser) == rows(&["closed|0|1|2,999"]));
+    assert!(now_s() >= closes);
+    assert_eq!(client.purchase(&codes[1]).status, 200);
+    wait_until("sale 4 is over", || live(&browser) == rows(&[]));
+    browser.wait_for("[...document.getElementById('ended').rows].some((row) => row.cells[0].textContent === '4')");
     assert_eq!(browser.complaints(), [""; 0]);
 }
 

@@ -1,6 +1,7 @@
 //! Segments of the log that were deleted while `control.json` stayed: the server refuses to start, and changes nothing.
 
-use crate::harness::{LONG_SALE, Server, assert_refused};
+use crate::harness::{LONG_SALE, Server, assert_refused, wait_until};
+use crate::planned::{PLAN, now_s, product, sale, write};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -80,4 +81,45 @@ fn what_no_one_has_deleted_is_accepted() {
         sell(dir.path(), 2 * run as u32, end);
         assert_eq!(verify(dir.path()).0, 0, "{run}");
     }
+}
+
+/// A sale that is open may be older than the one that has opened last.
+#[test]
+fn purchases_of_each_open_sale_are_missed() {
+    let (dir, now) = (tempfile::tempdir().unwrap(), now_s());
+    let plan = [
+        sale(3, (now - 60, now + 3600), "user_limit = 9", &product("a", 9)),
+        sale(4, (now + 5, now + 3600), "user_limit = 9", &product("a", 9)),
+    ];
+    write(dir.path(), &plan);
+    let server = Server::start(dir.path(), &PLAN);
+    let mut client = server.connect();
+    for item in 0..4 {
+        let code = client.request(&format!("POST /checkout?user_id=1&item_id={item}&sale_id=3")).body;
+        assert_eq!(client.purchase(&code).status, 200);
+    }
+    server.kill();
+    let logs = dir.path().join("log");
+    let is_refused = |what: &str| {
+        let of_first_run: Vec<_> =
+            segments(dir.path()).into_iter().filter(|name| name.contains("purchases-0000000001")).collect();
+        assert!(!of_first_run.is_empty());
+        let away = tempfile::tempdir().unwrap();
+        of_first_run.iter().for_each(|name| _ = fs::copy(logs.join(name), away.path().join(name)).unwrap());
+        of_first_run.iter().for_each(|name| fs::remove_file(logs.join(name)).unwrap());
+        let (code, text) = verify(dir.path());
+        assert!(code == 6 && text.contains("segments were deleted"), "{what}: {code} {text}");
+        assert_refused(dir.path(), &PLAN, 6, &["segments were deleted; restore the data directory from a backup"]);
+        of_first_run.iter().for_each(|name| _ = fs::copy(away.path().join(name), logs.join(name)).unwrap());
+    };
+    // The second run begins before sale 4 opens, and the third one afterwards.
+    let server = Server::start(dir.path(), &PLAN);
+    let mut client = server.connect();
+    wait_until("sale 4 is open", || client.request("GET /sales/4").json()["phase"] == "open");
+    server.kill();
+    is_refused("after the second run");
+    let server = Server::start(dir.path(), &PLAN);
+    assert_eq!(server.connect().request("GET /sales/3").json()["sold"], 4);
+    server.kill();
+    is_refused("after the third run");
 }

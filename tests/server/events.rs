@@ -7,10 +7,10 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 /// A subscriber to `GET /events`.
-struct Listener(BufReader<TcpStream>);
+pub struct Listener(BufReader<TcpStream>);
 
 impl Listener {
-    fn connect(address: SocketAddr) -> Listener {
+    pub fn connect(address: SocketAddr) -> Listener {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(40))).unwrap();
         stream.write_all(b"GET /events HTTP/1.1\r\nHost: shop\r\nX-Request-Id: e\r\n\r\n").unwrap();
@@ -38,7 +38,7 @@ impl Listener {
     }
 
     /// Returns the next event and its data, or `None` at the end of the stream.
-    fn hear(&mut self) -> Option<(String, Value)> {
+    pub fn hear(&mut self) -> Option<(String, Value)> {
         loop {
             let lines = self.lines_to_an_empty_one()?;
             let field = |name| lines.iter().find_map(|line| line.strip_prefix(name));

@@ -3,6 +3,7 @@
 use crate::cluster::Cluster;
 use crate::harness::{Client, LONG_SALE, Response, Server, repository_text, skipped, stampede, wait_until};
 use crate::load::{connect, crowd};
+use crate::planned::{PLAN, now_s, product, sale, write};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -209,6 +210,42 @@ fn counters_equal_what_clients_have_counted() {
     wait_until("the server retries the connection", || {
         scrape(server.admin)["stampede_postgres_retries_total"] > before
     });
+}
+
+/// Each open sale has gauges of its own. The older metrics are those of the sale that has opened last.
+#[test]
+fn every_open_sale_is_measured() {
+    let (dir, now) = (tempfile::tempdir().unwrap(), now_s());
+    let closes = now + 6;
+    let plan = [
+        sale(3, (now - 60, now + 3600), "user_limit = 9", &product("a", 3)),
+        sale(4, (now - 30, closes), "user_limit = 9\npaused = true", &product("a", 5)),
+    ];
+    write(dir.path(), &plan);
+    let server = Server::start(dir.path(), &PLAN);
+    let bought = server.connect().request("POST /checkout?user_id=1&sale_id=3").body;
+    assert_eq!(server.connect().purchase(&bought).status, 200);
+    server.connect().request("POST /checkout?user_id=1&sale_id=3");
+    let samples = scrape(server.admin);
+    let of_open = |samples: &BTreeMap<String, f64>| -> BTreeMap<String, f64> {
+        samples.clone().into_iter().filter(|(name, _)| name.starts_with("stampede_open_sale_")).collect()
+    };
+    let gauges = |sale: u32, times: [u64; 2], paused: f64, items: [u32; 3]| {
+        let name = |name: &str, more: &str| format!("stampede_open_sale_{name}{{sale_id=\"{sale}\"{more}}}");
+        let states = ["sold", "reserved", "available"].map(|state| name("items", &format!(",state=\"{state}\"")));
+        let [start, end] = ["start", "end"].map(|name| format!("{name}_timestamp_seconds")).map(|text| name(&text, ""));
+        let others = [(start, times[0] as f64), (end, times[1] as f64), (name("paused", ""), paused)];
+        states.into_iter().zip(items.map(f64::from)).chain(others).collect::<BTreeMap<_, _>>()
+    };
+    let third = gauges(3, [now - 60, now + 3600], 0.0, [1, 1, 1]);
+    let mut both = gauges(4, [now - 30, closes], 1.0, [0, 0, 5]);
+    both.extend(third.clone());
+    assert_eq!(of_open(&samples), both);
+    assert_eq!((samples["stampede_sale_id"], samples["stampede_sale_items{state=\"available\"}"]), (4.0, 5.0));
+    wait_until("sale 4 has closed", || of_open(&scrape(server.admin)) == third);
+    assert!(now_s() >= closes);
+    assert_eq!(scrape(server.admin)["stampede_sale_id"], 4.0);
+    assert!(server.terminate().success());
 }
 
 const OBSERVE: &str = "tuning/observe";

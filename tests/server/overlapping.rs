@@ -1,5 +1,6 @@
 //! Sales of a plan that are open at once: a checkout names its sale, and each sale has its stock, its quotas and its end.
 
+use crate::events::Listener;
 use crate::harness::{Client, Server};
 use crate::planned::{PLAN, now_s, product, sale, write};
 use serde_json::Value;
@@ -79,6 +80,52 @@ fn sales_that_overlap_are_sold_side_by_side() {
     assert_eq!(client.request("POST /checkout?user_id=3&sale_id=5").status, 200, "the pause is over");
     assert_eq!([counts(&mut client, 3), counts(&mut client, 4)], [[3, 0, 0], [1, 0, 4]]);
     assert!(server.terminate().success());
+}
+
+/// Returns the kind, the sale, the phase and the counts of the next event.
+fn next_event(listener: &mut Listener) -> (String, u64, String, [u64; 3]) {
+    let (kind, data) = listener.hear().expect("the stream continues");
+    let counts = ["sold", "reserved", "available"].map(|name| data[name].as_u64().unwrap());
+    (kind, data["sale_id"].as_u64().unwrap(), data["phase"].as_str().unwrap_or_default().to_owned(), counts)
+}
+
+#[test]
+fn every_open_sale_is_followed_live() {
+    let (dir, now) = (tempfile::tempdir().unwrap(), now_s());
+    let (closes, opens) = (now + 8, now + 10);
+    let plan = [
+        sale(3, (now - 60, now + 3600), "user_limit = 9", &product("a", 3)),
+        sale(4, (now - 30, closes), "user_limit = 2", &product("a", 5)),
+        sale(7, (opens, now + 3600), "user_limit = 9", &product("a", 2)),
+    ];
+    write(dir.path(), &plan);
+    let server = Server::start(dir.path(), &PLAN);
+    let mut client = server.connect();
+    let mut reserve = |sale: u32| client.request(&format!("POST /checkout?user_id=1&sale_id={sale}")).body;
+    let event = |kind: &str, sale, phase: &str, counts| (kind.to_owned(), sale, phase.to_owned(), counts);
+    // Subscribers of both shards.
+    let mut listeners: Vec<_> = (0..6).map(|_| Listener::connect(server.address)).collect();
+    for listener in &mut listeners {
+        assert_eq!(next_event(listener), event("sale", 3, "open", [0, 0, 3]), "in the order of the openings");
+        assert_eq!(next_event(listener), event("sale", 4, "open", [0, 0, 5]));
+    }
+    let in_4 = reserve(4);
+    listeners.iter_mut().for_each(|listener| assert_eq!(next_event(listener), event("stock", 4, "", [0, 1, 4])));
+    let in_3 = reserve(3);
+    listeners.iter_mut().for_each(|listener| assert_eq!(next_event(listener), event("stock", 3, "", [0, 1, 2])));
+    // Sale 4 closes, which is told once, and sale 3 goes on.
+    listeners.iter_mut().for_each(|listener| assert_eq!(next_event(listener), event("sale", 4, "closing", [0, 1, 4])));
+    assert!(now_s() >= closes);
+    assert_eq!(next_event(&mut Listener::connect(server.address)).1, 3, "a new subscriber does not hear of sale 4");
+    assert_eq!(client.purchase(&in_4).status, 200);
+    assert_eq!(client.purchase(&in_3).status, 200);
+    for listener in &mut listeners {
+        assert_eq!(next_event(listener), event("stock", 3, "", [1, 0, 2]), "not the stock of sale 4");
+        assert_eq!(next_event(listener), event("sale", 7, "open", [0, 0, 2]));
+    }
+    assert!(now_s() >= opens);
+    assert!(server.terminate().success());
+    listeners.iter_mut().for_each(|listener| assert_eq!(listener.hear(), None));
 }
 
 /// Returns the ids, phases, names and pauses of a list of sales.

@@ -128,6 +128,7 @@ function show() {
   const sample = last();
   if (!sample) return;
   showSale(sample);
+  showLive(sample);
   showShards(sample);
   const { connected } = sample.postgres ?? {};
   $("lag").hidden = !sample.postgres;
@@ -149,13 +150,52 @@ function showSale(sample) {
     put($("sale-ends"), (at_ms - now_ms() > 86400e3 ? date : clock).format(at_ms));
     $("sale-ends").dateTime = new Date(at_ms).toISOString();
   }
+  put($("sale-name"), live(sample).find(({ sale_id }) => sale_id === sample.sale_id)?.name ?? "");
   put($("items"), whole.format(sample.items));
-  for (const [id, items] of [["sold", sample.sold], ["held", sample.reserved], ["free", sample.available]]) {
+  for (const [id, items] of stock(sample)) {
     put($(id), whole.format(items));
     put($(`${id}-share`), share(items, sample.items));
-    $(`bar-${id}`).style.flexGrow = items;
-    $(`bar-${id}`).hidden = items === 0;
+    fill($(`bar-${id}`), items);
   }
+}
+
+// The live sales: those that are open, and those that have closed while items are reserved.
+const live = ({ sales = [] }) => sales;
+const stock = ({ sold, reserved, available }) => [["sold", sold], ["held", reserved], ["free", available]];
+
+function fill(part, items) {
+  part.style.flexGrow = items;
+  part.hidden = items === 0;
+}
+
+// Lists the live sales, unless the sale above is the only one.
+function showLive(sample) {
+  const sales = live(sample);
+  const place = $("live-sales");
+  $("live").hidden = sales.every(({ sale_id }) => sale_id === sample.sale_id);
+  while (place.rows.length > sales.length) place.deleteRow(-1);
+  sales.forEach((sale, at) => {
+    if (!place.rows[at]) {
+      const row = place.insertRow();
+      row.append(html("th", "", { scope: "row" }), html("td"), html("td"), html("td"), html("td"));
+      const bar = html("div", "", { class: "bar", "aria-hidden": "true" });
+      bar.append(...stock(sale).map(([part]) => html("i", "", { class: part })));
+      row.cells[0].append(html("b"), " ", html("span"), bar);
+    }
+    const [title, , ...numbers] = place.rows[at].cells;
+    const [id, name, bar] = title.children;
+    put(id, String(sale.sale_id));
+    put(name, sale.name ?? "");
+    stock(sale).forEach(([, items], part) => {
+      put(numbers[part], whole.format(items));
+      fill(bar.children[part], items);
+    });
+  });
+}
+
+function timeLeft({ phase, paused, closes_ms }) {
+  if (phase !== "open") return "closed";
+  return paused ? `${span(closes_ms - now_ms())}, paused` : span(closes_ms - now_ms());
 }
 
 // The next end or beginning of a sale, in words, and its time.
@@ -242,6 +282,7 @@ function showTime() {
   if (!sample) return;
   const [, at_ms] = nextChange(sample);
   put($("countdown"), at_ms === null ? "–" : span(at_ms - now_ms()));
+  live(sample).forEach((sale, at) => put($("live-sales").rows[at].cells[1], timeLeft(sale)));
   put($("process"), `version ${server.version}, up ${span(now_ms() - server.began_ms)}`);
 }
 
@@ -267,8 +308,14 @@ function hear({ process, ended, samples: fresh }) {
 }
 
 function tellNews(before, now) {
-  if (now.sale_id !== before.sale_id) say(`Sale ${now.sale_id} has started.`);
-  else if (now.sold === now.items && before.sold < now.items) say(`Sale ${now.sale_id} is sold out.`);
+  const was = new Map(live(before).map((sale) => [sale.sale_id, sale]));
+  const isSoldOut = (sale) => sale?.sold === sale?.items;
+  const sales = live(now).flatMap((sale) => {
+    const id = sale.sale_id;
+    if (!was.has(id)) return `Sale ${id} has started.`;
+    return isSoldOut(sale) && !isSoldOut(was.get(id)) ? `Sale ${id} is sold out.` : [];
+  });
+  if (sales.length) say(sales.join(" "));
   if (now.phase !== before.phase) say(`The server is ${now.phase}.`);
   if (before.postgres?.connected && now.postgres?.connected === false) say("The database does not answer.");
 }
