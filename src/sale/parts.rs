@@ -252,6 +252,14 @@ impl Parts {
         !self.is_last_ready
     }
 
+    /// Returns the number of items that a rush can reserve in this shard at once: those of the newest sale or of a prepared
+    /// one, whichever has most. The log must have room for them before that sale opens, because a segment that is made in
+    /// its first moments delays the flushes, and until it is made, checkouts are refused with `log-full`.
+    pub fn items_in_rush(&self) -> usize {
+        let parts = self.prepared.iter().chain([&self.newest]);
+        parts.map(|part| part.stock.items()).max().unwrap_or(0)
+    }
+
     /// Returns the sale after those that are prepared, unless as many are prepared as can be open at once.
     fn next_to_prepare(&self, rules: &Rules) -> Option<Terms> {
         let last = self.prepared.back().unwrap_or(&self.newest).terms.sale;

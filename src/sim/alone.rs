@@ -3,7 +3,7 @@
 use crate::sale::code::{Code, CodeGenerator};
 use crate::sale::command::{Command, Outcome, Withdrawal};
 use crate::sale::effects::{Effects, EndedShare};
-use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
+use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Terms, Ticket, UserId};
 use crate::sale::message::{Asked, Checkout, Reply, Request, Verdict};
 use crate::sale::part::Part;
 use crate::sale::partition::Partition;
@@ -160,6 +160,18 @@ fn the_next_sale_is_built_in_slices_and_memory_is_used_again() {
         parts.forget(&rules, at(0));
         assert_eq!((parts.newest().stock.items(), parts.iter().count()), (20_000, 1));
     }
+}
+
+/// Before the first sale of a plan nothing is on sale, so the prepared sale alone says how much room the log needs.
+#[test]
+fn a_prepared_sale_counts_for_the_room_of_the_log() {
+    let rules = rules(PeriodicSale { items: 20_000, ..SALES });
+    let (partition, id) = (Partition::new(1), ShardId(0));
+    let mut parts = Parts::new(id, partition, vec![Part::empty(Terms::NONE, partition, id)]);
+    let now = Moment { monotonic_ms: 1, unix_ms: 10_000 };
+    assert_eq!(parts.items_in_rush(), 0);
+    while parts.prepare(&rules, now) {}
+    assert_eq!((parts.items_in_rush(), parts.newest().stock.items()), (20_000, 0));
 }
 
 /// Everything about a hold works after the end of its sale, until the hold ends.

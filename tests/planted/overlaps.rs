@@ -5,6 +5,13 @@ use crate::rules::{Bug, SIM};
 /// The bugs, by subject.
 pub const OVERLAPS: &[Bug] = &[
     Bug {
+        what: "the log makes room for a sale only when it opens",
+        file: "sale/parts.rs",
+        place: "let parts = «self.prepared.iter()».chain([&self.newest]);",
+        wrong: "self.prepared.range(..0)",
+        caught_by: "sim::alone",
+    },
+    Bug {
         what: "a checkout that names no sale gets an item of one of several",
         file: "sale/parts.rs",
         place: "if has_newest && «!self.overlap()» {",
