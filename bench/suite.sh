@@ -4,7 +4,7 @@
 # The server's CPU time is the time of all its threads on a CPU, user and system, as the kernel's scheduler counts it in
 # nanoseconds. It is divided by the number of requests that the client counted.
 
-parts() { echo rules recovery refusals counting pairs latency_of_refusals many_connections hostile_mix upgrades sell_outs any_units many_products latency_of_purchases beside_backlog drain; }
+parts() { echo rules recovery refusals counting pairs latency_of_refusals many_connections hostile_mix upgrades sell_outs any_units many_products opening latency_of_purchases beside_backlog drain; }
 
 # of_size SHORT FULL: the duration or the number for this size of run.
 of_size() { if [ "$size" = short ]; then echo "$1"; else echo "$2"; fi; }
@@ -426,6 +426,37 @@ million_units() {
   stop
 }
 utc() { date -u -d "@$1" +%FT%TZ; }
+
+# A sale of 2,000 units for which 5,000 connections wait. storm sends a checkout each 100 µs, from 5 ms before the opening
+# until the first 200, and then the checkouts of all others at once.
+opening() {
+  local rounds round opens early=0 unexpected=0 plan=$dir/opening.toml what='opening under 5,000 waiting connections'
+  rounds=$(of_size 2 5)
+  for round in $(seq "$rounds"); do
+    opens=$(($(date +%s) + 12))
+    printf '[[sale]]\nid = 1\nname = "S"\nopens = %s\ncloses = %s\nuser_limit = 1\n' "$(utc $opens)" "$(utc $((opens + 10)))" >"$plan"
+    printf '[[sale.product]]\nid = "p"\nname = "P"\nquantity = 2000\n' >>"$plan"
+    taskset -c 0 "$bin/stampede" --listen 127.0.0.1:8089 --data-dir "$dir/opening-$round" --plan "$plan" --shards 1 2>>"$raw/stampede.log" & server=$!
+    running+=($server)
+    until curl -sf localhost:8089/readyz >/dev/null; do kill -0 $server; sleep 0.02; done
+    on=1 storm "opening-$round" --scenario opening --connections 5000 >/dev/null
+    stop
+    early=$((early + $(field served_before <"$raw/opening-$round.json")))
+    unexpected=$((unexpected + $(field unexpected <"$raw/opening-$round.json")))
+  done
+  figure "$what: served before it, $rounds rounds" $early "" '≤ 0'
+  figure "$what: unexpected answers, and lost ones" $unexpected "" '≤ 0'
+  figure "$what: opening to the first 200" "$(median_ms opening first_200_us)" ms '≤ 2'
+  figure "$what: opening to the 100th 200" "$(median_ms opening hundredth_200_us)" ms
+  figure "$what: opening to the last of 2,000 units" "$(median_ms opening last_200_us)" ms
+  figure "$what: longest time without a checkout until the first 200" "$(median_ms opening longest_gap_us)" ms
+}
+# median_ms NAME FIELD: the median of a time in microseconds over the rounds of a run of storm, in milliseconds. The higher one
+# of two.
+median_ms() {
+  local round
+  calc "$(for round in "$raw/$1"-[0-9].json; do field "$2" <"$round"; done | sort -n | awk '{ of[NR] = $1 } END { print of[int(NR / 2) + 1] }') / 1000"
+}
 
 # With a stock that is larger than the number of purchases in the run.
 latency_of_purchases() {

@@ -8,7 +8,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::channel;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 #[path = "../../tests/server/cluster.rs"]
 #[expect(dead_code, reason = "other tests use the rest")]
@@ -29,20 +29,21 @@ struct ServerProcess {
 
 impl ServerProcess {
     fn start(data_dir: &Path, arguments: &[&str]) -> ServerProcess {
+        ServerProcess::spawn(data_dir, &[arguments, &["--sale-period", "365days"]].concat())
+    }
+
+    /// Starts a server with a plan.
+    fn with_plan(data_dir: &Path, plan: &str, arguments: &[&str]) -> ServerProcess {
+        std::fs::write(data_dir.join("plan.toml"), plan).unwrap();
+        ServerProcess::spawn(data_dir, &[arguments, &["--plan", "plan.toml"]].concat())
+    }
+
+    fn spawn(data_dir: &Path, arguments: &[&str]) -> ServerProcess {
         let binary = Path::new(env!("CARGO_BIN_EXE_storm")).with_file_name("stampede");
         assert!(binary.exists(), "{} is missing: build it with `cargo build --workspace`", binary.display());
         let mut command = Command::new(binary);
         command.env_clear().current_dir(data_dir).arg("--data-dir").arg(data_dir).args(arguments);
-        command.args([
-            "--listen",
-            "127.0.0.1:0",
-            "--admin-listen",
-            "127.0.0.1:0",
-            "--log-format",
-            "json",
-            "--sale-period",
-            "365days",
-        ]);
+        command.args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log-format", "json"]);
         let mut child = command.stderr(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let (sender, log) = channel();
@@ -148,6 +149,80 @@ fn every_scenario_finds_its_purchases_in_the_database() {
     buy("crowd", &["--users", "2000"]);
 }
 
+/// Returns the current time, in seconds since the Unix epoch.
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// Returns a sale of a plan that is open from `opens_s` until before `closes_s`. Products are ids with quantities.
+fn planned(id: u32, (opens_s, closes_s): (u64, u64), terms: &str, products: &[(&str, u32)]) -> String {
+    let time = |unix_s| humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(unix_s));
+    let (opens, closes) = (time(opens_s), time(closes_s));
+    let mut sale = format!("[[sale]]\nid = {id}\nname = \"S\"\nopens = {opens}\ncloses = {closes}\n{terms}\n");
+    for (product, quantity) in products {
+        sale += &format!("[[sale.product]]\nid = \"{product}\"\nname = \"P\"\nquantity = {quantity}\n");
+    }
+    sale
+}
+
+#[test]
+fn buyers_follow_the_sales_of_a_plan_to_their_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = cluster::Cluster::start();
+    let (url, now) = (cluster.url(), now_s());
+    let (limit, opens) = ("user_limit = 1", now + 5);
+    let plan = [
+        planned(2, (opens, opens + 5), "user_limit = 1\npaused = true", &[("p", 10)]),
+        planned(3, (opens, opens + 4), limit, &[("a", 100_000), ("b", 5)]),
+        planned(4, (opens + 2, opens + 6), limit, &[("a", 20), ("c", 20)]),
+        planned(6, (opens + 8, opens + 10), limit, &[("a", 7)]),
+        planned(7, (now + 7200, now + 7300), limit, &[("a", 7)]),
+    ];
+    let arguments = ["--database-url", &url, "--shards", "2"];
+    let server = ServerProcess::with_plan(dir.path(), &plan.concat(), &arguments);
+    let duration = (opens + 11 - now_s()).to_string();
+    let arguments = [&server.address, "--scenario", "plan", "--duration", &duration, "--database-url", &url];
+    let report = good(dir.path(), &arguments);
+
+    let sale = |index: usize| &report["sales"][index];
+    let sold =
+        |index: usize| (sale(index)["before"]["sale_id"].as_u64(), sale(index)["after"]["sold"].as_u64().unwrap());
+    assert_eq!([sold(0), sold(4)], [(Some(2), 0), (Some(7), 0)], "the paused one, and the one that is not open");
+    assert_eq!([sold(2), sold(3)], [(Some(4), 40), (Some(6), 7)], "sold out: {report:#}");
+    assert!(sold(1).1 > 100, "{report:#}");
+    let all: u64 = (0..5).map(|index| sold(index).1).sum();
+    assert_eq!((&report["bought"], &report["verified"]["rows"]), (&all.into(), &all.into()));
+    for outcome in ["not-open", "sale-ended", "paused", "sold-out"] {
+        assert!(report["outcomes"][format!("checkout {outcome}")].as_u64() > Some(0), "{outcome}: {report:#}");
+    }
+}
+
+#[test]
+fn a_crowd_waits_for_an_opening_and_measures_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let opens = now_s() + 8;
+    let plan = [
+        planned(1, (opens - 60, opens + 60), "user_limit = 9", &[("a", 9)]),
+        planned(2, (opens, opens + 60), "user_limit = 1", &[("a", 150), ("b", 5)]),
+    ];
+    let server = ServerProcess::with_plan(dir.path(), &plan.concat(), &[]);
+    let arguments = [&server.address, "--scenario", "opening", "--connections", "200", "--product", "a"];
+    let report = good(dir.path(), &arguments);
+    let opening = &report["opening"];
+    let at = |name: &str| opening[name].as_i64().unwrap_or_else(|| panic!("{name}: {report:#}"));
+    assert_eq!((at("sale_id"), at("served_before"), at("served")), (2, 0, 150), "{report:#}");
+    assert!(at("refused") >= 100, "each connection asks before the opening, if nothing stalls: {report:#}");
+    assert!(0 < at("first_200_us") && at("first_200_us") <= at("hundredth_200_us"), "{report:#}");
+    assert!(at("hundredth_200_us") <= at("last_200_us") && at("longest_gap_us") > 0, "{report:#}");
+    assert_eq!((&report["bought"], &report["sales"][1]["after"]["sold"]), (&150.into(), &150.into()));
+    let outcome = |name: &str| report["outcomes"][format!("checkout {name}")].as_u64().unwrap_or(0);
+    assert_eq!(outcome("sold-out") + outcome("all-reserved"), 50, "{report:#}");
+
+    let output = storm(dir.path(), &arguments).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && error.contains("no sale opens"), "{error}");
+}
+
 #[test]
 fn ctrl_c_ends_a_run_with_its_report() {
     let dir = tempfile::tempdir().unwrap();
@@ -226,18 +301,58 @@ fn a_port_in_use_is_reported_before_the_run() {
 /// Starts a server that returns the same code to every checkout and a receipt for item 7 to every purchase. On each
 /// connection, the first checkout takes `first_takes`. Returns its address.
 fn faulty_server(first_takes: Duration) -> String {
+    server_with(move || {
+        let mut takes = first_takes;
+        move |path: &str| {
+            let body = match path {
+                "/checkout" => {
+                    std::thread::sleep(std::mem::take(&mut takes));
+                    "5217a1a2-e116-86c4-ae9f-b285fb710516"
+                }
+                "/purchase" => r#"{"success":true,"sale_id":1,"item_id":7}"#,
+                _ => r#"{"sale_id":1,"items_total":50,"sold":3,"reserved":0,"available":47,"user_limit":10}"#,
+            };
+            body.to_owned()
+        }
+    })
+}
+
+/// Starts a server that grants every checkout of a sale that opens at `opens_s`, whose `Date` is in 1970. Returns its address.
+fn early_server(opens_s: u64) -> String {
+    server_with(move || {
+        move |path: &str| {
+            let time = |unix_s| humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(unix_s));
+            let (opens, closes) = (time(opens_s), time(opens_s + 5));
+            let counts = r#""sale_id":1,"items_total":50,"sold":3,"reserved":0,"available":47,"user_limit":10"#;
+            let sale = format!(r#"{{"phase":"next","starts_at":"{opens}","ends_at":"{closes}",{counts}}}"#);
+            match path {
+                "/checkout" => format!(
+                    r#"{{"code":"5217a1a2-e116-86c4-ae9f-b285fb710516","sale_id":1,"item_id":7,"expires_at":"{closes}"}}"#
+                ),
+                "/purchase" => r#"{"success":true,"sale_id":1,"item_id":7}"#.to_owned(),
+                "/sales" => format!(r#"{{"sales":[{sale}]}}"#),
+                "/products" => r#"{"products":[]}"#.to_owned(),
+                _ => sale,
+            }
+        }
+    })
+}
+
+/// Starts a server that answers each request with 200 and the body that a function returns for its path. `connect` makes a
+/// function for each connection. Returns its address.
+fn server_with<F: FnMut(&str) -> String + Send + 'static>(mut connect: impl FnMut() -> F + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            std::thread::spawn(move || respond_wrongly(stream.unwrap(), first_takes));
+            let body_of = connect();
+            std::thread::spawn(move || respond(stream.unwrap(), body_of));
         }
     });
     address
 }
 
-fn respond_wrongly(mut stream: TcpStream, first_takes: Duration) -> std::io::Result<()> {
-    let mut takes = first_takes;
+fn respond(mut stream: TcpStream, mut body_of: impl FnMut(&str) -> String) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut line = String::new();
     while reader.read_line(&mut line)? > 0 {
@@ -245,15 +360,9 @@ fn respond_wrongly(mut stream: TcpStream, first_takes: Duration) -> std::io::Res
         while reader.read_line(&mut field)? > 2 {
             field.clear();
         }
-        let body = match line.split(['?', ' ']).nth(1) {
-            Some("/checkout") => {
-                std::thread::sleep(std::mem::take(&mut takes));
-                "5217a1a2-e116-86c4-ae9f-b285fb710516"
-            }
-            Some("/purchase") => r#"{"success":true,"sale_id":1,"item_id":7}"#,
-            _ => r#"{"sale_id":1,"items_total":50,"sold":3,"reserved":0,"available":47,"user_limit":10}"#,
-        };
-        write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())?;
+        let body = body_of(line.split(['?', ' ']).nth(1).unwrap_or_default());
+        let date = "Thu, 01 Jan 1970 00:01:40 GMT";
+        write!(stream, "HTTP/1.1 200 OK\r\ndate: {date}\r\ncontent-length: {}\r\n\r\n{body}", body.len())?;
         line.clear();
     }
     Ok(())
@@ -269,6 +378,23 @@ fn a_faulty_server_is_detected() {
     let violations = report["violations"].as_array().unwrap();
     for kind in ["code-given-twice", "wrong-receipt", "sale-disagrees", "purchase-not-confirmed"] {
         assert!(violations.iter().any(|violation| violation["violation"] == kind), "{kind}: {report:#}");
+    }
+}
+
+#[test]
+fn a_server_that_opens_too_early_is_detected() {
+    let dir = tempfile::tempdir().unwrap();
+    let opens_s = now_s() + 5;
+    let address = early_server(opens_s);
+    for scenario in ["opening", "plan"] {
+        let output = storm(dir.path(), &[&address, "--scenario", scenario, "--connections", "5"]).output().unwrap();
+        let (report, is_good) = report(&output);
+        assert!(!is_good && output.status.code() == Some(1), "{report:#}");
+        let violations = report["violations"].as_array().unwrap();
+        let early: Vec<_> = violations.iter().filter(|found| found["violation"] == "served-before-opening").collect();
+        let said = |part: &str| early.iter().any(|found| found["detail"].as_str().unwrap().contains(part));
+        assert!(said("in second 100 of the server"), "{report:#}");
+        assert_eq!(said("by the clock of this machine"), scenario == "opening", "{report:#}");
     }
 }
 

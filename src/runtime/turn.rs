@@ -400,7 +400,7 @@ impl TurnLoop {
 
     /// Returns the log space that this shard needs.
     fn needs(&self) -> Needs {
-        let items = self.shard.parts().items_begun_last();
+        let items = self.shard.parts().items_in_rush();
         Needs { holds: self.shard.log_reserve(), items, needed: self.needed, is_starting: !self.is_ready }
     }
 

@@ -182,14 +182,6 @@ impl Parts {
         terms.filter(|terms| !terms.has_closed(self.newest.terms.opens_ms))
     }
 
-    /// Returns the number of this shard's items of the newest sale and of those that were open when it opened.
-    pub fn items_begun_last(&self) -> u64 {
-        let is_open = |part: &&Part| !part.terms.has_closed(self.newest.terms.opens_ms);
-        let earlier = if self.overlap() { &self.earlier[..] } else { &[] };
-        let open = earlier.iter().filter(is_open).chain([&self.newest]);
-        open.map(|part| part.stock.items() as u64).sum()
-    }
-
     /// Returns the sale of a checkout whose client has named none.
     #[inline(always)]
     pub fn unnamed(&self, now: Moment) -> UnnamedSale {
@@ -258,6 +250,20 @@ impl Parts {
         let last = self.prepared.back_mut().expect("a part that is not ready is there");
         self.is_last_ready = last.build(SLICE_ITEMS);
         !self.is_last_ready
+    }
+
+    /// Returns the largest number of this shard's items that are on sale together, now or when a prepared sale opens. The log
+    /// must have room for them before that sale opens, because a segment that is made in its first moments delays the
+    /// flushes, and until it is made, checkouts are refused with `log-full`.
+    pub fn items_in_rush(&self) -> u64 {
+        let items = |part: &Part| part.stock.items() as u64;
+        if self.prepared.is_empty() && !self.overlap() {
+            return items(&self.newest);
+        }
+        let is_open = |part: &Part, at_ms| part.terms.opens_ms <= at_ms && !part.terms.has_closed(at_ms);
+        let all_open = |at_ms| self.iter().chain(&self.prepared).filter(move |part| is_open(part, at_ms)).map(items).sum();
+        let openings = self.prepared.iter().chain([&self.newest]).map(|part| part.terms.opens_ms);
+        openings.map(all_open).max().unwrap_or(0)
     }
 
     /// Returns the sale after those that are prepared, unless as many are prepared as can be open at once.

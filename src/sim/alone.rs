@@ -3,14 +3,14 @@
 use crate::sale::code::{Code, CodeGenerator};
 use crate::sale::command::{Command, Outcome, Withdrawal};
 use crate::sale::effects::{Effects, EndedShare};
-use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Ticket, UserId};
+use crate::sale::ids::{ItemId, Moment, SaleId, ShardId, Terms, Ticket, UserId};
 use crate::sale::message::{Asked, Checkout, Reply, Request, Verdict};
 use crate::sale::part::Part;
 use crate::sale::partition::Partition;
 use crate::sale::parts::Parts;
 use crate::sale::record::{LogEvent, Record, RefusalReason, ReleaseReason};
 use crate::sale::rules::{Ack, Rules};
-use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule};
+use crate::sale::sale_schedule::{PeriodicSale, SaleSchedule, SaleSeries};
 use crate::sale::shard::{Inventory, Shard, ShardEvent};
 use uuid::Uuid;
 
@@ -160,6 +160,27 @@ fn the_next_sale_is_built_in_slices_and_memory_is_used_again() {
         parts.forget(&rules, at(0));
         assert_eq!((parts.newest().stock.items(), parts.iter().count()), (20_000, 1));
     }
+}
+
+/// Before the first sale of a plan nothing is on sale, so the prepared sale alone says how much room the log needs. A sale that
+/// opens beside another one needs room as well.
+#[test]
+fn the_log_needs_room_for_the_items_that_will_be_on_sale_together() {
+    let sale = |(id, items, opens_s, closes_s): (u32, u32, u64, u64)| {
+        let first = Terms { items, opens_ms: opens_s * 1_000, closes_ms: closes_s * 1_000, ..SALES.terms(SaleId(id)) };
+        SaleSeries { first, every_ms: 0, count: 1, layer: 0 }
+    };
+    let sales = [(1, 20_000, 10, 20), (2, 3, 15, 30), (3, 4, 30, 40)];
+    let rules = Rules { schedule: SaleSchedule::planned(sales.map(sale).to_vec()), ..RULES };
+    let (partition, id) = (Partition::new(1), ShardId(0));
+    let mut parts = Parts::new(id, partition, vec![Part::empty(Terms::NONE, partition, id)]);
+    let mut needed = |unix_ms, begins: Option<u32>| {
+        begins.into_iter().for_each(|sale| parts.begin(rules.schedule.terms(SaleId(sale)).unwrap()));
+        while parts.prepare(&rules, Moment { monotonic_ms: 1, unix_ms }) {}
+        parts.items_in_rush()
+    };
+    assert_eq!([needed(0, None), needed(9_000, None), needed(10_000, Some(1))], [0, 20_000, 20_000]);
+    assert_eq!([needed(14_000, None), needed(15_000, Some(2)), needed(30_000, Some(3))], [20_003, 20_003, 4]);
 }
 
 /// Everything about a hold works after the end of its sale, until the hold ends.

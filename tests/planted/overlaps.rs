@@ -5,6 +5,20 @@ use crate::rules::{Bug, SIM};
 /// The bugs, by subject.
 pub const OVERLAPS: &[Bug] = &[
     Bug {
+        what: "the log makes room for a sale only when it opens",
+        file: "sale/parts.rs",
+        place: "let openings = «self.prepared.iter()».chain([&self.newest]).map(|part| part.terms.opens_ms);",
+        wrong: "self.prepared.range(..0)",
+        caught_by: "sim::alone",
+    },
+    Bug {
+        what: "the log makes room for one of the sales that are open together",
+        file: "sale/parts.rs",
+        place: "is_open(part, at_ms)).map(items).«sum()»;",
+        wrong: "max().unwrap_or(0)",
+        caught_by: "sim::alone",
+    },
+    Bug {
         what: "a checkout that names no sale gets an item of one of several",
         file: "sale/parts.rs",
         place: "if has_newest && «!self.overlap()» {",

@@ -417,3 +417,23 @@ fn an_upgrade_does_not_lose_the_plan() {
     assert!(why.contains("the running server has a plan and the new settings have none; set PLAN, as before"), "{why}");
     assert!(server.terminate().success());
 }
+
+/// Returns the blocks of the segments of the purchase log.
+fn purchase_blocks(dir: &Path) -> u64 {
+    let segments = fs::read_dir(dir.join("log")).unwrap().map(|entry| entry.unwrap());
+    let purchases = segments.filter(|file| file.file_name().to_str().unwrap().starts_with("purchases-"));
+    purchases.map(|file| file.metadata().unwrap().len() / 4096).sum()
+}
+
+/// The log has room for a hold of each item before the sale opens, so that no segment is made during the rush.
+#[test]
+fn the_log_has_room_for_a_sale_before_it_opens() {
+    let (dir, opens) = (tempfile::tempdir().unwrap(), now_s() + 20);
+    write(dir.path(), &[sale(1, (opens, opens + 60), "user_limit = 1", &product("a", 5000))]);
+    let server = Server::start(dir.path(), &["--plan", "shop.toml", "--shards", "1"]);
+    while purchase_blocks(dir.path()) < 5000 {
+        assert!(now_s() < opens, "{} blocks when the sale opens", purchase_blocks(dir.path()));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    server.kill();
+}

@@ -19,6 +19,8 @@ pub struct Response<'a> {
     pub bytes: &'a [u8],
     /// Body.
     pub body: &'a [u8],
+    /// Value of the header `Date`. Empty if there is none.
+    pub date: &'a [u8],
     /// Whether the server closes the connection after this response.
     pub is_last: bool,
 }
@@ -120,19 +122,22 @@ pub fn parse(bytes: &[u8]) -> io::Result<Option<Response<'_>>> {
     };
     let status = head.code.ok_or_else(|| bad("no status"))?;
     let (mut body, mut is_last) = (if status == 204 { Some(0) } else { None }, false);
+    let mut date: &[u8] = &[];
     for header in head.headers.iter() {
         if header.name.eq_ignore_ascii_case("content-length") {
             let text = std::str::from_utf8(header.value).ok();
             body = Some(text.and_then(|text| text.parse::<usize>().ok()).ok_or_else(|| bad("invalid content-length"))?);
         } else if header.name.eq_ignore_ascii_case("connection") {
             is_last = header.value.eq_ignore_ascii_case(b"close");
+        } else if header.name.eq_ignore_ascii_case("date") {
+            date = header.value;
         }
     }
     let end = length + body.ok_or_else(|| bad("no content-length"))?;
     match bytes.len() {
         received if received < end => Ok(None),
         received if received > end => Err(bad("more than one response to one request")),
-        _ => Ok(Some(Response { status, bytes, body: &bytes[length..end], is_last })),
+        _ => Ok(Some(Response { status, bytes, body: &bytes[length..end], date, is_last })),
     }
 }
 
@@ -149,6 +154,7 @@ mod tests {
         }
         let response = parse(ANSWER).unwrap().unwrap();
         assert_eq!((response.status, response.body, response.is_last), (409, &b"sold"[..], false));
+        assert_eq!(response.date, b"today");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The ledger of a run: every reservation that the server granted, and the responses to the requests to purchase it.
 
-use std::collections::HashMap;
+use crate::sale_calendar::ServerSeconds;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
@@ -58,6 +59,26 @@ impl Display for PurchaseResponse {
     }
 }
 
+/// The sale of a reservation in a run that follows a calendar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CalendarGrant {
+    /// Sale id.
+    pub sale: u64,
+    /// Index of the product in its sale. `None` if the calendar has no products.
+    pub product: Option<usize>,
+    /// Time at which the reservation was granted, by the server's clock.
+    pub seconds: ServerSeconds,
+}
+
+/// The stock that a `sold-out` is about. The default is what all checkouts of a run without a calendar ask for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StockScope {
+    /// Sale id.
+    pub sale: Option<u64>,
+    /// Index of the product in its sale. `None` is the whole sale.
+    pub product: Option<usize>,
+}
+
 /// A granted reservation, and the responses to its purchase requests.
 #[derive(Clone, Debug)]
 pub struct LedgerEntry {
@@ -71,6 +92,8 @@ pub struct LedgerEntry {
     pub received_ms: u64,
     /// Expiry of the hold, in milliseconds since the Unix epoch, if the response contained it.
     pub expires_ms: Option<u64>,
+    /// What the response says of the sale, if the run follows a calendar.
+    pub grant: Option<CalendarGrant>,
     /// Responses to the purchase requests, in order. Consecutive equal responses are stored once.
     pub responses: Vec<PurchaseResponse>,
 }
@@ -91,6 +114,18 @@ impl LedgerEntry {
             || self.responses.iter().any(|response| *response == PurchaseResponse::Refused("code-used".to_owned()))
     }
 
+    /// Returns the sale of the receipt or, without one, of the checkout, if it is known.
+    pub fn sale(&self) -> Option<u64> {
+        self.receipt().map(|receipt| receipt.sale).or(self.grant.map(|grant| grant.sale))
+    }
+
+    /// Returns the stocks to which the item belongs: that of its product, and that of its sale.
+    fn scopes(&self) -> [StockScope; 2] {
+        let sale = self.grant.map(|grant| grant.sale);
+        let product = self.grant.and_then(|grant| grant.product);
+        [StockScope { sale, product: None }, StockScope { sale, product }]
+    }
+
     /// Returns whether a purchase was requested and its result is unknown.
     pub fn is_unknown(&self) -> bool {
         !self.is_bought() && self.responses.contains(&PurchaseResponse::Unknown)
@@ -102,10 +137,13 @@ impl LedgerEntry {
 pub struct Ledger {
     /// Reservations, in the order in which their codes arrived.
     pub reservations: Vec<LedgerEntry>,
-    /// Time of the first `sold-out`, from the start of the run.
-    pub sold_out_at: Option<Duration>,
-    /// Indexes of reservations that were bought by a first request which was sent after a `sold-out` had arrived.
-    pub bought_after_sold_out: Vec<usize>,
+    /// Time of the first `sold-out` of each stock, from the start of the run.
+    pub sold_out: BTreeMap<StockScope, Duration>,
+    /// Indexes of reservations that were bought by a first request which was sent after a `sold-out` had arrived, and the
+    /// stock that was sold out.
+    pub bought_after_sold_out: Vec<(usize, StockScope)>,
+    /// Refusals that are not allowed in the phase of their sale, and how often they came.
+    pub out_of_phase: BTreeMap<String, u64>,
     bought: u64,
 }
 
@@ -126,18 +164,22 @@ impl Ledger {
         }
     }
 
-    /// Compares a response with the first `sold-out`. `due_at` is at most the time at which its request was sent,
-    /// `index` the reservation of a purchase. Call it before `add_response`.
-    pub fn compare_with_sold_out(&mut self, outcome: &str, due_at: Duration, at: Duration, index: Option<usize>) {
-        if outcome == "sold-out" {
-            self.sold_out_at.get_or_insert(at);
-        }
+    /// Notes that a checkout was refused at this time because this stock is sold out.
+    pub fn add_sold_out(&mut self, scope: StockScope, at: Duration) {
+        self.sold_out.entry(scope).or_insert(at);
+    }
+
+    /// Compares a 200 to the purchase of the reservation at this index with the first `sold-out` of its stock. `due_at` is
+    /// at most the time at which its request was sent. Call it before `add_response`.
+    pub fn compare_with_sold_out(&mut self, index: usize, due_at: Duration) {
+        let reservation = &self.reservations[index];
         // A repeated request may confirm a purchase whose first response was lost.
-        if let (Some(index), "200", Some(sold_out_at)) = (index, outcome, self.sold_out_at)
-            && due_at > sold_out_at
-            && self.reservations[index].responses.is_empty()
-        {
-            self.bought_after_sold_out.push(index);
+        if !reservation.responses.is_empty() {
+            return;
+        }
+        let is_late = |scope: &StockScope| self.sold_out.get(scope).is_some_and(|sold_out_at| due_at > *sold_out_at);
+        if let Some(scope) = reservation.scopes().into_iter().find(is_late) {
+            self.bought_after_sold_out.push((index, scope));
         }
     }
 
@@ -146,11 +188,11 @@ impl Ledger {
         self.bought
     }
 
-    /// Returns the acknowledged purchases by sale id. A purchase without a receipt is assigned to the sale `current`.
+    /// Returns the acknowledged purchases by sale id. A purchase whose sale is not known is assigned to the sale `current`.
     pub fn by_sale(&self, current: u64) -> HashMap<u64, Vec<&LedgerEntry>> {
         let mut sales: HashMap<u64, Vec<&LedgerEntry>> = HashMap::new();
         for reservation in self.reservations.iter().filter(|reservation| reservation.is_bought()) {
-            sales.entry(reservation.receipt().map_or(current, |receipt| receipt.sale)).or_default().push(reservation);
+            sales.entry(reservation.sale().unwrap_or(current)).or_default().push(reservation);
         }
         sales
     }
@@ -172,8 +214,8 @@ mod tests {
     }
 
     fn reservation() -> LedgerEntry {
-        let (received_ms, expires_ms, responses) = (0, None, Vec::new());
-        LedgerEntry { user: 1, item: 42, code: [b'a'; 36], received_ms, expires_ms, responses }
+        let (received_ms, expires_ms, grant, responses) = (0, None, None, Vec::new());
+        LedgerEntry { user: 1, item: 42, code: [b'a'; 36], received_ms, expires_ms, grant, responses }
     }
 
     #[test]
@@ -197,14 +239,33 @@ mod tests {
         let ms = Duration::from_millis;
         ledger.add_reservation(reservation());
         ledger.add_reservation(LedgerEntry { responses: vec![PurchaseResponse::Unknown], ..reservation() });
-        ledger.compare_with_sold_out("200", ms(1), ms(2), Some(0));
-        ledger.compare_with_sold_out("sold-out", ms(3), ms(5), None);
-        ledger.compare_with_sold_out("sold-out", ms(6), ms(9), None);
-        ledger.compare_with_sold_out("200", ms(4), ms(6), Some(0));
-        ledger.compare_with_sold_out("200", ms(6), ms(7), Some(1));
-        ledger.compare_with_sold_out("code-expired", ms(6), ms(7), Some(0));
-        assert_eq!((ledger.sold_out_at, ledger.bought_after_sold_out.len()), (Some(ms(5)), 0));
-        ledger.compare_with_sold_out("200", ms(6), ms(7), Some(0));
-        assert_eq!(ledger.bought_after_sold_out, [0]);
+        let all = StockScope::default();
+        ledger.compare_with_sold_out(0, ms(1));
+        ledger.add_sold_out(all, ms(5));
+        ledger.add_sold_out(all, ms(9));
+        ledger.compare_with_sold_out(0, ms(4));
+        ledger.compare_with_sold_out(1, ms(6));
+        assert_eq!((ledger.sold_out[&all], ledger.bought_after_sold_out.len()), (ms(5), 0));
+        ledger.compare_with_sold_out(0, ms(6));
+        assert_eq!(ledger.bought_after_sold_out, [(0, all)]);
+    }
+
+    #[test]
+    fn a_sold_out_is_about_its_sale_and_product() {
+        let scope = |sale, product| StockScope { sale: Some(sale), product };
+        for (sold_out, is_late) in [
+            (scope(5, None), true),
+            (scope(5, Some(1)), true),
+            (scope(5, Some(0)), false),
+            (scope(6, None), false),
+            (scope(6, Some(1)), false),
+        ] {
+            let mut ledger = Ledger::default();
+            let grant = CalendarGrant { sale: 5, product: Some(1), seconds: ServerSeconds::default() };
+            ledger.add_reservation(LedgerEntry { grant: Some(grant), ..reservation() });
+            ledger.add_sold_out(sold_out, Duration::from_millis(5));
+            ledger.compare_with_sold_out(0, Duration::from_millis(6));
+            assert_eq!(!ledger.bought_after_sold_out.is_empty(), is_late, "{sold_out:?}");
+        }
     }
 }

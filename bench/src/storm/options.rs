@@ -19,6 +19,8 @@ Examples:
   storm --scenario crowd --users 100000       a hundred thousand buyers arrive within one second
   storm --live 8090 --duration 60             shows the run at http://127.0.0.1:8090/
   storm --scenario sold-out --rate 20000 --duration 60 --html report.html
+  storm --scenario plan                       buys from every sale that GET /sales lists, until the last one closes
+  storm --scenario opening --connections 5000 measures the opening of the next sale under 5,000 waiting connections
   storm --scenario retry --database-url 'host=/run/postgresql user=stampede dbname=stampede'
 
 Exit codes:
@@ -46,18 +48,22 @@ pub struct StormOptions {
     pub product: Option<String>,
     /// Buyers per second (open loop); 0 sends as fast as the server responds (closed loop)
     ///
-    /// The default depends on the scenario: all users within one second for `crowd`, 100 for `trickle`, 0 otherwise.
+    /// The default depends on the scenario: all users within one second for `crowd`, 100 for `trickle`, 1000 for `plan`, 0
+    /// otherwise. `opening` has a schedule of its own.
     #[arg(long)]
     pub rate: Option<u32>,
-    /// Number of user ids; in `crowd`, also the number of buyers
+    /// Number of user ids; in `crowd`, also the number of buyers; in `opening`, each connection has one
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(i64).range(1..))]
     pub users: i64,
     /// Number of connections, each with at most one request in flight
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub connections: u32,
     /// Maximum seconds in which buyers arrive; buyers who have started may finish
-    #[arg(long, default_value_t = 10)]
-    pub duration: u64,
+    ///
+    /// The default is 10. With `plan`, it is the time until the last sale that was known at the start closes, and with
+    /// `opening` the time until 10 s after the opening.
+    #[arg(long)]
+    pub duration: Option<u64>,
     /// Seed of the random choices; the same seed gives the same buyers
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -139,7 +145,8 @@ impl StormOptions {
         let default = match self.scenario {
             Scenario::Crowd => u32::try_from(self.users).unwrap_or(u32::MAX),
             Scenario::Trickle => 100,
-            Scenario::Chain | Scenario::Hoarders | Scenario::Retry | Scenario::SoldOut => 0,
+            Scenario::Plan => 1000,
+            Scenario::Chain | Scenario::Hoarders | Scenario::Retry | Scenario::SoldOut | Scenario::Opening => 0,
         };
         match self.rate.unwrap_or(default) {
             0 => Pace::Closed,
@@ -152,11 +159,6 @@ impl StormOptions {
         format!("{}, {}", self.scenario.name(), self.address)
     }
 
-    /// Returns the time from the start of the run until the last arrival.
-    pub fn duration(&self) -> Duration {
-        Duration::from_secs(self.duration)
-    }
-
     /// Returns the time after which a request times out.
     pub fn timeout(&self) -> Duration {
         Duration::from_secs(self.timeout)
@@ -165,8 +167,9 @@ impl StormOptions {
     /// Checks the options against a sale of `items` items with a limit of `limit` items for each user, and raises the
     /// limit on open files if the connections need more.
     ///
-    /// # Errors Returns a message with the option and the remedy if a chain has too few users to buy every item, or if
-    /// the limit on open files cannot be raised.
+    /// # Errors
+    /// Returns a message with the option and the remedy if a chain has too few users to buy every item, if an option does
+    /// not apply to the scenario, or if the limit on open files cannot be raised.
     pub fn check(&self, items: u32, limit: u32) -> Result<(), String> {
         let users_needed = i64::from(items.div_ceil(limit.max(1)));
         if self.scenario == Scenario::Chain && self.users < users_needed {
@@ -174,6 +177,13 @@ impl StormOptions {
             return Err(format!(
                 "--users {users}: {items} items at {limit} for each user need at least {users_needed} users"
             ));
+        }
+        let has_own_choice = self.any || self.product.is_some();
+        if self.scenario == Scenario::Plan && has_own_choice {
+            return Err("--any, --product: the buyers of --scenario plan buy by product and by any unit".to_owned());
+        }
+        if self.scenario == Scenario::Opening && self.rate.is_some() {
+            return Err("--rate: --scenario opening has a schedule of its own; leave the option out".to_owned());
         }
         let files_needed = u64::from(self.connections) + 64;
         let limit = getrlimit(Resource::Nofile);
@@ -230,6 +240,14 @@ mod tests {
         let error = options(&["--users", "99"]).check(1000, 10).unwrap_err();
         assert!(error.contains("--users 99") && error.contains("100 users"), "{error}");
         assert_eq!(options(&["--users", "100"]).check(1000, 10), Ok(()));
+        for (wrong, option) in [
+            (&["--scenario", "plan", "--any"][..], "--any"),
+            (&["--scenario", "plan", "--product", "a"], "--product"),
+            (&["--scenario", "opening", "--rate", "5"], "--rate"),
+        ] {
+            let error = options(wrong).check(1000, 10).unwrap_err();
+            assert!(error.contains(option), "{error}");
+        }
         let error = StormOptions::try_parse_from(["storm", "--live", "80800"]).unwrap_err().to_string();
         assert!(error.contains("--live") && error.contains("give a port"), "{error}");
         assert!(options(&["no address"]).address().unwrap_err().contains("HOST:PORT"));

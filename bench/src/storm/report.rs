@@ -1,5 +1,6 @@
 //! The report of a run, as text and as JSON.
 
+use crate::opening_record::OpeningRecord;
 use crate::statistics::{LatencyKind, RunStatistics};
 use crate::verification::{SaleSnapshot, Violation};
 use hdrhistogram::Histogram;
@@ -45,6 +46,12 @@ pub struct Report {
     pub before: SaleSnapshot,
     /// State of the sale after the run. `None` if the server did not respond.
     pub after: Option<SaleSnapshot>,
+    /// The sales of the calendar, if the run follows one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sales: Vec<SaleResult>,
+    /// The opening that the run measured, if it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub opening: Option<OpeningRecord>,
     /// Number of unexpected responses.
     pub unexpected: u64,
     /// File of unexpected responses, if there are any.
@@ -55,6 +62,39 @@ pub struct Report {
     pub unverified: Option<String>,
     /// Violations that the verification found.
     pub violations: Vec<Violation>,
+}
+
+/// The result of a sale of the calendar.
+#[derive(Clone, Debug, Serialize)]
+pub struct SaleResult {
+    /// Name of the sale.
+    pub name: String,
+    /// Time of the opening, in RFC 3339.
+    pub opens_at: String,
+    /// Time of the closing, in RFC 3339.
+    pub closes_at: String,
+    /// Granted reservations.
+    pub reserved: u64,
+    /// Acknowledged purchases.
+    pub bought: u64,
+    /// State before the run.
+    pub before: SaleSnapshot,
+    /// State after the run. `None` if it could not be read.
+    pub after: Option<SaleSnapshot>,
+}
+
+impl SaleResult {
+    fn text(&self) -> String {
+        let SaleResult { name, opens_at, closes_at, reserved, bought, before, after } = self;
+        let sold = after.map_or_else(|| "unknown".to_owned(), |after| count(after.sold.into()));
+        format!(
+            "{} ({name}), {opens_at} to {closes_at}: {} reserved, {} bought; {sold} of {} are sold",
+            before.sale_id,
+            count(*reserved),
+            count(*bought),
+            count(before.items_total.into()),
+        )
+    }
 }
 
 /// The options of a run.
@@ -145,6 +185,7 @@ impl Report {
     /// Returns a description of the pace of arrivals.
     pub fn pace(&self) -> String {
         match self.settings.rate {
+            _ if self.opening.is_some() => "all connections at the opening of a sale".to_owned(),
             Some(rate) => format!("open loop, {} buyers per second", count(rate.into())),
             None => "closed loop".to_owned(),
         }
@@ -160,8 +201,9 @@ impl Report {
         }
         let VerificationScope { asked_again, rows, rows_waited_s } = self.verified;
         let (bought, again) = (count(self.bought), count(asked_again as u64));
+        let page = if self.sales.is_empty() { "GET /sale" } else { "GET /sales" };
         let mut text =
-            format!("verified: {bought} purchases, consistent with GET /sale, {again} confirmed by a repeated request");
+            format!("verified: {bought} purchases, consistent with {page}, {again} confirmed by a repeated request");
         if let (Some(rows), Some(waited)) = (rows, rows_waited_s) {
             let _ = write!(text, ", {} rows in the database (the last after {waited:.1} s)", count(rows as u64));
         }
@@ -205,6 +247,10 @@ impl Report {
             ("unknown", format!("{} purchases", count(self.unknown))),
             ("storm CPU", format!("{:.1} µs per response", self.storm_cpu_us_per_answer)),
         ];
+        results.extend(self.sales.iter().map(|sale| ("sale", sale.text())));
+        if let Some(opening) = &self.opening {
+            results.extend(opening_results(opening));
+        }
         if self.unexpected > 0 {
             let file = self.unexpected_file.as_deref().unwrap_or("no file");
             results.push(("unexpected", format!("{}, see {file}", count(self.unexpected))));
@@ -240,6 +286,37 @@ impl Report {
         }
         text
     }
+}
+
+/// Returns the results of an opening, as names and values.
+fn opening_results(opening: &OpeningRecord) -> [(&'static str, String); 3] {
+    let after = |micros: Option<i64>| match micros {
+        Some(micros) => format!("{:.3} ms", micros as f64 / 1e3),
+        None => "never".to_owned(),
+    };
+    let OpeningRecord { sale_id, opens_at, refused, served_before, served, longest_gap_us, .. } = opening;
+    [
+        ("opening", format!("sale {sale_id} at {opens_at}, {} refused with not-open", count(*refused))),
+        (
+            "served",
+            format!(
+                "{}, {} before the opening; the first after {}, the 100th after {}, the last after {}",
+                count(*served),
+                count(*served_before),
+                after(opening.first_200_us),
+                after(opening.hundredth_200_us),
+                after(opening.last_200_us)
+            ),
+        ),
+        (
+            "density",
+            format!(
+                "first served: due after {}; longest time without a checkout {}",
+                after(opening.first_due_us),
+                latency((*longest_gap_us).unsigned_abs())
+            ),
+        ),
+    ]
 }
 
 /// Formats a count with commas.
@@ -301,6 +378,8 @@ pub mod tests {
             latencies: latencies(&statistics),
             before: SaleSnapshot::default(),
             after: None,
+            sales: Vec::new(),
+            opening: None,
             unexpected: 0,
             unexpected_file: None,
             verified: VerificationScope { asked_again: 100, rows: Some(1234), rows_waited_s: Some(0.25) },
@@ -326,6 +405,20 @@ pub mod tests {
         assert!(!bad.is_good());
         let text = bad.text();
         assert!(text.contains("21 VIOLATIONS\n  item-sold-twice: item 7\n") && text.contains("--json"), "{text}");
+        let (name, opens_at, closes_at) = ("Night".to_owned(), "18:00".to_owned(), "20:00".to_owned());
+        let before = SaleSnapshot { sale_id: 7, items_total: 2000, ..SaleSnapshot::default() };
+        let after = Some(SaleSnapshot { sold: 1500, ..before });
+        let sale = SaleResult { name, opens_at, closes_at, reserved: 1600, bought: 1500, before, after };
+        let mut opening = OpeningRecord::new(7, "18:00".to_owned());
+        opening.served(0, 1_234_000);
+        let planned = Report { sales: vec![sale], opening: Some(opening), ..example(Vec::new()) }.text();
+        for part in [
+            "sale         7 (Night), 18:00 to 20:00: 1,600 reserved, 1,500 bought; 1,500 of 2,000 are sold\n",
+            "the first after 1.234 ms, the 100th after never",
+            "consistent with GET /sales,",
+        ] {
+            assert!(planned.contains(part), "{planned}");
+        }
         let unknown = Report { unverified: Some("the server is gone".to_owned()), ..example(Vec::new()) };
         assert!(!unknown.is_good() && unknown.text().contains("NOT VERIFIED: the server is gone"));
     }

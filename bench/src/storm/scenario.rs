@@ -1,6 +1,9 @@
 //! The behaviour of buyers. A scenario determines what the next buyer requests, and what a buyer does after each
 //! response.
 
+use crate::opening_crowd::OpeningCrowd;
+use crate::planned_buyers::PlannedBuyers;
+use crate::sale_calendar::UnitRequest;
 use clap::ValueEnum;
 
 /// Number of items that a buyer of a crowd tries before leaving.
@@ -29,6 +32,8 @@ pub enum BuyerAction {
         /// Item id.
         item: u32,
     },
+    /// Reserves any free unit of a sale of the calendar, or of one of its products.
+    UnitCheckout(UnitRequest),
     /// Purchases a reserved item: the index of the reservation in the ledger.
     Purchase(usize),
 }
@@ -37,7 +42,7 @@ impl BuyerAction {
     /// Returns the name of the operation, as it appears in reports.
     pub fn operation(self) -> &'static str {
         match self {
-            BuyerAction::Checkout { .. } => "checkout",
+            BuyerAction::Checkout { .. } | BuyerAction::UnitCheckout(_) => "checkout",
             BuyerAction::Purchase(_) => "purchase",
         }
     }
@@ -80,6 +85,32 @@ pub enum NextStep {
     SendLater(BuyerStep),
 }
 
+impl NextStep {
+    /// Returns the purchase of the reservation with this index in the ledger.
+    pub fn purchase(reservation: usize) -> NextStep {
+        NextStep::Send(BuyerStep { action: BuyerAction::Purchase(reservation), repeats: 0 })
+    }
+}
+
+/// The arrival of a buyer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// A buyer takes this step.
+    Buyer(BuyerStep),
+    /// No buyer arrives now, but others will.
+    Later,
+    /// No buyer arrives any more.
+    Never,
+}
+
+/// Buyers whose requests depend on the time: they follow the calendar of the server.
+pub enum CalendarBuyers {
+    /// Buyers of all sales.
+    All(PlannedBuyers),
+    /// A crowd that waits for one opening.
+    Crowd(OpeningCrowd),
+}
+
 /// A load scenario.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Scenario {
@@ -95,6 +126,10 @@ pub enum Scenario {
     SoldOut,
     /// Buyers of random items at a low, constant rate
     Trickle,
+    /// Buyers follow the server's sales: wait for the next one, buy by product and by any unit until it closes, go on
+    Plan,
+    /// A crowd, one buyer for each connection, waits for the next sale and buys at its opening, which is measured
+    Opening,
 }
 
 impl Scenario {
@@ -113,6 +148,11 @@ impl Scenario {
         self == Scenario::Hoarders
     }
 
+    /// Returns whether the buyers need the calendar of the server.
+    pub fn has_calendar(self) -> bool {
+        matches!(self, Scenario::Plan | Scenario::Opening)
+    }
+
     fn buys(self) -> bool {
         !matches!(self, Scenario::Hoarders | Scenario::SoldOut)
     }
@@ -127,6 +167,8 @@ pub struct VirtualBuyers {
     arrived: i64,
     /// Items that no buyer has requested yet, in `Chain`.
     left: Vec<u32>,
+    /// Buyers who follow the calendar, in `Plan` and `Opening`.
+    followers: Option<CalendarBuyers>,
     chance: fastrand::Rng,
 }
 
@@ -136,11 +178,34 @@ impl VirtualBuyers {
         let mut chance = fastrand::Rng::with_seed(seed);
         let mut left: Vec<u32> = if scenario == Scenario::Chain { (0..items).collect() } else { Vec::new() };
         chance.shuffle(&mut left);
-        VirtualBuyers { scenario, users, items, arrived: 0, left, chance }
+        VirtualBuyers { scenario, users, items, arrived: 0, left, followers: None, chance }
     }
 
-    /// Returns the first step of the next buyer, or `None` if there are no more buyers.
-    pub fn arrive(&mut self) -> Option<BuyerStep> {
+    /// Sets the buyers who follow the calendar.
+    pub fn follow(&mut self, followers: CalendarBuyers) {
+        self.followers = Some(followers);
+    }
+
+    /// Returns the first step of the next buyer at this time, in seconds since the Unix epoch.
+    pub fn arrive(&mut self, unix_s: u64) -> Arrival {
+        match &mut self.followers {
+            Some(CalendarBuyers::All(buyers)) => buyers.arrive(unix_s, &mut self.chance),
+            Some(CalendarBuyers::Crowd(crowd)) => crowd.arrive(),
+            None => self.next_buyer().map_or(Arrival::Never, Arrival::Buyer),
+        }
+    }
+
+    /// Ends the arrivals. Buyers who wait for an opening leave.
+    pub fn end(&mut self) {
+        match &mut self.followers {
+            Some(CalendarBuyers::All(buyers)) => buyers.end(),
+            Some(CalendarBuyers::Crowd(crowd)) => crowd.end(),
+            None => {}
+        }
+    }
+
+    /// Returns the first step of the next buyer of a scenario without a calendar, or `None` if there are no more.
+    fn next_buyer(&mut self) -> Option<BuyerStep> {
         // User ids are assigned in turn where each user arrives once, or where no user may exceed the limit.
         let in_turn = self.arrived % self.users;
         let (user, item) = match self.scenario {
@@ -151,6 +216,7 @@ impl VirtualBuyers {
             Scenario::Retry | Scenario::SoldOut | Scenario::Trickle => {
                 (self.chance.i64(0..self.users), self.any_item())
             }
+            Scenario::Plan | Scenario::Opening => return None,
         };
         self.arrived += 1;
         Some(BuyerStep { action: BuyerAction::Checkout { user, item }, repeats: 0 })
@@ -161,11 +227,16 @@ impl VirtualBuyers {
         let again = BuyerStep { repeats: step.repeats.saturating_add(1), ..step };
         let may_repeat = again.repeats < SAME_REQUEST;
         match (step.action, result) {
+            (BuyerAction::UnitCheckout(request), _) => match &mut self.followers {
+                Some(CalendarBuyers::All(buyers)) => buyers.next(request, step, result),
+                Some(CalendarBuyers::Crowd(crowd)) => crowd.next(request, result),
+                None => NextStep::Leave,
+            },
             (BuyerAction::Checkout { user, .. }, StepResult::Reserved(_)) if self.scenario == Scenario::Hoarders => {
                 NextStep::Send(BuyerStep { action: BuyerAction::Checkout { user, item: self.any_item() }, repeats: 0 })
             }
             (BuyerAction::Checkout { .. }, StepResult::Reserved(reservation)) if self.scenario.buys() => {
-                NextStep::Send(BuyerStep { action: BuyerAction::Purchase(reservation), repeats: 0 })
+                NextStep::purchase(reservation)
             }
             // The result of the purchase is unknown, so the buyer repeats it until it is known.
             (BuyerAction::Purchase(_), StepResult::Unavailable | StepResult::NoResponse) => NextStep::SendLater(again),
@@ -190,7 +261,7 @@ impl VirtualBuyers {
     fn tries(&self) -> u8 {
         match self.scenario {
             Scenario::Crowd | Scenario::Hoarders | Scenario::Trickle => ITEMS_TRIED,
-            Scenario::Chain | Scenario::Retry | Scenario::SoldOut => 1,
+            _ => 1,
         }
     }
 
@@ -223,7 +294,7 @@ mod tests {
     #[test]
     fn a_chain_requests_each_item_once_for_each_user_in_turn() {
         let mut buyers = buyers(Scenario::Chain);
-        let asked: Vec<_> = std::iter::from_fn(|| buyers.arrive()).map(checkout).collect();
+        let asked: Vec<_> = std::iter::from_fn(|| buyers.next_buyer()).map(checkout).collect();
         let mut items: Vec<u32> = asked.iter().map(|(_, item)| *item).collect();
         assert_ne!(items, (0..ITEMS).collect::<Vec<_>>(), "in random order");
         items.sort_unstable();
@@ -233,10 +304,10 @@ mod tests {
 
     #[test]
     fn buyers_depend_on_the_seed() {
-        for scenario in Scenario::value_variants() {
+        for scenario in Scenario::value_variants().iter().filter(|scenario| !scenario.has_calendar()) {
             let first_of = |seed| {
                 let mut buyers = VirtualBuyers::new(*scenario, 40, ITEMS, seed);
-                let ten: Vec<_> = std::iter::from_fn(|| buyers.arrive()).take(10).collect();
+                let ten: Vec<_> = std::iter::from_fn(|| buyers.next_buyer()).take(10).collect();
                 assert!(ten.iter().all(|step| checkout(*step).0 < 40 && checkout(*step).1 < ITEMS));
                 ten
             };
@@ -248,7 +319,7 @@ mod tests {
     #[test]
     fn buyers_of_a_crowd_arrive_once_try_three_items_and_buy() {
         let mut buyers = buyers(Scenario::Crowd);
-        let first = buyers.arrive().unwrap();
+        let first = buyers.next_buyer().unwrap();
         let mut step = first;
         for _ in 1..ITEMS_TRIED {
             let NextStep::Send(next) = buyers.next(step, StepResult::Refused("item-sold")) else {
@@ -262,7 +333,8 @@ mod tests {
         let purchase = BuyerStep { action: BuyerAction::Purchase(3), repeats: 0 };
         assert_eq!(buyers.next(first, StepResult::Reserved(3)), NextStep::Send(purchase));
         assert_eq!(buyers.next(purchase, StepResult::Bought), NextStep::Leave);
-        assert_eq!(std::iter::from_fn(|| buyers.arrive()).count(), 39);
+        assert_eq!(std::iter::from_fn(|| buyers.next_buyer()).count(), 39);
+        assert_eq!(buyers.arrive(0), Arrival::Never);
     }
 
     #[test]
@@ -277,7 +349,7 @@ mod tests {
     #[test]
     fn hoarders_reserve_until_refused_and_never_buy() {
         let mut buyers = buyers(Scenario::Hoarders);
-        let first = buyers.arrive().unwrap();
+        let first = buyers.next_buyer().unwrap();
         let NextStep::Send(next) = buyers.next(first, StepResult::Reserved(0)) else {
             panic!("the buyer left too early")
         };
@@ -290,7 +362,7 @@ mod tests {
         let mut buyers = buyers(Scenario::Retry);
         let purchase = BuyerStep { action: BuyerAction::Purchase(0), repeats: 0 };
         for (step, result) in [
-            (buyers.arrive().unwrap(), StepResult::Refused("item-reserved")),
+            (buyers.next_buyer().unwrap(), StepResult::Refused("item-reserved")),
             (purchase, StepResult::Bought),
             (purchase, StepResult::Refused("code-expired")),
         ] {
@@ -317,7 +389,7 @@ mod tests {
     #[test]
     fn buyers_of_a_sold_out_sale_do_not_purchase() {
         let mut buyers = buyers(Scenario::SoldOut);
-        let step = buyers.arrive().unwrap();
+        let step = buyers.next_buyer().unwrap();
         assert_eq!(buyers.next(step, StepResult::Reserved(0)), NextStep::Leave);
         assert_eq!(buyers.next(step, StepResult::Refused("item-sold")), NextStep::Leave);
         assert!((1..1000).all(|_| !buyers.hangs_up()));

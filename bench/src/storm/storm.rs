@@ -7,9 +7,10 @@
 use crate::buyer_socket::BuyerSocket;
 use crate::options::StormOptions;
 use crate::progress::RunProgress;
-use crate::recorder::{RequestFailure, RunRecorder};
-use crate::scenario::{BuyerStep, NextStep};
-use crate::schedule::{Pace, Schedule};
+use crate::recorder::{RequestFailure, ResponseTime, RunRecorder};
+use crate::run_clock::RunClock;
+use crate::scenario::{Arrival, BuyerStep, NextStep};
+use crate::schedule::Schedule;
 use crate::stock_monitor::StockMonitor;
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
@@ -22,12 +23,15 @@ use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Interval at which timeouts and closed slots are checked.
 const TICK: Duration = Duration::from_millis(50);
 /// Pause before a buyer repeats a request, and before a slot reconnects.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Maximum number of requests that are sent before the event loop looks for responses again. When a sale opens, thousands
+/// are due at once, and the times of the first responses count.
+const SENDS_MAX: usize = 8;
 /// Key of the stock monitor's connection in the epoll set.
 const MONITOR_KEY: u64 = u64::MAX;
 
@@ -37,6 +41,14 @@ struct PendingRequest {
     step: BuyerStep,
     /// Time at which the request was due. Latency counts from here.
     due_at: Duration,
+    /// The latest `Date` that had arrived when the request was sent.
+    asked_s: u64,
+}
+
+impl PendingRequest {
+    fn new(step: BuyerStep, due_at: Duration) -> PendingRequest {
+        PendingRequest { step, due_at, asked_s: 0 }
+    }
 }
 
 /// The state of one connection. Times count from the start of the run.
@@ -63,24 +75,24 @@ pub struct RunSummary {
 pub struct Storm<'a> {
     address: SocketAddr,
     timeout: Duration,
-    duration: Duration,
-    is_closed_loop: bool,
     recorder: &'a mut RunRecorder,
     monitor: &'a mut StockMonitor,
     schedule: Schedule,
     poll: OwnedFd,
     slots: Vec<ConnectionSlot>,
-    /// Slots that are idle. May also contain slots that no longer are.
-    idle: Vec<usize>,
+    /// Slots that are idle, the one that was used last first. May also contain slots that no longer are.
+    idle: VecDeque<usize>,
     busy: usize,
     /// Requests that are due and wait for an idle slot.
     waiting: VecDeque<PendingRequest>,
     /// Requests to repeat, by the time at which they are due and a serial number.
     paused: BTreeMap<(Duration, u64), BuyerStep>,
     pauses: u64,
+    /// Whether more requests are due than were sent, because of `SENDS_MAX`.
+    has_unsent: bool,
     /// Whether more buyers may arrive.
     is_open: bool,
-    started: Instant,
+    clock: RunClock,
     request: Vec<u8>,
 }
 
@@ -92,26 +104,26 @@ impl<'a> Storm<'a> {
     pub fn new(
         options: &StormOptions,
         address: SocketAddr,
+        schedule: Schedule,
         recorder: &'a mut RunRecorder,
         monitor: &'a mut StockMonitor,
     ) -> io::Result<Storm<'a>> {
         Ok(Storm {
             address,
             timeout: options.timeout(),
-            duration: options.duration(),
-            is_closed_loop: options.pace() == Pace::Closed,
+            clock: recorder.clock(),
             recorder,
             monitor,
-            schedule: Schedule::new(options.pace()),
             poll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
-            slots: (0..options.connections).map(|_| ConnectionSlot::Closed(Duration::ZERO)).collect(),
-            idle: Vec::new(),
+            slots: (0..options.connections).map(|_| ConnectionSlot::Closed(schedule.connects_at())).collect(),
+            schedule,
+            idle: VecDeque::new(),
             busy: 0,
             waiting: VecDeque::new(),
             paused: BTreeMap::new(),
             pauses: 0,
+            has_unsent: false,
             is_open: true,
-            started: Instant::now(),
             request: Vec::with_capacity(512),
         })
     }
@@ -129,14 +141,14 @@ impl<'a> Storm<'a> {
         let mut time_was_up = None;
         let mut was_stopped = false;
         loop {
-            let now = self.started.elapsed();
+            let now = self.clock.elapsed();
             if now >= next_tick {
                 next_tick = now + TICK;
                 self.tick(now)?;
                 progress.show(now, self.recorder, self.monitor);
                 was_stopped |= stop.load(Ordering::Relaxed);
             }
-            if time_was_up.is_none() && (now >= self.duration || was_stopped) {
+            if time_was_up.is_none() && (now >= self.schedule.end() || was_stopped) {
                 time_was_up = Some(now);
                 self.stop_arrivals(now);
             }
@@ -148,7 +160,10 @@ impl<'a> Storm<'a> {
             events.clear();
             let arrival = if self.is_open { self.schedule.next() } else { None };
             let next_paused = self.paused.keys().next().map(|(at, _)| *at);
-            let next = [arrival, next_paused].into_iter().flatten().fold(next_tick, Duration::min);
+            let mut next = [arrival, next_paused].into_iter().flatten().fold(next_tick, Duration::min);
+            if self.has_unsent {
+                next = now;
+            }
             let wait = Timespec { tv_sec: 0, tv_nsec: next.saturating_sub(now).min(TICK).subsec_nanos().into() };
             match epoll::wait(&self.poll, spare_capacity(&mut events), Some(&wait)) {
                 Ok(_) | Err(Errno::INTR) => {}
@@ -159,7 +174,7 @@ impl<'a> Storm<'a> {
             }
         }
         self.fail_outstanding()?;
-        let took = self.started.elapsed();
+        let took = self.clock.elapsed();
         progress.end(took, self.recorder, self.monitor);
         Ok(RunSummary { took, was_stopped })
     }
@@ -167,8 +182,9 @@ impl<'a> Storm<'a> {
     /// Ends the arrivals. Buyers whose first request has not been sent leave and are counted as "not asked". Buyers who
     /// have started may finish.
     fn stop_arrivals(&mut self, now: Duration) {
-        self.admit_arrivals(now.min(self.duration));
+        self.admit_arrivals(now.min(self.schedule.end()));
         self.is_open = false;
+        self.recorder.buyers.end();
         let (new, begun): (VecDeque<_>, _) =
             self.waiting.drain(..).partition(|pending: &PendingRequest| pending.step.action.operation() == "checkout");
         self.waiting = begun;
@@ -184,46 +200,68 @@ impl<'a> Storm<'a> {
             if due_at > now {
                 break;
             }
-            self.waiting.push_back(PendingRequest { step: entry.remove(), due_at });
+            self.waiting.push_back(PendingRequest::new(entry.remove(), due_at));
+        }
+        if self.schedule.is_crowd() && self.recorder.is_served() {
+            self.schedule.rush();
         }
         self.admit_arrivals(now);
-        while let Some(slot) = self.idle.pop() {
-            if !matches!(self.slots[slot], ConnectionSlot::Idle(_)) {
-                continue;
-            }
+        let mut sent = 0;
+        self.has_unsent = false;
+        while let Some(slot) = self.take_idle() {
             if self.waiting.is_empty()
                 && self.is_open
-                && self.is_closed_loop
+                && self.schedule.next().is_none()
                 && let Some(due_at) = self.schedule.arrival(now)
             {
-                self.arrive(due_at);
+                self.arrive(due_at, now);
             }
-            let Some(pending) = self.waiting.pop_front() else {
-                self.idle.push(slot);
+            self.has_unsent = sent == SENDS_MAX && !self.waiting.is_empty();
+            let next = if self.has_unsent { None } else { self.waiting.pop_front() };
+            let Some(pending) = next else {
+                // The slot keeps its turn.
+                if self.schedule.is_crowd() {
+                    self.idle.push_back(slot)
+                } else {
+                    self.idle.push_front(slot)
+                }
                 break;
             };
             self.send(slot, pending)?;
+            sent += 1;
         }
         Ok(())
     }
 
+    /// Takes the slot that has been idle for longest, so that each connection of a crowd takes its turn. Otherwise takes the
+    /// one that was used last, which is the fastest.
+    fn take_idle(&mut self) -> Option<usize> {
+        loop {
+            let slot = if self.schedule.is_crowd() { self.idle.pop_back()? } else { self.idle.pop_front()? };
+            if matches!(self.slots[slot], ConnectionSlot::Idle(_)) {
+                return Some(slot);
+            }
+        }
+    }
+
     /// Admits the buyers of an open loop who were due by `now`.
     fn admit_arrivals(&mut self, now: Duration) {
-        while self.is_open && !self.is_closed_loop {
+        while self.is_open && self.schedule.next().is_some() {
             let Some(due_at) = self.schedule.arrival(now) else { break };
-            self.arrive(due_at);
+            self.arrive(due_at, now);
         }
     }
 
-    fn arrive(&mut self, due_at: Duration) {
-        match self.recorder.buyers.arrive() {
-            Some(step) => self.waiting.push_back(PendingRequest { step, due_at }),
-            None => self.is_open = false,
+    fn arrive(&mut self, due_at: Duration, now: Duration) {
+        match self.recorder.arrive(now) {
+            Arrival::Buyer(step) => self.waiting.push_back(PendingRequest::new(step, due_at)),
+            Arrival::Later => {}
+            Arrival::Never => self.is_open = false,
         }
     }
 
-    fn send(&mut self, slot: usize, pending: PendingRequest) -> io::Result<()> {
-        let now = self.started.elapsed();
+    fn send(&mut self, slot: usize, mut pending: PendingRequest) -> io::Result<()> {
+        let now = self.clock.elapsed();
         let ConnectionSlot::Idle(mut connection) =
             std::mem::replace(&mut self.slots[slot], ConnectionSlot::Closed(now))
         else {
@@ -234,7 +272,8 @@ impl<'a> Storm<'a> {
         if let Err(error) = connection.send(&self.request) {
             return self.record_failure(now, pending, RequestFailure::Broken(&error, &[]));
         }
-        self.recorder.statistics.sent += 1;
+        self.recorder.sent(pending.step, now);
+        pending.asked_s = self.recorder.server_s();
         if self.recorder.buyers.hangs_up() {
             drop(connection);
             self.connect(slot, now);
@@ -255,7 +294,7 @@ impl<'a> Storm<'a> {
     fn enqueue_next(&mut self, now: Duration, next: NextStep) {
         match next {
             NextStep::Leave => {}
-            NextStep::Send(step) => self.waiting.push_back(PendingRequest { step, due_at: now }),
+            NextStep::Send(step) => self.waiting.push_back(PendingRequest::new(step, now)),
             NextStep::SendLater(step) => {
                 self.pauses += 1;
                 self.paused.insert((now + PAUSE, self.pauses), step);
@@ -264,7 +303,7 @@ impl<'a> Storm<'a> {
     }
 
     fn handle_event(&mut self, event: Event) -> io::Result<()> {
-        let now = self.started.elapsed();
+        let now = self.clock.elapsed();
         let (key, flags) = (event.data.u64(), event.flags);
         let has_ended = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
         if key == MONITOR_KEY {
@@ -284,7 +323,7 @@ impl<'a> Storm<'a> {
                             return Ok(());
                         };
                         *state = ConnectionSlot::Idle(connection);
-                        self.idle.push(slot);
+                        self.idle.push_front(slot);
                     }
                     Err(_) => self.fail_to_connect(slot, now),
                 }
@@ -301,8 +340,9 @@ impl<'a> Storm<'a> {
                 let (next, is_last) = match connection.receive(has_ended) {
                     Ok(None) => return Ok(()),
                     Ok(Some(response)) => {
-                        let latency = now.saturating_sub(pending.due_at);
-                        (self.recorder.answered(pending.step, &response, now, latency)?, response.is_last)
+                        let (latency, asked_s) = (now.saturating_sub(pending.due_at), pending.asked_s);
+                        let time = ResponseTime { at: now, latency, asked_s };
+                        (self.recorder.answered(pending.step, &response, time)?, response.is_last)
                     }
                     Err(error) => {
                         let why = RequestFailure::Broken(&error, connection.received());
@@ -318,9 +358,9 @@ impl<'a> Storm<'a> {
                     *state = ConnectionSlot::Idle(connection);
                     // A buyer who sends another request keeps the connection.
                     if let NextStep::Send(step) = next {
-                        return self.send(slot, PendingRequest { step, due_at: now });
+                        return self.send(slot, PendingRequest::new(step, now));
                     }
-                    self.idle.push(slot);
+                    self.idle.push_front(slot);
                 }
                 self.enqueue_next(now, next);
                 self.fill_idle_slots(now)
@@ -371,7 +411,7 @@ impl<'a> Storm<'a> {
 
     /// Records the requests that are still in flight as timed out.
     fn fail_outstanding(&mut self) -> io::Result<()> {
-        let now = self.started.elapsed();
+        let now = self.clock.elapsed();
         for slot in std::mem::take(&mut self.slots) {
             if let ConnectionSlot::Busy(_, pending, _) = slot {
                 self.recorder.failed(
