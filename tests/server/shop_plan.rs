@@ -176,6 +176,7 @@ fn choose_a_seat(browser: &Browser, server: &Server) {
     browser.wait_for("document.querySelectorAll('.unit button:enabled').length === 3");
     assert_eq!(browser.evaluate("document.activeElement.textContent"), "Choose: Seat");
     assert_eq!(browser.evaluate("document.querySelector('.choose').ariaExpanded"), "true");
+    assert_eq!(browser.evaluate("document.documentElement.scrollWidth"), 360, "nothing is cut off");
     browser.evaluate("document.querySelectorAll('.unit button')[1].focus()");
     assert_eq!(browser.evaluate("document.activeElement.ariaLabel"), "Reserve Seat, A2");
     browser.press("Enter");
@@ -271,10 +272,11 @@ fn pictures_are_neutral_receipts_bounded_and_missing_products_refused() {
     let Some(browser) = Browser::start() else { return skipped("the shop of a plan", "no chromium") };
     let (dir, now) = (tempfile::tempdir().unwrap(), now_s());
     let terms = "user_limit = 5\nreservation_ttl = \"5m\"";
+    let long = product("c", 5).replace("Product c", &"W".repeat(100)) + &format!("price = \"{}\"\n", "9".repeat(40));
     // Nobody listens there any more.
     let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let image = format!("image = \"https://{elsewhere}/shoe.png\"\n");
-    let products = [product("a", 5) + "image = \"/nothing.png\"\n", product("b", 5) + &image, product("c", 5)];
+    let products = [product("a", 5) + "image = \"/nothing.png\"\n", product("b", 5) + &image, long];
     let server = start(dir.path(), &[sale(7, (now - 5, now + 3600), terms, &products.concat())]);
     browser.open(&url(&server), DESKTOP);
     let neutral = "[...document.querySelectorAll('.product img')].filter((one) => one.src.endsWith('/shop/product.svg') && one.naturalWidth > 0)";
@@ -282,6 +284,8 @@ fn pictures_are_neutral_receipts_bounded_and_missing_products_refused() {
     let complaints = browser.complaints();
     let of_image = |part: &str| complaints.iter().any(|complaint| complaint.contains(part));
     assert!(of_image("ERR_CONNECTION_REFUSED") && !of_image("csp") && !of_image("Content Security"), "{complaints:?}");
+    browser.turn_to(PHONE);
+    assert_eq!(browser.evaluate("document.documentElement.scrollWidth"), 360, "long names are not cut off");
     receipts_are_bounded(&browser, &server);
     assert!(server.terminate().success());
 }
