@@ -3,7 +3,7 @@
 
 import { arrange, at, fill, make, say, write } from './elements.js';
 import { ask, now, rarely } from './requests.js';
-import { date, duration, number } from './words.js';
+import { date, duration, number, refusal } from './words.js';
 
 const LIST_MAX = 200;
 const NEXT_SHOWN = 6;
@@ -152,6 +152,9 @@ async function loadSales() {
   chooseFirst();
   drawSales();
   const after = sale();
+  if (before?.sale_id === after?.sale_id && before?.paused === !after?.paused) {
+    say(after.paused ? refusal({ type: 'paused' }, {}) : `${nameOf(after)} goes on.`);
+  }
   if (before?.sold !== after?.sold || before?.available !== after?.available) tell('stock');
 }
 
