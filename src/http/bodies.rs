@@ -219,6 +219,8 @@ pub struct ListedProduct {
     pub available: u32,
     /// Id of the first item of the product. Its other items follow without a gap.
     pub first_item_id: u32,
+    /// Whether the items have names, such as seats.
+    pub units_named: bool,
 }
 
 /// A product with its counts, and its sale.

@@ -288,6 +288,7 @@ fn product() -> bodies::ListedProduct {
         reserved: 0,
         available: 149,
         first_item_id: 0,
+        units_named: false,
     }
 }
 

@@ -5,7 +5,7 @@ use crate::http::openapi;
 use crate::http::operation::Answer;
 use crate::http::origin::Origins;
 use crate::http::problem::Problem;
-use crate::http::shop::{self, ShopFile};
+use crate::http::shop::ShopFile;
 use crate::http::site::Site;
 use std::cell::Cell;
 use std::fmt;
@@ -266,11 +266,10 @@ impl Responder {
 
     /// Writes a file of the shop, or 304 if the client has it already.
     pub fn shop_file(&self, file: &ShopFile, is_known: bool, style: Style, out: &mut Vec<u8>) -> Answer {
-        let caching = format!("{}\r\netag: {}", shop::HEADERS, file.tag);
         if is_known {
-            return self.unchanged(&caching, style, out);
+            return self.unchanged(&file.headers, style, out);
         }
-        let caching = format!("{caching}\r\ncontent-length: ");
+        let caching = format!("{}\r\ncontent-length: ", file.headers);
         self.with_body(Answer::Ok, file.kind, &caching, Some(file.text.as_bytes()), style, out)
     }
 

@@ -8,7 +8,6 @@ use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
 use crate::http::query::{decode_unreserved, number, parameters, value};
 use crate::http::response::{Responder, Style};
-use crate::http::shop::ShopFile;
 use crate::http::site::Site;
 use crate::plan::plan_reader::PRODUCT_ID_CHARS_MAX;
 use crate::sale::checkout_key::mark_any;
@@ -95,7 +94,7 @@ fn select(head: &Head<'_>, query: &str, site: Site) -> (Operation, Route) {
             (Some((item, None)), _) => get(Operation::Item, shown(pages::item(ItemId(item), query, site))),
             (Some((item, Some("image.svg"))), _) => get(Operation::Image, shown(pages::image(ItemId(item), query))),
             (_, Some((sale, None))) => page(Operation::OneSale, Page::OneSale(SaleId(sale))),
-            _ => match (product_in(path), ShopFile::at(path).filter(|_| site.has_shop)) {
+            _ => match (product_in(path), site.shop_file(path)) {
                 (Some(id), _) => get(Operation::Product, shown(pages::product(id, query, site))),
                 (None, Some(file)) => page(Operation::Shop, Page::Shop(file)),
                 (None, None) => refused(Problem::NotFound),

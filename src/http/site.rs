@@ -1,13 +1,14 @@
 //! What a server offers, by its settings and its plan.
 
+use crate::http::shop::{Shop, ShopFile};
 use crate::plan::catalogue::Catalogue;
 use crate::sale::product_ranges::ProductId;
 
 /// What a server offers.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Site {
-    /// Whether the paths of the shop exist.
-    pub has_shop: bool,
+    /// The shop, if its paths exist.
+    pub shop: Option<&'static Shop>,
     /// The products of the plan, if there is a plan.
     pub catalogue: Option<&'static Catalogue>,
 }
@@ -17,10 +18,9 @@ impl Site {
     pub fn product(self, text: &[u8]) -> Option<ProductId> {
         self.catalogue?.product_id(text)
     }
-}
 
-impl Default for Site {
-    fn default() -> Self {
-        Site { has_shop: true, catalogue: None }
+    /// Returns the file of the shop at `path`.
+    pub fn shop_file(self, path: &str) -> Option<&'static ShopFile> {
+        self.shop?.file(path)
     }
 }

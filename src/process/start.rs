@@ -13,6 +13,7 @@ use crate::config::logging;
 use crate::config::settings::Config;
 use crate::http::origin::Origins;
 use crate::http::route::rfc3339;
+use crate::http::shop::Shop;
 use crate::http::site::Site;
 use crate::log::block::BLOCK_BYTES;
 use crate::log::data_dir::DataDir;
@@ -262,8 +263,9 @@ fn spawn_shards(
     let addresses = AddressLimit::new(config.max_connections_per_address, sizes.shards, sizes.connections);
     let addresses = addresses.map(Arc::new);
     let sockets = distribute_listeners(listeners, sizes.shards);
-    let catalogue = config.plan.map(|loaded| &*Box::leak(Box::new(Catalogue::new(loaded.plan))));
-    let site = Site { has_shop: config.has_shop, catalogue };
+    let plan = config.plan.map(|loaded| loaded.plan);
+    let catalogue = plan.map(|plan| &*Box::leak(Box::new(Catalogue::new(plan))));
+    let site = Site { shop: config.has_shop.then(|| &*Box::leak(Box::new(Shop::new(plan)))), catalogue };
     let places = host::placements(sizes.shards).into_iter().zip(sockets).zip(mesh::connect(&doorbells));
     let (mut starts, mut senders, mut threads) = (Vec::new(), Vec::new(), Vec::new());
     for (id, ((placement, sockets), mesh)) in (0..sizes.shards).map(ShardId).zip(places) {

@@ -6,7 +6,7 @@ use crate::http::pages::{ListPart, ProductChoice, ProductPage};
 use crate::http::problem::Problem;
 use crate::http::response::{Responder, Style};
 use crate::operate::status::Status;
-use crate::plan::planned_sale::Product;
+use crate::plan::planned_sale::{Product, Units};
 use crate::sale::ids::{ShardId, Terms};
 use crate::sale::product_ranges::ProductIndex;
 use crate::server::item_pages::OnSale;
@@ -74,5 +74,6 @@ fn listed(
         // Shards publish one after the other, so the sums are not a snapshot of one moment.
         available: items_total.saturating_sub(sold + reserved),
         first_item_id: product.first,
+        units_named: matches!(product.units, Units::Named(_)),
     }
 }

@@ -5,6 +5,20 @@ use crate::rules::{Bug, SIM};
 /// The bugs, by subject.
 pub const PRODUCTS: &[Bug] = &[
     Bug {
+        what: "an image of the plan changes the policy of the shop",
+        file: "http/shop.rs",
+        place: "let is_name = «!name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b\"-.\".contains(&byte))»;",
+        wrong: "true",
+        caught_by: "http::shop",
+    },
+    Bug {
+        what: "a browser keeps the policy of an earlier plan with a page that has not changed",
+        file: "http/shop.rs",
+        place: "crc32c::crc32c_append(«crc32c::crc32c(policy.as_bytes())», text.as_bytes())",
+        wrong: "0",
+        caught_by: "http::shop",
+    },
+    Bug {
         what: "a product is refused as sold out by the numbers of its sale",
         file: "sale/any_unit.rs",
         place: "let sold = self.all_published(sale, «product»)",

@@ -2,6 +2,7 @@
 
 use crate::harness::{LONG_SALE, Response, Server, repository_text, skipped, wait_until};
 use crate::history::History;
+use crate::planned::{PLAN, now_s, product, sale, write};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -192,6 +193,28 @@ fn a_shop_is_shown() {
     hear("event: stock");
     listening.kill().unwrap();
     listening.wait().unwrap();
+}
+
+/// Sends the requests of a page that sells by a plan. The shop in the binary stays behind nginx.
+#[test]
+fn the_products_of_a_plan_are_shown() {
+    let (dir, now) = (tempfile::tempdir().unwrap(), now_s());
+    write(dir.path(), &[sale(7, (now - 5, now + 3600), "user_limit = 1", &product("low-4.5", 3))]);
+    let server = Server::start(dir.path(), &PLAN);
+    let Some(front) = Front::start(server.address) else { return };
+    for page in
+        ["/sales", "/sales/7", "/products", "/products?sale_id=7", "/products/low-4.5", "/items?product_id=low-4.5"]
+    {
+        let shown = front.ask(&format!("GET {page}"));
+        assert_eq!(
+            (shown.status, shown.json()),
+            (200, server.connect().request(&format!("GET {page}")).json()),
+            "{page}"
+        );
+    }
+    for page in ["/", "/shop.js", "/shop/words.js", "/products/", "/products/a/b"] {
+        assert_eq!(front.ask(&format!("GET {page}")).status, 404, "{page}");
+    }
 }
 
 #[test]

@@ -71,6 +71,7 @@ mod sell_out;
 mod service;
 mod settings;
 mod shop;
+mod shop_plan;
 mod signals;
 mod split_brain;
 mod standby;

@@ -96,7 +96,7 @@ fn products_are_listed_with_what_the_plan_says_and_their_counts() {
     assert_eq!(counts(&list), [[3, 0, 0, 3], [2, 1, 1, 0], [40, 0, 1, 39]]);
     let expected = json!({
         "product_id": "box", "name": "Box", "image": "/box.jpg", "price": "400 €",
-        "items_total": 2, "sold": 1, "reserved": 1, "available": 0, "first_item_id": 3,
+        "items_total": 2, "sold": 1, "reserved": 1, "available": 0, "first_item_id": 3, "units_named": false,
     });
     assert_eq!(list["products"][1], expected);
     assert!(list["products"][0].get("price").is_none() && list["products"][0].get("image").is_none(), "{list}");

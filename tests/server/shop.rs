@@ -2,16 +2,18 @@
 
 use crate::browser::{Browser, Screen};
 use crate::dashboard::FAINT;
-use crate::harness::{Client, LONG_SALE, Response, Server, assert_refused, skipped};
+use crate::harness::{Client, LONG_SALE, Response, Server, assert_refused, in_repository, skipped};
 use crate::history::History;
 use crate::log_tool::dump;
-use crate::planned;
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::PathBuf;
 use std::thread;
 
-const DESKTOP: Screen = Screen { width: 1120, height: 860, is_dark: false };
-const PHONE: Screen = Screen { width: 360, height: 780, is_dark: true };
+/// A wide screen.
+pub const DESKTOP: Screen = Screen { width: 1120, height: 860, is_dark: false };
+/// A narrow screen.
+pub const PHONE: Screen = Screen { width: 360, height: 780, is_dark: true };
 /// Stock of the sale that the browsers buy.
 const ITEMS: usize = 30;
 
@@ -20,23 +22,38 @@ fn head_of(client: &mut Client, path: &str) -> Response {
     client.read_head().unwrap()
 }
 
+/// Returns the path and the content type of each file of the shop.
+fn files() -> Vec<(String, &'static str)> {
+    let names = fs::read_dir(in_repository("src/http/shop_files")).unwrap();
+    let of = |name: String| {
+        let kind = match name.rsplit_once('.').unwrap().1 {
+            "html" => "text/html; charset=utf-8",
+            "css" => "text/css; charset=utf-8",
+            "js" => "text/javascript; charset=utf-8",
+            "svg" => "image/svg+xml",
+            other => panic!("{other}"),
+        };
+        match name.as_str() {
+            "index.html" => ("/".to_owned(), kind),
+            "shop.css" | "shop.js" | "shop.svg" => (format!("/{name}"), kind),
+            _ => (format!("/shop/{name}"), kind),
+        }
+    };
+    names.map(|entry| of(entry.unwrap().file_name().into_string().unwrap())).collect()
+}
+
 #[test]
 fn its_files_are_served_and_cached() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--shards", "2"]].concat());
     let mut client = server.connect();
-    for (path, kind) in [
-        ("/", "text/html; charset=utf-8"),
-        ("/shop.css", "text/css; charset=utf-8"),
-        ("/shop.js", "text/javascript; charset=utf-8"),
-        ("/shop.svg", "image/svg+xml"),
-    ] {
+    for (path, kind) in files() {
         let file = client.request(&format!("GET {path}"));
         assert_eq!((file.status, file.header("content-type")), (200, Some(kind)), "{path}");
         let policy = file.header("content-security-policy").unwrap();
         assert!(policy.starts_with("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
         assert_eq!(file.header("cache-control"), Some("no-cache"), "{path}");
-        let head = head_of(&mut client, path);
+        let head = head_of(&mut client, &path);
         assert_eq!(head.status, 200, "{path}");
         assert_eq!(head.header("content-length"), Some(file.body.len().to_string().as_str()), "{path}");
         let known = format!("If-None-Match: {}\r\n", file.header("etag").unwrap());
@@ -45,7 +62,12 @@ fn its_files_are_served_and_cached() {
         assert_eq!(unchanged.header("content-security-policy"), Some(policy), "{path}");
         assert_eq!(client.request(&format!("POST {path}")).status, 405, "{path}");
     }
-    for path in ["/shop", "/shop.js/", "//", "/index.html", "/favicon.ico"] {
+    // The browser loads all modules at once.
+    let page = client.request("GET /").body;
+    for (path, _) in files().iter().filter(|(path, _)| path.ends_with(".js")) {
+        assert_eq!(page.matches(&format!("=\"{path}\"")).count(), 1, "{path}");
+    }
+    for path in ["/shop", "/shop/", "/shop/shop.js", "/shop.js/", "//", "/index.html", "/favicon.ico"] {
         assert_eq!(client.request(&format!("GET {path}")).status, 404, "{path}");
     }
 }
@@ -55,7 +77,7 @@ fn without_the_shop_its_paths_do_not_exist() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[&LONG_SALE[..], &["--shop", "off"]].concat());
     let mut client = server.connect();
-    for line in ["GET /", "POST /", "OPTIONS /", "GET /shop.css", "GET /shop.js", "GET /shop.svg"] {
+    for line in ["GET /", "POST /", "OPTIONS /", "GET /shop.css", "GET /shop.js", "GET /shop/words.js"] {
         assert_eq!(client.request(line).status, 404, "{line}");
     }
     assert_eq!(head_of(&mut client, "/").status, 404);
@@ -63,7 +85,7 @@ fn without_the_shop_its_paths_do_not_exist() {
 }
 
 /// Script that presses a button as soon as it can be pressed, and returns whether it could.
-fn press(selector: &str) -> String {
+pub fn press(selector: &str) -> String {
     format!(
         "(async () => {{
             for (let tries = 0; tries < 200; tries += 1) {{
@@ -215,38 +237,4 @@ fn pictures() {
         thread::sleep(std::time::Duration::from_millis(1500));
         browser.photograph(&pictures.join(format!("shop-{name}.png")));
     }
-}
-
-/// The shop and the dashboard follow the clock of a plan: before the opening, while the sale is open, and when it has
-/// closed.
-#[test]
-fn a_planned_sale_is_announced_and_ends() {
-    let Some(browser) = Browser::start() else { return skipped("the shop of a plan", "no chromium") };
-    let Some(dashboard) = Browser::start() else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let begin = planned::now_s() + 6;
-    planned::write(dir.path(), &[planned::sale(7, (begin, begin + 6), "user_limit = 2", &planned::product("a", 5))]);
-    let server = Server::start(dir.path(), &planned::PLAN);
-    History::at(server.address).leave_gap();
-    browser.open(&format!("http://{}/", server.address), DESKTOP);
-    dashboard.open(&format!("http://{}/", server.admin), DESKTOP);
-    let says = |id: &str, text: &str| format!("document.getElementById('{id}').textContent.startsWith('{text}')");
-    let enabled = "document.querySelectorAll('.item button:enabled, #any:enabled').length";
-    browser.wait_for(&says("clock", "The sale opens in 0:0"));
-    browser.wait_for("document.querySelectorAll('.item').length === 5");
-    assert_eq!(browser.evaluate(enabled), 0, "nothing can be reserved before the sale opens");
-    dashboard.wait_for(&says("countdown-of", "until the next sale, at"));
-    browser.wait_for(&says("clock", "This sale ends in 0:0"));
-    browser.wait_for(&format!("{enabled} === 6"));
-    assert_eq!(browser.evaluate(&press("#any")), true);
-    browser.wait_for("document.querySelectorAll('.hold.held').length === 1");
-    dashboard.wait_for(&says("countdown-of", "until the end of the sale, at"));
-    dashboard.wait_for("document.getElementById('held').textContent === '1'");
-    browser.wait_for(&says("clock", "The sale has closed"));
-    assert_eq!(browser.evaluate(enabled), 0, "nothing can be reserved when the sale has closed");
-    assert_eq!(browser.evaluate(&press(".hold.held .first")), true, "a live hold can be bought");
-    browser.wait_for("document.querySelectorAll('.hold.bought').length === 1");
-    dashboard.wait_for(&says("countdown-of", "No sale follows."));
-    dashboard.wait_for("document.getElementById('ended').rows.length === 1");
-    assert!(server.terminate().success());
 }
