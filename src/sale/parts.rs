@@ -261,7 +261,8 @@ impl Parts {
             return items(&self.newest);
         }
         let is_open = |part: &Part, at_ms| part.terms.opens_ms <= at_ms && !part.terms.has_closed(at_ms);
-        let all_open = |at_ms| self.iter().chain(&self.prepared).filter(move |part| is_open(part, at_ms)).map(items).sum();
+        let all_open =
+            |at_ms| self.iter().chain(&self.prepared).filter(move |part| is_open(part, at_ms)).map(items).sum();
         let openings = self.prepared.iter().chain([&self.newest]).map(|part| part.terms.opens_ms);
         openings.map(all_open).max().unwrap_or(0)
     }

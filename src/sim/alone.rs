@@ -179,7 +179,7 @@ fn the_log_needs_room_for_the_items_that_will_be_on_sale_together() {
         while parts.prepare(&rules, Moment { monotonic_ms: 1, unix_ms }) {}
         parts.items_in_rush()
     };
-    assert_eq!([needed(0, None), needed(9_000, None), needed(10_000, Some(1))], [0, 20_000, 20_000]);
+    assert_eq!([needed(0, None), needed(9_000, None), needed(10_000, Some(1))], [0, 20_000, 20_003]);
     assert_eq!([needed(14_000, None), needed(15_000, Some(2)), needed(30_000, Some(3))], [20_003, 20_003, 4]);
 }
 

@@ -219,13 +219,6 @@ pub const STORAGE: &[Bug] = &[
         caught_by: "replay::",
     },
     Bug {
-        what: "rows of a sale that is needed are dropped",
-        file: "postgres/maintenance.rs",
-        place: "time => «id(latest(now_ms.saturating_sub(time))).min(id(needed))»,",
-        wrong: "id(latest(now_ms.saturating_sub(time)))",
-        caught_by: "maintenance::",
-    },
-    Bug {
         what: "a database restored to a state before a takeover is not detected",
         file: "log/ownership.rs",
         place: "_ if «is_older && memory.filled.is_some_and(is_before)» => Err(Conflict::OlderThanFill),",
