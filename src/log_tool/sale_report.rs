@@ -13,6 +13,7 @@ use crate::log::block::{LogKind, StreamId, StreamKey};
 use crate::log_tool::postgres_view::{PostgresView, SaleRows};
 use crate::log_tool::scan::{LogScan, many};
 use crate::log_tool::unit_names::UnitNames;
+use crate::plan::catalogue::CatalogueUnit;
 use crate::plan::planned_sale::LoadedPlan;
 use crate::plan::text_table::table as text_table;
 use crate::postgres::owner_row::{Positions, known_position};
@@ -182,7 +183,8 @@ pub fn add_up(
     let times = times.or_else(|| by_period(sale, scan.control.sale_period_s));
     *report += &heading(sale, times, terms);
     *report += &table(&tally, rows.as_ref(), terms, now_ms);
-    *report += &plan.map_or(String::new(), |plan| products(plan, sale, &tally, rows.as_ref()));
+    let names = plan.map(|plan| UnitNames::of(plan, tally.opened.as_ref()));
+    *report += &names.as_ref().map_or(String::new(), |names| products(names, sale, &tally, rows.as_ref()));
     let kept = KeptRecords {
         purchases: has_purchases(&tally, &scan, positions),
         attempts: has_attempts(&tally, &scan, positions),
@@ -198,11 +200,17 @@ pub fn add_up(
     if let Some(why) = away {
         *report += &format!("Postgres is unavailable ({why}): nothing was compared.\n");
     }
-    rows.map_or(Ok(()), |rows| compare(&tally, &rows, kept, report))
+    rows.map_or(Ok(()), |rows| compare(&tally, &rows, kept, names.as_ref(), report))
 }
 
-fn compare(tally: &Tally, rows: &SaleRows, kept: KeptRecords, report: &mut String) -> Result<(), Fatal> {
-    let contradictions = contradictions(tally, rows, kept);
+fn compare(
+    tally: &Tally,
+    rows: &SaleRows,
+    kept: KeptRecords,
+    names: Option<&UnitNames>,
+    report: &mut String,
+) -> Result<(), Fatal> {
+    let contradictions = contradictions(tally, rows, kept, names);
     if tally.behind > 0 {
         let (records, purchases) =
             (many(tally.behind, "record"), tally.sold.values().filter(|sold| !sold.has_arrived).count());
@@ -268,12 +276,9 @@ fn table(tally: &Tally, rows: Option<&SaleRows>, terms: Option<(u32, u32)>, now_
 
 /// Returns the table of the products of a sale, with the items that were sold by the log and, if its rows were read, by
 /// Postgres.
-fn products(plan: LoadedPlan, sale: SaleId, tally: &Tally, rows: Option<&SaleRows>) -> String {
-    let mut names = UnitNames::new(plan);
-    tally.opened.iter().for_each(|opened| names.note(opened));
+fn products(names: &UnitNames, sale: SaleId, tally: &Tally, rows: Option<&SaleRows>) -> String {
     let Some(planned) = names.sale(sale) else {
-        let why =
-            names.complaint().unwrap_or_else(|| format!("{} has no sale {} that the log opens", plan.file, sale.0));
+        let why = names.complaint().unwrap_or_else(|| format!("the plan has no sale {} that the log opens", sale.0));
         return format!("No product is added up: {why}.\n");
     };
     let count = |items: &mut dyn Iterator<Item = u32>| {
@@ -316,8 +321,8 @@ fn has_all(log: LogKind, scan: &LogScan, positions: &Positions) -> bool {
 }
 
 /// Returns a line for each contradiction between Postgres and the records up to its positions, purchases first.
-fn contradictions(tally: &Tally, rows: &SaleRows, kept: KeptRecords) -> Vec<String> {
-    let mut found = purchase_contradictions(tally, rows, kept.purchases);
+fn contradictions(tally: &Tally, rows: &SaleRows, kept: KeptRecords, names: Option<&UnitNames>) -> Vec<String> {
+    let mut found = purchase_contradictions(tally, rows, kept.purchases, names);
     let arrived = &tally.arrived;
     let checkouts =
         rows.checkouts.map(|checkouts| CHECKOUTS.into_iter().zip(arrived.checkouts.into_iter().zip(checkouts)));
@@ -339,7 +344,15 @@ fn contradictions(tally: &Tally, rows: &SaleRows, kept: KeptRecords) -> Vec<Stri
     found
 }
 
-fn purchase_contradictions(tally: &Tally, rows: &SaleRows, is_whole: bool) -> Vec<String> {
+fn purchase_contradictions(tally: &Tally, rows: &SaleRows, is_whole: bool, names: Option<&UnitNames>) -> Vec<String> {
+    let describe = |item: u32| {
+        let unit = names.zip(tally.sale).and_then(|(names, sale)| names.unit(sale, ItemId(item)));
+        match unit {
+            Some(CatalogueUnit { product, name: Some(name) }) => format!("item {item} ({}, {name})", product.id),
+            Some(CatalogueUnit { product, name: None }) => format!("item {item} ({})", product.id),
+            None => format!("item {item}"),
+        }
+    };
     let (mut lacking, mut other) = (Vec::new(), Vec::new());
     for (code, Sold { item, user, .. }) in tally.sold.iter().filter(|(_, sold)| sold.has_arrived) {
         match rows.purchases.get(code.as_bytes()) {
@@ -357,14 +370,14 @@ fn purchase_contradictions(tally: &Tally, rows: &SaleRows, is_whole: bool) -> Ve
         ("purchases with another item or user in Postgres than in the log", other),
         ("purchases in Postgres that are not in the log up to the positions of Postgres", invented),
     ];
-    lists.into_iter().filter(|(_, list)| !list.is_empty()).map(|(what, list)| enumerate(what, list)).collect()
+    lists.into_iter().filter(|(_, list)| !list.is_empty()).map(|(what, list)| enumerate(what, list, describe)).collect()
 }
 
 /// Returns one line with the number of purchases and the first of them, in order of their items.
-fn enumerate(what: &str, mut list: Vec<(String, u32, i64)>) -> String {
+fn enumerate(what: &str, mut list: Vec<(String, u32, i64)>, describe: impl Fn(u32) -> String) -> String {
     list.sort_by_key(|(code, item, _)| (*item, code.clone()));
     let report =
-        list.iter().take(LISTED_MAX).map(|(code, item, user)| format!("item {item}, user {user}, code {code}"));
+        list.iter().take(LISTED_MAX).map(|(code, item, user)| format!("{}, user {user}, code {code}", describe(*item)));
     let report: Vec<_> = report.collect();
     let more = if list.len() > LISTED_MAX { "; and more" } else { "" };
     format!("{what}: {} ({}{more})", list.len(), report.join("; "))

@@ -21,6 +21,13 @@ impl UnitNames {
         UnitNames { plan, catalogue: Catalogue::new(plan.plan), opened: BTreeMap::new() }
     }
 
+    /// Creates the names of the sale that a record opens, if there is one.
+    pub fn of(plan: LoadedPlan, opened: Option<&Record>) -> UnitNames {
+        let mut names = UnitNames::new(plan);
+        opened.into_iter().for_each(|opened| names.note(opened));
+        names
+    }
+
     /// Notes the record of an opening. Other records have no effect.
     pub fn note(&mut self, record: &Record) {
         if let LogEvent::SaleOpened { items, products, .. } = record.event

@@ -468,7 +468,8 @@ fn wrong_arguments_are_named() {
 /// The log knows a fingerprint of the products. A plan that has it names them, and any other plan names nothing.
 #[test]
 fn a_plan_names_the_products_of_its_sales() {
-    let (dir, now) = (tempfile::tempdir().unwrap(), now_s());
+    let (cluster, dir, now) = (Cluster::start(), tempfile::tempdir().unwrap(), now_s());
+    let url = cluster.url();
     let seats = "[[sale.product]]\nid = \"seat\"\nname = \"Seat\"\nunits = [\"Row 1\", \"Row \\\"2\\\"\"]\n";
     let plan = |first: String| {
         let of_7 = product("a", 3) + &first;
@@ -476,7 +477,7 @@ fn a_plan_names_the_products_of_its_sales() {
         [sale(7, times, "user_limit = 9", &of_7), sale(8, times, "user_limit = 9", &product("b", 2))]
     };
     write(dir.path(), &plan(seats.to_owned()));
-    let server = Server::start(dir.path(), &PLAN);
+    let server = Server::start(dir.path(), &[&PLAN[..], &["--database-url", &url]].concat());
     let mut client = server.connect();
     let mut reserve =
         |sale: u32, item: u32| client.request(&format!("POST /checkout?user_id=5&sale_id={sale}&item_id={item}")).body;
@@ -520,6 +521,13 @@ fn a_plan_names_the_products_of_its_sales() {
     let table = "\nproduct  items  sold in the log\na        3      0\nseat     2      1\n\n";
     assert_eq!(by_product.replace(table, ""), report);
     assert!(by_product.contains(table), "{by_product}");
+    let compared = ["sale", "7", "--plan", "shop.toml", "--database-url", &url];
+    let with_postgres = "\nproduct  items  sold in the log  in Postgres\na        3      0                0\n\
+        seat     2      1                1\n\n";
+    assert!(told(dir.path(), &compared).contains(with_postgres));
+    cluster.ask("delete from purchases");
+    let (code, said, _) = ask(dir.path(), &compared);
+    assert!(code == 8 && said.contains("no longer there: 1 (item 4 (seat, Row \"2\"), user 5, code "), "{said}");
 
     // The plan has other products than were sold in one of the sales.
     write(dir.path(), &plan(product("seat", 3)));
