@@ -223,7 +223,7 @@ fn differences(opened: &Terms, planned: &Terms) -> String {
         time("closes", opened.closes_ms, planned.closes_ms),
         number("units", opened.items, planned.items),
         number("user_limit", opened.user_limit, planned.user_limit),
-        has_other_products.then(|| "other products, or other numbers of their units".to_owned()),
+        has_other_products.then(|| "other products, or other numbers or names of their units".to_owned()),
     ];
     found.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }

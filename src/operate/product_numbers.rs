@@ -81,7 +81,12 @@ mod tests {
 
     /// Sale 5 is repeated for ever, and sale 4 is open beside its first repetitions.
     fn schedule() -> SaleSchedule {
-        let product = |number| SaleProduct { id: ProductId(NonZeroU32::new(number).unwrap()), name: "x", units: 2 };
+        let product = |number| SaleProduct {
+            id: ProductId(NonZeroU32::new(number).unwrap()),
+            name: "x",
+            units: 2,
+            unit_names: &[],
+        };
         let products = ProductRanges::new([1, 2, 3].map(product));
         let series = |sale, every_ms, closes_ms, count| {
             let first = Terms { sale: SaleId(sale), items: 6, closes_ms, products, ..Terms::NONE };

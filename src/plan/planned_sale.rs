@@ -148,6 +148,7 @@ impl PlannedSale {
             id: product.number,
             name: &product.id,
             units: product.units.count(),
+            unit_names: if let Units::Named(names) = &product.units { names } else { &[] },
         });
         let mut series = self.openings();
         series.first.products = ProductRanges::new(products);

@@ -29,6 +29,8 @@ pub struct SaleProduct<'a> {
     pub name: &'a str,
     /// Number of units, at least 1.
     pub units: u32,
+    /// The names of the units in their order, if they have names.
+    pub unit_names: &'a [String],
 }
 
 /// The ranges of the products of a sale. They are in the order of the units, and every unit belongs to one of them. A process
@@ -50,13 +52,15 @@ impl ProductRanges {
     /// Creates the ranges of a sale with these products, at most [`PRODUCTS_MAX`]. The memory is never freed.
     pub fn new<'a>(products: impl IntoIterator<Item = SaleProduct<'a>>) -> Self {
         let (mut firsts, mut ids, mut end, mut hash) = (Vec::new(), Vec::new(), 0u32, Fnv1a::default());
-        for SaleProduct { id, name, units } in products {
+        for SaleProduct { id, name, units, unit_names } in products {
             firsts.push(end);
             ids.push(id);
             end = end.saturating_add(units);
             hash.add(&units.to_le_bytes());
-            hash.add(&(name.len() as u32).to_le_bytes());
-            hash.add(name.as_bytes());
+            for text in [name].into_iter().chain(unit_names.iter().map(String::as_str)) {
+                hash.add(&(text.len() as u32).to_le_bytes());
+                hash.add(text.as_bytes());
+            }
         }
         assert!(firsts.len() <= PRODUCTS_MAX, "a sale has at most {PRODUCTS_MAX} products");
         let mut by_id: Vec<_> = ids.iter().copied().zip((0..).map(ProductIndex)).collect();
@@ -69,8 +73,9 @@ impl ProductRanges {
         ProductRanges { fingerprint, ..ProductRanges::NONE }
     }
 
-    /// Returns the fingerprint of the ids and the ranges, so that two plans can be compared with 8 bytes: 64-bit FNV-1a of
-    /// the number of units, the length of the id and the id of each product, numbers in 32 bits and little-endian.
+    /// Returns the fingerprint of the ids, the ranges and the names of units, so that two plans can be compared with 8 bytes:
+    /// 64-bit FNV-1a of each product's number of units, its id, and the names of its units if they have names. Before each text
+    /// is its length in bytes. Numbers have 32 bits and are little-endian.
     pub fn fingerprint(&self) -> u64 {
         self.fingerprint
     }
@@ -136,7 +141,7 @@ mod tests {
     /// The ids of the products are in the opposite order.
     fn ranges(products: &[(&str, u32)]) -> ProductRanges {
         let ids = (1..=products.len() as u32).rev().filter_map(NonZeroU32::new).map(ProductId);
-        let products = ids.zip(products).map(|(id, &(name, units))| SaleProduct { id, name, units });
+        let products = ids.zip(products).map(|(id, &(name, units))| SaleProduct { id, name, units, unit_names: &[] });
         ProductRanges::new(products)
     }
 
@@ -166,6 +171,12 @@ mod tests {
             assert_ne!(of(&other), pinned, "{other:?}");
         }
         assert_ne!(of(&[("aurora-38", 400)]), pinned);
+        let seats = |names: [&str; 2]| {
+            let (id, unit_names) = (ProductId::FIRST, &names.map(str::to_owned));
+            ProductRanges::new([SaleProduct { id, name: "seat", units: 2, unit_names }]).fingerprint()
+        };
+        assert_eq!(seats(["A1", "A2"]), 0xa112_c98c_db31_bb0f);
+        assert_ne!(seats(["A2", "A1"]), seats(["A1", "A2"]), "a receipt would name another seat");
         assert_eq!(ProductRanges::NONE.fingerprint(), 0);
     }
 

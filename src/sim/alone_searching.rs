@@ -114,7 +114,8 @@ fn a_repetition_hears_that_the_claim_it_waits_for_is_refused() {
 /// A search ends a limited number of holds that are over. Here those of another product are before the one that it needs.
 #[test]
 fn a_search_that_would_end_too_many_holds_is_told_to_come_back() {
-    let products = [(1, 100), (2, 1)].map(|(id, units)| SaleProduct { id: product_id(id), name: "x", units });
+    let products =
+        [(1, 100), (2, 1)].map(|(id, units)| SaleProduct { id: product_id(id), name: "x", units, unit_names: &[] });
     let periodic = rules(SALES);
     let first = Terms {
         items: 101,

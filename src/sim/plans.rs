@@ -75,7 +75,7 @@ fn products(chance: &mut fastrand::Rng, items: u32) -> ProductRanges {
     let products = ids.into_iter().map_while(|number| {
         let units = (left > 0).then(|| chance.u32(1..=left))?;
         left -= units;
-        Some(SaleProduct { id: product_id(number), name: "x", units })
+        Some(SaleProduct { id: product_id(number), name: "x", units, unit_names: &[] })
     });
     ProductRanges::new(products)
 }

@@ -102,4 +102,11 @@ pub const PRODUCTS: &[Bug] = &[
         wrong: "true",
         caught_by: "log_tool::unit_names",
     },
+    Bug {
+        what: "units of a sale that has opened can get other names",
+        file: "sale/product_ranges.rs",
+        place: "chain(unit_names.iter()«».map(String::as_str))",
+        wrong: ".take(0)",
+        caught_by: "sale::product_ranges",
+    },
 ];

@@ -192,6 +192,7 @@ fn an_upgrade_reads_the_plan_again() {
     let other_stock = product("a", 3) + &product("b", 4);
     let other_ids = product("a", 3) + &product("c", 2);
     let other_split = product("a", 2) + &product("b", 3);
+    let names = product("a", 3).replace("quantity = 3", "units = [\"A1\", \"A2\", \"A3\"]") + &product("b", 2);
     for (contradiction, says) in [
         (later(61, 3600), "shop.toml:12: sale 2 has opened, and the log has other terms: opens "),
         (later(60, 3700), "shop.toml:12: sale 2 has opened, and the log has other terms: closes "),
@@ -206,6 +207,7 @@ fn an_upgrade_reads_the_plan_again() {
         ),
         (open(terms, &other_ids), "the log has other terms: other products"),
         (open(terms, &other_split), "the log has other terms: other products"),
+        (open(terms, &names), "the log has other terms: other products"),
         (String::new(), "shop.toml: sale 2 is missing in the plan, and by the log it is open until "),
         ("[[sale]]\nid = x\n".into(), "shop.toml:12:1: this sale has no product"),
     ] {
