@@ -15,10 +15,9 @@ use crate::postgres::sale_rows::{TIMES_SCHEMA, sale_times};
 use crate::postgres::snapshot::Snapshot;
 use crate::sale::ids::SaleId;
 use crate::sale::record::SaleTimes;
-use crate::system::threads::event_loop;
+use crate::system::threads::{EventLoop, event_loop};
 use std::collections::HashMap;
 use std::time::{Duration, UNIX_EPOCH};
-use tokio::runtime::Runtime;
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -27,7 +26,7 @@ const ANSWER_TIME: Duration = Duration::from_secs(30);
 
 /// A database to which the tool is connected, with its owner and positions.
 pub struct PostgresView {
-    runtime: Runtime,
+    runtime: EventLoop,
     snapshot: Snapshot,
     /// Address of the database, without secrets.
     pub place: String,

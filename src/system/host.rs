@@ -131,13 +131,12 @@ pub fn refusal(error: GlommioError<()>) -> Fatal {
                 "the limit on locked memory is too low: {text}; raise LimitMEMLOCK or ulimit -l to 8 MiB plus 2 MiB \
                  per shard"
             )
-        } else if text.contains("not permitted") {
-            format!(
-                "io_uring is not permitted: {text}; allow io_uring in the container's seccomp profile, and set \
-                 kernel.io_uring_disabled to 0"
-            )
         } else {
-            format!("io_uring cannot be used: {text}; Linux 5.11 or newer is required")
+            // Of an io_uring that a seccomp profile refuses, Docker answers "not permitted", and podman "not implemented".
+            format!(
+                "io_uring cannot be used: {text}; allow io_uring in the container's seccomp profile, set \
+                 kernel.io_uring_disabled to 0, and use Linux 5.11 or newer"
+            )
         },
     )
 }

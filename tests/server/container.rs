@@ -1,4 +1,4 @@
-//! Tests of the `Dockerfile` that need no container engine.
+//! Tests of the `Dockerfile`, and of the server under a container engine.
 
 use crate::harness::{LONG_SALE, Server, how_many, in_repository, repository_text, skipped};
 use rustix::process::Signal;
@@ -84,6 +84,30 @@ fn the_health_check_tells_ready_from_not_ready() {
     assert!(!is_healthy("PORT"), "a draining server still sells, but is not ready");
     server.kill();
     assert!(!is_healthy("PORT"), "the server has ended");
+}
+
+/// Programs of the Debian packages podman, runc and netavark.
+const ENGINE: [&str; 3] = ["/usr/bin/podman", "/usr/sbin/runc", "/usr/lib/podman/netavark"];
+
+/// The step `sandbox` of `tuning/containers/try`, or those of `STAMPEDE_CONTAINER_STEPS`: podman and runc run the server
+/// with a read-only root, without capabilities and under the seccomp profile. It sells a sale, across a kill.
+#[test]
+fn a_sale_is_sold_under_a_container_engine() {
+    if let Some(missing) = ENGINE.iter().find(|program| !Path::new(program).exists()) {
+        return skipped("container engine", format!("no {missing}"));
+    }
+    let namespaces = Command::new("unshare").args(["--net", "--mount", "--pid", "--fork", "true"]).status();
+    if !namespaces.is_ok_and(|status| status.success()) {
+        return skipped("container engine", "namespaces cannot be made");
+    }
+    let steps = std::env::var("STAMPEDE_CONTAINER_STEPS").unwrap_or_else(|_| "sandbox".into());
+    let mut engine = Command::new(in_repository("tuning/containers/try"));
+    engine.args(steps.split(' ')).env("STAMPEDE", env!("CARGO_BIN_EXE_stampede"));
+    // Link-time optimization takes minutes.
+    let output = engine.env("CARGO_PROFILE_RELEASE_LTO", "off").output().expect("bash starts");
+    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    println!("{text}");
+    assert!(output.status.success(), "{text}");
 }
 
 /// Creates the build context in `dir`: the files of the commit, filtered by `.dockerignore`.

@@ -4,8 +4,12 @@
 use crate::cluster::{Cluster, Options, PASSWORD};
 use crate::harness::{Client, LONG_SALE, Server, skipped, stampede, wait_until};
 use crate::network::Link;
-use std::net::TcpListener;
+use rustix::process::Signal;
+use std::fs;
+use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 fn arguments<'a>(url: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&LONG_SALE[..], &["--database-url", url, "--user-limit", "100000"], more].concat()
@@ -87,6 +91,32 @@ fn a_host_that_drops_packets_is_left_for_the_next() {
     let server = start(dir.path(), &url, &["--recover-from", "log"]);
     let why = server.wait_for_line("the database is unavailable")["why"].as_str().unwrap().to_owned();
     assert!(why.contains("does not answer") || why.contains("connecting"), "{why}");
+}
+
+/// A resolver that does not answer: the C library tries for minutes, and the server ends all the same.
+#[test]
+fn a_name_that_is_looked_up_does_not_delay_the_end() {
+    let Ok(silent) = UdpSocket::bind("127.77.77.53:53") else { return skipped("a silent resolver", "no root") };
+    let dir = tempfile::tempdir().unwrap();
+    let resolver = dir.path().join("resolv.conf");
+    fs::write(&resolver, format!("nameserver {}\noptions timeout:30 attempts:5\n", silent.local_addr().unwrap().ip()))
+        .unwrap();
+    let url = "host=database.example user=stampede dbname=postgres connect_timeout=1";
+    let data_dir = dir.path().join("data");
+    fs::create_dir(&data_dir).unwrap();
+    let server = stampede(&data_dir, &arguments(url, &["--recover-from", "log", "--drain-timeout", "1s"]));
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", r#"mount --bind "$0" /etc/resolv.conf && exec "$@""#]).arg(&resolver);
+    command.arg(server.get_program()).args(server.get_args()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let server = Server::run(&mut command);
+    server.wait_for_line("serving");
+    assert!(server.wait_for_line("the database is unavailable")["why"].as_str().unwrap().contains("takes too long"));
+    server.signal(Signal::TERM);
+    server.wait_for_line("stopping without the database");
+    let silence = Instant::now();
+    assert!(server.end_by_itself().success());
+    // The resolver is given up after 150 s.
+    assert!(silence.elapsed() < Duration::from_secs(20), "{:?}", silence.elapsed());
 }
 
 /// The first host is a standby. Then the primary is killed, and the standby promoted.
