@@ -120,6 +120,7 @@ impl Parts {
     }
 
     /// Returns all parts but the prepared ones, newest first.
+    #[inline]
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Part> {
         std::iter::once(&self.newest).chain(&self.earlier)
     }
@@ -130,11 +131,18 @@ impl Parts {
     }
 
     /// Returns the part of `sale`, if the shard knows it.
+    #[inline]
     pub fn get(&self, sale: SaleId) -> Option<&Part> {
-        self.iter().find(|part| part.terms.sale == sale)
+        if self.newest.terms.sale == sale { Some(&self.newest) } else { self.get_earlier(sale) }
+    }
+
+    #[cold]
+    fn get_earlier(&self, sale: SaleId) -> Option<&Part> {
+        self.earlier.iter().find(|part| part.terms.sale == sale)
     }
 
     /// Returns the part of `sale`, if the shard knows it.
+    #[inline]
     pub fn get_mut(&mut self, sale: SaleId) -> Option<&mut Part> {
         if self.newest.terms.sale == sale {
             return Some(&mut self.newest);
@@ -143,6 +151,7 @@ impl Parts {
     }
 
     /// Returns the part of `sale`, which is open.
+    #[inline]
     pub fn of_open(&mut self, sale: SaleId) -> &mut Part {
         self.get_mut(sale).expect("a shard knows the sales that are open")
     }
@@ -157,6 +166,7 @@ impl Parts {
     }
 
     /// Returns whether a sale that this shard knows is open.
+    #[inline]
     pub fn is_open(&self, sale: SaleId, now: Moment) -> bool {
         if self.newest.terms.sale == sale {
             return !self.newest.terms.has_closed(now.unix_ms);
@@ -340,6 +350,7 @@ impl Parts {
     }
 
     /// Returns how many items of all sales are claimed, and how many are held.
+    #[inline]
     pub fn claiming_and_held(&self) -> (u64, u64) {
         let (mut claims, mut holds) = (0, 0);
         for part in self.iter() {

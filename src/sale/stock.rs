@@ -231,6 +231,7 @@ impl Stock {
     }
 
     /// Moves the item at `slot` from `Claiming` to `Held`.
+    #[inline]
     pub fn grant(&mut self, slot: usize, hold: Hold) {
         let item = &mut self.slots[slot];
         assert_eq!(item.state, ItemState::Claiming, "only a claimed item can be granted");
@@ -374,12 +375,14 @@ impl Stock {
     }
 
     /// Returns whether the item at `slot` is `Held` by a hold that has ended by `now_ms` (monotonic).
+    #[inline]
     pub fn has_ended(&self, slot: usize, now_ms: u64) -> bool {
         let item = &self.slots[slot];
         item.state == ItemState::Held && item.expires_ms() <= now_ms
     }
 
     /// Moves the item at `slot` from `Held` to `Free`, if its hold has ended by `now_ms` (monotonic). Returns the hold.
+    #[inline]
     pub fn expire_item(&mut self, slot: usize, now_ms: u64) -> Option<Hold> {
         self.has_ended(slot, now_ms).then(|| self.free(slot, ReleaseReason::Expired))
     }
