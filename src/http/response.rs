@@ -293,14 +293,13 @@ impl Responder {
         out: &mut Vec<u8>,
     ) -> Answer {
         let mut digits = itoa::Buffer::new();
-        let kind_is = "\r\ncontent-type: ";
-        let status = answer.status();
-        let (later, seconds) =
-            if answer == Answer::Unready { (RETRY_AFTER_NAME, self.retry_after()) } else { ("", "") };
         let length = body.map_or("", |body| digits.format(body.len()));
-        for part in ["HTTP/1.1 ", status, later, seconds, kind_is, kind, caching, length, "\r\ndate: "] {
-            out.extend_from_slice(part.as_bytes());
+        let mut write = |parts: &[&str]| parts.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
+        write(&["HTTP/1.1 ", answer.status()]);
+        if answer == Answer::Unready {
+            write(&[RETRY_AFTER_NAME, self.retry_after()]);
         }
+        write(&["\r\ncontent-type: ", kind, caching, length, "\r\ndate: "]);
         self.finish_head(style, out);
         if let Some(body) = body
             && !style.head_only
