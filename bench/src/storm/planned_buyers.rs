@@ -30,7 +30,12 @@ impl PlannedBuyers {
         let calendar = Rc::clone(&self.calendar);
         let open: Vec<usize> = calendar.open_in(unix_s).collect();
         let next = calendar.next_after(unix_s);
-        let other = if chance.u32(0..OUT_OF_PHASE) == 0 { next.or(calendar.closed_by(unix_s)) } else { None };
+        let closed = calendar.closed_by(unix_s);
+        let other = match chance.u32(0..2 * OUT_OF_PHASE) {
+            0 => next.or(closed),
+            1 => closed.or(next),
+            _ => None,
+        };
         let (sale, is_named, waits) = match (other, next) {
             (Some(other), _) if !open.is_empty() => (other, true, false),
             _ if !open.is_empty() => {
