@@ -5,8 +5,13 @@ use stampede::http::head::{Framing, Head, Method};
 use stampede::http::origin::Origins;
 use stampede::http::problem::Problem;
 use stampede::http::route::{Route, route};
+use stampede::http::shop::Shop;
 use stampede::http::site::Site;
 use stampede::sale::command::Command;
+use std::sync::LazyLock;
+
+/// The shop of a server without a plan.
+static SHOP: LazyLock<Shop> = LazyLock::new(|| Shop::new(None));
 
 /// The response to a request, or to bytes that are not a request. The interim response 100 is not recorded, because it
 /// depends on whether the body has already arrived.
@@ -82,7 +87,8 @@ impl Conversation {
                 Ok((used, Step::Request(head))) => {
                     at += used;
                     self.requests.push(request(&head, self.heard + at));
-                    self.answers.push(match route(&head, &Origins::None, Site::default()).1 {
+                    let site = Site { shop: Some(&SHOP), catalogue: None };
+                    self.answers.push(match route(&head, &Origins::None, site).1 {
                         Route::Command(command, _) => Answer::Asked(command),
                         Route::Page(_) | Route::Events => Answer::Shown,
                         Route::Options(_) => Answer::Listed,
