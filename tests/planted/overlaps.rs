@@ -14,8 +14,8 @@ pub const OVERLAPS: &[Bug] = &[
     Bug {
         what: "the log makes room for one of the sales that are open together",
         file: "sale/parts.rs",
-        place: "is_open(part, at_ms)).map(items).«sum()»;",
-        wrong: "max().unwrap_or(0)",
+        place: "filter(move |part| «is_open(part, at_ms)»).map(items).sum();",
+        wrong: "is_open(part, at_ms) && part.terms.opens_ms == at_ms",
         caught_by: "sim::alone",
     },
     Bug {

@@ -105,8 +105,8 @@ pub const PRODUCTS: &[Bug] = &[
     Bug {
         what: "units of a sale that has opened can get other names",
         file: "sale/product_ranges.rs",
-        place: "chain(unit_names.iter()«».map(String::as_str))",
-        wrong: ".take(0)",
+        place: "chain(«unit_names.iter()».map(String::as_str))",
+        wrong: "unit_names[..0].iter()",
         caught_by: "sale::product_ranges",
     },
 ];
