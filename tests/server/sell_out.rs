@@ -88,6 +88,8 @@ fn memory_stays_flat_under_refusals() {
         server.resident_kib()
     };
     refuse();
-    let (before, after) = (refuse(), refuse());
-    assert!(after < before + 2048, "{before} KiB grew to {after} KiB");
+    // A leak grows in each round. Once, the kernel can make a huge page of 2 MiB out of smaller ones.
+    let rounds = [refuse(), refuse(), refuse()];
+    let growth = rounds.windows(2).map(|round| round[1].saturating_sub(round[0])).min();
+    assert!(growth < Some(2048), "{rounds:?} KiB");
 }
