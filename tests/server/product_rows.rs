@@ -21,7 +21,7 @@ fn the_products_of_a_sale_are_there_when_it_opens() {
     let url = cluster.url();
     let arguments = [&PLAN[..], &["--database-url", &url]].concat();
     let now = now_s();
-    let opens = now + 5;
+    let opens = now + 12;
     let odd = r#"O'Brien "A\\1", {NULL} – Größe 🎫"#;
     let units = format!("units = ['NULL', {odd:?}, '\\N', '{{}}', 'A,\"1\"']");
     let named = format!(
