@@ -24,7 +24,7 @@ group by p.sale_id, p.product_id order by p.first_item_id;
 select p.sale_id, p.item_id, t.product_id, t.name, t.units[p.item_id - t.first_item_id + 1] as unit
 from stampede.purchases p join stampede.products t
     on t.sale_id = p.sale_id and p.item_id >= t.first_item_id and p.item_id < t.first_item_id + t.items
-where p.user_id = 7 and p.sale_id > (select max(sale_id) from stampede.sales) - 48 order by p.at;
+where p.user_id = 7 and p.sale_id > (select max(sale_id) from stampede.sales) - 48 order by p.at, p.item_id;
 
 -- How many checkouts had which outcome? Reads one partition.
 select outcome, count(*) from stampede.checkouts
