@@ -49,7 +49,7 @@ impl Display for Exemplar {
 }
 
 /// The newest exemplar of each bucket of an operation.
-pub type OfBuckets = [Option<Exemplar>; BUCKETS];
+pub type BucketExemplars = [Option<Exemplar>; BUCKETS];
 
 /// An exemplar that one thread writes and any thread reads: a sequence lock, whose writer never waits.
 #[derive(Debug, Default)]
@@ -93,14 +93,14 @@ impl Exemplars {
     }
 
     /// Returns the exemplars of an operation.
-    fn of(&self, operation: Operation) -> OfBuckets {
+    fn of(&self, operation: Operation) -> BucketExemplars {
         let cells = self.0[operation as usize].get();
         cells.map_or([None; BUCKETS], |cells| array::from_fn(|bucket| cells[bucket].read()))
     }
 }
 
 /// Returns the newest exemplars of an operation among those of all shards.
-pub fn newest<'a>(shards: impl Iterator<Item = &'a Exemplars>, operation: Operation) -> OfBuckets {
+pub fn newest<'a>(shards: impl Iterator<Item = &'a Exemplars>, operation: Operation) -> BucketExemplars {
     shards.map(|shard| shard.of(operation)).fold([None; BUCKETS], |newest, other| {
         array::from_fn(|bucket| [newest[bucket], other[bucket]].into_iter().flatten().max_by_key(|one| one.unix_ms))
     })
@@ -111,7 +111,7 @@ pub struct Annotation {
     /// The labels, such as `method="POST",route="/checkout"`.
     pub labels: String,
     /// The exemplars, from the lowest bucket on.
-    pub exemplars: OfBuckets,
+    pub exemplars: BucketExemplars,
 }
 
 /// Returns the text of the metrics with exemplars at the buckets of the histogram `metric`. The encoder takes none for a

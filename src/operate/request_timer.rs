@@ -38,20 +38,14 @@ impl RequestTimer {
         *self.turn_us.get_or_insert_with(|| self.clock.micros())
     }
 
-    /// Counts the answer to a request that was read at `began_us`.
-    pub fn answered(&mut self, operation: Operation, answer: Answer, began_us: u64) {
+    /// Counts the answer to a request that was read at `began_us`. `sampled` makes it an example of its latency.
+    pub fn answered(&mut self, operation: Operation, answer: Answer, began_us: u64, sampled: Option<SampledRequest>) {
         if cfg!(feature = "unmetered") {
             return;
         }
         self.requests().answers(operation, answer).add(1);
         self.answered.push((operation, began_us));
-    }
-
-    /// Makes a request that has been answered in this turn an example of its latency, if its trace is sampled.
-    pub fn traced(&mut self, operation: Operation, began_us: u64, traceparent: Option<&str>) {
-        if let Some(request) = traceparent.and_then(SampledRequest::of) {
-            self.sampled.push((operation, began_us, request));
-        }
+        self.sampled.extend(sampled.map(|request| (operation, began_us, request)));
     }
 
     /// Counts a refusal that belongs to no operation, such as a refused connection or a malformed request.
@@ -66,13 +60,13 @@ impl RequestTimer {
         if self.answered.is_empty() {
             return;
         }
-        let now_us = self.clock.micros();
+        let (now, now_us) = self.clock.read();
         let ShardStatus { requests, exemplars, .. } = self.status.shard(self.shard);
         for (operation, began_us) in self.answered.drain(..) {
             requests.times(operation).record(now_us - began_us);
         }
         for (operation, began_us, request) in self.sampled.drain(..) {
-            exemplars.keep(operation, request, now_us - began_us, self.clock.now().unix_ms);
+            exemplars.keep(operation, request, now_us - began_us, now.unix_ms);
         }
     }
 

@@ -6,6 +6,7 @@ use crate::http::head::{HEAD_BYTES_MAX, Head, Method};
 use crate::http::operation::Answer;
 use crate::http::problem::Problem;
 use crate::http::response::{Responder, Style};
+use crate::operate::exemplars::SampledRequest;
 use crate::operate::request_timer::RequestTimer;
 use crate::sale::ids::{Moment, Ticket};
 use crate::server::admission::Admission;
@@ -163,6 +164,7 @@ struct HandledRequest {
     handled: Handled,
     began_us: u64,
     trace: Option<Box<TraceHeaders>>,
+    sampled: Option<SampledRequest>,
 }
 
 impl RequestParts<'_> {
@@ -186,25 +188,19 @@ impl RequestParts<'_> {
         let began_us = self.request_timer.began();
         self.responder.set_request(head.request_id, head.origin);
         let handled = handler(ticket, head, style, self.responder, out);
-        let trace = match handled {
-            Handled::Deciding { .. } => TraceHeaders::of(head),
-            Handled::Answered(operation, _) | Handled::Granted(operation, ..) => {
-                self.request_timer.traced(operation, began_us, head.traceparent);
-                None
-            }
-            Handled::Listening(_) => None,
-        };
-        HandledRequest { style, handled, began_us, trace }
+        let trace = matches!(handled, Handled::Deciding { .. }).then(|| TraceHeaders::of(head)).flatten();
+        let sampled = head.traceparent.and_then(SampledRequest::of);
+        HandledRequest { style, handled, began_us, trace, sampled }
     }
 
     /// Sets the state of the connection according to the result of its request.
     fn apply_result(&mut self, key: usize, client: &mut Client, asked: HandledRequest, out: &mut Vec<u8>) {
-        let HandledRequest { style, handled, began_us, trace } = asked;
+        let HandledRequest { style, handled, began_us, trace, sampled } = asked;
         let connection = &mut client.connection;
         connection.end_request();
         connection.state = match handled {
             Handled::Answered(operation, answer) | Handled::Granted(operation, answer, _) => {
-                self.request_timer.answered(operation, answer, began_us);
+                self.request_timer.answered(operation, answer, began_us, sampled);
                 if style.keep_alive { ConnectionState::Reading } else { ConnectionState::Closing }
             }
             Handled::Listening(operation) => {
@@ -214,7 +210,7 @@ impl RequestParts<'_> {
                     true => self.responder.event_stream(style, out),
                     false => self.responder.problem(Problem::TooManyConnections, last, out),
                 };
-                self.request_timer.answered(operation, answer, began_us);
+                self.request_timer.answered(operation, answer, began_us, sampled);
                 if answer == Answer::Ok && !style.head_only {
                     configure_event_stream(&client.socket);
                     self.subscribers.add(key, client.generation);

@@ -14,6 +14,7 @@ use crate::http::origin::Origins;
 use crate::http::problem::Problem;
 use crate::http::response::{Responder, Style};
 use crate::http::site::Site;
+use crate::operate::exemplars::SampledRequest;
 use crate::operate::request_timer::RequestTimer;
 use crate::sale::code::Code;
 use crate::sale::command::Withdrawal;
@@ -243,9 +244,7 @@ impl Server {
         set_request(&mut self.responder, trace.as_deref());
         connection.unsent_grant = grant.map(|code| UnsentGrant { code, begins: connection.output.len() });
         let answer = write(style, &mut self.responder, &mut connection.output);
-        let (operation, began_us) = (connection.operation, connection.began_us);
-        self.request_timer.answered(operation, answer, began_us);
-        self.request_timer.traced(operation, began_us, trace.as_ref().and_then(|trace| trace.traceparent.as_deref()));
+        self.request_timer.answered(connection.operation, answer, connection.began_us, sampled(trace.as_deref()));
         connection.state = if style.keep_alive { ConnectionState::Reading } else { ConnectionState::Closing };
         if !connection.input.is_empty() || connection.readable || connection.ended {
             client.queue(key, &mut self.ready);
@@ -315,7 +314,7 @@ impl Server {
         // Close the connection in any case, so that a late decision does not answer the next request.
         connection.state = ConnectionState::Closing;
         if awaits == WaitingFor::Decision {
-            self.request_timer.answered(connection.operation, answer, connection.began_us);
+            self.request_timer.answered(connection.operation, answer, connection.began_us, sampled(trace.as_deref()));
             self.overdue.count += 1;
             self.overdue.example = self.overdue.example.take().or(trace);
             self.clients.lost().withdrawn.push((ticket, item, Withdrawal::Overdue));
@@ -418,6 +417,10 @@ impl Server {
     pub fn is_drained(&self) -> bool {
         self.clients.timeouts().count(WaitingFor::Close) == self.clients.count()
     }
+}
+
+fn sampled(trace: Option<&TraceHeaders>) -> Option<SampledRequest> {
+    SampledRequest::of(trace?.traceparent.as_deref()?)
 }
 
 /// Sets the request of the next response, whose head is no longer there.

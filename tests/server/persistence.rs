@@ -408,6 +408,10 @@ fn a_repeated_purchase_waits_for_postgres_after_a_crash_too() {
     let line = server.wait_for_line("no decision in time");
     assert_eq!((&line["requests"], &line["request_id"]), (&1.into(), &"r-1".into()), "{line}");
     assert_eq!(line["traceparent"], traceparent, "{line}");
+    // It is the example of the slowest requests.
+    let metrics = Client::connect(server.admin).unwrap().request("GET /metrics").body;
+    let slowest = metrics.lines().find(|line| line.contains("# {trace_id=\"4bf92f3577b34da6a3ce929d0e0e4736\""));
+    assert!(slowest.is_some_and(|line| line.contains("/purchase") && line.contains("+Inf")), "{metrics}");
     cluster.resume();
     assert_eq!(repeat().outcome(), "200");
     assert_eq!(cluster.ask("select code from purchases"), code);
