@@ -37,7 +37,7 @@ use crate::runtime::control::Notice;
 use crate::runtime::log_pair::PersistenceChannels;
 use crate::runtime::mesh;
 use crate::runtime::shard_thread::{ShardSetup, ShardStart, ShardThread};
-use crate::sale::ids::{SaleId, ShardId};
+use crate::sale::ids::ShardId;
 use crate::sale::partition::Partition;
 use crate::sale::shard::Inventory;
 use crate::server::addresses::AddressLimit;
@@ -225,7 +225,7 @@ fn log_plan(plan: LoadedPlan, now_ms: u64) {
 fn log_recovered(resumed: &Resumed, started: Instant) {
     let Resumed { data, recovered, .. } = resumed;
     let Recovered { inventories, found, records, torn, .. } = recovered;
-    let sale = newest_sale(inventories).0;
+    let sale = of_first_shard(inventories).newest().terms.sale.0;
     let (epoch, ms) = (data.epoch, started.elapsed().as_millis() as u64);
     let ReplayedItems { sold, held, held_in_ended } = *found;
     tracing::info!(epoch, records, sold, held, held_in_ended, torn_tails = torn, sale, ms, "recovered");
@@ -236,16 +236,9 @@ fn log_recovered(resumed: &Resumed, started: Instant) {
     }
 }
 
-fn newest_sale(inventories: &[Inventory]) -> SaleId {
-    inventories.first().expect("there is at least one shard").newest().terms.sale
-}
-
-/// Returns the oldest sale that was open when the newest one opened, or the newest one.
-fn oldest_open_sale(inventories: &[Inventory]) -> SaleId {
-    let inventory = inventories.first().expect("there is at least one shard");
-    let newest = inventory.newest().terms;
-    let open = inventory.parts.iter().find(|part| !part.terms.has_closed(newest.opens_ms));
-    open.map_or(newest.sale, |part| part.terms.sale)
+/// Returns the inventory of the first shard. All shards know the same sales.
+fn of_first_shard(inventories: &[Inventory]) -> &Inventory {
+    inventories.first().expect("there is at least one shard")
 }
 
 /// Starts the threads of the shards. They answer that the server is not ready until they receive a [`ShardStart`].
@@ -305,10 +298,10 @@ fn begin(
         .unzip();
     // Count the segments of earlier runs before a shard creates one.
     streams.count(&data, &status.log_budget)?;
-    let newest_sale = newest_sale(&inventories);
-    let known = inventories.iter().take(1).flat_map(|inventory| &inventory.parts).map(|part| part.terms);
-    known.filter(|terms| terms.items > 0).for_each(|terms| status.add_begun_sale(terms));
-    let oldest_open = oldest_open_sale(&inventories);
+    let known = of_first_shard(&inventories);
+    let (newest_sale, oldest_open) = (known.newest().terms.sale, known.oldest_open());
+    let begun = known.parts.iter().map(|part| part.terms).filter(|terms| terms.items > 0);
+    begun.for_each(|terms| status.add_begun_sale(terms));
     let (deferred_work, config) = (DeferredWork { streams, oldest_open, shipper }, Arc::new(config));
     // Create this before any shard sells: each shard answers with the states of all items, also those of other shards.
     let item_states = Arc::new(ItemStates::new(partition, config.rules.schedule, &inventories));

@@ -110,6 +110,13 @@ impl Inventory {
     pub fn newest(&self) -> &Part {
         self.parts.last().expect("a shard knows at least one sale")
     }
+
+    /// Returns the oldest sale that was open when the newest one opened, or the newest one.
+    pub fn oldest_open(&self) -> SaleId {
+        let newest = self.newest().terms;
+        let open = self.parts.iter().find(|part| !part.terms.has_closed(newest.opens_ms));
+        open.map_or(newest.sale, |part| part.terms.sale)
+    }
 }
 
 /// The state machine of one shard.
