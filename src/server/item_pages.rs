@@ -217,6 +217,21 @@ mod tests {
     use crate::sale::partition::Partition;
     use std::collections::BTreeSet;
 
+    /// Looks at the sales of `schedule` as a shard does that has begun these.
+    fn look<T>(
+        schedule: SaleSchedule,
+        begun: impl Iterator<Item = u32>,
+        unix_ms: u64,
+        at: impl FnOnce(&OnSale<'_>) -> T,
+    ) -> T {
+        let partition = Partition::new(1);
+        let part = |id| Part::empty(schedule.terms(SaleId(id)).unwrap(), partition, ShardId(0));
+        let parts = Parts::new(ShardId(0), partition, begun.map(part).collect());
+        let item_states = ItemStates::new(partition, schedule, &[]);
+        let now = Moment { monotonic_ms: 1, unix_ms };
+        at(&OnSale { parts: &parts, item_states: &item_states, schedule, now })
+    }
+
     #[test]
     fn the_sale_that_is_shown_is_not_always_the_newest() {
         let terms = |id, opens_s: u64, closes_s: u64| Terms {
@@ -229,15 +244,12 @@ mod tests {
         let all = [terms(3, 100, 900), terms(4, 200, 400), terms(5, 600, 700)];
         let series = all.map(|first| SaleSeries { first, every_ms: 0, count: 1, layer: 0 });
         let schedule = SaleSchedule::planned(series.to_vec());
-        let item_states = ItemStates::new(Partition::new(1), schedule, &[]);
         let at = |now_s: u64| {
-            let begun = all.iter().filter(|terms| terms.opens_ms <= now_s * 1000);
-            let begun = begun.map(|terms| Part::empty(*terms, Partition::new(1), ShardId(0))).collect();
-            let parts = Parts::new(ShardId(0), Partition::new(1), begun);
-            let now = Moment { monotonic_ms: 1, unix_ms: now_s * 1000 };
-            let on_sale = OnSale { parts: &parts, item_states: &item_states, schedule, now };
-            let has = [3, 4, 5].map(|sale| on_sale.has(SaleId(sale), ItemId(4)));
-            (on_sale.terms().sale.0, on_sale.seconds_left(), has)
+            let begun = all.iter().filter(|terms| terms.opens_ms <= now_s * 1000).map(|terms| terms.sale.0);
+            look(schedule, begun, now_s * 1000, |on_sale| {
+                let has = [3, 4, 5].map(|sale| on_sale.has(SaleId(sale), ItemId(4)));
+                (on_sale.terms().sale.0, on_sale.seconds_left(), has)
+            })
         };
         // Another sale is shown as soon as it opens.
         assert_eq!(at(150), (3, 50, [true, false, false]));
@@ -264,14 +276,10 @@ mod tests {
             SaleSeries { first, every_ms: 0, count: 1, layer: 0 }
         };
         let series = vec![series(1, 0, 1_000), series(2, 500, 1_500), series(3, 1_200, 2_000), series(4, 2_000, 3_000)];
-        let (schedule, partition) = (SaleSchedule::planned(series), Partition::new(1));
-        let item_states = ItemStates::new(partition, schedule, &[]);
+        let schedule = SaleSchedule::planned(series);
         let chosen = |known: u32, named: Option<u32>, unix_ms| {
-            let part = |id| Part::empty(schedule.terms(SaleId(id)).unwrap(), partition, ShardId(0));
-            let parts = Parts::new(ShardId(0), partition, (1..=known).map(part).collect());
-            let now = Moment { monotonic_ms: 0, unix_ms };
-            let on_sale = OnSale { parts: &parts, item_states: &item_states, schedule, now };
-            on_sale.chosen(named.map(SaleId)).map(|terms| terms.sale.0)
+            let choose = |on_sale: &OnSale<'_>| on_sale.chosen(named.map(SaleId)).map(|terms| terms.sale.0);
+            look(schedule, 1..=known, unix_ms, choose)
         };
         assert_eq!([chosen(1, None, 499), chosen(2, None, 600)], [Ok(1), Err(Problem::SaleUnnamed)]);
         assert_eq!([1, 2, 3, 4].map(|sale| chosen(2, Some(sale), 600)), [Ok(1), Ok(2), Ok(3), Ok(4)]);
