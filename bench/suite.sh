@@ -57,9 +57,10 @@ new_database() {
 }
 
 # serve DATA ARGUMENTS: starts Stampede on port 8089 or $port, on the CPUs $cpus if set, and waits until it is ready.
-serve() {
-  local data=$dir/$1; shift
-  ${cpus:+taskset -c "$cpus"} "$bin/stampede" --listen "127.0.0.1:${port:-8089}" --data-dir "$data" --sale-period 365days "$@" 2>>"$raw/stampede.log" &
+serve() { start "$1" --sale-period 365days "${@:2}"; }
+# start DATA ARGUMENTS: the same, with sales of an hour or of a plan.
+start() {
+  ${cpus:+taskset -c "$cpus"} "$bin/stampede" --listen "127.0.0.1:${port:-8089}" --data-dir "$dir/$1" "${@:2}" 2>>"$raw/stampede.log" &
   server=$!
   running+=($server)
   until curl -sf "localhost:${port:-8089}/readyz" >/dev/null; do kill -0 $server; sleep 0.02; done
@@ -369,7 +370,7 @@ sell_outs() {
 # Buyers who choose an item at random until everything is sold, and buyers who take any unit. Between them, what no crowd
 # does: each item once.
 any_units() {
-  local round connections way
+  local round connections
   for round in $(seq "$(of_size 1 3)"); do
     for connections in 64 256; do
       any_unit 'a random item' random-item --scenario trickle --rate 0
@@ -414,9 +415,7 @@ million_units() {
       printf '[[sale.product]]\nid = "p%s"\nname = "P"\nquantity = %s\n' "$product" $((1000000 / products))
     done
   done >"$plan"
-  "$bin/stampede" --listen 127.0.0.1:8089 --data-dir "$dir/products-$products" --plan "$plan" --shards 1 --admin-listen 127.0.0.1:8093 2>>"$raw/stampede.log" & server=$!
-  running+=($server)
-  until curl -sf localhost:8089/readyz >/dev/null; do kill -0 $server; sleep 0.02; done
+  start "products-$products" --plan "$plan" --shards 1 --admin-listen 127.0.0.1:8093
   figure "$what: resident memory" "$(resident_mb $server)" MB
   wrk -t1 -c64 -d$((opens + 5 - $(date +%s)))s --latency http://127.0.0.1:8089/sale >"$raw/products-$products.wrk"
   [ "$(curl -s localhost:8089/sale | field sale_id)" = 2 ]
@@ -436,9 +435,7 @@ opening() {
     opens=$(($(date +%s) + 12))
     printf '[[sale]]\nid = 1\nname = "S"\nopens = %s\ncloses = %s\nuser_limit = 1\n' "$(utc $opens)" "$(utc $((opens + 10)))" >"$plan"
     printf '[[sale.product]]\nid = "p"\nname = "P"\nquantity = 2000\n' >>"$plan"
-    taskset -c 0 "$bin/stampede" --listen 127.0.0.1:8089 --data-dir "$dir/opening-$round" --plan "$plan" --shards 1 2>>"$raw/stampede.log" & server=$!
-    running+=($server)
-    until curl -sf localhost:8089/readyz >/dev/null; do kill -0 $server; sleep 0.02; done
+    cpus=0 start "opening-$round" --plan "$plan" --shards 1
     on=1 storm "opening-$round" --scenario opening --connections 5000 >/dev/null
     stop
     early=$((early + $(field served_before <"$raw/opening-$round.json")))
