@@ -13,6 +13,9 @@ pub struct FloorOptions {
     /// Number of threads, each with its own listener
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: u16,
+    /// Close each connection after its first response
+    #[arg(long)]
+    pub close: bool,
 }
 
 /// A buffer of rendered responses.

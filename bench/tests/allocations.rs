@@ -34,6 +34,7 @@ use stampede::sale::shard::{Shard, ShardEvent};
 use stampede::server::admission::Admission;
 use stampede::server::sockets::Server;
 use stampede::system::clock::Clock;
+use stampede::system::disk_ring::DiskRing;
 use stampede::system::doorbell::Doorbell;
 use stampede::system::{host, listener};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -267,8 +268,10 @@ fn serve(listener: OwnedFd, logs: &Path, status: Arc<Status>, doorbells: &Arc<[D
             let stream = StreamId { cluster: Uuid::from_u128(1), epoch: 1, shard: 0, log };
             LogWriter::new(stream, logs, true, 1024)
         };
+        let ring = DiskRing::new().expect("a ring");
+        outside.server.wake_by(&ring).expect("a descriptor");
         let retention = Retention::new(logs, Arc::new(Budget::new(1 << 30, 1)), false);
-        let logs = LogPair::new(log(LogKind::Purchases), log(LogKind::Attempts), retention, None);
+        let logs = LogPair::new(ring, log(LogKind::Purchases), log(LogKind::Attempts), retention, None);
         let mut effects = Effects::default();
         let codes = CodeGenerator::new([1; 32]);
         let shard = Shard::new(id, partition, rules, inventory, codes, clock.now(), &mut effects);

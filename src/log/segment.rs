@@ -10,10 +10,7 @@ use crate::log::damage::is_of_disk;
 use crate::log::stream::{End, Ending, SegmentExtent};
 use crate::sale::ids::{SaleId, Seq};
 use crate::sale::record::Record;
-use glommio::GlommioError;
-use glommio::io::{BufferedFile, DmaBuffer, DmaFile, OpenOptions};
 use rustix::fs::OFlags;
-use rustix::io::Errno;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -299,107 +296,12 @@ pub fn remove_run(dir: &Path, cluster: Uuid, epoch: u32) -> io::Result<()> {
     sync_dir(dir)
 }
 
-/// Segment that is open for writing.
-pub enum SegmentFile {
-    /// File with direct I/O, which bypasses the page cache.
-    Direct(DmaFile),
-    /// File with buffered I/O, for file systems without direct I/O.
-    Plain(BufferedFile),
-}
-
-/// Memory of whole blocks to be written to a segment.
-pub enum Blocks {
-    /// Aligned memory, for direct I/O.
-    Direct(DmaBuffer),
-    /// Memory of any alignment, for buffered I/O.
-    Plain(Vec<u8>),
-}
-
-impl SegmentFile {
-    /// Opens an existing segment, for direct I/O if `direct` is set.
-    ///
-    /// # Errors
-    /// An I/O error if the file cannot be opened.
-    pub async fn open(path: &Path, direct: bool) -> io::Result<SegmentFile> {
-        let mut options = OpenOptions::new();
-        options.write(true);
-        Ok(if direct {
-            options.custom_flags(OFlags::DSYNC.bits() as i32);
-            SegmentFile::Direct(options.dma_open(path).await.map_err(with_number)?)
-        } else {
-            SegmentFile::Plain(options.buffered_open(path).await.map_err(with_number)?)
-        })
-    }
-
-    /// Returns zeroed memory for `count` blocks.
-    pub fn allocate(&self, count: usize) -> Blocks {
-        match self {
-            SegmentFile::Direct(file) => {
-                let mut buffer = file.alloc_dma_buffer(count * BLOCK_BYTES);
-                buffer.as_bytes_mut().fill(0);
-                Blocks::Direct(buffer)
-            }
-            SegmentFile::Plain(_) => Blocks::Plain(vec![0; count * BLOCK_BYTES]),
-        }
-    }
-
-    /// Writes `blocks` at `offset`, in bytes, and makes them durable. With direct I/O, one write with `O_DSYNC` does
-    /// both: one operation in the ring instead of two. With buffered I/O, a sync follows the write. The ring does not
-    /// order its operations, so the sync starts after the write has completed.
-    ///
-    /// # Errors
-    /// An I/O error if the write or the sync fails, or if fewer bytes were written. The caller must never retry,
-    /// because the content of the disk is then unknown.
-    pub async fn flush(&self, blocks: Blocks, offset: u64) -> io::Result<()> {
-        let (written, expected) = match (self, blocks) {
-            (SegmentFile::Direct(file), Blocks::Direct(buffer)) => {
-                let expected = buffer.len();
-                (file.write_at(buffer, offset).await?, expected)
-            }
-            (SegmentFile::Plain(file), Blocks::Plain(bytes)) => {
-                let expected = bytes.len();
-                (file.write_at(bytes, offset).await?, expected)
-            }
-            _ => unreachable!("blocks are allocated by the file that they are written to"),
-        };
-        if written != expected {
-            return Err(io::Error::new(ErrorKind::WriteZero, format!("{written} of {expected} bytes written")));
-        }
-        match self {
-            SegmentFile::Direct(_) => Ok(()),
-            SegmentFile::Plain(file) => Ok(file.fdatasync().await?),
-        }
-    }
-
-    /// Closes the file.
-    pub async fn close(self) {
-        // All blocks are durable already, so an error of `close` has no consequence.
-        let _ = match self {
-            SegmentFile::Direct(file) => file.close().await,
-            SegmentFile::Plain(file) => file.close().await,
-        };
-    }
-}
-
-/// Converts an error of glommio. If it says that no file descriptor is left, keeps the number of the error.
-fn with_number(error: GlommioError<()>) -> io::Error {
-    match error {
-        GlommioError::EnhancedIoError { source, .. } if lacks_descriptors(&source) => source,
-        error => error.into(),
-    }
-}
-
-/// Returns whether an error means that the process or the system has no file descriptors left.
-pub fn lacks_descriptors(error: &io::Error) -> bool {
-    error.raw_os_error().is_some_and(|number| [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error).contains(&number))
-}
-
-impl Blocks {
-    /// Returns the memory as bytes.
-    pub fn as_bytes_mut(&mut self) -> &mut [u8] {
-        match self {
-            Blocks::Direct(buffer) => buffer.as_bytes_mut(),
-            Blocks::Plain(bytes) => bytes,
-        }
-    }
+/// Opens an existing segment for writes that are durable when they have completed, past the page cache if `direct` is
+/// set.
+///
+/// # Errors
+/// An I/O error if the file cannot be opened.
+pub fn open_durable(path: &Path, direct: bool) -> io::Result<File> {
+    let past_the_cache = if direct { OFlags::DIRECT } else { OFlags::empty() };
+    File::options().write(true).custom_flags((OFlags::DSYNC | past_the_cache).bits() as i32).open(path)
 }

@@ -346,9 +346,9 @@ impl StreamReading {
         }
         let BadBlock { file, number, offset, known, next_valid } = self.bad.as_mut().expect("it is noted above");
         next_valid.get_or_insert(header.number);
-        // All blocks of one flush have the same flushed count. If the number of records before the bad block is not
-        // known, the first valid block supplies it, and only a block of a later flush is a proof.
-        let known = *known.get_or_insert(header.flushed);
+        // If the number of records before the bad block is not known, a block is a proof if it counts every record before
+        // the first valid block. A smaller count may end before the bad block, as two flushes can be under way.
+        let known = *known.get_or_insert(header.records_before.saturating_sub(1));
         if header.flushed > known {
             let (file, number, offset, expected) = (file.clone(), *number, *offset, end.blocks);
             return Err(if number == expected {
@@ -389,8 +389,14 @@ mod tests {
 
     /// Returns a stream written by flushes of the given block counts. Block `number` holds `number + 1` records.
     fn log(groups: &[u64], sealed: bool) -> Vec<SegmentBytes> {
+        log_of_flights(groups, sealed, false)
+    }
+
+    /// As `log`. With `overlap`, each flush has started when the one before it was still under way.
+    fn log_of_flights(groups: &[u64], sealed: bool, overlap: bool) -> Vec<SegmentBytes> {
         let (mut bytes, mut number, mut records, mut checksum) = (Vec::new(), 0u64, 0u64, 0);
         let mut add = |count: u64, flushed: &mut u64, seals: bool| {
+            let before = records;
             for _ in 0..count {
                 let mut block = vec![0; BLOCK_BYTES];
                 let fill = if seals { 0 } else { (number as usize + 1).min(BLOCK_RECORDS) };
@@ -410,7 +416,7 @@ mod tests {
                 number += 1;
                 bytes.extend(block);
             }
-            *flushed = records;
+            *flushed = if overlap { before } else { records };
         };
         let mut flushed = 0;
         groups.iter().for_each(|&count| add(count, &mut flushed, false));
@@ -560,6 +566,22 @@ mod tests {
         segments.remove(0);
         segments[0].bytes[..BLOCK_BYTES].fill(0);
         assert!(matches!(read(&STREAM, &segments, |_, _| Ok(())), Err(Damage::Block { number: 4, .. })));
+    }
+
+    /// Two flushes of two blocks are under way when the machine fails, and any of their blocks is on disk.
+    #[test]
+    fn any_outcome_of_two_flights_is_a_torn_tail() {
+        for written in 0..16u32 {
+            let mut segments = log_of_flights(&[4, 2, 2], false, true);
+            for block in (0..4).filter(|block| written >> block & 1 == 0) {
+                segments[1].bytes[block * BLOCK_BYTES..][..BLOCK_BYTES].fill(0);
+            }
+            let whole = 4 + u64::from(written.trailing_ones());
+            for beginning in [0, 1] {
+                let end = read(&STREAM, &segments[beginning..], |_, _| Ok(()));
+                assert_eq!(end.map(|end| end.blocks), Ok(whole), "blocks {written:04b} from segment {beginning}");
+            }
+        }
     }
 
     #[test]

@@ -2,27 +2,34 @@
 //! The purchase log and the attempt log use the same writer. Disk space is not decided here, but in `retention`.
 //!
 //! Three rules hold. `appended >= flushed` always: an appended record has its place in the order, a flushed record is
-//! durable. At most one flush is under way; it writes many buffered records in one operation. A failed flush is never
-//! retried.
+//! durable. At most [`FLUSHES_MAX`] flushes are under way; each one writes many buffered records in one operation, and
+//! they count in their order. A failed flush is never retried.
 
 use crate::log::block::{BLOCK_BYTES, Chain, StreamId};
-use crate::log::segment::{SegmentFile, SegmentName, lacks_descriptors};
+use crate::log::segment::{self, SegmentName};
 use crate::log::stream::{End, Ending};
 use crate::sale::ids::Seq;
 use crate::sale::record::{BLOCK_RECORDS, RECORD_BYTES, Record};
+use crate::system::disk_ring::{DiskRing, PAGE_BYTES, WriteKey};
+use crate::system::host::lacks_descriptors;
 use glommio::timer::sleep;
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
+use zerocopy::IntoBytes;
 
 /// Maximum number of blocks that one flush writes.
 const FLUSH_BLOCKS_MAX: usize = 64;
+/// Flushes of one log that are under way at most.
+const FLUSHES_MAX: usize = 2;
+const _: () = assert!(BLOCK_BYTES == PAGE_BYTES);
 
 /// Pause before a segment is tried again, after no file descriptor was left.
 const DESCRIPTOR_RETRY_TIME: Duration = Duration::from_millis(100);
@@ -44,7 +51,7 @@ pub struct Chunk {
 
 /// Open segment, and the number of its blocks that are used.
 struct Segment {
-    file: Rc<SegmentFile>,
+    file: Arc<File>,
     name: SegmentName,
     used: u32,
 }
@@ -53,6 +60,29 @@ impl Segment {
     fn free(&self) -> u32 {
         self.name.blocks - self.used
     }
+}
+
+/// Flush that is under way, or that has completed before an earlier one.
+struct Flush {
+    key: WriteKey,
+    began: Instant,
+    /// Number of records that it writes, and of the last one of them.
+    records: u64,
+    last: Seq,
+    /// Copy of the records, if `wants_chunks` is set.
+    encoded: Option<Vec<u8>>,
+    is_complete: bool,
+}
+
+/// Records that a flush has made durable.
+#[derive(Debug)]
+pub struct Flushed {
+    /// Duration of the flush.
+    pub time: Duration,
+    /// Number of records written.
+    pub records: u64,
+    /// The records, if the writer keeps them: see [`LogWriter::keep_chunks`].
+    pub chunk: Option<Chunk>,
 }
 
 /// Log of a shard that is being written.
@@ -73,11 +103,8 @@ pub struct LogWriter {
     /// Blocks that are durable or being flushed.
     chain: Chain,
     flushed: Seq,
-    flush: Option<IoFuture<()>>,
-    /// Start time and number of records of the current or last flush.
-    flush_began: (Instant, u64),
-    /// Copy of the records that the flush writes, with the number of the first one, if `wants_chunks` is set.
-    flushing: Option<(Seq, Vec<u8>)>,
+    /// The flushes under way, in the order of their records.
+    flushes: VecDeque<Flush>,
     wants_chunks: bool,
     /// Creation of a segment that is under way, with the number of its blocks.
     making: Option<(u32, IoFuture<Segment>)>,
@@ -102,9 +129,7 @@ impl LogWriter {
             appended: 0,
             chain: Chain::new(stream),
             flushed: 0,
-            flush: None,
-            flush_began: (Instant::now(), 0),
-            flushing: None,
+            flushes: VecDeque::with_capacity(FLUSHES_MAX),
             wants_chunks: false,
             making: None,
             existing_blocks: None,
@@ -170,23 +195,14 @@ impl LogWriter {
         self.segment_blocks
     }
 
-    /// Keeps a copy of the records of each flush from now on, for [`LogWriter::take_chunk`].
+    /// Keeps a copy of the records of each flush from now on, for [`Flushed::chunk`].
     pub fn keep_chunks(&mut self) {
         self.wants_chunks = true;
     }
 
-    /// Takes the records that the last flush has made durable. Returns `None` during a flush and on a second call.
-    pub fn take_chunk(&mut self) -> Option<Chunk> {
-        if self.flush.is_some() {
-            return None;
-        }
-        let (first, records) = self.flushing.take()?;
-        Some(Chunk { stream: self.stream, first, records })
-    }
-
     /// Returns whether a flush is under way.
     pub fn is_flushing(&self) -> bool {
-        self.flush.is_some()
+        !self.flushes.is_empty()
     }
 
     /// Returns whether a segment is being created.
@@ -204,40 +220,65 @@ impl LogWriter {
         std::mem::take(&mut self.finished)
     }
 
-    /// Starts a flush of buffered records: as many as fit into the current segment and into one flush. Does nothing if
-    /// a flush is under way, if nothing is buffered, or if no segment has room.
-    pub fn start_flush(&mut self) {
-        self.flush_records(self.buffered());
+    /// Starts a flush of buffered records: as many as fit into the current segment and into one flush. While another
+    /// flush is under way, only of records that fill a block, because the rest would take a block for few records. Does
+    /// nothing if [`FLUSHES_MAX`] flushes are under way, if nothing is buffered, or if no segment has room.
+    ///
+    /// # Errors
+    /// The kernel takes no write. The process must then end.
+    pub fn start_flush(&mut self, ring: &mut DiskRing) -> io::Result<()> {
+        if self.is_flushing() {
+            return self.start_flush_of_full_blocks(ring);
+        }
+        self.flush_records(self.buffered(), ring)
     }
 
     /// Starts a flush like [`LogWriter::start_flush`], but leaves the records that do not fill a block.
-    pub fn start_flush_of_full_blocks(&mut self) {
-        self.flush_records(self.buffered() / BLOCK_RECORDS * BLOCK_RECORDS);
+    ///
+    /// # Errors
+    /// As [`LogWriter::start_flush`].
+    pub fn start_flush_of_full_blocks(&mut self, ring: &mut DiskRing) -> io::Result<()> {
+        self.flush_records(self.buffered() / BLOCK_RECORDS * BLOCK_RECORDS, ring)
     }
 
-    fn flush_records(&mut self, records: usize) {
-        if self.flush.is_some() || records == 0 {
-            return;
+    fn flush_records(&mut self, records: usize, ring: &mut DiskRing) -> io::Result<()> {
+        if self.flushes.len() == FLUSHES_MAX || records == 0 {
+            return Ok(());
         }
         while self.segments.front().is_some_and(|segment| segment.free() == 0) {
             let full = self.segments.pop_front().expect("there is a front");
             self.finished.push((full.name, self.chain.records()));
-            if let Ok(file) = Rc::try_unwrap(full.file) {
-                glommio::spawn_local(file.close()).detach();
-            }
         }
-        let Some(segment) = self.segments.front_mut() else { return };
+        let Some(segment) = self.segments.front_mut() else { return Ok(()) };
         let blocks = records.div_ceil(BLOCK_RECORDS).min(segment.free() as usize).min(FLUSH_BLOCKS_MAX);
         let records = records.min(blocks * BLOCK_RECORDS);
-        let (file, offset) = (segment.file.clone(), u64::from(segment.used) * BLOCK_BYTES as u64);
+        let offset = u64::from(segment.used) * BLOCK_BYTES as u64;
         segment.used += blocks as u32;
         let encoded = &self.buffer[..records * RECORD_BYTES];
-        self.flushing = self.wants_chunks.then(|| (self.chain.records() + 1, encoded.to_vec()));
-        let mut bytes = file.allocate(blocks);
-        self.chain.extend(bytes.as_bytes_mut(), encoded, self.flushed);
+        let mut pages = ring.pages(blocks);
+        self.chain.extend(pages.as_mut_bytes(), encoded, self.flushed);
+        let kept = self.wants_chunks.then(|| encoded.to_vec());
         self.buffer.drain(..records * RECORD_BYTES);
-        self.flush_began = (Instant::now(), records as u64);
-        self.flush = Some(Box::pin(async move { file.flush(bytes, offset).await }));
+        let began = Instant::now();
+        let key = ring.write(&segment.file, pages, offset)?;
+        let (records, last) = (records as u64, self.chain.records());
+        self.flushes.push_back(Flush { key, began, records, last, encoded: kept, is_complete: false });
+        Ok(())
+    }
+
+    /// Notes that the write with this key has completed. Returns false if it is none of this log.
+    pub fn note_completed(&mut self, key: WriteKey) -> bool {
+        let flush = self.flushes.iter_mut().find(|flush| flush.key == key && !flush.is_complete);
+        flush.map(|flush| flush.is_complete = true).is_some()
+    }
+
+    /// Takes the records of the next flush, in the order of the records, if it and all flushes before it have completed.
+    pub fn take_flushed(&mut self) -> Option<Flushed> {
+        let Flush { began, records, last, encoded, .. } = self.flushes.pop_front_if(|flush| flush.is_complete)?;
+        self.flushed = last;
+        let first = last - records + 1;
+        let chunk = encoded.map(|records| Chunk { stream: self.stream, first, records });
+        Some(Flushed { time: began.elapsed(), records, chunk })
     }
 
     /// Starts to create a segment of `blocks` blocks, after removing the `files_to_remove` files. Only one segment is
@@ -270,22 +311,12 @@ impl LogWriter {
         self.making = Some((blocks, making));
     }
 
-    /// Polls the flush and the creation of a segment that are under way. The result is ready when one of them has
-    /// finished.
+    /// Polls the creation of a segment that is under way.
     ///
     /// # Errors
-    /// An I/O error if a flush has failed, or if a segment could not be created for another reason than a full disk.
-    /// The process must then end. A full disk is [`Progress::NoSegment`], not an error.
-    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Progress>> {
-        if let Some(flush) = &mut self.flush
-            && let Poll::Ready(result) = flush.as_mut().poll(cx)
-        {
-            self.flush = None;
-            result?;
-            self.flushed = self.chain.records();
-            let (began, records) = self.flush_began;
-            return Poll::Ready(Ok(Progress::Flushed { time: began.elapsed(), records }));
-        }
+    /// An I/O error if the segment could not be created for another reason than a full disk. The process must then end.
+    /// A full disk is [`Made::NoRoom`], not an error.
+    pub fn poll_making(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Made>> {
         if let Some((blocks, making)) = &mut self.making
             && let Poll::Ready(result) = making.as_mut().poll(cx)
         {
@@ -295,9 +326,9 @@ impl LogWriter {
                 Ok(segment) => {
                     self.next_segment += u64::from(segment.name.blocks);
                     self.segments.push_back(segment);
-                    Ok(Progress::SegmentMade(blocks))
+                    Ok(Made::Segment(blocks))
                 }
-                Err(error) if is_full(&error) => Ok(Progress::NoSegment(blocks)),
+                Err(error) if is_full(&error) => Ok(Made::NoRoom(blocks)),
                 Err(error) => Err(error),
             });
         }
@@ -312,24 +343,18 @@ async fn make_and_open(name: SegmentName, dir: &Path, direct: bool, is_made: &mu
         glommio::executor().spawn_blocking(move || name.make(&dir)).await?;
         *is_made = true;
     }
-    let file = Rc::new(SegmentFile::open(&name.path(dir), direct).await?);
-    Ok(Segment { file, name, used: 0 })
+    let path = name.path(dir);
+    let file = glommio::executor().spawn_blocking(move || segment::open_durable(&path, direct)).await?;
+    Ok(Segment { file: Arc::new(file), name, used: 0 })
 }
 
-/// Work of a [`LogWriter`] that has finished.
+/// The end of a creation of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
-    /// A flush has finished, and [`LogWriter::flushed`] has increased.
-    Flushed {
-        /// Duration of the flush.
-        time: Duration,
-        /// Number of records written.
-        records: u64,
-    },
+pub enum Made {
     /// A segment with this number of blocks is ready.
-    SegmentMade(u32),
+    Segment(u32),
     /// The disk is full: a segment with this number of blocks could not be created.
-    NoSegment(u32),
+    NoRoom(u32),
 }
 
 /// Removes files. It is no error if a file does not exist.
@@ -346,4 +371,67 @@ pub fn remove_files(files: &[PathBuf]) -> io::Result<()> {
 /// Returns whether an error means that the disk is full or the disk quota of the user is used up.
 pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::block::LogKind;
+    use crate::sale::ids::{SaleId, Terms};
+    use crate::sale::record::LogEvent;
+    use uuid::Uuid;
+
+    /// Returns a log with a segment of 8 blocks in `dir`.
+    fn log_in(dir: &Path) -> LogWriter {
+        let stream = StreamId { cluster: Uuid::nil(), epoch: 1, shard: 0, log: LogKind::Purchases };
+        let mut log = LogWriter::new(stream, dir, false, 8);
+        let name = SegmentName::first(stream, 8);
+        name.make(dir).unwrap();
+        let file = Arc::new(segment::open_durable(&name.path(dir), false).unwrap());
+        log.segments.push_back(Segment { file, name, used: 0 });
+        log
+    }
+
+    fn append(log: &mut LogWriter, records: usize) {
+        let event = LogEvent::SaleOpened { items: 2, user_limit: 1, times: None, products: Terms::NO_PRODUCTS };
+        (0..records).for_each(|_| _ = log.append(&Record { sale: SaleId(1), unix_ms: 0, event }));
+    }
+
+    /// The second of two flushes that are under way completes first: its records are not durable until the first one has
+    /// completed, because recovery would not reach them.
+    #[test]
+    fn flushes_count_in_the_order_of_their_records() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut log, mut ring) = (log_in(dir.path()), DiskRing::new().unwrap());
+        log.keep_chunks();
+        append(&mut log, 3);
+        log.start_flush(&mut ring).unwrap();
+        append(&mut log, BLOCK_RECORDS);
+        log.start_flush(&mut ring).unwrap();
+        let [first, second] = [0, 1].map(|place| log.flushes[place].key);
+        assert!(log.note_completed(second));
+        assert!(log.take_flushed().is_none());
+        assert_eq!(log.flushed(), 0);
+        assert!(log.note_completed(first));
+        let [first, second] = [(); 2].map(|()| log.take_flushed().unwrap().chunk.unwrap());
+        assert_eq!((first.first, first.records.len() / RECORD_BYTES), (1, 3));
+        assert_eq!((second.first, second.records.len() / RECORD_BYTES), (4, BLOCK_RECORDS));
+        assert_eq!((log.flushed(), log.is_flushing()), (3 + BLOCK_RECORDS as u64, false));
+    }
+
+    /// Two flushes are under way at most, and a second one only for records that fill a block.
+    #[test]
+    fn a_second_flush_needs_a_full_block() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut log, mut ring) = (log_in(dir.path()), DiskRing::new().unwrap());
+        let mut flushes_after = |records| {
+            append(&mut log, records);
+            log.start_flush(&mut ring).unwrap();
+            (log.flushes.len(), log.buffered())
+        };
+        assert_eq!(flushes_after(1), (1, 0));
+        assert_eq!(flushes_after(BLOCK_RECORDS - 1), (1, BLOCK_RECORDS - 1));
+        assert_eq!(flushes_after(2), (2, 1));
+        assert_eq!(flushes_after(BLOCK_RECORDS), (2, BLOCK_RECORDS + 1));
+    }
 }

@@ -10,12 +10,12 @@ use crate::log::block::{StreamId, StreamKey};
 use crate::log::data_dir::ControlFile;
 use crate::log::ownership::{Conflict, Memory, Owner, judge_owner, judge_position};
 use crate::log::reader::first_records;
-use crate::log::segment::lacks_descriptors;
 use crate::postgres::failure::Failure;
 use crate::postgres::limits::in_time;
 use crate::postgres::owner_row::{OwnerRow, OwnerTerms, Positions, known_position};
 use crate::postgres::session::Database;
 use crate::sale::ids::Seq;
+use crate::system::host::lacks_descriptors;
 use std::path::PathBuf;
 use std::time::Duration;
 

@@ -7,14 +7,16 @@
 
 use crate::log::block::{BLOCK_BYTES, LogKind, StreamId};
 use crate::log::retention::{Removal, Retention};
-use crate::log::writer::{LogWriter, remove_files};
+use crate::log::writer::{Flushed, LogWriter, remove_files};
 use crate::postgres::feed::Feed;
 use crate::sale::ids::Seq;
 use crate::sale::parts::NeededSales;
 use crate::sale::record::{BLOCK_RECORDS, LogEvent, Record};
+use crate::system::disk_ring::DiskRing;
 use crate::upgrade::protocol::FromOld;
 use crossbeam_channel::Receiver;
 use std::cell::Cell;
+use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -46,6 +48,8 @@ pub struct LogPair {
     pub retention: Retention,
     /// Channels to and from the persistence thread, if there is a database.
     pub persistence: Option<PersistenceChannels>,
+    /// The writes of both logs.
+    ring: DiskRing,
     /// Number of the last record in the purchase log that does not open a sale. No answer waits for a later record.
     awaited: Seq,
     /// Number of the last record in the purchase log that opens a sale.
@@ -65,8 +69,9 @@ pub struct PersistenceChannels {
 }
 
 impl LogPair {
-    /// Creates the pair of two logs.
+    /// Creates the pair of two logs, which are written through `ring`.
     pub fn new(
+        ring: DiskRing,
         purchases: LogWriter,
         attempts: LogWriter,
         retention: Retention,
@@ -77,6 +82,7 @@ impl LogPair {
             attempts,
             retention,
             persistence,
+            ring,
             awaited: 0,
             opening: 0,
             attempts_since_ms: 0,
@@ -117,19 +123,46 @@ impl LogPair {
 
     /// Starts the flushes that are due, or those of all buffered records if `is_ending` is set. `holds` is the number of
     /// blocks for the ends of the holds.
-    pub fn start_flushes(&mut self, now_ms: u64, is_ending: bool, holds: u64) {
+    ///
+    /// # Errors
+    /// The kernel takes no write. The process must then end.
+    pub fn start_flushes(&mut self, now_ms: u64, is_ending: bool, holds: u64) -> io::Result<()> {
         // With no block to spare, a record that opens a sale waits for another record, because alone it would take the
         // block that the end of a hold needs.
         let has_spare = self.purchases.room() >= holds + READY_BLOCKS;
         if !self.is_awaited_flushed() || has_spare || is_ending {
-            self.purchases.start_flush();
+            self.purchases.start_flush(&mut self.ring)?;
         }
         let age_ms = now_ms.saturating_sub(self.attempts_since_ms);
         if age_ms >= ATTEMPTS_PARTIAL_FLUSH_MS || is_ending {
-            self.attempts.start_flush();
+            self.attempts.start_flush(&mut self.ring)?;
         } else if age_ms >= ATTEMPTS_FLUSH_MS || self.attempts.buffered() >= ATTEMPTS_FLUSH {
-            self.attempts.start_flush_of_full_blocks();
+            self.attempts.start_flush_of_full_blocks(&mut self.ring)?;
         }
+        Ok(())
+    }
+
+    /// Takes the flushes that have completed, and passes each one to `note` with its log, in the order of the records of
+    /// a log.
+    ///
+    /// # Errors
+    /// A flush has failed: the log with its error. The process must then end.
+    pub fn take_flushed(
+        &mut self,
+        mut note: impl FnMut(LogKind, &LogWriter, Option<&PersistenceChannels>, Flushed),
+    ) -> Result<(), (LogKind, io::Error)> {
+        let LogPair { purchases, attempts, ring, persistence, .. } = self;
+        while let Some((key, result)) = ring.completed().map_err(|error| (LogKind::Purchases, error))? {
+            let is_purchases = purchases.note_completed(key);
+            let (kind, log) =
+                if is_purchases { (LogKind::Purchases, &mut *purchases) } else { (LogKind::Attempts, &mut *attempts) };
+            assert!(is_purchases || log.note_completed(key), "a write belongs to one of the logs");
+            result.map_err(|error| (kind, error))?;
+            while let Some(flushed) = log.take_flushed() {
+                note(kind, log, persistence.as_ref(), flushed);
+            }
+        }
+        Ok(())
     }
 
     /// Returns the monotonic time in ms at which buffered attempts must be flushed, if a flush can start.
@@ -146,12 +179,6 @@ impl LogPair {
         [(LogKind::Purchases, &self.purchases), (LogKind::Attempts, &self.attempts)]
     }
 
-    /// Returns one log, and the channels to the persistence thread.
-    pub fn log_mut(&mut self, kind: LogKind) -> (&mut LogWriter, Option<&PersistenceChannels>) {
-        let log = if kind == LogKind::Purchases { &mut self.purchases } else { &mut self.attempts };
-        (log, self.persistence.as_ref())
-    }
-
     /// Returns the free blocks of the purchase log that holds can use.
     pub fn room_for_holds(&self) -> u64 {
         self.purchases.room().saturating_sub(LOG_SLACK_BLOCKS)
@@ -163,10 +190,13 @@ impl LogPair {
         FromOld::Written { epoch, shard, purchases: self.purchases.end(), attempts: self.attempts.end() }
     }
 
-    /// Returns whether a flush is in progress, a segment is being made, or files are being removed.
-    pub fn are_busy(&self) -> bool {
-        self.is_relieving.get()
-            || [&self.purchases, &self.attempts].iter().any(|log| log.is_flushing() || log.is_making())
+    /// Returns whether the executor has work: a segment is being made, or files are being removed.
+    pub fn need_executor(&self) -> bool {
+        self.is_relieving.get() || self.purchases.is_making() || self.attempts.is_making()
+    }
+
+    fn are_busy(&self) -> bool {
+        self.need_executor() || self.purchases.is_flushing() || self.attempts.is_flushing()
     }
 
     /// Removes the segments that nobody needs, if another shard lacks space.

@@ -6,12 +6,17 @@
 //! a receiver is slow, its messages stay with the sender, and the limits on connections and on the stock bound their
 //! number. No shard ever blocks on a lane, so lanes cannot deadlock.
 //!
+//! A sender notes each batch in the receiver's [`MailBitmap`], and keeps a list of the shards for which it has messages. So
+//! the work of a turn depends on the shards that have exchanged messages, and not on the number of shards.
+//!
 //! A batch has at most [`BATCH_MESSAGES`] messages, and a turn receives a limited number of batches. So a backlog makes
 //! neither the receiver's turns longer nor the buffers of the lanes larger.
 
+use crate::config::settings::SHARDS_MAX;
 use crate::sale::ids::ShardId;
 use crate::sale::message::{Batch, Reply, Request};
 use crate::system::doorbell::Doorbell;
+use crate::system::mail_bitmap::{MailBitmap, SENDERS_MAX, Senders};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,6 +26,7 @@ const BATCH_MESSAGES: usize = 256;
 /// Requests, and replies, that one turn receives before it leaves the rest to the next turn. The last batch may exceed
 /// this number.
 const RECEIVED_PER_TURN: usize = 1024;
+const _: () = assert!(SHARDS_MAX as usize <= SENDERS_MAX);
 /// Batches that a lane holds at most: the receiver reads one while the next is in transit.
 const LANE_BATCHES: usize = 2;
 
@@ -125,41 +131,61 @@ pub struct Traffic {
     pub waiting: u64,
 }
 
+/// The sending ends of the lanes to one shard.
+struct Outlet {
+    requests: LaneSender<Request>,
+    replies: LaneSender<Reply>,
+    /// The shard is in [`Endpoint::unsent`].
+    is_listed: bool,
+}
+
+/// The receiving ends of the lanes from one shard.
+struct Inlet {
+    requests: LaneReceiver<Request>,
+    replies: LaneReceiver<Reply>,
+}
+
 /// One shard's ends of all its lanes, and the doorbells of all shards.
 pub struct Endpoint {
     me: ShardId,
-    requests_out: Vec<LaneSender<Request>>,
-    replies_out: Vec<LaneSender<Reply>>,
-    requests_in: Vec<LaneReceiver<Request>>,
-    replies_in: Vec<LaneReceiver<Reply>>,
-    /// Index of the lanes from which the next turn receives first.
+    /// By shard, without this one.
+    outlets: Vec<Outlet>,
+    inlets: Vec<Inlet>,
+    /// Indices of the outlets with messages to send.
+    unsent: Vec<usize>,
+    /// Shards whose batches have arrived and are not all received.
+    arrived: Senders,
+    /// Indices of the inlets from which this turn receives, in its order.
+    order: Vec<usize>,
+    /// Index of the inlet from which the next turn receives first.
     first: usize,
     doorbells: Arc<[Doorbell]>,
+    mail: Arc<[MailBitmap]>,
     traffic: Traffic,
 }
 
 /// Creates the lanes between all shards, and returns the ends of each shard. `doorbells` has one doorbell per shard.
 pub fn connect(doorbells: &Arc<[Doorbell]>) -> Vec<Endpoint> {
     let ids = || (0..doorbells.len() as u16).map(ShardId);
+    let mail: Arc<[MailBitmap]> = ids().map(|_| MailBitmap::default()).collect();
     let new = |me| Endpoint {
         me,
-        requests_out: Vec::new(),
-        replies_out: Vec::new(),
-        requests_in: Vec::new(),
-        replies_in: Vec::new(),
+        outlets: Vec::new(),
+        inlets: Vec::new(),
+        unsent: Vec::new(),
+        arrived: Senders::default(),
+        order: Vec::new(),
         first: 0,
         doorbells: doorbells.clone(),
+        mail: mail.clone(),
         traffic: Traffic::default(),
     };
     let mut endpoints: Vec<Endpoint> = ids().map(new).collect();
     for (from, to) in ids().flat_map(|from| ids().map(move |to| (from, to))).filter(|(from, to)| from != to) {
         let (requests, replies) = (lane(from, to), lane(from, to));
-        let sender = &mut endpoints[usize::from(from.0)];
-        sender.requests_out.push(requests.0);
-        sender.replies_out.push(replies.0);
-        let receiver = &mut endpoints[usize::from(to.0)];
-        receiver.requests_in.push(requests.1);
-        receiver.replies_in.push(replies.1);
+        let outlet = Outlet { requests: requests.0, replies: replies.0, is_listed: false };
+        endpoints[usize::from(from.0)].outlets.push(outlet);
+        endpoints[usize::from(to.0)].inlets.push(Inlet { requests: requests.1, replies: replies.1 });
     }
     endpoints
 }
@@ -167,52 +193,75 @@ pub fn connect(doorbells: &Arc<[Doorbell]>) -> Vec<Endpoint> {
 impl Endpoint {
     /// Adds a request to the next batch to the shard `to`.
     pub fn request(&mut self, to: ShardId, request: Request) {
-        let place = self.place(to);
-        self.requests_out[place].push(request);
+        self.outlet(to).requests.push(request);
     }
 
     /// Adds a reply to the next batch to the shard `to`.
     pub fn reply(&mut self, to: ShardId, reply: Reply) {
-        let place = self.place(to);
-        self.replies_out[place].push(reply);
+        self.outlet(to).replies.push(reply);
     }
 
-    /// Returns the index of the lanes to the shard `to`. A shard has no lane to itself.
-    fn place(&self, to: ShardId) -> usize {
-        assert_ne!(to, self.me, "a shard applies its own messages at once");
-        usize::from(to.0) - usize::from(to > self.me)
+    /// Returns the lanes to the shard `to`, which get a message now.
+    fn outlet(&mut self, to: ShardId) -> &mut Outlet {
+        let place = self.place(to);
+        let outlet = &mut self.outlets[place];
+        if !std::mem::replace(&mut outlet.is_listed, true) {
+            self.unsent.push(place);
+        }
+        outlet
+    }
+
+    /// Returns the index of the lanes to and from another shard. A shard has no lane to itself.
+    fn place(&self, other: ShardId) -> usize {
+        assert_ne!(other, self.me, "a shard applies its own messages at once");
+        usize::from(other.0) - usize::from(other > self.me)
     }
 
     /// Sends the messages of each lane, as far as it has spare buffers, and rings the doorbell of each receiver.
     pub fn dispatch(&mut self) {
-        let traffic = &mut self.traffic;
+        let Endpoint { me, outlets, unsent, doorbells, mail, traffic, .. } = self;
         traffic.waiting = 0;
-        for (requests, replies) in self.requests_out.iter_mut().zip(&mut self.replies_out) {
-            let to = replies.to;
-            if replies.dispatch(self.me, traffic) | requests.dispatch(self.me, traffic) {
-                self.doorbells[usize::from(to.0)].ring();
+        unsent.retain(|place| {
+            let Outlet { requests, replies, is_listed } = &mut outlets[*place];
+            let to = usize::from(replies.to.0);
+            if replies.dispatch(*me, traffic) | requests.dispatch(*me, traffic) {
+                mail[to].note(me.0);
+                doorbells[to].ring();
             }
-        }
+            *is_listed = replies.unsent() + requests.unsent() > 0;
+            *is_listed
+        });
     }
 
-    /// Passes messages that have arrived to `deliver`, and returns whether there was one. Replies come first, because
-    /// they finish what requests begin. If more have arrived than one turn receives, the next turn must not wait; it
-    /// begins with the lanes of another shard.
-    pub fn receive(&mut self, mut deliver: impl FnMut(Delivery)) -> bool {
-        let lanes = self.replies_in.len();
-        let order = (self.first..lanes).chain(0..self.first);
-        let (mut replies, mut requests) = (0, 0);
-        for place in order.clone() {
-            let left = RECEIVED_PER_TURN.saturating_sub(replies);
-            replies += self.replies_in[place].drain(self.me, left, |_, reply| deliver(Delivery::Reply(reply)));
+    /// Passes messages that have arrived to `deliver`. Replies come first, because they finish what requests begin. If more
+    /// have arrived than one turn receives, the next turn must not wait; it begins with the lanes of another shard.
+    pub fn receive(&mut self, mut deliver: impl FnMut(Delivery)) {
+        self.mail[usize::from(self.me.0)].take(&mut self.arrived);
+        if self.arrived.is_empty() {
+            return;
         }
-        for place in order {
+        let mut order = std::mem::take(&mut self.order);
+        order.extend(self.arrived.iter().map(|sender| self.place(ShardId(sender))));
+        let before_first = order.partition_point(|place| *place < self.first);
+        order.rotate_left(before_first);
+        let (mut replies, mut requests) = (0, 0);
+        for &place in &order {
+            let left = RECEIVED_PER_TURN.saturating_sub(replies);
+            replies += self.inlets[place].replies.drain(self.me, left, |_, reply| deliver(Delivery::Reply(reply)));
+        }
+        for &place in &order {
             let left = RECEIVED_PER_TURN.saturating_sub(requests);
             let deliver = |from, request| deliver(Delivery::Request(from, request));
-            requests += self.requests_in[place].drain(self.me, left, deliver);
+            requests += self.inlets[place].requests.drain(self.me, left, deliver);
         }
-        self.first = if self.first + 1 < lanes { self.first + 1 } else { 0 };
-        replies + requests > 0
+        for place in order.drain(..) {
+            let Inlet { requests, replies } = &self.inlets[place];
+            if requests.batches.is_empty() && replies.batches.is_empty() {
+                self.arrived.remove(replies.from.0);
+            }
+        }
+        self.order = order;
+        self.first = if self.first + 1 < self.inlets.len() { self.first + 1 } else { 0 };
     }
 
     /// Returns the counters of what this shard has sent.
@@ -222,14 +271,12 @@ impl Endpoint {
 
     /// Returns whether a message has arrived.
     pub fn has_messages(&self) -> bool {
-        self.replies_in.iter().any(|inlet| !inlet.batches.is_empty())
-            || self.requests_in.iter().any(|inlet| !inlet.batches.is_empty())
+        !self.arrived.is_empty() || !self.mail[usize::from(self.me.0)].is_empty()
     }
 
     /// Returns whether messages wait with this shard after the last dispatch, because their lane had no spare buffer.
     pub fn has_unsent(&self) -> bool {
-        self.requests_out.iter().any(|outlet| outlet.unsent() > 0)
-            || self.replies_out.iter().any(|outlet| outlet.unsent() > 0)
+        !self.unsent.is_empty()
     }
 
     /// Returns this shard's own doorbell.
@@ -279,8 +326,8 @@ mod tests {
             let sent = 2 * peers * LANE_BATCHES as u64;
             let Traffic { batches, messages, waiting } = endpoint.traffic();
             assert_eq!((batches, messages + waiting), (sent, 2 * peers * 1000));
-            assert!(endpoint.requests_in.iter().all(|inlet| inlet.batches.len() == LANE_BATCHES));
-            assert!(endpoint.replies_in.iter().all(|inlet| inlet.batches.len() == LANE_BATCHES));
+            assert!(endpoint.inlets.iter().all(|inlet| inlet.requests.batches.len() == LANE_BATCHES));
+            assert!(endpoint.inlets.iter().all(|inlet| inlet.replies.batches.len() == LANE_BATCHES));
         }
         let mut received = vec![(vec![0; SHARDS], 0); SHARDS];
         while endpoints.iter().any(|endpoint| endpoint.has_messages() || endpoint.has_unsent()) {
@@ -315,7 +362,8 @@ mod tests {
         while next != [MESSAGES; 2] {
             sender.dispatch();
             let before = next;
-            assert!(receiver.receive(|delivery| match delivery {
+            assert!(receiver.has_messages());
+            receiver.receive(|delivery| match delivery {
                 Delivery::Request(_, request) => {
                     assert_eq!(request, release(next[0]), "out of order");
                     next[0] += 1;
@@ -324,12 +372,12 @@ mod tests {
                     assert_eq!(reply, answer(next[1]), "out of order");
                     next[1] += 1;
                 }
-            }));
+            });
             for (before, after) in before.into_iter().zip(next) {
                 assert!(after - before < (RECEIVED_PER_TURN + BATCH_MESSAGES) as u64, "{} in one turn", after - before);
             }
         }
-        let LaneSender { backlog, waiting, spares, .. } = &sender.requests_out[0];
+        let LaneSender { backlog, waiting, spares, .. } = &sender.outlets[0].requests;
         let spares: Vec<_> = spares.try_iter().map(|spare| spare.capacity()).collect();
         assert_eq!((backlog.len(), spares.len(), sender.has_unsent()), (0, LANE_BATCHES, false));
         assert!(spares.iter().chain([&waiting.capacity()]).all(|capacity| *capacity <= BATCH_MESSAGES), "{spares:?}");

@@ -27,6 +27,7 @@ use crate::sale::shard::{Inventory, Shard};
 use crate::server::admission::Admission;
 use crate::server::sockets::Server;
 use crate::system::clock::Clock;
+use crate::system::disk_ring::DiskRing;
 use crate::system::{host, threads};
 use crossbeam_channel::{Receiver, Sender};
 use glommio::io::PollableFd;
@@ -136,7 +137,9 @@ impl ShardThread {
         adopt(&mut shard_io.server, sockets, &shard_io.clock)?;
         let ShardSetup { config, partition, item_states, .. } = &*setup;
         let budget = shard_io.status.log_budget.clone();
-        let logs = open_logs(id, &setup, budget, existing_blocks, persistence);
+        let ring = DiskRing::new().map_err(host::no_ring)?;
+        shard_io.server.wake_by(&ring).map_err(host::no_descriptors)?;
+        let logs = open_logs(id, &setup, ring, budget, existing_blocks, persistence);
         let mut effects = Effects::default();
         let codes = CodeGenerator::new(seed);
         let shard = Shard::new(id, *partition, config.rules, inventory, codes, shard_io.clock.now(), &mut effects);
@@ -147,6 +150,7 @@ impl ShardThread {
 fn open_logs(
     id: ShardId,
     setup: &ShardSetup,
+    ring: DiskRing,
     budget: Arc<Budget>,
     existing_blocks: Option<u32>,
     persistence: Option<PersistenceChannels>,
@@ -165,13 +169,13 @@ fn open_logs(
         purchases.keep_chunks();
         attempts.keep_chunks();
     }
-    LogPair::new(purchases, attempts, retention, persistence)
+    LogPair::new(ring, purchases, attempts, retention, persistence)
 }
 
 fn adopt(server: &mut Server, sockets: ShardSockets, clock: &Clock) -> Result<(), Fatal> {
     let now = clock.now();
     let ShardSockets { listeners, clients } = sockets;
     listeners.into_iter().try_for_each(|listener| server.listen(listener)).map_err(host::no_descriptors)?;
-    let mut clients = clients.into_iter();
-    clients.try_for_each(|(client, midway)| server.adopt(client, midway, now)).map_err(host::no_descriptors)
+    clients.into_iter().for_each(|(client, midway)| server.adopt(client, midway, now));
+    Ok(())
 }

@@ -5,22 +5,22 @@
 //! 2. Collect: time, finished flushes, messages from other shards, requests from sockets.
 //! 3. Apply each event to the state machine, without an await in between.
 //! 4. Append the records that the state machine has produced.
-//! 5. Start a flush, if none is in progress.
+//! 5. Start a flush, if none is in progress, or if there are enough records for another one.
 //! 6. Publish the counters, send one batch on each lane, and write the answers.
 //! 7. Build a slice of the next sale, shortly before it begins.
 //!
 //! Log before reply: the state machine produces a reply that depends on a record only when it applies `Flushed` or
 //! `Persisted` for this record. So the reply leaves in step 6 of a turn that begins after the flush has ended.
 //!
-//! The executor has work only while a log is flushed or a segment is made. At other times the shard sleeps in its epoll
-//! set: that is one system call, where the executor needs several.
+//! The executor has work only while a segment is made or removed. At other times the shard sleeps in its epoll set, which
+//! has the sockets, the doorbell and the ring of the log: that is one system call, where the executor needs several.
 
 use crate::config::fatal::Fatal;
 use crate::http::head::Head;
 use crate::http::response::{Responder, Style};
 use crate::http::route::{Route, respond, route};
 use crate::log::block::LogKind;
-use crate::log::writer::Progress;
+use crate::log::writer::{Flushed, LogWriter, Made};
 use crate::operate::item_states::ItemStates;
 use crate::operate::shard_status::LogStatus;
 use crate::operate::status::Phase;
@@ -49,8 +49,8 @@ use strum::VariantArray;
 
 /// Milliseconds between attempts to send on a lane that has no spare buffer.
 const LANE_RETRY_MS: u64 = 1;
-/// Milliseconds between sweeps. A sweep closes overdue connections, takes orders, and lets the executor run once. As
-/// the longest sleep, it also bounds how late a shard notices that the server's time has changed.
+/// Milliseconds between sweeps. A sweep closes overdue connections and takes orders. As the longest sleep, it also bounds
+/// how late a shard notices that the server's time has changed.
 const SWEEP_MS: u64 = 1_000;
 /// Milliseconds that a shard sleeps at most while the next sale is being built.
 const SLICE_MS: u64 = 1;
@@ -98,8 +98,6 @@ pub struct TurnLoop {
     has_drained: bool,
     pause: Pause,
     next_sweep_ms: u64,
-    /// The executor must run once before the next turn, because it may have tasks of its own.
-    must_run_executor: bool,
     /// Milliseconds that the next turn may wait for work.
     wait_ms: u64,
 }
@@ -127,7 +125,6 @@ impl TurnLoop {
             // Without an upgrade, the first turn that is not paused ends this state.
             pause: Pause::Awaiting,
             next_sweep_ms: 0,
-            must_run_executor: false,
             wait_ms: 0,
         }
     }
@@ -152,13 +149,15 @@ impl TurnLoop {
             self.end_pause(now);
             self.keep_time(now);
         }
-        let mut is_busy = self.take_flushed(now);
-        is_busy |= self.receive(now);
-        is_busy |= !is_paused && self.serve(now);
+        self.take_flushed(now);
+        self.receive(now);
+        if !is_paused {
+            self.serve(now);
+        }
 
         self.append(now);
         self.note_needed();
-        self.start_flushes(now);
+        self.start_flushes(now)?;
         // Publish the counters before any reply leaves, from here or through another shard, so that a client that reads
         // the sale after a 200 sees its own purchase.
         self.publish();
@@ -184,12 +183,12 @@ impl TurnLoop {
         self.make_segments(now);
         self.note_ready();
         let is_preparing = !is_paused && self.shard.prepare(now);
-        self.wait_ms = match is_busy {
-            true => 0,
-            false if is_paused && self.shard_io.mesh.has_unsent() => LANE_RETRY_MS,
-            false if is_paused => PAUSE_MS,
-            false if is_preparing => self.time_to_next(now).min(SLICE_MS),
-            false => self.time_to_next(now),
+        self.wait_ms = match () {
+            () if self.shard.has_due_effects() => 0,
+            () if is_paused && self.shard_io.mesh.has_unsent() => LANE_RETRY_MS,
+            () if is_paused => PAUSE_MS,
+            () if is_preparing => self.time_to_next(now).min(SLICE_MS),
+            () => self.time_to_next(now),
         };
         self.record_duration(began_us);
         Ok(false)
@@ -207,11 +206,10 @@ impl TurnLoop {
             }
             self.take_orders();
             self.logs.relieve(self.needed);
-            self.must_run_executor = true;
         }
     }
 
-    fn take_flushed(&mut self, now: Moment) -> bool {
+    fn take_flushed(&mut self, now: Moment) {
         let flushed = self.logs.purchases.flushed();
         let has_moved = flushed > self.applied;
         if has_moved {
@@ -235,13 +233,12 @@ impl TurnLoop {
         }
         let room = self.logs.room_for_holds();
         self.shard.apply(ShardEvent::LogRoom(room), now, &mut self.effects);
-        has_moved || self.shard.has_due_effects()
     }
 
-    fn receive(&mut self, now: Moment) -> bool {
+    fn receive(&mut self, now: Moment) {
         let (shard, effects, status) = (&mut self.shard, &mut self.effects, &self.shard_io.status);
         let item_states = &self.item_states;
-        let any = self.shard_io.mesh.receive(|delivery| {
+        self.shard_io.mesh.receive(|delivery| {
             shard.apply(ShardEvent::Sale(status.newest_sale()), now, effects);
             match delivery {
                 Delivery::Reply(Reply::NoneFree { sale, is_named, product, .. }) => {
@@ -260,10 +257,9 @@ impl TurnLoop {
             shard.apply(event, now, effects);
         });
         self.answer(now);
-        any
     }
 
-    fn serve(&mut self, now: Moment) -> bool {
+    fn serve(&mut self, now: Moment) {
         // Publish the counters before reading the next request, so that a client that pipelines `GET /sale` after a
         // purchase sees its own purchase.
         self.publish_sale();
@@ -311,9 +307,8 @@ impl TurnLoop {
             };
             Handled::Answered(operation, answer)
         };
-        let any = server.serve(now, &mut handle);
+        server.serve(now, &mut handle);
         self.answer(now);
-        any
     }
 
     fn answer(&mut self, now: Moment) {
@@ -369,16 +364,18 @@ impl TurnLoop {
         self.needed.oldest_live = self.shard_io.status.oldest_live_sale();
     }
 
-    fn start_flushes(&mut self, now: Moment) {
+    fn start_flushes(&mut self, now: Moment) -> Result<(), Fatal> {
         if matches!(self.pause, Pause::HandedOver) {
-            return;
+            return Ok(());
         }
         let is_ending = self.is_draining || self.phase == Phase::Paused;
-        self.logs.start_flushes(now.monotonic_ms, is_ending, self.shard.log_reserve());
+        let started = self.logs.start_flushes(now.monotonic_ms, is_ending, self.shard.log_reserve());
+        started.map_err(|error| Fatal::LogFailed(error.to_string()))?;
         let LogPair { purchases, attempts, retention, .. } = &mut self.logs;
         for (name, last) in purchases.take_finished().into_iter().chain(attempts.take_finished()) {
             retention.finished(name, self.shard.newest().sale, last);
         }
+        Ok(())
     }
 
     fn make_segments(&mut self, now: Moment) {
@@ -495,57 +492,62 @@ impl TurnLoop {
                 timeout_ms = 0;
             }
         }
-        if self.logs.are_busy() || std::mem::take(&mut self.must_run_executor) {
-            self.wait_for_logs(timeout_ms).await?;
+        if self.logs.need_executor() {
+            self.wait_in_executor(timeout_ms).await?;
             timeout_ms = 0;
         }
         self.shard_io.server.poll(timeout_ms);
         self.shard_io.mesh.doorbell().wake_up();
-        Ok(())
+        self.note_flushed()
     }
 
-    /// Waits in the executor, and handles what the logs have finished meanwhile.
-    async fn wait_for_logs(&mut self, timeout_ms: u64) -> Result<(), Fatal> {
+    /// Notes what the last flushes have made durable.
+    fn note_flushed(&mut self) -> Result<(), Fatal> {
+        let published = self.shard_io.status.shard(self.shard_io.id);
+        let note = |kind, log: &LogWriter, persistence: Option<&PersistenceChannels>, flush: Flushed| {
+            let LogStatus { flushed, flushes, .. } = published.log(kind);
+            flushes.record(flush.time, flush.records);
+            // The order matters:
+            // 1. Offer the records to the persistence thread.
+            // 2. Publish the position: every record below it has been offered.
+            // 3. Wake the thread, which then sees the position.
+            if let (Some(chunk), Some(PersistenceChannels { feed, .. })) = (flush.chunk, persistence) {
+                feed.offer(chunk);
+                flushed.store(log.flushed(), Ordering::Release);
+                feed.ring();
+            }
+        };
+        let failed = |(kind, error): (LogKind, io::Error)| Fatal::LogFailed(format!("{}: {error}", kind.name()));
+        self.logs.take_flushed(note).map_err(failed)
+    }
+
+    /// Waits in the executor, and handles the segments that have been made meanwhile.
+    async fn wait_in_executor(&mut self, timeout_ms: u64) -> Result<(), Fatal> {
         let TurnLoop { shard_io, logs, .. } = self;
-        let mut progress: [io::Result<Option<Progress>>; 2] = [Ok(None), Ok(None)];
+        let mut made: [io::Result<Option<Made>>; 2] = [Ok(None), Ok(None)];
         shard_io
             .wait_with_executor(timeout_ms, |cx| {
-                let is_open = |progress: &io::Result<_>| matches!(progress, Ok(None));
-                for (log, progress) in [&mut logs.purchases, &mut logs.attempts].into_iter().zip(&mut progress) {
-                    // `poll` reports each result once and `progress` holds one, so do not poll again after a result.
-                    if is_open(progress)
-                        && let Poll::Ready(result) = log.poll(cx)
+                let is_open = |made: &io::Result<_>| matches!(made, Ok(None));
+                for (log, made) in [&mut logs.purchases, &mut logs.attempts].into_iter().zip(&mut made) {
+                    // `poll_making` reports each result once and `made` holds one, so do not poll again after a result.
+                    if is_open(made)
+                        && let Poll::Ready(result) = log.poll_making(cx)
                     {
-                        *progress = result.map(Some);
+                        *made = result.map(Some);
                     }
                 }
-                let is_over = !progress.iter().all(is_open);
+                let is_over = !made.iter().all(is_open);
                 if is_over { Poll::Ready(()) } else { Poll::Pending }
             })
             .await;
-        for (&kind, progress) in LogKind::VARIANTS.iter().zip(progress) {
+        for (&kind, made) in LogKind::VARIANTS.iter().zip(made) {
             let failed = |error| Fatal::LogFailed(format!("{}: {error}", kind.name()));
-            match progress.map_err(failed)? {
-                Some(Progress::NoSegment(blocks)) => {
+            match made.map_err(failed)? {
+                Some(Made::NoRoom(blocks)) => {
                     let needs = self.needs();
                     self.room.refused(&mut self.logs, needs, kind, blocks);
                 }
-                Some(Progress::SegmentMade(blocks)) => self.room.made(&mut self.logs, kind, blocks),
-                Some(Progress::Flushed { time, records }) => {
-                    let published = self.shard_io.status.shard(self.shard_io.id);
-                    let LogStatus { flushed, flushes, .. } = published.log(kind);
-                    let (log, persistence) = self.logs.log_mut(kind);
-                    flushes.record(time, records);
-                    // The order matters:
-                    // 1. Offer the records to the persistence thread.
-                    // 2. Publish the position: every record below it has been offered.
-                    // 3. Wake the thread, which then sees the position.
-                    if let (Some(chunk), Some(PersistenceChannels { feed, .. })) = (log.take_chunk(), persistence) {
-                        feed.offer(chunk);
-                        flushed.store(log.flushed(), Ordering::Release);
-                        feed.ring();
-                    }
-                }
+                Some(Made::Segment(blocks)) => self.room.made(&mut self.logs, kind, blocks),
                 None => {}
             }
         }

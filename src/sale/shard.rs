@@ -499,7 +499,7 @@ impl Shard {
 
     /// Returns whether one more hold could leave a live hold without the block that its end needs.
     pub(crate) fn has_no_room(&self) -> bool {
-        // The flush in progress and the one after it may each end with a partial block, hence one block more.
+        // The first flush in progress and the one after all of them may each end with a partial block, hence one more.
         let pending = (self.appended - self.flushed).div_ceil(BLOCK_RECORDS as u64) + 1;
         pending + self.log_reserve() + 2 > self.log_room
     }

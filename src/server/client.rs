@@ -28,6 +28,8 @@ pub struct Client {
     pub generation: u32,
     /// The HTTP connection on the socket.
     pub connection: Connection,
+    /// The socket is in the epoll set.
+    pub is_registered: bool,
     /// The client is in the list of clients to read.
     pub is_ready: bool,
     /// The client is in the list of clients to write to.
@@ -99,22 +101,19 @@ impl ClientTable {
         self.clients.len()
     }
 
-    /// Returns the key of the next client that is added.
-    pub fn next_key(&self) -> usize {
-        self.clients.vacant_key()
-    }
-
-    /// Adds a client.
-    pub fn insert(&mut self, socket: OwnedFd, connection: Connection) {
+    /// Adds a client, and returns its key.
+    pub fn insert(&mut self, socket: OwnedFd, connection: Connection) -> usize {
         self.generation = self.generation.wrapping_add(1);
         let address = self.addresses.as_ref().and_then(|limit| {
             let address = limit.of_client(&socket)?;
             limit.add(self.shard, address).then_some(address)
         });
         let (generation, deadline) = (self.generation, connection.deadline());
-        let key =
-            self.clients.insert(Client { socket, generation, connection, is_ready: false, is_dirty: false, address });
+        let (is_registered, is_ready, is_dirty) = (false, false, false);
+        let client = Client { socket, generation, connection, is_registered, is_ready, is_dirty, address };
+        let key = self.clients.insert(client);
         self.timeouts.set(key, deadline);
+        key
     }
 
     /// Returns a client, if it is still connected.

@@ -56,8 +56,7 @@ impl Server {
         }
         // If the clients of all candidates have sent something, one is closed in the next turn, which reads it first.
         let is_early = place == Some(Admitted::OfOwnIdle) && !self.evict(now);
-        // If the kernel has no memory left for the epoll set, the connection is closed.
-        let _ = self.insert(socket, Connection::new(now.monotonic_ms, self.idle_ms));
+        self.insert(socket, Connection::new(now.monotonic_ms, self.idle_ms));
         self.publish();
         if let Some(Admitted::OfIdleOn(shard)) = place {
             self.admission.wake(shard);

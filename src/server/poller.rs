@@ -1,4 +1,4 @@
-//! The readiness of a shard's sockets and of its doorbell: one edge-triggered epoll set. The shard waits for it either
+//! The readiness of a shard's sockets, of its doorbell and of its disk ring: one edge-triggered epoll set. The shard waits for it either
 //! directly or through the executor.
 
 use glommio::io::{PollState, PollableFd};
@@ -17,8 +17,8 @@ const POLLS_MAX: u32 = 64;
 
 /// The key of the listeners in the epoll set.
 pub const LISTENER: u64 = u64::MAX;
-/// The key of the doorbell in the epoll set.
-const DOORBELL: u64 = u64::MAX - 1;
+/// The key of the doorbell in the epoll set, and of the ring of the logs. They only end a wait.
+const WAKERS: u64 = u64::MAX - 1;
 
 /// The epoll set of one shard.
 pub struct Poller {
@@ -39,8 +39,16 @@ impl Poller {
         let events = Vec::with_capacity(EVENTS_MAX);
         let poller =
             Poller { set: PollableFd::new(set).map_err(io::Error::from)?, poll: PollState::new(), polls: 0, events };
-        poller.add(doorbell, DOORBELL, EventFlags::IN)?;
+        poller.add_waker(doorbell)?;
         Ok(poller)
+    }
+
+    /// Adds a descriptor that ends a wait when it becomes readable.
+    ///
+    /// # Errors
+    /// The kernel has no memory left.
+    pub fn add_waker(&self, waker: impl AsFd) -> io::Result<()> {
+        self.add(waker, WAKERS, EventFlags::IN)
     }
 
     /// Adds a socket to the epoll set, where it stays until it is closed.
@@ -81,7 +89,7 @@ impl Poller {
     /// Returns the sockets that the last poll has found ready, by key.
     pub fn ready(&self) -> impl Iterator<Item = (u64, EventFlags)> {
         let events = self.events.iter().map(|event| (event.data, event.flags));
-        events.map(|(data, flags)| (data.u64(), flags)).filter(|(key, _)| *key != DOORBELL)
+        events.map(|(data, flags)| (data.u64(), flags)).filter(|(key, _)| *key != WAKERS)
     }
 
     /// Waits in the executor until a socket is ready or the doorbell rings. Call `look` afterwards.

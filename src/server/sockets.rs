@@ -28,7 +28,7 @@ use crate::server::spare_buffers::SpareBuffers;
 use crate::server::status_pages::Facts;
 use crate::server::subscribers::Subscribers;
 use rustix::event::epoll::EventFlags;
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, OwnedFd};
 use std::io;
 use std::sync::LazyLock;
 use std::task::{Context, Poll};
@@ -83,6 +83,8 @@ pub struct Server {
     pub(crate) ready: Vec<usize>,
     /// Work of this turn so far, in the unit of [`WORK_PER_TURN`].
     pub(crate) work: usize,
+    /// Keys of clients whose sockets are not in the epoll set yet.
+    pub(crate) newcomers: Vec<usize>,
     /// Keys of clients to write to or to close.
     pub(crate) dirty: Vec<usize>,
     /// This shard has closed as many connections in this turn as it may, and there are still too many.
@@ -122,6 +124,7 @@ impl Server {
             responder: Responder::new(origins, site, idle_timeout),
             request_timer,
             ready: Vec::new(),
+            newcomers: Vec::new(),
             work: 0,
             dirty: Vec::new(),
             has_excess: false,
@@ -149,9 +152,18 @@ impl Server {
         self.clients.count()
     }
 
+    /// Lets `waker` end a wait when it becomes readable.
+    ///
+    /// # Errors
+    /// The kernel has no memory left.
+    pub fn wake_by(&self, waker: impl AsFd) -> io::Result<()> {
+        self.poller.add_waker(waker)
+    }
+
     /// Polls for sockets that are ready, and blocks the thread up to `timeout_ms` until there is one or the doorbell
     /// rings.
     pub fn poll(&mut self, timeout_ms: u64) {
+        self.register_newcomers();
         self.poller.poll(timeout_ms);
         for (key, flags) in self.poller.ready() {
             if key == LISTENER {
@@ -177,6 +189,7 @@ impl Server {
 
     /// Waits in the executor until a socket is ready or the doorbell rings. Call `look` afterwards.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.register_newcomers();
         self.poller.poll_ready(cx)
     }
 
@@ -186,9 +199,8 @@ impl Server {
         !self.ready.is_empty() || !self.dirty.is_empty() || !self.clients.has_lost_none() || self.has_excess
     }
 
-    /// Reads the readable sockets, passes every complete request to `handler`, and accepts connections. Returns whether
-    /// any socket was readable.
-    pub fn serve(&mut self, now: Moment, handler: &mut impl Handler) -> bool {
+    /// Reads the readable sockets, accepts connections, and passes every complete request to `handler`.
+    pub fn serve(&mut self, now: Moment, handler: &mut impl Handler) {
         self.responder.set_time(now.unix_ms);
         let mut ready = std::mem::take(&mut self.ready);
         let mut served = 0;
@@ -203,15 +215,42 @@ impl Server {
         self.ready = ready;
         // After reading, so that a connection whose request has arrived does not count as idle.
         self.accept(now);
-        served > 0
+        self.read_newcomers(now, handler);
     }
 
-    /// Adds a client.
-    pub(crate) fn insert(&mut self, socket: OwnedFd, connection: Connection) -> io::Result<()> {
+    /// Reads the clients that this turn has accepted, as far as it may: most have sent their request already.
+    fn read_newcomers(&mut self, now: Moment, handler: &mut impl Handler) {
+        for place in 0..self.newcomers.len() {
+            let key = self.newcomers[place];
+            if self.work < WORK_PER_TURN
+                && let Some(client) = self.clients.get_mut(key)
+            {
+                client.connection.readable = true;
+                self.read(key, now, handler);
+            }
+        }
+    }
+
+    /// Adds a client, and returns its key.
+    pub(crate) fn insert(&mut self, socket: OwnedFd, connection: Connection) -> usize {
+        let key = self.clients.insert(socket, connection);
+        self.newcomers.push(key);
+        key
+    }
+
+    /// Adds the sockets of new clients to the epoll set, unless they are closed already: a client that sends one request
+    /// is often answered and gone within one turn. What such a socket has received meanwhile is reported by the next poll.
+    fn register_newcomers(&mut self) {
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP;
-        self.poller.add(&socket, self.clients.next_key() as u64, flags)?;
-        self.clients.insert(socket, connection);
-        Ok(())
+        for key in self.newcomers.drain(..) {
+            let client = self.clients.get_mut(key).filter(|client| !client.is_registered);
+            let Some(client) = client else { continue };
+            client.is_registered = true;
+            // If the kernel has no memory left for the epoll set, the connection is closed.
+            if self.poller.add(&client.socket, key as u64, flags).is_err() {
+                self.clients.remove(key);
+            }
+        }
     }
 
     /// Returns the monotonic time in ms at which to accept again, if connections may be waiting.
@@ -380,18 +419,14 @@ impl Server {
     }
 
     /// Adds a client of the old process of an upgrade, and continues its connection.
-    ///
-    /// # Errors
-    /// The kernel has no memory left for the epoll set.
-    pub fn adopt(&mut self, socket: OwnedFd, midway: Option<ConnectionSnapshot>, now: Moment) -> io::Result<()> {
+    pub fn adopt(&mut self, socket: OwnedFd, midway: Option<ConnectionSnapshot>, now: Moment) {
         let mut connection = match midway {
             None => Connection::new(now.monotonic_ms, self.idle_ms),
             Some(midway) => Connection::resume(midway, now.monotonic_ms, self.idle_ms),
         };
         // The old process may have read requests from it.
         connection.is_used = true;
-        let key = self.clients.next_key();
-        self.insert(socket, connection)?;
+        let key = self.insert(socket, connection);
         let client = &mut self.clients[key];
         client.queue(key, &mut self.ready);
         if client.connection.state == ConnectionState::Listening {
@@ -399,7 +434,6 @@ impl Server {
             self.subscribers.add(key, client.generation);
         }
         self.schedule_write(key, now);
-        Ok(())
     }
 
     /// Returns the requests since the last call that were not decided in time, and were answered with

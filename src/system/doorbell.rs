@@ -16,8 +16,9 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::write;
 
-/// Wakes one shard from any thread.
+/// Wakes one shard from any thread. It has cache lines of its own, because others read it while the shard writes.
 #[derive(Debug)]
+#[repr(align(128))]
 pub struct Doorbell {
     event: OwnedFd,
     asleep: AtomicBool,

@@ -3,6 +3,7 @@
 
 use crate::config::fatal::Fatal;
 use glommio::{GlommioError, LocalExecutorBuilder, Placement};
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity};
 use std::io;
@@ -125,23 +126,33 @@ pub fn check_io_uring() -> Result<(), Fatal> {
 /// Converts the error of an executor that could not be created to the reason to end, with the remedy.
 pub fn refusal(error: GlommioError<()>) -> Fatal {
     let text = error.to_string();
-    Fatal::Host(
-        if text.contains("MemLockLimit") || text.contains("memlock") || text.contains("Cannot allocate memory") {
-            format!(
-                "the limit on locked memory is too low: {text}; raise LimitMEMLOCK or ulimit -l to 8 MiB plus 2 MiB \
-                 per shard"
-            )
-        } else {
-            // Of an io_uring that a seccomp profile refuses, Docker answers "not permitted", and podman "not implemented".
-            format!(
-                "io_uring cannot be used: {text}; allow io_uring in the container's seccomp profile, set \
-                 kernel.io_uring_disabled to 0, and use Linux 5.11 or newer"
-            )
-        },
-    )
+    if text.contains("MemLockLimit") || text.contains("memlock") || text.contains("Cannot allocate memory") {
+        return Fatal::Host(format!(
+            "the limit on locked memory is too low: {text}; raise LimitMEMLOCK or ulimit -l to 8 MiB plus 2 MiB per shard"
+        ));
+    }
+    no_io_uring(&text)
+}
+
+/// Converts the error of a ring that could not be created to the reason to end, with the remedy.
+pub fn no_ring(error: io::Error) -> Fatal {
+    if lacks_descriptors(&error) { no_descriptors(error) } else { no_io_uring(&error.to_string()) }
+}
+
+/// Of an io_uring that a seccomp profile refuses, Docker answers "not permitted", and podman "not implemented".
+fn no_io_uring(text: &str) -> Fatal {
+    Fatal::Host(format!(
+        "io_uring cannot be used: {text}; allow io_uring in the container's seccomp profile, set \
+         kernel.io_uring_disabled to 0, and use Linux 5.11 or newer"
+    ))
 }
 
 /// Converts the error of a file descriptor that could not be created to the reason to end, with the remedy.
 pub fn no_descriptors(error: io::Error) -> Fatal {
     Fatal::Host(format!("no file descriptors are left: {error}; raise LimitNOFILE or ulimit -n"))
+}
+
+/// Returns whether an error means that the process or the system has no file descriptors left.
+pub fn lacks_descriptors(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }

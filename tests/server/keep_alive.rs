@@ -63,6 +63,24 @@ fn answers_that_keep_the_connection_state_the_idle_timeout() {
     assert_eq!(connection(&listener.read_head().unwrap()), closed);
 }
 
+/// What a client sends after its last request is not answered, and costs it no answer: the server closes the connection
+/// only when the client has read the answer.
+#[test]
+fn a_client_that_sends_more_after_its_last_request_gets_its_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(&dir, &[]);
+    let last = ["GET /livez", "POST /checkout?user_id=3&item_id=3", "GET /no-such-page"];
+    for (round, line) in last.into_iter().cycle().take(30).enumerate() {
+        let mut client = server.connect();
+        let more = "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1 + round * 100);
+        client.send(format!("{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n{more}").as_bytes()).unwrap();
+        thread::sleep(Duration::from_millis(5));
+        let answer = client.read().unwrap_or_else(|error| panic!("round {round}: {line}: {error}"));
+        assert_eq!(connection(&answer).0, Some("close"), "{line}: {answer:?}");
+        assert!(client.is_closed(), "{line}");
+    }
+}
+
 /// The busy connection is older than the timeout when the idle ones are closed, and stays open.
 #[test]
 fn a_connection_is_closed_when_it_has_been_idle_for_the_idle_timeout() {

@@ -1,6 +1,7 @@
 //! The raw floor: the minimum of work that any server on these sockets must do. Each thread has one epoll set. For each
 //! readable socket there is one read, and one write with a fixed response for each request. There is no parsing and no
-//! state.
+//! state. With `--close`, each connection is accepted, read, answered and closed, without an epoll set for it if its
+//! request is there already.
 //!
 //! `floor 127.0.0.1:8090 --threads 2`
 
@@ -18,19 +19,19 @@ const READ_BYTES: usize = 16 * 1024;
 const LISTENER: u64 = u64::MAX;
 
 fn main() {
-    let FloorOptions { address, threads } = FloorOptions::parse();
+    let FloorOptions { address, threads, close } = FloorOptions::parse();
     let (_, listeners) = stampede::system::listener::listen(address, threads, false).unwrap_or_else(|reason| {
         eprintln!("floor: {reason}");
         std::process::exit(1)
     });
     std::thread::scope(|scope| {
         for listener in listeners {
-            scope.spawn(|| serve(listener).expect("the sockets can be created"));
+            scope.spawn(move || serve(listener, close).expect("the sockets can be created"));
         }
     });
 }
 
-fn serve(listener: OwnedFd) -> io::Result<()> {
+fn serve(listener: OwnedFd, close: bool) -> io::Result<()> {
     let responses = FixedResponses::new(READ_BYTES);
     let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(&set, &listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
@@ -47,6 +48,10 @@ fn serve(listener: OwnedFd) -> io::Result<()> {
             let key = event.data.u64();
             if key == LISTENER {
                 while let Ok(socket) = accept_with(&listener, SocketFlags::NONBLOCK) {
+                    if close && let Ok((_, bytes)) = recv(&socket, &mut buffer[..], RecvFlags::empty()) {
+                        let _ = send(&socket, responses.to(&buffer[..bytes]), SendFlags::NOSIGNAL);
+                        continue;
+                    }
                     let entry = clients.vacant_entry();
                     let data = EventData::new_u64(entry.key() as u64);
                     epoll::add(&set, &socket, data, EventFlags::IN | EventFlags::ET)?;
@@ -57,7 +62,7 @@ fn serve(listener: OwnedFd) -> io::Result<()> {
             let client = &clients[key as usize];
             let is_open = match recv(client, &mut buffer[..], RecvFlags::empty()) {
                 Ok((_, 0)) => false,
-                Ok((_, bytes)) => send(client, responses.to(&buffer[..bytes]), SendFlags::NOSIGNAL).is_ok(),
+                Ok((_, bytes)) => send(client, responses.to(&buffer[..bytes]), SendFlags::NOSIGNAL).is_ok() && !close,
                 Err(error) => error == Errno::AGAIN,
             };
             if !is_open {

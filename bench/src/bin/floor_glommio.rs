@@ -15,7 +15,7 @@ use std::rc::Rc;
 const READ_BYTES: usize = 16 * 1024;
 
 fn main() {
-    let FloorOptions { address, threads } = FloorOptions::parse();
+    let FloorOptions { address, threads, .. } = FloorOptions::parse();
     std::thread::scope(|scope| {
         for placement in host::placements(threads) {
             scope.spawn(move || {
