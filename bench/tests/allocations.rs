@@ -4,7 +4,6 @@
 
 use bench::path::Crowd;
 use bench::turns::{rules, sales};
-use glommio::LocalExecutorBuilder;
 use glommio::io::PollableFd;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
@@ -245,7 +244,7 @@ fn fewest_allocations(mut round: impl FnMut()) -> u64 {
 /// Runs one shard, started as in the server.
 fn serve(listener: OwnedFd, logs: &Path, status: Arc<Status>, doorbells: &Arc<[Doorbell]>, notices: Notices) {
     let placement = host::placements(1).pop().expect("one was requested");
-    let executor = LocalExecutorBuilder::new(placement).io_memory(host::IO_MEMORY).make().expect("a ring");
+    let executor = host::executor(placement).expect("a ring");
     executor.run(async move {
         let (id, partition, clock) = (ShardId(0), Partition::new(1), Clock::start());
         let sales = PeriodicSale { ttl_ms: 600_000, period_s: 365 * 86400, ..sales(2 * REQUESTS as u32) };

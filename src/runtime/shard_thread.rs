@@ -30,8 +30,8 @@ use crate::system::clock::Clock;
 use crate::system::disk_ring::DiskRing;
 use crate::system::{host, threads};
 use crossbeam_channel::{Receiver, Sender};
+use glommio::Placement;
 use glommio::io::PollableFd;
-use glommio::{LocalExecutorBuilder, Placement};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 use std::io;
@@ -111,8 +111,7 @@ impl ShardThread {
     /// [`Fatal::Host`]: the thread cannot be started.
     pub fn spawn(self, placement: Placement, start: Receiver<ShardStart>) -> Result<JoinHandle<()>, Fatal> {
         threads::spawn(&format!("shard-{}", self.id.0), move || {
-            let executor = LocalExecutorBuilder::new(placement).io_memory(host::IO_MEMORY).make();
-            let executor = executor.unwrap_or_else(|error| host::refusal(error).exit());
+            let executor = host::executor(placement).unwrap_or_else(|error| host::refusal(error).exit());
             executor.run(self.sell(start)).unwrap_or_else(|reason| reason.exit());
         })
     }

@@ -22,8 +22,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 const ENTRIES: u32 = 16;
 /// Size of a page in bytes: direct I/O needs memory that is aligned to it.
 pub const PAGE_BYTES: usize = 4096;
-/// Memory of completed writes that is kept for the next ones, in buffers.
+/// Buffers of completed writes that are kept for the next ones, and pages that such a buffer has at most.
 const SPARES_MAX: usize = 4;
+const SPARE_PAGES_MAX: usize = 4;
 
 /// Memory that direct I/O can write from.
 #[derive(Clone, FromBytes, IntoBytes, Immutable)]
@@ -101,7 +102,7 @@ impl DiskRing {
         let key = completion.user_data() as WriteKey;
         let PendingWrite { pages, .. } = self.pending.remove(key);
         let expected = pages.as_bytes().len();
-        if self.spares.len() < SPARES_MAX {
+        if self.spares.len() < SPARES_MAX && pages.capacity() <= SPARE_PAGES_MAX {
             self.spares.push(pages);
         }
         let result = match completion.result() {

@@ -2,15 +2,17 @@
 //! the limit and the remedy.
 
 use crate::config::fatal::Fatal;
-use glommio::{GlommioError, LocalExecutorBuilder, Placement};
+use glommio::{GlommioError, LocalExecutor, LocalExecutorBuilder, Placement};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity};
 use std::io;
 use uuid::Uuid;
 
-/// Bytes of memory that each executor registers with io_uring, for the buffers of its flushes.
-pub const IO_MEMORY: usize = 512 * 1024;
+/// Bytes of memory that each executor registers with io_uring: the least that glommio takes. The log has its own memory.
+const IO_MEMORY: usize = 64 * 1024;
+/// Entries of each of an executor's rings. It polls few descriptors, and only while a segment is made.
+const RING_DEPTH: usize = 16;
 /// Connections above the limit, for each shard, that there can be for a moment: see `server/admission.rs`.
 pub const CONNECTIONS_AHEAD_PER_SHARD: u64 = 32;
 /// File descriptors that a shard needs besides its connections within the limit: rings, segments, epoll set, doorbell,
@@ -120,7 +122,15 @@ pub fn new_id() -> Result<Uuid, Fatal> {
 /// # Errors
 /// [`Fatal::Host`]: io_uring cannot be used, or too little memory may be locked.
 pub fn check_io_uring() -> Result<(), Fatal> {
-    LocalExecutorBuilder::new(Placement::Unbound).io_memory(IO_MEMORY).make().map(drop).map_err(refusal)
+    executor(Placement::Unbound).map(drop).map_err(refusal)
+}
+
+/// Creates an executor for this thread.
+///
+/// # Errors
+/// For [`refusal`].
+pub fn executor(placement: Placement) -> Result<LocalExecutor, GlommioError<()>> {
+    LocalExecutorBuilder::new(placement).io_memory(IO_MEMORY).ring_depth(RING_DEPTH).make()
 }
 
 /// Converts the error of an executor that could not be created to the reason to end, with the remedy.

@@ -14,12 +14,15 @@ use std::rc::Rc;
 
 const READ_BYTES: usize = 16 * 1024;
 
+/// Bytes of memory that each executor registers with io_uring.
+const IO_BYTES: usize = 512 * 1024;
+
 fn main() {
     let FloorOptions { address, threads, .. } = FloorOptions::parse();
     std::thread::scope(|scope| {
         for placement in host::placements(threads) {
             scope.spawn(move || {
-                let executor = LocalExecutorBuilder::new(placement).io_memory(host::IO_MEMORY).make();
+                let executor = LocalExecutorBuilder::new(placement).io_memory(IO_BYTES).make();
                 let executor = executor.unwrap_or_else(|error| fail(&host::refusal(error)));
                 executor.run(serve(address)).unwrap_or_else(|error| fail(&error));
             });
