@@ -70,3 +70,20 @@ fn a_noted_message_is_seen_or_noted_still() {
         assert_eq!(taken.iter().collect::<Vec<_>>(), [0, 1], "taken before: {early:?}");
     });
 }
+
+#[test]
+fn senders_are_taken_once_and_in_order() {
+    loom::model(|| {
+        let (mail, mut senders) = (MailBitmap::default(), Senders::default());
+        assert!(mail.is_empty() && senders.is_empty());
+        [255, 0, 64, 63, 64].map(|sender| mail.note(sender));
+        assert!(!mail.is_empty());
+        mail.take(&mut senders);
+        assert!(mail.is_empty());
+        assert_eq!(senders.iter().collect::<Vec<_>>(), [0, 63, 64, 255]);
+        senders.insert(5);
+        mail.note(64);
+        mail.take(&mut senders);
+        assert_eq!(senders.iter().collect::<Vec<_>>(), [0, 5, 63, 64, 255]);
+    });
+}

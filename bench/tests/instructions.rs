@@ -1,8 +1,11 @@
 //! Instructions per operation on the request path, counted by callgrind and compared with a table, so that a change of
-//! the cost does not go unnoticed. The figures apply to the `tests` profile, one version of the compiler and CPUs with
-//! the same vector instructions. In another environment nothing is compared, and a line says why.
+//! the cost does not go unnoticed. The table has figures of the `tests` profile, and of the release profile, which is shipped
+//! and differs by link-time optimization. They apply to one version of the compiler and CPUs with the same vector
+//! instructions. In another environment nothing is compared, and a line says why.
 //!
-//! `STAMPEDE_WRITE_INSTRUCTIONS=1 cargo test --profile tests --workspace --test instructions` writes the table.
+//! `STAMPEDE_RELEASE_COUNT` names the program `count` of the release profile (`cargo build --release -p bench`). Without it,
+//! its figures are not compared. `STAMPEDE_WRITE_INSTRUCTIONS=1 cargo test --profile tests --workspace --test instructions`
+//! writes the table.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -16,6 +19,9 @@ const KINDS: [&str; 3] = ["refusal", "checkout", "purchase"];
 const OPERATIONS: [u64; 2] = [8 * 1024, 24 * 1024];
 /// Tolerance in percent. The copying and allocating functions of C libraries differ a little.
 const TOLERANCE_PERCENT: f64 = 2.0;
+/// Instructions of a checkout across 64 shards at most, over those across 2: with batches of 64 messages, and of one.
+const GROWTH_MAX: f64 = 1.1;
+const SPREAD_MAX: f64 = 2.5;
 
 /// Writes a line to standard error, which the test runner does not capture.
 fn say(line: &str) {
@@ -46,12 +52,18 @@ fn other_profile() -> Option<String> {
     if profile.ends_with("tests") { variables().find(changes) } else { Some(profile.display().to_string()) }
 }
 
-fn count(kind: &str, operations: u64) -> u64 {
+/// Returns the instructions of one operation.
+fn each(program: &Path, arguments: &[&str]) -> f64 {
+    let [fewer, more] = OPERATIONS;
+    (count(program, arguments, more) - count(program, arguments, fewer)) as f64 / (more - fewer) as f64
+}
+
+fn count(program: &Path, arguments: &[&str], operations: u64) -> u64 {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("callgrind.out");
     let mut callgrind = Command::new("valgrind");
     callgrind.arg("--tool=callgrind").arg(format!("--callgrind-out-file={}", file.display()));
-    callgrind.arg(env!("CARGO_BIN_EXE_count")).args([kind, &operations.to_string()]);
+    callgrind.arg(program).args(arguments).arg(operations.to_string());
     let text = output(&mut callgrind).expect("valgrind can be started");
     let line = text.lines().find_map(|line| line.split_once("Collected : "));
     line.and_then(|(_, number)| number.trim().parse().ok()).unwrap_or_else(|| panic!("no count in {text}"))
@@ -62,10 +74,10 @@ fn parse(table: &str) -> (String, BTreeMap<String, f64>) {
     let mut lines = table.lines().filter(|line| !line.starts_with('#'));
     let made_with = lines.next().expect("a line of the environment").to_owned();
     let figure = |line: &str| {
-        let (kind, figure) = line.split_once(' ')?;
-        Some((kind.to_owned(), figure.parse().ok()?))
+        let (name, figure) = line.rsplit_once(' ')?;
+        Some((name.to_owned(), figure.parse().ok()?))
     };
-    (made_with, lines.map(|line| figure(line).expect("a kind and a figure")).collect())
+    (made_with, lines.map(|line| figure(line).expect("a profile, a kind and a figure")).collect())
 }
 
 #[test]
@@ -74,7 +86,7 @@ fn instructions_per_operation_match_the_table() {
     let writes = std::env::var_os("STAMPEDE_WRITE_INSTRUCTIONS").is_some();
     let environment = environment();
     let table = std::fs::read_to_string(&path).expect("the table exists");
-    let (made_with, expected) = parse(&table);
+    let (made_with, mut expected) = parse(&table);
     if let Some(reason) = other_profile() {
         return say(&format!("not compared: this is not the tests profile: {reason}"));
     }
@@ -84,26 +96,41 @@ fn instructions_per_operation_match_the_table() {
     if output(Command::new("valgrind").arg("--version")).is_none() {
         return say("not compared: valgrind is missing; apt-get install valgrind");
     }
-    let [fewer, more] = OPERATIONS;
-    let each = |kind| (count(kind, more) - count(kind, fewer)) as f64 / (more - fewer) as f64;
-    let found = KINDS.map(|kind| (kind, each(kind)));
+    let release = std::env::var_os("STAMPEDE_RELEASE_COUNT").map(|path| ("release", PathBuf::from(path)));
+    let mut off = String::new();
+    for (profile, program) in [("tests", env!("CARGO_BIN_EXE_count").into())].into_iter().chain(release) {
+        for kind in KINDS {
+            let figure = each(&program, &[kind]);
+            let name = format!("{profile} {kind}");
+            let before = expected.insert(name.clone(), figure).unwrap_or(figure);
+            let change = (figure / before - 1.0) * 100.0;
+            say(&format!("{name} {figure:.1} ({change:+.2}%)"));
+            if change.abs() > TOLERANCE_PERCENT {
+                write!(off, "{name}: {figure:.1} instead of {before}; ").expect("writing to a string cannot fail");
+            }
+        }
+    }
     if writes {
         let comments = table.lines().filter(|line| line.starts_with('#'));
-        let mut text: String = comments.flat_map(|line| [line, "\n"]).collect();
-        writeln!(text, "{environment}").expect("writing to a string cannot fail");
-        for (kind, figure) in found {
-            writeln!(text, "{kind} {figure:.1}").expect("writing to a string cannot fail");
-        }
+        let figures = expected.iter().map(|(name, figure)| format!("{name} {figure:.1}"));
+        let lines = comments.map(str::to_owned).chain([environment]).chain(figures);
+        let text: String = lines.map(|line| line + "\n").collect();
         return std::fs::write(&path, text).expect("the table can be written");
     }
-    let mut off = String::new();
-    for (kind, figure) in found {
-        let change = (figure / expected[kind] - 1.0) * 100.0;
-        say(&format!("{kind} {figure:.1} ({change:+.2}%)"));
-        if change.abs() > TOLERANCE_PERCENT {
-            write!(off, "{kind}: {figure:.1} instead of {}; ", expected[kind])
-                .expect("writing to a string cannot fail");
-        }
-    }
     assert!(off.is_empty(), "{off}if the change is intended, write the table with STAMPEDE_WRITE_INSTRUCTIONS=1");
+}
+
+/// The work for a checkout that crosses shards does not grow with the number of shards. If a shard asks all others in one
+/// turn, its batches have one message each, and the work for a batch shows.
+#[test]
+fn instructions_do_not_grow_with_the_shards() {
+    if output(Command::new("valgrind").arg("--version")).is_none() {
+        return say("not compared: valgrind is missing; apt-get install valgrind");
+    }
+    let program = Path::new(env!("CARGO_BIN_EXE_count"));
+    let across = |shards, asked| each(program, &["--shards", shards, "--asked", asked, "crossing"]);
+    let [of_two, one_of_64, all_of_64] = [across("2", "1"), across("64", "1"), across("64", "63")];
+    say(&format!("a checkout across 2 shards {of_two:.1}; of 64, to one other {one_of_64:.1}, to all {all_of_64:.1}"));
+    assert!(one_of_64 < of_two * GROWTH_MAX, "{one_of_64:.1} instructions with 64 shards, {of_two:.1} with 2");
+    assert!(all_of_64 < of_two * SPREAD_MAX, "{all_of_64:.1} instructions to 63 shards, {of_two:.1} to one");
 }

@@ -93,21 +93,22 @@ impl<M> LaneSender<M> {
 }
 
 impl<M> LaneReceiver<M> {
-    /// Passes the messages that have arrived to `deliver`. Begins no batch after `limit` messages. Returns the number of
-    /// messages.
-    fn drain(&self, me: ShardId, limit: usize, mut deliver: impl FnMut(ShardId, M)) -> usize {
-        let mut received = 0;
-        while received < limit
-            && let Ok(batch) = self.batches.try_recv()
-        {
+    /// Passes the messages that have arrived to `deliver`, and adds their number to `received`. Begins no batch when there
+    /// are [`RECEIVED_PER_TURN`]. Returns whether the lane was emptied.
+    fn drain(&self, me: ShardId, received: &mut usize, mut deliver: impl FnMut(ShardId, M)) -> bool {
+        for _ in 0..self.batches.len() {
+            if *received >= RECEIVED_PER_TURN {
+                return false;
+            }
+            let batch = self.batches.try_recv().expect("only this shard receives from the lane");
             assert_eq!((batch.from, batch.to), (self.from, me), "a batch arrived on the wrong lane");
             let mut messages = batch.messages;
-            received += messages.len();
+            *received += messages.len();
             messages.drain(..).for_each(|message| deliver(batch.from, message));
             // During a shutdown, the sender may have stopped first.
             let _ = self.spares.send(messages);
         }
-        received
+        true
     }
 }
 
@@ -245,19 +246,17 @@ impl Endpoint {
         let before_first = order.partition_point(|place| *place < self.first);
         order.rotate_left(before_first);
         let (mut replies, mut requests) = (0, 0);
+        self.arrived = Senders::default();
         for &place in &order {
-            let left = RECEIVED_PER_TURN.saturating_sub(replies);
-            replies += self.inlets[place].replies.drain(self.me, left, |_, reply| deliver(Delivery::Reply(reply)));
-        }
-        for &place in &order {
-            let left = RECEIVED_PER_TURN.saturating_sub(requests);
-            let deliver = |from, request| deliver(Delivery::Request(from, request));
-            requests += self.inlets[place].requests.drain(self.me, left, deliver);
+            let lane = &self.inlets[place].replies;
+            if !lane.drain(self.me, &mut replies, |_, reply| deliver(Delivery::Reply(reply))) {
+                self.arrived.insert(lane.from.0);
+            }
         }
         for place in order.drain(..) {
-            let Inlet { requests, replies } = &self.inlets[place];
-            if requests.batches.is_empty() && replies.batches.is_empty() {
-                self.arrived.remove(replies.from.0);
+            let lane = &self.inlets[place].requests;
+            if !lane.drain(self.me, &mut requests, |from, request| deliver(Delivery::Request(from, request))) {
+                self.arrived.insert(lane.from.0);
             }
         }
         self.order = order;

@@ -13,9 +13,11 @@
 //! ahead too, and closes a connection in its next turn, after reading. When [`AHEAD_MAX`] connections for each shard are
 //! ahead, newcomers wait in the accept queue.
 //!
-//! The published numbers of other shards can be out of date. A shard reads them again after [`PLACES_PER_READ`] new
-//! connections at the latest, and publishes its own after each. So for a moment there can be at most
-//! `AHEAD_MAX + PLACES_PER_READ` connections for each shard above the limit, for which descriptors are set aside.
+//! The published numbers of other shards can be out of date. A shard reads them once in a millisecond, and in each turn
+//! while there are nearly as many connections as may be: with many shards, each read waits for the memory of other CPUs.
+//! It reads them again after [`PLACES_PER_READ`] new connections at the latest, and publishes its own after each. So for a
+//! moment there can be at most `AHEAD_MAX + PLACES_PER_READ` connections for each shard above the limit, for which
+//! descriptors are set aside.
 
 use crate::operate::shard_status::ConnectionNumbers;
 use crate::operate::status::Status;
@@ -30,6 +32,8 @@ use std::sync::atomic::Ordering;
 const AHEAD_MAX: usize = 16;
 /// New connections after which a shard reads the numbers of the other shards again.
 const PLACES_PER_READ: usize = 16;
+/// Connections below the limit from which on the numbers of the other shards are read in each turn.
+const NEAR_LIMIT: usize = 2048;
 const _: () = assert!(AHEAD_MAX + PLACES_PER_READ <= CONNECTIONS_AHEAD_PER_SHARD as usize);
 
 /// The place of a new connection.
@@ -53,6 +57,8 @@ pub struct Admission {
     others: OtherShards,
     /// New connections until the numbers of the other shards are read again.
     places: usize,
+    /// Monotonic time in ms of the last read in a turn.
+    read_ms: u64,
 }
 
 /// The numbers of the other shards, as they were read last.
@@ -93,7 +99,16 @@ impl Admission {
         connections_max: usize,
         addresses: Option<Arc<AddressLimit>>,
     ) -> Self {
-        Admission { shard, status, doorbells, connections_max, addresses, others: OtherShards::default(), places: 0 }
+        Admission {
+            shard,
+            status,
+            doorbells,
+            connections_max,
+            addresses,
+            others: OtherShards::default(),
+            places: 0,
+            read_ms: 0,
+        }
     }
 
     /// Returns the shard's own doorbell.
@@ -109,6 +124,19 @@ impl Admission {
     /// Returns the limit of connections for each address, if there is one.
     pub fn addresses(&self) -> Option<&Arc<AddressLimit>> {
         self.addresses.as_ref()
+    }
+
+    /// Reads the numbers of the other shards, if this is due in a turn at `now_ms`. This shard has `own` connections.
+    pub fn follow_others(&mut self, own: usize, now_ms: u64) {
+        if now_ms != self.read_ms || self.is_near_limit(own) {
+            self.read_ms = now_ms;
+            self.read_others();
+        }
+    }
+
+    /// Returns whether there may be too many connections in a moment.
+    pub fn is_near_limit(&self, own: usize) -> bool {
+        own + self.others.connections + NEAR_LIMIT >= self.connections_max
     }
 
     /// Reads the numbers of the other shards.
@@ -229,5 +257,22 @@ mod tests {
         let read_again = (1..).find(|_| second.place(2, None) == Some(Admitted::Free)).unwrap();
         assert!(read_again <= PLACES_PER_READ + 1, "{read_again}");
         assert!(!second.must_wait(100, false), "no connection can be closed: newcomers are refused");
+    }
+
+    /// Far from the limit, the numbers of others are read once in a millisecond, and near it in each turn.
+    #[test]
+    fn others_are_followed_closely_near_the_limit() {
+        let status = Arc::new(Status::new(Phase::Serving, 2, 0, false));
+        let doorbells: Arc<[Doorbell]> = (0..2).map(|_| Doorbell::new().unwrap()).collect();
+        let of = |shard| Admission::new(ShardId(shard), status.clone(), doorbells.clone(), 2 * NEAR_LIMIT, None);
+        let (mut first, second) = (of(0), of(1));
+        let mut seen = |now_ms, connections| {
+            second.numbers().publish(connections, 0, None);
+            first.follow_others(1, now_ms);
+            first.others.connections
+        };
+        assert_eq!([seen(5, 7), seen(5, 8), seen(6, 9), seen(6, 10)], [7, 7, 9, 9]);
+        assert_eq!([seen(7, NEAR_LIMIT), seen(7, NEAR_LIMIT + 1), seen(7, 3)], [NEAR_LIMIT, NEAR_LIMIT + 1, 3]);
+        assert_eq!([seen(7, 4), seen(8, 5)], [3, 5]);
     }
 }

@@ -21,7 +21,7 @@ const LINE_MS: u64 = 60_000;
 impl Server {
     /// Closes idle connections if there are too many, and accepts waiting ones.
     pub(crate) fn accept(&mut self, now: Moment) {
-        self.admission.read_others();
+        self.admission.follow_others(self.clients.count(), now.monotonic_ms);
         self.close_excess(now);
         let mut acceptor = std::mem::take(&mut self.acceptor);
         if self.must_wait() {
@@ -66,6 +66,9 @@ impl Server {
 
     /// Returns whether there are too many connections, and this shard must close one.
     pub fn must_evict(&mut self) -> bool {
+        if !self.admission.is_near_limit(self.clients.count()) {
+            return false;
+        }
         self.admission.read_others();
         self.excess() > 0
     }

@@ -15,10 +15,10 @@ mod storage;
 mod two_machines;
 
 use rules::Bug;
-use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::{env, fs};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{env, fs, thread};
 
 /// Environment variable that selects a bug by its position in the table, from 1.
 const CHOICE: &str = "STAMPEDE_PLANTED";
@@ -38,17 +38,28 @@ fn every_planted_bug_is_caught() {
     let tests = copy.build();
     let unharmed = run(&tests, 0, "sim::every", "300");
     assert!(unharmed.status.success(), "the copy fails without a bug: {}", text(&unharmed));
-    let mut report = String::new();
-    let mut missed = 0;
-    for (number, bug) in (1..).zip(bugs()) {
-        let lived = run(&tests, number, bug.caught_by, SEEDS);
-        let (is_caught, said) = (!lived.status.success(), text(&lived));
-        missed += u32::from(!is_caught);
-        let how = if is_caught { complaint(&said) } else { format!("MISSED by {}", bug.caught_by) };
-        writeln!(report, "{}: {}: {how}", bug.file, bug.what).unwrap();
-    }
+    // Most bugs need one thread, so there are as many runs at a time as CPUs.
+    let numbered: Vec<(usize, &Bug)> = (1..).zip(bugs()).collect();
+    let next = AtomicUsize::new(0);
+    let try_bugs = || {
+        let mut verdicts = Vec::new();
+        while let Some((number, bug)) = numbered.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let lived = run(&tests, *number, bug.caught_by, SEEDS);
+            let (is_caught, said) = (!lived.status.success(), text(&lived));
+            let how = if is_caught { complaint(&said) } else { format!("MISSED by {}", bug.caught_by) };
+            verdicts.push((*number, is_caught, format!("{}: {}: {how}\n", bug.file, bug.what)));
+        }
+        verdicts
+    };
+    let workers = thread::available_parallelism().map_or(1, usize::from);
+    let mut verdicts = thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(try_bugs)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect::<Vec<_>>()
+    });
+    verdicts.sort();
+    let report: String = verdicts.iter().map(|(_, _, line)| line.as_str()).collect();
     println!("{report}");
-    assert_eq!(missed, 0, "bugs that no test caught:\n{report}");
+    assert!(verdicts.iter().all(|(_, is_caught, _)| *is_caught), "bugs that no test caught:\n{report}");
 }
 
 /// Returns the name of the first failed test and its message.

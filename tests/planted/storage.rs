@@ -54,6 +54,35 @@ pub const STORAGE: &[Bug] = &[
         wrong: "by_schedule.or(times)",
         caught_by: "log::opened_sales",
     },
+    // --- flushes ---
+    Bug {
+        what: "a flush counts as durable before an earlier one has completed",
+        file: "log/writer.rs",
+        place: "self.flushes.pop_front_if(|flush| «flush.is_complete»)?",
+        wrong: "{ let _ = flush; true }",
+        caught_by: "log::writer",
+    },
+    Bug {
+        what: "a second flush writes a block for a few records",
+        file: "log/writer.rs",
+        place: "if «self.is_flushing()» {",
+        wrong: "false",
+        caught_by: "log::writer",
+    },
+    Bug {
+        what: "a write that is cut short counts as whole",
+        file: "system/disk_ring.rs",
+        place: "written if «written as usize == expected» => Ok(()),",
+        wrong: "written as usize <= expected",
+        caught_by: "system::disk_ring",
+    },
+    Bug {
+        what: "memory of an earlier write is in the next one",
+        file: "system/disk_ring.rs",
+        place: "«pages.clear();»",
+        wrong: "",
+        caught_by: "system::disk_ring",
+    },
     // --- the log budget ---
     Bug {
         what: "a hold is granted although the log has no block for its end",
@@ -122,9 +151,9 @@ pub const STORAGE: &[Bug] = &[
     Bug {
         what: "a torn tail is taken for damage",
         file: "log/stream.rs",
-        place: "let known = «*known.get_or_insert(header.flushed)»;",
-        wrong: "known.get_or_insert(header.flushed).saturating_sub(1)",
-        caught_by: SIM,
+        place: "let known = *known.get_or_insert(«header.records_before.saturating_sub(1)»);",
+        wrong: "header.flushed",
+        caught_by: "log::stream",
     },
     Bug {
         what: "a seal does not prove that earlier records were durable",
