@@ -76,7 +76,7 @@ fn senders_are_taken_once_and_in_order() {
     loom::model(|| {
         let (mail, mut senders) = (MailBitmap::default(), Senders::default());
         assert!(mail.is_empty() && senders.is_empty());
-        [255, 0, 64, 63, 64].map(|sender| mail.note(sender));
+        [255, 0, 64, 63, 64].into_iter().for_each(|sender| mail.note(sender));
         assert!(!mail.is_empty());
         mail.take(&mut senders);
         assert!(mail.is_empty());
