@@ -16,7 +16,7 @@ const RING_DEPTH: usize = 16;
 /// Connections above the limit, for each shard, that there can be for a moment: see `server/admission.rs`.
 pub const CONNECTIONS_AHEAD_PER_SHARD: u64 = 32;
 /// File descriptors that a shard needs besides its connections within the limit: rings, segments, epoll set, doorbell,
-/// of which it has about 13, and connections above the limit.
+/// of which it has about 14, and connections above the limit.
 const DESCRIPTORS_PER_SHARD: u64 = 32 + CONNECTIONS_AHEAD_PER_SHARD;
 /// File descriptors that the process needs besides its shards and the connections of the admin port.
 const DESCRIPTORS_BESIDES: u64 = 64;

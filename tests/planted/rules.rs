@@ -414,8 +414,8 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "a turn receives everything that has arrived",
         file: "runtime/mesh.rs",
-        place: "let left = «RECEIVED_PER_TURN.saturating_sub(requests)»;",
-        wrong: "usize::MAX - requests",
+        place: "if «*received >= RECEIVED_PER_TURN» {",
+        wrong: "false",
         caught_by: "mesh::",
     },
     Bug {
