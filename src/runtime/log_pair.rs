@@ -153,10 +153,9 @@ impl LogPair {
     ) -> Result<(), (LogKind, io::Error)> {
         let LogPair { purchases, attempts, ring, persistence, .. } = self;
         while let Some((key, result)) = ring.completed().map_err(|error| (LogKind::Purchases, error))? {
-            let is_purchases = purchases.note_completed(key);
+            let is_attempts = !purchases.note_completed(key) && attempts.note_completed(key);
             let (kind, log) =
-                if is_purchases { (LogKind::Purchases, &mut *purchases) } else { (LogKind::Attempts, &mut *attempts) };
-            assert!(is_purchases || log.note_completed(key), "a write belongs to one of the logs");
+                if is_attempts { (LogKind::Attempts, &mut *attempts) } else { (LogKind::Purchases, &mut *purchases) };
             result.map_err(|error| (kind, error))?;
             while let Some(flushed) = log.take_flushed() {
                 note(kind, log, persistence.as_ref(), flushed);

@@ -85,8 +85,8 @@ impl ShardIo {
         lane_waiting.store(waiting, Ordering::Relaxed);
     }
 
-    /// Waits for a socket, the doorbell, `other`, or `timeout_ms` milliseconds. In any case the executor processes its
-    /// io_uring rings at least once, because no flush begins or ends otherwise.
+    /// Waits for a socket, the doorbell, the end of a write, `other`, or `timeout_ms` milliseconds. In any case the executor
+    /// processes its io_uring rings at least once, because `other` begins and ends only then.
     pub async fn wait_with_executor(&mut self, timeout_ms: u64, mut other: impl FnMut(&mut Context<'_>) -> Poll<()>) {
         if timeout_ms == 0 {
             let mut pass = PollState::new();

@@ -183,12 +183,12 @@ impl TurnLoop {
         self.make_segments(now);
         self.note_ready();
         let is_preparing = !is_paused && self.shard.prepare(now);
-        self.wait_ms = match () {
-            () if self.shard.has_due_effects() => 0,
-            () if is_paused && self.shard_io.mesh.has_unsent() => LANE_RETRY_MS,
-            () if is_paused => PAUSE_MS,
-            () if is_preparing => self.time_to_next(now).min(SLICE_MS),
-            () => self.time_to_next(now),
+        self.wait_ms = if self.shard.has_due_effects() {
+            0
+        } else if is_paused {
+            if self.shard_io.mesh.has_unsent() { LANE_RETRY_MS } else { PAUSE_MS }
+        } else {
+            self.time_to_next(now).min(if is_preparing { SLICE_MS } else { u64::MAX })
         };
         self.record_duration(began_us);
         Ok(false)

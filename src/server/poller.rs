@@ -92,7 +92,7 @@ impl Poller {
         events.map(|(data, flags)| (data.u64(), flags)).filter(|(key, _)| *key != WAKERS)
     }
 
-    /// Waits in the executor until a socket is ready or the doorbell rings. Call `look` afterwards.
+    /// Waits in the executor until a socket is ready or a waker is readable. Call `poll` afterwards.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.polls += 1;
         if self.polls > POLLS_MAX {

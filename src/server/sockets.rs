@@ -187,7 +187,7 @@ impl Server {
         }
     }
 
-    /// Waits in the executor until a socket is ready or the doorbell rings. Call `look` afterwards.
+    /// Waits in the executor until a socket is ready or a waker is readable. Call `poll` afterwards.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.register_newcomers();
         self.poller.poll_ready(cx)

@@ -8,6 +8,8 @@ use crate::service::Stuck;
 use serde_json::Value;
 use stampede::sale::ids::{ItemId, ShardId, UserId};
 use stampede::sale::partition::Partition;
+use std::any::Any;
+use std::cell::RefCell;
 use std::io::Write;
 use std::net::TcpStream;
 use std::path::Path;
@@ -138,6 +140,8 @@ struct Scene {
     users: Vec<i64>,
     /// Users that the first shard owns.
     other_users: Vec<i64>,
+    /// Connections that stay open, so that the number of connections only grows.
+    kept: RefCell<Vec<Box<dyn Any>>>,
 }
 
 impl Scene {
@@ -146,25 +150,33 @@ impl Scene {
         let (partition, second) = (Partition::new(2), ShardId(1));
         let items = (0..100).filter(|item| partition.owner_of_item(ItemId(*item)) == second).collect();
         let (users, other_users) = (1..100).partition(|user| partition.owner_of_user(UserId(*user)) == second);
-        Scene { server, items, users, other_users }
+        Scene { server, items, users, other_users, kept: RefCell::default() }
     }
 
     /// Opens connections until one is on the first shard: it increases that shard's count. Returns it.
-    fn on_first_shard<C>(&self, connect: impl Fn(&Server) -> C) -> C {
+    fn on_first_shard<C: 'static>(&self, connect: impl Fn(&Server) -> C) -> C {
         let mut watcher = self.server.connect();
-        let mut count = || watcher.request("GET /health").json()["shards"][0]["connections"].as_u64().unwrap();
-        let (mut others, mut before) = (Vec::new(), count());
-        loop {
+        let mut counts = || {
+            let health = watcher.request("GET /health").json();
+            [0, 1].map(|shard| health["shards"][shard]["connections"].as_u64().unwrap())
+        };
+        let mut before = counts();
+        let client = loop {
             let client = connect(&self.server);
             // The shard accepts the connection after this thread has connected.
-            thread::sleep(Duration::from_millis(50));
-            let now = count();
-            if now > before {
-                return client;
+            let mut now = before;
+            wait_until("the connection is accepted", || {
+                now = counts();
+                now[0] + now[1] > before[0] + before[1]
+            });
+            if now[0] > before[0] {
+                break client;
             }
             before = now;
-            others.push(client);
-        }
+            self.kept.borrow_mut().push(Box::new(client));
+        };
+        self.kept.borrow_mut().push(Box::new(watcher));
+        client
     }
 }
 
@@ -177,7 +189,9 @@ fn a_hold_is_released_if_its_client_disconnects_before_the_answer() {
     let scene = Scene::new(dir.path());
     let server = &scene.server;
     History::at(server.address).leave_gap();
-    let bought = server.connect().reserve(scene.users[9], scene.items[9]);
+    // It stays connected: `on_first_shard` needs a number of connections that only grows.
+    let mut buyer = server.connect();
+    let bought = buyer.reserve(scene.users[9], scene.items[9]);
     let requests = [
         format!("POST /checkout?user_id={}&item_id={}", scene.users[0], scene.items[0]),
         format!("POST /checkout?user_id={}&item_id={}", scene.other_users[0], scene.items[1]),
@@ -189,13 +203,15 @@ fn a_hold_is_released_if_its_client_disconnects_before_the_answer() {
         Ok(stuck) => stuck,
         Err(error) => return skipped("disconnected clients", error),
     };
-    for (mut socket, request) in sockets.into_iter().zip(&requests) {
+    for (mut socket, request) in sockets.iter().zip(&requests) {
         let request = format!("{request} HTTP/1.1\r\nHost: x\r\nIdempotency-Key: k\r\n\r\n");
+        let asked = || server.metric("stampede_lane_messages_total") + server.metric("stampede_lane_waiting_messages");
+        let before = asked();
         socket.write_all(request.as_bytes()).unwrap();
-        // The first shard reads the request and waits for the second.
-        thread::sleep(Duration::from_millis(100));
+        wait_until("the first shard has read the request and waits for the second", || asked() > before);
         socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO)).unwrap();
     }
+    drop(sockets);
     thread::sleep(Duration::from_millis(100));
     stuck.release_to();
     let mut client = server.connect();
