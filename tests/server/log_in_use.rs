@@ -159,6 +159,10 @@ fn nothing_is_changed_and_nothing_is_locked() {
     let (server, mut deeds) = (start(dir.path(), &cluster, &[]), Deeds::default());
     deeds.buy(&mut server.connect(), (1, 1));
     server.kill();
+    // PostgreSQL may still commit what the server has sent.
+    let sessions =
+        "select count(*) from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()";
+    wait_until("the sessions of the server have ended", || cluster.count(sessions) == 0);
     // An incomplete segment, which a start removes, beside a log that is not sealed.
     fs::write(dir.path().join("log/purchases-0000000001-00000-000000009999-16.new"), "half").unwrap();
     let rows = "select (select count(*) from log_positions), (select count(*) from checkouts), epoch, run, seen_at from clusters";
