@@ -12,7 +12,7 @@
 //! | 6 | `upgrade/` | two processes, one sale | the sale itself: it passes through the log |
 //! | 6 | `operate/` | what operators and readers see | waiting for a shard, or making one wait |
 //! | 5 | `log/` | bytes of the log, files, recovery | decisions of the sale |
-//! | 4 | `system/` | clocks, CPUs, descriptors, threads | anything of a sale |
+//! | 4 | `system/` | clocks, CPUs, descriptors, threads, durable writes | anything of a sale |
 //! | 3 | `http/` | bytes to requests, outcomes to answers, pure | sockets |
 //! | 3 | `config/` | settings, reasons to end | I/O except log lines and the exit |
 //! | 2 | `plan/` | what is sold when: the file of a plan and its mistakes, pure | a file, a clock |

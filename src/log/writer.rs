@@ -20,7 +20,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
@@ -51,7 +50,7 @@ pub struct Chunk {
 
 /// Open segment, and the number of its blocks that are used.
 struct Segment {
-    file: Arc<File>,
+    file: Rc<File>,
     name: SegmentName,
     used: u32,
 }
@@ -345,7 +344,7 @@ async fn make_and_open(name: SegmentName, dir: &Path, direct: bool, is_made: &mu
     }
     let path = name.path(dir);
     let file = glommio::executor().spawn_blocking(move || segment::open_durable(&path, direct)).await?;
-    Ok(Segment { file: Arc::new(file), name, used: 0 })
+    Ok(Segment { file: Rc::new(file), name, used: 0 })
 }
 
 /// The end of a creation of a segment.
@@ -387,7 +386,7 @@ mod tests {
         let mut log = LogWriter::new(stream, dir, false, 8);
         let name = SegmentName::first(stream, 8);
         name.make(dir).unwrap();
-        let file = Arc::new(segment::open_durable(&name.path(dir), false).unwrap());
+        let file = Rc::new(segment::open_durable(&name.path(dir), false).unwrap());
         log.segments.push_back(Segment { file, name, used: 0 });
         log
     }

@@ -15,7 +15,7 @@ use slab::Slab;
 use std::fs::File;
 use std::io;
 use std::mem;
-use std::sync::Arc;
+use std::rc::Rc;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Writes that one ring has room for.
@@ -39,7 +39,7 @@ pub type WriteKey = usize;
 /// A write that the kernel may still read from.
 struct PendingWrite {
     /// Keeps the descriptor open.
-    _file: Arc<File>,
+    _file: Rc<File>,
     pages: Vec<DiskPage>,
 }
 
@@ -77,7 +77,7 @@ impl DiskRing {
     ///
     /// # Errors
     /// The kernel takes no write: see `io_uring_enter(2)`.
-    pub fn write(&mut self, file: &Arc<File>, pages: Vec<DiskPage>, offset: u64) -> io::Result<WriteKey> {
+    pub fn write(&mut self, file: &Rc<File>, pages: Vec<DiskPage>, offset: u64) -> io::Result<WriteKey> {
         let bytes = pages.as_bytes();
         let write = opcode::Write::new(types::Fd(file.as_raw_fd()), bytes.as_ptr(), bytes.len() as u32).offset(offset);
         let key = self.pending.insert(PendingWrite { _file: file.clone(), pages });
@@ -168,7 +168,7 @@ mod tests {
     fn writes_arrive_at_their_offsets() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
-        let file = Arc::new(File::create(&path).unwrap());
+        let file = Rc::new(File::create(&path).unwrap());
         let mut ring = DiskRing::new().unwrap();
         for round in 0..ENTRIES as u8 {
             let (first, second) = (pages_of(&mut ring, round + 1, 1), pages_of(&mut ring, round + 2, 2));
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn a_write_that_fails_says_why() {
         let mut ring = DiskRing::new().unwrap();
-        let full = Arc::new(File::options().write(true).open("/dev/full").unwrap());
+        let full = Rc::new(File::options().write(true).open("/dev/full").unwrap());
         let pages = ring.pages(1);
         let key = ring.write(&full, pages, 0).unwrap();
         let (ended, result) = completed(&mut ring);
@@ -205,7 +205,7 @@ mod tests {
         rustix::fs::fcntl_setfl(&writer, rustix::fs::OFlags::NONBLOCK).unwrap();
         let mut ring = DiskRing::new().unwrap();
         let pages = ring.pages(2);
-        ring.write(&Arc::new(File::from(writer)), pages, 0).unwrap();
+        ring.write(&Rc::new(File::from(writer)), pages, 0).unwrap();
         let (_, result) = completed(&mut ring);
         assert_eq!(result.unwrap_err().kind(), io::ErrorKind::WriteZero);
     }

@@ -135,13 +135,7 @@ pub fn executor(placement: Placement) -> Result<LocalExecutor, GlommioError<()>>
 
 /// Converts the error of an executor that could not be created to the reason to end, with the remedy.
 pub fn refusal(error: GlommioError<()>) -> Fatal {
-    let text = error.to_string();
-    if text.contains("MemLockLimit") || text.contains("memlock") || text.contains("Cannot allocate memory") {
-        return Fatal::Host(format!(
-            "the limit on locked memory is too low: {text}; raise LimitMEMLOCK or ulimit -l to 8 MiB plus 2 MiB per shard"
-        ));
-    }
-    no_io_uring(&text)
+    no_io_uring(&error.to_string())
 }
 
 /// Converts the error of a ring that could not be created to the reason to end, with the remedy.
@@ -149,8 +143,14 @@ pub fn no_ring(error: io::Error) -> Fatal {
     if lacks_descriptors(&error) { no_descriptors(error) } else { no_io_uring(&error.to_string()) }
 }
 
-/// Of an io_uring that a seccomp profile refuses, Docker answers "not permitted", and podman "not implemented".
+/// Returns the reason to end if io_uring cannot be used, with the remedy.
 fn no_io_uring(text: &str) -> Fatal {
+    if text.contains("MemLockLimit") || text.contains("memlock") || text.contains("Cannot allocate memory") {
+        return Fatal::Host(format!(
+            "the limit on locked memory is too low: {text}; raise LimitMEMLOCK or ulimit -l to 8 MiB plus 2 MiB per shard"
+        ));
+    }
+    // Of an io_uring that a seccomp profile refuses, Docker answers "not permitted", and podman "not implemented".
     Fatal::Host(format!(
         "io_uring cannot be used: {text}; allow io_uring in the container's seccomp profile, set \
          kernel.io_uring_disabled to 0, and use Linux 5.11 or newer"
@@ -165,4 +165,23 @@ pub fn no_descriptors(error: io::Error) -> Fatal {
 /// Returns whether an error means that the process or the system has no file descriptors left.
 pub fn lacks_descriptors(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ring_that_cannot_be_created_has_a_remedy() {
+        let reason = |errno: Errno| no_ring(errno.into()).to_string();
+        for (errno, remedy) in [
+            (Errno::MFILE, "LimitNOFILE"),
+            (Errno::NFILE, "LimitNOFILE"),
+            (Errno::NOMEM, "LimitMEMLOCK"),
+            (Errno::PERM, "seccomp"),
+            (Errno::NOSYS, "seccomp"),
+        ] {
+            assert!(reason(errno).contains(remedy), "{}", reason(errno));
+        }
+    }
 }

@@ -1,9 +1,9 @@
-//! The machine: clocks, CPUs, descriptors, threads. Never here: anything of a sale.
+//! The machine: clocks, CPUs, descriptors, threads, durable writes. Never here: anything of a sale.
 //!
 //! [`clock`] (the time of a turn), [`discipline`] (how it follows the system clock), [`host`] (CPUs, limits, io_uring),
-//! [`threads`] (threads and event loops), [`disk_ring`] (durable writes to files), [`restart`] (this program, executed again), [`doorbell`] (wakes a sleeping shard), [`mail_bitmap`]
-//! (who has sent something to a shard), [`listener`] (listening sockets),
-//! [`proc_stats`] (CPU time, memory and descriptors of this process).
+//! [`threads`] (threads and event loops), [`restart`] (this program, executed again), [`disk_ring`] (durable writes to
+//! files), [`doorbell`] (wakes a sleeping shard), [`mail_bitmap`] (who has sent something to a shard), [`listener`]
+//! (listening sockets), [`proc_stats`] (CPU time, memory and descriptors of this process).
 
 pub mod clock;
 pub mod discipline;
