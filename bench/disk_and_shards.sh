@@ -1,13 +1,11 @@
 # Measurements of bench/run that compare a durable answer with the disk, and many shards with one. The functions that they
 # use are in suite.sh.
 
-# metric NAME LABELS: a sum over all lines of a metric with these labels, from the server's metrics.
-metric() { curl -s localhost:8081/metrics | awk -v name="stampede_$1{" -v label="$2" 'index($0, name) == 1 && index($0, label) { sum += $2 } END { print sum + 0 }'; }
-# mean_flush: the mean duration of a flush of the purchase log, in microseconds.
+# mean_flush: the mean duration of a flush of the purchase log in microseconds, from the text of /metrics.
 mean_flush() {
-  calc "1e6 * $(metric log_flush_seconds_sum 'log="purchases"') / $(metric log_flush_seconds_count 'log="purchases"')"
+  awk '/^stampede_log_flush_seconds_sum\{log="purchases"/ { sum += $2 } /^stampede_log_flush_seconds_count\{log="purchases"/ { count += $2 } END { printf "%.3f", 1e6 * sum / count }'
 }
-# raw_writes NAME: writes blocks as the log does, on the CPU of the server, and keeps the report.
+# raw_writes NAME: writes blocks as the log does, on the first CPU, and keeps the report.
 raw_writes() {
   mkdir -p "$dir/raw-writes"
   rm -f "$dir/raw-writes"/*
@@ -32,12 +30,10 @@ durable_latency() {
   figure "durable checkout, one connection: p50" "$(median_of "${checkouts[@]}")" µs
   figure "durable checkout, one connection: over one synced write and a refusal, p50 of each" "$(median_of "${ratios[@]}")" × '≤ 1.3'
 }
-# median_of NUMBER...
-median_of() { printf '%s\n' "$@" | sort -n | sed -n "$((($# + 1) / 2))p"; }
 
 # Whole sales without Postgres, and the flushes in them beside the disk's own write.
 sales_alone() {
-  local round shards connections name flush times flushes alone
+  local round shards connections name write times flushes alone
   for connections in 64 256; do
     alone=''
     for shards in 1 2; do
@@ -47,19 +43,18 @@ sales_alone() {
         serve "$name" --shards $shards
         raw_writes "$shards-$connections-$round"
         storm "$name" --connections $connections --duration 30 >/dev/null
-        flush=$(mean_flush)
         curl -s localhost:8081/metrics >"$raw/$name.metrics"
         stop
         times+=("$(field last_purchase_s <"$raw/$name.json")")
-        flushes+=("$(calc "$flush / $(grep -o '"mean_us":[0-9.]*' "$raw/raw-writes-$shards-$connections-$round.json" | cut -d: -f2)")")
+        write=$(field mean_us <"$raw/raw-writes-$shards-$connections-$round.json")
+        flushes+=("$(calc "$(mean_flush <"$raw/$name.metrics") / $write")")
       done
       local what="10,000 items sold without Postgres, --shards $shards, $connections connections"
       figure "$what: first request to last 200" "$(calc "$(median_of "${times[@]}")")" s "$([ $shards = 2 ] || echo '≤ 0.25')"
       [ -z "$alone" ] || figure "$what: over 1 shard" "$(calc "$(median_of "${times[@]}") / $alone")" × '≤ 1.2'
       [ -n "$alone" ] || alone=$(median_of "${times[@]}")
       figure "$what: mean flush over one synced write" "$(median_of "${flushes[@]}")" × "$([ $shards-$connections != 1-64 ] || echo '≤ 2')"
-      figure "$what: turns of at most 1 ms" \
-        "$(awk '/^stampede_turn_seconds_bucket/ && /le="0.001"/ { within += $2 } /^stampede_turn_seconds_count/ { all += $2 } END { printf "%.2f", 100 * within / all }' "$raw/$name.metrics")" %
+      figure "$what: turns of at most 1 ms" "$(turns 0.001 <"$raw/$name.metrics" | awk '{ printf "%.2f", 100 * $1 / $2 }')" %
     done
   done
 }
@@ -90,7 +85,7 @@ cost_of_connections() {
 
 # Shards that share one CPU, in turn with one shard.
 many_shards() {
-  local shards connections idle before one
+  local shards connections idle before one=()
   for shards in 1 2 4 16 64; do
     cpus=0 serve "shards-$shards" --shards $shards
     sleep 1

@@ -96,6 +96,8 @@ cpu_us() { cat "/proc/$1"/task/*/schedstat | awk '{ sum += $1 } END { printf "%.
 resident_mb() { awk '/VmRSS/ { printf "%.1f", $2 / 1024 }' "/proc/$1/status"; }
 now() { date +%s%N; }
 seconds() { calc "($2 - $1) / 1e9"; }
+# median_of NUMBER...: prints the median; of an even count, the lower one of the two in the middle.
+median_of() { printf '%s\n' "$@" | sort -n | sed -n "$((($# + 1) / 2))p"; }
 calc() { awk "BEGIN { printf \"%.3f\", $1 }"; }
 # field NAME: the first number with this name in the JSON on standard input. within OBJECT NAME: the same, in an object.
 field() { grep -o "\"$1\":[^,}]*" | head -1 | cut -d: -f2; }
@@ -186,7 +188,7 @@ counting() {
   wait $scraper || true
   printf '%s\n' "${ratios[@]}" | sort -n >"$raw/counting.txt"
   figure "counting and a scrape each second, over neither: server CPU of a refusal" \
-    "$(sed -n "$(((${#ratios[@]} + 1) / 2))p" "$raw/counting.txt")" × '≤ 1.03'
+    "$(median_of "${ratios[@]}")" × '≤ 1.03'
 }
 pairs() {
   local items request before pair
@@ -272,8 +274,10 @@ hostile_mix() {
     "$(calc "1000 * $(awk '/^stampede_longest_turn_seconds/ { print $2 }' "$raw/hostile-cpu-metrics.txt")")" ms
 }
 # over_5_ms: the number of turns of all shards that took longer than 5 ms, from the text of /metrics.
-over_5_ms() {
-  awk '/^stampede_turn_seconds_bucket/ && /le="0.005"/ { within += $2 } /^stampede_turn_seconds_count/ { all += $2 } END { print all - within }'
+over_5_ms() { turns 0.005 | awk '{ print $2 - $1 }'; }
+# turns SECONDS: the number of turns of all shards that took no longer, and that of all turns, from the text of /metrics.
+turns() {
+  awk -v le="le=\"$1\"" '/^stampede_turn_seconds_bucket/ && index($0, le) { within += $2 } /^stampede_turn_seconds_count/ { all += $2 } END { print within + 0, all + 0 }'
 }
 
 # Twenty upgrades in a row under load. First storm sends requests at half the rate of the closed loop and verifies all
