@@ -4,7 +4,7 @@
 # The server's CPU time is the time of all its threads on a CPU, user and system, as the kernel's scheduler counts it in
 # nanoseconds. It is divided by the number of requests that the client counted.
 
-parts() { echo rules recovery refusals counting pairs latency_of_refusals many_connections hostile_mix upgrades sell_outs durable_latency sales_alone per_connection many_shards any_units many_products opening latency_of_purchases beside_backlog drain; }
+parts() { echo rules recovery refusals counting pairs latency_of_refusals many_connections hostile_mix upgrades sell_outs durable_latency sales_alone per_connection many_shards any_units large_stocks opening latency_of_purchases beside_backlog drain; }
 
 # of_size SHORT FULL: the duration or the number for this size of run.
 of_size() { if [ "$size" = short ]; then echo "$1"; else echo "$2"; fi; }
@@ -401,32 +401,45 @@ any_unit() {
   stop
 }
 
-# Two sales of 1,000,000 units, in one product and in 1,000. The second one opens when the first one closes, under requests.
-many_products() {
-  local products
-  for products in 1 1000; do
-    million_units $products
+# The hour with large stocks: requests in the minute in which the next sale is prepared and opens, beside those before it.
+large_stocks() {
+  local round
+  for round in $(seq "$(of_size 1 3)"); do
+    the_hour 10000 1
+    the_hour 1000000 1
+    the_hour 1000000 1000
+    the_hour 10000000 1
   done
 }
-million_units() {
-  local products=$1 opens sale product plan=$dir/products-$1.toml
-  local what="1,000,000 units of $1 product(s), 1 shard"
-  opens=$(($(date +%s) + 20))
+# the_hour ITEMS PRODUCTS: two sales of 60 s. The second one is prepared 30 s before it opens.
+the_hour() {
+  local opens sale product before longest name=hour-$1-$2-$round plan=$dir/hour.toml
+  local what="$1 items in $2 product(s), 1 shard, round $round"
+  opens=$(($(date +%s) + 50))
   for sale in 1 2; do
     printf '[[sale]]\nid = %s\nname = "S"\nuser_limit = 10\n' $sale
-    printf 'opens = %s\ncloses = %s\n' "$(utc $((opens + (sale - 2) * 3600)))" "$(utc $((opens + (sale - 1) * 3600)))"
-    for product in $(seq "$products"); do
-      printf '[[sale.product]]\nid = "p%s"\nname = "P"\nquantity = %s\n' "$product" $((1000000 / products))
+    printf 'opens = %s\ncloses = %s\n' "$(utc $((opens + (sale - 2) * 60)))" "$(utc $((opens + (sale - 1) * 60)))"
+    for product in $(seq "$2"); do
+      printf '[[sale.product]]\nid = "p%s"\nname = "P"\nquantity = %s\n' "$product" $(($1 / $2))
     done
   done >"$plan"
-  start "products-$products" --plan "$plan" --shards 1 --admin-listen 127.0.0.1:8093
-  figure "$what: resident memory" "$(resident_mb $server)" MB
-  wrk -t1 -c64 -d$((opens + 5 - $(date +%s)))s --latency http://127.0.0.1:8089/sale >"$raw/products-$products.wrk"
+  cpus=0 start "$name" --plan "$plan" --shards 1 --admin-listen 127.0.0.1:8093
+  before=$(resident_mb $server)
+  figure "$what: resident memory" "$before" MB
+  longest=$(longest_wait "$name-before" $((opens - 32)))
+  figure "$what: longest wait before the next sale is prepared" "$longest" ms
+  longest=$(longest_wait "$name" $((opens + 4)))
+  figure "$what: longest wait while it is prepared and opens" "$longest" ms '≤ 2'
   [ "$(curl -s localhost:8089/sale | field sale_id)" = 2 ]
-  figure "$what: resident memory with the next sale" "$(resident_mb $server)" MB
-  figure "$what: longest turn, with the opening of the next sale" \
+  figure "$what: memory with the next sale, relative" "$(calc "$(resident_mb $server) / $before")" × '≤ 1.1'
+  figure "$what: longest turn" \
     "$(calc "1e3 * $(curl -s localhost:8093/metrics | awk '/^stampede_longest_turn_seconds/ { print $2; exit }')")" ms
   stop
+}
+# longest_wait NAME UNTIL: the longest of the requests of 16 connections, in milliseconds.
+longest_wait() {
+  taskset -c 1 wrk -t1 -c16 -d$(($2 - $(date +%s)))s --latency http://127.0.0.1:8089/sale >"$raw/$1.wrk"
+  awk '$1 == "Latency" { ms = $4 ~ /us$/ ? $4 / 1000 : $4 ~ /ms$/ ? $4 + 0 : $4 * 1000; print ms; exit }' "$raw/$1.wrk"
 }
 utc() { date -u -d "@$1" +%FT%TZ; }
 

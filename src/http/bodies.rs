@@ -1,11 +1,11 @@
-//! JSON bodies of answers. serde writes them, and the OpenAPI document describes them with these comments.
+//! JSON bodies of answers, but for the receipt. serde writes them, and the OpenAPI document describes them with these comments.
 
 use crate::http::site::Site;
 use crate::sale::ids::{ItemId, SaleId};
 use crate::sale::item_name::{ItemImage, ItemName};
 use crate::sale::item_state::Availability;
 use schemars::JsonSchema;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 /// A reserved item, with the code to buy it.
 #[derive(Serialize, JsonSchema)]
@@ -43,50 +43,6 @@ impl PlannedUnit {
     pub fn of(site: Site, sale: SaleId, item: ItemId) -> Self {
         let unit = site.catalogue.and_then(|catalogue| catalogue.unit(sale, item));
         unit.map_or(PlannedUnit::default(), |unit| PlannedUnit { product_id: Some(&unit.product.id), unit: unit.name })
-    }
-}
-
-/// A purchase, which is durable.
-#[derive(Serialize, JsonSchema)]
-pub struct Receipt {
-    /// Always true.
-    pub success: bool,
-    /// `success` as text.
-    pub message: &'static str,
-    /// Id of the sale.
-    pub sale_id: u32,
-    /// Id of the item.
-    pub item_id: u32,
-    /// Product and name of the item.
-    #[serde(flatten)]
-    pub unit: PlannedUnit,
-    /// Name of the item.
-    pub item_name: ItemName,
-    /// Path of its image on this server. It names the sale, so that it shows this item also after the sale.
-    pub item_image: ItemImageInSale,
-}
-
-/// The URL path of an item's image in a sale, which shows the same image in every later sale.
-#[derive(Clone, Copy, Debug, JsonSchema)]
-#[schemars(with = "String", inline)]
-pub struct ItemImageInSale(pub SaleId, pub ItemId);
-
-impl ItemImageInSale {
-    /// Bytes of the longest path: both ids have ten digits.
-    const BYTES_MAX: usize = "/items/4294967295/image.svg?sale=4294967295".len();
-}
-
-impl Serialize for ItemImageInSale {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let (mut item, mut sale) = (itoa::Buffer::new(), itoa::Buffer::new());
-        let parts = ["/items/", item.format(self.1.0), "/image.svg?sale=", sale.format(self.0.0)];
-        // Join the parts without `format_args!`, whose pieces serde_json escapes one by one, and without an allocation.
-        let (mut path, mut end) = ([0; ItemImageInSale::BYTES_MAX], 0);
-        for part in parts {
-            path[end..end + part.len()].copy_from_slice(part.as_bytes());
-            end += part.len();
-        }
-        serializer.serialize_str(std::str::from_utf8(&path[..end]).expect("the parts are ASCII"))
     }
 }
 
@@ -408,17 +364,4 @@ pub struct ProblemDetails {
     #[serde(rename = "type")]
     #[schemars(extend("format" = "uri-reference"))]
     pub kind: String,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_image_in_a_sale_is_the_path_of_the_image_with_the_sale() {
-        for (sale, item) in [(0, 0), (498_692, 42), (u32::MAX, u32::MAX)] {
-            let path = serde_json::to_value(ItemImageInSale(SaleId(sale), ItemId(item))).unwrap();
-            assert_eq!(path, format!("{}?sale={sale}", ItemImage(ItemId(item))));
-        }
-    }
 }

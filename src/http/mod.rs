@@ -22,6 +22,7 @@ pub mod origin;
 pub mod pages;
 pub mod problem;
 pub mod query;
+pub mod receipt;
 pub mod response;
 pub mod route;
 pub mod shop;

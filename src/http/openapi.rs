@@ -6,6 +6,7 @@
 use crate::http::bodies;
 use crate::http::operation::{Answer, Operation};
 use crate::http::problem::Problem;
+use crate::http::receipt::Receipt;
 use crate::sale::ids::{ItemId, SaleId};
 use crate::sale::item_name::{ItemImage, ItemName};
 use crate::sale::item_state::Availability;
@@ -247,16 +248,8 @@ fn reservation(expires_at: &str) -> bodies::Reservation<'static> {
     bodies::Reservation { code: CODE, sale_id: SALE.0, item_id: ITEM.0, unit, expires_at: expires_at.to_owned() }
 }
 
-fn receipt() -> bodies::Receipt {
-    bodies::Receipt {
-        success: true,
-        message: "Purchase successful",
-        sale_id: SALE.0,
-        item_id: ITEM.0,
-        unit: bodies::PlannedUnit::default(),
-        item_name: ItemName(SALE, ITEM),
-        item_image: bodies::ItemImageInSale(SALE, ITEM),
-    }
+fn receipt() -> Receipt {
+    Receipt::new(SALE, ITEM, bodies::PlannedUnit::default())
 }
 
 fn sale() -> bodies::Sale {

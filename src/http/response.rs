@@ -199,8 +199,7 @@ impl Responder {
         self.with_body(answer, "text/plain", UNCACHED, Some(body.as_bytes()), style, out)
     }
 
-    /// Writes a response with a JSON body. `body` is not called for HEAD: it can cost much more than the request, and a
-    /// client can send many requests at once. So this answer to HEAD has no `content-length` (RFC 9110 §8.6).
+    /// Writes a response with the JSON body that `body` returns, as [`json_by`](Self::json_by) does.
     pub fn json<B: serde::Serialize>(
         &mut self,
         answer: Answer,
@@ -208,11 +207,24 @@ impl Responder {
         style: Style,
         out: &mut Vec<u8>,
     ) -> Answer {
+        let write = |out: &mut Vec<u8>| serde_json::to_writer(out, &body()).expect("the body serializes to JSON");
+        self.json_by(answer, write, style, out)
+    }
+
+    /// Writes a response with the JSON body that `write` appends. It is not called for HEAD: it can cost much more than the
+    /// request, and a client can send many requests at once. So this answer to HEAD has no `content-length` (RFC 9110 §8.6).
+    pub fn json_by(
+        &mut self,
+        answer: Answer,
+        write: impl FnOnce(&mut Vec<u8>),
+        style: Style,
+        out: &mut Vec<u8>,
+    ) -> Answer {
         if style.head_only {
             return self.with_body(answer, "application/json", UNCACHED_HEAD, None, style, out);
         }
         self.body.clear();
-        serde_json::to_writer(&mut self.body, &body()).expect("the body serializes to JSON");
+        write(&mut self.body);
         self.with_body(answer, "application/json", UNCACHED, Some(&self.body), style, out)
     }
 

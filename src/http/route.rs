@@ -1,12 +1,13 @@
 //! Turns requests into commands, and outcomes into responses.
 
-use crate::http::bodies::{ItemImageInSale, PlannedUnit, Receipt, Reservation};
+use crate::http::bodies::{PlannedUnit, Reservation};
 use crate::http::head::{Head, Method};
 use crate::http::operation::{Answer, Operation};
 use crate::http::origin::Origins;
 use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
 use crate::http::query::{decode_unreserved, number, parameters, value};
+use crate::http::receipt::Receipt;
 use crate::http::response::{Responder, Style};
 use crate::http::site::Site;
 use crate::plan::plan_reader::PRODUCT_ID_CHARS_MAX;
@@ -14,7 +15,6 @@ use crate::sale::checkout_key::mark_any;
 use crate::sale::code::Code;
 use crate::sale::command::{Command, Outcome};
 use crate::sale::ids::{ItemId, SaleId, UserId};
-use crate::sale::item_name::ItemName;
 use uuid::Uuid;
 
 /// Destination of a request.
@@ -219,16 +219,8 @@ pub fn respond(outcome: Outcome, style: Style, responder: &mut Responder, out: &
             return responder.json(Answer::Ok, || reservation, style, out);
         }
         Outcome::Purchased { sale, item } => {
-            let receipt = Receipt {
-                success: true,
-                message: "Purchase successful",
-                sale_id: sale.0,
-                item_id: item.0,
-                unit: PlannedUnit::of(responder.site(), sale, item),
-                item_name: ItemName(sale, item),
-                item_image: ItemImageInSale(sale, item),
-            };
-            return responder.json(Answer::Ok, || receipt, style, out);
+            let receipt = Receipt::new(sale, item, PlannedUnit::of(responder.site(), sale, item));
+            return responder.json_by(Answer::Ok, |body| receipt.write(body), style, out);
         }
         Outcome::Released => return responder.empty(Answer::NoContent, style, out),
         Outcome::ItemSold { .. } => Problem::ItemSold,

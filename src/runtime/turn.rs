@@ -52,8 +52,6 @@ const LANE_RETRY_MS: u64 = 1;
 /// Milliseconds between sweeps. A sweep closes overdue connections and takes orders. As the longest sleep, it also bounds
 /// how late a shard notices that the server's time has changed.
 const SWEEP_MS: u64 = 1_000;
-/// Milliseconds that a shard sleeps at most while the next sale is being built.
-const SLICE_MS: u64 = 1;
 /// Milliseconds that a shard sleeps at most while an upgrade pauses it.
 const PAUSE_MS: u64 = 50;
 
@@ -182,13 +180,15 @@ impl TurnLoop {
         }
         self.make_segments(now);
         self.note_ready();
-        let is_preparing = !is_paused && self.shard.prepare(now);
+        if !is_paused {
+            self.shard.prepare(now);
+        }
         self.wait_ms = if self.shard.has_due_effects() {
             0
         } else if is_paused {
             if self.shard_io.mesh.has_unsent() { LANE_RETRY_MS } else { PAUSE_MS }
         } else {
-            self.time_to_next(now).min(if is_preparing { SLICE_MS } else { u64::MAX })
+            self.time_to_next(now)
         };
         self.record_duration(began_us);
         Ok(false)

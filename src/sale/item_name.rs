@@ -27,6 +27,11 @@ impl ItemName {
         (u64::from(self.0.0) << 32 | u64::from(self.1.0)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 
+    /// Returns the words of the name, which the item's number follows. They need no escaping in JSON.
+    pub fn words(&self) -> [&'static str; 2] {
+        [QUALITIES[self.quality()], THINGS[self.thing()]]
+    }
+
     /// Returns the index of the name's first word, the quality, `0..16`.
     pub fn quality(&self) -> usize {
         (self.hash() >> 60) as usize
@@ -40,7 +45,8 @@ impl ItemName {
 
 impl fmt::Display for ItemName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", QUALITIES[self.quality()], THINGS[self.thing()], self.1.0)
+        let [quality, thing] = self.words();
+        write!(f, "{quality} {thing} {}", self.1.0)
     }
 }
 

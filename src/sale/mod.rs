@@ -27,6 +27,7 @@ pub mod effects;
 pub mod ids;
 pub mod item_name;
 pub mod item_state;
+pub mod lazy_vec;
 pub mod linear_table;
 pub mod linked_queue;
 pub mod message;

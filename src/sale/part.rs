@@ -39,11 +39,10 @@ impl Part {
     pub fn new(terms: Terms, partition: Partition, shard: ShardId) -> Self {
         let mut part = Part::empty(terms, partition, shard);
         part.reuse(terms);
-        part.build(usize::MAX);
         part
     }
 
-    /// Creates the part that `shard` has of a sale with `terms`, without items.
+    /// Creates a part of `shard` for a sale with `terms`, still without items.
     pub fn empty(terms: Terms, partition: Partition, shard: ShardId) -> Self {
         let (stock, quotas) = (Stock::new(0), Quotas::new(terms.user_limit, partition.user_hash(), 0));
         Part {
@@ -66,26 +65,28 @@ impl Part {
         self.partition.owned_items(self.shard, self.terms.items)
     }
 
-    /// Allocates the memory of the items, for a sale with the present terms. The kernel provides large memory only when it
-    /// is filled.
+    /// Allocates the memory of a sale with the present terms in which nothing is reserved.
     pub fn allocate(&mut self) {
         let (items, words) = (self.owned_items(), (self.terms.items as usize).div_ceil(64));
         self.stock.allocate(items, self.terms.products.count());
-        self.known_sold.reserve_exact(words - self.known_sold.len());
+        self.known_sold.reserve_exact(words.saturating_sub(self.known_sold.len()));
         self.quotas.allocate(items);
     }
 
-    /// Makes this part one without items, for a sale with `terms`. It keeps its memory.
+    /// Makes this the part of a sale with `terms` in which nothing is reserved. It keeps its memory.
     pub fn reuse(&mut self, terms: Terms) {
-        let Part { shard, partition, stock, quotas, any_keys, known_sold, .. } = self;
         (self.terms, self.last_purchase_ms) = (terms, 0);
+        self.allocate();
+        let items = self.owned_items();
+        let Part { shard, partition, stock, quotas, any_keys, known_sold, .. } = self;
         (self.is_sold_out, self.sold_out) = (false, [0; PRODUCTS_MAX / 64]);
         self.is_reported = terms.items == 0;
         let first_slot = |first: &u32| partition.owned_items(*shard, *first) as u32;
-        stock.reset(terms.products.firsts().iter().map(first_slot));
+        stock.reset(items, terms.products.firsts().iter().map(first_slot));
         quotas.clear(terms.user_limit);
         any_keys.clear();
         known_sold.clear();
+        known_sold.resize((terms.items as usize).div_ceil(64), 0);
     }
 
     /// Returns this part, in which nothing was ever reserved, for a sale with `terms`. It may have been built for an earlier
@@ -97,16 +98,6 @@ impl Part {
             false => self.reuse(terms),
         }
         self
-    }
-
-    /// Builds up to `most` items, and memory for the same number of words of the bitmap. Returns whether the part has all
-    /// items that the shard owns.
-    pub fn build(&mut self, most: usize) -> bool {
-        self.allocate();
-        let items = self.owned_items();
-        let words = (self.terms.items as usize).div_ceil(64);
-        self.known_sold.resize(words.min(self.known_sold.len().saturating_add(most)), 0);
-        self.stock.grow(items, most) && self.known_sold.len() == words
     }
 
     /// Returns whether this shard, as origin, knows that the item is sold.

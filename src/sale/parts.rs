@@ -1,7 +1,6 @@
 //! The sales that a shard knows, side by side. Each has a [`Part`]:
 //!
-//! 1. *Prepared*: the part of a sale that opens soon, built ahead in slices, because memory for millions of items takes
-//!    longer to fill than a turn may last.
+//! 1. *Prepared*: the part of a sale that opens soon. At the hour it is only exchanged.
 //! 2. *Open*: from the opening of the sale to its closing. Only then it grants checkouts. Without a plan, one sale is open
 //!    at any time. With a plan, several can be, or none ([`Terms::NONE`] before the first).
 //! 3. *Closing*: the sale has closed, and items are still held. A hold can be bought, released and extended until it
@@ -27,12 +26,10 @@ use std::collections::VecDeque;
 /// sales.
 pub const ENDED_MAX: u16 = 256;
 
-/// Items that one turn builds of the next sale: 256 KiB, which take less than 0.1 ms.
-const SLICE_ITEMS: usize = 4096;
 /// Parts whose memory is allocated at the start. With sales of one hour and receipts for one hour, three parts are in use
 /// at once: the open one, a closed one, and the next one.
 const SPARE_PARTS: usize = 2;
-/// Milliseconds before a sale at which its part begins to be built, or half the length of a sale, if that is shorter.
+/// Milliseconds before a sale at which its part is prepared, or half the length of a sale, if that is shorter.
 const PREPARATION_MS: u64 = 60_000;
 
 /// The sales whose records the log must keep. Records of other sales are needed only for receipts.
@@ -54,7 +51,7 @@ impl NeededSales {
         NeededSales { newest: SaleId(0), oldest_open: SaleId(0), oldest_live: SaleId(0), oldest_remembered: SaleId(0) };
 }
 
-/// Returns when the part of a sale begins to be built, in milliseconds since the Unix epoch.
+/// Returns when the part of a sale is prepared, in milliseconds since the Unix epoch.
 fn preparation_due_ms(next: &Terms) -> u64 {
     next.opens_ms.saturating_sub(PREPARATION_MS.min((next.closes_ms - next.opens_ms) / 2))
 }
@@ -84,10 +81,8 @@ pub struct Parts {
     earlier: Vec<Part>,
     /// The latest closing time of an earlier sale, in milliseconds since the Unix epoch.
     earlier_close_ms: u64,
-    /// The parts of the next sales, in their order, while they are built and when they are ready. Only the last one may be
-    /// unfinished.
+    /// The parts of the next sales, in their order.
     prepared: VecDeque<Part>,
-    is_last_ready: bool,
     /// Parts without a sale, and those of forgotten sales, whose memory is used again. Their number never exceeds that of
     /// the parts known before, or [`SPARE_PARTS`].
     spare: Vec<Part>,
@@ -100,7 +95,7 @@ impl Parts {
         let earlier: Vec<_> = known.into_iter().rev().collect();
         let earlier_close_ms = latest_close_ms(&earlier);
         let (prepared, spare) = (VecDeque::with_capacity(OPEN_MAX), Vec::new());
-        Parts { id, partition, newest, earlier, earlier_close_ms, prepared, is_last_ready: true, spare }
+        Parts { id, partition, newest, earlier, earlier_close_ms, prepared, spare }
     }
 
     /// Allocates the memory of the next sales, so that no turn does. Call it once, before the first turn.
@@ -236,30 +231,21 @@ impl Parts {
         while self.prepared.front().is_some_and(|part| part.terms.sale <= terms.sale) {
             self.spare.extend(std::mem::replace(&mut prepared, self.prepared.pop_front()));
         }
-        let mut next = match prepared {
+        let next = match prepared {
             Some(prepared) => prepared.meant_for(terms),
-            None => self.start_to_build(terms),
+            None => self.build(terms),
         };
-        // Nothing is left to do if the sale was prepared in time.
-        next.build(usize::MAX);
-        self.is_last_ready |= self.prepared.is_empty();
         self.earlier.insert(0, std::mem::replace(&mut self.newest, next));
         self.earlier_close_ms = latest_close_ms(&self.earlier);
     }
 
-    /// Builds a slice of a sale that opens soon, if it is due. Returns whether another slice is due.
-    pub fn prepare(&mut self, rules: &Rules, now: Moment) -> bool {
-        if self.is_last_ready {
-            let Some(next) = self.next_to_prepare(rules) else { return false };
-            if now.unix_ms < preparation_due_ms(&next) {
-                return false;
-            }
-            let part = self.start_to_build(next);
+    /// Prepares a sale that opens soon, if one is due.
+    pub fn prepare(&mut self, rules: &Rules, now: Moment) {
+        let next = self.next_to_prepare(rules).filter(|next| preparation_due_ms(next) <= now.unix_ms);
+        if let Some(next) = next {
+            let part = self.build(next);
             self.prepared.push_back(part);
         }
-        let last = self.prepared.back_mut().expect("a part that is not ready is there");
-        self.is_last_ready = last.build(SLICE_ITEMS);
-        !self.is_last_ready
     }
 
     /// Returns the largest number of this shard's items that are on sale together, now or when a prepared sale opens. The log
@@ -283,22 +269,19 @@ impl Parts {
         (self.prepared.len() < OPEN_MAX).then(|| rules.schedule.next(last)).flatten()
     }
 
-    /// Returns a part without items for the sale with `terms`, in the memory of a forgotten sale if there is one.
-    fn start_to_build(&mut self, terms: Terms) -> Part {
+    /// Builds the part of the sale with `terms`, in the memory of a forgotten sale if there is one.
+    fn build(&mut self, terms: Terms) -> Part {
         let mut part = self.spare.pop().unwrap_or_else(|| Part::empty(terms, self.partition, self.id));
         part.reuse(terms);
         part
     }
 
-    /// Returns the time from `now` until an open sale closes, the next one opens or, before that, a part must be built, in
+    /// Returns the time from `now` until an open sale closes, the next one opens or, before that, a part is due, in
     /// milliseconds of Unix time. Returns `None` if none of these follows.
     pub fn time_to_next_sale_ms(&self, rules: &Rules, now: Moment) -> Option<u64> {
         let closes_ms = self.iter().map(|part| part.terms.closes_ms).filter(|closes_ms| *closes_ms > now.unix_ms);
         let opens_ms = rules.schedule.next(self.newest.terms.sale).map(|next| next.opens_ms);
-        let due_ms = match self.is_last_ready {
-            true => self.next_to_prepare(rules).map(|next| preparation_due_ms(&next)),
-            false => Some(now.unix_ms),
-        };
+        let due_ms = self.next_to_prepare(rules).map(|next| preparation_due_ms(&next));
         closes_ms.chain(opens_ms).chain(due_ms).min().map(|due_ms| due_ms.saturating_sub(now.unix_ms))
     }
 
@@ -314,10 +297,14 @@ impl Parts {
         })
     }
 
-    /// Forgets the closed sales whose receipts are not needed any more.
+    /// Forgets the closed sales whose receipts are not needed any more. The newest sale gets the memory of their items.
     pub fn forget(&mut self, rules: &Rules, now: Moment) {
+        let Parts { earlier, newest, spare, .. } = self;
         let is_over = |part: &mut Part| !part.is_live() && now.unix_ms >= part.forgotten_at_ms(rules);
-        self.spare.extend(self.earlier.extract_if(.., is_over));
+        for mut part in earlier.extract_if(.., is_over) {
+            part.stock.give_memory_to(&mut newest.stock);
+            spare.push(part);
+        }
     }
 
     /// Returns the sales whose records the log must keep. A sale that overlaps with the newest one opens again if the clock

@@ -15,6 +15,7 @@
 
 use crate::sale::product_ranges::ProductIndex;
 use crate::sale::slot_queue::{Linked, Links, SlotQueue};
+use std::ops::Range;
 
 /// Numbers of units of one product.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,16 +40,17 @@ struct ProductUnits {
     is_changed: bool,
 }
 
-impl Linked for ProductUnits {
-    fn links(&mut self) -> &mut Links {
-        &mut self.links
+impl Linked for Vec<ProductUnits> {
+    fn links(&mut self, slot: u32) -> &mut Links {
+        &mut self[slot as usize].links
     }
 }
 
 impl ProductUnits {
-    fn new(first: u32) -> Self {
-        let (free, links) = (SlotQueue::EMPTY, Links::NONE);
-        ProductUnits { first, free, links, counts: ProductCounts::default(), is_changed: false }
+    /// Creates the units of a product, all of them free.
+    fn new(units: Range<u32>) -> Self {
+        let (first, links) = (units.start, Links::ADJACENT);
+        ProductUnits { first, free: SlotQueue::of(units), links, counts: ProductCounts::default(), is_changed: false }
     }
 }
 
@@ -64,7 +66,7 @@ pub struct ProductStock {
 
 impl Default for ProductStock {
     fn default() -> Self {
-        ProductStock { products: vec![ProductUnits::new(0)], with_free: SlotQueue::EMPTY, changed: Vec::new() }
+        ProductStock { products: vec![ProductUnits::new(0..0)], with_free: SlotQueue::EMPTY, changed: Vec::new() }
     }
 }
 
@@ -75,20 +77,26 @@ impl ProductStock {
         self.changed.reserve_exact(products.saturating_sub(self.changed.len()));
     }
 
-    /// Removes all units, and sets the first slot of each product. Without any, all slots are those of one product. The counts
-    /// of all products count as changed.
-    pub fn reset(&mut self, first_slots: impl Iterator<Item = u32>) {
+    /// Makes this a stock of `slots` free units, whose links are [`Links::ADJACENT`], with the first slot of each product.
+    /// Without any, all slots are those of one product. The counts of all products count as changed.
+    pub fn reset(&mut self, slots: u32, mut first_slots: impl Iterator<Item = u32>) {
         let ProductStock { products, with_free, changed } = self;
         *with_free = SlotQueue::EMPTY;
         changed.clear();
         products.clear();
-        products.extend(first_slots.map(ProductUnits::new));
-        if products.is_empty() {
-            products.push(ProductUnits::new(0));
+        let mut first = first_slots.next().unwrap_or(0);
+        for next in first_slots.chain([slots]) {
+            products.push(ProductUnits::new(first..next));
+            first = next;
         }
         if products.len() > 1 {
-            products.iter_mut().for_each(|units| units.is_changed = true);
-            changed.extend((0..products.len()).map(|number| ProductIndex(number as u16)));
+            for number in 0..products.len() {
+                products[number].is_changed = true;
+                changed.push(ProductIndex(number as u16));
+                if products[number].free.first().is_some() {
+                    with_free.push(products, number as u32);
+                }
+            }
         }
     }
 
@@ -116,13 +124,8 @@ impl ProductStock {
         Some((product, units.counts))
     }
 
-    /// Adds a new free unit.
-    pub fn add<S: Linked>(&mut self, slots: &mut [S], slot: u32) {
-        self.enqueue(slots, slot);
-    }
-
     /// Takes a unit from the free ones.
-    pub fn take<S: Linked>(&mut self, slots: &mut [S], slot: u32) {
+    pub fn take(&mut self, slots: &mut impl Linked, slot: u32) {
         let number = self.number_of(slot);
         let units = &mut self.products[number];
         units.free.remove(slots, slot);
@@ -137,9 +140,15 @@ impl ProductStock {
     }
 
     /// Returns a unit that was taken to the free ones.
-    pub fn give_back<S: Linked>(&mut self, slots: &mut [S], slot: u32) {
-        let number = self.enqueue(slots, slot);
+    pub fn give_back(&mut self, slots: &mut impl Linked, slot: u32) {
+        let number = self.number_of(slot);
+        let units = &mut self.products[number];
+        let was_empty = units.free.first().is_none();
+        units.free.push(slots, slot);
         if self.products.len() > 1 {
+            if was_empty {
+                self.with_free.push(&mut self.products, number as u32);
+            }
             self.products[number].counts.reserved -= 1;
             self.note_changed(number);
         }
@@ -153,17 +162,6 @@ impl ProductStock {
             (*sold, *reserved) = (*sold + 1, *reserved - 1);
             self.note_changed(number);
         }
-    }
-
-    fn enqueue<S: Linked>(&mut self, slots: &mut [S], slot: u32) -> usize {
-        let number = self.number_of(slot);
-        let units = &mut self.products[number];
-        let was_empty = units.free.first().is_none();
-        units.free.push(slots, slot);
-        if was_empty && self.products.len() > 1 {
-            self.with_free.push(&mut self.products, number as u32);
-        }
-        number
     }
 
     #[inline]
@@ -208,21 +206,19 @@ impl ProductStock {
 mod tests {
     use super::*;
 
-    #[derive(Clone, Copy)]
-    struct Place(Links);
+    struct Places([Links; 6]);
 
-    impl Linked for Place {
-        fn links(&mut self) -> &mut Links {
-            &mut self.0
+    impl Linked for Places {
+        fn links(&mut self, slot: u32) -> &mut Links {
+            &mut self.0[slot as usize]
         }
     }
 
     /// Products with two, no, one and three units.
-    fn stock() -> (ProductStock, Vec<Place>) {
-        let (mut stock, mut slots) = (ProductStock::default(), vec![Place(Links::NONE); 6]);
-        stock.reset([0, 2, 2, 3].into_iter());
-        (0..6).for_each(|slot| stock.add(&mut slots, slot));
-        (stock, slots)
+    fn stock() -> (ProductStock, Places) {
+        let mut stock = ProductStock::default();
+        stock.reset(6, [0, 2, 2, 3].into_iter());
+        (stock, Places([Links::ADJACENT; 6]))
     }
 
     #[test]

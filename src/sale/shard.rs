@@ -219,9 +219,9 @@ impl Shard {
             || self.waiting.is_due(Watermark::Persisted, self.persisted)
     }
 
-    /// Builds a slice of the next sale, if it is due. Call it once per turn. Returns whether another slice is due.
-    pub fn prepare(&mut self, now: Moment) -> bool {
-        self.parts.prepare(&self.rules, now)
+    /// Prepares a sale that opens soon, if one is due. Call it once per turn.
+    pub fn prepare(&mut self, now: Moment) {
+        self.parts.prepare(&self.rules, now);
     }
 
     /// Returns the terms of the sale that has opened last. It may have closed.

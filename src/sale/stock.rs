@@ -11,7 +11,7 @@
 //! the same code and the same end of the hold. It also remembers that the hold was extended or cancelled, so that a
 //! repetition of either gets the same answer.
 //!
-//! A stock is built in slices: memory for millions of slots takes longer to fill than a turn may last.
+//! A slot has memory from its first checkout on. So a stock of millions of items is there at once.
 //!
 //! Invariant: nothing here awaits, reads a clock, draws randomness or depends on the order of a map.
 //! Recovery replays the log through the same functions.
@@ -22,6 +22,7 @@ use crate::sale::checkout_key::short;
 use crate::sale::code::Code;
 use crate::sale::ids::UserId;
 use crate::sale::item_state::{Cancellation, Confirmation, Extension, Hold, ItemState, Unavailable};
+use crate::sale::lazy_vec::LazyVec;
 use crate::sale::milliseconds::Milliseconds;
 use crate::sale::product_ranges::ProductIndex;
 use crate::sale::product_stock::{ProductCounts, ProductStock};
@@ -30,7 +31,7 @@ use crate::sale::slot_queue::{Linked, Links, SlotQueue};
 use std::collections::BTreeSet;
 use uuid::Uuid;
 
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 struct Slot {
     state: ItemState,
     /// Number of answers that may have brought the code to a client. `u8::MAX` means that many or more; then the number
@@ -61,16 +62,16 @@ const FREE_SLOT: Slot = Slot {
     is_cancelled: false,
     expires: Milliseconds::ZERO,
     expires_unix: Milliseconds::ZERO,
-    links: Links::NONE,
+    links: Links::ADJACENT,
     user: UserId(0),
     code: Code::NONE,
     checkout_key: 0,
     purchase_key: 0,
 };
 
-impl Linked for Slot {
-    fn links(&mut self) -> &mut Links {
-        &mut self.links
+impl Linked for LazyVec<Slot> {
+    fn links(&mut self, slot: u32) -> &mut Links {
+        &mut self[slot as usize].links
     }
 }
 
@@ -109,7 +110,7 @@ pub struct Counts {
 
 /// One shard's part of the stock. Slots are numbered from 0.
 pub struct Stock {
-    slots: Vec<Slot>,
+    slots: LazyVec<Slot>,
     counts: Counts,
     /// The free items, by product.
     products: ProductStock,
@@ -125,31 +126,31 @@ impl Stock {
     /// Creates a stock of `items` free items.
     pub fn new(items: usize) -> Self {
         let (counts, products, holds, out_of_order) = Default::default();
-        let mut stock = Stock { slots: Vec::new(), counts, products, holds, out_of_order };
-        stock.grow(items, items);
+        let mut stock = Stock { slots: LazyVec::new(FREE_SLOT), counts, products, holds, out_of_order };
+        stock.reset(items, std::iter::empty());
         stock
     }
 
-    /// Removes all items, keeps their memory, and sets the first slot of each product. Without any, there is one product.
-    pub fn reset(&mut self, first_slots: impl Iterator<Item = u32>) {
-        self.slots.clear();
+    /// Makes this a stock of `items` free items, with the first slot of each product. Without any, there is one product. It
+    /// keeps its memory.
+    pub fn reset(&mut self, items: usize, first_slots: impl Iterator<Item = u32>) {
+        self.slots.reset(items);
         (self.counts, self.holds) = Default::default();
         self.out_of_order.clear();
-        self.products.reset(first_slots);
+        self.products.reset(items as u32, first_slots);
     }
 
-    /// Allocates memory for a stock of `items` items and `products` products, if there is less.
+    /// Allocates memory for a stock of `items` items and `products` products in which nothing is reserved, if there is
+    /// less.
     pub fn allocate(&mut self, items: usize, products: usize) {
-        self.slots.reserve_exact(items - self.slots.len());
+        self.slots.allocate(items);
         self.products.allocate(products);
     }
 
-    /// Adds free items up to a stock of `items`, at most `most` of them. Returns whether the stock has all of them.
-    pub fn grow(&mut self, items: usize, most: usize) -> bool {
-        let added = self.slots.len()..items.min(self.slots.len().saturating_add(most));
-        self.slots.resize(added.end, FREE_SLOT);
-        added.for_each(|slot| self.products.add(&mut self.slots, slot as u32));
-        self.slots.len() == items
+    /// Removes all items, and gives their memory to `other`.
+    pub fn give_memory_to(&mut self, other: &mut Stock) {
+        self.reset(0, std::iter::empty());
+        self.slots.give_spare_to(&mut other.slots);
     }
 
     /// Returns how many items are in each state.
@@ -223,8 +224,9 @@ impl Stock {
     /// Returns the hold of the checkout with this user and key, if the item at `slot` is held or bought by it, and
     /// counts one more answer for it.
     pub fn same_checkout(&mut self, slot: usize, user: UserId, key: Uuid) -> Option<Hold> {
-        let item = &mut self.slots[slot];
+        let item = &self.slots[slot];
         (item.is_of(user, key) && item.is_held_or_bought()).then(|| {
+            let item = &mut self.slots[slot];
             item.answers = item.answers.saturating_add(1);
             item.hold()
         })
@@ -343,10 +345,11 @@ impl Stock {
     /// have reached a client, no client can know the code: then it cancels the hold, if it is live at `now_ms`
     /// (monotonic), and returns it.
     pub fn undelivered(&mut self, slot: usize, code: Code, now_ms: u64) -> Option<Hold> {
-        let item = &mut self.slots[slot];
+        let item = &self.slots[slot];
         if item.state != ItemState::Held || item.code != code || item.answers == u8::MAX {
             return None;
         }
+        let item = &mut self.slots[slot];
         item.answers = item.answers.saturating_sub(1);
         if item.answers > 0 {
             return None;
@@ -417,8 +420,8 @@ impl Stock {
     #[cfg(test)]
     pub fn keyed(&self) -> impl Iterator<Item = (UserId, u64, usize)> {
         let keyed =
-            self.slots.iter().enumerate().filter(|(_, slot)| slot.is_held_or_bought() && slot.checkout_key != 0);
-        keyed.map(|(at, slot)| (slot.user, slot.checkout_key, at))
+            (0..self.items()).filter(|at| self.slots[*at].is_held_or_bought() && self.slots[*at].checkout_key != 0);
+        keyed.map(|at| (self.slots[at].user, self.slots[at].checkout_key, at))
     }
 
     /// Checks that the queues of free items have each of them exactly once, and no other item.

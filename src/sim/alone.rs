@@ -144,17 +144,19 @@ fn the_result_of_a_sale_is_final() {
     );
 }
 
-/// The next sale is ready when it begins, and is built in the memory of a forgotten one.
+/// The next sale is there before it opens, and memory is used again.
 #[test]
-fn the_next_sale_is_built_in_slices_and_memory_is_used_again() {
+fn the_next_sale_is_prepared_and_memory_is_used_again() {
     let rules = Rules { receipts_ms: 0, ..rules(PeriodicSale { items: 20_000, ..SALES }) };
     let (partition, id) = (Partition::new(1), ShardId(0));
     let mut parts = Parts::new(id, partition, vec![Part::new(rules.schedule.terms(SaleId(0)).unwrap(), partition, id)]);
     for sale in 1..5 {
         let at = |before_ms| Moment { monotonic_ms: 1, unix_ms: u64::from(sale) * 10_000 - before_ms };
-        assert!(!parts.prepare(&rules, at(5_001)), "it is too early");
-        let slices = (0..).take_while(|_| parts.prepare(&rules, at(5_000))).count();
-        assert_eq!((slices, parts.prepare(&rules, at(0))), (4, false), "20,000 items are five slices");
+        let to_next_sale_ms = |parts: &Parts| parts.time_to_next_sale_ms(&rules, at(5_001));
+        parts.prepare(&rules, at(5_001));
+        assert_eq!(to_next_sale_ms(&parts), Some(1), "it is too early");
+        parts.prepare(&rules, at(5_000));
+        assert_eq!(to_next_sale_ms(&parts), Some(5_001), "it is prepared");
         parts.begin(rules.schedule.terms(SaleId(sale)).unwrap());
         assert_eq!(parts.close(at(0)).count(), 1);
         parts.forget(&rules, at(0));
@@ -176,10 +178,10 @@ fn the_log_needs_room_for_the_items_that_will_be_on_sale_together() {
     let mut parts = Parts::new(id, partition, vec![Part::empty(Terms::NONE, partition, id)]);
     let mut needed = |unix_ms, begins: Option<u32>| {
         begins.into_iter().for_each(|sale| parts.begin(rules.schedule.terms(SaleId(sale)).unwrap()));
-        while parts.prepare(&rules, Moment { monotonic_ms: 1, unix_ms }) {}
+        (0..3).for_each(|_| parts.prepare(&rules, Moment { monotonic_ms: 1, unix_ms }));
         parts.items_in_rush()
     };
-    assert_eq!([needed(0, None), needed(9_000, None), needed(10_000, Some(1))], [0, 20_000, 20_003]);
+    assert_eq!([needed(0, None), needed(9_000, None), needed(10_000, Some(1))], [0, 20_003, 20_003]);
     assert_eq!([needed(14_000, None), needed(15_000, Some(2)), needed(30_000, Some(3))], [20_003, 20_003, 4]);
 }
 

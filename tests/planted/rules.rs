@@ -205,11 +205,18 @@ pub const RULES: &[Bug] = &[
         caught_by: "sim::alone",
     },
     Bug {
-        what: "the next sale is built in one turn",
+        what: "the next sale is prepared only when it opens",
         file: "sale/parts.rs",
-        place: "last.build(«SLICE_ITEMS»);",
-        wrong: "usize::MAX",
+        place: "const PREPARATION_MS: u64 = «60_000»;",
+        wrong: "0",
         caught_by: "sim::alone",
+    },
+    Bug {
+        what: "an item begins a sale as a buyer has left it in another one",
+        file: "sale/lazy_vec.rs",
+        place: "«block.fill(unwritten);»",
+        wrong: "",
+        caught_by: SIM,
     },
     // --- bounded turns ---
     Bug {
