@@ -279,7 +279,6 @@ fn no_request_waits_for_another_core() {
         ("src/config/logging", &["fetch_add", "swap"]),
         ("src/postgres/feed", &["fetch_add", "fetch_sub"]),
         ("src/operate/status", &["fetch_max", "Mutex"]),
-        ("src/system/mail_bitmap", &["fetch_or", "swap"]),
         ("src/log/budget", &["fetch_add", "fetch_sub", "fetch_update"]),
         ("src/log/data_dir", &["Mutex"]),
         ("src/system/clock", &["Mutex"]),

@@ -6,17 +6,16 @@
 //! a receiver is slow, its messages stay with the sender, and the limits on connections and on the stock bound their
 //! number. No shard ever blocks on a lane, so lanes cannot deadlock.
 //!
-//! A sender notes each batch in the receiver's [`MailBitmap`], and keeps a list of the shards for which it has messages. So
-//! the work of a turn depends on the shards that have exchanged messages, and not on the number of shards.
+//! All lanes of one kind to a shard end in one channel, its [`Inbox`], which has room for the batches of all of them. So the
+//! work of a turn depends on the batches that have arrived and not on the number of shards, and as each lane holds two
+//! batches at most, no sender can keep the others out.
 //!
 //! A batch has at most [`BATCH_MESSAGES`] messages, and a turn receives a limited number of batches. So a backlog makes
 //! neither the receiver's turns longer nor the buffers of the lanes larger.
 
-use crate::config::settings::SHARDS_MAX;
 use crate::sale::ids::ShardId;
 use crate::sale::message::{Batch, Reply, Request};
 use crate::system::doorbell::Doorbell;
-use crate::system::mail_bitmap::{MailBitmap, SENDERS_MAX, Senders};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -26,40 +25,26 @@ const BATCH_MESSAGES: usize = 256;
 /// Requests, and replies, that one turn receives before it leaves the rest to the next turn. The last batch may exceed
 /// this number.
 const RECEIVED_PER_TURN: usize = 1024;
-const _: () = assert!(SHARDS_MAX as usize <= SENDERS_MAX);
 /// Batches that a lane holds at most: the receiver reads one while the next is in transit.
 const LANE_BATCHES: usize = 2;
 
 /// The sending end of a lane.
-struct LaneSender<M> {
-    to: ShardId,
+struct Lane<M> {
     /// Full batches that found no spare buffer.
     backlog: VecDeque<Vec<M>>,
     /// The messages of the batch after those.
     waiting: Vec<M>,
-    batches: Sender<Batch<M>>,
-    spares: Receiver<Vec<M>>,
+    /// Buffers that are not on their way.
+    spares: Vec<Vec<M>>,
 }
 
-/// The receiving end of a lane.
-struct LaneReceiver<M> {
-    from: ShardId,
-    batches: Receiver<Batch<M>>,
-    spares: Sender<Vec<M>>,
-}
-
-fn lane<M>(from: ShardId, to: ShardId) -> (LaneSender<M>, LaneReceiver<M>) {
-    let (batches_in, batches_out) = bounded(LANE_BATCHES);
-    let (spares_in, spares_out) = bounded(LANE_BATCHES);
-    for _ in 0..LANE_BATCHES {
-        spares_in.send(Vec::new()).expect("the receiver exists");
+impl<M> Default for Lane<M> {
+    fn default() -> Self {
+        Lane { backlog: VecDeque::new(), waiting: Vec::new(), spares: (0..LANE_BATCHES).map(|_| Vec::new()).collect() }
     }
-    let outlet =
-        LaneSender { to, backlog: VecDeque::new(), waiting: Vec::new(), batches: batches_in, spares: spares_out };
-    (outlet, LaneReceiver { from, batches: batches_out, spares: spares_in })
 }
 
-impl<M> LaneSender<M> {
+impl<M> Lane<M> {
     fn push(&mut self, message: M) {
         if self.waiting.len() == BATCH_MESSAGES {
             self.backlog.push_back(std::mem::replace(&mut self.waiting, Vec::with_capacity(BATCH_MESSAGES)));
@@ -72,17 +57,17 @@ impl<M> LaneSender<M> {
     }
 
     /// Sends the waiting messages, as far as the lane has spare buffers. Returns whether it sent a batch.
-    fn dispatch(&mut self, from: ShardId, traffic: &mut Traffic) -> bool {
+    fn dispatch(&mut self, from: ShardId, to: ShardId, inbox: &Sender<Batch<M>>, traffic: &mut Traffic) -> bool {
         let mut any = false;
         while self.unsent() > 0
-            && let Ok(spare) = self.spares.try_recv()
+            && let Some(spare) = self.spares.pop()
         {
             // A buffer of the backlog takes the place of the spare one.
             let messages = self.backlog.pop_front().unwrap_or_else(|| std::mem::replace(&mut self.waiting, spare));
             traffic.batches += 1;
             traffic.messages += messages.len() as u64;
-            match self.batches.try_send(Batch { from, to: self.to, messages }) {
-                Err(TrySendError::Full(_)) => panic!("a spare buffer permits one batch"),
+            match inbox.try_send(Batch { from, to, messages }) {
+                Err(TrySendError::Full(_)) => panic!("the channel has room for the batches of all lanes"),
                 // During a shutdown, the peer may have stopped first.
                 Ok(()) | Err(TrySendError::Disconnected(_)) => any = true,
             }
@@ -92,23 +77,49 @@ impl<M> LaneSender<M> {
     }
 }
 
-impl<M> LaneReceiver<M> {
-    /// Passes the messages that have arrived to `deliver`, and adds their number to `received`. Begins no batch when there
-    /// are [`RECEIVED_PER_TURN`]. Returns whether the lane was emptied.
-    fn drain(&self, me: ShardId, received: &mut usize, mut deliver: impl FnMut(ShardId, M)) -> bool {
-        for _ in 0..self.batches.len() {
-            if *received >= RECEIVED_PER_TURN {
-                return false;
-            }
-            let batch = self.batches.try_recv().expect("only this shard receives from the lane");
-            assert_eq!((batch.from, batch.to), (self.from, me), "a batch arrived on the wrong lane");
-            let mut messages = batch.messages;
-            *received += messages.len();
-            messages.drain(..).for_each(|message| deliver(batch.from, message));
+/// What arrives at a shard on the lanes of one kind.
+struct Inbox<M> {
+    /// Batches of other shards.
+    batches: Receiver<Batch<M>>,
+    /// Batches of this shard, whose receivers have emptied them.
+    spares: Receiver<Batch<M>>,
+}
+
+/// The way into the [`Inbox`] of a shard.
+struct Address<M> {
+    batches: Sender<Batch<M>>,
+    spares: Sender<Batch<M>>,
+}
+
+fn inbox<M>(shards: usize) -> (Address<M>, Inbox<M>) {
+    // A channel without room would be one where sender and receiver meet.
+    let room = (LANE_BATCHES * (shards - 1)).max(1);
+    let (batches_in, batches) = bounded(room);
+    let (spares_in, spares) = bounded(room);
+    (Address { batches: batches_in, spares: spares_in }, Inbox { batches, spares })
+}
+
+impl<M> Inbox<M> {
+    /// Passes the messages that have arrived to `deliver`, and returns the emptied batches. Begins no batch when it has
+    /// passed [`RECEIVED_PER_TURN`] messages.
+    fn receive<'a>(
+        &self,
+        me: ShardId,
+        sender: impl Fn(ShardId) -> &'a Sender<Batch<M>>,
+        mut deliver: impl FnMut(ShardId, M),
+    ) where
+        M: 'a,
+    {
+        let mut received = 0;
+        while received < RECEIVED_PER_TURN
+            && let Ok(mut batch) = self.batches.try_recv()
+        {
+            assert_eq!(batch.to, me, "a batch arrived at the wrong shard");
+            received += batch.messages.len();
+            batch.messages.drain(..).for_each(|message| deliver(batch.from, message));
             // During a shutdown, the sender may have stopped first.
-            let _ = self.spares.send(messages);
+            let _ = sender(batch.from).send(batch);
         }
-        true
     }
 }
 
@@ -132,63 +143,56 @@ pub struct Traffic {
     pub waiting: u64,
 }
 
-/// The sending ends of the lanes to one shard.
+/// The lanes to one shard.
+#[derive(Default)]
 struct Outlet {
-    requests: LaneSender<Request>,
-    replies: LaneSender<Reply>,
+    requests: Lane<Request>,
+    replies: Lane<Reply>,
     /// The shard is in [`Endpoint::unsent`].
     is_listed: bool,
 }
 
-/// The receiving ends of the lanes from one shard.
-struct Inlet {
-    requests: LaneReceiver<Request>,
-    replies: LaneReceiver<Reply>,
+/// How one shard is reached.
+struct Peer {
+    requests: Address<Request>,
+    replies: Address<Reply>,
 }
 
 /// One shard's ends of all its lanes, and the doorbells of all shards.
 pub struct Endpoint {
     me: ShardId,
-    /// By shard, without this one.
+    /// By shard. Those to this one are not used.
     outlets: Vec<Outlet>,
-    inlets: Vec<Inlet>,
-    /// Indices of the outlets with messages to send.
-    unsent: Vec<usize>,
-    /// Shards whose batches have arrived and are not all received.
-    arrived: Senders,
-    /// Indices of the inlets from which this turn receives, in its order.
-    order: Vec<usize>,
-    /// Index of the inlet from which the next turn receives first.
-    first: usize,
+    /// Shards for which there are messages to send.
+    unsent: Vec<ShardId>,
+    requests: Inbox<Request>,
+    replies: Inbox<Reply>,
+    peers: Arc<[Peer]>,
     doorbells: Arc<[Doorbell]>,
-    mail: Arc<[MailBitmap]>,
     traffic: Traffic,
 }
 
 /// Creates the lanes between all shards, and returns the ends of each shard. `doorbells` has one doorbell per shard.
 pub fn connect(doorbells: &Arc<[Doorbell]>) -> Vec<Endpoint> {
-    let ids = || (0..doorbells.len() as u16).map(ShardId);
-    let mail: Arc<[MailBitmap]> = ids().map(|_| MailBitmap::default()).collect();
-    let new = |me| Endpoint {
-        me,
-        outlets: Vec::new(),
-        inlets: Vec::new(),
+    let shards = doorbells.len();
+    let (peers, inboxes): (Vec<Peer>, Vec<_>) = (0..shards)
+        .map(|_| {
+            let ((requests, new_requests), (replies, new_replies)) = (inbox(shards), inbox(shards));
+            (Peer { requests, replies }, (new_requests, new_replies))
+        })
+        .unzip();
+    let peers: Arc<[Peer]> = peers.into();
+    let endpoint = |(me, (requests, replies))| Endpoint {
+        me: ShardId(me),
+        outlets: (0..shards).map(|_| Outlet::default()).collect(),
         unsent: Vec::new(),
-        arrived: Senders::default(),
-        order: Vec::new(),
-        first: 0,
+        requests,
+        replies,
+        peers: peers.clone(),
         doorbells: doorbells.clone(),
-        mail: mail.clone(),
         traffic: Traffic::default(),
     };
-    let mut endpoints: Vec<Endpoint> = ids().map(new).collect();
-    for (from, to) in ids().flat_map(|from| ids().map(move |to| (from, to))).filter(|(from, to)| from != to) {
-        let (requests, replies) = (lane(from, to), lane(from, to));
-        let outlet = Outlet { requests: requests.0, replies: replies.0, is_listed: false };
-        endpoints[usize::from(from.0)].outlets.push(outlet);
-        endpoints[usize::from(to.0)].inlets.push(Inlet { requests: requests.1, replies: replies.1 });
-    }
-    endpoints
+    (0..).zip(inboxes).map(endpoint).collect()
 }
 
 impl Endpoint {
@@ -204,30 +208,30 @@ impl Endpoint {
 
     /// Returns the lanes to the shard `to`, which get a message now.
     fn outlet(&mut self, to: ShardId) -> &mut Outlet {
-        let place = self.place(to);
-        let outlet = &mut self.outlets[place];
+        assert_ne!(to, self.me, "a shard applies its own messages at once");
+        let outlet = &mut self.outlets[usize::from(to.0)];
         if !std::mem::replace(&mut outlet.is_listed, true) {
-            self.unsent.push(place);
+            self.unsent.push(to);
         }
         outlet
     }
 
-    /// Returns the index of the lanes to and from another shard. A shard has no lane to itself.
-    fn place(&self, other: ShardId) -> usize {
-        assert_ne!(other, self.me, "a shard applies its own messages at once");
-        usize::from(other.0) - usize::from(other > self.me)
-    }
-
     /// Sends the messages of each lane, as far as it has spare buffers, and rings the doorbell of each receiver.
     pub fn dispatch(&mut self) {
-        let Endpoint { me, outlets, unsent, doorbells, mail, traffic, .. } = self;
-        traffic.waiting = 0;
-        unsent.retain(|place| {
-            let Outlet { requests, replies, is_listed } = &mut outlets[*place];
-            let to = usize::from(replies.to.0);
-            if replies.dispatch(*me, traffic) | requests.dispatch(*me, traffic) {
-                mail[to].note(me.0);
-                doorbells[to].ring();
+        self.traffic.waiting = 0;
+        if self.unsent.is_empty() {
+            return;
+        }
+        let Endpoint { me, outlets, unsent, requests, replies, peers, doorbells, traffic } = self;
+        requests.spares.try_iter().for_each(|it| outlets[usize::from(it.to.0)].requests.spares.push(it.messages));
+        replies.spares.try_iter().for_each(|it| outlets[usize::from(it.to.0)].replies.spares.push(it.messages));
+        unsent.retain(|&to| {
+            let (place, peer) = (usize::from(to.0), &peers[usize::from(to.0)]);
+            let Outlet { requests, replies, is_listed } = &mut outlets[place];
+            if replies.dispatch(*me, to, &peer.replies.batches, traffic)
+                | requests.dispatch(*me, to, &peer.requests.batches, traffic)
+            {
+                doorbells[place].ring();
             }
             *is_listed = replies.unsent() + requests.unsent() > 0;
             *is_listed
@@ -235,32 +239,12 @@ impl Endpoint {
     }
 
     /// Passes messages that have arrived to `deliver`. Replies come first, because they finish what requests begin. If more
-    /// have arrived than one turn receives, the next turn must not wait; it begins with the lanes of another shard.
+    /// have arrived than one turn receives, [`has_messages`](Self::has_messages) says so.
     pub fn receive(&mut self, mut deliver: impl FnMut(Delivery)) {
-        self.mail[usize::from(self.me.0)].take(&mut self.arrived);
-        if self.arrived.is_empty() {
-            return;
-        }
-        let mut order = std::mem::take(&mut self.order);
-        order.extend(self.arrived.iter().map(|sender| self.place(ShardId(sender))));
-        let before_first = order.partition_point(|place| *place < self.first);
-        order.rotate_left(before_first);
-        let (mut replies, mut requests) = (0, 0);
-        self.arrived = Senders::default();
-        for &place in &order {
-            let lane = &self.inlets[place].replies;
-            if !lane.drain(self.me, &mut replies, |_, reply| deliver(Delivery::Reply(reply))) {
-                self.arrived.insert(lane.from.0);
-            }
-        }
-        for place in order.drain(..) {
-            let lane = &self.inlets[place].requests;
-            if !lane.drain(self.me, &mut requests, |from, request| deliver(Delivery::Request(from, request))) {
-                self.arrived.insert(lane.from.0);
-            }
-        }
-        self.order = order;
-        self.first = if self.first + 1 < self.inlets.len() { self.first + 1 } else { 0 };
+        let peer = |shard: ShardId| &self.peers[usize::from(shard.0)];
+        self.replies.receive(self.me, |from| &peer(from).replies.spares, |_, reply| deliver(Delivery::Reply(reply)));
+        let mut deliver_request = |from, request| deliver(Delivery::Request(from, request));
+        self.requests.receive(self.me, |from| &peer(from).requests.spares, &mut deliver_request);
     }
 
     /// Returns the counters of what this shard has sent.
@@ -270,7 +254,7 @@ impl Endpoint {
 
     /// Returns whether a message has arrived.
     pub fn has_messages(&self) -> bool {
-        !self.arrived.is_empty() || !self.mail[usize::from(self.me.0)].is_empty()
+        !self.requests.batches.is_empty() || !self.replies.batches.is_empty()
     }
 
     /// Returns whether messages wait with this shard after the last dispatch, because their lane had no spare buffer.
@@ -325,8 +309,8 @@ mod tests {
             let sent = 2 * peers * LANE_BATCHES as u64;
             let Traffic { batches, messages, waiting } = endpoint.traffic();
             assert_eq!((batches, messages + waiting), (sent, 2 * peers * 1000));
-            assert!(endpoint.inlets.iter().all(|inlet| inlet.requests.batches.len() == LANE_BATCHES));
-            assert!(endpoint.inlets.iter().all(|inlet| inlet.replies.batches.len() == LANE_BATCHES));
+            let room = LANE_BATCHES * (SHARDS - 1);
+            assert_eq!((endpoint.requests.batches.len(), endpoint.replies.batches.len()), (room, room));
         }
         let mut received = vec![(vec![0; SHARDS], 0); SHARDS];
         while endpoints.iter().any(|endpoint| endpoint.has_messages() || endpoint.has_unsent()) {
@@ -376,14 +360,14 @@ mod tests {
                 assert!(after - before < (RECEIVED_PER_TURN + BATCH_MESSAGES) as u64, "{} in one turn", after - before);
             }
         }
-        let LaneSender { backlog, waiting, spares, .. } = &sender.outlets[0].requests;
-        let spares: Vec<_> = spares.try_iter().map(|spare| spare.capacity()).collect();
+        let Lane { backlog, waiting, spares } = &sender.outlets[1].requests;
+        let returned: Vec<_> = sender.requests.spares.try_iter().map(|batch| batch.messages).collect();
+        let spares: Vec<_> = spares.iter().chain(&returned).map(Vec::capacity).collect();
         assert_eq!((backlog.len(), spares.len(), sender.has_unsent()), (0, LANE_BATCHES, false));
         assert!(spares.iter().chain([&waiting.capacity()]).all(|capacity| *capacity <= BATCH_MESSAGES), "{spares:?}");
     }
 
-    /// Many shards together send more than one turn receives: each turn begins with another of them, so none waits for
-    /// ever.
+    /// Many shards together send more than one turn receives: none waits for ever.
     #[test]
     fn every_shard_is_received_from_in_its_turn() {
         const SHARDS: u16 = 20;
@@ -391,6 +375,7 @@ mod tests {
         let mut received = [0u64; SHARDS as usize];
         for _ in 0..200 {
             for endpoint in &mut endpoints[1..] {
+                endpoint.dispatch();
                 while !endpoint.has_unsent() {
                     (0..BATCH_MESSAGES).for_each(|_| endpoint.request(ShardId(0), release(0)));
                     endpoint.dispatch();

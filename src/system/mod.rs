@@ -2,8 +2,8 @@
 //!
 //! [`clock`] (the time of a turn), [`discipline`] (how it follows the system clock), [`host`] (CPUs, limits, io_uring),
 //! [`threads`] (threads and event loops), [`restart`] (this program, executed again), [`disk_ring`] (durable writes to
-//! files), [`doorbell`] (wakes a sleeping shard), [`mail_bitmap`] (who has sent something to a shard), [`listener`]
-//! (listening sockets), [`proc_stats`] (CPU time, memory and descriptors of this process).
+//! files), [`doorbell`] (wakes a sleeping shard), [`listener`] (listening sockets), [`proc_stats`]
+//! (CPU time, memory and descriptors of this process).
 
 pub mod clock;
 pub mod discipline;
@@ -11,7 +11,6 @@ pub mod disk_ring;
 pub mod doorbell;
 pub mod host;
 pub mod listener;
-pub mod mail_bitmap;
 pub mod proc_stats;
 pub mod restart;
 pub mod threads;

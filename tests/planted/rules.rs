@@ -421,8 +421,8 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "a turn receives everything that has arrived",
         file: "runtime/mesh.rs",
-        place: "if «*received >= RECEIVED_PER_TURN» {",
-        wrong: "false",
+        place: "while «received < RECEIVED_PER_TURN»",
+        wrong: "true",
         caught_by: "mesh::",
     },
     Bug {
