@@ -56,15 +56,26 @@ impl Process {
     pub fn shards_cpu_s(shards: usize) -> Vec<f64> {
         let mut shards_cpu_s = vec![0.0; shards];
         // A thread can end while the list is read.
-        let tasks = Entry::myself().and_then(|entry| entry.tasks()).into_iter().flatten().flatten();
-        for task in tasks.filter_map(|task| task.stat().ok()) {
-            let shard = task.comm.strip_prefix("shard-").and_then(|shard| shard.parse::<usize>().ok());
-            if let Some(cpu_s) = shard.and_then(|shard| shards_cpu_s.get_mut(shard)) {
-                *cpu_s += seconds(task.utime + task.stime);
+        for task in std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            if let Some((shard, ticks)) = shard_ticks(&stat)
+                && let Some(cpu_s) = shards_cpu_s.get_mut(shard)
+            {
+                *cpu_s += seconds(ticks);
             }
         }
         shards_cpu_s
     }
+}
+
+/// Returns the shard of a thread and its CPU time in ticks, from the text of its `stat` (proc(5)): the name is in
+/// parentheses, and of the numbers behind it, the 12th and the 13th are the times in user and system mode. procfs parses all
+/// 52 numbers: with 64 shards, that was most of the CPU time that an idle server used.
+fn shard_ticks(stat: &str) -> Option<(usize, u64)> {
+    let (_, named) = stat.split_once("(shard-")?;
+    let (shard, numbers) = named.split_once(") ")?;
+    let mut times = numbers.split(' ').skip(11).map_while(|ticks| ticks.parse::<u64>().ok());
+    Some((shard.parse().ok()?, times.next()? + times.next()?))
 }
 
 fn seconds(ticks: u64) -> f64 {
