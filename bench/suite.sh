@@ -404,7 +404,7 @@ any_unit() {
 # The hour with large stocks: requests in the minute in which the next sale is prepared and opens, beside those before it.
 large_stocks() {
   local round
-  for round in $(seq "$(of_size 1 3)"); do
+  for round in $(seq "$(of_size 1 2)"); do
     the_hour 10000 1
     the_hour 1000000 1
     the_hour 1000000 1000

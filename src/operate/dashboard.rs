@@ -108,7 +108,7 @@ async fn take_samples(state: Arc<DashboardState>, clock: Clock, mut sampler: Sam
     ticks.tick().await;
     loop {
         ticks.tick().await;
-        let sample = sampler.sample(clock.now());
+        let sample = sampler.sample(state.samples.receiver_count() > 0, clock.now());
         state.samples.send_modify(|samples| {
             if samples.kept.len() == SAMPLES_KEPT {
                 samples.kept.pop_front();

@@ -132,8 +132,37 @@ impl SaleSample {
 struct ShardSample {
     per_second: u64,
     connections: u64,
-    /// Share of the time since the previous sample that the shard's thread spent on a CPU, from 0 to 1.
+    /// Share of the time that the shard's threads spent on a CPU, from 0 to 1: since the previous sample, or in
+    /// [`BUSY_TIME_MS`] if nobody looks.
     busy: f64,
+}
+
+/// Milliseconds between readings of the CPU times while nobody looks. The kernel has a file for each thread, and with many
+/// shards, reading them is most of what an idle server does.
+const BUSY_TIME_MS: u64 = 5_000;
+
+/// Shares of the time that each shard's threads spent on a CPU.
+struct BusyShares {
+    read_ms: u64,
+    cpu_s: Vec<f64>,
+    shares: Vec<f64>,
+}
+
+impl BusyShares {
+    fn new(shards: usize, now: Moment) -> Self {
+        BusyShares { read_ms: now.monotonic_ms, cpu_s: Process::shards_cpu_s(shards), shares: vec![0.0; shards] }
+    }
+
+    fn update(&mut self, is_watched: bool, now: Moment) {
+        let passed_ms = (now.monotonic_ms - self.read_ms).max(1);
+        if !is_watched && passed_ms < BUSY_TIME_MS {
+            return;
+        }
+        let cpu_s = Process::shards_cpu_s(self.shares.len());
+        let share = |(cpu_s, before_s): (&f64, &f64)| (1e3 * (cpu_s - before_s) / passed_ms as f64).clamp(0.0, 1.0);
+        self.shares = cpu_s.iter().zip(&self.cpu_s).map(share).collect();
+        (self.read_ms, self.cpu_s) = (now.monotonic_ms, cpu_s);
+    }
 }
 
 /// Running totals at the time of a sample.
@@ -143,11 +172,10 @@ struct Totals {
     checkouts: Distribution,
     purchases: Distribution,
     requests: Vec<u64>,
-    cpu_s: Vec<f64>,
 }
 
 impl Totals {
-    fn read(status: &Status, cpu_s: Vec<f64>, now: Moment) -> Self {
+    fn read(status: &Status, now: Moment) -> Self {
         let mut answered = AnswerClasses::default();
         for &operation in Operation::VARIANTS {
             for answer in Answer::all() {
@@ -161,7 +189,6 @@ impl Totals {
             checkouts: status.times(Operation::Checkout),
             purchases: status.times(Operation::Purchase),
             requests: status.shards.iter().map(|shard| shard.requests.count()).collect(),
-            cpu_s,
         }
     }
 }
@@ -172,20 +199,21 @@ pub struct Sampler {
     schedule: SaleSchedule,
     plan: Option<LoadedPlan>,
     before: Totals,
+    busy: BusyShares,
 }
 
 impl Sampler {
     /// Creates a sampler of `status`, for the sales of `schedule`, whose names are in `plan`. Its first sample covers the time
     /// since `now`.
     pub fn new(status: Arc<Status>, schedule: SaleSchedule, plan: Option<LoadedPlan>, now: Moment) -> Self {
-        let before = Totals::read(&status, Process::shards_cpu_s(status.shards.len()), now);
-        Sampler { status, schedule, plan, before }
+        let (before, busy) = (Totals::read(&status, now), BusyShares::new(status.shards.len(), now));
+        Sampler { status, schedule, plan, before, busy }
     }
 
-    /// Returns a sample of the state at `now`.
-    pub fn sample(&mut self, now: Moment) -> Sample {
-        let cpu_s = Process::shards_cpu_s(self.status.shards.len());
-        let totals = Totals::read(&self.status, cpu_s, now);
+    /// Returns a sample of the state at `now`, which somebody looks at or not.
+    pub fn sample(&mut self, is_watched: bool, now: Moment) -> Sample {
+        self.busy.update(is_watched, now);
+        let totals = Totals::read(&self.status, now);
         let before = std::mem::replace(&mut self.before, totals);
         let (status, totals) = (&self.status, &self.before);
         let seconds = (totals.monotonic_ms - before.monotonic_ms).max(1) as f64 / 1000.0;
@@ -197,7 +225,7 @@ impl Sampler {
         let shards = status.shards.iter().enumerate().map(|(shard, numbers)| ShardSample {
             per_second: per_second(totals.requests[shard], before.requests[shard]),
             connections: numbers.connections.open.load(Ordering::Relaxed),
-            busy: ((totals.cpu_s[shard] - before.cpu_s[shard]) / seconds).clamp(0.0, 1.0),
+            busy: self.busy.shares[shard],
         });
         let sale = status.newest_sale();
         let (sales, items) = (status.sales(sale), status.items());
@@ -261,7 +289,7 @@ mod tests {
         };
         let last = sale(4, "open", true, 9_000, [0, 0, 9]);
         for (unix_ms, phase) in [(1_999, "open"), (2_000, "closing")] {
-            let sample = serde_json::to_value(sampler.sample(at(unix_ms))).unwrap();
+            let sample = serde_json::to_value(sampler.sample(true, at(unix_ms))).unwrap();
             let first = sale(3, phase, false, 2_000, [2, 3, 4]);
             assert_eq!(sample["sales"], serde_json::json!([first, last]));
         }
@@ -280,7 +308,7 @@ mod tests {
         count(0, Operation::Purchase, Answer::Refused(Problem::CodeUsed), 4);
         count(0, Operation::Unknown, Answer::Refused(Problem::TooManyConnections), 2);
         status.shards[0].requests.times(Operation::Checkout).record(300);
-        let sample = serde_json::to_value(sampler.sample(at(2_000))).unwrap();
+        let sample = serde_json::to_value(sampler.sample(true, at(2_000))).unwrap();
         assert_eq!(sample["at_ms"], 1_002_000);
         assert_eq!((&sample["answered"]["reserved"], &sample["per_second"]["reserved"]), (&17.into(), &5.into()));
         assert_eq!(
@@ -289,7 +317,7 @@ mod tests {
         );
         assert_eq!((&sample["shards"][0]["per_second"], &sample["shards"][1]["per_second"]), (&3.into(), &5.into()));
         assert!((200..=500).contains(&sample["checkout_us"][1].as_u64().unwrap()) && sample["purchase_us"].is_null());
-        let quiet = serde_json::to_value(sampler.sample(at(3_000))).unwrap();
+        let quiet = serde_json::to_value(sampler.sample(true, at(3_000))).unwrap();
         assert_eq!((&quiet["answered"]["reserved"], &quiet["per_second"]["reserved"]), (&17.into(), &0.into()));
         assert!(quiet["checkout_us"].is_null());
     }
