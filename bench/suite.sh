@@ -191,17 +191,20 @@ counting() {
     "$(median_of "${ratios[@]}")" × '≤ 1.03'
 }
 pairs() {
-  local items request before pair
+  local items round request before pairs=() ratios=()
   items=$(of_size 20000 100000)
-  cpus=0 floor floor 8090 1
-  cpus=0; request=$(cost floor-pair "$floor" 256 sold_out.lua 8090)
-  cpus=0 serve pairs --shards 1 --items "$items" --user-limit 1000000
-  before=$(cpu_us "$server")
-  on=1 storm pairs --connections 256 --duration 45 >/dev/null
-  pair=$(calc "($(cpu_us "$server") - $before) / $(field bought <"$raw/pairs.json")")
-  stop
-  figure "durable checkout + purchase, 256 connections: server CPU" "$pair" µs
-  figure "durable checkout + purchase, 256 connections: over two floor requests" "$(calc "$pair / (2 * $request)")" × '≤ 1.15'
+  for round in $(seq "$(of_size 1 5)"); do
+    cpus=0 floor floor 8090 1
+    cpus=0; request=$(cost floor-pair "$floor" 256 sold_out.lua 8090)
+    cpus=0 serve "pairs-$round" --shards 1 --items "$items" --user-limit 1000000
+    before=$(cpu_us "$server")
+    on=1 storm pairs --connections 256 --duration 45 >/dev/null
+    pairs+=("$(calc "($(cpu_us "$server") - $before) / $(field bought <"$raw/pairs.json")")")
+    ratios+=("$(calc "${pairs[-1]} / (2 * $request)")")
+    stop
+  done
+  figure "durable checkout + purchase, 256 connections: server CPU" "$(median_of "${pairs[@]}")" µs
+  figure "durable checkout + purchase, 256 connections: over two floor requests" "$(median_of "${ratios[@]}")" × '≤ 1.15'
 }
 
 # At half the rate of the closed loop. Latency counts from the time at which the request was due.

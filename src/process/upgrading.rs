@@ -24,16 +24,30 @@ pub fn refuse(signal: &str, why: &str) {
     tracing::warn!(signal, why, "the upgrade was refused");
 }
 
+/// Programs that run as the first process of a container and end when the process that they have started ends: tini, under
+/// its own name and that of `docker run --init`, that of `podman run --init`, and dumb-init.
+const INITS: [&str; 5] = ["tini", "docker-init", "catatonit", "podman-init", "dumb-init"];
+
+/// Returns why the end of this process would end all processes of its container, if it would.
+fn ends_container() -> Option<&'static str> {
+    if std::process::id() == 1 {
+        return Some("this is the first process of a container");
+    }
+    let init = std::fs::read_to_string("/proc/1/comm").unwrap_or_default();
+    let ends_with_child = std::os::unix::process::parent_id() == 1 && INITS.contains(&init.trim_end());
+    ends_with_child.then_some("the first process of the container ends with this one")
+}
+
 impl Supervisor {
     /// Starts a new process after `signal`, which prepares itself while this one serves. Logs the reason if an upgrade
     /// is not possible.
     pub fn upgrade(&mut self, signal: &str) {
         let is_connected = self.status.is_database_connected.load(Ordering::Relaxed);
         let ack = self.config.rules.ack;
+        let container = ends_container();
         let objection = match self.status.phase() {
             _ if self.successor.is_some() || self.deferred_work.is_some() => Some("an upgrade is in progress"),
-            // The end of process 1 ends all processes of its container.
-            _ if std::process::id() == 1 => Some("this is the first process of a container"),
+            _ if container.is_some() => container,
             Phase::Serving if ack == Ack::Postgres && !is_connected => {
                 Some("--ack postgres is set and the database is unavailable")
             }

@@ -9,8 +9,9 @@
 //! comes when), [`product_ranges`] (the units of each product), [`rules`] (settings of the rules), [`partition`] (the owner
 //! of each item and user), [`code`] (reservation codes), [`checkout_key`] (idempotency keys), [`command`] (commands and
 //! outcomes), [`message`] (messages between shards), [`record`] (records of the log), [`item_state`] (states of an item,
-//! and results), [`milliseconds`] (times in 48 bits), [`slot_queue`] (queues of slots), [`product_stock`] (free items by product), [`stock`] (items and holds of one sale), [`quotas`] (items per user),
-//! [`any_keys`] (items of repeatable checkouts of any item), [`part`] (all three together, for one sale), [`parts`] (the
+//! and results), [`milliseconds`] (times in 48 bits), [`lazy_vec`] (items without memory until they are
+//! written), [`slot_queue`] (queues of slots), [`product_stock`] (free items by product), [`stock`] (items and holds of one
+//! sale), [`quotas`] (items per user), [`any_keys`] (items of repeatable checkouts of any item), [`part`] (all three together, for one sale), [`parts`] (the
 //! sales that a shard knows), [`chunked_vec`], [`linked_queue`] and [`linear_table`] (containers that never stall a
 //! turn), [`deferred`] (effects that wait for the log), [`repetitions`] (repeated checkouts that wait for a claim),
 //! [`effects`] (what a shard's events cause), [`shard`] (the state machine), [`origin_steps`] and [`owner_steps`] (its

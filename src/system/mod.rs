@@ -2,8 +2,8 @@
 //!
 //! [`clock`] (the time of a turn), [`discipline`] (how it follows the system clock), [`host`] (CPUs, limits, io_uring),
 //! [`threads`] (threads and event loops), [`restart`] (this program, executed again), [`disk_ring`] (durable writes to
-//! files), [`doorbell`] (wakes a sleeping shard), [`listener`] (listening sockets), [`proc_stats`]
-//! (CPU time, memory and descriptors of this process).
+//! files), [`doorbell`] (wakes a sleeping shard), [`listener`] (listening sockets), [`proc_stats`] (CPU time, memory and
+//! descriptors of this process).
 
 pub mod clock;
 pub mod discipline;

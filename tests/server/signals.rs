@@ -1,11 +1,11 @@
 //! Signals: those that the server handles, those that nobody should send, and those that the parent process has blocked
 //! or ignored.
 
-use crate::harness::{LONG_SALE, Server, stampede, wait_until};
-use rustix::process::Signal;
+use crate::harness::{LONG_SALE, Server, skipped, stampede, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// Numbers of the signals that end a process by default, but neither end this server nor start an upgrade: SIGUSR1,
 /// SIGALRM, SIGSTKFLT, SIGXCPU, SIGVTALRM, SIGPROF, SIGIO, SIGPWR, and the real-time signals.
@@ -134,5 +134,45 @@ fn signals_that_the_parent_has_blocked_or_ignored_are_obeyed() {
         fs::remove_file(dir.path().join(".env")).unwrap();
         server.signal(signal);
         assert_eq!(server.end_by_itself().code(), Some(0));
+    }
+}
+
+/// In a container, the end of the first process ends all others, and so does the end of the process that an init has started.
+#[test]
+fn an_upgrade_that_would_end_its_container_is_refused() {
+    if !rustix::process::geteuid().is_root() {
+        return skipped("a container's first process", "namespaces require root");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let children = |of: u32| -> Vec<i32> {
+        let text = fs::read_to_string(format!("/proc/{of}/task/{of}/children")).unwrap();
+        text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+    };
+    for init in [None, Some("tini"), Some("docker-init"), Some("podman-init"), Some("sh")] {
+        let data_dir = dir.path().join(format!("data-{init:?}"));
+        let server = stampede(&data_dir, &LONG_SALE);
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+        if let Some(init) = init {
+            // A shell with the name of the init, which waits for the server as the init does.
+            let path = dir.path().join(init);
+            fs::copy("/bin/sh", &path).unwrap();
+            command.arg(path).args(["-c", "\"$0\" \"$@\"; exit"]);
+        }
+        command.arg(server.get_program()).args(server.get_args()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let server = Server::run(&mut command);
+        server.wait_for_line("serving");
+        let [mut pid] = children(server.pid().as_raw_nonzero().get() as u32)[..] else { panic!("a first process") };
+        if init.is_some() {
+            [pid] = children(pid as u32)[..].try_into().unwrap();
+        }
+        kill_process(Pid::from_raw(pid).unwrap(), Signal::USR2).unwrap();
+        if init == Some("sh") {
+            server.wait_for_line("upgrading");
+            continue;
+        }
+        let why = server.wait_for_line("the upgrade was refused")["why"].clone();
+        assert!(why.as_str().unwrap().contains("container"), "{init:?}: {why}");
+        assert_eq!(server.connect().request("GET /readyz").status, 200);
     }
 }
