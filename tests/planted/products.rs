@@ -70,7 +70,7 @@ pub const PRODUCTS: &[Bug] = &[
     Bug {
         what: "a new sale begins with the published numbers of an earlier one",
         file: "sale/product_stock.rs",
-        place: "«changed.extend((0..products.len()).map(|number| ProductIndex(number as u16)));»",
+        place: "products[number].is_changed = true;\n                «changed.push(ProductIndex(number as u16));»",
         wrong: "",
         caught_by: "sale::product_stock",
     },
