@@ -7,7 +7,9 @@ use bench::turns::{rules, sales};
 use glommio::io::PollableFd;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
+use stampede::http::bodies::PlannedUnit;
 use stampede::http::origin::Origins;
+use stampede::http::receipt::Receipt;
 use stampede::http::site::Site;
 use stampede::log::block::{LogKind, StreamId};
 use stampede::log::budget::Budget;
@@ -23,8 +25,9 @@ use stampede::runtime::mesh;
 use stampede::runtime::shard_io::ShardIo;
 use stampede::runtime::turn::TurnLoop;
 use stampede::sale::code::CodeGenerator;
+use stampede::sale::command::Command;
 use stampede::sale::effects::Effects;
-use stampede::sale::ids::{Moment, SaleId, ShardId, UserId};
+use stampede::sale::ids::{ItemId, Moment, SaleId, Seq, ShardId, Ticket, UserId};
 use stampede::sale::lazy_vec::BLOCK_ITEMS;
 use stampede::sale::partition::Partition;
 use stampede::sale::quotas::Quotas;
@@ -108,6 +111,7 @@ fn say(line: &str) {
 #[test]
 fn requests_stay_within_their_allocations() {
     a_path();
+    a_receipt();
     a_whole_server();
     [10_000, 1_000_000].into_iter().chain(items_from_environment()).for_each(an_hour);
     a_million_users();
@@ -135,7 +139,7 @@ fn items_from_environment() -> Option<u32> {
     std::env::var("STAMPEDE_HOUR_ITEMS").ok().map(|items| items.parse().expect("STAMPEDE_HOUR_ITEMS is a number"))
 }
 
-/// A sale of any size begins without an allocation, and preparing it takes none but for the pointers to blocks of items.
+/// Sales of any size follow each other without an allocation, also after sales in which each item was asked for.
 fn an_hour(items: u32) {
     let rules = Rules { receipts_ms: 0, ..rules(items) };
     let mut now = Moment { monotonic_ms: 1, unix_ms: 0 };
@@ -143,8 +147,10 @@ fn an_hour(items: u32) {
     let (inventory, mut effects) = (inventories.pop().expect("one was requested"), Effects::default());
     let codes = CodeGenerator::new([1; 32]);
     let mut shard = Shard::new(ShardId(0), Partition::new(1), rules, inventory, codes, now, &mut effects);
-    IS_COUNTED.set(true);
+    let mut appended = 0;
     for sale in 1..5 {
+        ask_for_each_item(&mut shard, items, &mut now, &mut effects, &mut appended);
+        IS_COUNTED.set(true);
         now.unix_ms = rules.schedule.terms(SaleId(sale)).expect("each period has a sale").opens_ms - 1;
         let begun = Instant::now();
         let preparing = allocated_bytes(|| shard.prepare(now));
@@ -160,8 +166,45 @@ fn an_hour(items: u32) {
         ));
         assert!(opening < 4096, "{opening} bytes are allocated when a sale of {items} items begins");
         assert!(preparing < 4096, "{preparing} bytes are allocated to prepare a sale of {items} items");
+        IS_COUNTED.set(false);
     }
+}
+
+/// Lets a buyer reserve each item of the open sale, and all holds end.
+fn ask_for_each_item(shard: &mut Shard, items: u32, now: &mut Moment, effects: &mut Effects, appended: &mut Seq) {
+    let mut flush = |shard: &mut Shard, now, effects: &mut Effects| {
+        *appended += effects.records.drain(..).len() as Seq;
+        effects.answers.clear();
+        effects.ended.clear();
+        effects.changes.clear();
+        shard.apply(ShardEvent::Flushed(*appended), now, effects);
+        shard.apply(ShardEvent::LogRoom(u64::MAX), now, effects);
+        shard.apply(ShardEvent::Tick, now, effects);
+    };
+    flush(shard, *now, effects);
+    for item in (0..items).map(ItemId) {
+        let checkout = Command::Checkout { sale: None, item, user: UserId(1), key: Uuid::nil() };
+        shard.apply(ShardEvent::Command(Ticket(1), checkout), *now, effects);
+        if effects.records.len() == 1024 {
+            flush(shard, *now, effects);
+        }
+    }
+    assert_eq!(shard.stock().counts().held, items, "each item is reserved");
+    now.monotonic_ms += u64::from(u32::MAX);
+    while shard.stock().counts().held > 0 {
+        flush(shard, *now, effects);
+    }
+    flush(shard, *now, effects);
+}
+
+/// A receipt is written without an allocation, also one of a plan.
+fn a_receipt() {
+    let unit = PlannedUnit { product_id: Some("balcony"), unit: Some("Row \"A\", seat 1") };
+    let mut out = Vec::with_capacity(1024);
+    IS_COUNTED.set(true);
+    let receipt = allocations(|| Receipt::new(SaleId(1), ItemId(2), unit).write(&mut out));
     IS_COUNTED.set(false);
+    assert_eq!(receipt, 0, "a receipt allocates nothing");
 }
 
 /// Returns the number of bytes that the counted threads allocate while `work` runs.

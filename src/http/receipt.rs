@@ -53,24 +53,27 @@ impl Receipt {
     }
 
     /// Appends the JSON that serde would write. serde looks at each byte of a text for what must be escaped, and copies each
-    /// name and value on its own: that took a third of the instructions of a purchase.
+    /// name and value on its own: that took more than a third of the instructions of a purchase.
     pub fn write(&self, out: &mut Vec<u8>) {
         let Receipt { success, message, sale_id, item_id, unit, item_name, item_image } = self;
         let (mut sale, mut item) = (itoa::Buffer::new(), itoa::Buffer::new());
         let (sale, item, [quality, thing]) = (sale.format(*sale_id), item.format(*item_id), item_name.words());
         debug_assert!((item_name.1.0, item_image.1.0, item_image.0.0) == (*item_id, *item_id, *sale_id));
-        let mut write = |parts: &[&str]| parts.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
-        write(&[r#"{"success":"#, if *success { "true" } else { "false" }, r#","message":""#, message]);
-        write(&[r#"","sale_id":"#, sale, r#","item_id":"#, item]);
+        append(out, &[r#"{"success":"#, if *success { "true" } else { "false" }, r#","message":""#, message]);
+        append(out, &[r#"","sale_id":"#, sale, r#","item_id":"#, item]);
         for (name, text) in [("product_id", unit.product_id), ("unit", unit.unit)] {
             let Some(text) = text else { continue };
+            append(out, &[",\"", name, "\":"]);
             // A plan can have any text.
-            let text = serde_json::to_string(text).expect("a text serializes to JSON");
-            write(&[",\"", name, "\":", &text]);
+            serde_json::to_writer(&mut *out, text).expect("a text serializes to JSON");
         }
-        write(&[r#","item_name":""#, quality, " ", thing, " ", item, r#"","item_image":"/items/"#, item]);
-        write(&["/image.svg?sale=", sale, "\"}"]);
+        append(out, &[r#","item_name":""#, quality, " ", thing, " ", item, r#"","item_image":"/items/"#, item]);
+        append(out, &["/image.svg?sale=", sale, "\"}"]);
     }
+}
+
+fn append(out: &mut Vec<u8>, parts: &[&str]) {
+    parts.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
 }
 
 #[cfg(test)]

@@ -132,14 +132,13 @@ impl SaleSample {
 struct ShardSample {
     per_second: u64,
     connections: u64,
-    /// Share of the time that the shard's threads spent on a CPU, from 0 to 1: since the previous sample, or in
-    /// [`BUSY_TIME_MS`] if nobody looks.
+    /// Share of the time that the shard's threads spent on a CPU, from 0 to 1, between the last two readings.
     busy: f64,
 }
 
-/// Milliseconds between readings of the CPU times while nobody looks. The kernel has a file for each thread, and with many
+/// Milliseconds between readings of the CPU times while nobody looks, and so five samples. The kernel has a file for each thread, and with many
 /// shards, reading them is most of what an idle server does.
-const BUSY_TIME_MS: u64 = 5_000;
+const BUSY_TIME_MS: u64 = 4_500;
 
 /// Shares of the time that each shard's threads spent on a CPU.
 struct BusyShares {
@@ -153,12 +152,12 @@ impl BusyShares {
         BusyShares { read_ms: now.monotonic_ms, cpu_s: Process::shards_cpu_s(shards), shares: vec![0.0; shards] }
     }
 
-    fn update(&mut self, is_watched: bool, now: Moment) {
+    fn update(&mut self, is_watched: bool, now: Moment, read: impl FnOnce(usize) -> Vec<f64>) {
         let passed_ms = (now.monotonic_ms - self.read_ms).max(1);
         if !is_watched && passed_ms < BUSY_TIME_MS {
             return;
         }
-        let cpu_s = Process::shards_cpu_s(self.shares.len());
+        let cpu_s = read(self.shares.len());
         let share = |(cpu_s, before_s): (&f64, &f64)| (1e3 * (cpu_s - before_s) / passed_ms as f64).clamp(0.0, 1.0);
         self.shares = cpu_s.iter().zip(&self.cpu_s).map(share).collect();
         (self.read_ms, self.cpu_s) = (now.monotonic_ms, cpu_s);
@@ -212,7 +211,7 @@ impl Sampler {
 
     /// Returns a sample of the state at `now`, which somebody looks at or not.
     pub fn sample(&mut self, is_watched: bool, now: Moment) -> Sample {
-        self.busy.update(is_watched, now);
+        self.busy.update(is_watched, now, Process::shards_cpu_s);
         let totals = Totals::read(&self.status, now);
         let before = std::mem::replace(&mut self.before, totals);
         let (status, totals) = (&self.status, &self.before);
@@ -268,6 +267,24 @@ mod tests {
                 assert_eq!(has_looked_up, answer.reason().is_empty(), "{operation:?} {answer:?}");
             }
         }
+    }
+
+    #[test]
+    fn cpu_times_are_read_for_each_sample_only_if_somebody_looks() {
+        let at = |monotonic_ms| Moment { monotonic_ms, unix_ms: 0 };
+        let mut busy = BusyShares { read_ms: 0, cpu_s: vec![1.0], shares: vec![0.0] };
+        let mut reads = 0;
+        // A shard that is busy half of the time, and samples that come a little early.
+        for second in 1..=20 {
+            let now = at(second * 999);
+            busy.update(second > 10, now, |_| {
+                reads += 1;
+                vec![1.0 + now.monotonic_ms as f64 / 2_000.0]
+            });
+            let share = if second < 5 { 0.0 } else { 0.5 };
+            assert!((busy.shares[0] - share).abs() < 1e-9, "{:?} after {second} s", busy.shares);
+        }
+        assert_eq!(reads, 2 + 10);
     }
 
     #[test]

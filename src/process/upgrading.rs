@@ -17,6 +17,7 @@ use crate::sale::rules::Ack;
 use crate::upgrade::protocol::{FromNew, KeptSettings, Offer, PROTOCOL};
 use crate::upgrade::successor::{Stage, Successor};
 use rustix::fd::AsFd;
+use std::os::unix::process::parent_id;
 use std::sync::atomic::Ordering;
 
 /// Logs that the upgrade for which `signal` has asked does not begin.
@@ -24,18 +25,28 @@ pub fn refuse(signal: &str, why: &str) {
     tracing::warn!(signal, why, "the upgrade was refused");
 }
 
-/// Programs that run as the first process of a container and end when the process that they have started ends: tini, under
-/// its own name and that of `docker run --init`, that of `podman run --init`, and dumb-init.
-const INITS: [&str; 5] = ["tini", "docker-init", "catatonit", "podman-init", "dumb-init"];
+/// Programs that run as the first process of a container and end when the process that they have started ends.
+const INITS: [&str; 5] = [
+    "tini",
+    "dumb-init",
+    // `docker run --init`
+    "docker-init",
+    // `podman run --init`, by its versions
+    "catatonit",
+    "podman-init",
+];
 
 /// Returns why the end of this process would end all processes of its container, if it would.
 fn ends_container() -> Option<&'static str> {
-    if std::process::id() == 1 {
-        return Some("this is the first process of a container");
+    match parent_id() {
+        // The parent is outside. In a pod whose containers see each other's processes, this need not be process 1.
+        0 => Some("this is the first process of a container"),
+        1 => {
+            let init = std::fs::read_to_string("/proc/1/comm").unwrap_or_default();
+            INITS.contains(&init.trim_end()).then_some("the first process of the container ends with this one")
+        }
+        _ => None,
     }
-    let init = std::fs::read_to_string("/proc/1/comm").unwrap_or_default();
-    let ends_with_child = std::os::unix::process::parent_id() == 1 && INITS.contains(&init.trim_end());
-    ends_with_child.then_some("the first process of the container ends with this one")
 }
 
 impl Supervisor {

@@ -8,7 +8,8 @@
 //!
 //! All lanes of one kind to a shard end in one channel, its [`Inbox`], which has room for the batches of all of them. So the
 //! work of a turn depends on the batches that have arrived and not on the number of shards, and as each lane holds two
-//! batches at most, no sender can keep the others out.
+//! batches at most, no sender can keep the others out. A sender that loses its CPU between the two steps of sending makes the
+//! receiver wait for its next turn on a CPU; only shards that share a CPU can meet this.
 //!
 //! A batch has at most [`BATCH_MESSAGES`] messages, and a turn receives a limited number of batches. So a backlog makes
 //! neither the receiver's turns longer nor the buffers of the lanes larger.
@@ -223,8 +224,12 @@ impl Endpoint {
             return;
         }
         let Endpoint { me, outlets, unsent, requests, replies, peers, doorbells, traffic } = self;
-        requests.spares.try_iter().for_each(|it| outlets[usize::from(it.to.0)].requests.spares.push(it.messages));
-        replies.spares.try_iter().for_each(|it| outlets[usize::from(it.to.0)].replies.spares.push(it.messages));
+        for batch in requests.spares.try_iter() {
+            outlets[usize::from(batch.to.0)].requests.spares.push(batch.messages);
+        }
+        for batch in replies.spares.try_iter() {
+            outlets[usize::from(batch.to.0)].replies.spares.push(batch.messages);
+        }
         unsent.retain(|&to| {
             let (place, peer) = (usize::from(to.0), &peers[usize::from(to.0)]);
             let Outlet { requests, replies, is_listed } = &mut outlets[place];

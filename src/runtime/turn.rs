@@ -7,7 +7,7 @@
 //! 4. Append the records that the state machine has produced.
 //! 5. Start a flush, if none is in progress, or if there are enough records for another one.
 //! 6. Publish the counters, send one batch on each lane, and write the answers.
-//! 7. Build a slice of the next sale, shortly before it begins.
+//! 7. Prepare the next sale, shortly before it begins.
 //!
 //! Log before reply: the state machine produces a reply that depends on a record only when it applies `Flushed` or
 //! `Persisted` for this record. So the reply leaves in step 6 of a turn that begins after the flush has ended.

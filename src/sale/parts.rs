@@ -1,6 +1,6 @@
 //! The sales that a shard knows, side by side. Each has a [`Part`]:
 //!
-//! 1. *Prepared*: the part of a sale that opens soon. At the hour it is only exchanged.
+//! 1. *Prepared*: the part of a sale that opens soon. When the sale opens, the part only takes its place.
 //! 2. *Open*: from the opening of the sale to its closing. Only then it grants checkouts. Without a plan, one sale is open
 //!    at any time. With a plan, several can be, or none ([`Terms::NONE`] before the first).
 //! 3. *Closing*: the sale has closed, and items are still held. A hold can be bought, released and extended until it
@@ -98,7 +98,8 @@ impl Parts {
         Parts { id, partition, newest, earlier, earlier_close_ms, prepared, spare }
     }
 
-    /// Allocates the memory of the next sales, so that no turn does. Call it once, before the first turn.
+    /// Allocates the memory of the next sales that no buyer has touched, so that no turn does. Call it once, before the
+    /// first turn.
     pub fn allocate(&mut self, rules: &Rules) {
         let Some(next) = rules.schedule.next(self.newest.terms.sale) else { return };
         let largest = Terms { items: rules.schedule.items_max(), products: rules.schedule.most_products(), ..next };
@@ -297,14 +298,10 @@ impl Parts {
         })
     }
 
-    /// Forgets the closed sales whose receipts are not needed any more. The newest sale gets the memory of their items.
+    /// Forgets the closed sales whose receipts are not needed any more.
     pub fn forget(&mut self, rules: &Rules, now: Moment) {
-        let Parts { earlier, newest, spare, .. } = self;
         let is_over = |part: &mut Part| !part.is_live() && now.unix_ms >= part.forgotten_at_ms(rules);
-        for mut part in earlier.extract_if(.., is_over) {
-            part.stock.give_memory_to(&mut newest.stock);
-            spare.push(part);
-        }
+        self.spare.extend(self.earlier.extract_if(.., is_over));
     }
 
     /// Returns the sales whose records the log must keep. A sale that overlaps with the newest one opens again if the clock

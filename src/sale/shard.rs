@@ -249,7 +249,7 @@ impl Shard {
         self.parts.needed()
     }
 
-    /// Returns the time until a sale opens or closes, or the next one must be built, in milliseconds, if one does.
+    /// Returns the time until a sale opens or closes, or the next one must be prepared, in milliseconds, if one does.
     pub fn time_to_next_sale_ms(&self, now: Moment) -> Option<u64> {
         self.parts.time_to_next_sale_ms(&self.rules, now)
     }

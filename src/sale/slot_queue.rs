@@ -2,8 +2,8 @@
 //! an allocation or a search. A stock has two, its holds and its free items. A slot is in one of them at most, so one
 //! pair of links is enough for both.
 //!
-//! Links are distances. So slots that no queue has moved, one after the other, have all the same links, and a queue of
-//! millions of them is there without a write to any.
+//! Links are distances. So adjacent slots that no queue has moved all have the same links, and a queue of millions of them
+//! is there without a write to any.
 
 use std::ops::Range;
 

@@ -31,7 +31,9 @@ use crate::sale::slot_queue::{Linked, Links, SlotQueue};
 use std::collections::BTreeSet;
 use uuid::Uuid;
 
+// Aligned, so that no slot is in two cache lines.
 #[derive(Clone, Copy)]
+#[repr(align(64))]
 struct Slot {
     state: ItemState,
     /// Number of answers that may have brought the code to a client. `u8::MAX` means that many or more; then the number
@@ -145,12 +147,6 @@ impl Stock {
     pub fn allocate(&mut self, items: usize, products: usize) {
         self.slots.allocate(items);
         self.products.allocate(products);
-    }
-
-    /// Removes all items, and gives their memory to `other`.
-    pub fn give_memory_to(&mut self, other: &mut Stock) {
-        self.reset(0, std::iter::empty());
-        self.slots.give_spare_to(&mut other.slots);
     }
 
     /// Returns how many items are in each state.

@@ -69,8 +69,8 @@ impl Process {
 }
 
 /// Returns the shard of a thread and its CPU time in ticks, from the text of its `stat` (proc(5)): the name is in
-/// parentheses, and of the numbers behind it, the 12th and the 13th are the times in user and system mode. procfs parses all
-/// 52 numbers: with 64 shards, that was most of the CPU time that an idle server used.
+/// parentheses, and of the fields behind it, the 12th and the 13th are the times in user and system mode. procfs parses all
+/// 52 fields: with 64 shards, that was most of the CPU time that an idle server used.
 fn shard_ticks(stat: &str) -> Option<(usize, u64)> {
     let (_, named) = stat.split_once("(shard-")?;
     let (shard, numbers) = named.split_once(") ")?;
@@ -88,6 +88,16 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread::{Builder, scope, sleep};
     use std::time::{Duration, Instant};
+
+    #[test]
+    fn the_times_of_a_shard_are_found_behind_its_name() {
+        let stat = |name: &str| format!("7 ({name}) S 1 2 3 4 5 6 7 8 9 10 400 50 13 14\n");
+        assert_eq!(shard_ticks(&stat("shard-3")), Some((3, 450)));
+        for other in ["shard-", "shard-3 x", "shard-x", "admin", "a) (shard"] {
+            assert_eq!(shard_ticks(&stat(other)), None, "{other}");
+        }
+        assert_eq!(shard_ticks("7 (shard-3) S 1 2 3 4 5 6 7 8 9 10 400"), None);
+    }
 
     #[test]
     fn threads_of_one_shard_count_together() {

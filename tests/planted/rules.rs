@@ -207,15 +207,15 @@ pub const RULES: &[Bug] = &[
     Bug {
         what: "the next sale is prepared only when it opens",
         file: "sale/parts.rs",
-        place: "const PREPARATION_MS: u64 = «60_000»;",
+        place: "saturating_sub(«PREPARATION_MS.min((next.closes_ms - next.opens_ms) / 2)»)",
         wrong: "0",
         caught_by: "sim::alone",
     },
     Bug {
         what: "an item begins a sale as a buyer has left it in another one",
         file: "sale/lazy_vec.rs",
-        place: "«block.fill(unwritten);»",
-        wrong: "",
+        place: "if «block.content != self.content» {",
+        wrong: "block.items.is_none()",
         caught_by: SIM,
     },
     // --- bounded turns ---

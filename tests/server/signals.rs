@@ -4,6 +4,7 @@
 use crate::harness::{LONG_SALE, Server, skipped, stampede, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -148,16 +149,17 @@ fn an_upgrade_that_would_end_its_container_is_refused() {
         let text = fs::read_to_string(format!("/proc/{of}/task/{of}/children")).unwrap();
         text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
     };
-    for init in [None, Some("tini"), Some("docker-init"), Some("podman-init"), Some("sh")] {
+    for init in [None, Some("tini"), Some("docker-init"), Some("podman-init"), Some("supervisor")] {
         let data_dir = dir.path().join(format!("data-{init:?}"));
         let server = stampede(&data_dir, &LONG_SALE);
         let mut command = Command::new("unshare");
         command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
         if let Some(init) = init {
-            // A shell with the name of the init, which waits for the server as the init does.
+            // A shell with the name of the init, which waits for the server as the init does. One with another name
+            // stands for an init that outlives it.
             let path = dir.path().join(init);
-            fs::copy("/bin/sh", &path).unwrap();
-            command.arg(path).args(["-c", "\"$0\" \"$@\"; exit"]);
+            symlink("/bin/sh", &path).unwrap();
+            command.arg(path).args(["-c", "\"$0\" \"$@\"; sleep 60"]);
         }
         command.arg(server.get_program()).args(server.get_args()).stdout(Stdio::null()).stderr(Stdio::piped());
         let server = Server::run(&mut command);
@@ -167,7 +169,7 @@ fn an_upgrade_that_would_end_its_container_is_refused() {
             [pid] = children(pid as u32)[..].try_into().unwrap();
         }
         kill_process(Pid::from_raw(pid).unwrap(), Signal::USR2).unwrap();
-        if init == Some("sh") {
+        if init == Some("supervisor") {
             server.wait_for_line("upgrading");
             continue;
         }
