@@ -149,8 +149,13 @@ fn an_hour(items: u32) {
     let mut shard = Shard::new(ShardId(0), Partition::new(1), rules, inventory, codes, now, &mut effects);
     let mut appended = 0;
     for sale in 1..5 {
-        ask_for_each_item(&mut shard, items, &mut now, &mut effects, &mut appended);
         IS_COUNTED.set(true);
+        let asked = allocated_bytes(|| ask_for_each_item(&mut shard, items, &mut now, &mut effects, &mut appended));
+        // The first two sales get memory for their items. Each later one uses that of a forgotten sale.
+        assert!(
+            sale < 3 || asked < 4096,
+            "{asked} bytes are allocated in the sale before sale {sale} of {items} items"
+        );
         now.unix_ms = rules.schedule.terms(SaleId(sale)).expect("each period has a sale").opens_ms - 1;
         let begun = Instant::now();
         let preparing = allocated_bytes(|| shard.prepare(now));

@@ -96,7 +96,9 @@ mod tests {
 
     #[test]
     fn an_image_in_a_sale_is_the_path_of_the_image_with_the_sale() {
-        let path = serde_json::to_value(ItemImageInSale(SaleId(498_692), ItemId(42))).unwrap();
-        assert_eq!(path, format!("{}?sale=498692", ItemImage(ItemId(42))));
+        for (sale, item) in [(0, 0), (498_692, 42), (u32::MAX, u32::MAX)] {
+            let path = serde_json::to_value(ItemImageInSale(SaleId(sale), ItemId(item))).unwrap();
+            assert_eq!(path, format!("{}?sale={sale}", ItemImage(ItemId(item))));
+        }
     }
 }

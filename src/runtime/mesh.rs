@@ -101,16 +101,9 @@ fn inbox<M>(shards: usize) -> (Address<M>, Inbox<M>) {
 }
 
 impl<M> Inbox<M> {
-    /// Passes the messages that have arrived to `deliver`, and returns the emptied batches. Begins no batch when it has
-    /// passed [`RECEIVED_PER_TURN`] messages.
-    fn receive<'a>(
-        &self,
-        me: ShardId,
-        sender: impl Fn(ShardId) -> &'a Sender<Batch<M>>,
-        mut deliver: impl FnMut(ShardId, M),
-    ) where
-        M: 'a,
-    {
+    /// Passes the messages that have arrived to `deliver`, and the emptied batches to `give_back`. Begins no batch when it
+    /// has passed [`RECEIVED_PER_TURN`] messages.
+    fn receive(&self, me: ShardId, mut deliver: impl FnMut(ShardId, M), give_back: impl Fn(Batch<M>)) {
         let mut received = 0;
         while received < RECEIVED_PER_TURN
             && let Ok(mut batch) = self.batches.try_recv()
@@ -118,8 +111,7 @@ impl<M> Inbox<M> {
             assert_eq!(batch.to, me, "a batch arrived at the wrong shard");
             received += batch.messages.len();
             batch.messages.drain(..).for_each(|message| deliver(batch.from, message));
-            // During a shutdown, the sender may have stopped first.
-            let _ = sender(batch.from).send(batch);
+            give_back(batch);
         }
     }
 }
@@ -232,24 +224,26 @@ impl Endpoint {
         }
         unsent.retain(|&to| {
             let (place, peer) = (usize::from(to.0), &peers[usize::from(to.0)]);
-            let Outlet { requests, replies, is_listed } = &mut outlets[place];
-            if replies.dispatch(*me, to, &peer.replies.batches, traffic)
-                | requests.dispatch(*me, to, &peer.requests.batches, traffic)
+            let outlet = &mut outlets[place];
+            if outlet.replies.dispatch(*me, to, &peer.replies.batches, traffic)
+                | outlet.requests.dispatch(*me, to, &peer.requests.batches, traffic)
             {
                 doorbells[place].ring();
             }
-            *is_listed = replies.unsent() + requests.unsent() > 0;
-            *is_listed
+            outlet.is_listed = outlet.replies.unsent() + outlet.requests.unsent() > 0;
+            outlet.is_listed
         });
     }
 
     /// Passes messages that have arrived to `deliver`. Replies come first, because they finish what requests begin. If more
     /// have arrived than one turn receives, [`has_messages`](Self::has_messages) says so.
     pub fn receive(&mut self, mut deliver: impl FnMut(Delivery)) {
-        let peer = |shard: ShardId| &self.peers[usize::from(shard.0)];
-        self.replies.receive(self.me, |from| &peer(from).replies.spares, |_, reply| deliver(Delivery::Reply(reply)));
-        let mut deliver_request = |from, request| deliver(Delivery::Request(from, request));
-        self.requests.receive(self.me, |from| &peer(from).requests.spares, &mut deliver_request);
+        // During a shutdown, the sender of a batch may have stopped first.
+        let sender = |from: ShardId| &self.peers[usize::from(from.0)];
+        let give_back = |batch: Batch<Reply>| _ = sender(batch.from).replies.spares.send(batch);
+        self.replies.receive(self.me, |_, reply| deliver(Delivery::Reply(reply)), give_back);
+        let give_back = |batch: Batch<Request>| _ = sender(batch.from).requests.spares.send(batch);
+        self.requests.receive(self.me, |from, request| deliver(Delivery::Request(from, request)), give_back);
     }
 
     /// Returns the counters of what this shard has sent.
